@@ -1,0 +1,3 @@
+"""EdgeCoSine: an edge cluster runtime for cooperative speculative decoding."""
+
+__version__ = "0.1.0"
