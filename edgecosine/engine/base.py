@@ -1,0 +1,93 @@
+"""What the loops may ask of a model: the values and the two protocols, free of torch.
+
+Engines are plain synchronous code, each called from one thread of its own. The target engine knows
+nothing of drafters, and the draft engine nothing of verdicts: each gets the whole prefix and makes
+its cache equal to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyWork:
+    """One session's part of a target pass.
+
+    tokens      every committed token, the prompt first; the last one is the tree's root
+    num_prompt  how many of them are the prompt
+    """
+
+    key: str
+    tokens: Sequence[int]
+    num_prompt: int
+    tree: TokenTree
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target says to a tree: the accepted path, and one token of its own after it."""
+
+    path: tuple[int, ...]
+    """Tree nodes accepted, in depth order."""
+    bonus: int
+    logprobs: tuple[float, ...] = ()
+    """Natural log-probability of each committed token, accepted ones first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """The pass fed a chunk of the prompt; ask again. `remaining` tokens are still to be fed."""
+
+    remaining: int
+
+
+class TargetEngine(Protocol):
+    """Decides. Its answers depend on each work alone, never on who shares the pass."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a sequence may have, prompt and answer together."""
+
+    def step(self, batch: Sequence[VerifyWork]) -> list[Verdict | Prefilling]:
+        """Run one forward pass over all works and judge their trees."""
+
+    def release(self, key: str) -> None:
+        """The session ended; its cache is kept for a following turn until the room is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWork:
+    """One request's part of a drafting step: propose `num_tokens` after `tokens`."""
+
+    key: str
+    tokens: Sequence[int]
+    num_tokens: int
+    width: int
+    coupling: Coupling
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Proposed tokens in topological order; `parents` is empty for a chain."""
+
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    parents: tuple[int, ...] = ()
+
+
+class DraftEngine(Protocol):
+    """Guesses. Nothing that it says can make an answer wrong."""
+
+    def draft(self, batch: Sequence[DraftWork]) -> list[Proposal]:
+        """Propose tokens for every work, batching the model's steps across them."""
+
+    def release(self, key: str) -> None:
+        """The request ended; its cache may go."""

@@ -1,0 +1,112 @@
+"""Every error that EdgeCoSine raises on purpose, named by whose fault it is.
+
+EdgecosineError
+├── ConfigError            the operator's: a setting is wrong; says key, value and what is allowed
+├── RequestError           the asker's: carries an OpenAI error code and the parameter at fault
+│   └── Overloaded         nobody's: the door is full; says when to try again
+├── LinkError              a link between two nodes ended
+│   ├── LinkLost           the network's: end of file, reset, silence
+│   ├── LocalProtocolError ours: we tried to send what the protocol forbids
+│   └── RemoteProtocolError  the peer's: bytes, messages or an order that the protocol forbids
+│       └── PeerRefused    the peer does not want us, or we do not want the peer; says why
+├── BrokerLost             the MQTT connection ended
+├── ActorStopped           the actor that was asked has ended
+└── EngineError            a model cannot be loaded or run
+    ├── ModelUnavailable   no such model, or files are missing; says where it looked
+    ├── ModelUnsupported   this family or setting cannot be served exactly; says why
+    └── OutOfMemory        needs more than there is; says both figures
+"""
+
+from __future__ import annotations
+
+
+class EdgecosineError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(EdgecosineError):
+    """A setting is wrong."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key} = {value!r} is not allowed: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+class RequestError(EdgecosineError):
+    """A request cannot be served as it was put.
+
+    `code` is an OpenAI error code, `parameter` the field at fault, `status` the HTTP number that
+    rule engines branch on.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "invalid_request",
+        parameter: str | None = None,
+        status: int = 400,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.code, self.parameter, self.status = (
+            message,
+            code,
+            parameter,
+            status,
+        )
+
+
+class Overloaded(RequestError):
+    """No room for another request now."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(
+            f"the cluster is at capacity; try again in {retry_after_s:.1f} s",
+            code="overloaded",
+            status=429,
+        )
+        self.retry_after_s = retry_after_s
+
+
+class LinkError(EdgecosineError):
+    """A link between two nodes ended."""
+
+
+class LinkLost(LinkError):
+    """The network took the link away."""
+
+
+class LocalProtocolError(LinkError):
+    """We tried to send what the protocol forbids."""
+
+
+class RemoteProtocolError(LinkError):
+    """The peer sent what the protocol forbids."""
+
+
+class PeerRefused(RemoteProtocolError):
+    """One side does not want the other; the message says why."""
+
+
+class BrokerLost(EdgecosineError):
+    """The connection to the MQTT broker ended."""
+
+
+class ActorStopped(EdgecosineError):
+    """The actor that was asked has ended."""
+
+
+class EngineError(EdgecosineError):
+    """A model cannot be loaded or run."""
+
+
+class ModelUnavailable(EngineError):
+    """No such model, or its files are missing."""
+
+
+class ModelUnsupported(EngineError):
+    """The model cannot be served under the exactness policy that was asked for."""
+
+
+class OutOfMemory(EngineError):
+    """The device has less memory than the model, its cache and its workspace need."""

@@ -1,0 +1,157 @@
+"""Every message between nodes, as frozen values, grouped by who receives it.
+
+Arrays of numbers travel as raw little-endian bytes. Fields are only ever appended, with defaults.
+No message carries a mask, a distribution, a position that can be derived, or code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+PROTOCOL_VERSION = 1
+
+MAX_DRAFT_TOKENS = 64
+MAX_PREFIX_TOKENS = 1 << 18
+MAX_VOCABULARY_BLOCKS = 8192
+
+Identifier = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+]
+RequestKey = Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PREFIX_TOKENS)]
+DraftTokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_DRAFT_TOKENS)]
+DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
+
+Role = Literal["target", "drafter"]
+
+
+class Message(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False
+):
+    """Base of all messages: an array on the wire, its tag first."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message in both directions."""
+
+    protocol: Count
+    cluster: Identifier
+    node_id: Identifier
+    incarnation: Count
+    """Start of the process in seconds since 1970: of two lives of a node, the later one counts."""
+    role: Role
+    model: Name
+    quantization: Name
+    vocabulary: Annotated[list[bytes], msgspec.Meta(max_length=MAX_VOCABULARY_BLOCKS)]
+    """Digests of the vocabulary's blocks; empty for a drafter that takes any vocabulary."""
+
+
+class Refuse(Message, frozen=True, tag="refuse"):
+    """Last message: why the link ends. `block` lists the sender's tokens of the first vocabulary
+    block that differs, so that the receiver can name the first difference."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=1024)]
+    block_index: int = -1
+    block: Annotated[list[bytes], msgspec.Meta(max_length=256)] = []
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Heartbeat."""
+
+    number: Count
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Answer to a heartbeat; the pair gives the round-trip time."""
+
+    number: Count
+
+
+class Coupling(msgspec.Struct, frozen=True, array_like=True):
+    """What a drafter must know to draw with the target's noise (DESIGN §3)."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)] = bytes(8)
+
+
+class DraftRequest(Message, frozen=True, tag="draft?"):
+    """Make your sequence equal to this prefix, then propose `num_tokens` more, `width` wide.
+
+    The prefix is the first `prefix_len - len(new_tokens)` tokens that the drafter holds for this
+    request, followed by `new_tokens`; `prefix_digest` is that of the whole prefix. Accept, reject,
+    retry and resync are therefore one act: whatever the drafter holds beyond is dropped.
+    """
+
+    request_id: RequestKey
+    round: Count
+    prefix_len: Annotated[int, msgspec.Meta(ge=1, le=MAX_PREFIX_TOKENS)]
+    prefix_digest: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    new_tokens: Tokens
+    num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_DRAFT_TOKENS)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    coupling: Coupling = Coupling()
+    branch: Count = 0
+    """Which of several outcomes of one verification the prefix assumes; 0 is the plain round."""
+
+
+class Release(Message, frozen=True, tag="release"):
+    """The request has ended; its cache may go."""
+
+    request_id: RequestKey
+
+
+class Draft(Message, frozen=True, tag="draft"):
+    """The proposed tokens, in topological order."""
+
+    request_id: RequestKey
+    round: Count
+    tokens: DraftTokens
+    confidences: DraftBytes
+    """One byte per token: round(255 * probability)."""
+    parents: DraftBytes = b""
+    """One byte per token, its parent's index + 1; empty for a chain."""
+    compute_us: Count = 0
+    """Time from taking the request up to the answer, without waiting in the queue."""
+    branch: Count = 0
+
+
+class OutOfStep(Message, frozen=True, tag="outofstep"):
+    """The prefix does not fit what the drafter holds: it has the first `have` tokens at most."""
+
+    request_id: RequestKey
+    round: Count
+    have: Count
+    branch: Count = 0
+
+
+AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep
+
+
+def pack_tokens(tokens: list[int] | tuple[int, ...]) -> bytes:
+    """Token ids as little-endian unsigned 32-bit integers."""
+    return np.asarray(tokens, dtype="<u4").tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Inverse of `pack_tokens`.
+
+    Raises ValueError when the length is no multiple of four.
+    """
+    return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
+
+
+def prefix_digest(tokens: list[int] | tuple[int, ...], known: int = 0) -> int:
+    """CRC-32 of a prefix, or of what follows a prefix whose digest is `known`.
+
+    It finds honest divergence cheaply; it is no signature, for a wrong draft can do no harm.
+    """
+    return zlib.crc32(pack_tokens(tokens), known)

@@ -1,0 +1,158 @@
+"""What a user asks and what a user gets, as frozen values. No transport knows more than these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_SEED = 2**64 - 1
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the target chooses tokens; the parameters of the OpenAI API and of its common extensions.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 cut nothing. Every field holds under
+    speculation, because the target samples for itself.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken at each position."""
+        return self.temperature == 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether logits are used as the model gives them, without penalties and bias."""
+        return (
+            self.presence_penalty == 0.0
+            and self.frequency_penalty == 0.0
+            and self.repetition_penalty == 1.0
+            and not self.logit_bias
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+RequestKind = Literal["chat", "completion", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing that a user asks. `prompt` is text, or the turns of a chat."""
+
+    client_id: str
+    request_id: str
+    kind: RequestKind
+    prompt: str | tuple[ChatMessage, ...]
+    max_tokens: int = 128
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    stream: bool = False
+    model: str | None = None
+    deadline_s: float = math.inf
+    """Seconds from acceptance until the answer is worth nothing."""
+
+    @property
+    def key(self) -> str:
+        """Names the request in the whole cluster: client and id."""
+        return f"{self.client_id}/{self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterShare:
+    """What one drafter did for one request, in draft tokens."""
+
+    proposed: int = 0
+    """Tokens of its drafts that were in a verified tree."""
+    accepted: int = 0
+    """Those of them that were committed."""
+    late: int = 0
+    """Rounds in which its draft came after the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How an answer was made.
+
+    acceptance_histogram[n] counts the rounds in which n draft tokens were accepted, so that its sum
+    is the number of rounds.
+    """
+
+    acceptance_histogram: tuple[int, ...] = (0,)
+    num_draft_tokens: int = 0
+    drafters: Mapping[str, DrafterShare] = field(default_factory=dict)
+    plan: str = ""
+    """The last plan and why it was made."""
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def num_rounds(self) -> int:
+        """Target passes spent on the answer, the prefill not counted."""
+        return sum(self.acceptance_histogram)
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Draft tokens that were committed."""
+        return sum(n * count for n, count in enumerate(self.acceptance_histogram))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole answer to one request."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    seed: int
+    model: str
+    metrics: Metrics = Metrics()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were generated."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request left the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of a running answer, number `index` from 0."""
+
+    index: int
+    text: str
+
+
+Progress = Started | Delta | Answer
+"""What a request yields: `Started` once, any number of deltas, and one `Answer` last."""
+
+NodeState = Mapping[str, Any]
+"""What a node tells about itself on its state topic; plain JSON values."""

@@ -1,0 +1,97 @@
+"""The token tree: drafts fused on shared prefixes, with the last committed token as its root.
+
+A value in topological order: a node's parent comes before it, and -1 is the root. It does not know
+who proposed what for which reason; `proposers` only says whose draft holds a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Draft tokens and their parents; `len(tree)` nodes, the root not counted.
+
+    tokens[i]       token id of node i
+    parents[i]      index of its parent (< i), or -1 for a child of the root
+    confidences[i]  probability that node i is right given that its parent is, 0..1
+    proposers[i]    bit set of the drafters (by index in the round) whose drafts hold node i
+
+    Siblings hold different tokens, so that a walk by token is unambiguous.
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    proposers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = len(self.tokens)
+        if (
+            not len(self.parents)
+            == len(self.confidences)
+            == len(self.proposers)
+            == size
+        ):
+            raise ValueError(
+                "a token tree needs one parent, confidence and proposer set per token"
+            )
+        if any(not ROOT <= parent < node for node, parent in enumerate(self.parents)):
+            raise ValueError("a token tree lists parents before their children")
+        if len(set(zip(self.parents, self.tokens, strict=True))) != size:
+            raise ValueError("siblings of a token tree hold different tokens")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of each node from the root, from 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return tuple(depths)
+
+    @cached_property
+    def _children(self) -> dict[tuple[int, int], int]:
+        nodes = range(len(self.tokens))
+        return {(self.parents[node], self.tokens[node]): node for node in nodes}
+
+    def child(self, node: int, token: int) -> int | None:
+        """The child of `node` (-1: the root) that holds `token`, if there is one."""
+        return self._children.get((node, token))
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """Nodes from below the root down to `node`."""
+        path: list[int] = []
+        while node != ROOT:
+            path.append(node)
+            node = self.parents[node]
+        return tuple(reversed(path))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no node has two children."""
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+
+EMPTY_TREE = TokenTree()
+
+
+def chain(
+    tokens: tuple[int, ...],
+    confidences: tuple[float, ...] | None = None,
+    proposers: int = 1,
+) -> TokenTree:
+    """The tree of one draft."""
+    size = len(tokens)
+    return TokenTree(
+        tokens=tokens,
+        parents=tuple(range(ROOT, size - 1)),
+        confidences=confidences if confidences is not None else (1.0,) * size,
+        proposers=(proposers,) * size,
+    )
