@@ -9,7 +9,7 @@ attends over the cache, through the compiled kernel or, without one, through pla
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
@@ -35,6 +35,12 @@ class Rows:
     length: torch.Tensor
     path: torch.Tensor  # [rows, longest path]
     path_length: torch.Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on `device`."""
+        if device.type == "cpu":
+            return self
+        return Rows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(slots=True)
@@ -62,13 +68,16 @@ class AttentionState:
     rows: Rows | None = None
     calls: int = 0
 
-    def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
+    def layer(
+        self, module: nn.Module, key: torch.Tensor, value: torch.Tensor
+    ) -> LayerCache:
         """The cache of the layer `module`, made at its first pass from the shapes it shows."""
         cache = self.layers.get(module)
         if cache is None:
             shape = (self.slots, key.shape[1], self.cells)
             cache = LayerCache(
-                key.new_zeros(*shape, key.shape[3]), value.new_zeros(*shape, value.shape[3])
+                key.new_zeros(*shape, key.shape[3]),
+                value.new_zeros(*shape, value.shape[3]),
             )
             self.layers[module] = cache
         return cache
@@ -116,7 +125,17 @@ def attend(
     cache = state.layer(module, key, value)
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     run = _plain if state.kernels is None else _compiled
-    out = run(state, cache, query, key, value, scale, softcap or 0.0, sliding_window or 0, s_aux)
+    out = run(
+        state,
+        cache,
+        query,
+        key,
+        value,
+        scale,
+        softcap or 0.0,
+        sliding_window or 0,
+        s_aux,
+    )
     return out, None
 
 
@@ -133,8 +152,12 @@ def _compiled(
 ) -> torch.Tensor:
     rows, kernels = state.rows, state.kernels
     assert rows is not None and kernels is not None
-    query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
-    strides = torch.tensor([s for x in (query, key, value) for s in (x.stride(2), x.stride(1))])
+    query, key, value = (
+        x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value)
+    )
+    strides = torch.tensor(
+        [s for x in (query, key, value) for s in (x.stride(2), x.stride(1))]
+    )
     heads, count, key_size = query.shape[1:]
     groups, value_size = value.shape[1], value.shape[3]
     out = torch.empty(1, count, heads, value_size, dtype=query.dtype)
@@ -171,8 +194,13 @@ def _plain(
     for number in slot.unique().tolist():
         at = (slot == number).nonzero()[:, 0]
         mask = _visible(rows, at, window)
-        keys, values = cache.keys[number, :, : mask.shape[1]], cache.values[number, :, : mask.shape[1]]
-        out[0, at] = _softmax_attention(query[0, :, at], keys, values, mask, scale, softcap, sinks)
+        keys, values = (
+            cache.keys[number, :, : mask.shape[1]],
+            cache.values[number, :, : mask.shape[1]],
+        )
+        out[0, at] = _softmax_attention(
+            query[0, :, at], keys, values, mask, scale, softcap, sinks
+        )
     return out
 
 
@@ -180,12 +208,17 @@ def _visible(rows: Rows, at: torch.Tensor, window: int) -> torch.Tensor:
     """Which cells the rows `at` of one slot see: bool [rows, cells in use]."""
     cells = int(rows.cell[at].max()) + 1
     lengths, counts, paths = rows.length[at], rows.path_length[at], rows.path[at].long()
-    index = torch.arange(cells)
+    device = lengths.device
+    index = torch.arange(cells, device=device)
     position = index.expand(len(at), cells).clone()
     mask = index < lengths[:, None]
-    for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
+    for row, (length, count) in enumerate(
+        zip(lengths.tolist(), counts.tolist(), strict=True)
+    ):
         mask[row, paths[row, :count]] = True
-        position[row, paths[row, :count]] = torch.arange(length, length + count)
+        position[row, paths[row, :count]] = torch.arange(
+            length, length + count, device=device
+        )
     if window:
         mask &= (lengths + counts)[:, None] - position <= window
     return mask
@@ -208,7 +241,9 @@ def _softmax_attention(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(heads, count, 1)], -1)
+        scores = torch.cat(
+            [scores, sinks.float().view(-1, 1, 1).expand(heads, count, 1)], -1
+        )
     weights = scores.softmax(-1)[..., : mask.shape[1]].to(values.dtype)
     mixed = weights.view(groups, heads // groups * count, -1) @ values
     return mixed.view(heads, count, -1).transpose(0, 1)

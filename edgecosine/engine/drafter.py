@@ -49,7 +49,9 @@ class TransformerDrafter:
     of it is there already when the next request comes.
     """
 
-    def __init__(self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 256) -> None:
+    def __init__(
+        self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 256
+    ) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context
@@ -70,7 +72,9 @@ class TransformerDrafter:
     def _open(self, work: DraftWork, busy: set[str]) -> _Growing:
         room = self._max_context - len(work.tokens)
         if room < work.num_tokens:
-            work = DraftWork(work.key, work.tokens, max(0, room), work.width, work.coupling)
+            work = DraftWork(
+                work.key, work.tokens, max(0, room), work.width, work.coupling
+            )
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         return _Growing(work, slot)
@@ -79,7 +83,10 @@ class TransformerDrafter:
         """One pass: feed each draft what its cache lacks, and take the next guess where complete."""
         rows, keep, ready = RowBuilder(), list[int](), list[_Growing]()
         for draft in growing:
-            sequence, cached = [*draft.work.tokens, *draft.trunk], len(draft.slot.tokens)
+            sequence, cached = (
+                [*draft.work.tokens, *draft.trunk],
+                len(draft.slot.tokens),
+            )
             pending = sequence[cached : cached + self._chunk]
             rows.add_sequence(draft.slot.index, cached, pending)
             draft.slot.tokens.extend(pending)

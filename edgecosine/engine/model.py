@@ -32,7 +32,9 @@ class SlotModel:
         if kernels is not None:
             pack_linear_layers(model, kernels, threads)
         self._model = model.eval()
-        self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
+        self._state = AttentionState(
+            slots=slots, cells=cells, threads=threads, kernels=kernels
+        )
 
     @property
     def cells(self) -> int:
@@ -46,16 +48,20 @@ class SlotModel:
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`."""
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
+        the CPU."""
+        rows = rows.to(self._model.device)
         with running(self._state, rows):
             output = self._model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
                 attention_mask=None,
                 use_cache=False,
-                logits_to_keep=torch.tensor(keep, dtype=torch.long),
+                logits_to_keep=torch.tensor(
+                    keep, dtype=torch.long, device=self._model.device
+                ),
             )
-        logits: torch.Tensor = output.logits[0].float()
+        logits: torch.Tensor = output.logits[0].float().cpu()
         return logits
 
     @torch.inference_mode()

@@ -66,8 +66,15 @@ def load_kernels() -> Kernels:
 
 
 def _fingerprint(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20)
-    parts = (SOURCE.read_bytes(), version.stdout, " ".join(FLAGS).encode(), _processor())
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=False, timeout=20
+    )
+    parts = (
+        SOURCE.read_bytes(),
+        version.stdout,
+        " ".join(FLAGS).encode(),
+        _processor(),
+    )
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).hexdigest()
 
 
@@ -76,7 +83,9 @@ def _processor() -> bytes:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor().encode()
-    return "\n".join(sorted({x for x in lines if x.startswith(("flags", "model name"))})).encode()
+    return "\n".join(
+        sorted({x for x in lines if x.startswith(("flags", "model name"))})
+    ).encode()
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -87,10 +96,16 @@ def _build(compiler: str, path: Path) -> None:
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT_S
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=BUILD_TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            raise KernelsUnavailable(f"{compiler} took over {BUILD_TIMEOUT_S:.0f} s") from None
+            raise KernelsUnavailable(
+                f"{compiler} took over {BUILD_TIMEOUT_S:.0f} s"
+            ) from None
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise KernelsUnavailable(f"{compiler} failed: {last}")

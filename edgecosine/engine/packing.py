@@ -27,10 +27,16 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        self.register_buffer("packed", _pack(_narrowest(weight), kernels), persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
+        self.register_buffer(
+            "packed", _pack(_narrowest(weight), kernels), persistent=False
+        )
+        self.register_buffer(
+            "bias", None if bias is None else bias.float(), persistent=False
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
+    def forward(
+        self, x: torch.Tensor
+    ) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         rows = x.numel() // self.in_features
@@ -67,7 +73,11 @@ def pack_linear_layers(model: nn.Module, kernels: Kernels, threads: int) -> int:
 
     The output layer gives float32 logits, so that their order is not lost to rounding.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = (
+        model.get_output_embeddings()
+        if hasattr(model, "get_output_embeddings")
+        else None
+    )
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -38,14 +38,22 @@ class RowBuilder:
             self.add_sequence(slot, length, tree.tokens)
             return
         paths: list[list[int]] = []
-        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        for node, (token, parent) in enumerate(
+            zip(tree.tokens, tree.parents, strict=True)
+        ):
             above = [] if parent == ROOT else paths[parent]
             paths.append([*above, length + node])
             position = length + tree.depths[node] - 1
             self._add(slot, token, position, length + node, length, paths[node])
 
     def _add(
-        self, slot: int, token: int, position: int, cell: int, length: int, path: list[int]
+        self,
+        slot: int,
+        token: int,
+        position: int,
+        cell: int,
+        length: int,
+        path: list[int],
     ) -> None:
         self._tokens.append(token)
         self._positions.append(position)
@@ -65,5 +73,7 @@ class RowBuilder:
             cell=torch.tensor(self._cell, dtype=torch.int32),
             length=torch.tensor(self._length, dtype=torch.int32),
             path=torch.tensor(padded, dtype=torch.int32),
-            path_length=torch.tensor([len(path) for path in self._paths], dtype=torch.int32),
+            path_length=torch.tensor(
+                [len(path) for path in self._paths], dtype=torch.int32
+            ),
         )

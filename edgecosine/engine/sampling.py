@@ -30,7 +30,12 @@ class Support:
     logprobs: torch.Tensor  # [n] float32
 
 
-def adjust(logits: torch.Tensor, answer: Sequence[int], prompt: Sequence[int], sampling: Sampling) -> torch.Tensor:
+def adjust(
+    logits: torch.Tensor,
+    answer: Sequence[int],
+    prompt: Sequence[int],
+    sampling: Sampling,
+) -> torch.Tensor:
     """Logits [vocabulary] after penalties and bias.
 
     Presence and frequency count the answer's tokens (OpenAI), repetition the prompt's too (Keskar

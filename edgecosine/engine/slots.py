@@ -74,7 +74,9 @@ class Slots:
     def _find(self, tokens: Sequence[int], busy: Collection[str]) -> Slot:
         free = [slot for slot in self._slots if slot.key is None]
         if free:
-            return max(free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used))
+            return max(
+                free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used)
+            )
         idle = [slot for slot in self._slots if slot.key not in busy]
         if not idle:
             raise ValueError("a pass has more sessions than the cache has slots")

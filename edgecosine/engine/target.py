@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from edgecosine.engine.acceptance import walk
-from edgecosine.engine.base import Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw
@@ -32,7 +32,9 @@ class _Part:
 class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`."""
 
-    def __init__(self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
+    def __init__(
+        self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 64
+    ) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context
@@ -43,7 +45,7 @@ class TransformerTarget:
         """Tokens that a sequence may have."""
         return self._max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> list[Verdict | Prefilling]:
+    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
         """Run one pass over all works and judge their trees."""
         busy = {work.key for work in batch}
         rows, keep, parts = RowBuilder(), list[int](), list[_Part]()
@@ -51,7 +53,8 @@ class TransformerTarget:
             parts.append(self._add(work, busy, rows, keep))
         logits = self._model.forward(rows.build(), keep)
         greedy = torch.argmax(logits, dim=-1).tolist()
-        return [self._judge(part, logits, greedy) for part in parts]
+        outcomes = [self._judge(part, logits, greedy) for part in parts]
+        return PassResult(outcomes, len(rows))
 
     def release(self, key: str) -> None:
         """Give the session's slot back."""
