@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the longest common prefix."""
+    one, other = list(one), list(other)  # slices of a list and of a tuple are never equal
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
