@@ -26,13 +26,16 @@ _MAX_UNACKNOWLEDGED = 16
 _FAREWELL_TIMEOUT_S = 3.0
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
+_QUIET_S = 10.0
+"""A connection that lasted this long was a good one; two nodes of one name never have it."""
 _OUTBOX_MESSAGES = 10_000
 
 
 class Courier:
     """One actor's connection to the broker.
 
-    `announce` and `farewell` give the retained messages for each arrival and for a clean leave.
+    `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
+    `lost` is called when a connection that stood has broken.
     """
 
     def __init__(  # noqa: PLR0913 -- capabilities
@@ -45,6 +48,7 @@ class Courier:
         will: Outgoing | None = None,
         announce: Callable[[], Sequence[Outgoing]] = tuple,
         farewell: Callable[[], Sequence[Outgoing]] = tuple,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._address = address
         self._name = name
@@ -53,6 +57,7 @@ class Courier:
         self._will = will
         self._announce = announce
         self._farewell = farewell
+        self._lost = lost
         self._outbox = Outbox(_OUTBOX_MESSAGES)
         self._version: Version | None = None
         self._is_connected = asyncio.Event()
@@ -92,18 +97,21 @@ class Courier:
 
     async def run(self) -> NoReturn:
         """Stay connected until cancelled."""
+        loop = asyncio.get_running_loop()
         pause_s = _FIRST_PAUSE_S
         while True:
+            begun = loop.time()
             try:
                 async with connect(
                     self._address, client_id=self._name, will=self._will, version=self._version
                 ) as connection:
                     self._version = connection.version
-                    pause_s = _FIRST_PAUSE_S
                     await self._attend(connection)
             except BrokerLost as error:
                 self._note_failure(error)
             _stop_if_cancelled()
+            if loop.time() - begun > _QUIET_S:
+                pause_s = _FIRST_PAUSE_S
             # Jitter, so that a house full of nodes does not come back in one moment.
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -112,6 +120,7 @@ class Courier:
         logger.warning("broker lost name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
+            self._lost()
         else:
             # Another broker may stand there next time, and speak another version.
             self._version = None

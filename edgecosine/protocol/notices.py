@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -16,8 +17,16 @@ CONTRACT_VERSION = 1
 ONLINE = b"online"
 OFFLINE = b"offline"
 
-Presence = Literal["starting", "ready", "leaving", "offline", "lost"]
+NodePresence = Literal["starting", "ready", "leaving", "offline", "lost"]
 """`offline` was said by the node, `lost` by the broker in its name."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """Whether a node is there. `session` names one life of the node, `ts` is seconds since 1970."""
+
+    state: NodePresence
+    session: str
+    ts: float
 
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
@@ -51,15 +60,23 @@ def info_notice(
 
 
 def node_status_notice(
-    topics: Topics, node_id: str, state: Presence, *, session: str, now_s: float
+    topics: Topics, node_id: str, state: NodePresence, *, session: str, now_s: float
 ) -> Outgoing:
-    """Whether a node is there. `session` names one life of the node, `now_s` counts from 1970."""
+    """Whether a node is there, for all who come later too."""
     return Outgoing(
         topics.node_status(node_id),
-        msgspec.json.encode({"state": state, "session": session, "ts": now_s}),
+        msgspec.json.encode(NodeStatus(state, session, now_s)),
         retain=True,
         content_type=JSON_TYPE,
     )
+
+
+def read_node_status(payload: bytes) -> NodeStatus | None:
+    """What a node said of itself; None when it is unreadable."""
+    try:
+        return msgspec.json.decode(payload, type=NodeStatus)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> Outgoing:
@@ -70,3 +87,36 @@ def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> 
         retain=True,
         content_type=JSON_TYPE,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What a broker holds about one node."""
+
+    node_id: str
+    status: NodeStatus | None
+    state: NodeState
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the node, or its broker in its name, has not said that it is gone."""
+        return self.status is None or self.status.state not in ("offline", "lost")
+
+
+def view_nodes(messages: Mapping[str, Mapping[str, bytes]]) -> dict[str, NodeView]:
+    """Read each node's `status` and `state` payloads; what is unreadable counts as not said."""
+    return {
+        node_id: NodeView(
+            node_id, read_node_status(said.get("status", b"")), _read_state(said.get("state", b""))
+        )
+        for node_id, said in sorted(messages.items())
+        if any(said.values())
+    }
+
+
+def _read_state(payload: bytes) -> NodeState:
+    try:
+        state = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return state if isinstance(state, dict) else {}
