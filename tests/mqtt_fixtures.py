@@ -139,9 +139,7 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(
-    service: ScriptedService | None = None, **options: Any
-) -> AsyncIterator[House]:
+async def house(service: ScriptedService | None = None, **options: Any) -> AsyncIterator[House]:
     """A whole house, torn down at the end."""
     service = service or ScriptedService()
     async with EmbeddedBroker(port=free_port()) as broker:

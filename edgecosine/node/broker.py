@@ -180,6 +180,7 @@ def _mosquitto_settings(host: str, port: int) -> str:
         "allow_anonymous true\n"
         "persistence false\n"
         f"max_packet_size {MAX_PACKET_BYTES}\n"
+        "set_tcp_nodelay true\n"
         "sys_interval 0\n"
         "log_dest stderr\n"
         "log_type error\n"

@@ -106,9 +106,7 @@ class Ledger:
         """
         if client_id is not None:
             return self._entries.get(f"{client_id}/{request_id}")
-        named = [
-            entry for entry in self._entries.values() if entry.ticket.request_id == request_id
-        ]
+        named = [entry for entry in self._entries.values() if entry.ticket.request_id == request_id]
         if len(named) == 1:
             return named[0]
         return self._entries.get(f"{ANONYMOUS}/{request_id}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +186,7 @@ async def _enter(
         timeout=timeout_s,
         keepalive=_KEEPALIVE_S,
         max_queued_incoming_messages=_MAX_INCOMING,
+        socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         tls_context=ssl.create_default_context() if address.is_encrypted else None,
         logger=logger,
     )
@@ -227,18 +230,24 @@ def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:
     return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
 
 
-def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties:
+def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties | None:
+    """The MQTT 5 properties of a message; making them costs more than sending a small message."""
+    given = {
+        "CorrelationData": message.correlation,
+        "ResponseTopic": message.response_topic,
+        "ContentType": message.content_type,
+        "MessageExpiryInterval": message.expiry_s,
+        "UserProperty": message.user or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return _made_properties(packet, tuple(given.items())) if given else None
+
+
+@functools.lru_cache(maxsize=256)
+def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Properties:
     properties = Properties(packet)  # type: ignore[no-untyped-call]
-    if message.correlation is not None:
-        properties.CorrelationData = message.correlation
-    if message.response_topic is not None:
-        properties.ResponseTopic = message.response_topic
-    if message.content_type is not None:
-        properties.ContentType = message.content_type
-    if message.expiry_s is not None:
-        properties.MessageExpiryInterval = message.expiry_s
-    if message.user:
-        properties.UserProperty = list(message.user)
+    for name, value in given:
+        setattr(properties, name, list(value) if isinstance(value, tuple) else value)
     return properties
 
 

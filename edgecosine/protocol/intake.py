@@ -98,9 +98,7 @@ class Intake:
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
         return Accepted(replace(ticket, wants_stream=request.stream), request)
 
-    def _ticket(
-        self, kind: RequestKind, body: Mapping[str, object], message: Incoming
-    ) -> Ticket:
+    def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
         client_id = message.client if message.client and is_identifier(message.client) else None
         client_id = client_id or _lenient("client", body) or ANONYMOUS
         request_id = _lenient("id", body) or _spelt(message.correlation) or self._draw_id()

@@ -54,9 +54,7 @@ def info_notice(
             "cancel": topics.job_cancel("<id>"),
         },
     }
-    return Outgoing(
-        topics.info, msgspec.json.encode(body), retain=True, content_type=JSON_TYPE
-    )
+    return Outgoing(topics.info, msgspec.json.encode(body), retain=True, content_type=JSON_TYPE)
 
 
 def node_status_notice(

@@ -173,9 +173,7 @@ def _sampling(fields: Fields, draw_seed: Callable[[], int]) -> Sampling:
         seed=_seed(fields, draw_seed),
         presence_penalty=fields.number("presence_penalty", 0.0, low=-2.0, high=2.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2.0, high=2.0),
-        repetition_penalty=fields.number(
-            "repetition_penalty", 1.0, low=0.0, high=10.0, above=True
-        ),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, low=0.0, high=10.0, above=True),
         logit_bias=fields.biases("logit_bias", max_entries=MAX_BIASES, limit=100.0),
     )
 
@@ -286,6 +284,4 @@ def _content(name: str, content: object) -> str:
 
 
 def _missing(name: str) -> NoReturn:
-    raise RequestError(
-        f"{name} is missing", code="missing_required_parameter", parameter=name
-    )
+    raise RequestError(f"{name} is missing", code="missing_required_parameter", parameter=name)

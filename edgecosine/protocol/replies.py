@@ -36,13 +36,10 @@ def piece_message(topics: Topics, ticket: Ticket, piece: Piece) -> Outgoing:
         payload=render_piece(piece),
         qos=1 if piece.is_last else 0,
         correlation=ticket.correlation,
-        content_type=JSON_TYPE,
     )
 
 
-def answer_message(
-    ticket: Ticket, request: Request, answer: Answer, *, created_s: int
-) -> Outgoing:
+def answer_message(ticket: Ticket, request: Request, answer: Answer, *, created_s: int) -> Outgoing:
     """The one final message of a request that was answered: bare text where bare text was asked."""
     is_bare = ticket.kind == "ask"
     payload = (

@@ -114,7 +114,7 @@ def test_no_broker_is_said() -> None:
 
 def test_gateway_that_leaves_fails_the_request() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with house() as home, Client(home.broker.url, "home", patience_s=0.5) as client:
             home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
