@@ -16,7 +16,7 @@ import uvloop
 
 from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.courier import Courier
-from edgecosine.node.gateway import Gateway
+from edgecosine.node.gateway import MAX_REQUEST_BYTES, Gateway
 from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.topics import Topics
@@ -139,21 +139,33 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(service: ScriptedService | None = None, **options: Any) -> AsyncIterator[House]:
-    """A whole house, torn down at the end."""
+async def house(
+    service: ScriptedService | None = None,
+    *,
+    broker: EmbeddedBroker | None = None,
+    node_id: str = "t1",
+    max_queued: int = 64,
+    max_request_bytes: int = MAX_REQUEST_BYTES,
+) -> AsyncIterator[House]:
+    """A whole house, torn down at the end; on a broker that stands, when one is given."""
     service = service or ScriptedService()
-    async with EmbeddedBroker(port=free_port()) as broker:
+    async with contextlib.AsyncExitStack() as stack:
+        if broker is None:
+            broker = await stack.enter_async_context(EmbeddedBroker(port=free_port()))
         gateway = Gateway(
             service,
             broker=BrokerAddress.parse(broker.url),
             cluster="home",
-            node_id="t1",
-            **options,
+            node_id=node_id,
+            max_queued=max_queued,
+            max_request_bytes=max_request_bytes,
         )
-        async with running(gateway.run()) as task:
-            await gateway.connected()
-            async with listening(broker) as listener:
-                yield House(broker, service, gateway, listener, task)
+        task = await stack.enter_async_context(running(gateway.run()))
+        await gateway.connected()
+        listener = await stack.enter_async_context(
+            listening(broker, name=f"listener-{node_id}")
+        )
+        yield House(broker, service, gateway, listener, task)
 
 
 async def shell(*command: str) -> str:
