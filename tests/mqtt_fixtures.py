@@ -162,9 +162,7 @@ async def house(
         )
         task = await stack.enter_async_context(running(gateway.run()))
         await gateway.connected()
-        listener = await stack.enter_async_context(
-            listening(broker, name=f"listener-{node_id}")
-        )
+        listener = await stack.enter_async_context(listening(broker, name=f"listener-{node_id}"))
         yield House(broker, service, gateway, listener, task)
 
 

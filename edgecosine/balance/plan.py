@@ -77,9 +77,7 @@ def choose_plan(
         for gamma in range(1, most + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             total_s = draft_s + pass_s[gamma + 1] + round_s
-            speed = (
-                expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
-            )
+            speed = expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
             if speed > best_speed:
                 best_speed = speed
                 best = Plan(

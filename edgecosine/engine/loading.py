@@ -92,13 +92,9 @@ def find_model(name: str) -> str:
     if not path.is_dir():
         return name
     if not (path / "config.json").exists():
-        raise ModelUnavailable(
-            f"{path} has no config.json: it is not a model directory"
-        )
+        raise ModelUnavailable(f"{path} has no config.json: it is not a model directory")
     if not list(path.glob("*.safetensors")):
-        raise ModelUnavailable(
-            f"{path} has no weights: expected *.safetensors beside config.json"
-        )
+        raise ModelUnavailable(f"{path} has no weights: expected *.safetensors beside config.json")
     return str(path)
 
 
@@ -110,9 +106,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
     model, loaded, cells = _load(options)
-    engine = TransformerTarget(
-        model, slots=options.slots, max_context=loaded.max_context
-    )
+    engine = TransformerTarget(model, slots=options.slots, max_context=loaded.max_context)
     logger.info(
         "target loaded model=%s cells=%d exactness=%s",
         loaded.name,
@@ -130,15 +124,13 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     if options.model == NGRAM:
         return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", None, 0)
     model, loaded, _ = _load(options)
-    engine = TransformerDrafter(
-        model, slots=options.slots, max_context=loaded.max_context
-    )
+    engine = TransformerDrafter(model, slots=options.slots, max_context=loaded.max_context)
     return engine, loaded
 
 
 def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -152,9 +144,7 @@ def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
         ballast=options.ballast,
     )  # fmt: skip
     plan.check(available_memory(device), device)
-    model = _read(
-        lambda: _weights(where, dtype, device, options.quantize), options.model
-    )
+    model = _read(lambda: _weights(where, dtype, device, options.quantize), options.model)
     num_parameters = sum(p.numel() for p in model.parameters())
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
@@ -171,9 +161,7 @@ def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
     check_family(slot_model, reference, str(config.model_type))
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
-    loaded = Loaded(
-        name, options.quantize, codec, context, exactness, plan, num_parameters
-    )
+    loaded = Loaded(name, options.quantize, codec, context, exactness, plan, num_parameters)
     return slot_model, loaded, cells
 
 
@@ -189,24 +177,32 @@ def _read(load: Callable[[], Any], name: str) -> Any:
 
 
 def _weights(where: str, dtype: torch.dtype, device: str, quantize: Quantize) -> Any:
-    extra: dict[str, Any] = {}
-    if quantize != "none":
-        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        extra["quantization_config"] = (
-            BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=dtype,
-            )
-            if quantize == "nf4"
-            # A threshold above 0 picks outlier columns by the batch: rows would see each other.
-            else BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-        )
-    return AutoModelForCausalLM.from_pretrained(
-        where, dtype=dtype, device_map=device, use_safetensors=True, trust_remote_code=False,
-        attn_implementation="eager", **extra,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "attn_implementation": "eager",
+    }
+    if quantize == "none":
+        return AutoModelForCausalLM.from_pretrained(where, **settings).to(device)
+    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    settings |= {"device_map": device, "quantization_config": _quantization(quantize, dtype)}
+    return AutoModelForCausalLM.from_pretrained(where, **settings)
+
+
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
+    settings: dict[str, Any] = (
+        {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        }
+        if quantize == "nf4"
+        # A threshold above 0 picks outlier columns by the batch: rows would see each other.
+        else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    )
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:

@@ -31,10 +31,8 @@ class SlotModel:
         model.set_attn_implementation(NAME)
         if kernels is not None:
             pack_linear_layers(model, kernels, threads)
-        self._model = model.eval()
-        self._state = AttentionState(
-            slots=slots, cells=cells, threads=threads, kernels=kernels
-        )
+        self._model = model.eval()  # type: ignore[no-untyped-call]
+        self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
 
     @property
     def cells(self) -> int:
@@ -57,9 +55,7 @@ class SlotModel:
                 position_ids=rows.positions[None],
                 attention_mask=None,
                 use_cache=False,
-                logits_to_keep=torch.tensor(
-                    keep, dtype=torch.long, device=self._model.device
-                ),
+                logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._model.device),
             )
         logits: torch.Tensor = output.logits[0].float().cpu()
         return logits

@@ -17,9 +17,7 @@ _UNFINISHED = "�"
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]) -> None:
         self._tokenizer: Any = tokenizer
         self.eos_tokens = frozenset(eos_tokens)
 

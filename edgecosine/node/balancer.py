@@ -110,9 +110,7 @@ class Balancer:
     ) -> Draft:
         """A drafter's chain with probabilities that can be compared with others'."""
         calibration = self.drafter(node_id).calibration
-        return Draft(
-            bit, tokens, tuple(calibration.probability(c) for c in confidences)
-        )
+        return Draft(bit, tokens, tuple(calibration.probability(c) for c in confidences))
 
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.drafter(node_id)
@@ -125,9 +123,7 @@ class Balancer:
             is_measured=state.speed.token_s is not None,
         )
 
-    def _choose(
-        self, request: RequestState, candidates: list[Candidate], room: int
-    ) -> Plan:
+    def _choose(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         request.rounds_since_probe += 1
         untried = [c for c in candidates if c.evidence < ENOUGH_EVIDENCE]
         if untried and room > 1 and request.rounds_since_probe >= PROBE_EVERY:

@@ -51,7 +51,11 @@ class EmbeddedBroker:
     """
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 1883, kind: BrokerKind | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 1883,
+        kind: BrokerKind | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -85,7 +89,14 @@ class EmbeddedBroker:
         try:
             with self._log_path.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                    *(
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-c",
+                        _DIE_WITH_PARENT,
+                        str(os.getpid()),
+                    ),
                     *self._command(directory),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -120,7 +131,13 @@ class EmbeddedBroker:
         if self.kind == "amqtt":
             path = directory / "amqtt.yaml"
             path.write_text(json.dumps(_amqtt_settings(self._host, self._port)))
-            return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
+            return [
+                sys.executable,
+                "-m",
+                "amqtt.scripts.broker_script",
+                "-c",
+                str(path),
+            ]
         path = directory / "mosquitto.conf"
         path.write_text(_mosquitto_settings(self._host, self._port))
         path.chmod(0o644)
@@ -210,7 +227,9 @@ def _check_free(host: str, port: int) -> None:
     except OSError as error:
         reason = "taken" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(
-            "listen", f"{host}:{port}", f"a free address of this machine (this one: {reason})"
+            "listen",
+            f"{host}:{port}",
+            f"a free address of this machine (this one: {reason})",
         ) from error
 
 

@@ -185,7 +185,10 @@ class Client:
     def _open(self, request: Request) -> Asking:
         if request.request_id in self._asked:
             raise RequestError(
-                "this id is at work already", code="duplicate_id", parameter="id", status=409
+                "this id is at work already",
+                code="duplicate_id",
+                parameter="id",
+                status=409,
             )
         asking = Asking(request)
         self._asked[request.request_id] = asking

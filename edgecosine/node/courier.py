@@ -103,7 +103,10 @@ class Courier:
             begun = loop.time()
             try:
                 async with connect(
-                    self._address, client_id=self._name, will=self._will, version=self._version
+                    self._address,
+                    client_id=self._name,
+                    will=self._will,
+                    version=self._version,
                 ) as connection:
                     self._version = connection.version
                     await self._attend(connection)
@@ -169,11 +172,16 @@ class Courier:
                 number, message = await self._outbox.take()
                 # Tasks start in the order in which they were made, so messages keep theirs.
                 group.create_task(
-                    self._deliver(connection, number, message, room), name=f"{self._name}.deliver"
+                    self._deliver(connection, number, message, room),
+                    name=f"{self._name}.deliver",
                 )
 
     async def _deliver(
-        self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
+        self,
+        connection: Connection,
+        number: int,
+        message: Outgoing,
+        room: asyncio.Semaphore,
     ) -> None:
         try:
             await connection.publish(message)

@@ -145,7 +145,11 @@ async def connect(
 
 
 async def _dial(
-    address: BrokerAddress, *, client_id: str, will: Outgoing | None, version: Version | None
+    address: BrokerAddress,
+    *,
+    client_id: str,
+    will: Outgoing | None,
+    version: Version | None,
 ) -> tuple[aiomqtt.Client, Version]:
     if version is None:
         try:

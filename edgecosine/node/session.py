@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,9 +77,7 @@ class _Proposed:
         if self.tokens[: len(since)] != since:
             return None
         size = len(since)
-        return _Proposed(
-            self.node_id, len(committed), self.tokens[size:], self.confidences[size:]
-        )
+        return _Proposed(self.node_id, len(committed), self.tokens[size:], self.confidences[size:])
 
 
 class Session:
@@ -112,7 +110,7 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self._request.key} [round {self._round}, {len(self._sequence)} tokens]>"
 
-    async def run(self) -> AsyncIterator[Progress]:
+    async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
         yield Started()
         index = 0
@@ -141,14 +139,10 @@ class Session:
 
     async def _prefill(self) -> list[_Proposed]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        plan = self._balancer.plan(
-            self._state, self._drafters().keys(), self._transcript.room
-        )
+        plan = self._balancer.plan(self._state, self._drafters().keys(), self._transcript.room)
         async with asyncio.TaskGroup() as group:
             verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-            drafts = group.create_task(
-                self._gather(plan, plan.gamma), name="first drafts"
-            )
+            drafts = group.create_task(self._gather(plan, plan.gamma), name="first drafts")
         self._commit(verdict.result())
         self._learn(drafts.result())
         return _laid_on(drafts.result(), self._sequence.tokens)
@@ -158,9 +152,7 @@ class Session:
         self._round += 1
         budget = max(map(lambda p: len(p.tokens), proposed), default=0)
         if not budget:
-            plan = self._balancer.plan(
-                self._state, self._drafters().keys(), self._transcript.room
-            )
+            plan = self._balancer.plan(self._state, self._drafters().keys(), self._transcript.room)
             self._tally.plan = plan.reason
             proposed = await self._gather(plan, plan.gamma)
             budget = plan.budget
@@ -177,14 +169,10 @@ class Session:
         if not gamma:
             return []
         links = self._drafters()
-        chosen = [
-            (node_id, links[node_id]) for node_id in plan.drafters if node_id in links
-        ]
+        chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
         async with asyncio.TaskGroup() as group:
             asks = [
-                group.create_task(
-                    self._ask(node_id, link, gamma, plan.deadline_s), name=node_id
-                )
+                group.create_task(self._ask(node_id, link, gamma, plan.deadline_s), name=node_id)
                 for node_id, link in chosen
             ]
         return [draft for ask in asks if (draft := ask.result()) is not None]
@@ -208,17 +196,13 @@ class Session:
             return None
         tokens = tuple(unpack_tokens(draft.tokens))
         elapsed_s = time.perf_counter() - started
-        self._balancer.observe_answer(
-            node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens)
-        )
+        self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
         confidences = tuple(byte / 255 for byte in draft.confidences)
         if len(confidences) != len(tokens):
             return None
         return _Proposed(node_id, len(self._sequence), tokens, confidences)
 
-    async def _draft_from(
-        self, node_id: str, link: DrafterLink, gamma: int
-    ) -> Draft | None:
+    async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:
         """Ask once; a drafter that is out of step is told what it lacks and asked again."""
         for _ in range(2):
             reply = await link.ask(self._draft_request(node_id, gamma))
@@ -258,9 +242,7 @@ class Session:
         return await self._verifying.verify(work)
 
     def _commit(self, verdict: Verdict, tree: TokenTree = EMPTY_TREE) -> None:
-        self._sequence.extend(
-            [*(tree.tokens[node] for node in verdict.path), verdict.bonus]
-        )
+        self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
 
     def _learn(self, proposed: list[_Proposed]) -> None:
         for draft in proposed:

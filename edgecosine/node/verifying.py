@@ -40,9 +40,7 @@ class Verifying:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._observe_pass = observe_pass
-        self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox(
-            "verifying", 4 * max_batch
-        )
+        self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox("verifying", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
         self.num_passes = 0

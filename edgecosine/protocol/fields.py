@@ -28,7 +28,8 @@ def read_object(payload: bytes) -> dict[str, object]:
         raise RequestError("the body is nested too deeply", code="invalid_json") from error
     except json.JSONDecodeError as error:
         raise RequestError(
-            f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json"
+            f"the body is not JSON: {error.msg} at character {error.pos}",
+            code="invalid_json",
         ) from error
     except ValueError as error:
         raise RequestError("a number in the body is too long", code="invalid_json") from error

@@ -24,7 +24,11 @@ needs_kernels = pytest.mark.skipif(_kernels() is None, reason="no C++ compiler f
 
 
 def _engine(
-    family: str, *, slots: int = 4, chunk: int = 16, plain: bool = False,
+    family: str,
+    *,
+    slots: int = 4,
+    chunk: int = 16,
+    plain: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> TransformerTarget:
     kernels = None if plain else _kernels()
@@ -38,9 +42,13 @@ def _engine(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answer_is_that_of_transformers_generate(family: str, *, plain: bool) -> None:
     prompt = prompt_of(37)
-    reference = build(family).generate(
-        torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None
-    )[0, 37:].tolist()
+    reference = (
+        build(family)
+        .generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=None)[
+            0, 37:
+        ]
+        .tolist()
+    )
     engine = _engine(family, plain=plain)
     alone, _ = decode(engine, [prompt], 30, [nothing])
     assert alone == [reference]
