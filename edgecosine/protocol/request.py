@@ -73,6 +73,8 @@ class Request:
     model: str | None = None
     deadline_s: float = math.inf
     """Seconds from acceptance until the answer is worth nothing."""
+    policy: str = "edgecosine"
+    """Who decides how much to speculate; the text is the same under every policy."""
 
     @property
     def key(self) -> str:

@@ -1,0 +1,238 @@
+"""The embedded broker: Mosquitto when it is installed, else the pip-installed amqtt.
+
+Either runs in a process of its own, which ends with this one whatever happens. It keeps nothing on
+disk, listens on loopback unless told otherwise, and takes packets of 1 MiB at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from edgecosine.errors import BrokerLost, ConfigError
+
+logger = logging.getLogger(__name__)
+
+BrokerKind = Literal["mosquitto", "amqtt"]
+
+MAX_PACKET_BYTES = 1 << 20
+_START_TIMEOUT_S = 15.0
+_STOP_TIMEOUT_S = 3.0
+_LOOK_AGAIN_S = 0.02
+_LAST_WORDS_BYTES = 2000
+
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Linux's PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+
+
+class EmbeddedBroker:
+    """`async with EmbeddedBroker(port=1883) as broker`: a broker that accepts connections.
+
+    Raises ConfigError when the address is taken or no broker is installed, and BrokerLost when the
+    broker does not start.
+    """
+
+    def __init__(
+        self, *, host: str = "127.0.0.1", port: int = 1883, kind: BrokerKind | None = None
+    ) -> None:
+        self._host = host
+        self._port = port
+        self.kind: BrokerKind = kind or installed_kind()
+        self._process: asyncio.subprocess.Process | None = None
+        self._cleanup = contextlib.ExitStack()
+        self._log_path = Path()
+
+    def __repr__(self) -> str:
+        return f"<EmbeddedBroker {self.kind} {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """Where nodes on this machine find it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
+        return f"mqtt://[{host}]:{self._port}" if ":" in host else f"mqtt://{host}:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the broker's process."""
+        if self._process is None:
+            raise RuntimeError("the broker has not been started")
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        _check_free(self._host, self._port)
+        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
+        # Mosquitto gives up root's rights before it reads.
+        directory.chmod(0o755)
+        self._log_path = directory / "log"
+        try:
+            with self._log_path.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                    *self._command(directory),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            await self._accepts()
+        except BaseException:
+            await self._stop()
+            raise
+        logger.info("broker started kind=%s url=%s pid=%d", self.kind, self.url, self.pid)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stop()
+
+    async def wait(self) -> None:
+        """Wait until the broker ends by itself, which it should not.
+
+        Raises BrokerLost.
+        """
+        if self._process is None:
+            raise RuntimeError("the broker has not been started")
+        code = await self._process.wait()
+        raise BrokerLost(f"the broker ended with code {code}: {self._last_words()}")
+
+    def _command(self, directory: Path) -> list[str]:
+        if self.kind == "amqtt":
+            path = directory / "amqtt.yaml"
+            path.write_text(json.dumps(_amqtt_settings(self._host, self._port)))
+            return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
+        path = directory / "mosquitto.conf"
+        path.write_text(_mosquitto_settings(self._host, self._port))
+        path.chmod(0o644)
+        return [_mosquitto() or "mosquitto", "-c", str(path)]
+
+    async def _accepts(self) -> None:
+        """Wait until the port accepts connections; the kernel has no event for that, so look."""
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as group:
+                ending = group.create_task(self.wait(), name="broker.wait")
+                while not await _can_connect(self._host, self._port):
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+                ending.cancel()
+        except TimeoutError as error:
+            raise BrokerLost(f"the broker does not accept connections: {self._last_words()}") from (
+                error
+            )
+        except ExceptionGroup as group_error:
+            raise BrokerLost(str(group_error.exceptions[0])) from group_error
+
+    async def _stop(self) -> None:
+        try:
+            if self._process is not None and self._process.returncode is None:
+                await _end(self._process)
+        finally:
+            self._cleanup.close()
+
+    def _last_words(self) -> str:
+        try:
+            log = self._log_path.read_bytes()[-_LAST_WORDS_BYTES:]
+        except OSError:
+            return "it left no message"
+        lines = log.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it left no message"
+
+
+def installed_kind() -> BrokerKind:
+    """Which broker can be started here.
+
+    Raises ConfigError when there is none.
+    """
+    if _mosquitto() is not None:
+        return "mosquitto"
+    if importlib.util.find_spec("amqtt") is not None:
+        return "amqtt"
+    raise ConfigError("broker", "none installed", "apt install mosquitto, or pip install amqtt")
+
+
+def _mosquitto() -> str | None:
+    # Debian puts daemons where the PATH of ordinary users does not look.
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def _mosquitto_settings(host: str, port: int) -> str:
+    return (
+        f"listener {port} {host}\n"
+        "allow_anonymous true\n"
+        "persistence false\n"
+        f"max_packet_size {MAX_PACKET_BYTES}\n"
+        "set_tcp_nodelay true\n"
+        "sys_interval 0\n"
+        "log_dest stderr\n"
+        "log_type error\n"
+        "log_type warning\n"
+    )
+
+
+def _amqtt_settings(host: str, port: int) -> dict[str, object]:
+    bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return {
+        "listeners": {"default": {"type": "tcp", "bind": bind}},
+        "plugins": {
+            "amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True},
+        },
+    }
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the brokers do, so that connections of a former life do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = "taken" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(
+            "listen", f"{host}:{port}", f"a free address of this machine (this one: {reason})"
+        ) from error
+
+
+async def _can_connect(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, and SIGKILL when that is not heard."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,316 @@
+"""The other side of the door: asks a cluster over MQTT, for people and for tools.
+
+One connection carries any number of requests at once. A broken connection is survived: requests are
+sent again under their ids, which the gateway answers without running them twice. That no gateway is
+there is said, never waited for without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from edgecosine.errors import BrokerLost, RequestError
+from edgecosine.node.asking import Asking
+from edgecosine.node.courier import Courier
+from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.protocol.answers import Final, parse_final, parse_piece
+from edgecosine.protocol.notices import ONLINE, NodeView, view_nodes
+from edgecosine.protocol.openai import render_body
+from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
+from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.topics import (
+    InfoTopic,
+    NodeStateTopic,
+    NodeStatusTopic,
+    ResponseTopic,
+    StatusTopic,
+    StreamTopic,
+    Topics,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+PATIENCE_S = 10.0
+"""How long a running request waits for a gateway or a broker that went away."""
+_GRACE_S = 1.0
+"""How long after its other retained messages a slow broker may still send one."""
+_MAX_NODES = 1024
+_MAX_SENDINGS = 5
+_MARK = "mark"
+
+
+class Client:
+    """`async with Client(url, cluster) as client: async for step in client.ask(request): …`
+
+    Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
+    """
+
+    def __init__(
+        self,
+        broker: str,
+        cluster: str,
+        *,
+        client_id: str | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.client_id = client_id or f"cli-{secrets.token_hex(6)}"
+        self._topics = Topics(cluster)
+        self._patience_s = patience_s
+        self._asked: dict[str, Asking] = {}
+        self._node_messages: dict[str, dict[str, bytes]] = {}
+        self._info: bytes = b"{}"
+        self._is_online = False
+        self._offline_since = math.inf
+        self._has_retained = asyncio.Event()
+        self._comes_online = asyncio.Event()
+        self._group = asyncio.TaskGroup()
+        self._task: asyncio.Task[Any] | None = None
+        topics = self._topics
+        self._courier = Courier(
+            BrokerAddress.parse(broker),
+            name=self.client_id,
+            receive=self._receive,
+            filters=(
+                topics.status,
+                topics.info,
+                topics.node_status("+"),
+                topics.node_state("+"),
+                topics.response(self.client_id, "+"),
+                topics.stream(self.client_id, "+"),
+            ),
+            announce=self._mark,
+            lost=self._lose,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Client {self.client_id} {len(self._asked)} asked {self._courier!r}>"
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._courier.run(), name=f"{self.client_id}.courier")
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._courier.reached()
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, TimeoutError):
+                raise BrokerLost("the broker does not answer") from error
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end()
+
+    async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        """Yield the text as it comes, when the request says so, and the final message last.
+
+        Leaving the loop early cancels the request. Raises RequestError, also when no gateway is
+        there, and BrokerLost.
+        """
+        request = replace(request, client_id=self.client_id)
+        await self._require_gateway()
+        asking = self._open(request)
+        try:
+            self._send(asking)
+            while not asking.is_over:
+                text = asking.take_text()
+                if text:
+                    yield Delta(asking.num_taken, text)
+                    continue
+                await self._news(asking)
+            yield asking.result()
+        finally:
+            del self._asked[request.request_id]
+            if not asking.is_over:
+                self._cancel(request.request_id)
+
+    async def nodes(self) -> dict[str, NodeView]:
+        """What the broker holds about every node of the cluster.
+
+        Raises BrokerLost.
+        """
+        await self._retained()
+        return view_nodes(self._node_messages)
+
+    async def info(self) -> Mapping[str, Any]:
+        """What the cluster says that it serves; empty when it never said.
+
+        Raises BrokerLost.
+        """
+        await self._retained()
+        info: dict[str, Any] = msgspec.json.decode(self._info)
+        return info
+
+    async def is_online(self) -> bool:
+        """Whether a gateway is there.
+
+        Raises BrokerLost.
+        """
+        await self._retained()
+        if not self._is_online:
+            try:
+                async with asyncio.timeout(_GRACE_S):
+                    await self._comes_online.wait()
+            except TimeoutError:
+                return False
+        return self._is_online
+
+    async def _require_gateway(self) -> None:
+        if not await self.is_online():
+            raise _no_gateway(self._topics.cluster)
+
+    async def _retained(self) -> None:
+        """Wait until the broker has sent what it held when we came."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._has_retained.wait()
+        except TimeoutError as error:
+            raise BrokerLost("the broker does not answer") from error
+
+    def _open(self, request: Request) -> Asking:
+        if request.request_id in self._asked:
+            raise RequestError(
+                "this id is at work already", code="duplicate_id", parameter="id", status=409
+            )
+        asking = Asking(request)
+        self._asked[request.request_id] = asking
+        return asking
+
+    async def _news(self, asking: Asking) -> None:
+        """Wait for something to happen to a request; the end of patience is something, too."""
+        until = self._until(asking)
+        try:
+            async with asyncio.timeout_at(None if math.isinf(until) else until):
+                await asking.news()
+        except TimeoutError:
+            if not self._is_online:
+                asking.fail(_no_gateway(self._topics.cluster))
+            else:
+                asking.fail(RequestError("no answer in time", code="deadline_exceeded", status=408))
+
+    def _until(self, asking: Asking) -> float:
+        if not self._is_online:
+            return self._offline_since + self._patience_s
+        # The gateway keeps the deadline; its word on that comes a little later.
+        return asking.since + asking.request.deadline_s + self._patience_s
+
+    def _send(self, asking: Asking) -> None:
+        if asking.num_sendings >= _MAX_SENDINGS:
+            asking.fail(_no_gateway(self._topics.cluster))
+            return
+        asking.num_sendings += 1
+        kind = asking.request.kind
+        self._courier.send(
+            Outgoing(
+                self._topics.request("chat" if kind == "chat" else "completion"),
+                render_body(asking.request),
+                content_type=JSON_TYPE,
+            )
+        )
+
+    def _cancel(self, request_id: str) -> None:
+        self._courier.send(
+            Outgoing(
+                self._topics.job_cancel(request_id),
+                msgspec.json.encode({"client": self.client_id}),
+                content_type=JSON_TYPE,
+            )
+        )
+
+    def _mark(self) -> tuple[Outgoing, ...]:
+        """A message to ourselves: when it arrives, the retained ones have arrived before."""
+        return (Outgoing(self._topics.response(self.client_id, _MARK), b""),)
+
+    def _receive(self, message: Incoming) -> None:
+        match self._topics.parse(message.topic):
+            case StreamTopic(_, request_id):
+                self._take_piece(request_id, message.payload)
+            case ResponseTopic(_, request_id) if request_id == _MARK and not message.payload:
+                self._has_retained.set()
+            case ResponseTopic(_, request_id):
+                self._take_final(request_id, message.payload)
+            case StatusTopic():
+                self._take_status(is_online=message.payload == ONLINE)
+            case InfoTopic():
+                self._info = message.payload or b"{}"
+            case NodeStatusTopic(node_id):
+                self._take_node(node_id, "status", message.payload)
+            case NodeStateTopic(node_id):
+                self._take_node(node_id, "state", message.payload)
+
+    def _take_piece(self, request_id: str, payload: bytes) -> None:
+        asking = self._asked.get(request_id)
+        if asking is None:
+            return
+        try:
+            asking.take_piece(parse_piece(payload))
+        except ValueError as error:
+            logger.warning("unreadable piece request=%s reason=%s", request_id, error)
+
+    def _take_final(self, request_id: str, payload: bytes) -> None:
+        asking = self._asked.get(request_id)
+        if asking is None:
+            return
+        try:
+            asking.finish(parse_final(payload))
+        except RequestError as error:
+            asking.fail(error)
+        except ValueError as error:
+            logger.warning("unreadable final message request=%s reason=%s", request_id, error)
+
+    def _take_node(self, node_id: str, which: str, payload: bytes) -> None:
+        if node_id in self._node_messages or len(self._node_messages) < _MAX_NODES:
+            self._node_messages.setdefault(node_id, {})[which] = payload
+
+    def _take_status(self, *, is_online: bool) -> None:
+        if is_online == self._is_online:
+            return
+        self._is_online = is_online
+        if is_online:
+            self._comes_online.set()
+            # It may be another gateway, or the same one that has forgotten nothing.
+            for asking in self._asked.values():
+                self._send(asking)
+        else:
+            self._lose_gateway()
+
+    def _lose(self) -> None:
+        """The connection broke, so nothing is known any more."""
+        self._has_retained.clear()
+        if self._is_online:
+            self._is_online = False
+            self._lose_gateway()
+
+    def _lose_gateway(self) -> None:
+        self._comes_online.clear()
+        self._offline_since = asyncio.get_running_loop().time()
+        for asking in self._asked.values():
+            asking.wake()
+
+    async def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+
+def _no_gateway(cluster: str) -> RequestError:
+    return RequestError(
+        f"no gateway of cluster {cluster!r} is online on this broker",
+        code="gateway_offline",
+        status=503,
+    )

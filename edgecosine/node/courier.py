@@ -1,0 +1,211 @@
+"""Keeps one MQTT connection through all its lives.
+
+Who has a courier gives it messages with `send`, which never waits, and gets messages by a plain
+call. A lost broker is weather here: the courier comes back with jittered back-off, subscribes and
+announces again, and sends what is still in the outbox. On the way out it empties the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from edgecosine.errors import BrokerLost
+from edgecosine.node.mqtt import BrokerAddress, Connection, Version, connect
+from edgecosine.node.outbox import Outbox
+from edgecosine.protocol.publication import Incoming, Outgoing
+
+logger = logging.getLogger(__name__)
+
+_MAX_UNACKNOWLEDGED = 16
+"""Below paho's own window of 20, so that paho never reorders what we send."""
+_FAREWELL_TIMEOUT_S = 3.0
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 5.0
+_QUIET_S = 10.0
+"""A connection that lasted this long was a good one; two nodes of one name never have it."""
+_OUTBOX_MESSAGES = 10_000
+
+
+class Courier:
+    """One actor's connection to the broker.
+
+    `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
+    `lost` is called when a connection that stood has broken.
+    """
+
+    def __init__(  # noqa: PLR0913 -- capabilities
+        self,
+        address: BrokerAddress,
+        *,
+        name: str,
+        receive: Callable[[Incoming], None],
+        filters: Sequence[str] = (),
+        will: Outgoing | None = None,
+        announce: Callable[[], Sequence[Outgoing]] = tuple,
+        farewell: Callable[[], Sequence[Outgoing]] = tuple,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._receive = receive
+        self._filters = filters
+        self._will = will
+        self._announce = announce
+        self._farewell = farewell
+        self._lost = lost
+        self._outbox = Outbox(_OUTBOX_MESSAGES)
+        self._version: Version | None = None
+        self._is_connected = asyncio.Event()
+        self._has_tried = asyncio.Event()
+        self._failure: BrokerLost | None = None
+
+    def __repr__(self) -> str:
+        where = "connected" if self.is_connected else "away"
+        return f"<Courier {self._name} {where} {self._outbox!r}>"
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there, with our subscriptions and announcements in place."""
+        return self._is_connected.is_set()
+
+    @property
+    def version(self) -> Version | None:
+        """The MQTT version that the broker speaks, once known."""
+        return self._version
+
+    def send(self, message: Outgoing) -> None:
+        """Queue a message; it is sent when the broker is there."""
+        self._outbox.put(message)
+
+    async def connected(self) -> None:
+        """Wait until the broker is there."""
+        await self._is_connected.wait()
+
+    async def reached(self) -> None:
+        """Wait for the first attempt to connect.
+
+        Raises BrokerLost when it failed.
+        """
+        await self._has_tried.wait()
+        if self._failure is not None:
+            raise BrokerLost(str(self._failure)) from self._failure
+
+    async def run(self) -> NoReturn:
+        """Stay connected until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            begun = loop.time()
+            try:
+                async with connect(
+                    self._address, client_id=self._name, will=self._will, version=self._version
+                ) as connection:
+                    self._version = connection.version
+                    await self._attend(connection)
+            except BrokerLost as error:
+                self._note_failure(error)
+            _stop_if_cancelled()
+            if loop.time() - begun > _QUIET_S:
+                pause_s = _FIRST_PAUSE_S
+            # Jitter, so that a house full of nodes does not come back in one moment.
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _note_failure(self, error: BrokerLost) -> None:
+        logger.warning("broker lost name=%s reason=%s", self._name, error)
+        if self._is_connected.is_set():
+            self._is_connected.clear()
+            self._lost()
+        else:
+            # Another broker may stand there next time, and speak another version.
+            self._version = None
+        self._failure = error
+        self._has_tried.set()
+
+    async def _attend(self, connection: Connection) -> None:
+        """Serve one connection until it ends or we are cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(connection), name=f"{self._name}.read")
+                await connection.subscribe(self._filters)
+                for message in self._announce():
+                    await connection.publish(message)
+                self._note_success(connection)
+                group.create_task(self._write(connection), name=f"{self._name}.write")
+        except asyncio.CancelledError:
+            self._outbox.rewind()
+            await self._leave(connection)
+            raise
+        except BaseExceptionGroup as ended:
+            raise _as_broker_lost(ended) from ended
+        finally:
+            self._outbox.rewind()
+
+    def _note_success(self, connection: Connection) -> None:
+        logger.info(
+            "broker found name=%s broker=%s mqtt=%s",
+            self._name,
+            self._address,
+            connection.version,
+        )
+        self._failure = None
+        self._is_connected.set()
+        self._has_tried.set()
+
+    async def _read(self, connection: Connection) -> None:
+        async for message in connection.messages():
+            self._receive(message)
+
+    async def _write(self, connection: Connection) -> None:
+        room = asyncio.Semaphore(_MAX_UNACKNOWLEDGED)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await room.acquire()
+                number, message = await self._outbox.take()
+                # Tasks start in the order in which they were made, so messages keep theirs.
+                group.create_task(
+                    self._deliver(connection, number, message, room), name=f"{self._name}.deliver"
+                )
+
+    async def _deliver(
+        self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
+    ) -> None:
+        try:
+            await connection.publish(message)
+            self._outbox.settle(number)
+        finally:
+            room.release()
+
+    async def _leave(self, connection: Connection) -> None:
+        """Send what is left, then the farewell, as far as a short time allows."""
+        with contextlib.suppress(BrokerLost, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+                while self._outbox:
+                    number, message = await self._outbox.take()
+                    await connection.publish(message)
+                    self._outbox.settle(number)
+                for message in self._farewell():
+                    await connection.publish(message)
+
+
+def _as_broker_lost(ended: BaseExceptionGroup[BaseException]) -> BrokerLost:
+    """The reason in a group that holds nothing but lost brokers; anything else is raised on."""
+    _, others = ended.split(BrokerLost)
+    if others is not None:
+        raise ended
+    first: BaseException = ended
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return BrokerLost(str(first))
+
+
+def _stop_if_cancelled() -> None:
+    """A task group that ends with errors forgets that its task was cancelled meanwhile."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,150 @@
+"""The door of a cluster: takes requests from MQTT, has them answered, and answers.
+
+The only place where load is refused. Every accepted request gets exactly one final message: text,
+error, cancelled or expired. A lost broker ends no session; what it missed is sent when it is back.
+It owns the cluster's `status` and that topic's will; a node's own will is its `Presence`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from edgecosine import __version__
+from edgecosine.errors import RequestError
+from edgecosine.node.courier import Courier
+from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.node.reception import Reception
+from edgecosine.node.service import Service
+from edgecosine.protocol.fields import read_object
+from edgecosine.protocol.intake import Accepted, Intake
+from edgecosine.protocol.notices import (
+    OFFLINE,
+    ONLINE,
+    info_notice,
+    node_state_notice,
+    status_notice,
+)
+from edgecosine.protocol.openai import Limits
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.topics import CancelTopic, RequestTopic, StatusTopic, Topics
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 256 << 10
+MAX_NODES = 256
+
+
+class Gateway:
+    """Between MQTT and a service. `run` until cancelled; it leaves cleanly."""
+
+    def __init__(  # noqa: PLR0913 -- capabilities
+        self,
+        service: Service,
+        *,
+        broker: BrokerAddress,
+        cluster: str,
+        node_id: str,
+        max_queued: int = 64,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._service = service
+        self._topics = Topics(cluster)
+        self._node_id = node_id
+        self._max_queued = max_queued
+        self._reception = Reception(
+            service,
+            topics=self._topics,
+            send=self._send,
+            max_queued=max_queued,
+            wall_clock_s=wall_clock_s,
+        )
+        self._node_states: dict[str, Outgoing] = {}
+        self._intake = Intake(
+            self._topics,
+            max_request_bytes=max_request_bytes,
+            draw_id=lambda: secrets.token_hex(8),
+            draw_seed=lambda: secrets.randbits(64),
+        )
+        self._courier = Courier(
+            broker,
+            name=f"edgecosine-{cluster}-{node_id}-gateway",
+            receive=self._receive,
+            filters=(self._topics.requests, self._topics.cancels, self._topics.status),
+            will=status_notice(self._topics, OFFLINE),
+            announce=self._announcement,
+            farewell=lambda: (status_notice(self._topics, OFFLINE),),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self._reception!r} {self._courier!r}>"
+
+    async def run(self) -> NoReturn:
+        """Serve until cancelled; then every request at work gets its final message."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._courier.run(), name=f"{self._node_id}.gateway.courier")
+            # Here and not in a task beside, so that last words come before the courier leaves.
+            await self._reception.run()
+        raise AssertionError("a gateway ends by an exception")
+
+    async def connected(self) -> None:
+        """Wait until the broker is there and requests are heard."""
+        await self._courier.connected()
+
+    def publish_state(self, node_id: str, state: NodeState) -> None:
+        """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
+        notice = node_state_notice(self._topics, node_id, state)
+        if node_id in self._node_states or len(self._node_states) < MAX_NODES:
+            self._node_states[node_id] = notice
+        self._courier.send(notice)
+
+    def _announcement(self) -> Sequence[Outgoing]:
+        info = info_notice(
+            self._topics,
+            version=__version__,
+            info=self._service.info,
+            limits={
+                "max_sessions": self._service.max_sessions,
+                "max_queued": self._max_queued,
+                "max_request_bytes": self._intake.max_request_bytes,
+            },
+        )
+        return (info, *self._node_states.values(), status_notice(self._topics, ONLINE))
+
+    def _send(self, message: Outgoing) -> None:
+        self._courier.send(message)
+
+    def _limits(self) -> Limits:
+        info = self._service.info
+        return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
+
+    def _receive(self, message: Incoming) -> None:
+        match self._topics.parse(message.topic):
+            case StatusTopic() if message.payload == OFFLINE:
+                # The will of a connection that died late, or another gateway's farewell.
+                self._courier.send(status_notice(self._topics, ONLINE))
+            case RequestTopic() | CancelTopic() if message.retain:
+                logger.warning("retained message ignored topic=%s", message.topic)
+            case RequestTopic(kind):
+                reading = self._intake.read(kind, message, self._limits())
+                if isinstance(reading, Accepted):
+                    self._reception.take(reading)
+                else:
+                    self._reception.refuse(reading.ticket, reading.error)
+            case CancelTopic(request_id):
+                self._reception.cancel(request_id, message.client or _client_of(message.payload))
+
+
+def _client_of(payload: bytes) -> str | None:
+    """Whose request is to be cancelled, where the canceller says so in a JSON body."""
+    try:
+        client = read_object(payload).get("client")
+    except RequestError:
+        return None
+    return client if isinstance(client, str) else None

@@ -1,0 +1,137 @@
+"""Which requests are at work and which were answered: admission, duplicates, monotonic states.
+
+Pure: no await, and the clock is passed in. Bounded on both sides, by admission for requests at work
+and by count and bytes for the answers that are kept for those who ask twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from edgecosine.errors import Overloaded, RequestError
+from edgecosine.protocol.intake import ANONYMOUS, Ticket
+from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.replies import State
+from edgecosine.protocol.request import Request
+
+MAX_KEPT_ANSWERS = 1024
+MAX_KEPT_BYTES = 16 << 20
+
+_ORDER: dict[State, int] = {
+    "accepted": 0,
+    "queued": 1,
+    "running": 2,
+    "done": 3,
+    "failed": 3,
+    "cancelled": 3,
+    "expired": 3,
+}
+_SMOOTHING = 0.2
+_SHORTEST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request at work."""
+
+    ticket: Ticket
+    request: Request
+    since: float
+    state: State = "accepted"
+    is_cancelled: bool = False
+    num_pieces: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One request that has had its final message."""
+
+    digest: bytes
+    state: State
+    final: Outgoing
+
+
+class Ledger:
+    """All requests that this gateway knows of."""
+
+    def __init__(self, *, max_sessions: int, max_queued: int) -> None:
+        self._max_sessions = max_sessions
+        self._max_entries = max_sessions + max_queued
+        self._entries: dict[str, Entry] = {}
+        self._finished: OrderedDict[str, Finished] = OrderedDict()
+        self._kept_bytes = 0
+        self._mean_s = 1.0
+
+    def __repr__(self) -> str:
+        return f"<Ledger {len(self._entries)} at work, {len(self._finished)} answers kept>"
+
+    def admit(self, ticket: Ticket, request: Request, now: float) -> Entry:
+        """Take a new request in.
+
+        Raises Overloaded when there is no room.
+        """
+        if len(self._entries) >= self._max_entries:
+            raise Overloaded(self._retry_after_s())
+        entry = Entry(ticket, request, since=now)
+        self._entries[ticket.key] = entry
+        return entry
+
+    def recall(self, ticket: Ticket) -> Entry | Finished | None:
+        """What is known of a request that may have come before.
+
+        Raises RequestError when the name stands for another request.
+        """
+        known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
+        if known is None:
+            return None
+        digest = known.ticket.digest if isinstance(known, Entry) else known.digest
+        if digest != ticket.digest:
+            raise RequestError(
+                "this id was used for another request; ids name one request each",
+                code="duplicate_id",
+                parameter="id",
+                status=409,
+            )
+        if isinstance(known, Finished):
+            self._finished.move_to_end(ticket.key)
+        return known
+
+    def find(self, request_id: str, client_id: str | None) -> Entry | None:
+        """The request at work that somebody wants to end.
+
+        An asker that does not name itself means the only request of that name, or the anonymous one
+        among several.
+        """
+        if client_id is not None:
+            return self._entries.get(f"{client_id}/{request_id}")
+        named = [entry for entry in self._entries.values() if entry.ticket.request_id == request_id]
+        if len(named) == 1:
+            return named[0]
+        return self._entries.get(f"{ANONYMOUS}/{request_id}")
+
+    def advance(self, entry: Entry, state: State) -> bool:
+        """Move an entry to a later state; False when it is there or further already."""
+        if _ORDER[state] <= _ORDER[entry.state]:
+            return False
+        entry.state = state
+        return True
+
+    def finish(self, entry: Entry, state: State, final: Outgoing, now: float) -> None:
+        """The entry has had its final message, which is kept for those who ask again."""
+        self.advance(entry, state)
+        key = entry.ticket.key
+        del self._entries[key]
+        if state == "done":
+            self._mean_s += _SMOOTHING * (now - entry.since - self._mean_s)
+        self._finished[key] = Finished(entry.ticket.digest, state, final)
+        self._kept_bytes += len(final.payload)
+        while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
+            _, oldest = self._finished.popitem(last=False)
+            self._kept_bytes -= len(oldest.final.payload)
+
+    def _retry_after_s(self) -> float:
+        """Time until a place may be free: requests leave `max_sessions` at a time."""
+        wait_s = self._mean_s / max(1, self._max_sessions)
+        return min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)

@@ -1,0 +1,266 @@
+"""One life of one connection to an MQTT broker. The only file that imports aiomqtt and paho.
+
+It knows nothing of topics and payloads. Every failure leaves as BrokerLost, and every wait ends: on
+an acknowledgement, on the end of the connection, on `_REPLY_TIMEOUT_S`, or on cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.protocol.publication import Incoming, Outgoing
+
+logger = logging.getLogger(__name__)
+
+Version = Literal["5", "3.1.1"]
+
+_PROBE_TIMEOUT_S = 2.0
+_REPLY_TIMEOUT_S = 10.0
+_GOODBYE_TIMEOUT_S = 2.0
+_KEEPALIVE_S = 15
+_MAX_INCOMING = 10_000
+_MAX_SENDERS = 64
+_FIRST_FAILURE = 128
+_UNSUPPORTED_VERSION = (1, 132)
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where a broker is and how we prove who we are."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    is_encrypted: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
+
+        Raises ConfigError, which does not repeat the password.
+        """
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        allowed = "mqtt://[user:password@]host[:port] or mqtts://…"
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError("broker", shown, allowed) from error
+        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
+            raise ConfigError("broker", shown, allowed)
+        return cls(
+            host=parts.hostname,
+            port=port or _PORTS[parts.scheme],
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
+            is_encrypted=parts.scheme == "mqtts",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Connection:
+    """A connection that stands."""
+
+    def __init__(self, client: aiomqtt.Client, version: Version) -> None:
+        self._client = client
+        self.version = version
+
+    async def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe with QoS 1.
+
+        Raises BrokerLost when the connection ends or the broker refuses.
+        """
+        if not filters:
+            return
+        with _broker_errors():
+            codes = await self._client.subscribe([(each, 1) for each in filters])
+        refused = [
+            name
+            for name, code in zip(filters, codes, strict=False)
+            if _number(code) >= _FIRST_FAILURE
+        ]
+        if refused:
+            raise BrokerLost(f"the broker refuses the subscription to {', '.join(refused)}")
+
+    async def publish(self, message: Outgoing) -> None:
+        """Publish; with QoS 1, return when the broker has the message.
+
+        Calls that are made in some order are sent in that order. Raises BrokerLost.
+        """
+        properties = _properties(message) if self.version == "5" else None
+        with _broker_errors():
+            await self._client.publish(
+                message.topic, message.payload, message.qos, message.retain, properties
+            )
+
+    async def messages(self) -> AsyncIterator[Incoming]:
+        """What comes in, until the connection ends.
+
+        Raises BrokerLost.
+        """
+        with _broker_errors():
+            async for message in self._client.messages:
+                yield _incoming(message)
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    address: BrokerAddress,
+    *,
+    client_id: str,
+    will: Outgoing | None = None,
+    version: Version | None = None,
+) -> AsyncIterator[Connection]:
+    """Connect, and disconnect on the way out, so that the will is sent only when we are torn away.
+
+    Without `version`, MQTT 5 is tried and then 3.1.1. Raises BrokerLost.
+    """
+    client, spoken = await _dial(address, client_id=client_id, will=will, version=version)
+    try:
+        yield Connection(client, spoken)
+    finally:
+        with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+                await client.__aexit__(None, None, None)
+        _abandon(client)
+
+
+async def _dial(
+    address: BrokerAddress, *, client_id: str, will: Outgoing | None, version: Version | None
+) -> tuple[aiomqtt.Client, Version]:
+    if version is None:
+        try:
+            return await _enter(address, client_id, will, "5", _PROBE_TIMEOUT_S), "5"
+        except aiomqtt.MqttError as error:
+            if not _may_be_older(error):
+                raise BrokerLost(f"no connection to {address}: {error}") from error
+            logger.info("broker does not answer MQTT 5, trying 3.1.1 broker=%s", address)
+    spoken = version or "3.1.1"
+    try:
+        return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S), spoken
+    except aiomqtt.MqttError as error:
+        raise BrokerLost(f"no connection to {address}: {error}") from error
+
+
+def _may_be_older(error: aiomqtt.MqttError) -> bool:
+    """Whether the broker may know only MQTT 3.1.1: it says so, or it is silent."""
+    if isinstance(error, aiomqtt.MqttCodeError):
+        return _number(error.rc) in _UNSUPPORTED_VERSION
+    return isinstance(error.__context__, TimeoutError)
+
+
+async def _enter(
+    address: BrokerAddress,
+    client_id: str,
+    will: Outgoing | None,
+    version: Version,
+    timeout_s: float,
+) -> aiomqtt.Client:
+    client = aiomqtt.Client(
+        address.host,
+        address.port,
+        username=address.username,
+        password=address.password,
+        identifier=client_id,
+        protocol=_PROTOCOLS[version],
+        will=_will(will, version),
+        timeout=timeout_s,
+        keepalive=_KEEPALIVE_S,
+        max_queued_incoming_messages=_MAX_INCOMING,
+        socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+        tls_context=ssl.create_default_context() if address.is_encrypted else None,
+        logger=logger,
+    )
+    client.pending_calls_threshold = _MAX_SENDERS
+    try:
+        await client.__aenter__()
+    except BaseException:
+        _abandon(client)
+        raise
+    client.timeout = _REPLY_TIMEOUT_S
+    return client
+
+
+def _abandon(client: aiomqtt.Client) -> None:
+    """Let go of the socket.
+
+    aiomqtt leaves a connection that got no answer open, with a task that keeps it alive, and has no
+    public way to end it.
+    """
+    client._client.disconnect()
+
+
+def _number(code: object) -> int:
+    """A return code of 3.1.1 is a number, a reason code of MQTT 5 has one."""
+    number = getattr(code, "value", code)
+    return number if isinstance(number, int) else _FIRST_FAILURE
+
+
+@contextlib.contextmanager
+def _broker_errors() -> Iterator[None]:
+    try:
+        yield
+    except aiomqtt.MqttError as error:
+        raise BrokerLost(str(error)) from error
+
+
+def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:
+    if will is None:
+        return None
+    properties = _properties(will, PacketTypes.WILLMESSAGE) if version == "5" else None
+    return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
+
+
+def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties | None:
+    """The MQTT 5 properties of a message; making them costs more than sending a small message."""
+    given = {
+        "CorrelationData": message.correlation,
+        "ResponseTopic": message.response_topic,
+        "ContentType": message.content_type,
+        "MessageExpiryInterval": message.expiry_s,
+        "UserProperty": message.user or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return _made_properties(packet, tuple(given.items())) if given else None
+
+
+@functools.lru_cache(maxsize=256)
+def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Properties:
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    for name, value in given:
+        setattr(properties, name, list(value) if isinstance(value, tuple) else value)
+    return properties
+
+
+def _incoming(message: aiomqtt.Message) -> Incoming:
+    properties = message.properties
+    users = getattr(properties, "UserProperty", None) or []
+    return Incoming(
+        topic=str(message.topic),
+        payload=message.payload,
+        retain=message.retain,
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+        expiry_s=getattr(properties, "MessageExpiryInterval", None),
+        content_type=getattr(properties, "ContentType", None),
+        client=next((value for name, value in users if name == "client"), None),
+    )

@@ -1,0 +1,100 @@
+"""A node's own word on MQTT: that it is there, what it is, and, by its will, that it is lost.
+
+Every node has one, the target beside its gateway. A connection has one will, so this one is the
+node's, and the gateway's connection carries the cluster's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from edgecosine.node.courier import Courier
+from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.protocol.notices import (
+    NodePresence,
+    node_state_notice,
+    node_status_notice,
+    read_node_status,
+)
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.topics import NodeStatusTopic, Topics
+
+
+class Presence:
+    """One node on one broker. `run` until cancelled; it leaves cleanly and clears its state."""
+
+    def __init__(
+        self,
+        *,
+        broker: BrokerAddress,
+        cluster: str,
+        node_id: str,
+        session: str | None = None,
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._topics = Topics(cluster)
+        self._node_id = node_id
+        self._session = session or secrets.token_hex(8)
+        self._wall_clock_s = wall_clock_s
+        self._presence: NodePresence = "starting"
+        self._state: NodeState | None = None
+        self._courier = Courier(
+            broker,
+            name=f"edgecosine-{cluster}-{node_id}",
+            receive=self._receive,
+            filters=(self._topics.node_status(node_id),),
+            will=self._status("lost"),
+            announce=self._announcement,
+            farewell=self._farewell,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Presence {self._node_id} {self._presence} {self._courier!r}>"
+
+    async def run(self) -> NoReturn:
+        """Be seen until cancelled."""
+        await self._courier.run()
+
+    async def connected(self) -> None:
+        """Wait until the broker is there."""
+        await self._courier.connected()
+
+    def publish_presence(self, presence: NodePresence) -> None:
+        """Say that the node is starting, ready or leaving."""
+        self._presence = presence
+        self._courier.send(self._status(presence))
+
+    def publish_state(self, state: NodeState) -> None:
+        """Tell what the node is and how it does; told again to a broker that forgot."""
+        self._state = state
+        self._courier.send(node_state_notice(self._topics, self._node_id, state))
+
+    def _receive(self, message: Incoming) -> None:
+        """Correct what the will of a dead connection, or of a former life, says of us."""
+        if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
+            return
+        said = read_node_status(message.payload)
+        if said is None or said.state in ("lost", "offline"):
+            self._courier.send(self._status(self._presence))
+
+    def _status(self, presence: NodePresence) -> Outgoing:
+        return node_status_notice(
+            self._topics,
+            self._node_id,
+            presence,
+            session=self._session,
+            now_s=self._wall_clock_s(),
+        )
+
+    def _announcement(self) -> Sequence[Outgoing]:
+        status = self._status(self._presence)
+        if self._state is None:
+            return (status,)
+        return (node_state_notice(self._topics, self._node_id, self._state), status)
+
+    def _farewell(self) -> Sequence[Outgoing]:
+        return (node_state_notice(self._topics, self._node_id, None), self._status("offline"))

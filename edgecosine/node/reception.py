@@ -1,0 +1,210 @@
+"""Where admitted requests live: each is one task from acceptance to its one final message.
+
+It decides by its ledger and asks the service. It sends publications through a plain call and knows
+no broker. A request's end is text, error, cancelled or expired, and comes exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from edgecosine.errors import EdgecosineError, RequestError
+from edgecosine.node.ledger import Entry, Finished, Ledger
+from edgecosine.node.service import Service
+from edgecosine.protocol.answers import Piece
+from edgecosine.protocol.intake import Accepted, Ticket
+from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.replies import (
+    State,
+    answer_message,
+    error_message,
+    piece_message,
+    state_message,
+)
+from edgecosine.protocol.request import Answer, Delta, Started
+from edgecosine.protocol.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLY_BYTES = 960 << 10
+"""Below the packet limit of the embedded broker, which hangs up on more."""
+
+_CANCELLED = RequestError("the request was cancelled", code="cancelled", status=499)
+_EXPIRED = RequestError("the request's deadline has passed", code="deadline_exceeded", status=408)
+_INTERNAL = RequestError("the cluster failed at this request", code="internal_error", status=500)
+_LEAVING = RequestError("the cluster is shutting down", code="shutting_down", status=503)
+_TOO_LONG = RequestError("the answer is too long for MQTT", code="answer_too_large", status=500)
+
+
+class Reception:
+    """The requests at work. `run` until cancelled; then each of them is told so."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        topics: Topics,
+        send: Callable[[Outgoing], None],
+        max_queued: int,
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._service = service
+        self._topics = topics
+        self._send = send
+        self._wall_clock_s = wall_clock_s
+        self._ledger = Ledger(max_sessions=service.max_sessions, max_queued=max_queued)
+        self._slots = asyncio.Semaphore(service.max_sessions)
+        self._scopes: dict[Entry, asyncio.Timeout] = {}
+        self._sessions = asyncio.TaskGroup()
+        self._is_open = False
+
+    def __repr__(self) -> str:
+        return f"<Reception {self._ledger!r}>"
+
+    async def run(self) -> NoReturn:
+        """Let requests in until cancelled."""
+        async with self._sessions:
+            self._is_open = True
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._is_open = False
+        raise AssertionError("a reception ends by an exception")
+
+    def take(self, reading: Accepted) -> None:
+        """Answer what was asked before, start what is new, refuse what there is no room for."""
+        ticket = reading.ticket
+        try:
+            known = self._ledger.recall(ticket)
+            if known is not None:
+                self._repeat(ticket, known)
+                return
+            if not self._is_open:
+                raise _LEAVING
+            entry = self._ledger.admit(ticket, reading.request, self._now())
+        except RequestError as error:
+            self.refuse(ticket, error)
+            return
+        self._send_state(entry)
+        self._sessions.create_task(self._serve(entry), name=f"reception.{ticket.key}")
+
+    def _repeat(self, ticket: Ticket, known: Entry | Finished) -> None:
+        """The same request came again, maybe from a new connection: the newest address counts."""
+        if isinstance(known, Finished):
+            self._send(
+                replace(known.final, topic=ticket.reply_topic, correlation=ticket.correlation)
+            )
+            return
+        known.ticket = ticket
+        self._send_state(known)
+
+    def refuse(self, ticket: Ticket, error: RequestError) -> None:
+        """Answer with an error what never was at work."""
+        logger.info("request refused request=%s code=%s", ticket.key, error.code)
+        self._send(error_message(ticket, error))
+
+    def cancel(self, request_id: str, client_id: str | None) -> None:
+        """End a request at work, if there is one of that name."""
+        entry = self._ledger.find(request_id, client_id)
+        if entry is None:
+            return
+        scope = self._scopes.get(entry)
+        if scope is None:
+            entry.is_cancelled = True
+        elif not scope.expired():
+            entry.is_cancelled = True
+            scope.reschedule(self._now())
+
+    async def _serve(self, entry: Entry) -> None:
+        """The life of one request at the door. Cancellation by its asker is an early deadline."""
+        try:
+            async with asyncio.timeout_at(_when(entry)) as scope:
+                self._scopes[entry] = scope
+                if entry.is_cancelled:
+                    scope.reschedule(self._now())
+                self._advance(entry, "queued")
+                async with self._slots:
+                    answer = await self._answer(entry)
+        except TimeoutError:
+            if not scope.expired():
+                self._fail(entry, "failed", _INTERNAL)
+                raise
+            if entry.is_cancelled:
+                self._fail(entry, "cancelled", _CANCELLED)
+            else:
+                self._fail(entry, "expired", _EXPIRED)
+        except RequestError as error:
+            self._fail(entry, "failed", error)
+        except EdgecosineError as error:
+            logger.warning("request failed request=%s error=%r", entry.ticket.key, error)
+            self._fail(entry, "failed", _INTERNAL)
+        except asyncio.CancelledError:
+            self._fail(entry, "failed", _LEAVING)
+            raise
+        except BaseException:
+            self._fail(entry, "failed", _INTERNAL)
+            raise
+        else:
+            self._finish(
+                entry,
+                "done",
+                answer_message(
+                    entry.ticket, entry.request, answer, created_s=int(self._wall_clock_s())
+                ),
+            )
+
+    async def _answer(self, entry: Entry) -> Answer:
+        """Have a request answered, and pass the parts on when its asker wants them."""
+        async with contextlib.aclosing(self._service.answer(entry.request)) as progress:
+            async for step in progress:
+                match step:
+                    case Started():
+                        self._advance(entry, "running")
+                    case Delta():
+                        self._advance(entry, "running")
+                        self._send_piece(entry, step.text, is_last=False)
+                    case Answer():
+                        return step
+        raise RuntimeError("the service ended without an answer")
+
+    def _fail(self, entry: Entry, state: State, error: RequestError) -> None:
+        self._finish(entry, state, error_message(entry.ticket, error))
+
+    def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
+        if len(final.payload) > MAX_REPLY_BYTES:
+            state, final = "failed", error_message(entry.ticket, _TOO_LONG)
+        self._scopes.pop(entry, None)
+        self._ledger.finish(entry, state, final, self._now())
+        self._send_piece(entry, "", is_last=True)
+        self._send(final)
+        self._send_state(entry)
+        logger.info("request finished request=%s state=%s", entry.ticket.key, state)
+
+    def _advance(self, entry: Entry, state: State) -> None:
+        if self._ledger.advance(entry, state):
+            self._send_state(entry)
+
+    def _send_state(self, entry: Entry) -> None:
+        self._send(state_message(self._topics, entry.ticket, entry.state))
+
+    def _send_piece(self, entry: Entry, text: str, *, is_last: bool) -> None:
+        if entry.ticket.wants_stream:
+            piece = Piece(entry.num_pieces, text, is_last)
+            entry.num_pieces += 1
+            self._send(piece_message(self._topics, entry.ticket, piece))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _when(entry: Entry) -> float | None:
+    """The moment, in the loop's time, at which the answer is worth nothing."""
+    deadline_s = entry.request.deadline_s
+    return None if math.isinf(deadline_s) else entry.since + deadline_s

@@ -1,0 +1,26 @@
+"""What the doors of a cluster ask: the one protocol between a gateway and the target's sessions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+from edgecosine.protocol.request import Progress, Request
+
+
+class Service(Protocol):
+    """Answers requests."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """JSON values: `models` (names), `max_context` and `max_tokens` (tokens), and any more."""
+
+    @property
+    def max_sessions(self) -> int:
+        """Requests that may be at work at one time."""
+
+    def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.
+
+        Raises RequestError when the request cannot be served.
+        """

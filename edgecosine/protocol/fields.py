@@ -1,0 +1,171 @@
+"""Reading the fields of a JSON object that a stranger has sent.
+
+Each method returns a value that holds, the default when the field is absent or null, or raises
+RequestError with the field's name. Text that is refused is never repeated in the message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NoReturn
+
+from edgecosine.errors import RequestError
+
+_SHOWN_DIGITS = 40
+
+
+def read_object(payload: bytes) -> dict[str, object]:
+    """The JSON object in `payload`; the literals NaN and Infinity come through as floats.
+
+    Raises RequestError.
+    """
+    try:
+        body = json.loads(payload.decode("utf-8-sig"), parse_constant=float)
+    except UnicodeDecodeError as error:
+        raise RequestError("the body is not UTF-8", code="invalid_encoding") from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from error
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json"
+        ) from error
+    except ValueError as error:
+        raise RequestError("a number in the body is too long", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise RequestError("the body is not a JSON object", code="invalid_json")
+    return body
+
+
+def read_text(payload: bytes) -> str:
+    """The UTF-8 text in `payload`.
+
+    Raises RequestError.
+    """
+    try:
+        return payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError("the body is not UTF-8", code="invalid_encoding") from error
+
+
+def is_sound(text: str) -> bool:
+    """Whether the text can be encoded; JSON can spell halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Fields:
+    """The fields of one object."""
+
+    def __init__(self, body: Mapping[str, object]) -> None:
+        self._body = body
+
+    def get(self, name: str) -> object:
+        """The raw value; None when the field is absent or null."""
+        return self._body.get(name)
+
+    def boolean(self, name: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            wrong_type(name, "a boolean")
+        return value
+
+    def integer(self, name: str, default: int, *, low: int, high: int) -> int:
+        """A whole number, low <= n <= high."""
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            wrong_type(name, "an integer")
+        if value < low:
+            _out_of_range(name, value, f"at least {low}", "integer_below_min_value")
+        if value > high:
+            _out_of_range(name, value, f"at most {high}", "integer_above_max_value")
+        return value
+
+    def number(
+        self, name: str, default: float, *, low: float, high: float, above: bool = False
+    ) -> float:
+        """A finite number, low <= x <= high, or low < x <= high when `above`."""
+        return _number(name, self._body.get(name), default, low=low, high=high, above=above)
+
+    def text(self, name: str, *, max_length: int) -> str | None:
+        """Text of 1 to `max_length` characters."""
+        value = self._body.get(name)
+        return None if value is None else check_text(name, value, max_length=max_length)
+
+    def biases(self, name: str, *, max_entries: int, limit: float) -> tuple[tuple[int, float], ...]:
+        """A map from token ids, spelt as text, to numbers in [-limit, limit]; in order of ids."""
+        value = self._body.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            wrong_type(name, "an object of token ids and numbers")
+        if len(value) > max_entries:
+            invalid(name, f"{name} has at most {max_entries} entries")
+        return tuple(
+            sorted(
+                (
+                    _token_id(name, token),
+                    _number(name, bias, 0.0, low=-limit, high=limit, above=False),
+                )
+                for token, bias in value.items()
+            )
+        )
+
+
+def check_text(name: str, value: object, *, max_length: int) -> str:
+    """Return `value` when it is text of 1 to `max_length` characters that can be encoded.
+
+    Raises RequestError.
+    """
+    if not isinstance(value, str):
+        wrong_type(name, "a string")
+    if not 1 <= len(value) <= max_length:
+        invalid(name, f"{name} has 1 to {max_length} characters")
+    if not is_sound(value):
+        invalid(name, f"{name} holds half of a surrogate pair")
+    return value
+
+
+def wrong_type(name: str, expected: str) -> NoReturn:
+    """Refuse a field for its type."""
+    raise RequestError(f"{name} is not {expected}", code="invalid_type", parameter=name)
+
+
+def invalid(name: str, message: str) -> NoReturn:
+    """Refuse a field for its value."""
+    raise RequestError(message, code="invalid_value", parameter=name)
+
+
+def _number(  # noqa: PLR0913 -- one value and its bounds
+    name: str, value: object, default: float, *, low: float, high: float, above: bool
+) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        wrong_type(name, "a number")
+    if value > high:
+        _out_of_range(name, value, f"at most {high:g}", "decimal_above_max_value")
+    # Written so that NaN, which compares false with everything, is refused as well.
+    if not (value > low if above else value >= low):
+        bound = f"{'above' if above else 'at least'} {low:g}"
+        _out_of_range(name, value, bound, "decimal_below_min_value")
+    return float(value)
+
+
+def _token_id(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:12]) < 1 << 31 and len(text) <= 10):
+        invalid(name, f"a key of {name} is not a token id")
+    return int(text)
+
+
+def _out_of_range(name: str, value: float, allowed: str, code: str) -> NoReturn:
+    shown = str(value)[:_SHOWN_DIGITS]
+    raise RequestError(f"{name} is {shown}; it must be {allowed}", code=code, parameter=name)

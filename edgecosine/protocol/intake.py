@@ -1,0 +1,164 @@
+"""From a publication on a request topic to a request, or to a refusal that can be delivered.
+
+Pure. It decides who asks (user property `client`, else the body's `client`, else "anon"), what the
+request is called (the body's `id`, else the correlation data where it is an identifier, else a
+drawn name) and where the answer goes, in this order, so that even a refusal finds its reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from edgecosine.errors import RequestError
+from edgecosine.protocol.fields import read_object, read_text
+from edgecosine.protocol.openai import Limits, ask_request, check_identifier, parse_request
+from edgecosine.protocol.publication import Incoming
+from edgecosine.protocol.request import Request, RequestKind
+from edgecosine.protocol.topics import Topics, is_identifier
+
+ANONYMOUS = "anon"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Whose request it is and how it is answered."""
+
+    client_id: str
+    request_id: str
+    kind: RequestKind
+    reply_topic: str
+    correlation: bytes | None = None
+    wants_stream: bool = False
+    digest: bytes = b""
+    """Of kind and body: tells a request that came twice from another one of the same name."""
+
+    @property
+    def key(self) -> str:
+        """Names the request in the whole cluster."""
+        return f"{self.client_id}/{self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The publication is a request."""
+
+    ticket: Ticket
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The publication is none; the ticket says where the error goes."""
+
+    ticket: Ticket
+    error: RequestError
+
+
+class Intake:
+    """Reads requests for one cluster; `draw_id` and `draw_seed` are asked where a body has none."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        max_request_bytes: int,
+        draw_id: Callable[[], str],
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._topics = topics
+        self.max_request_bytes = max_request_bytes
+        self._draw_id = draw_id
+        self._draw_seed = draw_seed
+
+    def read(self, kind: RequestKind, message: Incoming, limits: Limits) -> Accepted | Refused:
+        """Make a request of a publication, or say what is wrong with it."""
+        body: Mapping[str, object] = {}
+        text = ""
+        fault: RequestError | None = None
+        try:
+            self._check_size(message.payload)
+            if kind == "ask":
+                text = read_text(message.payload)
+            else:
+                body = read_object(message.payload)
+        except RequestError as error:
+            fault = error
+        ticket = self._ticket(kind, body, message)
+        try:
+            ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
+            if fault is not None:
+                raise fault
+            request = self._request(ticket, body, text, limits)
+        except RequestError as error:
+            return Refused(ticket, error)
+        expiry_s = math.inf if message.expiry_s is None else message.expiry_s
+        request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
+        return Accepted(replace(ticket, wants_stream=request.stream), request)
+
+    def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
+        client_id = message.client if message.client and is_identifier(message.client) else None
+        client_id = client_id or _lenient("client", body) or ANONYMOUS
+        request_id = _lenient("id", body) or _spelt(message.correlation) or self._draw_id()
+        return Ticket(
+            client_id=client_id,
+            request_id=request_id,
+            kind=kind,
+            reply_topic=self._topics.response(client_id, request_id),
+            correlation=message.correlation,
+            digest=hashlib.blake2b(
+                kind.encode() + b"\0" + message.payload, digest_size=16
+            ).digest(),
+        )
+
+    def _check_size(self, payload: bytes) -> None:
+        if len(payload) > self.max_request_bytes:
+            raise RequestError(
+                f"the request has {len(payload)} bytes; at most {self.max_request_bytes} are taken",
+                code="request_too_large",
+                status=413,
+            )
+
+    def _with_reply(self, ticket: Ticket, topic: object) -> Ticket:
+        if topic is None:
+            return ticket
+        if not isinstance(topic, str):
+            raise RequestError(
+                "reply_to is not a string", code="invalid_type", parameter="reply_to"
+            )
+        return replace(ticket, reply_topic=self._topics.check_reply(topic))
+
+    def _request(
+        self, ticket: Ticket, body: Mapping[str, object], text: str, limits: Limits
+    ) -> Request:
+        if ticket.kind == "ask":
+            return ask_request(
+                text,
+                client_id=ticket.client_id,
+                request_id=ticket.request_id,
+                limits=limits,
+                seed=self._draw_seed(),
+            )
+        return parse_request(
+            ticket.kind,
+            body,
+            client_id=ticket.client_id,
+            request_id=ticket.request_id,
+            limits=limits,
+            draw_seed=self._draw_seed,
+        )
+
+
+def _lenient(name: str, body: Mapping[str, object]) -> str | None:
+    """An identifier of the body; None when it is none, which `parse_request` refuses later."""
+    try:
+        return check_identifier(name, body.get(name))
+    except RequestError:
+        return None
+
+
+def _spelt(correlation: bytes | None) -> str | None:
+    text = (correlation or b"").decode("ascii", "replace")
+    return text if is_identifier(text) else None

@@ -1,0 +1,120 @@
+"""Retained publications: whether a cluster and its nodes are there, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from edgecosine.protocol.publication import JSON_TYPE, TEXT_TYPE, Outgoing
+from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.topics import Topics
+
+CONTRACT_VERSION = 1
+"""Of the topics and bodies; counts up when a reader must change."""
+ONLINE = b"online"
+OFFLINE = b"offline"
+
+NodePresence = Literal["starting", "ready", "leaving", "offline", "lost"]
+"""`offline` was said by the node, `lost` by the broker in its name."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """Whether a node is there. `session` names one life of the node, `ts` is seconds since 1970."""
+
+    state: NodePresence
+    session: str
+    ts: float
+
+
+def status_notice(topics: Topics, payload: bytes) -> Outgoing:
+    """The cluster's `online` or `offline`."""
+    return Outgoing(topics.status, payload, retain=True, content_type=TEXT_TYPE)
+
+
+def info_notice(
+    topics: Topics, *, version: str, info: Mapping[str, Any], limits: Mapping[str, int]
+) -> Outgoing:
+    """What the cluster serves, within which limits, and on which topics."""
+    body = {
+        "version": version,
+        "contract": CONTRACT_VERSION,
+        "cluster": topics.cluster,
+        **info,
+        "limits": limits,
+        "topics": {
+            "chat": topics.request("chat"),
+            "completion": topics.request("completion"),
+            "ask": topics.request("ask"),
+            "response": topics.response("<client>", "<id>"),
+            "stream": topics.stream("<client>", "<id>"),
+            "state": topics.job_state("<id>"),
+            "cancel": topics.job_cancel("<id>"),
+        },
+    }
+    return Outgoing(topics.info, msgspec.json.encode(body), retain=True, content_type=JSON_TYPE)
+
+
+def node_status_notice(
+    topics: Topics, node_id: str, state: NodePresence, *, session: str, now_s: float
+) -> Outgoing:
+    """Whether a node is there, for all who come later too."""
+    return Outgoing(
+        topics.node_status(node_id),
+        msgspec.json.encode(NodeStatus(state, session, now_s)),
+        retain=True,
+        content_type=JSON_TYPE,
+    )
+
+
+def read_node_status(payload: bytes) -> NodeStatus | None:
+    """What a node said of itself; None when it is unreadable."""
+    try:
+        return msgspec.json.decode(payload, type=NodeStatus)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> Outgoing:
+    """What a node is and how it does; None clears what the broker holds."""
+    return Outgoing(
+        topics.node_state(node_id),
+        b"" if state is None else msgspec.json.encode(state),
+        retain=True,
+        content_type=JSON_TYPE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What a broker holds about one node."""
+
+    node_id: str
+    status: NodeStatus | None
+    state: NodeState
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the node, or its broker in its name, has not said that it is gone."""
+        return self.status is None or self.status.state not in ("offline", "lost")
+
+
+def view_nodes(messages: Mapping[str, Mapping[str, bytes]]) -> dict[str, NodeView]:
+    """Read each node's `status` and `state` payloads; what is unreadable counts as not said."""
+    return {
+        node_id: NodeView(
+            node_id, read_node_status(said.get("status", b"")), _read_state(said.get("state", b""))
+        )
+        for node_id, said in sorted(messages.items())
+        if any(said.values())
+    }
+
+
+def _read_state(payload: bytes) -> NodeState:
+    try:
+        state = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -1,0 +1,287 @@
+"""Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
+
+The standard fields under their standard names, plus top_k, min_p, repetition_penalty, ignore_eos,
+id, client, reply_to and deadline_ms. Fields that we do not know are ignored, since OpenAI clients
+send many; fields that we know and cannot honour are refused. A null field is an absent field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import msgspec
+
+from edgecosine.errors import RequestError
+from edgecosine.protocol.fields import Fields, check_text, invalid, is_sound, wrong_type
+from edgecosine.protocol.request import MAX_SEED, ChatMessage, Request, RequestKind, Sampling
+from edgecosine.protocol.topics import MAX_TOPIC_BYTES, is_identifier
+
+DEFAULT_MAX_TOKENS = 128
+MAX_MESSAGES = 1024
+MAX_PROMPT_CHARACTERS = 1 << 22
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_BIASES = 1024
+MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+_ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a cluster takes. No `models` means that any name will do."""
+
+    models: frozenset[str] = frozenset()
+    max_tokens: int = 1 << 18
+
+
+def parse_request(  # noqa: PLR0913 -- a body and what it lacks
+    kind: RequestKind,
+    body: Mapping[str, object],
+    *,
+    client_id: str,
+    request_id: str,
+    limits: Limits,
+    draw_seed: Callable[[], int],
+) -> Request:
+    """Make a request of a JSON body; `draw_seed` is asked when the body has no seed.
+
+    Raises RequestError, whose `parameter` names the field at fault.
+    """
+    fields = Fields(body)
+    check_identifier("id", body.get("id"))
+    check_identifier("client", body.get("client"))
+    fields.text("reply_to", max_length=MAX_TOPIC_BYTES)
+    _refuse_unsupported(body)
+    return Request(
+        client_id=client_id,
+        request_id=request_id,
+        kind=kind,
+        prompt=_messages(body) if kind == "chat" else _prompt(body),
+        max_tokens=_max_tokens(fields, limits.max_tokens),
+        sampling=_sampling(fields, draw_seed),
+        stop=_stops(body.get("stop")),
+        ignore_eos=fields.boolean("ignore_eos", default=False),
+        stream=fields.boolean("stream", default=False),
+        model=_model(fields, limits.models),
+        deadline_s=_deadline_s(fields),
+    )
+
+
+def ask_request(
+    text: str, *, client_id: str, request_id: str, limits: Limits, seed: int
+) -> Request:
+    """Make a request of a bare prompt, with the defaults for all else.
+
+    Raises RequestError when the prompt is empty.
+    """
+    return Request(
+        client_id=client_id,
+        request_id=request_id,
+        kind="ask",
+        prompt=_checked_prompt("prompt", text),
+        max_tokens=min(DEFAULT_MAX_TOKENS, limits.max_tokens),
+        sampling=Sampling(seed=seed),
+    )
+
+
+def render_body(request: Request) -> bytes:
+    """The JSON body that `parse_request` reads as the same request."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "id": request.request_id,
+        "client": request.client_id,
+        "max_tokens": request.max_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "ignore_eos": request.ignore_eos,
+        "stream": request.stream,
+    }
+    if isinstance(request.prompt, str):
+        body["prompt"] = request.prompt
+    else:
+        body["messages"] = [
+            {"role": message.role, "content": message.content} for message in request.prompt
+        ]
+    if request.stop:
+        body["stop"] = request.stop
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if request.model is not None:
+        body["model"] = request.model
+    if math.isfinite(request.deadline_s):
+        body["deadline_ms"] = request.deadline_s * 1000
+    return msgspec.json.encode(body)
+
+
+def check_identifier(name: str, value: object) -> str | None:
+    """Return an identifier that the body gives; a whole number counts as its digits.
+
+    Raises RequestError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED:
+        value = str(value)
+    if not isinstance(value, str) or not is_identifier(value):
+        invalid(name, f"{name} is not 1 to 64 letters, digits, '_', '.' or '-'")
+    return value
+
+
+def _refuse_unsupported(body: Mapping[str, object]) -> None:
+    for name, allowed in _ONLY_ALLOWED.items():
+        value = body.get(name)
+        # False == 0 == 0.0 in Python, but a log-probability count of 0 is no refusal of them.
+        if value is not None and not any(
+            type(value) is type(each) and value == each for each in allowed
+        ):
+            shown = " or ".join(str(each) or "empty" for each in allowed)
+            raise RequestError(
+                f"{name} is supported only as {shown}",
+                code="unsupported_value",
+                parameter=name,
+            )
+
+
+def _sampling(fields: Fields, draw_seed: Callable[[], int]) -> Sampling:
+    default = Sampling()
+    return Sampling(
+        temperature=fields.number("temperature", default.temperature, low=0.0, high=2.0),
+        # -1 is how vLLM spells "no limit".
+        top_k=max(0, fields.integer("top_k", default.top_k, low=-1, high=(1 << 31) - 1)),
+        top_p=fields.number("top_p", default.top_p, low=0.0, high=1.0, above=True),
+        min_p=fields.number("min_p", default.min_p, low=0.0, high=1.0),
+        seed=_seed(fields, draw_seed),
+        presence_penalty=fields.number("presence_penalty", 0.0, low=-2.0, high=2.0),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2.0, high=2.0),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, low=0.0, high=10.0, above=True),
+        logit_bias=fields.biases("logit_bias", max_entries=MAX_BIASES, limit=100.0),
+    )
+
+
+def _seed(fields: Fields, draw_seed: Callable[[], int]) -> int:
+    if fields.get("seed") is None:
+        return draw_seed()
+    # OpenAI's seeds are signed; both halves name the same 64 bits.
+    return fields.integer("seed", 0, low=-(1 << 63), high=MAX_SEED) & MAX_SEED
+
+
+def _max_tokens(fields: Fields, limit: int) -> int:
+    given = [
+        name for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None
+    ]
+    values = {
+        fields.integer(name, DEFAULT_MAX_TOKENS, low=1, high=limit)
+        for name in given or ["max_tokens"]
+    }
+    if len(values) > 1:
+        invalid("max_completion_tokens", "max_tokens and max_completion_tokens differ")
+    return min(values.pop(), limit)
+
+
+def _model(fields: Fields, served: frozenset[str]) -> str | None:
+    model = fields.text("model", max_length=256)
+    if model is not None and served and model not in served:
+        raise RequestError(
+            f"this model is not served here; served: {', '.join(sorted(served))}",
+            code="model_not_found",
+            parameter="model",
+            status=404,
+        )
+    return model
+
+
+def _deadline_s(fields: Fields) -> float:
+    if fields.get("deadline_ms") is None:
+        return math.inf
+    return fields.number("deadline_ms", 0, low=0, high=MAX_DEADLINE_MS, above=True) / 1000
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list):
+        wrong_type("stop", "a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        invalid("stop", f"stop has at most {MAX_STOPS} entries")
+    return tuple(check_text("stop", each, max_length=MAX_STOP_CHARACTERS) for each in stops)
+
+
+def _prompt(body: Mapping[str, object]) -> str:
+    prompt = body.get("prompt")
+    if prompt is None:
+        _missing("prompt")
+    if isinstance(prompt, list):
+        if len(prompt) != 1:
+            invalid("prompt", "prompt is one text; send one request for each")
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        wrong_type("prompt", "a string")
+    return _checked_prompt("prompt", prompt)
+
+
+def _checked_prompt(name: str, text: str) -> str:
+    if not text:
+        raise RequestError(f"{name} is empty", code="empty_prompt", parameter=name)
+    return check_text(name, text, max_length=MAX_PROMPT_CHARACTERS)
+
+
+def _messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
+    messages = body.get("messages")
+    if messages is None:
+        _missing("messages")
+    if not isinstance(messages, list):
+        wrong_type("messages", "a list")
+    if len(messages) > MAX_MESSAGES:
+        invalid("messages", f"messages has at most {MAX_MESSAGES} entries")
+    turns = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(messages))
+    if not any(turn.content for turn in turns):
+        raise RequestError("messages are empty", code="empty_prompt", parameter="messages")
+    return turns
+
+
+def _message(name: str, message: object) -> ChatMessage:
+    if not isinstance(message, dict):
+        wrong_type(name, "an object")
+    role = message.get("role")
+    if role not in ROLES:
+        invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
+    return ChatMessage(role=str(role), content=_content(f"{name}.content", message.get("content")))
+
+
+def _content(name: str, content: object) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            invalid(name, f"a part of {name} is not text")
+        content = "".join(str(part) for part in parts)
+    if not isinstance(content, str):
+        wrong_type(name, "a string or a list of text parts")
+    if not is_sound(content):
+        invalid(name, f"{name} holds half of a surrogate pair")
+    return content
+
+
+def _missing(name: str) -> NoReturn:
+    raise RequestError(f"{name} is missing", code="missing_required_parameter", parameter=name)

@@ -1,0 +1,43 @@
+"""What goes over MQTT, as frozen values: the fields of a publication that we use, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain; charset=utf-8"
+
+Qos = Literal[0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A publication that reached us. All but the first three fields are MQTT 5 properties."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    """True only when the broker had stored it before we subscribed."""
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: float | None = None
+    """Seconds that are left."""
+    content_type: str | None = None
+    client: str | None = None
+    """The user property `client`: how the asker calls itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A publication of ours. MQTT 3.1.1 carries the first four fields, MQTT 5 all."""
+
+    topic: str
+    payload: bytes
+    qos: Qos = 1
+    retain: bool = False
+    correlation: bytes | None = None
+    response_topic: str | None = None
+    content_type: str | None = None
+    expiry_s: int | None = None
+    user: tuple[tuple[str, str], ...] = ()

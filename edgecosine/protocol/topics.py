@@ -1,0 +1,213 @@
+"""The MQTT topics of one cluster: their names, their meaning, which of them may carry a reply.
+
+Every topic begins with `edgecosine/<cluster>/`. Names are made and read here only. This module
+knows nothing of payloads, and never lets a name through that could reach another topic tree.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from edgecosine.errors import ConfigError, RequestError
+from edgecosine.protocol.request import RequestKind
+
+PREFIX = "edgecosine"
+MAX_TOPIC_BYTES = 256
+REQUEST_KINDS: tuple[RequestKind, ...] = get_args(RequestKind)
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FORBIDDEN = re.compile(r"[+#$\x00-\x1f\x7f-\x9f]")
+
+
+def is_identifier(name: str) -> bool:
+    """Whether `name` may name a cluster, a node, an asker or a request."""
+    return _IDENTIFIER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTopic:
+    """Somebody asks."""
+
+    kind: RequestKind
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTopic:
+    """Somebody wants a request to end."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusTopic:
+    """The cluster says whether it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class InfoTopic:
+    """The cluster says what it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatusTopic:
+    """A node says whether it is there."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStateTopic:
+    """A node tells about itself."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTopic:
+    """A final message, for whoever asked."""
+
+    client_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTopic:
+    """A part of an answer, for whoever asked."""
+
+    client_id: str
+    request_id: str
+
+
+AnyTopic = (
+    RequestTopic
+    | CancelTopic
+    | StatusTopic
+    | InfoTopic
+    | NodeStatusTopic
+    | NodeStateTopic
+    | ResponseTopic
+    | StreamTopic
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """All topics of one cluster.
+
+    Raises ConfigError when the cluster's name cannot be a level of a topic.
+    """
+
+    cluster: str
+
+    def __post_init__(self) -> None:
+        if not is_identifier(self.cluster):
+            raise ConfigError("cluster", self.cluster, "1 to 64 letters, digits, '_', '.' or '-'")
+
+    @property
+    def root(self) -> str:
+        """What all topics of the cluster begin with."""
+        return f"{PREFIX}/{self.cluster}"
+
+    @property
+    def status(self) -> str:
+        """Retained `online` or `offline`."""
+        return f"{self.root}/status"
+
+    @property
+    def info(self) -> str:
+        """Retained JSON: version, models, limits, topics."""
+        return f"{self.root}/info"
+
+    def node_status(self, node_id: str) -> str:
+        """Retained JSON: whether the node is there."""
+        return f"{self.root}/node/{node_id}/status"
+
+    def node_state(self, node_id: str) -> str:
+        """Retained JSON: what the node is and how it does."""
+        return f"{self.root}/node/{node_id}/state"
+
+    def request(self, kind: RequestKind) -> str:
+        """Where requests of one kind go."""
+        return f"{self.root}/request/{kind}"
+
+    def response(self, client_id: str, request_id: str) -> str:
+        """Where the final message goes when the asker names no other topic."""
+        return f"{self.root}/response/{client_id}/{request_id}"
+
+    def stream(self, client_id: str, request_id: str) -> str:
+        """Where the parts of an answer go."""
+        return f"{self.root}/stream/{client_id}/{request_id}"
+
+    def job_state(self, request_id: str) -> str:
+        """Where the states of a request go."""
+        return f"{self.root}/job/{request_id}/state"
+
+    def job_cancel(self, request_id: str) -> str:
+        """Where an asker ends a request."""
+        return f"{self.root}/job/{request_id}/cancel"
+
+    @property
+    def requests(self) -> str:
+        """Filter for requests of all kinds."""
+        return f"{self.root}/request/+"
+
+    @property
+    def cancels(self) -> str:
+        """Filter for all cancellations."""
+        return self.job_cancel("+")
+
+    def parse(self, topic: str) -> AnyTopic | None:  # noqa: PLR0911 -- one line per topic
+        """What a topic means; None when it is not one of this cluster's."""
+        root = self.root + "/"
+        if not topic.startswith(root):
+            return None
+        levels = topic[len(root) :].split("/")
+        if not all(is_identifier(level) for level in levels):
+            return None
+        match levels:
+            case ["request", kind]:
+                known = [each for each in REQUEST_KINDS if each == kind]
+                return RequestTopic(known[0]) if known else None
+            case ["job", request_id, "cancel"]:
+                return CancelTopic(request_id)
+            case ["status"]:
+                return StatusTopic()
+            case ["info"]:
+                return InfoTopic()
+            case ["node", node_id, "status"]:
+                return NodeStatusTopic(node_id)
+            case ["node", node_id, "state"]:
+                return NodeStateTopic(node_id)
+            case ["response", client_id, request_id]:
+                return ResponseTopic(client_id, request_id)
+            case ["stream", client_id, request_id]:
+                return StreamTopic(client_id, request_id)
+            case _:
+                return None
+
+    def check_reply(self, topic: str) -> str:
+        """Return a reply topic that an asker has named, if it lies in the cluster's response tree.
+
+        Whoever may ask could otherwise make the cluster write to any topic that the cluster may
+        write to, such as a lock of the same house.
+
+        Raises RequestError.
+        """
+        reply_root = f"{self.root}/response/"
+        if (
+            not topic.startswith(reply_root)
+            or len(topic) == len(reply_root)
+            or _FORBIDDEN.search(topic)
+            or len(topic.encode("utf-8", "replace")) > MAX_TOPIC_BYTES
+            or any(0xD800 <= ord(char) <= 0xDFFF for char in topic)
+        ):
+            raise RequestError(
+                f"a reply topic lies under {reply_root}, holds no wildcard or '$' "
+                f"and is at most {MAX_TOPIC_BYTES} bytes long",
+                code="reply_topic_refused",
+                parameter="reply_to",
+                status=403,
+            )
+        return topic

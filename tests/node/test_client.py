@@ -1,0 +1,128 @@
+"""The client against a gateway on a real Mosquitto."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edgecosine.errors import BrokerLost, RequestError
+from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.client import Client
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
+from tests.mqtt_fixtures import free_port, house, needs_mosquitto, run
+
+pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
+
+
+def completion(request_id: str, prompt: str = "or not", **fields: object) -> Request:
+    return Request("me", request_id, "completion", prompt, **fields)  # type: ignore[arg-type]
+
+
+async def whole(client: Client, request: Request) -> tuple[list[str], Final]:
+    """All deltas and the final message."""
+    texts = []
+    async for step in client.ask(request):
+        match step:
+            case Delta(_, text):
+                texts.append(text)
+            case Final():
+                return texts, step
+    raise AssertionError("no final message")
+
+
+def test_client_streams_and_ends_with_the_final_message() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            request = completion("1", stream=True, sampling=Sampling(seed=2**64 - 1))
+            texts, final = await whole(client, request)
+            assert "".join(texts) == final.text == "to be"
+            assert final.finish_reason == "stop"
+            assert final.body["edgecosine"]["seed"] == 2**64 - 1
+
+    run(story())
+
+
+def test_many_requests_share_one_connection() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(whole(client, completion(str(n), stream=True)))
+                    for n in range(50)
+                ]
+            assert all("".join(task.result()[0]) == "to be" for task in tasks)
+
+    run(story())
+
+
+def test_chat_without_stream_gives_the_final_message_alone() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            turns = (ChatMessage("user", "or not"),)
+            texts, final = await whole(client, Request("me", "1", "chat", turns))
+            assert texts == []
+            assert final.text == "to be"
+
+    run(story())
+
+
+def test_refusal_is_raised_and_the_next_request_is_answered() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            with pytest.raises(RequestError, match="model") as refusal:
+                await whole(client, completion("1", model="huge"))
+            assert refusal.value.code == "model_not_found"
+            assert (await whole(client, completion("2")))[1].text == "to be"
+
+    run(story())
+
+
+def test_leaving_the_loop_cancels_the_request() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            home.service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            assert await anext(steps) == Delta(0, "to")
+            await steps.aclose()
+            await home.listener.expect_state("1", "cancelled")
+            assert home.service.num_closed == 1
+
+    run(story())
+
+
+def test_no_gateway_is_said() -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            async with Client(broker.url, "home") as client:
+                with pytest.raises(RequestError, match="no gateway") as refusal:
+                    await whole(client, completion("1"))
+                assert refusal.value.code == "gateway_offline"
+
+    run(story())
+
+
+def test_no_broker_is_said() -> None:
+    async def story() -> None:
+        with pytest.raises(BrokerLost):
+            async with Client(f"mqtt://127.0.0.1:{free_port()}", "home"):
+                pass
+
+    run(story())
+
+
+def test_gateway_that_leaves_fails_the_request() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home", patience_s=0.5) as client:
+            home.service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            home.gateway_task.cancel()
+            with pytest.raises(RequestError) as refusal:
+                await anext(steps)
+            assert refusal.value.code == "shutting_down"
+            with pytest.raises(RequestError, match="no gateway"):
+                await whole(client, completion("2"))
+
+    run(story())
