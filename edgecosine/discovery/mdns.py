@@ -12,6 +12,7 @@ import hashlib
 import ipaddress
 import logging
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -23,7 +24,9 @@ from edgecosine.discovery.interfaces import by_reach
 from edgecosine.discovery.peer import Advert, HostileAdvert, from_txt, to_txt
 
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
+HEARING_S: Final = 5.0
 MAX_NAMES: Final = 1024
+_PROBE_TYPE: Final = "_ecs-doctor._tcp.local."
 _NUM_RESOLVERS: Final = 4
 _RESOLVE_MS: Final = 3000
 _GOODBYE_S: Final = 2.0
@@ -39,10 +42,14 @@ class Mdns:
 
     `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
     included, so that nodes of one machine find each other without any network.
+    `heard_itself` is set when our own announcement came back, the proof that multicast works.
     """
 
-    def __init__(self, *, interfaces: Sequence[str] | None = None) -> None:
-        self._interfaces = interfaces
+    def __init__(
+        self, *, interfaces: Sequence[str] | None = None, service_type: str = SERVICE_TYPE
+    ) -> None:
+        self.heard_itself = asyncio.Event()
+        self._interfaces, self._service_type = interfaces, service_type
         self._names: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._node_ids: dict[str, str] = {}
@@ -72,7 +79,8 @@ class Mdns:
                     await voice.async_close()
 
     def _open(self) -> AsyncZeroconf:
-        chosen = zeroconf.InterfaceChoice.All if self._interfaces is None else self._interfaces
+        everywhere = zeroconf.InterfaceChoice.All
+        chosen = everywhere if self._interfaces is None else list(self._interfaces)
         try:
             return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.All)
         except OSError:
@@ -88,13 +96,17 @@ class Mdns:
             name: str,
             state_change: zeroconf.ServiceStateChange,
         ) -> None:
-            self._name_changed(name, state_change, on_event)
+            if name == info.name:
+                self.heard_itself.set()
+            else:
+                self._name_changed(name, state_change, on_event)
 
-        browser = AsyncServiceBrowser(voice.zeroconf, [SERVICE_TYPE], handlers=[changed])
+        info = service_info(advert, self._service_type)
+        browser = AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
         try:
-            info = service_info(advert)
             await (await voice.async_register_service(info, cooperating_responders=True))
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._warn_if_deaf(), name=f"{advert.node_id}.hearing")
                 for number in range(_NUM_RESOLVERS):
                     group.create_task(
                         self._resolve_names(voice, on_event),
@@ -102,6 +114,13 @@ class Mdns:
                     )
         finally:
             await browser.async_cancel()
+
+    async def _warn_if_deaf(self) -> None:
+        try:
+            async with asyncio.timeout(HEARING_S):
+                await self.heard_itself.wait()
+        except TimeoutError:
+            _warn(f"our own announcement did not come back within {HEARING_S:g} s")
 
     def _name_changed(
         self, name: str, change: zeroconf.ServiceStateChange, on_event: OnEvent
@@ -119,7 +138,7 @@ class Mdns:
             name = await self._names.get()
             self._queued.discard(name)
             try:
-                advert = await _resolve(voice, name)
+                advert = await _resolve(voice, name, self._service_type)
             except (HostileAdvert, zeroconf.Error, UnicodeError) as error:
                 self._ignore(name, error)
                 continue
@@ -134,7 +153,21 @@ class Mdns:
         logger.warning("announcement ignored: name=%a reason=%s", name[:80], error)
 
 
-def service_info(advert: Advert) -> AsyncServiceInfo:
+async def hears_itself(interfaces: Sequence[str] | None = None) -> bool:
+    """Whether multicast works here: announce something that no node cares for, and listen."""
+    node_id = f"doctor-{secrets.token_hex(8)}"
+    probe = Advert(node_id, 0, "doctor", 0, "drafter", "", "", ("127.0.0.1",), 1)
+    mdns = Mdns(interfaces=interfaces, service_type=_PROBE_TYPE)
+    async with asyncio.TaskGroup() as group:
+        life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
+        heard = group.create_task(mdns.heard_itself.wait(), name="doctor.hearing")
+        await asyncio.wait({life, heard}, timeout=HEARING_S, return_when=asyncio.FIRST_COMPLETED)
+        life.cancel()
+        heard.cancel()
+    return mdns.heard_itself.is_set()
+
+
+def service_info(advert: Advert, service_type: str = SERVICE_TYPE) -> AsyncServiceInfo:
     """The records that announce a node.
 
     The instance name is for human eyes and unlike any other node's; the node id is in the TXT.
@@ -143,8 +176,8 @@ def service_info(advert: Advert) -> AsyncServiceInfo:
     whole = f"{advert.cluster}/{advert.node_id}".encode()
     label = f"{readable}-{hashlib.blake2b(whole, digest_size=4).hexdigest()}"
     return AsyncServiceInfo(
-        SERVICE_TYPE,
-        f"{label}.{SERVICE_TYPE}",
+        service_type,
+        f"{label}.{service_type}",
         parsed_addresses=[address.partition("%")[0] for address in advert.addresses],
         port=advert.port,
         properties=to_txt(advert),
@@ -152,8 +185,8 @@ def service_info(advert: Advert) -> AsyncServiceInfo:
     )
 
 
-async def _resolve(voice: AsyncZeroconf, name: str) -> Advert | None:
-    info = AsyncServiceInfo(SERVICE_TYPE, name)
+async def _resolve(voice: AsyncZeroconf, name: str, service_type: str) -> Advert | None:
+    info = AsyncServiceInfo(service_type, name)
     is_known = info.load_from_cache(voice.zeroconf)
     if not is_known and not await info.async_request(voice.zeroconf, _RESOLVE_MS):
         return None

@@ -64,10 +64,7 @@ class LinkSettings:
     vocabulary: Vocabulary
     on_request: Callable[[Link, DraftRequest | Release], None]
     timing: Timing = Timing()
-
-
-def _nobody(_link: Link) -> None:
-    """For links whose maker waits for them instead."""
+    max_unsent_bytes: int = MAX_UNSENT_BYTES
 
 
 class Link(asyncio.Protocol):
@@ -82,7 +79,7 @@ class Link(asyncio.Protocol):
         *,
         settings: LinkSettings,
         is_dialled: bool,
-        on_ready: Callable[[Link], None] = _nobody,
+        on_ready: Callable[[Link], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LinkError] = self._loop.create_future()
@@ -185,7 +182,7 @@ class Link(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self._transport.set_write_buffer_limits(high=self._settings.max_unsent_bytes)
         patience_s = self._timing.handshake_s
         late = LinkLost(f"the peer did not finish its greeting within {patience_s:g} s")
         self._deadline = self._loop.call_later(patience_s, self._end, late)
@@ -208,13 +205,13 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         why = f": {exc}" if exc else ""
         self._end(self._handshake.ending or LinkLost(f"the connection ended{why}"))
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._cancel_deadline()
         if not self.gone.done():
             self.gone.set_result(None)
 
     def pause_writing(self) -> None:
-        self.abort(f"the peer does not read: more than {MAX_UNSENT_BYTES} bytes are unsent")
+        limit = self._settings.max_unsent_bytes
+        self.abort(f"the peer does not read: more than {limit} bytes are unsent")
 
     def _take(self, message: AnyMessage) -> None:
         before = self._handshake.state
@@ -244,7 +241,8 @@ class Link(asyncio.Protocol):
             self._cancel_deadline()
             self._buffer.max_frame_bytes = MAX_FRAME_BYTES
             self._was_ready.set_result(True)
-            self._on_ready(self)
+            if self._on_ready is not None:
+                self._on_ready(self)
         elif state is State.REFUSING:
             # the peer's own refusal names the difference, so it is given a moment to arrive
             assert self._handshake.refusal is not None

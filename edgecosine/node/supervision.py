@@ -13,7 +13,6 @@ from edgecosine.errors import BrokerLost, EdgecosineError, LinkLost
 Result = TypeVar("Result")
 
 QUIET_S: Final = 60.0
-"""After so many seconds without trouble the next pause is the first one again."""
 
 WEATHER: Final[tuple[type[EdgecosineError], ...]] = (LinkLost, BrokerLost)
 
@@ -26,10 +25,11 @@ async def supervise(
     *,
     restart_on: tuple[type[BaseException], ...] = WEATHER,
     backoff: Backoff | None = None,
+    quiet_s: float = QUIET_S,
 ) -> Result:
     """Await what `make` makes, anew after each ending named in `restart_on`, with growing pauses.
 
-    Any other exception propagates.
+    A life of `quiet_s` seconds makes the next pause short again. Other exceptions propagate.
     """
     pauses = backoff or Backoff()
     clock = asyncio.get_running_loop().time
@@ -39,7 +39,7 @@ async def supervise(
         try:
             return await make()
         except restart_on as error:
-            attempts = 1 if clock() - started_at >= QUIET_S else attempts + 1
+            attempts = 1 if clock() - started_at >= quiet_s else attempts + 1
             pause_s = pauses.delay_s(attempts)
             logger.warning(
                 "restarting: name=%s attempt=%d pause_s=%.2f reason=%s",

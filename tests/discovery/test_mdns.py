@@ -14,7 +14,7 @@ import uvloop
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.mdns import SERVICE_TYPE, Mdns, service_info
+from edgecosine.discovery.mdns import SERVICE_TYPE, Mdns, hears_itself, service_info
 from edgecosine.discovery.peer import Advert
 from tests.discovery.adverts import advert
 
@@ -53,8 +53,7 @@ async def node(told: Advert) -> AsyncIterator[Heard]:
     heard: Heard = asyncio.Queue()
 
     def hear(event: PeerSeen | PeerGone) -> None:
-        if not (isinstance(event, PeerSeen) and event.advert == told):
-            heard.put_nowait(event)
+        heard.put_nowait(event)
 
     async with asyncio.TaskGroup() as group:
         life = group.create_task(Mdns(interfaces=LOOPBACK).run(told, hear), name="mdns")
@@ -120,6 +119,11 @@ def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFix
         uvloop.run(main())
     assert "announcement ignored: name='mdns-hostile" in caplog.text
     assert "reason=role 'king'" in caplog.text
+
+
+def test_multicast_is_proved_by_hearing_oneself() -> None:
+    assert uvloop.run(hears_itself(LOOPBACK))
+    assert not uvloop.run(hears_itself(["203.0.113.77"]))
 
 
 def test_without_a_usable_interface_it_warns_and_returns(caplog: pytest.LogCaptureFixture) -> None:
