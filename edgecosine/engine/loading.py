@@ -184,7 +184,8 @@ def _weights(where: str, dtype: torch.dtype, device: str, quantize: Quantize) ->
         "attn_implementation": "eager",
     }
     if quantize == "none":
-        return AutoModelForCausalLM.from_pretrained(where, **settings).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(where, **settings)
+        return model.to(device)
     for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     settings |= {"device_map": device, "quantization_config": _quantization(quantize, dtype)}
@@ -239,5 +240,5 @@ def _eos_tokens(model: Any) -> list[int]:
 
 
 def _display_name(options: LoadOptions) -> str:
-    name = options.model if (ZOO / options.model).is_dir() else Path(options.model).name
+    name = options.model if options.model in zoo_names() else Path(options.model).name
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

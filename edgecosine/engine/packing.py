@@ -71,7 +71,7 @@ def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -
 
     The output layer gives float32 logits, so that their order is not lost to rounding.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -10,16 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import LinkError
-from edgecosine.fusion.fuse import Draft as FusedDraft
-from edgecosine.fusion.fuse import union
-from edgecosine.node.balancer import Balancer, RequestState
+from edgecosine.node.balancer import Balancer, Proposal, RequestState
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
 from edgecosine.node.verifying import Verifying
@@ -61,25 +58,6 @@ DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
 """Gives the drafters that are linked now, by node id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Proposed:
-    """A draft that came in time: a chain after the first `prefix_len` tokens."""
-
-    node_id: str
-    prefix_len: int
-    tokens: tuple[int, ...]
-    confidences: tuple[float, ...]
-
-    def after(self, committed: list[int]) -> _Proposed | None:
-        """What is left of the draft when it is laid on longer committed text; None if it is wrong
-        there."""
-        since = tuple(committed[self.prefix_len :])
-        if self.tokens[: len(since)] != since:
-            return None
-        size = len(since)
-        return _Proposed(self.node_id, len(committed), self.tokens[size:], self.confidences[size:])
-
-
 class Session:
     """One request. `run` is called once."""
 
@@ -116,7 +94,7 @@ class Session:
         index = 0
         try:
             started = time.perf_counter()
-            proposed = await self._prefill()
+            proposals = await self._prefill()
             prefilled = time.perf_counter()
             while True:
                 piece = self._transcript.push(self._sequence.tokens[self._unseen :])
@@ -125,7 +103,8 @@ class Session:
                     index += 1
                 if self._transcript.finish_reason is not None:
                     break
-                proposed = await self._play_round(proposed)
+                await self._play_round(proposals)
+                proposals = []
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = time.perf_counter() - prefilled
             yield self._answer()
@@ -137,57 +116,56 @@ class Session:
         """Where the tokens begin that the transcript has not taken."""
         return self._num_prompt + len(self._transcript.tokens)
 
-    async def _prefill(self) -> list[_Proposed]:
+    async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        plan = self._balancer.plan(self._state, self._drafters().keys(), self._transcript.room)
+        plan = self._plan()
         async with asyncio.TaskGroup() as group:
             verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-            drafts = group.create_task(self._gather(plan, plan.gamma), name="first drafts")
+            drafts = group.create_task(self._gather(plan), name="first drafts")
         self._commit(verdict.result())
         self._learn(drafts.result())
-        return _laid_on(drafts.result(), self._sequence.tokens)
+        laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
+        return [draft for draft in laid_on if draft is not None]
 
-    async def _play_round(self, proposed: list[_Proposed]) -> list[_Proposed]:
+    async def _play_round(self, proposals: list[Proposal]) -> None:
         """Draft (unless drafts are there already), fuse, verify, commit, learn."""
         self._round += 1
-        budget = max(map(lambda p: len(p.tokens), proposed), default=0)
-        if not budget:
-            plan = self._balancer.plan(self._state, self._drafters().keys(), self._transcript.room)
-            self._tally.plan = plan.reason
-            proposed = await self._gather(plan, plan.gamma)
-            budget = plan.budget
-        budget = min(budget, self._transcript.room - 1)
-        tree = self._fuse(proposed, budget)
+        started = time.perf_counter()
+        if not proposals:
+            proposals = await self._gather(self._plan())
+        waited_s = time.perf_counter() - started
+        tree = self._balancer.fuse(proposals, self._transcript.room - 1, waited_s)
         verdict = await self._verify(tree)
-        self._tally.count_round(tree, [p.node_id for p in proposed], verdict)
+        self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
         self._commit(verdict, tree)
-        self._learn(proposed)
-        return []
+        self._learn(proposals)
 
-    async def _gather(self, plan: Plan, gamma: int) -> list[_Proposed]:
+    def _plan(self) -> Plan:
+        linked = self._drafters().keys()
+        plan = self._balancer.plan(self._state, linked, self._transcript.room)
+        self._tally.plan = plan.reason
+        return plan
+
+    async def _gather(self, plan: Plan) -> list[Proposal]:
         """The drafts of the plan's drafters that come before its deadline."""
-        if not gamma:
-            return []
         links = self._drafters()
         chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
         async with asyncio.TaskGroup() as group:
             asks = [
-                group.create_task(self._ask(node_id, link, gamma, plan.deadline_s), name=node_id)
+                group.create_task(self._ask(node_id, link, plan), name=f"ask {node_id}")
                 for node_id, link in chosen
             ]
         return [draft for ask in asks if (draft := ask.result()) is not None]
 
-    async def _ask(
-        self, node_id: str, link: DrafterLink, gamma: int, deadline_s: float
-    ) -> _Proposed | None:
+    async def _ask(self, node_id: str, link: DrafterLink, plan: Plan) -> Proposal | None:
         """One drafter's draft, or None when it is late or lost."""
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(deadline_s):
-                draft = await self._draft_from(node_id, link, gamma)
+            async with asyncio.timeout(plan.deadline_s):
+                draft = await self._draft_from(node_id, link, plan.gamma)
         except TimeoutError:
             self._tally.late[node_id] += 1
-            self._balancer.observe_late(node_id, deadline_s)
+            self._balancer.observe_late(node_id, plan.deadline_s)
             return None
         except LinkError:
             self._held.pop(node_id, None)
@@ -195,12 +173,10 @@ class Session:
         if draft is None:
             return None
         tokens = tuple(unpack_tokens(draft.tokens))
+        confidences = tuple(byte / 255 for byte in draft.confidences)
         elapsed_s = time.perf_counter() - started
         self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
-        confidences = tuple(byte / 255 for byte in draft.confidences)
-        if len(confidences) != len(tokens):
-            return None
-        return _Proposed(node_id, len(self._sequence), tokens, confidences)
+        return Proposal(node_id, len(self._sequence), tokens, confidences)
 
     async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:
         """Ask once; a drafter that is out of step is told what it lacks and asked again."""
@@ -224,13 +200,6 @@ class Session:
             coupling=self._coupling,
         )
 
-    def _fuse(self, proposed: list[_Proposed], budget: int) -> TokenTree:
-        drafts: list[FusedDraft] = [
-            self._balancer.calibrated(bit, p.node_id, p.tokens, p.confidences)
-            for bit, p in enumerate(proposed)
-        ]
-        return union(drafts, budget) if drafts else EMPTY_TREE
-
     async def _verify(self, tree: TokenTree) -> Verdict:
         work = VerifyWork(
             key=self._request.key,
@@ -244,12 +213,10 @@ class Session:
     def _commit(self, verdict: Verdict, tree: TokenTree = EMPTY_TREE) -> None:
         self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
 
-    def _learn(self, proposed: list[_Proposed]) -> None:
-        for draft in proposed:
-            truth = tuple(self._sequence.tokens[draft.prefix_len :])
-            self._balancer.observe_truth(
-                self._state, draft.node_id, draft.tokens, draft.confidences, truth
-            )
+    def _learn(self, proposals: list[Proposal]) -> None:
+        for proposal in proposals:
+            truth = tuple(self._sequence.tokens[proposal.prefix_len :])
+            self._balancer.observe_truth(self._state, proposal, truth)
 
     def _release(self) -> None:
         self._verifying.release(self._request.key)
@@ -273,11 +240,6 @@ class Session:
             model=self._model,
             metrics=self._tally.metrics(),
         )
-
-
-def _laid_on(proposed: list[_Proposed], committed: list[int]) -> list[_Proposed]:
-    rebased = [draft.after(committed) for draft in proposed]
-    return [draft for draft in rebased if draft is not None and draft.tokens]
 
 
 def _coupling(sampling: Sampling) -> Coupling:
