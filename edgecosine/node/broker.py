@@ -34,13 +34,19 @@ _LOOK_AGAIN_S = 0.02
 _LAST_WORDS_BYTES = 2000
 
 _DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
+import ctypes, os, pwd, signal, sys
+if os.geteuid() == 0:
+    nobody = pwd.getpwnam("nobody")
+    os.setgroups([])
+    os.setgid(nobody.pw_gid)
+    os.setuid(nobody.pw_uid)
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-"""Linux's PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+"""PR_SET_PDEATHSIG survives exec, but no change of user, which Mosquitto makes when it is root; so
+root's rights go first. The check covers a parent that was gone before."""
 
 
 class EmbeddedBroker:
@@ -79,7 +85,7 @@ class EmbeddedBroker:
     async def __aenter__(self) -> Self:
         _check_free(self._host, self._port)
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
-        # Mosquitto gives up root's rights before it reads.
+        # The broker does not read it as root.
         directory.chmod(0o755)
         self._log_path = directory / "log"
         try:

@@ -16,7 +16,13 @@ import msgspec
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.fields import Fields, check_text, invalid, is_sound, wrong_type
-from edgecosine.protocol.request import MAX_SEED, ChatMessage, Request, RequestKind, Sampling
+from edgecosine.protocol.request import (
+    MAX_SEED,
+    ChatMessage,
+    Request,
+    RequestKind,
+    Sampling,
+)
 from edgecosine.protocol.topics import MAX_TOPIC_BYTES, is_identifier
 
 DEFAULT_MAX_TOKENS = 128

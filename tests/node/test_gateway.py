@@ -19,9 +19,7 @@ ASK: dict[str, Any] = {"client": "cli", "prompt": "or not"}
 def ask(home: House, request_id: str, **fields: Any) -> None:
     """Send a completion request; fields of None are left out."""
     body = {**ASK, "id": request_id, **fields}
-    home.listener.send(
-        HOME.request("completion"), {k: v for k, v in body.items() if v is not None}
-    )
+    home.listener.send(HOME.request("completion"), {k: v for k, v in body.items() if v is not None})
 
 
 async def answer(home: House, request_id: str, client: str = "cli") -> Any:
