@@ -105,7 +105,7 @@ class Fields:
         value = self._body.get(name)
         if value is None:
             return ()
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or None in value.values():
             wrong_type(name, "an object of token ids and numbers")
         if len(value) > max_entries:
             invalid(name, f"{name} has at most {max_entries} entries")
