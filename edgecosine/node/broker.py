@@ -35,7 +35,7 @@ _LAST_WORDS_BYTES = 2000
 
 _DIE_WITH_PARENT = """
 import ctypes, os, pwd, signal, sys
-if os.geteuid() == 0:
+if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
     nobody = pwd.getpwnam("nobody")
     os.setgroups([])
     os.setgid(nobody.pw_gid)
@@ -43,10 +43,13 @@ if os.geteuid() == 0:
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
 """PR_SET_PDEATHSIG survives exec, but no change of user, which Mosquitto makes when it is root; so
-root's rights go first. The check covers a parent that was gone before."""
+root's rights go first. The check covers a parent that was gone before.
+
+argv: pid of the parent, kind of the broker, command.
+"""
 
 
 class EmbeddedBroker:
@@ -91,7 +94,8 @@ class EmbeddedBroker:
         try:
             with self._log_path.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
+                    *(str(os.getpid()), self.kind),
                     *self._command(directory),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,

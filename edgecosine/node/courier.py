@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
@@ -39,7 +40,9 @@ class _Work:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
 
-    def start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
+    def start(
+        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         """Let a task of the group do some work."""
         task = group.create_task(self._do(work), name=f"{self._name}.courier")
         self._tasks.add(task)
@@ -54,9 +57,9 @@ class _Work:
         for task in self._tasks:
             task.cancel()
 
-    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except BrokerLost as error:
             if not self._loss.done():
                 self._loss.set_result(error)
@@ -168,8 +171,8 @@ class Courier:
         work = _Work(self._name)
         try:
             async with asyncio.TaskGroup() as group:
-                work.start(group, self._read(connection))
-                work.start(group, self._arrive_and_write(connection, group, work))
+                work.start(group, partial(self._read, connection))
+                work.start(group, partial(self._arrive_and_write, connection, group, work))
                 loss = await work.lost()
                 work.cancel()
         except asyncio.CancelledError:
@@ -207,7 +210,7 @@ class Courier:
             await room.acquire()
             number, message = await self._outbox.take()
             # Tasks start in the order in which they were made, so messages keep theirs.
-            work.start(group, self._deliver(connection, number, message, room))
+            work.start(group, partial(self._deliver, connection, number, message, room))
 
     async def _deliver(
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore

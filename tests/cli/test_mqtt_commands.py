@@ -167,10 +167,12 @@ def test_broker_dies_with_its_command() -> None:
         async with command("broker", "--listen", f"127.0.0.1:{port}") as process:
             assert process.stdout is not None
             await process.stdout.readline()
-            reader, _ = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             os.kill(process.pid, signal.SIGKILL)
             async with asyncio.timeout(5):
                 assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
 
     run(story())
 

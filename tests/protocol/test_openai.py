@@ -266,7 +266,7 @@ kinds_and_prompts = st.one_of(
     max_tokens=st.integers(1, 512),
     stop=st.lists(texts, max_size=4).map(tuple),
     model=st.sampled_from([None, "tiny"]),
-    deadline_s=st.one_of(st.just(math.inf), st.integers(1, 10**6).map(float)),
+    deadline_s=st.one_of(st.just(math.inf), st.integers(1, 604_800).map(float)),
     stream=st.booleans(),
 )
 @settings(max_examples=100)
