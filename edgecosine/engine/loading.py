@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from edgecosine import zoo
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
@@ -36,7 +37,6 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 logger = logging.getLogger(__name__)
 
-ZOO = Path(__file__).parent.parent / "zoo"
 NGRAM = "ngram"
 DTYPES = {
     "float32": torch.float32,
@@ -76,18 +76,13 @@ class Loaded:
     num_parameters: int
 
 
-def zoo_names() -> list[str]:
-    """Models that come with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
-
-
 def find_model(name: str) -> str:
     """Directory or hub id that `name` stands for.
 
     Raises ModelUnavailable for a directory without a model in it.
     """
-    if (ZOO / name / "config.json").exists():
-        return str(ZOO / name)
+    if name in zoo.names():
+        return str(zoo.DIRECTORY / name)
     path = Path(name).expanduser()
     if not path.is_dir():
         return name
@@ -172,7 +167,7 @@ def _read(load: Callable[[], Any], name: str) -> Any:
         reason = str(error).strip().splitlines()
         raise ModelUnavailable(
             f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
-            f"(zoo models: {', '.join(zoo_names()) or 'none'})"
+            f"(zoo models: {', '.join(zoo.names()) or 'none'})"
         ) from error
 
 
@@ -240,5 +235,5 @@ def _eos_tokens(model: Any) -> list[int]:
 
 
 def _display_name(options: LoadOptions) -> str:
-    name = options.model if options.model in zoo_names() else Path(options.model).name
+    name = options.model if options.model in zoo.names() else Path(options.model).name
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

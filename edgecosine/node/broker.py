@@ -34,13 +34,22 @@ _LOOK_AGAIN_S = 0.02
 _LAST_WORDS_BYTES = 2000
 
 _DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
+import ctypes, os, pwd, signal, sys
+if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
+    nobody = pwd.getpwnam("nobody")
+    os.setgroups([])
+    os.setgid(nobody.pw_gid)
+    os.setuid(nobody.pw_uid)
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
-"""Linux's PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+"""PR_SET_PDEATHSIG survives exec, but no change of user, which Mosquitto makes when it is root; so
+root's rights go first. The check covers a parent that was gone before.
+
+argv: pid of the parent, kind of the broker, command.
+"""
 
 
 class EmbeddedBroker:
@@ -51,11 +60,7 @@ class EmbeddedBroker:
     """
 
     def __init__(
-        self,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 1883,
-        kind: BrokerKind | None = None,
+        self, *, host: str = "127.0.0.1", port: int = 1883, kind: BrokerKind | None = None
     ) -> None:
         self._host = host
         self._port = port
@@ -83,20 +88,14 @@ class EmbeddedBroker:
     async def __aenter__(self) -> Self:
         _check_free(self._host, self._port)
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
-        # Mosquitto gives up root's rights before it reads.
+        # The broker does not read it as root.
         directory.chmod(0o755)
         self._log_path = directory / "log"
         try:
             with self._log_path.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        "-c",
-                        _DIE_WITH_PARENT,
-                        str(os.getpid()),
-                    ),
+                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
+                    *(str(os.getpid()), self.kind),
                     *self._command(directory),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -131,13 +130,7 @@ class EmbeddedBroker:
         if self.kind == "amqtt":
             path = directory / "amqtt.yaml"
             path.write_text(json.dumps(_amqtt_settings(self._host, self._port)))
-            return [
-                sys.executable,
-                "-m",
-                "amqtt.scripts.broker_script",
-                "-c",
-                str(path),
-            ]
+            return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
         path = directory / "mosquitto.conf"
         path.write_text(_mosquitto_settings(self._host, self._port))
         path.chmod(0o644)
@@ -227,9 +220,7 @@ def _check_free(host: str, port: int) -> None:
     except OSError as error:
         reason = "taken" if error.errno == errno.EADDRINUSE else error.strerror
         raise ConfigError(
-            "listen",
-            f"{host}:{port}",
-            f"a free address of this machine (this one: {reason})",
+            "listen", f"{host}:{port}", f"a free address of this machine (this one: {reason})"
         ) from error
 
 

@@ -12,7 +12,7 @@ import functools
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -112,7 +112,7 @@ class Connection:
                 message.topic, message.payload, message.qos, message.retain, properties
             )
 
-    async def messages(self) -> AsyncIterator[Incoming]:
+    async def messages(self) -> AsyncGenerator[Incoming, None]:
         """What comes in, until the connection ends.
 
         Raises BrokerLost.
@@ -145,11 +145,7 @@ async def connect(
 
 
 async def _dial(
-    address: BrokerAddress,
-    *,
-    client_id: str,
-    will: Outgoing | None,
-    version: Version | None,
+    address: BrokerAddress, *, client_id: str, will: Outgoing | None, version: Version | None
 ) -> tuple[aiomqtt.Client, Version]:
     if version is None:
         try:

@@ -94,11 +94,11 @@ def test_leaving_the_loop_cancels_the_request() -> None:
 
 def test_no_gateway_is_said() -> None:
     async def story() -> None:
-        async with EmbeddedBroker(port=free_port()) as broker:
-            async with Client(broker.url, "home") as client:
-                with pytest.raises(RequestError, match="no gateway") as refusal:
-                    await whole(client, completion("1"))
-                assert refusal.value.code == "gateway_offline"
+        broker = EmbeddedBroker(port=free_port())
+        async with broker, Client(broker.url, "home") as client:
+            with pytest.raises(RequestError, match="no gateway") as refusal:
+                await whole(client, completion("1"))
+            assert refusal.value.code == "gateway_offline"
 
     run(story())
 
