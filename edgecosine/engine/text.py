@@ -51,6 +51,11 @@ class TextCodec:
             )
         )
 
+    @property
+    def num_tokens(self) -> int:
+        """Ids below this are tokens of the vocabulary."""
+        return len(self._tokenizer)
+
     def vocabulary(self) -> list[bytes]:
         """The tokens by id, for comparison between nodes."""
         names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))

@@ -75,7 +75,7 @@ class Session:
     ) -> None:
         self._request, self._model = request, model
         self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
-        self._num_prompt = len(prompt)
+        self._num_prompt, self._num_vocabulary = len(prompt), codec.num_tokens
         self._sequence = Prefix(prompt)
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
@@ -174,6 +174,9 @@ class Session:
             return None
         tokens = tuple(unpack_tokens(draft.tokens))
         confidences = tuple(byte / 255 for byte in draft.confidences)
+        if len(tokens) != len(confidences) or any(t >= self._num_vocabulary for t in tokens):
+            logger.warning("draft refused: request=%s peer=%s", self._request.key, node_id)
+            return None
         elapsed_s = time.perf_counter() - started
         self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
         return Proposal(node_id, len(self._sequence), tokens, confidences)
