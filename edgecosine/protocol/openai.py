@@ -17,6 +17,7 @@ import msgspec
 from edgecosine.errors import RequestError
 from edgecosine.protocol.fields import Fields, check_text, invalid, is_sound, wrong_type
 from edgecosine.protocol.request import (
+    DEFAULT_POLICY,
     MAX_SEED,
     ChatMessage,
     Request,
