@@ -66,7 +66,6 @@ class AttentionState:
     kernels: Kernels | None
     layers: dict[nn.Module, LayerCache] = field(default_factory=dict)
     rows: Rows | None = None
-    calls: int = 0
 
     def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
         """The cache of the layer `module`, made at its first pass from the shapes it shows."""
@@ -119,7 +118,6 @@ def attend(
     state = _current.state
     if state is None or state.rows is None:
         raise RuntimeError("the model was called outside its engine")
-    state.calls += 1
     cache = state.layer(module, key, value)
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     run = _plain if state.kernels is None else _compiled
