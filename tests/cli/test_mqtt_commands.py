@@ -155,7 +155,7 @@ def test_broker_says_which_and_leaves_nothing_behind() -> None:
             assert "taken" in err
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 143
-        with pytest.raises(OSError, match="refused|Connect"):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", int(listen.rpartition(":")[2]))
 
     run(story())
