@@ -42,7 +42,8 @@ if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
     os.setgroups([])
     os.setgid(nobody.pw_gid)
     os.setuid(nobody.pw_uid)
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execvp(sys.argv[3], sys.argv[3:])
@@ -99,6 +100,8 @@ class EmbeddedBroker:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    # Ctrl-C is for us; the broker ends last, when all have said goodbye.
+                    start_new_session=True,
                 )
             await self._accepts()
         except BaseException:
