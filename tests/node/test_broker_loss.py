@@ -110,11 +110,10 @@ def test_client_says_when_nothing_comes_back() -> None:
 def test_gateway_waits_for_a_broker_that_is_not_there_yet() -> None:
     async def story() -> None:
         home = Home()
-        async with home.gateway() as gateway:
-            async with home.broker(), Client(home.url, "home") as client:
-                await gateway.connected()
-                home.gate.set()
-                steps = [step async for step in client.ask(HELD)]
-                assert isinstance(steps[-1], Final)
+        async with home.gateway() as gateway, home.broker(), Client(home.url, "home") as client:
+            await gateway.connected()
+            home.gate.set()
+            steps = [step async for step in client.ask(HELD)]
+            assert isinstance(steps[-1], Final)
 
     run(story())

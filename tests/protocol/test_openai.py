@@ -286,8 +286,27 @@ json_values = st.recursive(
     max_leaves=5,
 )
 names = st.sampled_from(
-    "prompt messages max_tokens temperature top_p top_k min_p seed stop model n logit_bias "
-    "stream ignore_eos deadline_ms id client reply_to presence_penalty".split()
+    [
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "model",
+        "n",
+        "logit_bias",
+        "stream",
+        "ignore_eos",
+        "deadline_ms",
+        "id",
+        "client",
+        "reply_to",
+        "presence_penalty",
+    ]
 )
 
 
