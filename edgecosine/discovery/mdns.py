@@ -20,7 +20,7 @@ import zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.interfaces import by_reach
+from edgecosine.discovery.interfaces import by_reach, interfaces
 from edgecosine.discovery.peer import Advert, HostileAdvert, from_txt, to_txt
 
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
@@ -79,6 +79,11 @@ class Mdns:
                     await voice.async_close()
 
     def _open(self) -> AsyncZeroconf:
+        own = {address for interface in interfaces() for address in interface.addresses}
+        missing = sorted(set(self._interfaces or ()) - own)
+        if missing or not own:
+            # zeroconf finds out too late to close the sockets that it has opened by then
+            raise OSError(f"no interface has the address {missing[0]}" if missing else "no network")
         everywhere = zeroconf.InterfaceChoice.All
         chosen = everywhere if self._interfaces is None else list(self._interfaces)
         try:

@@ -97,6 +97,7 @@ async def living(namespace: str, role: str, name: str) -> AsyncIterator[Process]
 FAULT = _fault()
 
 
+@pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("family", ADDRESSES)
 def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -> None:
