@@ -132,3 +132,34 @@ def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:
     with two_machines("IPv4"):
         ip("-n", NEAR, "link", "del", "cable")
         run(main())
+
+
+DEAF = """
+import asyncio, uvloop
+from edgecosine.discovery.mdns import Mdns, hears_itself
+from tests.discovery.adverts import advert
+
+async def main():
+    assert not await hears_itself(hearing_s=0.5)
+    try:
+        async with asyncio.timeout(1.0):
+            await Mdns(hearing_s=0.5).run(advert(addresses=("127.0.0.1",)), print)
+    except TimeoutError:
+        pass
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="there is no nft command")
+def test_multicast_that_is_swallowed_is_noticed() -> None:
+    rules = "add table inet t; add chain inet t o { type filter hook output priority 0; }; "
+    rules += "add rule inet t o udp dport 5353 drop"
+    with two_machines("IPv4"):
+        ip("netns", "exec", NEAR, "nft", rules)
+        command = ["ip", "netns", "exec", NEAR, sys.executable, "-c", DEAF]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "our own announcement did not come back within 0.5 s" in told.stderr
+    assert "--peer HOST:PORT" in told.stderr
