@@ -14,8 +14,9 @@ from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
-from edgecosine.errors import ConfigError
+from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.client import Client
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
@@ -52,6 +53,7 @@ async def _run_target(
     config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
 ) -> None:
     assert broker is not None
+    await _refuse_second_target(config)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_target, _load_options(config)))
     assert loaded.codec is not None
@@ -87,6 +89,27 @@ async def _run_target(
         presence=presence.run(),
         state=_publish_state(presence, state),
     )
+
+
+async def _refuse_second_target(config: NodeConfig) -> None:
+    """Two targets of one cluster would answer every request twice.
+
+    Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
+    gateway goes on trying, and says so.
+    """
+    try:
+        async with Client(config.broker, config.cluster) as client:
+            views = await client.nodes()
+    except BrokerLost as error:
+        logger.warning(
+            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
+            "trying on", config.broker, error,
+        )  # fmt: skip
+        return
+    for node_id, view in views.items():
+        if view.is_here and view.state.get("role") == "target" and node_id != config.node_id:
+            allowed = f"a cluster without a target; {node_id} serves this one: stop it or choose"
+            raise ConfigError("cluster", config.cluster, f"{allowed} another --cluster")
 
 
 async def _run_drafter(
