@@ -124,7 +124,8 @@ async def _run_drafter(
 
     def on_lost(link: Link) -> None:
         _log_lost(link)
-        drafting.forget_all()
+        if not peers.links:
+            drafting.forget_all()
 
     peers = _peers(config, loaded, on_request=on_request, on_lost=on_lost)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
