@@ -103,17 +103,24 @@ class Peers:
         """
         try:
             await self._open()
-            async with asyncio.TaskGroup() as self._group:
-                if self._discover is not None:
-                    hosts = [address.host for address in self._listener.addresses]
-                    told = addresses_to_tell(hosts, interfaces())
-                    advert = advert_of(self._ours, told, self._listener.port)
-                    self._start("discovery", self._discover(advert, self._take))
-                self._take(Ticked())
-                await asyncio.get_running_loop().create_future()
+            async with asyncio.TaskGroup() as group:
+                await self._live(group)
         finally:
-            self._group = None
             await self._stop()
+
+    async def _live(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        try:
+            if self._discover is not None:
+                hosts = [address.host for address in self._listener.addresses]
+                told = addresses_to_tell(hosts, interfaces())
+                advert = advert_of(self._ours, told, self._listener.port)
+                self._start("discovery", self._discover(advert, self._take))
+            self._take(Ticked())
+            await asyncio.get_running_loop().create_future()
+        finally:
+            # a group that is shutting down takes no more tasks
+            self._group = None
 
     async def _open(self) -> None:
         for address in self._listen:

@@ -15,7 +15,8 @@ from edgecosine.errors import (
     LocalProtocolError,
     PeerMismatched,
 )
-from edgecosine.node.link import Link, Timing
+from edgecosine.node.heartbeat import Timing
+from edgecosine.node.link import Link
 from edgecosine.node.sockets import connect, listen
 from edgecosine.protocol.messages import Draft, DraftRequest, OutOfStep, Release
 from edgecosine.protocol.vocabulary import Vocabulary
