@@ -8,7 +8,7 @@ import json
 import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
@@ -44,6 +44,11 @@ def run(story: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(limited(), debug=True)
 
 
+def run_patiently(story: Coroutine[Any, Any, T]) -> T:
+    """Run a story of whole processes, which take seconds to start; pytest's time limit bounds it."""
+    return uvloop.run(story)
+
+
 def free_port() -> int:
     """A port of loopback that was free a moment ago."""
     with socket.socket() as probe:
@@ -52,13 +57,13 @@ def free_port() -> int:
         return port
 
 
-@dataclass
 class Listener:
     """Collects what comes in, so that a test can wait for what it expects."""
 
-    courier: Courier
-    received: list[Incoming] = field(default_factory=list)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, broker: BrokerAddress, filters: tuple[str, ...], name: str) -> None:
+        self.received: list[Incoming] = []
+        self._news = asyncio.Event()
+        self.courier = Courier(broker, name=name, receive=self.receive, filters=filters)
 
     def receive(self, message: Incoming) -> None:
         self.received.append(message)
@@ -105,17 +110,10 @@ async def listening(
     broker: EmbeddedBroker, *filters: str, name: str = "listener"
 ) -> AsyncIterator[Listener]:
     """A listener on some topics, by default on all of the cluster."""
-    found: list[Listener] = []
-    courier = Courier(
-        BrokerAddress.parse(broker.url),
-        name=name,
-        receive=lambda message: found[0].receive(message),
-        filters=filters or (f"{HOME.root}/#",),
-    )
-    found.append(Listener(courier))
-    async with running(courier.run()):
-        await courier.connected()
-        yield found[0]
+    listener = Listener(BrokerAddress.parse(broker.url), filters or (f"{HOME.root}/#",), name)
+    async with running(listener.courier.run()):
+        await listener.courier.connected()
+        yield listener
 
 
 @contextlib.asynccontextmanager
@@ -162,9 +160,7 @@ async def house(
         )
         task = await stack.enter_async_context(running(gateway.run()))
         await gateway.connected()
-        listener = await stack.enter_async_context(
-            listening(broker, name=f"listener-{node_id}")
-        )
+        listener = await stack.enter_async_context(listening(broker, name=f"listener-{node_id}"))
         yield House(broker, service, gateway, listener, task)
 
 

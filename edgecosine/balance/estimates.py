@@ -30,9 +30,7 @@ class DrafterSpeed:
 
     def observe_late(self, waited_s: float) -> None:
         """Learn from an ask that was not answered in time: at least this long."""
-        self.overhead_s = smooth(
-            self.overhead_s, max(waited_s, self.overhead_s or 0.0), 0.5
-        )
+        self.overhead_s = smooth(self.overhead_s, max(waited_s, self.overhead_s or 0.0), 0.5)
 
     def expected_s(self, num_tokens: int) -> float:
         """Ask to answer for a draft of `num_tokens`; optimistic before the first measurement."""

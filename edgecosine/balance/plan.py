@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MAX_GAMMA = 16
+MAX_GAMMA = 12
+MAX_NODES = 24
 PROBE_GAMMA = 4
 """Draft length of a round that asks drafters of which too little is known."""
 DEADLINE_FACTOR = 2.5
@@ -42,8 +43,6 @@ class Plan:
 
     drafters: tuple[str, ...] = ()
     gamma: int = 0
-    budget: int = 0
-    """Nodes that the tree may have."""
     deadline_s: float = 0.0
     reason: str = ""
 
@@ -77,15 +76,12 @@ def choose_plan(
         for gamma in range(1, most + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             total_s = draft_s + pass_s[gamma + 1] + round_s
-            speed = (
-                expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
-            )
+            speed = expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
             if speed > best_speed:
                 best_speed = speed
                 best = Plan(
                     drafters=(candidate.node_id,),
                     gamma=gamma,
-                    budget=gamma,
                     deadline_s=deadline(draft_s, is_measured=candidate.is_measured),
                     reason=(
                         f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, "
@@ -93,6 +89,25 @@ def choose_plan(
                         f"acceptance {candidate.rate:.2f}"
                     ),
                 )
+    return best
+
+
+def worthwhile_nodes(reaches: Sequence[float], pass_s: Sequence[float], round_s: float) -> int:
+    """How many of a tree's nodes, most probable first, are worth their rows.
+
+    reaches[i] is the probability that node i is accepted, in falling order. A round with the first
+    n nodes commits 1 + sum(reaches[:n]) tokens in round_s + pass_s[n + 1] seconds; the n with the
+    most tokens per second is best.
+    """
+    best, best_speed, tokens = 0, 0.0, 1.0
+    for num_nodes in range(min(len(reaches), len(pass_s) - 2) + 1):
+        if num_nodes:
+            tokens += reaches[num_nodes - 1]
+        total_s = round_s + pass_s[num_nodes + 1]
+        if total_s <= 0.0:
+            return len(reaches)
+        if tokens / total_s > best_speed:
+            best, best_speed = num_nodes, tokens / total_s
     return best
 
 
@@ -104,7 +119,6 @@ def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:
     return Plan(
         drafters=tuple(c.node_id for c in candidates),
         gamma=gamma,
-        budget=gamma,
         deadline_s=deadline(slowest * len(candidates), is_measured=is_measured),
         reason=f"K={gamma}: trying {len(candidates)} drafters",
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,8 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
 from edgecosine.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
 
 def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -26,7 +29,7 @@ def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
     return path
 
 
-def _option(name: str, **settings: Any) -> Any:
+def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     env = "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
     return click.option(
         name, envvar=env, show_envvar=True, show_default=settings.pop("show_default", True),
@@ -39,14 +42,43 @@ def _option(name: str, **settings: Any) -> Any:
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
     callback=_from_file, help="TOML file with these options as keys.",
 )  # fmt: skip
-@_option("--role", type=click.Choice(["target", "drafter"]), required=True, help="What it does.")
-@_option("--model", required=True, help="A zoo name, a directory, a hub id; `ngram` drafts too.")
+@_option(
+    "--role",
+    type=click.Choice(["target", "drafter"]),
+    required=True,
+    help="What it does.",
+)
+@_option(
+    "--model",
+    required=True,
+    help="A zoo name, a directory, a hub id; `ngram` drafts too.",
+)
 @_option("--cluster", default="home", help="Nodes of other clusters are left alone.")
-@_option("--broker", default="mqtt://127.0.0.1:1883", metavar="URL", help="MQTT broker, or none.")
-@_option("--listen", default=":0", metavar="HOST:PORT", help="Where links come in; 0: any port.")
-@_option("--peer", multiple=True, metavar="HOST:PORT", help="Dial this node; may be repeated.")
+@_option(
+    "--broker",
+    default="mqtt://127.0.0.1:1883",
+    metavar="URL",
+    help="MQTT broker, or none.",
+)
+@_option(
+    "--listen",
+    default=":0",
+    metavar="HOST:PORT",
+    help="Where links come in; 0: any port.",
+)
+@_option(
+    "--peer",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Dial this node; may be repeated.",
+)
 @_option("--mdns/--no-mdns", default=True, help="Find and be found by multicast.")
-@_option("--node-id", metavar="ID", help="Default: host, role and a random tail.", show_default=False)
+@_option(
+    "--node-id",
+    metavar="ID",
+    help="Default: host, role and a random tail.",
+    show_default=False,
+)
 @_option(
     "--quantize", type=click.Choice(["none", "nf4", "int8"]), default="none",
     help="Quantise a drafter by bitsandbytes.",
@@ -57,11 +89,31 @@ def _option(name: str, **settings: Any) -> Any:
     help="auto: float32 on a CPU, bfloat16 on a GPU.",
 )  # fmt: skip
 @_option("--threads", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all.")
-@_option("--cores", default="", metavar="LIST", help="Run on these processors only, as in 0,2-3.")
+@_option(
+    "--cores",
+    default="",
+    metavar="LIST",
+    help="Run on these processors only, as in 0,2-3.",
+)
 @_option("--slots", type=click.IntRange(1, 1024), default=8, help="Sequences in the cache.")
-@_option("--context", type=click.IntRange(0, 1 << 20), default=0, help="Tokens a sequence may have.")
-@_option("--ballast", type=click.IntRange(1, 256), default=1, help="Widen the target for testbeds.")
-@_option("--max-sessions", type=click.IntRange(1, 1024), default=8, help="Requests at one time.")
+@_option(
+    "--context",
+    type=click.IntRange(0, 1 << 20),
+    default=0,
+    help="Tokens a sequence may have.",
+)
+@_option(
+    "--ballast",
+    type=click.IntRange(1, 256),
+    default=1,
+    help="Widen the target for testbeds.",
+)
+@_option(
+    "--max-sessions",
+    type=click.IntRange(1, 1024),
+    default=8,
+    help="Requests at one time.",
+)
 @_option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     help="How much to say.",

@@ -18,7 +18,8 @@ class Backoff:
     def delay_s(self, attempts: int, chance: float | None = None) -> float:
         """Seconds to wait after so many failed attempts; `chance` is in 0..1, else it is drawn."""
         full_s = min(
-            self.longest_s, self.first_s * 2.0 ** min(max(attempts - 1, 0), _MAX_DOUBLINGS)
+            self.longest_s,
+            self.first_s * 2.0 ** min(max(attempts - 1, 0), _MAX_DOUBLINGS),
         )
         share = random.random() if chance is None else chance
         return full_s * (1.0 - 0.5 * share)

@@ -14,7 +14,7 @@ from edgecosine.protocol.tree import ROOT, TokenTree
 
 def walk(tree: TokenTree, draw: Callable[[int, list[int]], int]) -> Verdict:
     """Walk down `tree` by `draw(node, accepted tokens) -> token`, called once per level."""
-    node, path, accepted = ROOT, [], list[int]()
+    node, path, accepted = ROOT, list[int](), list[int]()
     while True:
         token = draw(node, accepted)
         child = tree.child(node, token)

@@ -66,11 +66,8 @@ class AttentionState:
     kernels: Kernels | None
     layers: dict[nn.Module, LayerCache] = field(default_factory=dict)
     rows: Rows | None = None
-    calls: int = 0
 
-    def layer(
-        self, module: nn.Module, key: torch.Tensor, value: torch.Tensor
-    ) -> LayerCache:
+    def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
         """The cache of the layer `module`, made at its first pass from the shapes it shows."""
         cache = self.layers.get(module)
         if cache is None:
@@ -121,7 +118,6 @@ def attend(
     state = _current.state
     if state is None or state.rows is None:
         raise RuntimeError("the model was called outside its engine")
-    state.calls += 1
     cache = state.layer(module, key, value)
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     run = _plain if state.kernels is None else _compiled
@@ -152,12 +148,8 @@ def _compiled(
 ) -> torch.Tensor:
     rows, kernels = state.rows, state.kernels
     assert rows is not None and kernels is not None
-    query, key, value = (
-        x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value)
-    )
-    strides = torch.tensor(
-        [s for x in (query, key, value) for s in (x.stride(2), x.stride(1))]
-    )
+    query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
+    strides = torch.tensor([s for x in (query, key, value) for s in (x.stride(2), x.stride(1))])
     heads, count, key_size = query.shape[1:]
     groups, value_size = value.shape[1], value.shape[3]
     out = torch.empty(1, count, heads, value_size, dtype=query.dtype)
@@ -191,16 +183,14 @@ def _plain(
     cache.keys[slot, :, cell] = key[0].transpose(0, 1)
     cache.values[slot, :, cell] = value[0].transpose(0, 1)
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    for number in slot.unique().tolist():
+    for number in sorted(set(slot.tolist())):
         at = (slot == number).nonzero()[:, 0]
         mask = _visible(rows, at, window)
         keys, values = (
             cache.keys[number, :, : mask.shape[1]],
             cache.values[number, :, : mask.shape[1]],
         )
-        out[0, at] = _softmax_attention(
-            query[0, :, at], keys, values, mask, scale, softcap, sinks
-        )
+        out[0, at] = _softmax_attention(query[0, :, at], keys, values, mask, scale, softcap, sinks)
     return out
 
 
@@ -212,13 +202,9 @@ def _visible(rows: Rows, at: torch.Tensor, window: int) -> torch.Tensor:
     index = torch.arange(cells, device=device)
     position = index.expand(len(at), cells).clone()
     mask = index < lengths[:, None]
-    for row, (length, count) in enumerate(
-        zip(lengths.tolist(), counts.tolist(), strict=True)
-    ):
+    for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
         mask[row, paths[row, :count]] = True
-        position[row, paths[row, :count]] = torch.arange(
-            length, length + count, device=device
-        )
+        position[row, paths[row, :count]] = torch.arange(length, length + count, device=device)
     if window:
         mask &= (lengths + counts)[:, None] - position <= window
     return mask
@@ -241,9 +227,7 @@ def _softmax_attention(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
     if sinks is not None:
-        scores = torch.cat(
-            [scores, sinks.float().view(-1, 1, 1).expand(heads, count, 1)], -1
-        )
+        scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(heads, count, 1)], -1)
     weights = scores.softmax(-1)[..., : mask.shape[1]].to(values.dtype)
     mixed = weights.view(groups, heads // groups * count, -1) @ values
     return mixed.view(heads, count, -1).transpose(0, 1)

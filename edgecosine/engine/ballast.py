@@ -29,7 +29,9 @@ def add_ballast(model: nn.Module, factor: int, seed: int = 0) -> int:
     for layer in layers:
         for name in _PARTS[:2]:
             setattr(layer, name, _taller(getattr(layer, name), factor, generator))
-        layer.down_proj = _wider(layer.down_proj, factor)
+        down = layer.down_proj
+        assert isinstance(down, nn.Linear)
+        layer.down_proj = _wider(down, factor)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -36,9 +36,7 @@ def describe() -> list[str]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        lines.append(
-            f"cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        )
+        lines.append(f"cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     try:
         load_kernels()
         lines.append("kernels: compiled, token trees are exact to the bit")

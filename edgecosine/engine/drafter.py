@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.engine.base import DraftWork, Proposal
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import guess
 from edgecosine.engine.slots import Slot, Slots
@@ -49,9 +49,7 @@ class TransformerDrafter:
     of it is there already when the next request comes.
     """
 
-    def __init__(
-        self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 256
-    ) -> None:
+    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 256) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context
@@ -72,9 +70,7 @@ class TransformerDrafter:
     def _open(self, work: DraftWork, busy: set[str]) -> _Growing:
         room = self._max_context - len(work.tokens)
         if room < work.num_tokens:
-            work = DraftWork(
-                work.key, work.tokens, max(0, room), work.width, work.coupling
-            )
+            work = DraftWork(work.key, work.tokens, max(0, room), work.width, work.coupling)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         return _Growing(work, slot)

@@ -21,12 +21,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from edgecosine import zoo
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.memory import MemoryPlan, plan_memory
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
 from edgecosine.engine.selftest import check_family, reference_logits
@@ -36,7 +38,6 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 logger = logging.getLogger(__name__)
 
-ZOO = Path(__file__).parent.parent / "zoo"
 NGRAM = "ngram"
 DTYPES = {
     "float32": torch.float32,
@@ -76,29 +77,20 @@ class Loaded:
     num_parameters: int
 
 
-def zoo_names() -> list[str]:
-    """Models that come with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
-
-
 def find_model(name: str) -> str:
     """Directory or hub id that `name` stands for.
 
     Raises ModelUnavailable for a directory without a model in it.
     """
-    if (ZOO / name / "config.json").exists():
-        return str(ZOO / name)
+    if name in zoo.names():
+        return str(zoo.DIRECTORY / name)
     path = Path(name).expanduser()
     if not path.is_dir():
         return name
     if not (path / "config.json").exists():
-        raise ModelUnavailable(
-            f"{path} has no config.json: it is not a model directory"
-        )
+        raise ModelUnavailable(f"{path} has no config.json: it is not a model directory")
     if not list(path.glob("*.safetensors")):
-        raise ModelUnavailable(
-            f"{path} has no weights: expected *.safetensors beside config.json"
-        )
+        raise ModelUnavailable(f"{path} has no weights: expected *.safetensors beside config.json")
     return str(path)
 
 
@@ -110,9 +102,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
     model, loaded, cells = _load(options)
-    engine = TransformerTarget(
-        model, slots=options.slots, max_context=loaded.max_context
-    )
+    engine = TransformerTarget(model, slots=options.slots, max_context=loaded.max_context)
     logger.info(
         "target loaded model=%s cells=%d exactness=%s",
         loaded.name,
@@ -130,15 +120,13 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     if options.model == NGRAM:
         return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", None, 0)
     model, loaded, _ = _load(options)
-    engine = TransformerDrafter(
-        model, slots=options.slots, max_context=loaded.max_context
-    )
+    engine = TransformerDrafter(model, slots=options.slots, max_context=loaded.max_context)
     return engine, loaded
 
 
-def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -152,29 +140,34 @@ def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
         ballast=options.ballast,
     )  # fmt: skip
     plan.check(available_memory(device), device)
-    model = _read(
-        lambda: _weights(where, dtype, device, options.quantize), options.model
-    )
+    model = _read(lambda: _weights(where, dtype, device, options.quantize), options.model)
     num_parameters = sum(p.numel() for p in model.parameters())
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
     kernels, exactness = _kernels(device, dtype)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    reference = reference_logits(model)
-    slot_model = SlotModel(
-        model,
-        slots=options.slots,
-        cells=cells,
-        threads=torch.get_num_threads(),
-        kernels=kernels,
-    )
-    check_family(slot_model, reference, str(config.model_type))
+    runner = _runner(model, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
-    loaded = Loaded(
-        name, options.quantize, codec, context, exactness, plan, num_parameters
-    )
-    return slot_model, loaded, cells
+    loaded = Loaded(name, options.quantize, codec, context, exactness, plan, num_parameters)
+    return runner, loaded, cells
+
+
+def _runner(model: Any, slots: int, cells: int, kernels: Kernels | None) -> PassModel:
+    """The fastest way to run the model that gives what the model itself gives."""
+    reference = reference_logits(model)
+    family, threads = str(model.config.model_type), torch.get_num_threads()
+    if kernels is not None and can_fuse(model):
+        fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        try:
+            check_family(fused, reference, family)
+        except ModelUnsupported as error:
+            logger.warning("running layer by layer: %s", error)
+        else:
+            return fused
+    layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+    check_family(layered, reference, family)
+    return layered
 
 
 def _read(load: Callable[[], Any], name: str) -> Any:
@@ -184,29 +177,38 @@ def _read(load: Callable[[], Any], name: str) -> Any:
         reason = str(error).strip().splitlines()
         raise ModelUnavailable(
             f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
-            f"(zoo models: {', '.join(zoo_names()) or 'none'})"
+            f"(zoo models: {', '.join(zoo.names()) or 'none'})"
         ) from error
 
 
 def _weights(where: str, dtype: torch.dtype, device: str, quantize: Quantize) -> Any:
-    extra: dict[str, Any] = {}
-    if quantize != "none":
-        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        extra["quantization_config"] = (
-            BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=dtype,
-            )
-            if quantize == "nf4"
-            # A threshold above 0 picks outlier columns by the batch: rows would see each other.
-            else BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-        )
-    return AutoModelForCausalLM.from_pretrained(
-        where, dtype=dtype, device_map=device, use_safetensors=True, trust_remote_code=False,
-        attn_implementation="eager", **extra,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "attn_implementation": "eager",
+    }
+    if quantize == "none":
+        model: Any = AutoModelForCausalLM.from_pretrained(where, **settings)
+        return model.to(device)
+    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    settings |= {"device_map": device, "quantization_config": _quantization(quantize, dtype)}
+    return AutoModelForCausalLM.from_pretrained(where, **settings)
+
+
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
+    settings: dict[str, Any] = (
+        {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        }
+        if quantize == "nf4"
+        # A threshold above 0 picks outlier columns by the batch: rows would see each other.
+        else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    )
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:
@@ -243,5 +245,5 @@ def _eos_tokens(model: Any) -> list[int]:
 
 
 def _display_name(options: LoadOptions) -> str:
-    name = options.model if (ZOO / options.model).is_dir() else Path(options.model).name
+    name = options.model if options.model in zoo.names() else Path(options.model).name
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

@@ -53,24 +53,16 @@ def plan_memory(
     """Plan for a model of this configuration with `slots` rows of `cells` tokens."""
     text = config.get_text_config()
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     parameters = sum(p.numel() for p in shape.parameters())
     if ballast > 1:
         widened = ("gate_proj", "up_proj", "down_proj")
-        grown = sum(
-            p.numel()
-            for n, p in shape.named_parameters()
-            if n.split(".")[-2] in widened
-        )
+        grown = sum(p.numel() for n, p in shape.named_parameters() if n.split(".")[-2] in widened)
         parameters += (ballast - 1) * grown
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = (
-        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    )
-    cache = (
-        2 * text.num_hidden_layers * heads * head_size * slots * cells * dtype.itemsize
-    )
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells * dtype.itemsize
     # Packing copies one layer at a time; the output layer may be tied and is then held twice.
     largest = max((p.numel() for p in shape.parameters()), default=0)
     workspace = int(2 * largest * dtype.itemsize) + (64 << 20)

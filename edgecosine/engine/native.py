@@ -66,9 +66,7 @@ def load_kernels() -> Kernels:
 
 
 def _fingerprint(compiler: str) -> str:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=False, timeout=20
-    )
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20)
     parts = (
         SOURCE.read_bytes(),
         version.stdout,
@@ -83,9 +81,7 @@ def _processor() -> bytes:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor().encode()
-    return "\n".join(
-        sorted({x for x in lines if x.startswith(("flags", "model name"))})
-    ).encode()
+    return "\n".join(sorted({x for x in lines if x.startswith(("flags", "model name"))})).encode()
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -103,9 +99,7 @@ def _build(compiler: str, path: Path) -> None:
                 timeout=BUILD_TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            raise KernelsUnavailable(
-                f"{compiler} took over {BUILD_TIMEOUT_S:.0f} s"
-            ) from None
+            raise KernelsUnavailable(f"{compiler} took over {BUILD_TIMEOUT_S:.0f} s") from None
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise KernelsUnavailable(f"{compiler} failed: {last}")
@@ -128,6 +122,12 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_attention.argtypes = (
         [pointer] * 13 + [size] * 7 + [real, real, size, number, number]
     )
-    for name in ("edgecosine_pack", "edgecosine_linear", "edgecosine_attention"):
+    library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
+    for name in (
+        "edgecosine_pack",
+        "edgecosine_linear",
+        "edgecosine_attention",
+        "edgecosine_decode",
+    ):
         getattr(library, name).restype = None
     return Kernels(library=library, panel=library.edgecosine_panel())

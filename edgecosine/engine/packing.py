@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.native import Kernels
@@ -15,6 +16,9 @@ from edgecosine.engine.native import Kernels
 
 class PackedLinear(nn.Module):
     """y = x W^T + b whose every row is computed as if it were alone. Inference only."""
+
+    packed: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(
         self,
@@ -27,16 +31,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        self.register_buffer(
-            "packed", _pack(_narrowest(weight), kernels), persistent=False
-        )
-        self.register_buffer(
-            "bias", None if bias is None else bias.float(), persistent=False
-        )
+        self.register_buffer("packed", pack(narrowest(weight), kernels), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
-    def forward(
-        self, x: torch.Tensor
-    ) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         rows = x.numel() // self.in_features
@@ -50,14 +48,16 @@ class PackedLinear(nn.Module):
         return out
 
 
-def _narrowest(weight: torch.Tensor) -> torch.Tensor:
+def narrowest(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as bfloat16 when that loses nothing."""
     if weight.dtype == torch.bfloat16:
         return weight
     narrow = weight.to(torch.bfloat16)
     return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight.float()
 
 
-def _pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+def pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+    """Row-major [outputs, inputs] in panels of output columns."""
     weight = weight.detach().contiguous()
     outputs, inputs = weight.shape
     panels = -(-outputs // kernels.panel)
@@ -68,16 +68,12 @@ def _pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
     return packed
 
 
-def pack_linear_layers(model: nn.Module, kernels: Kernels, threads: int) -> int:
+def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -> int:
     """Replace every dense linear layer of `model` in place; returns how many.
 
     The output layer gives float32 logits, so that their order is not lost to rounding.
     """
-    head = (
-        model.get_output_embeddings()
-        if hasattr(model, "get_output_embeddings")
-        else None
-    )
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -38,9 +38,7 @@ class RowBuilder:
             self.add_sequence(slot, length, tree.tokens)
             return
         paths: list[list[int]] = []
-        for node, (token, parent) in enumerate(
-            zip(tree.tokens, tree.parents, strict=True)
-        ):
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
             above = [] if parent == ROOT else paths[parent]
             paths.append([*above, length + node])
             position = length + tree.depths[node] - 1
@@ -73,7 +71,5 @@ class RowBuilder:
             cell=torch.tensor(self._cell, dtype=torch.int32),
             length=torch.tensor(self._length, dtype=torch.int32),
             path=torch.tensor(padded, dtype=torch.int32),
-            path_length=torch.tensor(
-                [len(path) for path in self._paths], dtype=torch.int32
-            ),
+            path_length=torch.tensor([len(path) for path in self._paths], dtype=torch.int32),
         )

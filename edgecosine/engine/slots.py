@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the longest common prefix."""
-    one, other = list(one), list(other)  # slices of a list and of a tuple are never equal
+    one, other = (
+        list(one),
+        list(other),
+    )  # slices of a list and of a tuple are never equal
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
@@ -75,9 +78,7 @@ class Slots:
     def _find(self, tokens: Sequence[int], busy: Collection[str]) -> Slot:
         free = [slot for slot in self._slots if slot.key is None]
         if free:
-            return max(
-                free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used)
-            )
+            return max(free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used))
         idle = [slot for slot in self._slots if slot.key not in busy]
         if not idle:
             raise ValueError("a pass has more sessions than the cache has slots")

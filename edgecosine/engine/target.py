@@ -9,7 +9,7 @@ import torch
 
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw
 from edgecosine.engine.slots import Slot, Slots
@@ -32,9 +32,7 @@ class _Part:
 class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`."""
 
-    def __init__(
-        self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 64
-    ) -> None:
+    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context
@@ -60,9 +58,7 @@ class TransformerTarget:
         """Give the session's slot back."""
         self._slots.release(key)
 
-    def _add(
-        self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
-    ) -> _Part:
+    def _add(self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]) -> _Part:
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
@@ -77,9 +73,7 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree)
         return part
 
-    def _judge(
-        self, part: _Part, logits: torch.Tensor, greedy: list[int]
-    ) -> Verdict | Prefilling:
+    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int]) -> Verdict | Prefilling:
         if part.remaining:
             return Prefilling(part.remaining)
         work, first = part.work, part.first_logit + 1

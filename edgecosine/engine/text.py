@@ -17,9 +17,7 @@ _UNFINISHED = "�"
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]) -> None:
         self._tokenizer: Any = tokenizer
         self.eos_tokens = frozenset(eos_tokens)
 
@@ -52,6 +50,11 @@ class TextCodec:
                 clean_up_tokenization_spaces=False,
             )
         )
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids below this are tokens of the vocabulary."""
+        return len(self._tokenizer)
 
     def vocabulary(self) -> list[bytes]:
         """The tokens by id, for comparison between nodes."""

@@ -53,6 +53,14 @@ def union(drafts: Sequence[Draft], budget: int) -> TokenTree:
     return _cut(root, budget)
 
 
+def reaches(tree: TokenTree) -> list[float]:
+    """Probability that each node of a tree is accepted, by node."""
+    found: list[float] = []
+    for parent, confidence in zip(tree.parents, tree.confidences, strict=True):
+        found.append(confidence if parent == ROOT else found[parent] * confidence)
+    return found
+
+
 def _merge(root: _Node, draft: Draft) -> None:
     nodes: list[_Node] = []
     for index, (token, probability) in enumerate(

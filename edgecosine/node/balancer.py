@@ -10,17 +10,44 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.balance.estimates import DrafterSpeed, PassCost
-from edgecosine.balance.plan import MAX_GAMMA, Candidate, Plan, choose_plan, probe_plan
+from edgecosine.balance.plan import (
+    MAX_NODES,
+    Candidate,
+    Plan,
+    choose_plan,
+    probe_plan,
+    worthwhile_nodes,
+)
 from edgecosine.fusion.calibrate import Calibration
-from edgecosine.fusion.fuse import Draft
+from edgecosine.fusion.fuse import Draft, reaches, union
 from edgecosine.fusion.route import Record, RequestRates, judge
+from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 POLICIES = ("edgecosine", "target-alone")
 
 ENOUGH_EVIDENCE = 3.0
 """Judged tokens after which a drafter counts as tried for a request."""
 PROBE_EVERY = 24
-"""Rounds between two trials of all drafters while none of them pays."""
+"""Rounds between two trials of drafters while none of them pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A draft that came in time: a chain after the first `prefix_len` tokens of the sequence."""
+
+    node_id: str
+    prefix_len: int
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+    def after(self, committed: Sequence[int]) -> Proposal | None:
+        """What is left of the draft when it is laid on longer committed text; None if it is wrong
+        there or used up."""
+        since = tuple(committed[self.prefix_len :])
+        size = len(since)
+        if self.tokens[:size] != since or size == len(self.tokens):
+            return None
+        return Proposal(self.node_id, len(committed), self.tokens[size:], self.confidences[size:])
 
 
 @dataclass(slots=True)
@@ -67,6 +94,18 @@ class Balancer:
         self.last_reason = plan.reason
         return plan
 
+    def fuse(self, proposals: Sequence[Proposal], room: int, waited_s: float) -> TokenTree:
+        """The tree of these proposals, as large as its nodes are worth.
+
+        `room` bounds its size; `waited_s` was spent on the drafts.
+        """
+        if not proposals or room < 1:
+            return EMPTY_TREE
+        drafts = [self._calibrated(bit, proposal) for bit, proposal in enumerate(proposals)]
+        whole = union(drafts, min(MAX_NODES, room))
+        worth = worthwhile_nodes(sorted(reaches(whole), reverse=True), self._pass_s(), waited_s)
+        return whole if worth == len(whole) else union(drafts, worth)
+
     def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
         """A target pass took so long."""
         self._pass_cost.observe(num_rows, elapsed_s)
@@ -86,33 +125,23 @@ class Balancer:
         state.speed.observe_late(waited_s)
 
     def observe_truth(
-        self,
-        request: RequestState,
-        node_id: str,
-        tokens: tuple[int, ...],
-        confidences: Sequence[float],
-        truth: tuple[int, ...],
+        self, request: RequestState, proposal: Proposal, truth: tuple[int, ...]
     ) -> None:
-        """The target committed `truth` where the drafter had proposed `tokens`."""
-        hits, misses = judge(tokens, truth)
-        state = self.drafter(node_id)
-        request.rates.observe(node_id, hits, misses)
+        """The target committed `truth` where the drafter had proposed tokens."""
+        hits, misses = judge(proposal.tokens, truth)
+        state = self.drafter(proposal.node_id)
+        request.rates.observe(proposal.node_id, hits, misses)
         state.record.rate.observe(hits, misses)
-        for index, confidence in enumerate(confidences[: hits + misses]):
+        for index, confidence in enumerate(proposal.confidences[: hits + misses]):
             state.calibration.observe(confidence, is_accepted=index < hits)
 
-    def calibrated(
-        self,
-        bit: int,
-        node_id: str,
-        tokens: tuple[int, ...],
-        confidences: Sequence[float],
-    ) -> Draft:
-        """A drafter's chain with probabilities that can be compared with others'."""
-        calibration = self.drafter(node_id).calibration
-        return Draft(
-            bit, tokens, tuple(calibration.probability(c) for c in confidences)
-        )
+    def _calibrated(self, bit: int, proposal: Proposal) -> Draft:
+        calibration = self.drafter(proposal.node_id).calibration
+        probabilities = tuple(calibration.probability(c) for c in proposal.confidences)
+        return Draft(bit, proposal.tokens, probabilities)
+
+    def _pass_s(self) -> list[float]:
+        return [self._pass_cost.expected_s(rows) for rows in range(MAX_NODES + 2)]
 
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.drafter(node_id)
@@ -125,19 +154,15 @@ class Balancer:
             is_measured=state.speed.token_s is not None,
         )
 
-    def _choose(
-        self, request: RequestState, candidates: list[Candidate], room: int
-    ) -> Plan:
+    def _choose(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         request.rounds_since_probe += 1
+        may_probe = room > 1 and request.rounds_since_probe >= PROBE_EVERY
         untried = [c for c in candidates if c.evidence < ENOUGH_EVIDENCE]
-        if untried and room > 1 and request.rounds_since_probe >= PROBE_EVERY:
+        if may_probe and untried:
             request.rounds_since_probe = 0
             return probe_plan(untried, room)
-        pass_s = [self._pass_cost.expected_s(rows) for rows in range(MAX_GAMMA + 2)]
-        plan = choose_plan(candidates, pass_s, room)
-        if plan.gamma or not candidates or room < 2:
-            return plan
-        if request.rounds_since_probe >= PROBE_EVERY:
+        plan = choose_plan(candidates, self._pass_s(), room)
+        if may_probe and candidates and not plan.gamma:
             request.rounds_since_probe = 0
             return probe_plan(candidates, room)
         return plan

@@ -28,19 +28,31 @@ logger = logging.getLogger(__name__)
 BrokerKind = Literal["mosquitto", "amqtt"]
 
 MAX_PACKET_BYTES = 1 << 20
+MAX_QUEUED = 10_000
+"""Messages of QoS 1 that one slow reader may leave waiting before they are dropped."""
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
 _LOOK_AGAIN_S = 0.02
 _LAST_WORDS_BYTES = 2000
 
 _DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+import ctypes, os, pwd, signal, sys
+if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
+    nobody = pwd.getpwnam("nobody")
+    os.setgroups([])
+    os.setgid(nobody.pw_gid)
+    os.setuid(nobody.pw_uid)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
-"""Linux's PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+"""PR_SET_PDEATHSIG survives exec, but no change of user, which Mosquitto makes when it is root; so
+root's rights go first. The check covers a parent that was gone before.
+
+argv: pid of the parent, kind of the broker, command.
+"""
 
 
 class EmbeddedBroker:
@@ -66,7 +78,7 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where nodes on this machine find it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"mqtt://[{host}]:{self._port}" if ":" in host else f"mqtt://{host}:{self._port}"
 
     @property
@@ -78,18 +90,18 @@ class EmbeddedBroker:
 
     async def __aenter__(self) -> Self:
         _check_free(self._host, self._port)
-        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
-        # Mosquitto gives up root's rights before it reads.
-        directory.chmod(0o755)
-        self._log_path = directory / "log"
+        directory = self._make_directory()
         try:
-            with self._log_path.open("wb") as log:
+            with open(self._log_path, "wb") as log:  # noqa: ASYNC230 -- a few bytes, once
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
+                    *(str(os.getpid()), self.kind),
                     *self._command(directory),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    # Ctrl-C is for us; the broker ends last, when all have said goodbye.
+                    start_new_session=True,
                 )
             await self._accepts()
         except BaseException:
@@ -116,6 +128,13 @@ class EmbeddedBroker:
         code = await self._process.wait()
         raise BrokerLost(f"the broker ended with code {code}: {self._last_words()}")
 
+    def _make_directory(self) -> Path:
+        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
+        # The broker does not read it as root.
+        directory.chmod(0o755)
+        self._log_path = directory / "log"
+        return directory
+
     def _command(self, directory: Path) -> list[str]:
         if self.kind == "amqtt":
             path = directory / "amqtt.yaml"
@@ -131,7 +150,7 @@ class EmbeddedBroker:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as group:
                 ending = group.create_task(self.wait(), name="broker.wait")
-                while not await _can_connect(self._host, self._port):
+                while not await _can_connect(self._host, self._port):  # noqa: ASYNC110 -- see above
                     await asyncio.sleep(_LOOK_AGAIN_S)
                 ending.cancel()
         except TimeoutError as error:
@@ -180,6 +199,7 @@ def _mosquitto_settings(host: str, port: int) -> str:
         "allow_anonymous true\n"
         "persistence false\n"
         f"max_packet_size {MAX_PACKET_BYTES}\n"
+        f"max_queued_messages {MAX_QUEUED}\n"
         "set_tcp_nodelay true\n"
         "sys_interval 0\n"
         "log_dest stderr\n"

@@ -22,15 +22,13 @@ from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.node.courier import Courier
 from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import ONLINE, NodeView, view_nodes
+from edgecosine.protocol.notices import NodeView
 from edgecosine.protocol.openai import render_body
-from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
+from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import (
-    InfoTopic,
-    NodeStateTopic,
-    NodeStatusTopic,
     ResponseTopic,
     StatusTopic,
     StreamTopic,
@@ -42,9 +40,6 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 10.0
 """How long a running request waits for a gateway or a broker that went away."""
-_GRACE_S = 1.0
-"""How long after its other retained messages a slow broker may still send one."""
-_MAX_NODES = 1024
 _MAX_SENDINGS = 5
 _MARK = "mark"
 
@@ -67,12 +62,7 @@ class Client:
         self._topics = Topics(cluster)
         self._patience_s = patience_s
         self._asked: dict[str, Asking] = {}
-        self._node_messages: dict[str, dict[str, bytes]] = {}
-        self._info: bytes = b"{}"
-        self._is_online = False
-        self._offline_since = math.inf
-        self._has_retained = asyncio.Event()
-        self._comes_online = asyncio.Event()
+        self._watch = Watch()
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
@@ -119,11 +109,12 @@ class Client:
     async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         """Yield the text as it comes, when the request says so, and the final message last.
 
-        Leaving the loop early cancels the request. Raises RequestError, also when no gateway is
-        there, and BrokerLost.
+        Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
+        RequestError, also when no gateway is there, and BrokerLost.
         """
         request = replace(request, client_id=self.client_id)
-        await self._require_gateway()
+        if not await self.is_online():
+            raise _no_gateway(self._topics.cluster)
         asking = self._open(request)
         try:
             self._send(asking)
@@ -144,41 +135,34 @@ class Client:
 
         Raises BrokerLost.
         """
-        await self._retained()
-        return view_nodes(self._node_messages)
+        await self._complete()
+        return self._watch.nodes()
 
     async def info(self) -> Mapping[str, Any]:
         """What the cluster says that it serves; empty when it never said.
 
         Raises BrokerLost.
         """
-        await self._retained()
-        info: dict[str, Any] = msgspec.json.decode(self._info)
-        return info
+        await self._complete()
+        return self._watch.info()
 
     async def is_online(self) -> bool:
         """Whether a gateway is there.
 
         Raises BrokerLost.
         """
-        await self._retained()
-        if not self._is_online:
-            try:
-                async with asyncio.timeout(_GRACE_S):
-                    await self._comes_online.wait()
-            except TimeoutError:
-                return False
-        return self._is_online
+        await self._complete()
+        return await self._watch.online()
 
-    async def _require_gateway(self) -> None:
-        if not await self.is_online():
-            raise _no_gateway(self._topics.cluster)
+    async def changed(self) -> None:
+        """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
+        await self._watch.changed()
 
-    async def _retained(self) -> None:
+    async def _complete(self) -> None:
         """Wait until the broker has sent what it held when we came."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._has_retained.wait()
+                await self._watch.complete()
         except TimeoutError as error:
             raise BrokerLost("the broker does not answer") from error
 
@@ -186,6 +170,12 @@ class Client:
         if request.request_id in self._asked:
             raise RequestError(
                 "this id is at work already", code="duplicate_id", parameter="id", status=409
+            )
+        if len(render_body(request)) > MAX_PAYLOAD_BYTES:
+            raise RequestError(
+                f"the request has more than {MAX_PAYLOAD_BYTES} bytes",
+                code="request_too_large",
+                status=413,
             )
         asking = Asking(request)
         self._asked[request.request_id] = asking
@@ -198,14 +188,14 @@ class Client:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
                 await asking.news()
         except TimeoutError:
-            if not self._is_online:
+            if not self._watch.is_online:
                 asking.fail(_no_gateway(self._topics.cluster))
             else:
                 asking.fail(RequestError("no answer in time", code="deadline_exceeded", status=408))
 
     def _until(self, asking: Asking) -> float:
-        if not self._is_online:
-            return self._offline_since + self._patience_s
+        if not self._watch.is_online:
+            return self._watch.offline_since + self._patience_s
         # The gateway keeps the deadline; its word on that comes a little later.
         return asking.since + asking.request.deadline_s + self._patience_s
 
@@ -241,17 +231,13 @@ class Client:
             case StreamTopic(_, request_id):
                 self._take_piece(request_id, message.payload)
             case ResponseTopic(_, request_id) if request_id == _MARK and not message.payload:
-                self._has_retained.set()
+                self._watch.take_mark()
             case ResponseTopic(_, request_id):
                 self._take_final(request_id, message.payload)
             case StatusTopic():
-                self._take_status(is_online=message.payload == ONLINE)
-            case InfoTopic():
-                self._info = message.payload or b"{}"
-            case NodeStatusTopic(node_id):
-                self._take_node(node_id, "status", message.payload)
-            case NodeStateTopic(node_id):
-                self._take_node(node_id, "state", message.payload)
+                self._take_status(message.payload)
+            case topic:
+                self._watch.take(topic, message.payload)
 
     def _take_piece(self, request_id: str, payload: bytes) -> None:
         asking = self._asked.get(request_id)
@@ -273,34 +259,20 @@ class Client:
         except ValueError as error:
             logger.warning("unreadable final message request=%s reason=%s", request_id, error)
 
-    def _take_node(self, node_id: str, which: str, payload: bytes) -> None:
-        if node_id in self._node_messages or len(self._node_messages) < _MAX_NODES:
-            self._node_messages.setdefault(node_id, {})[which] = payload
-
-    def _take_status(self, *, is_online: bool) -> None:
-        if is_online == self._is_online:
+    def _take_status(self, payload: bytes) -> None:
+        if not self._watch.take_status(payload):
             return
-        self._is_online = is_online
-        if is_online:
-            self._comes_online.set()
+        for asking in self._asked.values():
             # It may be another gateway, or the same one that has forgotten nothing.
-            for asking in self._asked.values():
+            if self._watch.is_online:
                 self._send(asking)
-        else:
-            self._lose_gateway()
+            asking.wake()
 
     def _lose(self) -> None:
-        """The connection broke, so nothing is known any more."""
-        self._has_retained.clear()
-        if self._is_online:
-            self._is_online = False
-            self._lose_gateway()
-
-    def _lose_gateway(self) -> None:
-        self._comes_online.clear()
-        self._offline_since = asyncio.get_running_loop().time()
-        for asking in self._asked.values():
-            asking.wake()
+        """The connection broke."""
+        if self._watch.lose():
+            for asking in self._asked.values():
+                asking.wake()
 
     async def _end(self) -> None:
         if self._task is not None:

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
 from edgecosine.node.mqtt import BrokerAddress, Connection, Version, connect
 from edgecosine.node.outbox import Outbox
-from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,45 @@ _LONGEST_PAUSE_S = 5.0
 _QUIET_S = 10.0
 """A connection that lasted this long was a good one; two nodes of one name never have it."""
 _OUTBOX_MESSAGES = 10_000
+
+
+class _Work:
+    """The tasks of one connection, and how the first of them lost the broker."""
+
+    def __init__(self, name: str) -> None:
+        self.is_over = False
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
+
+    def start(
+        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let a task of the group do some work."""
+        task = group.create_task(self._do(work), name=f"{self._name}.courier")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def lost(self) -> BrokerLost:
+        """Wait until a task loses the broker."""
+        return await self._loss
+
+    def end(self) -> None:
+        """End all tasks.
+
+        `is_over` is for those that do not hear it: aiomqtt waits by `asyncio.wait_for`, which
+        forgets a cancellation that comes together with what it waits for (fixed in Python 3.12).
+        """
+        self.is_over = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except BrokerLost as error:
+            if not self._loss.done():
+                self._loss.set_result(error)
 
 
 class Courier:
@@ -79,7 +119,12 @@ class Courier:
         return self._version
 
     def send(self, message: Outgoing) -> None:
-        """Queue a message; it is sent when the broker is there."""
+        """Queue a message; it is sent when the broker is there.
+
+        Raises ValueError when it is so large that a broker would hang up on it, again and again.
+        """
+        if len(message.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"{len(message.payload)} bytes are too many for {message.topic}")
         self._outbox.put(message)
 
     async def connected(self) -> None:
@@ -109,7 +154,6 @@ class Courier:
                     await self._attend(connection)
             except BrokerLost as error:
                 self._note_failure(error)
-            _stop_if_cancelled()
             if loop.time() - begun > _QUIET_S:
                 pause_s = _FIRST_PAUSE_S
             # Jitter, so that a house full of nodes does not come back in one moment.
@@ -128,23 +172,30 @@ class Courier:
         self._has_tried.set()
 
     async def _attend(self, connection: Connection) -> None:
-        """Serve one connection until it ends or we are cancelled."""
+        """Serve one connection until it ends or we are cancelled.
+
+        A lost broker is a value here, not an error of a task: a task group that ends with errors
+        would lose a cancellation that came at the same time.
+
+        Raises BrokerLost.
+        """
+        work = _Work(self._name)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(connection), name=f"{self._name}.read")
-                await connection.subscribe(self._filters)
-                for message in self._announce():
-                    await connection.publish(message)
-                self._note_success(connection)
-                group.create_task(self._write(connection), name=f"{self._name}.write")
+                try:
+                    work.start(group, partial(self._read, connection))
+                    work.start(group, connection.watch)
+                    work.start(group, partial(self._arrive_and_write, connection, group, work))
+                    loss = await work.lost()
+                finally:
+                    work.end()
         except asyncio.CancelledError:
             self._outbox.rewind()
             await self._leave(connection)
             raise
-        except BaseExceptionGroup as ended:
-            raise _as_broker_lost(ended) from ended
         finally:
             self._outbox.rewind()
+        raise BrokerLost(str(loss)) from loss
 
     def _note_success(self, connection: Connection) -> None:
         logger.info(
@@ -161,16 +212,20 @@ class Courier:
         async for message in connection.messages():
             self._receive(message)
 
-    async def _write(self, connection: Connection) -> None:
+    async def _arrive_and_write(
+        self, connection: Connection, group: asyncio.TaskGroup, work: _Work
+    ) -> None:
+        await connection.subscribe(self._filters)
+        for message in self._announce():
+            await connection.publish(message)
+        if not work.is_over:
+            self._note_success(connection)
         room = asyncio.Semaphore(_MAX_UNACKNOWLEDGED)
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await room.acquire()
-                number, message = await self._outbox.take()
-                # Tasks start in the order in which they were made, so messages keep theirs.
-                group.create_task(
-                    self._deliver(connection, number, message, room), name=f"{self._name}.deliver"
-                )
+        while not work.is_over:
+            await room.acquire()
+            number, message = await self._outbox.take()
+            # Tasks start in the order in which they were made, so messages keep theirs.
+            work.start(group, partial(self._deliver, connection, number, message, room))
 
     async def _deliver(
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
@@ -183,6 +238,7 @@ class Courier:
 
     async def _leave(self, connection: Connection) -> None:
         """Send what is left, then the farewell, as far as a short time allows."""
+        connection.look()
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
                 while self._outbox:
@@ -191,21 +247,3 @@ class Courier:
                     self._outbox.settle(number)
                 for message in self._farewell():
                     await connection.publish(message)
-
-
-def _as_broker_lost(ended: BaseExceptionGroup[BaseException]) -> BrokerLost:
-    """The reason in a group that holds nothing but lost brokers; anything else is raised on."""
-    _, others = ended.split(BrokerLost)
-    if others is not None:
-        raise ended
-    first: BaseException = ended
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return BrokerLost(str(first))
-
-
-def _stop_if_cancelled() -> None:
-    """A task group that ends with errors forgets that its task was cancelled meanwhile."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

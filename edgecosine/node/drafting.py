@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
+from edgecosine.errors import LinkError
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.protocol.messages import (
     AnyMessage,
@@ -33,6 +34,7 @@ MAX_REQUESTS = 1024
 """Requests whose prefixes are remembered; the least recently drafted one is forgotten first."""
 
 Reply = Callable[[AnyMessage], None]
+"""Sends an answer; may raise LinkError when the asker has gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,7 @@ class _Ask:
 class Drafting:
     """Batches the draft requests of all links into drafting steps."""
 
-    def __init__(
-        self, *, engine: DraftEngine, thread: EngineThread, max_batch: int
-    ) -> None:
+    def __init__(self, *, engine: DraftEngine, thread: EngineThread, max_batch: int) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
         self._waiting: OrderedDict[tuple[str, int], _Ask] = OrderedDict()
@@ -58,9 +58,7 @@ class Drafting:
         self.busy_s = 0.0
 
     def __repr__(self) -> str:
-        return (
-            f"<Drafting [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
-        )
+        return f"<Drafting [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
 
     def on_request(self, message: DraftRequest | Release, reply: Reply) -> None:
         """Take a message from a link; the answer goes to `reply`, at once or from `run`."""
@@ -74,7 +72,10 @@ class Drafting:
         if not prefix.reconcile(kept, new_tokens, message.prefix_digest):
             have = len(prefix) if kept > len(prefix) else 0
             logger.debug("out of step request=%s have=%d", message.request_id, have)
-            reply(OutOfStep(message.request_id, message.round, have, message.branch))
+            _send(
+                reply,
+                OutOfStep(message.request_id, message.round, have, message.branch),
+            )
             return
         if len(self._prefixes) > MAX_REQUESTS:
             self._forget(next(iter(self._prefixes)))
@@ -129,7 +130,14 @@ class Drafting:
         self.busy_s += elapsed_s
         for ask, proposal in zip(batch, proposals, strict=True):
             self.num_tokens += len(proposal.tokens)
-            ask.reply(_draft(ask.request, proposal, elapsed_s))
+            _send(ask.reply, _draft(ask.request, proposal, elapsed_s))
+
+
+def _send(reply: Reply, message: AnyMessage) -> None:
+    try:
+        reply(message)
+    except LinkError:
+        logger.debug("answer dropped, its asker has gone")
 
 
 def _work(ask: _Ask) -> DraftWork:

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from time import perf_counter  # uvloop's own clock counts whole milliseconds
 from typing import Final, cast
 
-from edgecosine.errors import LinkError, LinkLost, LocalProtocolError, RemoteProtocolError
+from edgecosine.errors import (
+    LinkError,
+    LinkLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from edgecosine.node.asks import Asks
 from edgecosine.node.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.protocol.codec import decode, encode, tag_of

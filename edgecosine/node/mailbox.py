@@ -63,9 +63,7 @@ class Mailbox(Generic[Ask, Answer]):
         if self._is_closed:
             raise ActorStopped(f"{self._name} has stopped")
         if len(self._waiting) >= self._size:
-            raise RuntimeError(
-                f"{self._name}: {self._size} messages wait, more than were admitted"
-            )
+            raise RuntimeError(f"{self._name}: {self._size} messages wait, more than were admitted")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(Envelope(message, future))
         self._arrived.set()

@@ -12,9 +12,9 @@ import functools
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -32,6 +32,7 @@ _PROBE_TIMEOUT_S = 2.0
 _REPLY_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
 _KEEPALIVE_S = 15
+_LOOK_S = 1.0
 _MAX_INCOMING = 10_000
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
@@ -112,7 +113,21 @@ class Connection:
                 message.topic, message.payload, message.qos, message.retain, properties
             )
 
-    async def messages(self) -> AsyncIterator[Incoming]:
+    def look(self) -> None:
+        """Look at the socket now, so that other waits end when it was reset.
+
+        libuv takes a reset socket out of its polling and uvloop tells no reader of it, so that
+        aiomqtt would notice only when it has to send a heartbeat.
+        """
+        self._client._client.loop_read()
+
+    async def watch(self) -> NoReturn:
+        """Look every now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.look()
+
+    async def messages(self) -> AsyncGenerator[Incoming, None]:
         """What comes in, until the connection ends.
 
         Raises BrokerLost.

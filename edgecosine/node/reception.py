@@ -20,7 +20,7 @@ from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.service import Service
 from edgecosine.protocol.answers import Piece
 from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.replies import (
     State,
     answer_message,
@@ -32,9 +32,6 @@ from edgecosine.protocol.request import Answer, Delta, Started
 from edgecosine.protocol.topics import Topics
 
 logger = logging.getLogger(__name__)
-
-MAX_REPLY_BYTES = 960 << 10
-"""Below the packet limit of the embedded broker, which hangs up on more."""
 
 _CANCELLED = RequestError("the request was cancelled", code="cancelled", status=499)
 _EXPIRED = RequestError("the request's deadline has passed", code="deadline_exceeded", status=408)
@@ -99,7 +96,11 @@ class Reception:
         """The same request came again, maybe from a new connection: the newest address counts."""
         if isinstance(known, Finished):
             self._send(
-                replace(known.final, topic=ticket.reply_topic, correlation=ticket.correlation)
+                replace(
+                    known.final,
+                    topic=ticket.reply_topic,
+                    correlation=ticket.correlation,
+                )
             )
             return
         known.ticket = ticket
@@ -156,7 +157,10 @@ class Reception:
                 entry,
                 "done",
                 answer_message(
-                    entry.ticket, entry.request, answer, created_s=int(self._wall_clock_s())
+                    entry.ticket,
+                    entry.request,
+                    answer,
+                    created_s=int(self._wall_clock_s()),
                 ),
             )
 
@@ -178,7 +182,7 @@ class Reception:
         self._finish(entry, state, error_message(entry.ticket, error))
 
     def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
-        if len(final.payload) > MAX_REPLY_BYTES:
+        if len(final.payload) > MAX_PAYLOAD_BYTES:
             state, final = "failed", error_message(entry.ticket, _TOO_LONG)
         self._scopes.pop(entry, None)
         self._ledger.finish(entry, state, final, self._now())

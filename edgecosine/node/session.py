@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import LinkError
-from edgecosine.fusion.fuse import Draft as FusedDraft
-from edgecosine.fusion.fuse import union
-from edgecosine.node.balancer import Balancer, RequestState
+from edgecosine.node.balancer import Balancer, Proposal, RequestState
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
 from edgecosine.node.verifying import Verifying
@@ -61,27 +58,6 @@ DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
 """Gives the drafters that are linked now, by node id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Proposed:
-    """A draft that came in time: a chain after the first `prefix_len` tokens."""
-
-    node_id: str
-    prefix_len: int
-    tokens: tuple[int, ...]
-    confidences: tuple[float, ...]
-
-    def after(self, committed: list[int]) -> _Proposed | None:
-        """What is left of the draft when it is laid on longer committed text; None if it is wrong
-        there."""
-        since = tuple(committed[self.prefix_len :])
-        if self.tokens[: len(since)] != since:
-            return None
-        size = len(since)
-        return _Proposed(
-            self.node_id, len(committed), self.tokens[size:], self.confidences[size:]
-        )
-
-
 class Session:
     """One request. `run` is called once."""
 
@@ -99,7 +75,7 @@ class Session:
     ) -> None:
         self._request, self._model = request, model
         self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
-        self._num_prompt = len(prompt)
+        self._num_prompt, self._num_vocabulary = len(prompt), codec.num_tokens
         self._sequence = Prefix(prompt)
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
@@ -112,13 +88,13 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self._request.key} [round {self._round}, {len(self._sequence)} tokens]>"
 
-    async def run(self) -> AsyncIterator[Progress]:
+    async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
         yield Started()
         index = 0
         try:
             started = time.perf_counter()
-            proposed = await self._prefill()
+            proposals = await self._prefill()
             prefilled = time.perf_counter()
             while True:
                 piece = self._transcript.push(self._sequence.tokens[self._unseen :])
@@ -127,7 +103,8 @@ class Session:
                     index += 1
                 if self._transcript.finish_reason is not None:
                     break
-                proposed = await self._play_round(proposed)
+                await self._play_round(proposals)
+                proposals = []
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = time.perf_counter() - prefilled
             yield self._answer()
@@ -139,67 +116,56 @@ class Session:
         """Where the tokens begin that the transcript has not taken."""
         return self._num_prompt + len(self._transcript.tokens)
 
-    async def _prefill(self) -> list[_Proposed]:
+    async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        plan = self._balancer.plan(
-            self._state, self._drafters().keys(), self._transcript.room
-        )
+        plan = self._plan()
         async with asyncio.TaskGroup() as group:
             verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-            drafts = group.create_task(
-                self._gather(plan, plan.gamma), name="first drafts"
-            )
+            drafts = group.create_task(self._gather(plan), name="first drafts")
         self._commit(verdict.result())
         self._learn(drafts.result())
-        return _laid_on(drafts.result(), self._sequence.tokens)
+        laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
+        return [draft for draft in laid_on if draft is not None]
 
-    async def _play_round(self, proposed: list[_Proposed]) -> list[_Proposed]:
+    async def _play_round(self, proposals: list[Proposal]) -> None:
         """Draft (unless drafts are there already), fuse, verify, commit, learn."""
         self._round += 1
-        budget = max(map(lambda p: len(p.tokens), proposed), default=0)
-        if not budget:
-            plan = self._balancer.plan(
-                self._state, self._drafters().keys(), self._transcript.room
-            )
-            self._tally.plan = plan.reason
-            proposed = await self._gather(plan, plan.gamma)
-            budget = plan.budget
-        budget = min(budget, self._transcript.room - 1)
-        tree = self._fuse(proposed, budget)
+        started = time.perf_counter()
+        if not proposals:
+            proposals = await self._gather(self._plan())
+        waited_s = time.perf_counter() - started
+        tree = self._balancer.fuse(proposals, self._transcript.room - 1, waited_s)
         verdict = await self._verify(tree)
-        self._tally.count_round(tree, [p.node_id for p in proposed], verdict)
+        self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
         self._commit(verdict, tree)
-        self._learn(proposed)
-        return []
+        self._learn(proposals)
 
-    async def _gather(self, plan: Plan, gamma: int) -> list[_Proposed]:
+    def _plan(self) -> Plan:
+        linked = self._drafters().keys()
+        plan = self._balancer.plan(self._state, linked, self._transcript.room)
+        self._tally.plan = plan.reason
+        return plan
+
+    async def _gather(self, plan: Plan) -> list[Proposal]:
         """The drafts of the plan's drafters that come before its deadline."""
-        if not gamma:
-            return []
         links = self._drafters()
-        chosen = [
-            (node_id, links[node_id]) for node_id in plan.drafters if node_id in links
-        ]
+        chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
         async with asyncio.TaskGroup() as group:
             asks = [
-                group.create_task(
-                    self._ask(node_id, link, gamma, plan.deadline_s), name=node_id
-                )
+                group.create_task(self._ask(node_id, link, plan), name=f"ask {node_id}")
                 for node_id, link in chosen
             ]
         return [draft for ask in asks if (draft := ask.result()) is not None]
 
-    async def _ask(
-        self, node_id: str, link: DrafterLink, gamma: int, deadline_s: float
-    ) -> _Proposed | None:
+    async def _ask(self, node_id: str, link: DrafterLink, plan: Plan) -> Proposal | None:
         """One drafter's draft, or None when it is late or lost."""
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(deadline_s):
-                draft = await self._draft_from(node_id, link, gamma)
+            async with asyncio.timeout(plan.deadline_s):
+                draft = await self._draft_from(node_id, link, plan.gamma)
         except TimeoutError:
             self._tally.late[node_id] += 1
-            self._balancer.observe_late(node_id, deadline_s)
+            self._balancer.observe_late(node_id, plan.deadline_s)
             return None
         except LinkError:
             self._held.pop(node_id, None)
@@ -207,18 +173,15 @@ class Session:
         if draft is None:
             return None
         tokens = tuple(unpack_tokens(draft.tokens))
-        elapsed_s = time.perf_counter() - started
-        self._balancer.observe_answer(
-            node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens)
-        )
         confidences = tuple(byte / 255 for byte in draft.confidences)
-        if len(confidences) != len(tokens):
+        if len(tokens) != len(confidences) or any(t >= self._num_vocabulary for t in tokens):
+            logger.warning("draft refused: request=%s peer=%s", self._request.key, node_id)
             return None
-        return _Proposed(node_id, len(self._sequence), tokens, confidences)
+        elapsed_s = time.perf_counter() - started
+        self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
+        return Proposal(node_id, len(self._sequence), tokens, confidences)
 
-    async def _draft_from(
-        self, node_id: str, link: DrafterLink, gamma: int
-    ) -> Draft | None:
+    async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:
         """Ask once; a drafter that is out of step is told what it lacks and asked again."""
         for _ in range(2):
             reply = await link.ask(self._draft_request(node_id, gamma))
@@ -240,13 +203,6 @@ class Session:
             coupling=self._coupling,
         )
 
-    def _fuse(self, proposed: list[_Proposed], budget: int) -> TokenTree:
-        drafts: list[FusedDraft] = [
-            self._balancer.calibrated(bit, p.node_id, p.tokens, p.confidences)
-            for bit, p in enumerate(proposed)
-        ]
-        return union(drafts, budget) if drafts else EMPTY_TREE
-
     async def _verify(self, tree: TokenTree) -> Verdict:
         work = VerifyWork(
             key=self._request.key,
@@ -258,16 +214,12 @@ class Session:
         return await self._verifying.verify(work)
 
     def _commit(self, verdict: Verdict, tree: TokenTree = EMPTY_TREE) -> None:
-        self._sequence.extend(
-            [*(tree.tokens[node] for node in verdict.path), verdict.bonus]
-        )
+        self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
 
-    def _learn(self, proposed: list[_Proposed]) -> None:
-        for draft in proposed:
-            truth = tuple(self._sequence.tokens[draft.prefix_len :])
-            self._balancer.observe_truth(
-                self._state, draft.node_id, draft.tokens, draft.confidences, truth
-            )
+    def _learn(self, proposals: list[Proposal]) -> None:
+        for proposal in proposals:
+            truth = tuple(self._sequence.tokens[proposal.prefix_len :])
+            self._balancer.observe_truth(self._state, proposal, truth)
 
     def _release(self) -> None:
         self._verifying.release(self._request.key)
@@ -291,11 +243,6 @@ class Session:
             model=self._model,
             metrics=self._tally.metrics(),
         )
-
-
-def _laid_on(proposed: list[_Proposed], committed: list[int]) -> list[_Proposed]:
-    rebased = [draft.after(committed) for draft in proposed]
-    return [draft for draft in rebased if draft is not None and draft.tokens]
 
 
 def _coupling(sampling: Sampling) -> Coupling:

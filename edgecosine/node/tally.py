@@ -25,9 +25,7 @@ class Tally:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
-    def count_round(
-        self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict
-    ) -> None:
+    def count_round(self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict) -> None:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
         self.by_length[len(verdict.path)] += 1
         self.num_draft_tokens += len(tree)
@@ -46,9 +44,7 @@ class Tally:
             acceptance_histogram=tuple(self.by_length[n] for n in range(longest + 1)),
             num_draft_tokens=self.num_draft_tokens,
             drafters={
-                name: DrafterShare(
-                    self.proposed[name], self.accepted[name], self.late[name]
-                )
+                name: DrafterShare(self.proposed[name], self.accepted[name], self.late[name])
                 for name in names
             },
             plan=self.plan,

@@ -17,6 +17,7 @@ from edgecosine.engine.base import (
     Verdict,
     VerifyWork,
 )
+from edgecosine.engine.profile import profile
 from edgecosine.errors import ActorStopped
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.mailbox import Envelope, Mailbox
@@ -40,9 +41,7 @@ class Verifying:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._observe_pass = observe_pass
-        self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox(
-            "verifying", 4 * max_batch
-        )
+        self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox("verifying", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
         self.num_passes = 0
@@ -63,8 +62,11 @@ class Verifying:
         self._released.append(key)
 
     async def run(self) -> None:
-        """Run passes as long as there are works."""
+        """Measure what passes cost, then run them as long as there are works."""
         try:
+            costs = await self._thread.run(functools.partial(profile, self._engine))
+            for num_rows, elapsed_s in costs.items():
+                self._observe_pass(num_rows, elapsed_s)
             while True:
                 self._batch = await self._next_batch()
                 result = await self._pass()

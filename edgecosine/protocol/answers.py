@@ -126,9 +126,9 @@ def parse_final(payload: bytes) -> Final:
         case {"error": {"message": str(message)} as fault}:
             raise _error(message, fault)
         case {"id": str(request_id), "choices": [{"finish_reason": str(reason)} as choice, *_]}:
-            text = choice["message"].get("content") if "message" in choice else choice.get("text")
-            if isinstance(text, str):
-                return Final(request_id, text, reason, body)
+            match choice:
+                case {"text": str(text)} | {"message": {"content": str(text)}}:
+                    return Final(request_id, text, reason, body)
     raise ValueError("not a final message")
 
 

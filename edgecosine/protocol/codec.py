@@ -81,7 +81,12 @@ def decode(payload: bytes) -> AnyMessage:
         items = msgpack.unpackb(
             payload, raw=False, strict_map_key=True, list_hook=_ArrayBudget(), **_BOUNDS
         )
-    except (ValueError, msgpack.UnpackException, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        msgpack.UnpackException,
+        OverflowError,
+        RecursionError,
+    ) as error:
         _refuse(f"bytes that are no bounded msgpack ({str(error) or type(error).__name__})")
     if type(items) is not list or not items or type(items[0]) is not str:
         _refuse("a message that is no array with a name first")

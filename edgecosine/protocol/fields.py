@@ -105,7 +105,7 @@ class Fields:
         value = self._body.get(name)
         if value is None:
             return ()
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or None in value.values():
             wrong_type(name, "an object of token ids and numbers")
         if len(value) > max_entries:
             invalid(name, f"{name} has at most {max_entries} entries")
@@ -152,10 +152,10 @@ def _number(  # noqa: PLR0913 -- one value and its bounds
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         wrong_type(name, "a number")
     if value > high:
-        _out_of_range(name, value, f"at most {high:g}", "decimal_above_max_value")
+        _out_of_range(name, value, f"at most {high:.15g}", "decimal_above_max_value")
     # Written so that NaN, which compares false with everything, is refused as well.
     if not (value > low if above else value >= low):
-        bound = f"{'above' if above else 'at least'} {low:g}"
+        bound = f"{'above' if above else 'at least'} {low:.15g}"
         _out_of_range(name, value, bound, "decimal_below_min_value")
     return float(value)
 

@@ -14,7 +14,12 @@ from dataclasses import dataclass, replace
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.fields import read_object, read_text
-from edgecosine.protocol.openai import Limits, ask_request, check_identifier, parse_request
+from edgecosine.protocol.openai import (
+    Limits,
+    ask_request,
+    check_identifier,
+    parse_request,
+)
 from edgecosine.protocol.publication import Incoming
 from edgecosine.protocol.request import Request, RequestKind
 from edgecosine.protocol.topics import Topics, is_identifier

@@ -72,7 +72,10 @@ class Vocabulary:
     def first_difference(self, digests: bytes) -> int | None:
         """Index of the first block whose digest differs from the peer's, if there is one."""
         pairs = zip_longest(_split(self.digests), _split(digests))
-        return next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        return next(
+            (index for index, (ours, theirs) in enumerate(pairs) if ours != theirs),
+            None,
+        )
 
     def block(self, index: int) -> list[bytes]:
         """The tokens of a block, as a refusal carries them: very long ones are cut."""

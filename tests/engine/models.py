@@ -41,7 +41,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_oss": (
         "gpt_oss",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, **_LAYERS, **_HEADS},
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            **_LAYERS,
+            **_HEADS,
+        },
     ),
 }
 

@@ -28,9 +28,13 @@ def _work(key: str, tokens: list[int], num_tokens: int, width: int = 1) -> Draft
 
 def test_chain_is_the_models_greedy_continuation() -> None:
     prompt = prompt_of(30)
-    reference = build("llama").generate(
-        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None
-    )[0, 30:].tolist()
+    reference = (
+        build("llama")
+        .generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)[
+            0, 30:
+        ]
+        .tolist()
+    )
     [proposal] = _drafter().draft([_work("a", prompt, 8)])
     assert list(proposal.tokens) == reference
     assert all(0 < c <= 1 for c in proposal.confidences)

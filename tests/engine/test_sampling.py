@@ -72,7 +72,9 @@ def test_noise_is_the_same_for_a_token_alone_and_in_the_whole_vocabulary() -> No
 
 
 def test_noise_differs_by_seed_position_and_token() -> None:
-    seeds = {float(gumbel(s, p, torch.tensor([t]))) for s in range(9) for p in range(9) for t in (0, 1)}
+    seeds = {
+        float(gumbel(s, p, torch.tensor([t]))) for s in range(9) for p in range(9) for t in (0, 1)
+    }
     assert len(seeds) == 162
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgecosine.errors import ActorStopped, RequestError
+from edgecosine.node.mqtt import BrokerAddress, connect
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import HOME, House, house, listening, needs_mosquitto, run
 
@@ -19,9 +20,7 @@ ASK: dict[str, Any] = {"client": "cli", "prompt": "or not"}
 def ask(home: House, request_id: str, **fields: Any) -> None:
     """Send a completion request; fields of None are left out."""
     body = {**ASK, "id": request_id, **fields}
-    home.listener.send(
-        HOME.request("completion"), {k: v for k, v in body.items() if v is not None}
-    )
+    home.listener.send(HOME.request("completion"), {k: v for k, v in body.items() if v is not None})
 
 
 async def answer(home: House, request_id: str, client: str = "cli") -> Any:
@@ -360,6 +359,24 @@ def test_late_will_of_a_dead_connection_is_corrected() -> None:
             home.listener.send(HOME.status, b"offline", retain=True)
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen] == [b"online", b"offline", b"online"]
+
+    run(story())
+
+
+def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
+    async def story() -> None:
+        async with house() as home:
+            home.service.hold("hm")
+            ask(home, "1", prompt="hm")
+            await home.listener.expect_state("1", "running")
+            # The broker throws out the older of two connections with one name.
+            address = BrokerAddress.parse(home.broker.url)
+            async with connect(address, client_id="edgecosine-home-t1-gateway"):
+                pass
+            seen = await home.listener.expect(HOME.status, 3)
+            assert [message.payload for message in seen][:3] == [b"online", b"offline", b"online"]
+            home.listener.send(HOME.job_cancel("1"), b"")
+            assert (await answer(home, "1"))["error"]["code"] == "cancelled"
 
     run(story())
 

@@ -1,0 +1,97 @@
+"""`edgecosine ask`: send a prompt to a cluster and print the answer as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+
+import click
+import msgspec
+
+from edgecosine.cli.running import broker_options, run_command
+from edgecosine.node.client import Client
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
+
+
+@click.command("ask")
+@click.argument("prompt")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's turn of a chat.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0.0, 2.0),
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="0 takes the most probable token each time.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="Leave out the least probable tokens beyond this share.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=None,
+    metavar="N",
+    help="Reproduces an answer; drawn when not given.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole final message instead.")
+@broker_options
+def command(  # noqa: PLR0913, PLR0917 -- one parameter per option
+    prompt: str,
+    chat: bool,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    as_json: bool,
+    broker: str,
+    cluster: str,
+) -> None:
+    """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
+    request = Request(
+        client_id="",
+        request_id=secrets.token_hex(8),
+        kind="chat" if chat else "completion",
+        prompt=(ChatMessage("user", text),) if chat else text,
+        max_tokens=max_tokens,
+        sampling=Sampling(
+            temperature=temperature,
+            top_p=top_p,
+            seed=secrets.randbits(64) if seed is None else seed,
+        ),
+        stream=not as_json,
+    )
+    run_command(_ask(broker, cluster, request))
+
+
+async def _ask(broker: str, cluster: str, request: Request) -> None:
+    async with (
+        Client(broker, cluster) as client,
+        contextlib.aclosing(client.ask(request)) as steps,
+    ):
+        async for step in steps:
+            match step:
+                case Delta(_, text):
+                    click.echo(text, nl=False)
+                case Final() if not request.stream:
+                    click.echo(msgspec.json.encode(step.body))
+                case Final():
+                    click.echo()

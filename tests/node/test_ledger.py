@@ -1,0 +1,95 @@
+"""The ledger: bounded, each name one request, states only forward."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.errors import Overloaded, RequestError
+from edgecosine.node.ledger import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, Finished, Ledger
+from edgecosine.protocol.intake import Ticket
+from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.request import Request
+
+FINAL = Outgoing("t", b"text")
+
+
+def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> Ticket:
+    return Ticket(client_id, request_id, "ask", "reply", digest=digest)
+
+
+def request(request_id: str = "1") -> Request:
+    return Request("a", request_id, "ask", "x")
+
+
+def test_states_only_go_forward() -> None:
+    ledger = Ledger(max_sessions=1, max_queued=0)
+    entry = ledger.admit(ticket("1"), request(), 0.0)
+    assert ledger.advance(entry, "running")
+    assert not ledger.advance(entry, "queued")
+    assert not ledger.advance(entry, "running")
+    ledger.finish(entry, "done", FINAL, 1.0)
+    assert not ledger.advance(entry, "failed")
+    assert entry.state == "done"
+
+
+def test_door_is_full_until_somebody_leaves() -> None:
+    ledger = Ledger(max_sessions=1, max_queued=1)
+    first = ledger.admit(ticket("1"), request(), 0.0)
+    ledger.admit(ticket("2"), request(), 0.0)
+    with pytest.raises(Overloaded) as refusal:
+        ledger.admit(ticket("3"), request(), 0.0)
+    assert refusal.value.retry_after_s > 0
+    ledger.finish(first, "done", FINAL, 1.0)
+    assert ledger.admit(ticket("3"), request(), 0.0)
+
+
+def test_hint_follows_how_long_requests_take() -> None:
+    hints = []
+    for duration_s in (0.01, 300.0):
+        ledger = Ledger(max_sessions=1, max_queued=0)
+        for number in range(50):
+            entry = ledger.admit(ticket(str(number)), request(), 0.0)
+            ledger.finish(entry, "done", FINAL, duration_s)
+        ledger.admit(ticket("last"), request(), 0.0)
+        with pytest.raises(Overloaded) as refusal:
+            ledger.admit(ticket("more"), request(), 0.0)
+        hints.append(refusal.value.retry_after_s)
+    assert hints == [0.1, 60.0]
+
+
+def test_name_is_remembered_at_work_and_after() -> None:
+    ledger = Ledger(max_sessions=1, max_queued=0)
+    assert ledger.recall(ticket("1")) is None
+    entry = ledger.admit(ticket("1"), request(), 0.0)
+    assert ledger.recall(ticket("1")) is entry
+    ledger.finish(entry, "done", FINAL, 1.0)
+    assert ledger.recall(ticket("1")) == Finished(b"d", "done", FINAL)
+    with pytest.raises(RequestError, match="another request") as refusal:
+        ledger.recall(ticket("1", digest=b"e"))
+    assert refusal.value.status == 409
+
+
+def test_cancel_finds_whose_request_is_meant() -> None:
+    ledger = Ledger(max_sessions=9, max_queued=0)
+    mine = ledger.admit(ticket("1", "a"), request(), 0.0)
+    assert ledger.find("1", None) is mine
+    ledger.admit(ticket("1", "b"), request(), 0.0)
+    assert ledger.find("1", None) is None
+    anonymous = ledger.admit(ticket("1", "anon"), request(), 0.0)
+    assert ledger.find("1", None) is anonymous
+    assert ledger.find("1", "a") is mine
+    assert ledger.find("2", None) is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "num_kept"),
+    [(b"", MAX_KEPT_ANSWERS), (bytes(MAX_KEPT_BYTES // 4), 4)],
+)
+def test_kept_answers_are_bounded_and_the_asked_for_stay(payload: bytes, num_kept: int) -> None:
+    ledger = Ledger(max_sessions=1, max_queued=0)
+    for number in range(num_kept + 5):
+        entry = ledger.admit(ticket(str(number)), request(), 0.0)
+        ledger.finish(entry, "done", Outgoing("t", payload), 1.0)
+        assert ledger.recall(ticket("0")) is not None
+    assert f"{num_kept} answers" in repr(ledger)
+    assert ledger.recall(ticket("1")) is None

@@ -1,0 +1,151 @@
+"""Answers and errors: the shapes that readers know, and back again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.errors import Overloaded, RequestError
+from edgecosine.protocol.answers import (
+    Piece,
+    parse_final,
+    parse_piece,
+    render_error,
+    render_final,
+    render_piece,
+    speculation_figures,
+)
+from edgecosine.protocol.request import Answer, DrafterShare, Metrics, Request
+
+ANSWER = Answer(
+    text="to be",
+    tokens=(5, 6),
+    finish_reason="length",
+    num_prompt_tokens=3,
+    seed=2**64 - 1,
+    model="tiny",
+    metrics=Metrics(
+        acceptance_histogram=(1, 0, 2),
+        num_draft_tokens=6,
+        drafters={"d1": DrafterShare(proposed=6, accepted=4, late=1)},
+        plan="K=2: rtt 1.8 ms",
+        decode_s=0.5,
+    ),
+)
+
+
+def test_completion_has_openais_shape() -> None:
+    request = Request("cli", "1", "completion", "x")
+    assert json.loads(render_final(request, ANSWER, created_s=99)) == {
+        "id": "1",
+        "object": "text_completion",
+        "created": 99,
+        "model": "tiny",
+        "choices": [{"index": 0, "finish_reason": "length", "logprobs": None, "text": "to be"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "metrics": {
+            "speculative_decoding": {
+                "mean_acceptance_length": 1 + 4 / 3,
+                "draft_acceptance_rate": 4 / 6,
+                "acceptance_histogram": [1, 0, 2],
+                "num_spec_steps": 3,
+                "num_accepted_draft_tokens": 4,
+                "num_draft_tokens": 6,
+                "num_spec_tokens": 2,
+            }
+        },
+        "edgecosine": {
+            "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1}},
+            "plan": "K=2: rtt 1.8 ms",
+            "seed": 2**64 - 1,
+            "queue_s": 0.0,
+            "prefill_s": 0.0,
+            "decode_s": 0.5,
+        },
+    }
+
+
+def test_chat_has_openais_shape() -> None:
+    body = json.loads(render_final(Request("cli", "1", "chat", ()), ANSWER, created_s=1))
+    assert body["object"] == "chat.completion"
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=17), st.integers(0, 10**6))
+def test_figures_agree_with_each_other(histogram: list[int], num_draft: int) -> None:
+    figures = speculation_figures(Metrics(tuple(histogram), num_draft_tokens=num_draft))
+    shares = figures["acceptance_histogram"]
+    assert len(shares) == figures["num_spec_tokens"] + 1
+    assert sum(shares) == figures["num_spec_steps"]
+    assert sum(n * share for n, share in enumerate(shares)) == figures["num_accepted_draft_tokens"]
+    if figures["num_spec_steps"]:
+        assert figures["mean_acceptance_length"] >= 1
+
+
+def test_ratios_of_nothing_are_null() -> None:
+    figures = speculation_figures(Metrics())
+    assert figures["mean_acceptance_length"] is None
+    assert figures["draft_acceptance_rate"] is None
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_final_message_is_read_again(kind: str) -> None:
+    request = Request("cli", "1", kind, "x")  # type: ignore[arg-type]
+    final = parse_final(render_final(request, ANSWER, created_s=1))
+    assert (final.request_id, final.text, final.finish_reason) == ("1", "to be", "length")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (404, "invalid_request_error"),
+        (408, "timeout_error"),
+        (500, "server_error"),
+    ],
+)
+def test_error_is_read_again(status: int, kind: str) -> None:
+    error = RequestError("no", code="c", parameter="p", status=status)
+    payload = render_error(error, "1")
+    assert json.loads(payload)["id"] == "1"
+    assert json.loads(payload)["error"]["type"] == kind
+    with pytest.raises(RequestError) as caught:
+        parse_final(payload)
+    read = caught.value
+    assert (read.message, read.code, read.parameter, read.status) == ("no", "c", "p", status)
+
+
+def test_overload_keeps_its_hint() -> None:
+    with pytest.raises(Overloaded) as caught:
+        parse_final(render_error(Overloaded(2.5), "1"))
+    assert caught.value.retry_after_s == 2.5
+
+
+@given(st.integers(0, 10**6), st.text(st.characters(codec="utf-8")), st.booleans())
+def test_piece_is_read_again(index: int, text: str, is_last: bool) -> None:
+    assert parse_piece(render_piece(Piece(index, text, is_last))) == Piece(index, text, is_last)
+
+
+@given(st.binary(max_size=50))
+def test_strange_bytes_are_no_answer(payload: bytes) -> None:
+    for parse in (parse_final, parse_piece):
+        with pytest.raises(ValueError):
+            parse(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"{}", b"[]", b"1", b'{"id": "1", "choices": []}', b'{"error": {}}', b'{"i": true}'],
+)
+def test_strange_json_is_no_answer(payload: bytes) -> None:
+    for parse in (parse_final, parse_piece):
+        with pytest.raises(ValueError):
+            parse(payload)
+
+
+def test_final_message_with_a_strange_choice_is_none() -> None:
+    with pytest.raises(ValueError, match="no"):
+        parse_final(b'{"id": "1", "choices": [{"finish_reason": "stop", "message": 5}]}')

@@ -1,0 +1,108 @@
+"""Who asks, under which name, and where the answer goes, also when the request is no good."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.protocol.intake import Accepted, Intake, Refused
+from edgecosine.protocol.openai import Limits
+from edgecosine.protocol.publication import Incoming
+from edgecosine.protocol.request import RequestKind
+from edgecosine.protocol.topics import Topics, is_identifier
+
+HOME = Topics("home")
+INTAKE = Intake(HOME, max_request_bytes=1000, draw_id=lambda: "drawn", draw_seed=lambda: 7)
+
+
+def read(
+    body: bytes | dict[str, Any], kind: RequestKind = "completion", **properties: Any
+) -> Accepted | Refused:
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return INTAKE.read(kind, Incoming(HOME.request(kind), payload, **properties), Limits())
+
+
+@pytest.mark.parametrize(
+    ("body", "properties", "key"),
+    [
+        ({}, {}, "anon/drawn"),
+        ({"client": "a", "id": "1"}, {}, "a/1"),
+        ({"client": "a", "id": 1}, {}, "a/1"),
+        ({"client": "a", "id": "1"}, {"client": "b", "correlation": b"2"}, "b/1"),
+        ({}, {"client": "b", "correlation": b"2"}, "b/2"),
+        ({}, {"client": "b/c", "correlation": b"\xff"}, "anon/drawn"),
+        ({}, {"correlation": "٣".encode()}, "anon/drawn"),
+        ({"client": "a b", "id": "a b"}, {}, "anon/drawn"),
+        (b"{", {"client": "b", "correlation": b"2"}, "b/2"),
+        (b"x" * 1001, {"client": "b", "correlation": b"2"}, "b/2"),
+    ],
+)
+def test_names_come_in_order(
+    body: bytes | dict[str, Any], properties: dict[str, Any], key: str
+) -> None:
+    if isinstance(body, dict):
+        body = {"prompt": "x", **body}
+    ticket = read(body, **properties).ticket
+    assert ticket.key == key
+    assert ticket.reply_topic == f"edgecosine/home/response/{key}"
+
+
+def test_reply_topic_is_taken_from_property_then_body() -> None:
+    topics = [f"edgecosine/home/response/{name}" for name in "ab"]
+    body = {"prompt": "x", "reply_to": topics[1]}
+    assert read(body).ticket.reply_topic == topics[1]
+    assert read(body, response_topic=topics[0]).ticket.reply_topic == topics[0]
+    assert read(b"{", response_topic=topics[0]).ticket.reply_topic == topics[0]
+
+
+@pytest.mark.parametrize("topic", ["zigbee2mqtt/lock/set", "", 5, ["x"]])
+def test_refusal_of_a_foreign_reply_topic_goes_to_the_askers_own(topic: object) -> None:
+    reading = read({"prompt": "x", "client": "a", "id": "1", "reply_to": topic})
+    assert isinstance(reading, Refused)
+    assert reading.error.parameter == "reply_to"
+    assert reading.ticket.reply_topic == HOME.response("a", "1")
+
+
+def test_earlier_of_expiry_and_deadline_counts() -> None:
+    for deadline_ms, expiry_s, expected in ((5000, 9.0, 5.0), (5000, 2.0, 2.0), (None, 3.0, 3.0)):
+        reading = read({"prompt": "x", "deadline_ms": deadline_ms}, expiry_s=expiry_s)
+        assert isinstance(reading, Accepted)
+        assert reading.request.deadline_s == expected
+
+
+def test_bare_prompt_is_a_request() -> None:
+    reading = read(b"hm", "ask", client="a", correlation=b"1")
+    assert isinstance(reading, Accepted)
+    assert (reading.request.key, reading.request.prompt) == ("a/1", "hm")
+    for payload in (b"", b"\xff"):
+        assert isinstance(read(payload, "ask"), Refused)
+
+
+def test_same_request_has_the_same_digest_and_another_does_not() -> None:
+    one, same, other = (read({"prompt": each}).ticket.digest for each in ("x", "x", "y"))
+    assert one == same != other
+    assert read(b"x", "ask").ticket.digest != read(b"x", "chat").ticket.digest
+
+
+def test_correlation_and_stream_are_kept() -> None:
+    ticket = read({"prompt": "x", "stream": True}, correlation=b"\x00\xff").ticket
+    assert ticket.correlation == b"\x00\xff"
+    assert ticket.wants_stream
+
+
+@given(
+    payload=st.binary(max_size=100),
+    kind=st.sampled_from(["chat", "completion", "ask"]),
+    client=st.none() | st.text(max_size=10),
+    correlation=st.none() | st.binary(max_size=10),
+    response_topic=st.none() | st.text(max_size=10),
+)
+def test_whatever_comes_has_a_reader(payload: bytes, kind: RequestKind, **properties: Any) -> None:
+    ticket = read(payload, kind, **properties).ticket
+    assert is_identifier(ticket.client_id)
+    assert is_identifier(ticket.request_id)
+    assert HOME.check_reply(ticket.reply_topic)

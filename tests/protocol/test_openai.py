@@ -1,0 +1,332 @@
+"""Request bodies: what is written is read again, and nothing but RequestError comes of the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecosine.errors import RequestError
+from edgecosine.protocol.fields import read_object, read_text
+from edgecosine.protocol.openai import (
+    DEFAULT_MAX_TOKENS,
+    Limits,
+    ask_request,
+    parse_request,
+    render_body,
+)
+from edgecosine.protocol.request import MAX_SEED, ChatMessage, Request, RequestKind, Sampling
+
+LIMITS = Limits(models=frozenset({"tiny"}), max_tokens=512)
+DRAWN = 77
+
+
+def read(body: bytes | dict[str, Any], kind: RequestKind = "completion") -> Request:
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return parse_request(
+        kind,
+        read_object(payload),
+        client_id="cli",
+        request_id="1",
+        limits=LIMITS,
+        draw_seed=lambda: DRAWN,
+    )
+
+
+def refusal(body: bytes | dict[str, Any], kind: RequestKind = "completion") -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read(body, kind)
+    return caught.value
+
+
+def test_defaults_are_greedy_and_the_seed_is_drawn() -> None:
+    request = read({"prompt": "x"})
+    assert request.sampling == Sampling(seed=DRAWN)
+    assert request.max_tokens == DEFAULT_MAX_TOKENS
+    assert request.deadline_s == math.inf
+    assert not request.stream
+
+
+def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+    body = {"prompt": "x", "temperature": None, "stop": None, "user": "me", "store": True}
+    assert read(body) == read({"prompt": "x"})
+
+
+def test_every_field_arrives() -> None:
+    request = read(
+        {
+            "prompt": ["x"],
+            "model": "tiny",
+            "max_completion_tokens": 9,
+            "temperature": 1,
+            "top_k": -1,
+            "top_p": 0.5,
+            "min_p": 0.1,
+            "seed": -1,
+            "presence_penalty": -2,
+            "frequency_penalty": 2,
+            "repetition_penalty": 1.1,
+            "logit_bias": {"7": -100, "3": 1.5},
+            "stop": "end",
+            "ignore_eos": True,
+            "stream": True,
+            "deadline_ms": 1500,
+            "n": 1,
+            "response_format": {"type": "text"},
+        }
+    )
+    assert request == Request(
+        client_id="cli",
+        request_id="1",
+        kind="completion",
+        prompt="x",
+        model="tiny",
+        max_tokens=9,
+        sampling=Sampling(
+            temperature=1.0,
+            top_k=0,
+            top_p=0.5,
+            min_p=0.1,
+            seed=MAX_SEED,
+            presence_penalty=-2.0,
+            frequency_penalty=2.0,
+            repetition_penalty=1.1,
+            logit_bias=((3, 1.5), (7, -100.0)),
+        ),
+        stop=("end",),
+        ignore_eos=True,
+        stream=True,
+        deadline_s=1.5,
+    )
+
+
+def test_chat_content_may_come_in_parts() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": parts}]}
+    turns = (ChatMessage("system", ""), ChatMessage("user", "ab"))
+    assert read(body, "chat").prompt == turns
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": None}, "missing_required_parameter"),
+        ({"prompt": ""}, "empty_prompt"),
+        ({"prompt": 5}, "invalid_type"),
+        ({"prompt": {"a": 1}}, "invalid_type"),
+        ({"prompt": []}, "invalid_value"),
+        ({"prompt": ["a", "b"]}, "invalid_value"),
+        ({"prompt": [1, 2]}, "invalid_value"),
+        ({"prompt": [1]}, "invalid_type"),
+        ({"prompt": "\ud800"}, "invalid_value"),
+        ({"max_tokens": 0}, "integer_below_min_value"),
+        ({"max_tokens": 10**9}, "integer_above_max_value"),
+        ({"max_tokens": 1.5}, "invalid_type"),
+        ({"max_tokens": True}, "invalid_type"),
+        ({"max_tokens": "9"}, "invalid_type"),
+        ({"max_completion_tokens": 0}, "integer_below_min_value"),
+        ({"temperature": -1}, "decimal_below_min_value"),
+        ({"temperature": 2.1}, "decimal_above_max_value"),
+        ({"temperature": math.nan}, "decimal_below_min_value"),
+        ({"temperature": math.inf}, "decimal_above_max_value"),
+        ({"temperature": -math.inf}, "decimal_below_min_value"),
+        ({"temperature": 10**400}, "decimal_above_max_value"),
+        ({"temperature": "1"}, "invalid_type"),
+        ({"temperature": False}, "invalid_type"),
+        ({"top_p": 0}, "decimal_below_min_value"),
+        ({"top_p": 1.01}, "decimal_above_max_value"),
+        ({"min_p": -0.1}, "decimal_below_min_value"),
+        ({"top_k": -2}, "integer_below_min_value"),
+        ({"seed": 2**64}, "integer_above_max_value"),
+        ({"seed": -(2**63) - 1}, "integer_below_min_value"),
+        ({"seed": 1.0}, "invalid_type"),
+        ({"stop": 5}, "invalid_type"),
+        ({"stop": ["a", 5]}, "invalid_type"),
+        ({"stop": ""}, "invalid_value"),
+        ({"stop": ["a"] * 17}, "invalid_value"),
+        ({"presence_penalty": 2.1}, "decimal_above_max_value"),
+        ({"frequency_penalty": -2.1}, "decimal_below_min_value"),
+        ({"repetition_penalty": 0}, "decimal_below_min_value"),
+        ({"logit_bias": [1]}, "invalid_type"),
+        ({"logit_bias": {"a": 1}}, "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "invalid_value"),
+        ({"logit_bias": {"99999999999": 1}}, "invalid_value"),
+        ({"logit_bias": {"٣": 1}}, "invalid_value"),
+        ({"logit_bias": {"1": 101}}, "decimal_above_max_value"),
+        ({"logit_bias": {"1": None}}, "invalid_type"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "invalid_value"),
+        ({"model": "huge"}, "model_not_found"),
+        ({"model": 5}, "invalid_type"),
+        ({"n": 2}, "unsupported_value"),
+        ({"n": True}, "unsupported_value"),
+        ({"logprobs": True}, "unsupported_value"),
+        ({"logprobs": 0}, "unsupported_value"),
+        ({"echo": True}, "unsupported_value"),
+        ({"tools": [{}]}, "unsupported_value"),
+        ({"response_format": {"type": "json_object"}}, "unsupported_value"),
+        ({"stream": 1}, "invalid_type"),
+        ({"ignore_eos": "yes"}, "invalid_type"),
+        ({"deadline_ms": 0}, "decimal_below_min_value"),
+        ({"id": "a b"}, "invalid_value"),
+        ({"id": 1.5}, "invalid_value"),
+        ({"client": ""}, "invalid_value"),
+        ({"reply_to": 5}, "invalid_type"),
+    ],
+)
+def test_wrong_field_is_refused_by_name(fields: dict[str, Any], code: str) -> None:
+    error = refusal({"prompt": "x", **fields})
+    assert (error.code, error.parameter) == (code, next(iter(fields)))
+
+
+def test_two_different_limits_are_refused() -> None:
+    error = refusal({"prompt": "x", "max_tokens": 5, "max_completion_tokens": 6})
+    assert error.parameter == "max_completion_tokens"
+
+
+@pytest.mark.parametrize(
+    ("messages", "parameter"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hi", "messages"),
+        ([{"role": "user", "content": ""}], "messages"),
+        ([{"role": "user", "content": "x"}] * 1025, "messages"),
+        (["hi"], "messages[0]"),
+        ([{"role": "king", "content": "x"}], "messages[0].role"),
+        ([{"role": [], "content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content"),
+        ([{"role": "user", "content": "\udfff"}], "messages[0].content"),
+    ],
+)
+def test_wrong_chat_is_refused(messages: object, parameter: str) -> None:
+    assert refusal({"messages": messages}, "chat").parameter == parameter
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_json"),
+        (b"null", "invalid_json"),
+        (b"\xff\xfe", "invalid_encoding"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "invalid_json"),
+    ],
+)
+def test_wrong_json_is_refused(payload: bytes, code: str) -> None:
+    assert refusal(payload).code == code
+
+
+def test_nan_literal_is_the_fields_fault() -> None:
+    error = refusal(b'{"prompt": "x", "temperature": NaN}')
+    assert error.parameter == "temperature"
+
+
+def test_bare_prompt_has_defaults_and_may_not_be_empty() -> None:
+    request = ask_request("hm", client_id="a", request_id="1", limits=LIMITS, seed=3)
+    assert (request.kind, request.prompt, request.sampling.seed) == ("ask", "hm", 3)
+    with pytest.raises(RequestError, match="empty"):
+        ask_request("", client_id="a", request_id="1", limits=LIMITS, seed=3)
+    with pytest.raises(RequestError, match="UTF-8"):
+        read_text(b"\xff")
+
+
+numbers = st.floats(0, 1, exclude_min=True)
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0, 2),
+    top_k=st.integers(0, 2**31 - 1),
+    top_p=numbers,
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, MAX_SEED),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0.1, 10),
+    logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=5).map(
+        lambda biases: tuple(sorted(biases.items()))
+    ),
+)
+turns = st.lists(st.builds(ChatMessage, role=st.just("user"), content=texts), min_size=1)
+kinds_and_prompts = st.one_of(
+    st.tuples(st.just("completion"), texts), st.tuples(st.just("chat"), turns.map(tuple))
+)
+
+
+@given(
+    kind_and_prompt=kinds_and_prompts,
+    sampling=samplings,
+    max_tokens=st.integers(1, 512),
+    stop=st.lists(texts, max_size=4).map(tuple),
+    model=st.sampled_from([None, "tiny"]),
+    deadline_s=st.one_of(st.just(math.inf), st.integers(1, 604_800).map(float)),
+    stream=st.booleans(),
+)
+@settings(max_examples=100)
+def test_what_is_written_is_read_again(
+    kind_and_prompt: tuple[Any, Any], stream: bool, **fields: Any
+) -> None:
+    kind, prompt = kind_and_prompt
+    request = Request("cli", "1", kind, prompt, stream=stream, **fields)
+    assert read(render_body(request), kind) == request
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=5,
+)
+names = st.sampled_from(
+    [
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "model",
+        "n",
+        "logit_bias",
+        "stream",
+        "ignore_eos",
+        "deadline_ms",
+        "id",
+        "client",
+        "reply_to",
+        "presence_penalty",
+    ]
+)
+
+
+@given(body=st.dictionaries(names, json_values), kind=st.sampled_from(["chat", "completion"]))
+def test_any_json_is_read_or_refused(body: dict[str, Any], kind: RequestKind) -> None:
+    try:
+        request = read(
+            {"prompt": "x", "messages": [{"role": "user", "content": "x"}], **body}, kind
+        )
+    except RequestError as error:
+        assert error.code
+        return
+    assert request.prompt
+    assert 1 <= request.max_tokens <= LIMITS.max_tokens
+    assert 0 <= request.sampling.temperature <= 2
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
+    try:
+        read(payload)
+    except RequestError as error:
+        assert error.code
