@@ -147,7 +147,7 @@ def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
     assert play(Ticked(), after_s=1000) == []
     assert play.standing("10.0.0.9:7000") == ("linked", "")
     effects = play(LinkDown("drafter-1", "cable"))
-    assert {e.candidate for e in effects if isinstance(e, Explained)} == {
+    assert {e.contact for e in effects if isinstance(e, Explained)} == {
         "drafter-1",
         "10.0.0.9:7000",
     }
@@ -247,7 +247,7 @@ def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
     play(PeerSeen(advert()))
     play(PeerGone("drafter-1"))
     assert play(DialFailed("drafter-1", "off")) == []
-    assert "0 candidates" in repr(play.roster)
+    assert "0 contacts" in repr(play.roster)
 
 
 adverts = st.builds(
@@ -259,13 +259,13 @@ adverts = st.builds(
     port=st.sampled_from([7000, 7001]),
 )
 node_ids = st.sampled_from(["a", "b"])
-candidates = st.sampled_from(["a", "b", str(STATIC), "nobody"])
+contacts = st.sampled_from(["a", "b", str(STATIC), "nobody"])
 events = st.one_of(
     st.builds(PeerSeen, adverts),
     st.builds(PeerGone, node_ids),
-    st.builds(LinkUp, node_ids, st.integers(4, 6), st.none() | candidates),
+    st.builds(LinkUp, node_ids, st.integers(4, 6), st.none() | contacts),
     st.builds(LinkDown, node_ids, st.just("cable")),
-    st.builds(DialFailed, candidates, st.just("off"), st.booleans()),
+    st.builds(DialFailed, contacts, st.just("off"), st.booleans()),
     st.just(Ticked()),
 )
 
@@ -285,11 +285,11 @@ def test_whatever_happens_nobody_is_dialled_who_should_not_be(
             case _:
                 pass
         dials = [e for e in play(event, after_s) if isinstance(e, Dial)]
-        assert len({dial.candidate for dial in dials}) == len(dials)
+        assert len({dial.contact for dial in dials}) == len(dials)
         for dial in dials:
-            assert dial.candidate in ("a", "b", str(STATIC))
-            is_restart = isinstance(event, PeerSeen) and event.advert.node_id == dial.candidate
-            assert dial.candidate not in linked or is_restart
+            assert dial.contact in ("a", "b", str(STATIC))
+            is_restart = isinstance(event, PeerSeen) and event.advert.node_id == dial.contact
+            assert dial.contact not in linked or is_restart
         due = play.roster.wake_at
         assert due is None or due > play.now
         assert len(play.roster.explain()) <= 3
