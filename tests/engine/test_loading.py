@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.loading import LoadOptions, Quantize, find_model, load_drafter, load_target
+from edgecosine.engine.loading import LoadOptions, Quantize, load_drafter, load_target, locate
 from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.target import TransformerTarget
@@ -71,10 +71,10 @@ def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_directory_without_model_or_weights_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"config\.json"):
-        find_model(str(tmp_path))
+        locate(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelUnavailable, match="safetensors"):
-        find_model(str(tmp_path))
+        locate(str(tmp_path))
 
 
 def test_damaged_weights_are_refused(llama: str, tmp_path: Path) -> None:
