@@ -45,7 +45,7 @@ def run(story: Coroutine[Any, Any, T]) -> T:
 
 
 def run_patiently(story: Coroutine[Any, Any, T]) -> T:
-    """Run a story of whole processes, which take seconds to start; pytest's time limit bounds it."""
+    """Run a story of whole processes, which take seconds to start, within pytest's limit."""
     return uvloop.run(story)
 
 

@@ -14,7 +14,7 @@ from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.client import Client
 from edgecosine.node.drafting import Drafting
@@ -144,7 +144,7 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
         async with asyncio.TaskGroup() as group:
             for role, loop in loops.items():
                 group.create_task(loop, name=f"{node_id}.{role}")
-    except* Exception as errors:
+    except* EdgecosineError as errors:
         # One plain reason for the operator; the group has ended everything else.
         raise errors.exceptions[0] from None
 
