@@ -35,10 +35,10 @@ class MissingSourceError(RuntimeError):
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Sizes in characters; the home domain in dialogues."""
+    """Sizes in characters, the home domain's in dialogues; at most so many for each part."""
 
     longest_document: int = 40_000
-    characters_per_domain: int = 14_000_000
+    characters_per_domain: int = 13_050_000
     smallest_domain: int = 150_000
     home_dialogues: int = 16_000
     home_seed: int = 20_240
@@ -119,19 +119,22 @@ def domain_documents(domain: str, settings: CorpusSettings) -> list[str]:
         if len(text) >= 200:
             cut = text[: settings.longest_document]
             unique.setdefault(document_hash(cut), cut)
-    chosen: list[str] = []
-    size = 0
-    for key in sorted(unique):
-        if size < settings.characters_per_domain:
-            chosen.append(unique[key])
-            size += len(unique[key])
+    size = sum(map(len, unique.values()))
     if size < settings.smallest_domain:
         raise MissingSourceError(f"only {size} characters of `{domain}` text: {HELP[domain]}")
-    return chosen
+    return [unique[key] for key in sorted(unique)]
 
 
-def split_documents(documents: list[str]) -> Split:
-    """Divide documents by hash into training and held-out ones."""
-    train = tuple(text for text in documents if not is_held_out(text))
-    held_out = tuple(text for text in documents if is_held_out(text))
-    return Split(train, held_out)
+def _until(texts: Iterator[str], characters: int) -> Iterator[str]:
+    size = 0
+    while size < characters and (text := next(texts, None)) is not None:
+        size += len(text)
+        yield text
+
+
+def split_documents(documents: list[str], settings: CorpusSettings) -> Split:
+    """Divide documents by hash into training and held-out ones, no more of either than asked."""
+    train = (text for text in documents if not is_held_out(text))
+    held_out = (text for text in documents if is_held_out(text))
+    most = settings.characters_per_domain
+    return Split(tuple(_until(train, most)), tuple(_until(held_out, most)))

@@ -30,5 +30,3 @@ def home_documents(count: int, seed: int) -> Iterator[str]:
     """Yield `count` dialogues; the last answer's end-of-text comes from joining documents."""
     for index in range(count):
         yield _dialogue(random.Random(f"{seed}:{index}"))
-
-

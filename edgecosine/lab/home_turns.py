@@ -7,8 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgecosine.lab.home_state import (
-    APPLIANCES, DAYS, ROOMS, SWITCHED, House, Room, clock, degrees,
-)  # fmt: skip
+    APPLIANCES,
+    DAYS,
+    ROOMS,
+    SWITCHED,
+    House,
+    Room,
+    clock,
+    degrees,
+)
 
 Turn = tuple[str, str]
 
@@ -206,22 +213,30 @@ def _scene(rng: random.Random, house: House) -> Turn:
     return question, f"{opening} I have turned off {' and '.join(off)}. The doors are locked."
 
 
+_ADVICE = {
+    "How can I save energy in the {}?": (
+        "To save energy in the {}, lower the temperature by one degree, switch off devices "
+        "that you do not use, and air the room briefly instead of leaving a window open."
+    ),
+    "The sensor in the {} does not answer.": (
+        "The sensor in the {} may have an empty battery. Please replace the battery, wait "
+        "one minute, and ask me again."
+    ),
+    "Why is the {} damp?": (
+        "The {} may be damp because warm air meets a cold wall. Air the room twice a day "
+        "and keep the door closed while you cook or shower."
+    ),
+    "When is electricity cheap?": (
+        "Electricity is cheapest between 01:00 and 05:00. I can move the dishwasher and the "
+        "washing machine to that time."
+    ),
+}
+
+
 def _advice(rng: random.Random, _: House) -> Turn:
     room = rng.choice(ROOMS)
-    return rng.choice((
-        (f"How can I save energy in the {room}?",
-         f"To save energy in the {room}, lower the temperature by one degree, switch off devices "
-         "that you do not use, and air the room briefly instead of leaving a window open."),
-        (f"The sensor in the {room} does not answer.",
-         f"The sensor in the {room} may have an empty battery. Please replace the battery, wait "
-         "one minute, and ask me again."),
-        (f"Why is the {room} damp?",
-         f"The {room} may be damp because warm air meets a cold wall. Air the room twice a day "
-         "and keep the door closed while you cook or shower."),
-        ("When is electricity cheap?",
-         "Electricity is cheapest between 01:00 and 05:00. I can move the dishwasher and the "
-         "washing machine to that time."),
-    ))  # fmt: skip
+    question, answer = rng.choice(tuple(_ADVICE.items()))
+    return question.format(room), answer.format(room)
 
 
 SKILLS = [

@@ -19,7 +19,7 @@ def orthogonalise(batch: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrices of (n, rows, columns) by a quintic Newton-Schulz."""
     a, b, c = _COEFFICIENTS
     wide = batch if batch.shape[1] <= batch.shape[2] else batch.mT
-    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM
 from edgecosine.lab.muon import Muon
 
 Tokens = NDArray[np.uint16]
-LossFunction = Callable[[Tensor], Tensor]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TrainSettings:
     clip: float = 1.0
     seed: int = 1
     log_every: int = 10
+    compiled: bool = True
 
     @property
     def tokens_per_step(self) -> int:
@@ -69,23 +71,23 @@ def learning_rate_factor(step: int, settings: TrainSettings) -> float:
     return min(1.0, warm, cool)
 
 
-def next_token_loss(model: LlamaForCausalLM) -> LossFunction:
+def next_token_loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
     """Mean cross-entropy in nats of (rows, length + 1) windows."""
 
     def loss(batch: Tensor) -> Tensor:
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch[:, 1:].reshape(-1)
-        )
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].reshape(-1))
 
     return loss
 
 
-def compiled(function: LossFunction) -> LossFunction:
-    """Compile where a C++ compiler is at hand: about a fifth faster."""
-    if shutil.which("g++") is None:
+def compiled(
+    function: Callable[[Batch], Tensor], settings: TrainSettings
+) -> Callable[[Batch], Tensor]:
+    """Compile if asked and a C++ compiler is at hand: about a fifth faster."""
+    if not settings.compiled or shutil.which("g++") is None:
         return function
-    result: LossFunction = torch.compile(function, dynamic=False)
+    result: Callable[[Batch], Tensor] = torch.compile(function, dynamic=False)
     return result
 
 
@@ -93,7 +95,8 @@ class Optimisers:
     """Muon on the hidden matrices, AdamW on embeddings and norms, one schedule."""
 
     def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
-        hidden, others = [], []
+        hidden: list[Tensor] = []
+        others: list[Tensor] = []
         for name, parameter in model.named_parameters():
             is_matrix = parameter.ndim == 2 and "embed" not in name
             (hidden if is_matrix else others).append(parameter)
@@ -118,10 +121,9 @@ class Optimisers:
 def train(
     name: str,
     model: LlamaForCausalLM,
-    batches: Iterator[Tensor],
-    loss_function: LossFunction,
+    batches: Iterator[Batch],
+    loss_function: Callable[[Batch], Tensor],
     settings: TrainSettings,
-    snapshot: Callable[[int], None] = lambda step: None,
 ) -> TrainReport:
     """Run the loop, printing rate, loss and remaining time."""
     model.train()
@@ -138,8 +140,7 @@ def train(
         smooth = total if step == 0 else 0.95 * smooth + 0.05 * total
         if step % settings.log_every == settings.log_every - 1:
             _log(name, step + 1, smooth, settings, time.monotonic() - started)
-            snapshot(step + 1)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     seconds = time.monotonic() - started
     return TrainReport(settings.steps, settings.steps * settings.tokens_per_step, seconds, smooth)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END,
         eos_token=END,
@@ -49,6 +50,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
+    return wrapped
 
 
 def _config(hidden: int, inner: int, layers: int, heads: int) -> LlamaConfig:
@@ -64,7 +66,6 @@ def _config(hidden: int, inner: int, layers: int, heads: int) -> LlamaConfig:
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
-        attn_implementation="sdpa",
     )
 
 
@@ -80,27 +81,38 @@ def new_drafter(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(_config(hidden=128, inner=384, layers=2, heads=2))
 
 
-def rounded(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Round the weights to bfloat16 and keep computing in float32."""
-    model.to(torch.bfloat16)
-    return model.to(torch.float32)
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write the tokenizer's files, without what describes the machine they were made on."""
+    tokenizer.save_pretrained(directory, save_jinja_files=False)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in config.items() if k not in ("is_local", "local_files_only", "backend")}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Load the saved tokenizer."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
 
 
 def save_model(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
     """Write an ordinary Hugging Face directory with bfloat16 weights."""
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=0, eos_token_id=0, pad_token_id=0, do_sample=False
     )
-    model.to(torch.bfloat16)
+    model.to(dtype=torch.bfloat16)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    model.to(torch.float32)
+    (directory / "model.safetensors").chmod(0o644)
+    save_tokenizer(tokenizer, directory)
+    model.to(dtype=torch.float32)
 
 
 def load_model(directory: Path) -> LlamaForCausalLM:
     """Load saved weights for computing in float32."""
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    assert isinstance(model, LlamaForCausalLM)
-    return model.eval()
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
