@@ -21,8 +21,8 @@ States = NDArray[np.float16]
 class PoolSettings:
     """How much teacher material each domain gets; lengths in tokens."""
 
-    continuations: int = 768
-    texts: int = 1024
+    continuations: int = 1024
+    texts: int = 640
     length: int = 192
     prompt: int = 48
     batch: int = 128

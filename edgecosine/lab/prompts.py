@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 PROMPT_TOKENS = 48
+_ADDRESS = re.compile(r"[\w.]+@\w")
 _STARTS = {
     "python": re.compile(
         r"^(?=(?:class|def|async def|@\w+|    def|import|from|if|try)\b)", re.MULTILINE
@@ -30,12 +31,17 @@ class Prompt:
 def _prompt_at(
     tokenizer: PreTrainedTokenizerFast, document: str, start: int, ending: str
 ) -> str | None:
-    """The text of the 48 tokens from `start`, if it re-encodes to them and ends as asked."""
+    """The text of the 48 tokens from `start`, if it re-encodes to them and ends as asked.
+
+    Texts with the mail address of a person are passed over.
+    """
     ids = tokenizer.encode(document[start : start + 600], add_special_tokens=False)
     ids = ids[:PROMPT_TOKENS]
     text = str(tokenizer.decode(ids))
     fits = len(ids) == PROMPT_TOKENS and 0 not in ids and text.endswith(ending)
-    return text if fits and tokenizer.encode(text, add_special_tokens=False) == ids else None
+    if not fits or _ADDRESS.search(text):
+        return None
+    return text if tokenizer.encode(text, add_special_tokens=False) == ids else None
 
 
 def held_out_prompts(

@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from edgecosine.lab.corpus import DOMAINS, domain_documents, split_documents
+from edgecosine.lab.corpus import (
+    DOMAINS,
+    domain_documents,
+    is_held_out,
+    split_documents,
+)
 from edgecosine.lab.distillation import (
     DistillationLoss,
     Pool,
@@ -21,6 +26,7 @@ from edgecosine.lab.distillation import (
     pool_batches,
     text_pools,
 )
+from edgecosine.lab.home import home_documents
 from edgecosine.lab.prompts import held_out_prompts
 from edgecosine.lab.training import Tokens, compiled, next_token_loss, train, windows
 from edgecosine.lab.zoo_models import (
@@ -83,12 +89,21 @@ def prompts_stage(recipe: Recipe, places: Places) -> Report:
     chosen = {}
     for domain in DOMAINS:
         documents = json.loads(places.held_out(domain).read_text(encoding="utf-8"))
+        if domain == "home":
+            documents += more_held_out_dialogues(recipe)
         prompts = held_out_prompts(tokenizer, domain, documents, recipe.prompts)
         chosen[domain] = [asdict(prompt) for prompt in prompts]
     places.zoo.mkdir(parents=True, exist_ok=True)
     text = json.dumps(chosen, indent=1, ensure_ascii=False)
     places.prompts.write_text(text + "\n", encoding="utf-8")
     return {domain: len(prompts) for domain, prompts in chosen.items()}
+
+
+def more_held_out_dialogues(recipe: Recipe) -> list[str]:
+    """Further dialogues whose hash keeps them from training: few have just the right length."""
+    settings = recipe.corpus
+    texts = home_documents(8 * settings.home_dialogues, settings.home_seed + 1)
+    return [text for text in texts if is_held_out(text)]
 
 
 def target_stage(recipe: Recipe, places: Places) -> Report:
