@@ -21,11 +21,11 @@ States = NDArray[np.float16]
 class PoolSettings:
     """How much teacher material each domain gets; lengths in tokens."""
 
-    continuations: int = 1024
-    texts: int = 640
+    continuations: int = 640
+    texts: int = 384
     length: int = 192
     prompt: int = 48
-    batch: int = 128
+    batch: int = 64
     temperature: float = 0.8
     seed: int = 7
 
@@ -67,7 +67,7 @@ def continuation_pools(
 def text_pools(target: LlamaForCausalLM, source: Tokens, settings: PoolSettings) -> Iterator[Pool]:
     """Domain text under the target, in small batches for the processor's caches."""
     rng = np.random.default_rng(settings.seed + 1)
-    rows = max(1, settings.batch // 16)
+    rows = max(1, settings.batch // 8)
     for _ in range(0, settings.texts, rows):
         tokens = _cut(source, rows, settings.length, rng)
         hidden = target.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from edgecosine.lab.corpus import MissingSourceError
+from edgecosine.lab.corpus import DOMAINS, MissingSourceError
 from edgecosine.lab.zoo_card import card_stage
 from edgecosine.lab.zoo_matrices import evaluation_stage
 from edgecosine.lab.zoo_recipe import DRAFTERS, FULL, QUICK, Places, Recipe
@@ -18,7 +18,7 @@ from edgecosine.lab.zoo_stages import (
     Stage,
     corpus_stage,
     drafter_stage,
-    pools_stage,
+    pool_stage,
     prompts_stage,
     target_stage,
 )
@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
     "corpus": corpus_stage,
     "prompts": prompts_stage,
     "target": target_stage,
-    "pools": pools_stage,
+    **{f"pool-{domain}": pool_stage(domain) for domain in DOMAINS},
     **{f"drafter-{name}": drafter_stage(name) for name in DRAFTERS},
     "evaluation": evaluation_stage,
     "card": card_stage,

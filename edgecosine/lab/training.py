@@ -22,7 +22,10 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Steps of `accumulate` micro-batches of `rows` x `length` tokens."""
+    """Steps of `accumulate` micro-batches of `rows` x `length` tokens.
+
+    The learning rate falls to zero at step `horizon`, by default the last one.
+    """
 
     steps: int
     rows: int = 8
@@ -35,6 +38,7 @@ class TrainSettings:
     seed: int = 1
     log_every: int = 10
     compiled: bool = True
+    horizon: int | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -65,9 +69,10 @@ def windows(sources: Sequence[Tokens], settings: TrainSettings) -> Iterator[Tens
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then linear decay to zero."""
+    """Linear warm-up, then linear decay to zero at the horizon."""
+    end = settings.horizon or settings.steps
     warm = (step + 1) / settings.warm_up
-    cool = (settings.steps - step) / max(1, settings.steps - settings.warm_up)
+    cool = (end - step) / max(1, end - settings.warm_up)
     return min(1.0, warm, cool)
 
 
@@ -87,6 +92,8 @@ def compiled(
     """Compile if asked and a C++ compiler is at hand: about a fifth faster."""
     if not settings.compiled or shutil.which("g++") is None:
         return function
+    # A second model in the same process would otherwise get slow, general code.
+    torch.compiler.reset()
     result: Callable[[Batch], Tensor] = torch.compile(function, dynamic=False)
     return result
 

@@ -71,8 +71,8 @@ def _parameters(weights: Path) -> int:
 
 def collect(recipe: Recipe, places: Places) -> Json:
     """Everything the card says, as data."""
-    stages = ["corpus", "prompts", "target", "pools", "evaluation"]
-    stages += [f"drafter-{name}" for name in DRAFTERS]
+    stages = ["corpus", "prompts", "target", "evaluation"]
+    stages += [f"drafter-{name}" for name in DRAFTERS] + [f"pool-{name}" for name in DOMAINS]
     reports = {s: json.loads(places.report(s).read_text(encoding="utf-8")) for s in stages}
     return {
         "recipe": recipe.name,
@@ -88,7 +88,7 @@ def collect(recipe: Recipe, places: Places) -> Json:
             "hard_share": recipe.hard_share,
         },
         "corpus": {domain: reports["corpus"][domain] for domain in DOMAINS},
-        "pools": reports["pools"],
+        "pools": {domain: reports[f"pool-{domain}"] for domain in DOMAINS},
         "models": {
             name: _model_figures(name, recipe, places, reports) for name in ("target", *DRAFTERS)
         },
@@ -160,6 +160,7 @@ def card(data: Json) -> str:
     settings, length = data["settings"], data["settings"]["target"]["length"]
     how = data["acceptance_settings"]
     pool = settings["pool"]
+    pools = sum(part["wall_seconds"] for part in data["pools"].values())
     megabytes = sum(model["bytes"] for model in data["models"].values()) / 1e6
     hot = max(data["acceptance"])
     limits = LIMITS.format(temperature=hot, length=length, context=CONTEXT)
@@ -192,7 +193,7 @@ own continuations of training prompts (one half greedy, one half at temperature
 {pool["temperature"]}); `{GENERALIST}` sees all domains in as many steps. The last loss is that
 objective on training windows, so it does not compare between target and drafters. Matrices are
 updated by Muon, embeddings and norms by AdamW, on a linear decay. The teacher's material took
-{data["pools"]["wall_seconds"] / 60:.0f} min to make.
+{pools / 60:.0f} min to make.
 
 ## Held-out loss, nats per token (bits per byte)
 

@@ -37,10 +37,17 @@ FULL = Recipe(
     name="full",
     corpus=CorpusSettings(),
     target=TrainSettings(
-        steps=1800, rows=8, length=256, accumulate=1, warm_up=60, muon_lr=0.02, adam_lr=0.003
+        steps=1600,
+        horizon=1800,
+        rows=8,
+        length=256,
+        accumulate=1,
+        warm_up=60,
+        muon_lr=0.02,
+        adam_lr=0.003,
     ),
     drafter=TrainSettings(
-        steps=1500, rows=12, length=192, accumulate=1, warm_up=50, muon_lr=0.02, adam_lr=0.004
+        steps=900, rows=12, length=192, accumulate=1, warm_up=50, muon_lr=0.02, adam_lr=0.004
     ),
     pool=PoolSettings(),
 )

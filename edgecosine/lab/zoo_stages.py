@@ -121,26 +121,30 @@ def target_stage(recipe: Recipe, places: Places) -> Report:
     return asdict(report)
 
 
-def pools_stage(recipe: Recipe, places: Places) -> Report:
-    """Let the target continue training prompts and read training text; keep its states."""
-    target = load_model(places.zoo / "target")
-    settings = recipe.pool
-    report: Report = {}
-    for domain in DOMAINS:
-        source = np.load(places.tokens(domain))
+def pool_stage(domain: str) -> Stage:
+    """The stage in which the target continues prompts of one domain and reads its text."""
+
+    def stage(recipe: Recipe, places: Places) -> Report:
+        target = load_model(places.zoo / "target")
+        source, report = np.load(places.tokens(domain)), {}
         for kind, maker in ((OWN, continuation_pools), (TEXT, text_pools)):
             started, pools = time.monotonic(), []
-            for pool in maker(target, source, settings):
+            for pool in maker(target, source, recipe.pool):
                 pools.append(pool)
                 rows = sum(len(p.tokens) for p in pools)
-                rate = rows * settings.length / (time.monotonic() - started)
+                rate = rows * recipe.pool.length / (time.monotonic() - started)
                 print(f"pool {domain} {kind}: {rows} rows {rate:.0f} tokens/s", flush=True)
-            whole = join(pools)
-            places.pool(kind, domain, "tokens").parent.mkdir(parents=True, exist_ok=True)
-            np.save(places.pool(kind, domain, "tokens"), whole.tokens)
-            np.save(places.pool(kind, domain, "hidden"), whole.hidden)
-            report[f"{domain} {kind}"] = int(whole.tokens.size)
-    return report
+            _save_pool(join(pools), kind, domain, places)
+            report[f"{kind}_tokens"] = rows * recipe.pool.length
+        return report
+
+    return stage
+
+
+def _save_pool(pool: Pool, kind: str, domain: str, places: Places) -> None:
+    places.pool(kind, domain, "tokens").parent.mkdir(parents=True, exist_ok=True)
+    np.save(places.pool(kind, domain, "tokens"), pool.tokens)
+    np.save(places.pool(kind, domain, "hidden"), pool.hidden)
 
 
 def _pools(kind: str, domains: tuple[str, ...], places: Places) -> list[Pool]:
