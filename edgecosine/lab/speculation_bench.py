@@ -1,4 +1,4 @@
-"""What speculation gains at one request and at many, greedy and sampled, on a cluster of this machine.
+"""What speculation gains at one request and at many, greedy and sampled, on one machine.
 
 Closed loop: so many requests are always at work. The policies take turns within each repetition, so
 that a machine whose speed drifts drifts for all of them.
