@@ -170,15 +170,19 @@ class Session:
         except LinkError:
             self._held.pop(node_id, None)
             return None
-        if draft is None:
-            return None
-        tokens = tuple(unpack_tokens(draft.tokens))
-        confidences = tuple(byte / 255 for byte in draft.confidences)
+        elapsed_s = time.perf_counter() - started
+        proposal = self._proposal(node_id, draft)
+        compute_s = draft.compute_us * 1e-6 if draft else 0.0
+        self._balancer.observe_answer(node_id, elapsed_s, compute_s, len(proposal.tokens))
+        return proposal
+
+    def _proposal(self, node_id: str, draft: Draft | None) -> Proposal:
+        """What a drafter's answer says; one that makes no sense says nothing."""
+        tokens = tuple(unpack_tokens(draft.tokens)) if draft else ()
+        confidences = tuple(byte / 255 for byte in draft.confidences) if draft else ()
         if len(tokens) != len(confidences) or any(t >= self._num_vocabulary for t in tokens):
             logger.warning("draft refused: request=%s peer=%s", self._request.key, node_id)
-            return None
-        elapsed_s = time.perf_counter() - started
-        self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
+            tokens, confidences = (), ()
         return Proposal(node_id, len(self._sequence), tokens, confidences)
 
     async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:
