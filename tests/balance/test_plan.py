@@ -78,7 +78,7 @@ def test_plan_is_the_best_of_all_by_brute_force(
     drafters: list[Candidate], pass_s: list[float], room: int, round_s: float
 ) -> None:
     plan = choose_plan(drafters, pass_s, room, round_s=round_s)
-    speeds = {(): 1.0 / (pass_s[1] + round_s)}
+    speeds: dict[tuple[object, ...], float] = {(): 1.0 / (pass_s[1] + round_s)}
     for each in drafters:
         for gamma in range(1, min(MAX_GAMMA, room - 1) + 1):
             total_s = each.overhead_s + gamma * each.token_s + pass_s[gamma + 1] + round_s

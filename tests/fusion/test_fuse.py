@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def test_no_budget_gives_no_tree(drafts: list[Draft], budget: int) -> None:
 
 @given(rounds(), budgets, st.randoms(use_true_random=False))
 def test_union_is_the_same_for_any_order_of_drafts(
-    drafts: list[Draft], budget: int, random: st.random.Random
+    drafts: list[Draft], budget: int, random: Random
 ) -> None:
     shuffled = list(drafts)
     random.shuffle(shuffled)

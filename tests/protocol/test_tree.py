@@ -17,7 +17,7 @@ def trees(draw: st.DrawFn, max_size: int = 12) -> TokenTree:
     for node in range(draw(st.integers(0, max_size))):
         parent = draw(st.integers(ROOT, node - 1))
         siblings = {token for token, above in zip(tokens, parents, strict=True) if above == parent}
-        tokens.append(draw(st.integers(0, 20).filter(lambda t, seen=siblings: t not in seen)))
+        tokens.append(draw(st.sampled_from(sorted(set(range(21)) - siblings))))
         parents.append(parent)
     size = len(tokens)
     confidences = draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
