@@ -15,7 +15,7 @@ from typing import Protocol
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
-from edgecosine.errors import LinkError
+from edgecosine.errors import ActorStopped, LinkError
 from edgecosine.node.balancer import Balancer, Proposal, RequestState
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
@@ -119,9 +119,12 @@ class Session:
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
         plan = self._plan()
-        async with asyncio.TaskGroup() as group:
-            verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-            drafts = group.create_task(self._gather(plan), name="first drafts")
+        try:
+            async with asyncio.TaskGroup() as group:
+                verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
+                drafts = group.create_task(self._gather(plan), name="first drafts")
+        except* ActorStopped as stopped:
+            raise stopped.exceptions[0] from None
         self._commit(verdict.result())
         self._learn(drafts.result())
         laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
