@@ -3,7 +3,9 @@ seconds are handed in."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 SMOOTHING = 0.2
 
@@ -42,10 +44,13 @@ class PassCost:
     """Target pass time by number of rows: smoothed measurements, interpolated between."""
 
     by_rows: dict[int, float] = field(default_factory=dict)
+    _knots: list[tuple[int, float]] = field(default_factory=list)
+    """Sizes in order, each with the longest time up to it; empty when out of date."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
         self.by_rows[rows] = smooth(self.by_rows.get(rows), elapsed_s, 0.1)
+        self._knots = []
 
     def expected_s(self, rows: int) -> float:
         """Expected time of a pass; 0 before the first measurement.
@@ -53,16 +58,18 @@ class PassCost:
         Between measured sizes linear, beyond them in proportion to the last slope; never less than
         a smaller pass.
         """
-        if rows in self.by_rows:
-            return self.by_rows[rows]
-        below = max((r for r in self.by_rows if r < rows), default=None)
-        above = min((r for r in self.by_rows if r > rows), default=None)
-        if below is None and above is None:
+        knots = self._curve()
+        if not knots:
             return 0.0
-        if below is None:
-            assert above is not None
-            return self.by_rows[above]
-        if above is None:
-            return self.by_rows[below]
-        share = (rows - below) / (above - below)
-        return self.by_rows[below] + share * (self.by_rows[above] - self.by_rows[below])
+        at = bisect_right(knots, rows, key=lambda knot: knot[0])
+        if at == 0 or len(knots) == 1:
+            return knots[0][1]
+        (low, low_s), (high, high_s) = knots[at - 1 : at + 1] if at < len(knots) else knots[-2:]
+        return low_s + (rows - low) / (high - low) * (high_s - low_s)
+
+    def _curve(self) -> list[tuple[int, float]]:
+        if not self._knots:
+            sizes = sorted(self.by_rows)
+            longest = accumulate((self.by_rows[size] for size in sizes), max)
+            self._knots = list(zip(sizes, longest, strict=True))
+        return self._knots

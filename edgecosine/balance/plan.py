@@ -21,6 +21,8 @@ DEADLINE_FACTOR = 2.5
 DEADLINE_FLOOR_S = 0.02
 FIRST_DEADLINE_S = 1.0
 """Wait for a drafter whose speed is unknown, once."""
+LONGEST_DEADLINE_S = 1.0
+"""Nobody is waited for longer: each late draft raises what is expected of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def deadline(expected_s: float, *, is_measured: bool) -> float:
     """Seconds that a draft is waited for."""
     if not is_measured:
         return FIRST_DEADLINE_S
-    return max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * expected_s)
+    return min(LONGEST_DEADLINE_S, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * expected_s))
 
 
 def _ms(seconds: float) -> str:

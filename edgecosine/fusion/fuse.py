@@ -85,7 +85,7 @@ def _cut(root: _Node, budget: int) -> TokenTree:
             ranked.append((-reach, depth + 1, child.token, child))
             open_nodes.append((child, reach, depth + 1))
     ranked.sort(key=lambda entry: (*entry[:3], _tokens_to(entry[3])))
-    chosen = sorted(ranked[:budget], key=lambda entry: entry[1])
+    chosen = sorted(ranked[: max(0, budget)], key=lambda entry: entry[1])
     index: dict[int, int] = {id(root): ROOT}
     for position, (_, _, _, node) in enumerate(chosen):
         index[id(node)] = position

@@ -29,6 +29,8 @@ ENOUGH_EVIDENCE = 3.0
 """Judged tokens after which a drafter counts as tried for a request."""
 PROBE_EVERY = 24
 """Rounds between two trials of drafters while none of them pays."""
+LONGEST_REST = 64 * PROBE_EVERY
+"""Plans that a drafter which keeps silent is left out of, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,10 @@ class DrafterState:
     calibration: Calibration = field(default_factory=Calibration)
     num_drafted: int = 0
     num_late: int = 0
+    rest: int = 0
+    """Plans that it is left out of when it is late again; twice as many each time."""
+    back_at: int = 0
+    """Number of the plan that it may be part of again."""
 
 
 @dataclass(slots=True)
@@ -76,6 +82,7 @@ class Balancer:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
+        self._num_plans = 0
         self.last_reason = ""
 
     def __repr__(self) -> str:
@@ -86,10 +93,12 @@ class Balancer:
         return self._drafters.setdefault(node_id, DrafterState())
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
-        """The next round of `request` with these drafters linked; `room` tokens are to go."""
+        """The next round of `request`, with `room` tokens to go and these drafters linked."""
         if request.policy == "target-alone":
             drafters = ()
-        candidates = [self._candidate(node_id, request) for node_id in sorted(drafters)]
+        self._num_plans += 1
+        awake = [n for n in sorted(drafters) if self.drafter(n).back_at <= self._num_plans]
+        candidates = [self._candidate(node_id, request) for node_id in awake]
         plan = self._choose(request, candidates, room)
         self.last_reason = plan.reason
         return plan
@@ -116,19 +125,23 @@ class Balancer:
         """A drafter answered in time."""
         state = self.drafter(node_id)
         state.num_drafted += num_tokens
+        state.rest = 0
         state.speed.observe(elapsed_s, compute_s, num_tokens)
 
     def observe_late(self, node_id: str, waited_s: float) -> None:
-        """A drafter did not answer in time."""
+        """A drafter did not answer in time; whoever is late again is asked ever less often."""
         state = self.drafter(node_id)
         state.num_late += 1
         state.speed.observe_late(waited_s)
+        if state.back_at <= self._num_plans:
+            state.back_at = self._num_plans + state.rest
+            state.rest = min(LONGEST_REST, 2 * state.rest or PROBE_EVERY)
 
     def observe_truth(
         self, request: RequestState, proposal: Proposal, truth: tuple[int, ...]
     ) -> None:
-        """The target committed `truth` where the drafter had proposed tokens."""
-        hits, misses = judge(proposal.tokens, truth)
+        """The target committed `truth` where the drafter had proposed tokens; none is a miss."""
+        hits, misses = judge(proposal.tokens, truth) if proposal.tokens else (0, 1)
         state = self.drafter(proposal.node_id)
         request.rates.observe(proposal.node_id, hits, misses)
         state.record.rate.observe(hits, misses)
@@ -151,7 +164,7 @@ class Balancer:
             evidence=request.rates.evidence(node_id),
             token_s=state.speed.token_s or 0.0,
             overhead_s=state.speed.overhead_s or 0.0,
-            is_measured=state.speed.token_s is not None,
+            is_measured=state.speed.overhead_s is not None,
         )
 
     def _choose(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:

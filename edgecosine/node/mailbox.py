@@ -63,6 +63,8 @@ class Mailbox(Generic[Ask, Answer]):
         if self._is_closed:
             raise ActorStopped(f"{self._name} has stopped")
         if len(self._waiting) >= self._size:
+            self._waiting = deque(envelope for envelope in self._waiting if envelope.is_open)
+        if len(self._waiting) >= self._size:
             raise RuntimeError(f"{self._name}: {self._size} messages wait, more than were admitted")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(Envelope(message, future))

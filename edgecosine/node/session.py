@@ -15,7 +15,7 @@ from typing import Protocol
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
-from edgecosine.errors import LinkError
+from edgecosine.errors import ActorStopped, LinkError
 from edgecosine.node.balancer import Balancer, Proposal, RequestState
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
@@ -119,9 +119,12 @@ class Session:
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
         plan = self._plan()
-        async with asyncio.TaskGroup() as group:
-            verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-            drafts = group.create_task(self._gather(plan), name="first drafts")
+        try:
+            async with asyncio.TaskGroup() as group:
+                verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
+                drafts = group.create_task(self._gather(plan), name="first drafts")
+        except* ActorStopped as stopped:
+            raise stopped.exceptions[0] from None
         self._commit(verdict.result())
         self._learn(drafts.result())
         laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
@@ -170,15 +173,19 @@ class Session:
         except LinkError:
             self._held.pop(node_id, None)
             return None
-        if draft is None:
-            return None
-        tokens = tuple(unpack_tokens(draft.tokens))
-        confidences = tuple(byte / 255 for byte in draft.confidences)
+        elapsed_s = time.perf_counter() - started
+        proposal = self._proposal(node_id, draft)
+        compute_s = draft.compute_us * 1e-6 if draft else 0.0
+        self._balancer.observe_answer(node_id, elapsed_s, compute_s, len(proposal.tokens))
+        return proposal
+
+    def _proposal(self, node_id: str, draft: Draft | None) -> Proposal:
+        """What a drafter's answer says; one that makes no sense says nothing."""
+        tokens = tuple(unpack_tokens(draft.tokens)) if draft else ()
+        confidences = tuple(byte / 255 for byte in draft.confidences) if draft else ()
         if len(tokens) != len(confidences) or any(t >= self._num_vocabulary for t in tokens):
             logger.warning("draft refused: request=%s peer=%s", self._request.key, node_id)
-            return None
-        elapsed_s = time.perf_counter() - started
-        self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
+            tokens, confidences = (), ()
         return Proposal(node_id, len(self._sequence), tokens, confidences)
 
     async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:

@@ -69,7 +69,8 @@ class Transcript:
 
     def _held_back(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
-        for size in range(max(map(len, self._request.stop), default=1) - 1, 0, -1):
+        longest = min(len(self.text), max(map(len, self._request.stop), default=1) - 1)
+        for size in range(longest, 0, -1):
             tail = self.text[-size:]
             if any(stop.startswith(tail) for stop in self._request.stop):
                 return size

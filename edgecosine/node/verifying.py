@@ -6,6 +6,7 @@ chunk beside the others' rounds, until its own verdict is there.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class Verifying:
         prefilling = [envelope for envelope in self._batch if envelope.is_open]
         room = self._max_batch - len(prefilling)
         if prefilling:
+            await asyncio.sleep(0)  # whoever just got a verdict asks again in this turn of the loop
             return prefilling + self._mailbox.take_nowait(room)
         return await self._mailbox.take(room)
 

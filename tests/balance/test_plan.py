@@ -1,0 +1,177 @@
+"""Plans: as much speculation as pays, and the reason why."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.balance.plan import (
+    DEADLINE_FLOOR_S,
+    FIRST_DEADLINE_S,
+    LONGEST_DEADLINE_S,
+    MAX_GAMMA,
+    PROBE_GAMMA,
+    Candidate,
+    choose_plan,
+    deadline,
+    expected_tokens,
+    probe_plan,
+    worthwhile_nodes,
+)
+
+MEMORY_BOUND = [0.03 * (1 + 0.01 * rows) for rows in range(26)]
+"""A pass costs nearly the same for any number of rows, as with most real targets."""
+
+rates = st.floats(0, 1)
+seconds = st.floats(0, 1)
+passes = st.lists(st.floats(0.001, 1), min_size=26, max_size=26).map(sorted)
+
+
+def candidate(node_id: str = "d", rate: float = 0.7, **changes: float) -> Candidate:
+    """A quick, measured drafter."""
+    costs = {"token_s": 0.001, "overhead_s": 0.002} | changes
+    return Candidate(node_id=node_id, rate=rate, evidence=50.0, is_measured=True, **costs)
+
+
+candidates = st.builds(
+    Candidate,
+    node_id=st.sampled_from("abcd"),
+    rate=rates,
+    evidence=st.floats(0, 100),
+    token_s=seconds,
+    overhead_s=seconds,
+    is_measured=st.booleans(),
+)
+
+
+@given(rates, st.integers(0, MAX_GAMMA))
+def test_expected_tokens_are_the_sum_over_accepted_lengths(rate: float, gamma: int) -> None:
+    by_sum = sum(rate**length for length in range(gamma + 1))
+    assert expected_tokens(rate, gamma) == pytest.approx(by_sum, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("drafters", "room", "why"),
+    [
+        ([], 100, "no drafters"),
+        ([candidate()], 1, "one token left"),
+        ([candidate(rate=0.0)], 100, "no drafter pays"),
+        ([candidate(overhead_s=3.0)], 100, "no drafter pays"),
+        ([candidate(token_s=0.5)], 100, "no drafter pays"),
+        ([candidate(rate=0.0), candidate("slow", 0.9, overhead_s=9.0)], 100, "no drafter pays"),
+    ],
+)
+def test_target_goes_alone_when_nobody_helps(
+    drafters: list[Candidate], room: int, why: str
+) -> None:
+    plan = choose_plan(drafters, MEMORY_BOUND, room)
+    assert (plan.gamma, plan.drafters) == (0, ())
+    assert plan.reason.startswith("K=0")
+    assert why in plan.reason
+
+
+@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), seconds)
+def test_plan_is_the_best_of_all_by_brute_force(
+    drafters: list[Candidate], pass_s: list[float], room: int, round_s: float
+) -> None:
+    plan = choose_plan(drafters, pass_s, room, round_s=round_s)
+    speeds: dict[tuple[object, ...], float] = {(): 1.0 / (pass_s[1] + round_s)}
+    for each in drafters:
+        for gamma in range(1, min(MAX_GAMMA, room - 1) + 1):
+            total_s = each.overhead_s + gamma * each.token_s + pass_s[gamma + 1] + round_s
+            speed = expected_tokens(each.rate, gamma) / total_s
+            key = (each.node_id, gamma)
+            speeds[key] = max(speed, speeds.get(key, 0.0))
+    chosen = (*plan.drafters, plan.gamma) if plan.gamma else ()
+    assert speeds[chosen] == pytest.approx(max(speeds.values()))
+
+
+@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40))
+def test_plan_never_asks_for_more_than_there_is_room(
+    drafters: list[Candidate], pass_s: list[float], room: int
+) -> None:
+    plan = choose_plan(drafters, pass_s, room)
+    assert plan.gamma <= max(0, room - 1)
+    assert bool(plan.drafters) == bool(plan.gamma)
+    assert 0.0 <= plan.deadline_s <= LONGEST_DEADLINE_S
+
+
+@given(rates, rates, passes)
+def test_gamma_grows_with_acceptance(one: float, other: float, pass_s: list[float]) -> None:
+    gammas = [
+        choose_plan([candidate(rate=rate)], pass_s, 100).gamma for rate in sorted([one, other])
+    ]
+    assert gammas[0] <= gammas[1]
+
+
+@given(seconds, seconds, rates, passes)
+def test_gamma_falls_with_the_time_of_a_draft_token(
+    one: float, other: float, rate: float, pass_s: list[float]
+) -> None:
+    gammas = [
+        choose_plan([candidate(rate=rate, token_s=token_s)], pass_s, 100).gamma
+        for token_s in sorted([one, other])
+    ]
+    assert gammas[0] >= gammas[1]
+
+
+def test_plan_says_what_it_rests_on() -> None:
+    plan = choose_plan([candidate(rate=0.71)], MEMORY_BOUND, 100)
+    pattern = r"K=(\d+): rtt\+wait 2\.0 ms, t_d 1\.0 ms, t_v \d+\.\d ms, acceptance 0\.71"
+    found = re.fullmatch(pattern, plan.reason)
+    assert found is not None
+    assert int(found[1]) == plan.gamma > 0
+
+
+@st.composite
+def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float]:
+    reaches = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
+    return reaches, draw(passes), draw(seconds)
+
+
+@given(trees_worth())
+def test_worthwhile_nodes_are_the_best_by_brute_force(
+    case: tuple[list[float], list[float], float],
+) -> None:
+    reaches, pass_s, round_s = case
+    speeds = [
+        (1.0 + sum(reaches[:size])) / (round_s + pass_s[size + 1])
+        for size in range(len(reaches) + 1)
+    ]
+    chosen = worthwhile_nodes(reaches, pass_s, round_s)
+    assert speeds[chosen] == pytest.approx(max(speeds))
+
+
+def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free() -> None:
+    assert worthwhile_nodes([0.9, 0.8], [0.0, 1.0, 10.0, 20.0], 0.0) == 0
+    assert worthwhile_nodes([0.9, 0.8], [1.0] * 26, 0.0) == 2
+    assert worthwhile_nodes([0.9, 0.8], [0.0] * 26, 0.0) == 2
+    assert worthwhile_nodes([], [1.0] * 26, 0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "is_measured", "patience_s"),
+    [
+        (0.0, False, FIRST_DEADLINE_S),
+        (5.0, False, FIRST_DEADLINE_S),
+        (0.0, True, DEADLINE_FLOOR_S),
+        (0.1, True, 0.25),
+        (100.0, True, LONGEST_DEADLINE_S),
+    ],
+)
+def test_deadline_follows_what_is_expected_within_bounds(
+    expected_s: float, is_measured: bool, patience_s: float
+) -> None:
+    assert deadline(expected_s, is_measured=is_measured) == patience_s
+
+
+@given(st.lists(candidates, min_size=1, max_size=4), st.integers(2, 100))
+def test_probe_asks_everybody_for_a_little(drafters: list[Candidate], room: int) -> None:
+    plan = probe_plan(drafters, room)
+    assert plan.drafters == tuple(each.node_id for each in drafters)
+    assert plan.gamma == min(PROBE_GAMMA, room - 1)
+    assert DEADLINE_FLOOR_S <= plan.deadline_s <= LONGEST_DEADLINE_S
+    assert f"trying {len(drafters)}" in plan.reason

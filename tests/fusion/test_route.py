@@ -1,0 +1,88 @@
+"""Routing: how often a drafter is right, for everybody and for one request."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.fusion.route import (
+    FIRST_GUESS,
+    REQUEST_MEMORY,
+    AcceptanceRate,
+    Record,
+    RequestRates,
+    judge,
+)
+
+counts = st.integers(0, 200)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "truth", "verdict"),
+    [
+        ((), (), (0, 0)),
+        ((), (1,), (0, 0)),
+        ((1, 2, 3), (), (0, 0)),
+        ((1, 2, 3), (1, 2, 3), (3, 0)),
+        ((1, 2, 3), (1, 2), (2, 0)),
+        ((1, 2), (1, 2, 3), (2, 0)),
+        ((1, 2, 3), (1, 9, 3), (1, 1)),
+        ((1, 2, 3), (9, 2, 3), (0, 1)),
+        ((1, 2, 3), (9,), (0, 1)),
+    ],
+)
+def test_draft_is_judged_up_to_its_first_miss(
+    tokens: tuple[int, ...], truth: tuple[int, ...], verdict: tuple[int, int]
+) -> None:
+    assert judge(tokens, truth) == verdict
+
+
+@given(st.lists(st.tuples(counts, counts), max_size=20), st.floats(0, 1))
+def test_rate_is_between_the_prior_and_what_was_seen(
+    evidence: list[tuple[int, int]], prior: float
+) -> None:
+    rate = AcceptanceRate(memory=100.0)
+    for hits, misses in evidence:
+        rate.observe(hits, misses)
+    seen = rate.hits / rate.evidence if rate.evidence else prior
+    mean = rate.mean(prior, 2.0)
+    assert min(prior, seen) - 1e-9 <= mean <= max(prior, seen) + 1e-9
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=100))
+def test_evidence_is_never_more_than_memory_and_the_last_round(
+    evidence: list[tuple[int, int]],
+) -> None:
+    rate = AcceptanceRate(memory=50.0)
+    for hits, misses in evidence:
+        rate.observe(hits, misses)
+        assert rate.evidence <= 50.0 + 20
+        assert rate.hits >= 0.0 <= rate.misses
+
+
+def test_rate_forgets_what_is_no_longer_so() -> None:
+    rate = AcceptanceRate(REQUEST_MEMORY)
+    for _ in range(100):
+        rate.observe(3, 0)
+    assert rate.mean(FIRST_GUESS, 2.0) > 0.9
+    for _ in range(200):
+        rate.observe(0, 1)
+    assert rate.mean(FIRST_GUESS, 2.0) < 0.1
+
+
+def test_new_request_starts_from_what_all_requests_taught() -> None:
+    record, rates = Record(), RequestRates()
+    assert rates.estimate("d", record) == FIRST_GUESS
+    record.rate.observe(90, 10)
+    assert rates.estimate("d", record) == record.prior > 0.8
+    assert rates.evidence("d") == 0.0
+
+
+def test_requests_own_rounds_outweigh_the_record() -> None:
+    record, rates = Record(), RequestRates()
+    record.rate.observe(90, 10)
+    for _ in range(20):
+        rates.observe("d", 0, 1)
+    assert rates.estimate("d", record) < 0.15
+    assert rates.estimate("another", record) == record.prior

@@ -1,0 +1,331 @@
+"""Theorem 1: the text of a session is the target's alone, whatever the drafters do."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
+from tests.fakes_engine import (
+    House,
+    Language,
+    Neighbour,
+    ScriptedDrafter,
+    ScriptedTarget,
+    Weather,
+    alone,
+    babble,
+    house,
+    recital,
+)
+from tests.node.wire_fixtures import run
+
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+IDLE = "<Drafting [0 waiting, 0 requests]>"
+
+
+def request(prompt: str = "To be", **changes: Any) -> Request:
+    fields: dict[str, Any] = {
+        "client_id": "a",
+        "request_id": "1",
+        "kind": "ask",
+        "prompt": prompt,
+    } | changes
+    return Request(**fields)
+
+
+requests = st.builds(
+    Request,
+    client_id=st.just("a"),
+    request_id=st.just("1"),
+    kind=st.just("ask"),
+    prompt=st.text("xyzé", min_size=1, max_size=30),
+    max_tokens=st.integers(1, 50),
+    sampling=st.builds(
+        Sampling, temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 2**64 - 1)
+    ),
+    stop=st.lists(st.text("abcdé", min_size=1, max_size=4), max_size=2).map(tuple),
+    ignore_eos=st.booleans(),
+)
+languages = st.builds(
+    babble,
+    st.sampled_from(["ab", "abcd", "aé", "ab€😀"]),
+    salt=st.integers(0, 1000),
+    eos_every=st.sampled_from([0, 10, 40]),
+)
+weathers = st.just((Weather.FINE,)) | st.lists(
+    st.sampled_from(list(Weather)), min_size=1, max_size=6
+).map(tuple)
+
+
+@few
+@given(st.data(), languages, requests, st.sampled_from([1.0, 1e-5]))
+def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
+    data: st.DataObject, language: Language, asked: Request, pass_s: float
+) -> None:
+    neighbours = [
+        Neighbour(
+            ScriptedDrafter(language, hits=hits, boast=boast),
+            data.draw(weathers),
+        )
+        for hits, boast in data.draw(
+            st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
+        )
+    ]
+    said = alone(language, asked)
+
+    async def main() -> None:
+        target = ScriptedTarget(language, chunk=data.draw(st.integers(1, 64)))
+        async with house(target, neighbours, pass_s=pass_s) as home:
+            answer = await home.answer(asked)
+            assert answer.text == said.text
+            assert answer.tokens == said.tokens
+            assert answer.finish_reason == said.finish_reason
+            assert repr(home.serving) == "<Serving scripted [0 sessions, 1 done]>"
+            for link, drafting in zip(home.links.values(), home.drafters, strict=True):
+                link.lose() if not link.look() else None
+                assert repr(drafting) == IDLE
+
+    run(main())
+
+
+def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
+    """A request's answer in a house of its own."""
+
+    async def main() -> Answer:
+        target = ScriptedTarget(language)
+        async with house(target, neighbours) as home:
+            return await home.answer(asked)
+
+    return run(main())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
+    language = babble()
+    asked = request(max_tokens=120, sampling=Sampling(temperature=temperature, seed=7))
+    answer = say(language, asked, Neighbour(ScriptedDrafter(language)))
+    assert answer.text == alone(language, asked).text
+    assert answer.metrics.num_rounds < 30
+    assert answer.metrics.num_accepted_tokens > 80
+    share = answer.metrics.drafters["drafter-0"]
+    assert share.accepted == answer.metrics.num_accepted_tokens
+    assert share.proposed == share.accepted
+
+
+def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
+    language = babble(eos_every=30)
+    for salt in range(5):
+        asked = request(f"salt {salt}", max_tokens=60, ignore_eos=True)
+        answer = say(language, asked, Neighbour(ScriptedDrafter(language, hits=0.7)))
+        metrics = answer.metrics
+        assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
+
+
+def test_expert_is_found_among_useless_drafters() -> None:
+    language, another = babble(), babble(salt=1)
+    asked = request(max_tokens=150)
+    answer = say(
+        language,
+        asked,
+        Neighbour(ScriptedDrafter(another)),
+        Neighbour(ScriptedDrafter(language)),
+        Neighbour(ScriptedDrafter(another)),
+    )
+    assert answer.metrics.num_rounds < 50
+    assert answer.metrics.drafters["drafter-1"].accepted > 90
+
+
+@pytest.mark.parametrize(
+    "weather",
+    [
+        Weather.NOTHING,
+        Weather.BEYOND_THE_VOCABULARY,
+        Weather.TOO_FEW_CONFIDENCES,
+        Weather.ALWAYS_OUT_OF_STEP,
+        Weather.REQUEST_LATE,
+        Weather.ANSWER_LATE,
+        Weather.WRONG_TOKENS,
+    ],
+)
+def test_drafter_that_never_helps_is_hardly_asked(weather: Weather) -> None:
+    language = babble()
+
+    async def main() -> int:
+        neighbour = Neighbour(ScriptedDrafter(language), [weather])
+        async with house(ScriptedTarget(language), [neighbour], pass_s=1e-7) as home:
+            await home.answer(request(max_tokens=400))
+            return len(home.links["drafter-0"].asked)
+
+    assert run(main()) < 60
+
+
+def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
+    language = babble()
+
+    async def main() -> Answer:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            home.links["drafter-0"]._absence = 30
+            home.links["drafter-0"].lose()
+            return await home.answer(request(max_tokens=200))
+
+    answer = run(main())
+    assert 20 < answer.metrics.num_rounds < 80
+
+
+def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            asked = request(policy="target-alone", max_tokens=20)
+            answer = await home.answer(asked)
+            assert answer.text == alone(language, asked).text
+            assert answer.metrics.acceptance_histogram == (19,)
+            assert home.links["drafter-0"].asked == []
+
+    run(main())
+
+
+def test_sessions_side_by_side_say_what_each_would_alone() -> None:
+    language = babble()
+    asked = [
+        request(
+            f"{number} " * (1 + 7 * number),
+            request_id=str(number),
+            sampling=Sampling(temperature=0.8, seed=number),
+            max_tokens=10 + 9 * number,
+        )
+        for number in range(4)
+    ]
+
+    async def main() -> list[Answer]:
+        neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(home.answer(each)) for each in asked]
+            assert max(map(len, home.target.batches)) > 1
+            return [task.result() for task in tasks]
+
+    assert [answer.text for answer in run(main())] == [alone(language, each).text for each in asked]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "said", "reason"),
+    [
+        ("plain", {}, "plain", "stop"),
+        ("plain", {"max_tokens": 3}, "pla", "length"),
+        ("plain", {"max_tokens": 5}, "plain", "length"),
+        ("one stop two", {"stop": ("stop",)}, "one ", "stop"),
+        ("one stop two", {"stop": ("two", "one")}, "", "stop"),
+        ("one sto", {"stop": ("stop",)}, "one sto", "stop"),
+        ("one sto", {"stop": ("stop",), "max_tokens": 6}, "one st", "length"),
+        ("abcd and more", {"stop": ("abcdefg",)}, "abcd and more", "stop"),
+        ("aaab", {"stop": ("aab",)}, "a", "stop"),
+        ("naïve café", {}, "naïve café", "stop"),
+        ("né", {"max_tokens": 2}, "n\ufffd", "length"),
+        ("x😀y", {"stop": ("😀",)}, "x", "stop"),
+        ("x😀y", {"max_tokens": 3}, "x\ufffd", "length"),
+    ],
+)
+@pytest.mark.parametrize("hits", [0.0, 1.0])
+def test_text_ends_where_it_should(
+    text: str, changes: dict[str, Any], said: str, reason: str, hits: float
+) -> None:
+    language = recital("To be", text.encode())
+    answer = say(language, request(**changes), Neighbour(ScriptedDrafter(language, hits=hits)))
+    assert (answer.text, answer.finish_reason) == (said, reason)
+
+
+def test_end_token_is_no_end_when_it_is_ignored() -> None:
+    language = recital("To be", b"one", 256, *b"two")
+    answer = say(language, request(ignore_eos=True, max_tokens=7))
+    assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
+
+
+def test_text_is_shown_when_it_is_certain_and_not_before() -> None:
+    language = recital("To be", "s€ stay stop".encode())
+
+    async def main() -> list[str]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(request(stop=("stop",)))
+            assert isinstance(steps[0], Started)
+            return [step.text for step in steps if isinstance(step, Delta)]
+
+    assert run(main()) == ["s€", " ", "sta", "y", " "]
+
+
+def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
+    """Cancel before the first, second, ... resumption of a session, until it ends by itself."""
+    language = babble()
+    neighbours = 2
+
+    async def cancelled_after(num_turns: int) -> bool:
+        engines = [ScriptedDrafter(language) for _ in range(neighbours)]
+        target = ScriptedTarget(language)
+        async with house(target, [Neighbour(engine) for engine in engines]) as home:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(home.answer(request(max_tokens=30)))
+                for _ in range(num_turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await assert_nothing_is_held(home, engines)
+            return task.cancelled()
+
+    async def main() -> None:
+        outcomes = [await cancelled_after(num_turns) for num_turns in (*range(30), 60, 120)]
+        assert outcomes[0]
+        assert sum(outcomes) > 10
+
+    run(main())
+
+
+def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
+    language = babble()
+
+    async def main() -> None:
+        engine = ScriptedDrafter(language)
+        async with house(ScriptedTarget(language), [Neighbour(engine)]) as home:
+            async with aclosing(home.serving.answer(request(max_tokens=40))) as steps:
+                async for step in steps:
+                    if isinstance(step, Delta) and step.index == 2:
+                        break
+            assert home.links["drafter-0"].released == ["a/1"]
+            await assert_nothing_is_held(home, [engine])
+
+    run(main())
+
+
+async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
+    """The next request of another name finds every slot free but its own."""
+    assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
+    assert repr(home.serving).startswith("<Serving scripted [0 sessions")
+    await home.answer(request("another", request_id="2", max_tokens=12))
+    assert set(home.target.fed) <= {"a/2"}
+    for engine in engines:
+        assert engine.held <= {"a/2"}
+
+
+def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> None:
+    language = babble()
+
+    async def main() -> Answer:
+        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            for node_id in home.links:
+                home.balancer.observe_answer(node_id, 0.001, 0.001, 4)
+            home.links["drafter-0"].held = asyncio.Event()
+            answer = await home.answer(request(max_tokens=60))
+            assert home.links["drafter-0"].released == ["a/1"]
+            return answer
+
+    answer = run(main())
+    assert answer.metrics.drafters["drafter-0"].late >= 1
+    assert answer.metrics.drafters["drafter-1"].accepted > 30

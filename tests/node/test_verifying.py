@@ -1,0 +1,247 @@
+"""Verifying: batches of who is ready, prefills beside rounds, and an end that all hear of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.errors import ActorStopped, EngineError
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.request import Request, Sampling
+from edgecosine.protocol.tree import EMPTY_TREE, chain
+from tests.fakes_engine import (
+    Neighbour,
+    ScriptedDrafter,
+    ScriptedTarget,
+    alone,
+    babble,
+    house,
+)
+from tests.node.wire_fixtures import run
+
+LANGUAGE = babble()
+
+
+def work(key: str, size: int = 4) -> VerifyWork:
+    tokens = tuple(b"abcd" * size)[:size]
+    return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
+
+
+def verdict(asked: VerifyWork) -> Verdict:
+    """What the target says to an empty tree."""
+    return Verdict((), LANGUAGE(asked.tokens, Sampling()))
+
+
+class Gate:
+    """Holds the engine's thread before passes of real works until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered, self._open = threading.Event(), threading.Event()
+
+    def __call__(self, _number: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            self.entered.set()
+            assert self._open.wait(10)
+
+    async def reached(self) -> None:
+        """Wait until the engine is in a pass."""
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+    def open(self) -> None:
+        """Let all passes go."""
+        self._open.set()
+
+
+def test_works_that_come_during_a_pass_share_the_next_one() -> None:
+    gate, costs = Gate(), list[tuple[int, float]]()
+    target = ScriptedTarget(LANGUAGE, before_pass=gate)
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = Verifying(
+                engine=target,
+                thread=thread,
+                max_batch=3,
+                observe_pass=lambda rows, elapsed_s: costs.append((rows, elapsed_s)),
+            )
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                tasks = [group.create_task(verifying.verify(work("0")))]
+                await gate.reached()
+                tasks += [group.create_task(verifying.verify(work(str(n)))) for n in range(1, 6)]
+                await asyncio.sleep(0)
+                gate.open()
+                for number, task in enumerate(tasks):
+                    assert await task == verdict(work(str(number)))
+                running.cancel()
+            assert verifying.num_passes == 3
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches == [["0"], ["1", "2", "3"], ["4", "5"]]
+    assert "profile" not in target.fed
+    assert [rows for rows, _ in costs[-3:]] == [1, 3, 2]
+    assert all(elapsed_s >= 0 for _, elapsed_s in costs)
+
+
+def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> None:
+    async def main() -> list[list[str]]:
+        target = ScriptedTarget(LANGUAGE, chunk=4)
+        async with house(target) as home:
+            short = Request("a", "short", "ask", "x", max_tokens=12)
+            long = Request("a", "long", "ask", "y" * 24, max_tokens=2)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(home.answer(each)) for each in (short, long)]
+            texts = [task.result().text for task in tasks]
+            assert texts == [alone(LANGUAGE, each).text for each in (short, long)]
+        return [batch for batch in target.batches if batch != ["profile"]]
+
+    batches = run(main())
+    during_prefill = [batch for batch in batches if "a/long" in batch][2:6]
+    assert len(during_prefill) == 4
+    assert all("a/short" in batch for batch in during_prefill)
+
+
+def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
+    gate = Gate()
+    target = ScriptedTarget(LANGUAGE, chunk=1, before_pass=gate)
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(target, thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                leaver = group.create_task(verifying.verify(work("leaver", 50)))
+                await gate.reached()
+                waiting = group.create_task(verifying.verify(work("waiting")))
+                stayer = group.create_task(verifying.verify(work("stayer")))
+                await asyncio.sleep(0)
+                leaver.cancel()
+                waiting.cancel()
+                verifying.release("leaver")
+                gate.open()
+                assert await stayer == verdict(work("stayer"))
+                running.cancel()
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches[0] == ["leaver"]
+    assert all(batch == ["stayer"] for batch in batches[1:])
+    assert "leaver" not in target.fed
+
+
+@pytest.mark.parametrize("is_profile", [True, False])
+def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
+    gate = Gate()
+
+    def fail(number: int, keys: list[str]) -> None:
+        if keys == ["profile"]:
+            if is_profile:
+                raise EngineError("no memory")
+            return
+        gate(number, keys)
+        raise EngineError("no memory")
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
+
+            async def refused(key: str) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work(key))
+
+            async def broken() -> None:
+                with pytest.raises(EngineError):
+                    await verifying.run()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(refused("in the pass"))
+                group.create_task(broken())
+                if not is_profile:
+                    await gate.reached()
+                    group.create_task(refused("in the mailbox"))
+                    await asyncio.sleep(0)
+                    gate.open()
+            await refused("too late")
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_passes", [0, 1, 3])
+def test_session_ends_with_a_plain_error_when_the_engine_fails(num_passes: int) -> None:
+    target = ScriptedTarget(LANGUAGE, before_pass=_failing_after(num_passes))
+
+    async def main() -> None:
+        asked = Request("a", "1", "ask", "x", max_tokens=50)
+        neighbour = Neighbour(ScriptedDrafter(LANGUAGE, hits=0.0))
+        async with house(target, [neighbour], may_fail=True) as home:
+            with pytest.raises(ActorStopped):
+                await home.answer(asked)
+            assert home.links["drafter-0"].released == ["a/1"]
+
+    run(main())
+
+
+def _failing_after(num_passes: int) -> Callable[[int, list[str]], None]:
+    seen = list[int]()
+
+    def before_pass(number: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            seen.append(number)
+        if len(seen) > num_passes:
+            raise EngineError("no memory")
+
+    return before_pass
+
+
+def test_stopped_verifying_leaves_nobody_waiting() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
+
+            async def refused(key: str) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work(key))
+
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                group.create_task(refused("in the pass"))
+                await gate.reached()
+                group.create_task(refused("in the mailbox"))
+                await asyncio.sleep(0)
+                running.cancel()
+                gate.open()
+
+    run(main())
+
+
+def test_tree_is_judged_by_the_targets_own_tokens() -> None:
+    asked = work("tree")
+    right = LANGUAGE(asked.tokens, Sampling())
+    tree = chain((right, 0))
+
+    async def main() -> Verdict:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE), thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                given = await verifying.verify(
+                    VerifyWork("tree", asked.tokens, len(asked.tokens), tree, Sampling())
+                )
+                running.cancel()
+            return given
+
+    assert run(main()) == Verdict((0,), LANGUAGE([*asked.tokens, right], Sampling()))
+
+
+def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifying:
+    return Verifying(
+        engine=target, thread=thread, max_batch=4, observe_pass=lambda _rows, _elapsed_s: None
+    )
