@@ -16,7 +16,7 @@ from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped, LinkError
-from edgecosine.node.balancer import Balancer, Proposal, RequestState
+from edgecosine.node.balancer import Balancer, Proposal
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
 from edgecosine.node.verifying import Verifying
@@ -79,7 +79,7 @@ class Session:
         self._sequence = Prefix(prompt)
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
-        self._state = RequestState(policy=request.policy)
+        self._state = balancer.open(request.policy)
         self._tally = Tally(queue_s=queue_s)
         self._held: dict[str, int] = {}
         """Tokens of the sequence that each drafter was told, by node id."""
@@ -137,7 +137,7 @@ class Session:
         if not proposals:
             proposals = await self._gather(self._plan())
         waited_s = time.perf_counter() - started
-        tree = self._balancer.fuse(proposals, self._transcript.room - 1, waited_s)
+        tree = self._balancer.fuse(self._state, proposals, self._transcript.room - 1, waited_s)
         verdict = await self._verify(tree)
         self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
         self._commit(verdict, tree)
@@ -229,6 +229,7 @@ class Session:
             self._balancer.observe_truth(self._state, proposal, truth)
 
     def _release(self) -> None:
+        self._balancer.close(self._state)
         self._verifying.release(self._request.key)
         links = self._drafters()
         for node_id in self._held:
