@@ -35,13 +35,19 @@ T = TypeVar("T")
 
 
 def run(story: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine as a node runs, under a time limit."""
+    """Run a test's coroutine as a node runs, under a time limit; no callback may fail."""
+    failures: list[dict[str, Any]] = []
 
     async def limited() -> T:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: failures.append(context)
+        )
         async with asyncio.timeout(3 * PATIENCE_S):
             return await story
 
-    return uvloop.run(limited(), debug=True)
+    result = uvloop.run(limited(), debug=True)
+    assert failures == []
+    return result
 
 
 def free_port() -> int:

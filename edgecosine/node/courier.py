@@ -161,7 +161,9 @@ class Courier:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _note_failure(self, error: BrokerLost) -> None:
-        logger.warning("broker lost name=%s reason=%s", self._name, error)
+        # Said once, and not at each attempt.
+        level = logging.WARNING if self._failure is None else logging.DEBUG
+        logger.log(level, "broker lost name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()

@@ -18,6 +18,7 @@ from typing import Literal, NoReturn, Self
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -76,6 +77,28 @@ class BrokerAddress:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's client, asked to write only to sockets that are there.
+
+    aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
+    the number another one's.
+    """
+
+    def _on_socket_register_write(
+        self, client: PahoClient, userdata: object, sock: socket.socket
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._register, client, sock)
+
+    def _register(self, client: PahoClient, sock: socket.socket) -> None:
+        if sock.fileno() < 0 or not client.want_write():
+            return
+        try:
+            self._loop.add_writer(sock.fileno(), client.loop_write)
+        except RuntimeError:
+            # uvloop has closed its side of a socket that was reset; paho learns it by reading.
+            client.loop_read()
 
 
 class Connection:
@@ -190,7 +213,7 @@ async def _enter(
     version: Version,
     timeout_s: float,
 ) -> aiomqtt.Client:
-    client = aiomqtt.Client(
+    client = _Client(
         address.host,
         address.port,
         username=address.username,
@@ -235,7 +258,7 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except aiomqtt.MqttError as error:
-        raise BrokerLost(str(error)) from error
+        raise BrokerLost(str(error.__cause__ or error)) from error
 
 
 def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:
