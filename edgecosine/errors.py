@@ -9,6 +9,7 @@ EdgecosineError
 │   ├── LocalProtocolError ours: we tried to send what the protocol forbids
 │   └── RemoteProtocolError  the peer's: bytes, messages or an order that the protocol forbids
 │       └── PeerRefused    the peer does not want us, or we do not want the peer; says why
+│           └── PeerMismatched  the two can never be linked as they are; says what to change
 ├── BrokerLost             the MQTT connection ended
 ├── ActorStopped           the actor that was asked has ended
 └── EngineError            a model cannot be loaded or run
@@ -86,6 +87,10 @@ class RemoteProtocolError(LinkError):
 
 class PeerRefused(RemoteProtocolError):
     """One side does not want the other; the message says why."""
+
+
+class PeerMismatched(PeerRefused):
+    """The two nodes can never be linked as they are; the message says what to change."""
 
 
 class BrokerLost(EdgecosineError):

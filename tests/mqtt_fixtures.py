@@ -50,6 +50,11 @@ def run(story: Coroutine[Any, Any, T]) -> T:
     return result
 
 
+def run_patiently(story: Coroutine[Any, Any, T]) -> T:
+    """Run a story of whole processes, which take seconds to start; pytest's time limit bounds it."""
+    return uvloop.run(story)
+
+
 def free_port() -> int:
     """A port of loopback that was free a moment ago."""
     with socket.socket() as probe:

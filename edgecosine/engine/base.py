@@ -49,6 +49,14 @@ class Prefilling:
     remaining: int
 
 
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What one target pass gave: an outcome per work, and the rows that it computed."""
+
+    outcomes: list[Verdict | Prefilling]
+    num_rows: int
+
+
 class TargetEngine(Protocol):
     """Decides. Its answers depend on each work alone, never on who shares the pass."""
 
@@ -56,7 +64,7 @@ class TargetEngine(Protocol):
     def max_context(self) -> int:
         """Tokens that a sequence may have, prompt and answer together."""
 
-    def step(self, batch: Sequence[VerifyWork]) -> list[Verdict | Prefilling]:
+    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
         """Run one forward pass over all works and judge their trees."""
 
     def release(self, key: str) -> None:

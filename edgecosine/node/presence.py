@@ -97,4 +97,7 @@ class Presence:
         return (node_state_notice(self._topics, self._node_id, self._state), status)
 
     def _farewell(self) -> Sequence[Outgoing]:
-        return (node_state_notice(self._topics, self._node_id, None), self._status("offline"))
+        return (
+            node_state_notice(self._topics, self._node_id, None),
+            self._status("offline"),
+        )

@@ -96,7 +96,11 @@ class Reception:
         """The same request came again, maybe from a new connection: the newest address counts."""
         if isinstance(known, Finished):
             self._send(
-                replace(known.final, topic=ticket.reply_topic, correlation=ticket.correlation)
+                replace(
+                    known.final,
+                    topic=ticket.reply_topic,
+                    correlation=ticket.correlation,
+                )
             )
             return
         known.ticket = ticket
@@ -153,7 +157,10 @@ class Reception:
                 entry,
                 "done",
                 answer_message(
-                    entry.ticket, entry.request, answer, created_s=int(self._wall_clock_s())
+                    entry.ticket,
+                    entry.request,
+                    answer,
+                    created_s=int(self._wall_clock_s()),
                 ),
             )
 

@@ -17,13 +17,21 @@ PROTOCOL_VERSION = 1
 MAX_DRAFT_TOKENS = 64
 MAX_PREFIX_TOKENS = 1 << 18
 MAX_VOCABULARY_BLOCKS = 8192
+VOCABULARY_BLOCK_TOKENS = 256
+VOCABULARY_DIGEST_BYTES = 8
+MAX_NAMED_TOKEN_BYTES = 256
+MAX_REASON_CHARACTERS = 1024
 
-Identifier = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
-]
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 RequestKey = Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Incarnation = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+NamedToken = Annotated[bytes, msgspec.Meta(max_length=MAX_NAMED_TOKEN_BYTES)]
+VocabularyDigests = Annotated[
+    bytes, msgspec.Meta(max_length=VOCABULARY_DIGEST_BYTES * MAX_VOCABULARY_BLOCKS)
+]
 Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PREFIX_TOKENS)]
 DraftTokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_DRAFT_TOKENS)]
 DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
@@ -31,9 +39,7 @@ DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
 Role = Literal["target", "drafter"]
 
 
-class Message(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False
-):
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
     """Base of all messages: an array on the wire, its tag first."""
 
 
@@ -43,22 +49,22 @@ class Hello(Message, frozen=True, tag="hello"):
     protocol: Count
     cluster: Identifier
     node_id: Identifier
-    incarnation: Count
-    """Start of the process in seconds since 1970: of two lives of a node, the later one counts."""
+    incarnation: Incarnation
+    """Start of the process in milliseconds since 1970: of two lives, the later one counts."""
     role: Role
     model: Name
     quantization: Name
-    vocabulary: Annotated[list[bytes], msgspec.Meta(max_length=MAX_VOCABULARY_BLOCKS)]
-    """Digests of the vocabulary's blocks; empty for a drafter that takes any vocabulary."""
+    vocabulary: VocabularyDigests
+    """Digests of the vocabulary's blocks, joined; empty for a node that takes any vocabulary."""
 
 
 class Refuse(Message, frozen=True, tag="refuse"):
     """Last message: why the link ends. `block` lists the sender's tokens of the first vocabulary
     block that differs, so that the receiver can name the first difference."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=1024)]
-    block_index: int = -1
-    block: Annotated[list[bytes], msgspec.Meta(max_length=256)] = []
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
+    block_index: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_VOCABULARY_BLOCKS)] = -1
+    block: Annotated[list[NamedToken], msgspec.Meta(max_length=VOCABULARY_BLOCK_TOKENS)] = []
 
 
 class Ping(Message, frozen=True, tag="ping"):
@@ -76,10 +82,10 @@ class Pong(Message, frozen=True, tag="pong"):
 class Coupling(msgspec.Struct, frozen=True, array_like=True):
     """What a drafter must know to draw with the target's noise (DESIGN §3)."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    top_k: Count = 0
+    top_p: Share = 1.0
+    min_p: Share = 0.0
     seed: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)] = bytes(8)
 
 

@@ -105,7 +105,9 @@ def view_nodes(messages: Mapping[str, Mapping[str, bytes]]) -> dict[str, NodeVie
     """Read each node's `status` and `state` payloads; what is unreadable counts as not said."""
     return {
         node_id: NodeView(
-            node_id, read_node_status(said.get("status", b"")), _read_state(said.get("state", b""))
+            node_id,
+            read_node_status(said.get("status", b"")),
+            _read_state(said.get("state", b"")),
         )
         for node_id, said in sorted(messages.items())
         if any(said.values())

@@ -1,7 +1,7 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
 The standard fields under their standard names, plus top_k, min_p, repetition_penalty, ignore_eos,
-id, client, reply_to and deadline_ms. Fields that we do not know are ignored, since OpenAI clients
+id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI clients
 send many; fields that we know and cannot honour are refused. A null field is an absent field.
 """
 
@@ -17,6 +17,7 @@ import msgspec
 from edgecosine.errors import RequestError
 from edgecosine.protocol.fields import Fields, check_text, invalid, is_sound, wrong_type
 from edgecosine.protocol.request import (
+    DEFAULT_POLICY,
     MAX_SEED,
     ChatMessage,
     Request,
@@ -81,6 +82,7 @@ def parse_request(  # noqa: PLR0913 -- a body and what it lacks
         sampling=_sampling(fields, draw_seed),
         stop=_stops(body.get("stop")),
         ignore_eos=fields.boolean("ignore_eos", default=False),
+        policy=fields.text("policy", max_length=64) or DEFAULT_POLICY,
         stream=fields.boolean("stream", default=False),
         model=_model(fields, limits.models),
         deadline_s=_deadline_s(fields),
@@ -120,6 +122,7 @@ def render_body(request: Request) -> bytes:
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
         "ignore_eos": request.ignore_eos,
+        "policy": request.policy,
         "stream": request.stream,
     }
     if isinstance(request.prompt, str):

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 MAX_SEED = 2**64 - 1
 
+DEFAULT_POLICY = "edgecosine"
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -73,6 +75,8 @@ class Request:
     model: str | None = None
     deadline_s: float = math.inf
     """Seconds from acceptance until the answer is worth nothing."""
+    policy: str = DEFAULT_POLICY
+    """Who decides how much to speculate; the text is the same under every policy."""
 
     @property
     def key(self) -> str:

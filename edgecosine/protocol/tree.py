@@ -31,15 +31,8 @@ class TokenTree:
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
-        if (
-            not len(self.parents)
-            == len(self.confidences)
-            == len(self.proposers)
-            == size
-        ):
-            raise ValueError(
-                "a token tree needs one parent, confidence and proposer set per token"
-            )
+        if not len(self.parents) == len(self.confidences) == len(self.proposers) == size:
+            raise ValueError("a token tree needs one parent, confidence and proposer set per token")
         if any(not ROOT <= parent < node for node, parent in enumerate(self.parents)):
             raise ValueError("a token tree lists parents before their children")
         if len(set(zip(self.parents, self.tokens, strict=True))) != size:

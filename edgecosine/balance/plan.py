@@ -1,0 +1,135 @@
+"""How much to speculate: a frozen plan for one request's next round.
+
+For a chain of gamma draft tokens with acceptance rate a, a round commits
+    E = 1 + a + a^2 + ... + a^gamma = (1 - a^(gamma + 1)) / (1 - a)
+tokens (Leviathan et al., 2023, eq. 1) and takes the slower drafter's answer plus one pass of
+1 + nodes rows. The plan is the candidate with the most tokens per second; gamma = 0, the target
+alone, is always one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_GAMMA = 12
+MAX_NODES = 24
+PROBE_GAMMA = 4
+"""Draft length of a round that asks drafters of which too little is known."""
+DEADLINE_FACTOR = 2.5
+"""A draft may take so many times what is expected of it."""
+DEADLINE_FLOOR_S = 0.02
+FIRST_DEADLINE_S = 1.0
+"""Wait for a drafter whose speed is unknown, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A drafter as a planner sees it."""
+
+    node_id: str
+    rate: float
+    """Expected acceptance rate for this request."""
+    evidence: float
+    """Tokens that the expectation within this request rests on."""
+    token_s: float
+    overhead_s: float
+    is_measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask of whom in the next round, and why."""
+
+    drafters: tuple[str, ...] = ()
+    gamma: int = 0
+    deadline_s: float = 0.0
+    reason: str = ""
+
+
+def expected_tokens(rate: float, gamma: int) -> float:
+    """Committed tokens of a round with a chain of `gamma`."""
+    rate = min(rate, 0.9999)
+    return float((1.0 - rate ** (gamma + 1)) / (1.0 - rate))
+
+
+def choose_plan(
+    candidates: Sequence[Candidate],
+    pass_s: Sequence[float],
+    room: int,
+    *,
+    round_s: float = 0.0,
+) -> Plan:
+    """The plan with the most committed tokens per second.
+
+    pass_s[rows] is the expected time of a pass of so many rows (index 0 unused), `room` the tokens
+    still wanted, `round_s` the part of a round that no choice changes.
+    """
+    alone_s = pass_s[1] + round_s
+    best = Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
+    if not candidates or room < 2:
+        why = "no drafters" if not candidates else "one token left"
+        return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
+    best_speed = 1.0 / alone_s if alone_s > 0 else 0.0
+    most = min(MAX_GAMMA, room - 1, len(pass_s) - 2)
+    for candidate in candidates:
+        for gamma in range(1, most + 1):
+            draft_s = candidate.overhead_s + gamma * candidate.token_s
+            total_s = draft_s + pass_s[gamma + 1] + round_s
+            speed = expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
+            if speed > best_speed:
+                best_speed = speed
+                best = Plan(
+                    drafters=(candidate.node_id,),
+                    gamma=gamma,
+                    deadline_s=deadline(draft_s, is_measured=candidate.is_measured),
+                    reason=(
+                        f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, "
+                        f"t_d {_ms(candidate.token_s)}, t_v {_ms(pass_s[gamma + 1])}, "
+                        f"acceptance {candidate.rate:.2f}"
+                    ),
+                )
+    return best
+
+
+def worthwhile_nodes(reaches: Sequence[float], pass_s: Sequence[float], round_s: float) -> int:
+    """How many of a tree's nodes, most probable first, are worth their rows.
+
+    reaches[i] is the probability that node i is accepted, in falling order. A round with the first
+    n nodes commits 1 + sum(reaches[:n]) tokens in round_s + pass_s[n + 1] seconds; the n with the
+    most tokens per second is best.
+    """
+    best, best_speed, tokens = 0, 0.0, 1.0
+    for num_nodes in range(min(len(reaches), len(pass_s) - 2) + 1):
+        if num_nodes:
+            tokens += reaches[num_nodes - 1]
+        total_s = round_s + pass_s[num_nodes + 1]
+        if total_s <= 0.0:
+            return len(reaches)
+        if tokens / total_s > best_speed:
+            best, best_speed = num_nodes, tokens / total_s
+    return best
+
+
+def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:
+    """Ask all of `candidates` a short draft, to learn who is good for this request."""
+    gamma = max(1, min(PROBE_GAMMA, room - 1))
+    slowest = max(c.overhead_s + gamma * c.token_s for c in candidates)
+    is_measured = all(c.is_measured for c in candidates)
+    return Plan(
+        drafters=tuple(c.node_id for c in candidates),
+        gamma=gamma,
+        deadline_s=deadline(slowest * len(candidates), is_measured=is_measured),
+        reason=f"K={gamma}: trying {len(candidates)} drafters",
+    )
+
+
+def deadline(expected_s: float, *, is_measured: bool) -> float:
+    """Seconds that a draft is waited for."""
+    if not is_measured:
+        return FIRST_DEADLINE_S
+    return max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * expected_s)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

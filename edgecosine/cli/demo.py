@@ -1,0 +1,38 @@
+"""`edgecosine demo`: what speculation gains on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.running import run_command
+from edgecosine.cli.up import split_cores
+
+
+@click.command("demo")
+@click.option("--ballast", type=click.IntRange(1, 256), default=12, show_default=True)
+@click.option("--prompts", type=click.IntRange(1, 24), default=3, show_default=True,
+              help="Prompts per domain.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
+@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the figures and every run as data.")  # fmt: skip
+def command(ballast: int, prompts: int, max_tokens: int, report: Path | None) -> None:
+    """Start a broker, a target and its drafters as processes of this machine, ask them held-out
+    prompts by MQTT, and show what speculation gained over the target alone."""
+    from edgecosine.lab.demo import DemoSettings, run_demo
+
+    log_to_stderr("warning")
+    target_cores, drafter_cores = split_cores()
+    settings = DemoSettings(
+        ballast=ballast, prompts_per_domain=prompts, max_tokens=max_tokens,
+        target_cores=target_cores, drafter_cores=drafter_cores,
+    )  # fmt: skip
+
+    async def demo() -> None:
+        if not await run_demo(settings, Console(highlight=False), report):
+            raise click.ClickException("a text differs from the target's own")
+
+    run_command(demo())

@@ -1,0 +1,158 @@
+"""`edgecosine node`: one node in the foreground."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.running import run_command
+from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
+from edgecosine.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
+
+
+def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        known = {p.name for p in ctx.command.params if p.name and p.name != "config"}
+        try:
+            ctx.default_map = read_file(path, known)
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from error
+    return path
+
+
+def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
+    env = "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(
+        name, envvar=env, show_envvar=True, show_default=settings.pop("show_default", True),
+        **settings,
+    )  # fmt: skip
+
+
+@click.command("node")
+@_option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
+    callback=_from_file, help="TOML file with these options as keys.",
+)  # fmt: skip
+@_option(
+    "--role",
+    type=click.Choice(["target", "drafter"]),
+    required=True,
+    help="What it does.",
+)
+@_option(
+    "--model",
+    required=True,
+    help="A zoo name, a directory, a hub id; `ngram` drafts too.",
+)
+@_option("--cluster", default="home", help="Nodes of other clusters are left alone.")
+@_option(
+    "--broker",
+    default="mqtt://127.0.0.1:1883",
+    metavar="URL",
+    help="MQTT broker, or none.",
+)
+@_option(
+    "--listen",
+    default=":0",
+    metavar="HOST:PORT",
+    help="Where links come in; 0: any port.",
+)
+@_option(
+    "--peer",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Dial this node; may be repeated.",
+)
+@_option("--mdns/--no-mdns", default=True, help="Find and be found by multicast.")
+@_option(
+    "--node-id",
+    metavar="ID",
+    help="Default: host, role and a random tail.",
+    show_default=False,
+)
+@_option(
+    "--quantize", type=click.Choice(["none", "nf4", "int8"]), default="none",
+    help="Quantise a drafter by bitsandbytes.",
+)  # fmt: skip
+@_option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+@_option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+    help="auto: float32 on a CPU, bfloat16 on a GPU.",
+)  # fmt: skip
+@_option("--threads", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all.")
+@_option(
+    "--cores",
+    default="",
+    metavar="LIST",
+    help="Run on these processors only, as in 0,2-3.",
+)
+@_option("--slots", type=click.IntRange(1, 1024), default=8, help="Sequences in the cache.")
+@_option(
+    "--context",
+    type=click.IntRange(0, 1 << 20),
+    default=0,
+    help="Tokens a sequence may have.",
+)
+@_option(
+    "--ballast",
+    type=click.IntRange(1, 256),
+    default=1,
+    help="Widen the target for testbeds.",
+)
+@_option(
+    "--max-sessions",
+    type=click.IntRange(1, 1024),
+    default=8,
+    help="Requests at one time.",
+)
+@_option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
+    help="How much to say.",
+)  # fmt: skip
+def command(config: Path | None, log_level: str, **options: Any) -> None:
+    """Run one node until interrupted.
+
+    A target serves --model and takes requests from the broker; its gateway lives in the same
+    process. A drafter guesses ahead for the targets of its cluster that have the same vocabulary.
+    """
+    del config
+    log_to_stderr(log_level)
+    try:
+        settings = node_config(**options)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    if settings.cores:
+        os.sched_setaffinity(0, settings.cores)
+    from edgecosine.node.node import run_node  # imports torch, which takes a second
+
+    run_command(run_node(settings))
+
+
+def node_config(
+    *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
+    max_sessions: int, slots: int, **rest: Any,
+) -> NodeConfig:  # fmt: skip
+    """The command line's options as settings.
+
+    Raises ConfigError.
+    """
+    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname().split(".")[0])[:32]
+    return NodeConfig(
+        role=role,
+        node_id=node_id or f"{host or 'host'}-{role}-{secrets.token_hex(2)}",
+        peers=tuple(peer),
+        cores=parse_cores(cores),
+        quantize=quantize,
+        slots=slots,
+        max_sessions=min(max_sessions, slots),
+        **rest,
+    )

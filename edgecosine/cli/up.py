@@ -1,0 +1,67 @@
+"""`edgecosine up`: a whole cluster on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import click
+
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.zoo import drafter_names
+
+
+@click.command("up")
+@click.option("--target", default="target", show_default=True, help="Model that is served.")
+@click.option(
+    "--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. Default: all "
+    "of the zoo's.",
+)  # fmt: skip
+@click.option(
+    "--ballast", type=click.IntRange(1, 256), default=12, show_default=True,
+    help="Widen the target so that it costs what a larger one does; 1: as it is.",
+)  # fmt: skip
+@click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True)
+@click.option(
+    "--broker", envvar="EDGECOSINE_BROKER", metavar="URL", help="Use this broker, start none."
+)
+@click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
+def command(
+    target: str, drafters: tuple[str, ...], ballast: int, cluster: str, broker: str | None,
+    broker_port: int, log_level: str,
+) -> None:  # fmt: skip
+    """Run broker, target and drafters on this machine until interrupted.
+
+    The target gets the first processor to itself, the drafters share the others.
+    """
+    log_to_stderr(log_level)
+    target_cores, drafter_cores = split_cores()
+    plan = local_plan(
+        target, drafters or drafter_names(), cluster=cluster, ballast=ballast,
+        target_cores=target_cores, drafter_cores=drafter_cores, broker=broker,
+        broker_port=broker_port,
+    )  # fmt: skip
+    if ballast > 1:
+        click.echo(
+            f"ballast: the target is widened {ballast} times, to cost what a larger one does"
+        )
+    run_command(_up(plan))
+
+
+def split_cores() -> tuple[str, str]:
+    """Core lists for the target and for the drafters; empty (no pinning) on a single core."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return "", ""
+    return str(cores[0]), ",".join(map(str, cores[1:]))
+
+
+async def _up(plan: ClusterPlan) -> None:
+    async with LocalCluster(plan, click.echo) as cluster:
+        click.echo(f"logs: {cluster.logs}")
+        options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"
+        click.echo(f'ready. Try:  edgecosine ask "def main():" {options}')
+        await asyncio.Event().wait()

@@ -1,0 +1,94 @@
+"""The settings of a node: validated once at the door, frozen behind it.
+
+Command line first, then environment (EDGECOSINE_…), then the TOML file, then defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgecosine.errors import ConfigError
+
+Role = Literal["target", "drafter"]
+Quantize = Literal["none", "nf4", "int8"]
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits."""
+
+    role: Role
+    model: str
+    node_id: str
+    cluster: str = "home"
+    broker: str = "mqtt://127.0.0.1:1883"
+    listen: str = ":0"
+    peers: tuple[str, ...] = ()
+    mdns: bool = True
+    quantize: Quantize = "none"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    cores: tuple[int, ...] = ()
+    slots: int = 8
+    context: int = 0
+    ballast: int = 1
+    max_sessions: int = 8
+
+    def __post_init__(self) -> None:
+        for key in ("cluster", "node_id"):
+            value = getattr(self, key)
+            if not _IDENTIFIER.fullmatch(value):
+                raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
+        if self.role == "target" and self.quantize != "none":
+            raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
+        if self.max_sessions > self.slots:
+            raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
+        available = os.sched_getaffinity(0)
+        if missing := set(self.cores) - available:
+            allowed = f"processors of this machine: {_spans(available)}"
+            raise ConfigError("cores", ",".join(map(str, sorted(missing))), allowed)
+
+
+def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """Settings of a TOML file, by option name.
+
+    Raises ConfigError for a file that cannot be read and for keys that are not `known`.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError("config", str(path), f"a file of at most {MAX_FILE_BYTES} bytes")
+        settings = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("config", str(path), f"a readable TOML file ({error})") from error
+    for key, value in settings.items():
+        if key.replace("-", "_") not in known:
+            raise ConfigError(key, value, f"one of {', '.join(sorted(known))}")
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Processor numbers of a list like `0,2-3`; empty text is no list.
+
+    Raises ConfigError.
+    """
+    cores: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise ConfigError("cores", text, "processor numbers, for example 0,2-3")
+        cores.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cores))
+
+
+def _spans(cores: Collection[int]) -> str:
+    return ",".join(map(str, sorted(cores)))

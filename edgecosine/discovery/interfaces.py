@@ -1,0 +1,57 @@
+"""Which numeric addresses this machine has, and which of them to tell the others."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import ifaddr
+
+_UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface and its numeric addresses."""
+
+    name: str
+    addresses: tuple[str, ...]
+
+
+def interfaces() -> list[Interface]:
+    """The interfaces of this machine that have an address."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        texts = tuple(ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips)
+        if texts:
+            found.append(Interface(adapter.nice_name, texts))
+    return found
+
+
+def addresses_to_tell(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:
+    """Numeric addresses at which others reach a node that listens on these hosts.
+
+    Loopback is told only when there is nothing else, for it means somebody else elsewhere.
+    """
+    told = [host for host in listening if host not in _UNSPECIFIED]
+    if len(told) < len(listening):
+        told += [address for interface in own for address in interface.addresses]
+    ordered = by_reach(told)
+    far = [address for address in ordered if not ipaddress.ip_address(_bare(address)).is_loopback]
+    return far or ordered
+
+
+def by_reach(addresses: Iterable[str]) -> list[str]:
+    """Distinct addresses, those first that are most likely to be reached from anywhere."""
+    return sorted(dict.fromkeys(addresses), key=_distance)
+
+
+def _distance(address: str) -> tuple[bool, bool, bool]:
+    ip = ipaddress.ip_address(_bare(address))
+    return ip.is_loopback, ip.is_link_local, ip.version == 6
+
+
+def _bare(address: str) -> str:
+    return address.partition("%")[0]

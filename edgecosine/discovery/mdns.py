@@ -1,0 +1,217 @@
+"""Tells the local network about this node, and hears about others, by multicast DNS.
+
+The only file that knows zeroconf. What it hears are hints; what it cannot parse it ignores. Where
+multicast does not work it says so once and the node lives on with the peers it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from edgecosine.discovery.events import PeerGone, PeerSeen
+from edgecosine.discovery.interfaces import by_reach, interfaces
+from edgecosine.discovery.peer import Advert, HostileAdvert, from_txt, to_txt
+
+SERVICE_TYPE: Final = "_edgecosine._tcp.local."
+HEARING_S: Final = 5.0
+MAX_NAMES: Final = 1024
+_PROBE_TYPE: Final = "_ecs-doctor._tcp.local."
+_NUM_RESOLVERS: Final = 4
+_RESOLVE_MS: Final = 3000
+_GOODBYE_S: Final = 2.0
+_LABEL_CHARACTERS: Final = 40
+
+OnEvent = Callable[[PeerSeen | PeerGone], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Mdns:
+    """This node's voice and ear in the local network.
+
+    `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
+    included, so that nodes of one machine find each other without any network.
+    `heard_itself` is set when our own announcement came back, the proof that multicast works;
+    when it is not within `hearing_s` seconds, a warning is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        interfaces: Sequence[str] | None = None,
+        service_type: str = SERVICE_TYPE,
+        hearing_s: float = HEARING_S,
+    ) -> None:
+        self.heard_itself = asyncio.Event()
+        self._hearing_s = hearing_s
+        self._interfaces, self._service_type = interfaces, service_type
+        self._names: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()
+        self._node_ids: dict[str, str] = {}
+        self._ignored: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Mdns {len(self._node_ids)} nodes, {len(self._ignored)} ignored>"
+
+    async def run(self, advert: Advert, on_event: OnEvent) -> None:
+        """Announce `advert` and report the others until cancelled; then say good-bye.
+
+        Returns, after a warning, when multicast does not work here.
+        """
+        try:
+            voice = self._open()
+        except (OSError, RuntimeError) as error:
+            _warn(str(error))
+            return
+        try:
+            await self._announce_and_listen(voice, advert, on_event)
+        except zeroconf.Error as error:
+            _warn(f"{type(error).__name__} {error}")
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await voice.async_unregister_all_services()
+                    await voice.async_close()
+
+    def _open(self) -> AsyncZeroconf:
+        own = {address for interface in interfaces() for address in interface.addresses}
+        missing = sorted(set(self._interfaces or ()) - own)
+        if missing or not own:
+            # zeroconf finds out too late to close the sockets that it has opened by then
+            raise OSError(f"no interface has the address {missing[0]}" if missing else "no network")
+        everywhere = zeroconf.InterfaceChoice.All
+        chosen = everywhere if self._interfaces is None else list(self._interfaces)
+        try:
+            return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.All)
+        except OSError:
+            # a kernel without IPv6 refuses the double socket
+            return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.V4Only)
+
+    async def _announce_and_listen(
+        self, voice: AsyncZeroconf, advert: Advert, on_event: OnEvent
+    ) -> None:
+        def changed(
+            zeroconf: zeroconf.Zeroconf,
+            service_type: str,
+            name: str,
+            state_change: zeroconf.ServiceStateChange,
+        ) -> None:
+            if name == info.name:
+                self.heard_itself.set()
+            else:
+                self._name_changed(name, state_change, on_event)
+
+        info = service_info(advert, self._service_type)
+        browser = AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
+        try:
+            await (await voice.async_register_service(info, cooperating_responders=True))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._warn_if_deaf(), name=f"{advert.node_id}.hearing")
+                for number in range(_NUM_RESOLVERS):
+                    group.create_task(
+                        self._resolve_names(voice, on_event),
+                        name=f"{advert.node_id}.resolver-{number}",
+                    )
+        finally:
+            await browser.async_cancel()
+
+    async def _warn_if_deaf(self) -> None:
+        try:
+            async with asyncio.timeout(self._hearing_s):
+                await self.heard_itself.wait()
+        except TimeoutError:
+            _warn(f"our own announcement did not come back within {self._hearing_s:g} s")
+
+    def _name_changed(
+        self, name: str, change: zeroconf.ServiceStateChange, on_event: OnEvent
+    ) -> None:
+        if change is zeroconf.ServiceStateChange.Removed:
+            node_id = self._node_ids.pop(name, None)
+            if node_id is not None:
+                on_event(PeerGone(node_id))
+        elif name not in self._queued and len(self._queued) < MAX_NAMES:
+            self._queued.add(name)
+            self._names.put_nowait(name)
+
+    async def _resolve_names(self, voice: AsyncZeroconf, on_event: OnEvent) -> None:
+        while True:
+            name = await self._names.get()
+            self._queued.discard(name)
+            try:
+                advert = await _resolve(voice, name, self._service_type)
+            except (HostileAdvert, zeroconf.Error, UnicodeError) as error:
+                self._ignore(name, error)
+                continue
+            if advert is not None and len(self._node_ids) < MAX_NAMES:
+                self._node_ids[name] = advert.node_id
+                on_event(PeerSeen(advert))
+
+    def _ignore(self, name: str, error: Exception) -> None:
+        if name in self._ignored or len(self._ignored) >= MAX_NAMES:
+            return
+        self._ignored.add(name)
+        logger.warning("announcement ignored: name=%a reason=%s", name[:80], error)
+
+
+async def hears_itself(
+    interfaces: Sequence[str] | None = None, hearing_s: float = HEARING_S
+) -> bool:
+    """Whether multicast works here: announce something that no node cares for, and listen."""
+    node_id = f"doctor-{secrets.token_hex(8)}"
+    probe = Advert(node_id, 0, "doctor", 0, "drafter", "", "", ("127.0.0.1",), 1)
+    mdns = Mdns(interfaces=interfaces, service_type=_PROBE_TYPE)
+    async with asyncio.TaskGroup() as group:
+        life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
+        heard = group.create_task(mdns.heard_itself.wait(), name="doctor.hearing")
+        await asyncio.wait({life, heard}, timeout=hearing_s, return_when=asyncio.FIRST_COMPLETED)
+        life.cancel()
+        heard.cancel()
+    return mdns.heard_itself.is_set()
+
+
+def service_info(advert: Advert, service_type: str = SERVICE_TYPE) -> AsyncServiceInfo:
+    """The records that announce a node.
+
+    The instance name is for human eyes and unlike any other node's; the node id is in the TXT.
+    """
+    readable = re.sub(r"[^A-Za-z0-9-]", "-", advert.node_id)[:_LABEL_CHARACTERS]
+    whole = f"{advert.cluster}/{advert.node_id}".encode()
+    label = f"{readable}-{hashlib.blake2b(whole, digest_size=4).hexdigest()}"
+    return AsyncServiceInfo(
+        service_type,
+        f"{label}.{service_type}",
+        parsed_addresses=[address.partition("%")[0] for address in advert.addresses],
+        port=advert.port,
+        properties=to_txt(advert),
+        server=f"{label}.local.",
+    )
+
+
+async def _resolve(voice: AsyncZeroconf, name: str, service_type: str) -> Advert | None:
+    info = AsyncServiceInfo(service_type, name)
+    is_known = info.load_from_cache(voice.zeroconf)
+    if not is_known and not await info.async_request(voice.zeroconf, _RESOLVE_MS):
+        return None
+    addresses = [text for text in info.parsed_scoped_addresses() if _is_reachable(text)]
+    return from_txt(info.properties, by_reach(addresses), info.port)
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether an address can be dialled: link-local IPv6 needs the interface it was heard on."""
+    ip = ipaddress.ip_address(address)
+    return ip.version == 4 or not ip.is_link_local or "%" in address
+
+
+def _warn(reason: str) -> None:
+    logger.warning("mDNS does not work here (%s): name the peers with --peer HOST:PORT", reason)

@@ -1,0 +1,254 @@
+"""Who is here, who should be linked, and why somebody is not: events in, effects out.
+
+It does no input, no output and reads no clock. mDNS is believed about who exists and never about
+who lives; links are believed about who lives. Every peer that is seen but not linked has a reason.
+
+A peer that fits and is not linked is dialled, and dialled again after a growing pause. One that
+can never be linked as it is waits until it tells something new about itself. Static peers are
+dialled for ever. Of two lives of a node the newer one counts, unless the newer one has long gone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from edgecosine.discovery.backoff import Backoff
+from edgecosine.discovery.events import (
+    Dial,
+    DialFailed,
+    Drop,
+    Effect,
+    Event,
+    Explained,
+    Explanation,
+    LinkDown,
+    LinkUp,
+    PeerGone,
+    PeerSeen,
+    Standing,
+    Ticked,
+)
+from edgecosine.discovery.peer import Address, Advert
+from edgecosine.protocol.messages import Hello
+
+MAX_PEERS: Final = 1024
+STABLE_S: Final = 5.0
+"""A link that lasted this long was no accident: the next dial starts without a pause."""
+STALE_LIFE_S: Final = 30.0
+"""After so long an older life is no echo, but a node whose clock went back."""
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """Somebody whom we may dial: an advert's node, or a static address."""
+
+    key: str
+    endpoints: tuple[Address, ...]
+    advert: Advert | None = None
+    node_id: str | None = None
+    standing: Standing = "waiting"
+    reason: str = "not dialled yet"
+    attempts: int = 0
+    dial_at: float = -math.inf
+    dialled_at: float = -math.inf
+    seen_at: float = -math.inf
+    has_left: bool = False
+
+
+@dataclass(slots=True)
+class _Linked:
+    incarnation: int
+    since: float
+
+
+class Roster:
+    """The state behind the decisions; `handle` is the only way to change it."""
+
+    def __init__(
+        self,
+        *,
+        ours: Hello,
+        static: Iterable[Address] = (),
+        dials_seen: bool | None = None,
+        backoff: Backoff | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._ours = ours
+        self._dials_seen = ours.role == "target" if dials_seen is None else dials_seen
+        self._backoff, self._chance = backoff or Backoff(), chance
+        self._linked: dict[str, _Linked] = {}
+        self._told: dict[str, str] = {}
+        self._candidates = {
+            str(address): _Candidate(str(address), (address,)) for address in static
+        }
+
+    def __repr__(self) -> str:
+        return f"<Roster {len(self._candidates)} candidates, {len(self._linked)} linked>"
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next dial is due; None when only an event can change anything."""
+        due = [c.dial_at for c in self._candidates.values() if c.standing == "waiting"]
+        return min(due, default=None)
+
+    def explain(self) -> list[Explanation]:
+        """Every peer that is known, and where it stands."""
+        return [
+            Explanation(c.key, c.standing, c.reason, c.endpoints) for c in self._candidates.values()
+        ]
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at `now` (seconds of any steady clock); gives what is to be done."""
+        effects: list[Effect] = []
+        match event:
+            case PeerSeen(advert):
+                effects += self._see(advert, now)
+            case PeerGone(node_id):
+                self._leave(node_id)
+            case LinkUp(node_id, incarnation, key):
+                self._link_up(node_id, incarnation, key, now)
+            case LinkDown(node_id, reason):
+                self._link_down(node_id, reason, now)
+            case DialFailed(key, reason, is_final):
+                self._dial_failed(key, reason, is_final, now)
+            case Ticked():
+                pass
+            case _:
+                assert_never(event)
+        return effects + self._dial_due(now) + self._explain_anew()
+
+    def _see(self, advert: Advert, now: float) -> list[Effect]:
+        if advert.node_id == self._ours.node_id:
+            if advert.incarnation <= self._ours.incarnation:
+                return []
+            reason = "another node announces our name: give each node its own"
+            return self._tell_once(advert.node_id, reason, "refused")
+        known = self._candidates.get(advert.node_id)
+        if known is None and len(self._candidates) >= MAX_PEERS:
+            reason = f"more than {MAX_PEERS} peers are announced"
+            return self._tell_once("other peers", reason, "left out")
+        if known is not None and self._tells_nothing_new(known, advert, now):
+            return []
+        candidate = _Candidate(advert.node_id, advert.endpoints, advert, advert.node_id)
+        candidate.seen_at = candidate.dial_at = now
+        if known is not None:
+            candidate.dialled_at = known.dialled_at
+            candidate.dial_at = max(now, known.dialled_at + self._backoff.first_s)
+        self._candidates[advert.node_id] = candidate
+        self._judge(candidate)
+        return self._drop_ghost(candidate, advert.incarnation)
+
+    def _tells_nothing_new(self, known: _Candidate, advert: Advert, now: float) -> bool:
+        if known.advert is None:
+            return False
+        if known.advert == advert:
+            known.seen_at, known.has_left = now, False
+            return True
+        is_older = advert.incarnation < known.advert.incarnation
+        return is_older and (self._is_linked(known) or now - known.seen_at < STALE_LIFE_S)
+
+    def _judge(self, candidate: _Candidate) -> None:
+        """Decide whether the candidate is ours to dial, from what it tells about itself."""
+        ours, advert = self._ours, candidate.advert
+        if advert is None:
+            return
+        standing: Standing = "refused"
+        if advert.protocol != ours.protocol:
+            reason = f"protocol {advert.protocol} there, {ours.protocol} here: install one release"
+        elif advert.cluster != ours.cluster:
+            reason = f"cluster {advert.cluster} there, {ours.cluster} here"
+        elif advert.role == ours.role:
+            standing, reason = "left out", f"is a {advert.role} too"
+        elif not self._dials_seen:
+            standing, reason = "left out", f"a {ours.role} waits to be dialled"
+        else:
+            return
+        candidate.standing, candidate.reason = standing, reason
+
+    def _drop_ghost(self, candidate: _Candidate, incarnation: int) -> list[Effect]:
+        linked = self._linked.get(candidate.key)
+        if linked is None:
+            return []
+        if linked.incarnation >= incarnation:
+            candidate.standing, candidate.reason = "linked", ""
+            return []
+        return [Drop(candidate.key, "the node has started anew")]
+
+    def _leave(self, node_id: str) -> None:
+        known = self._candidates.get(node_id)
+        if known is None or known.advert is None:
+            return
+        if self._is_linked(known):
+            known.has_left = True
+        else:
+            self._forget(known)
+
+    def _forget(self, candidate: _Candidate) -> None:
+        del self._candidates[candidate.key]
+        self._told.pop(candidate.key, None)
+
+    def _link_up(self, node_id: str, incarnation: int, key: str | None, now: float) -> None:
+        self._linked[node_id] = _Linked(incarnation, now)
+        dialled = self._candidates.get(key) if key is not None else None
+        if dialled is not None:
+            dialled.node_id = node_id
+        for candidate in self._of(node_id):
+            candidate.standing, candidate.reason = "linked", ""
+            self._told.pop(candidate.key, None)
+
+    def _link_down(self, node_id: str, reason: str, now: float) -> None:
+        linked = self._linked.pop(node_id, None)
+        was_stable = linked is not None and now - linked.since >= STABLE_S
+        for candidate in self._of(node_id):
+            if candidate.standing != "linked":
+                continue
+            if candidate.has_left:
+                self._forget(candidate)
+                continue
+            if was_stable:
+                candidate.attempts = 0
+            self._wait(candidate, reason, now)
+            self._judge(candidate)
+
+    def _dial_failed(self, key: str, reason: str, is_final: bool, now: float) -> None:
+        candidate = self._candidates.get(key)
+        if candidate is None or candidate.standing != "dialling":
+            return
+        self._wait(candidate, reason, now)
+        if is_final and candidate.advert is not None:
+            candidate.standing = "refused"
+
+    def _wait(self, candidate: _Candidate, reason: str, now: float) -> None:
+        candidate.attempts += 1
+        candidate.standing, candidate.reason = "waiting", reason
+        candidate.dial_at = now + self._backoff.delay_s(candidate.attempts, self._chance())
+
+    def _dial_due(self, now: float) -> list[Effect]:
+        due = [c for c in self._candidates.values() if c.standing == "waiting" and c.dial_at <= now]
+        for candidate in due:
+            candidate.standing, candidate.dialled_at = "dialling", now
+        return [Dial(c.key, c.endpoints, c.node_id if c.advert is not None else None) for c in due]
+
+    def _explain_anew(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for candidate in self._candidates.values():
+            has_failed = candidate.standing == "waiting" and candidate.attempts > 0
+            if has_failed or candidate.standing in ("refused", "left out"):
+                effects += self._tell_once(candidate.key, candidate.reason, candidate.standing)
+        return effects
+
+    def _tell_once(self, key: str, reason: str, standing: Standing) -> list[Effect]:
+        if self._told.get(key) == reason:
+            return []
+        self._told[key] = reason
+        return [Explained(key, reason, standing)]
+
+    def _of(self, node_id: str) -> list[_Candidate]:
+        return [c for c in self._candidates.values() if node_id in (c.node_id, c.key)]
+
+    def _is_linked(self, candidate: _Candidate) -> bool:
+        return candidate.node_id in self._linked

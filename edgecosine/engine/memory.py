@@ -1,0 +1,69 @@
+"""Memory is planned, not discovered: weights, cache and workspace before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgecosine.errors import OutOfMemory
+
+_BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model will take, in bytes."""
+
+    weights: int
+    cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.workspace
+
+    def check(self, available: int, device: str) -> None:
+        """Raise OutOfMemory when the plan does not fit."""
+        if self.total > available:
+            raise OutOfMemory(
+                f"needs {_gib(self.total)} (weights {_gib(self.weights)}, cache "
+                f"{_gib(self.cache)}, workspace {_gib(self.workspace)}) but {device} has "
+                f"{_gib(available)} free: take a smaller model, quantise it, or lower --slots "
+                f"or --context"
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def plan_memory(
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    quantize: str,
+    slots: int,
+    cells: int,
+    ballast: int,
+) -> MemoryPlan:
+    """Plan for a model of this configuration with `slots` rows of `cells` tokens."""
+    text = config.get_text_config()
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    parameters = sum(p.numel() for p in shape.parameters())
+    if ballast > 1:
+        widened = ("gate_proj", "up_proj", "down_proj")
+        grown = sum(p.numel() for n, p in shape.named_parameters() if n.split(".")[-2] in widened)
+        parameters += (ballast - 1) * grown
+    per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells * dtype.itemsize
+    # Packing copies one layer at a time; the output layer may be tied and is then held twice.
+    largest = max((p.numel() for p in shape.parameters()), default=0)
+    workspace = int(2 * largest * dtype.itemsize) + (64 << 20)
+    return MemoryPlan(int(parameters * per_weight), int(cache), workspace)

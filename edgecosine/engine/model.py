@@ -1,0 +1,86 @@
+"""A transformers model over the slot cache: one call runs one flat pass and gives logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from edgecosine.engine.attention import NAME, AttentionState, Rows, running
+from edgecosine.engine.native import Kernels
+from edgecosine.engine.packing import pack_linear_layers
+from edgecosine.errors import ModelUnsupported
+
+
+class PassModel(Protocol):
+    """Runs flat passes over a cache of slots."""
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
+        the CPU."""
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+
+
+class SlotModel:
+    """A causal LM whose cache has `slots` rows of `cells` tokens. Not thread-safe.
+
+    With kernels, the logits of a row depend on the tokens it sees and on nothing else; without,
+    they are equal up to rounding.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        cells: int,
+        threads: int,
+        kernels: Kernels | None,
+    ) -> None:
+        model.set_attn_implementation(NAME)
+        if kernels is not None:
+            pack_linear_layers(model, kernels, threads)
+        self._model = model.eval()  # type: ignore[no-untyped-call]
+        self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+        return self._state.cells
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
+        the CPU."""
+        rows = rows.to(self._model.device)
+        with running(self._state, rows):
+            output = self._model(
+                input_ids=rows.tokens[None],
+                position_ids=rows.positions[None],
+                attention_mask=None,
+                use_cache=False,
+                logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._model.device),
+            )
+        if not self._state.layers:
+            raise ModelUnsupported(
+                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
+            )
+        logits: torch.Tensor = output.logits[0].float().cpu()
+        return logits
+
+    @torch.inference_mode()
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        if list(source) == list(target):
+            return
+        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
+        for layer in self._state.layers.values():
+            layer.move(slot, from_cells, to_cells)

@@ -1,0 +1,44 @@
+"""Gumbel noise that target and drafters share without exchanging it (DESIGN §3; Daliri et al.,
+arXiv 2408.07978). A pure function of (seed, position, token), the same on every node and device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_MASK = 2**64 - 1
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    return value ^ (value >> 31)
+
+
+def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise for the token ids `tokens` at one position; float64, same shape.
+
+    A counter-based generator: the key of (seed, position) plus the token id times an odd constant,
+    through the finalizer of SplitMix64 (Steele et al., 2014); 52 bits make a uniform in (0, 1).
+    """
+    key = _mix(_mix(seed + _GOLDEN) + position * _GOLDEN)
+    x = tokens.to(torch.int64) * _signed(_GOLDEN) + _signed(key)
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    x = x ^ _shift(x, 31)
+    uniform = (_shift(x, 12).to(torch.float64) + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))

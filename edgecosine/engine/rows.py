@@ -1,0 +1,75 @@
+"""Builds the rows of one flat pass: pending tokens and token trees of any mix of sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from edgecosine.engine.attention import Rows
+from edgecosine.protocol.tree import ROOT, TokenTree
+
+
+class RowBuilder:
+    """Collects rows session by session, then makes the tensors of the pass once."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._positions: list[int] = []
+        self._slot: list[int] = []
+        self._cell: list[int] = []
+        self._length: list[int] = []
+        self._paths: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add_sequence(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """Rows for tokens at positions start, start + 1, ... of a slot; cell = position."""
+        for position, token in enumerate(tokens, start):
+            self._add(slot, token, position, position, position + 1, [])
+
+    def add_tree(self, slot: int, length: int, tree: TokenTree) -> None:
+        """Rows for the nodes of a tree whose root is the last of `length` tokens.
+
+        Node i takes cell length + i. It sees the sequence, then its ancestors, then itself.
+        """
+        if tree.is_chain:
+            self.add_sequence(slot, length, tree.tokens)
+            return
+        paths: list[list[int]] = []
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+            above = [] if parent == ROOT else paths[parent]
+            paths.append([*above, length + node])
+            position = length + tree.depths[node] - 1
+            self._add(slot, token, position, length + node, length, paths[node])
+
+    def _add(
+        self,
+        slot: int,
+        token: int,
+        position: int,
+        cell: int,
+        length: int,
+        path: list[int],
+    ) -> None:
+        self._tokens.append(token)
+        self._positions.append(position)
+        self._slot.append(slot)
+        self._cell.append(cell)
+        self._length.append(length)
+        self._paths.append(path)
+
+    def build(self) -> Rows:
+        """The pass as tensors."""
+        longest = max(1, max(map(len, self._paths), default=1))
+        padded = [path + [0] * (longest - len(path)) for path in self._paths]
+        return Rows(
+            tokens=torch.tensor(self._tokens),
+            positions=torch.tensor(self._positions),
+            slot=torch.tensor(self._slot, dtype=torch.int32),
+            cell=torch.tensor(self._cell, dtype=torch.int32),
+            length=torch.tensor(self._length, dtype=torch.int32),
+            path=torch.tensor(padded, dtype=torch.int32),
+            path_length=torch.tensor([len(path) for path in self._paths], dtype=torch.int32),
+        )

@@ -1,0 +1,136 @@
+"""How one token is drawn from one row of logits, the same way by target and drafters.
+
+y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
+after penalties, bias, temperature, top-k, top-p and min-p, in this order, and g is Gumbel noise.
+At temperature 0 the noise is left out. A draw reads its own row only, so it never depends on
+who shares the pass, and the support is cut before any noise is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgecosine.engine.noise import gumbel
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.request import Sampling
+
+_FIRST_GUESS = 256
+"""Tokens looked at before the whole vocabulary is sorted for top-p."""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """The tokens that can be drawn, most probable first, with natural log-probabilities of p~."""
+
+    tokens: torch.Tensor  # [n] int64
+    logprobs: torch.Tensor  # [n] float32
+
+
+def adjust(
+    logits: torch.Tensor,
+    answer: Sequence[int],
+    prompt: Sequence[int],
+    sampling: Sampling,
+) -> torch.Tensor:
+    """Logits [vocabulary] after penalties and bias.
+
+    Presence and frequency count the answer's tokens (OpenAI), repetition the prompt's too (Keskar
+    et al., CTRL).
+    """
+    if sampling.is_plain:
+        return logits
+    logits = logits.clone()
+    counts = Counter(answer)
+    if sampling.repetition_penalty != 1.0 and (seen := sorted({*counts, *prompt})):
+        ids = torch.tensor(seen)
+        values = logits[ids]
+        penalty = sampling.repetition_penalty
+        logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
+    if counts and (sampling.presence_penalty or sampling.frequency_penalty):
+        ids = torch.tensor(list(counts))
+        times = torch.tensor(list(counts.values()), dtype=logits.dtype)
+        logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    for token, bias in sampling.logit_bias:
+        logits[token] += bias
+    return logits
+
+
+def support(logits: torch.Tensor, sampling: Sampling | Coupling) -> Support:
+    """The drawable tokens of adjusted logits [vocabulary] at a temperature above 0."""
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k:
+        values, tokens = torch.topk(scaled, min(sampling.top_k, scaled.numel()))
+        logprobs = values - torch.logsumexp(values, 0)
+    elif sampling.top_p < 1.0:
+        tokens, logprobs = _head(scaled, sampling.top_p)
+    else:
+        tokens, logprobs = torch.arange(scaled.numel()), torch.log_softmax(scaled, 0)
+    if sampling.top_p < 1.0:
+        before = torch.cumsum(logprobs.exp(), 0) - logprobs.exp()
+        tokens, logprobs = _keep(tokens, logprobs, before < sampling.top_p)
+    if sampling.min_p > 0.0:
+        floor = logprobs.max() + torch.log(torch.tensor(sampling.min_p))
+        tokens, logprobs = _keep(tokens, logprobs, logprobs >= floor)
+    return Support(tokens, logprobs)
+
+
+def _head(scaled: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable tokens, sorted, at least as many as hold `mass`."""
+    norm = torch.logsumexp(scaled, 0)
+    size = _FIRST_GUESS
+    while size < scaled.numel():
+        values, tokens = torch.topk(scaled, size)
+        if float((values - norm).exp().sum()) >= mass:
+            return tokens, values - norm
+        size *= 16
+    values, tokens = torch.sort(scaled, descending=True, stable=True)
+    return tokens, values - norm
+
+
+def _keep(
+    tokens: torch.Tensor, logprobs: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, logprobs = tokens[mask], logprobs[mask]
+    return tokens, logprobs - torch.logsumexp(logprobs, 0)
+
+
+def scores(chosen: Support, seed: int, position: int) -> torch.Tensor:
+    """log p~ + g for each token of the support, float64 [n]; the draw is its argmax."""
+    return chosen.logprobs.double() + gumbel(seed, position, chosen.tokens)
+
+
+def draw(
+    logits: torch.Tensor,
+    position: int,
+    sampling: Sampling,
+    answer: Sequence[int] = (),
+    prompt: Sequence[int] = (),
+) -> int:
+    """The token at `position` of a sequence, from its row of logits [vocabulary]."""
+    logits = adjust(logits, answer, prompt, sampling)
+    if sampling.is_greedy:
+        return int(torch.argmax(logits))
+    if sampling.top_k == 1:
+        return int(torch.argmax(logits))
+    candidates = support(logits, sampling)
+    best = torch.argmax(scores(candidates, sampling.seed, position))
+    return int(candidates.tokens[best])
+
+
+def guess(
+    logits: torch.Tensor, position: int, coupling: Coupling, width: int
+) -> tuple[list[int], list[float]]:
+    """A drafter's `width` best guesses of what `draw` gives to the target, with its own
+    probabilities for them."""
+    if coupling.temperature == 0.0:
+        logprobs = torch.log_softmax(logits.float(), 0)
+        best = torch.topk(logprobs, width)
+        return best.indices.tolist(), best.values.exp().tolist()
+    candidates = support(logits, coupling)
+    ranked = scores(candidates, int.from_bytes(coupling.seed, "little"), position)
+    order = torch.topk(ranked, min(width, ranked.numel())).indices
+    return candidates.tokens[order].tolist(), candidates.logprobs[order].exp().tolist()

@@ -1,0 +1,91 @@
+"""Which sequence lies in which slot of the cache; bookkeeping only, no tensors.
+
+A slot remembers the tokens whose keys and values it holds. A released slot keeps them until its
+room is needed, so that a following turn of a conversation finds its prefix there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    one, other = (
+        list(one),
+        list(other),
+    )  # slices of a list and of a tuple are never equal
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low if one[low] != other[low] else low + 1
+
+
+@dataclass(slots=True)
+class Slot:
+    """One row of the cache."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    """The tokens whose cells are filled, by position."""
+    key: str | None = None
+    """The session that owns the slot, if one does."""
+    last_used: int = 0
+
+    def keep(self, length: int) -> None:
+        """Forget what lies behind `length` tokens; nothing is moved or freed."""
+        del self.tokens[length:]
+
+
+class Slots:
+    """Finds a slot for a session; the least recently used one makes room."""
+
+    def __init__(self, count: int) -> None:
+        self._slots = [Slot(index) for index in range(count)]
+        self._by_key: dict[str, Slot] = {}
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __repr__(self) -> str:
+        return f"<Slots [{len(self._by_key)} of {len(self._slots)} owned]>"
+
+    def acquire(self, key: str, tokens: Sequence[int], busy: Collection[str]) -> Slot:
+        """The slot of session `key`, reconciled with `tokens`: its tokens are a prefix of them.
+
+        A session without a slot gets a free one, the one that shares the longest prefix, or takes
+        the least recently used one from a session that is not in `busy`.
+        """
+        self._clock += 1
+        slot = self._by_key.get(key) or self._find(tokens, busy)
+        if slot.key != key:
+            if slot.key is not None:
+                del self._by_key[slot.key]
+            slot.key = key
+            self._by_key[key] = slot
+        slot.last_used = self._clock
+        slot.keep(common_prefix(slot.tokens, tokens))
+        return slot
+
+    def _find(self, tokens: Sequence[int], busy: Collection[str]) -> Slot:
+        free = [slot for slot in self._slots if slot.key is None]
+        if free:
+            return max(free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used))
+        idle = [slot for slot in self._slots if slot.key not in busy]
+        if not idle:
+            raise ValueError("a pass has more sessions than the cache has slots")
+        return min(idle, key=lambda s: s.last_used)
+
+    def release(self, key: str) -> None:
+        """The session gives its slot back; the tokens stay for who can use them."""
+        slot = self._by_key.pop(key, None)
+        if slot is not None:
+            slot.key = None

@@ -1,0 +1,98 @@
+"""The target engine: one pass over prefill chunks, plain rows and trees, then the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgecosine.engine.acceptance import walk
+from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.model import PassModel
+from edgecosine.engine.rows import RowBuilder
+from edgecosine.engine.sampling import draw
+from edgecosine.engine.slots import Slot, Slots
+from edgecosine.protocol.tree import ROOT
+
+
+@dataclass(slots=True)
+class _Part:
+    """One work's rows in the pass."""
+
+    work: VerifyWork
+    slot: Slot
+    fed: int
+    """Committed tokens that this pass feeds."""
+    remaining: int
+    """Committed tokens that the next passes must feed."""
+    first_logit: int = 0
+
+
+class TransformerTarget:
+    """Decides by a causal LM; implements `TargetEngine`."""
+
+    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
+        self._model = model
+        self._slots = Slots(slots)
+        self._max_context = max_context
+        self._chunk = chunk
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a sequence may have."""
+        return self._max_context
+
+    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+        """Run one pass over all works and judge their trees."""
+        busy = {work.key for work in batch}
+        rows, keep, parts = RowBuilder(), list[int](), list[_Part]()
+        for work in batch:
+            parts.append(self._add(work, busy, rows, keep))
+        logits = self._model.forward(rows.build(), keep)
+        greedy = torch.argmax(logits, dim=-1).tolist()
+        outcomes = [self._judge(part, logits, greedy) for part in parts]
+        return PassResult(outcomes, len(rows))
+
+    def release(self, key: str) -> None:
+        """Give the session's slot back."""
+        self._slots.release(key)
+
+    def _add(self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]) -> _Part:
+        slot = self._slots.acquire(work.key, work.tokens, busy)
+        slot.keep(len(work.tokens) - 1)
+        cached = len(slot.tokens)
+        pending = work.tokens[cached : cached + self._chunk]
+        rows.add_sequence(slot.index, cached, pending)
+        slot.tokens.extend(pending)
+        part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
+        if not part.remaining:
+            part.first_logit = len(keep)
+            keep.append(len(rows) - 1)
+            keep.extend(range(len(rows), len(rows) + len(work.tree)))
+            rows.add_tree(slot.index, len(work.tokens), work.tree)
+        return part
+
+    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int]) -> Verdict | Prefilling:
+        if part.remaining:
+            return Prefilling(part.remaining)
+        work, first = part.work, part.first_logit + 1
+        prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
+        by_argmax = work.sampling.is_greedy and work.sampling.is_plain
+
+        def token_after(node: int, accepted: list[int]) -> int:
+            if by_argmax:
+                return greedy[first + node]
+            position = len(work.tokens) + len(accepted)
+            said = [*answer, *accepted]
+            return draw(logits[first + node], position, work.sampling, said, prompt)
+
+        verdict = walk(work.tree, token_after)
+        length = len(work.tokens)
+        source = [length + node for node in verdict.path]
+        self._model.move(part.slot.index, source, range(length, length + len(source)))
+        part.slot.tokens.extend(work.tree.tokens[node] for node in verdict.path)
+        return verdict
+
+
+assert ROOT == -1, "token_after counts the root's logits as node -1"

@@ -1,0 +1,98 @@
+"""Text to tokens and back, by the model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from edgecosine.errors import RequestError
+from edgecosine.protocol.request import ChatMessage
+
+_UNFINISHED = "�"
+
+
+class TextCodec:
+    """Encodes prompts and decodes answers; safe to use from any one thread."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]) -> None:
+        self._tokenizer: Any = tokenizer
+        self.eos_tokens = frozenset(eos_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
+        return list(self._tokenizer.encode(text))
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a conversation with the opening of the assistant's turn.
+
+        Raises RequestError when the model has no chat template.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise RequestError(
+                "this model has no chat template; use a completion request",
+                code="no_chat_template",
+            )
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return str(
+            self._tokenizer.decode(
+                list(tokens),
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids below this are tokens of the vocabulary."""
+        return len(self._tokenizer)
+
+    def vocabulary(self) -> list[bytes]:
+        """The tokens by id, for comparison between nodes."""
+        names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        return [(name or "").encode() for name in names]
+
+
+@dataclass(slots=True)
+class Detokenizer:
+    """Turns a growing token sequence into text, piece by piece.
+
+    A piece is given out once later tokens cannot change it, so characters of several tokens are
+    never torn. `text` is all that was given out.
+    """
+
+    codec: TextCodec
+    text: str = ""
+    _tokens: list[int] = field(default_factory=list)
+    _start: int = 0
+    """Where the window begins that is decoded anew for each piece."""
+    _read: int = 0
+    """Tokens whose text was given out."""
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Add tokens; returns the text that is now certain."""
+        self._tokens.extend(tokens)
+        return self._emit(is_last=False)
+
+    def finish(self) -> str:
+        """The rest, torn characters included."""
+        return self._emit(is_last=True)
+
+    def _emit(self, *, is_last: bool) -> str:
+        before = self.codec.decode(self._tokens[self._start : self._read])
+        window = self.codec.decode(self._tokens[self._start :])
+        if len(window) <= len(before) or (window.endswith(_UNFINISHED) and not is_last):
+            return ""
+        piece = window[len(before) :]
+        self._start, self._read = self._read, len(self._tokens)
+        self.text += piece
+        return piece

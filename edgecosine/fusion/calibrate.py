@@ -1,0 +1,44 @@
+"""What a drafter's word is worth: its confidence, learned against the target's verdicts.
+
+Confidences of different models cannot be compared as they are: an over-confident stranger would
+win every vote. Each drafter therefore has its own map from confidence to accepted share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BINS = 10
+PRIOR_WEIGHT = 4.0
+"""Verdicts that the prior counts for in each bin."""
+MEMORY = 2000.0
+"""Verdicts after which old ones have faded to 1/e."""
+
+
+def _zeros() -> list[float]:
+    return [0.0] * BINS
+
+
+@dataclass(slots=True)
+class Calibration:
+    """Confidence bin -> accepted share, with the drafter's own confidence as the prior."""
+
+    accepted: list[float] = field(default_factory=_zeros)
+    judged: list[float] = field(default_factory=_zeros)
+
+    def observe(self, confidence: float, *, is_accepted: bool) -> None:
+        """Learn from one token whose parent was accepted."""
+        index = _bin(confidence)
+        fade = 1.0 - 1.0 / MEMORY
+        self.accepted[index] = self.accepted[index] * fade + is_accepted
+        self.judged[index] = self.judged[index] * fade + 1.0
+
+    def probability(self, confidence: float) -> float:
+        """Probability that a token of this confidence is accepted, given that its parent is."""
+        index = _bin(confidence)
+        weight = self.judged[index] + PRIOR_WEIGHT
+        return (self.accepted[index] + PRIOR_WEIGHT * confidence) / weight
+
+
+def _bin(confidence: float) -> int:
+    return min(BINS - 1, max(0, int(confidence * BINS)))

@@ -1,0 +1,89 @@
+"""Which drafter is good for which request, learned online from what the target accepts.
+
+Every draft that arrives is judged against the target's own tokens, whether or not its nodes were in
+the tree, so a round teaches about every drafter that was asked. A request starts from what
+earlier requests taught about each drafter; its own rounds then weigh more and more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PRIOR_WEIGHT = 2.0
+"""Tokens that a drafter's record over all requests counts for in a new request."""
+REQUEST_MEMORY = 60.0
+"""Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
+RECORD_MEMORY = 600.0
+FIRST_GUESS = 0.5
+
+
+@dataclass(slots=True)
+class AcceptanceRate:
+    """Share of draft tokens that are right given that their parent is, with fading memory."""
+
+    memory: float
+    hits: float = 0.0
+    misses: float = 0.0
+
+    def observe(self, hits: int, misses: int) -> None:
+        """Add evidence."""
+        fade = max(0.0, 1.0 - (hits + misses) / self.memory)
+        self.hits = self.hits * fade + hits
+        self.misses = self.misses * fade + misses
+
+    def mean(self, prior: float, weight: float) -> float:
+        """Posterior mean with a prior worth `weight` tokens."""
+        total = self.hits + self.misses + weight
+        return (self.hits + prior * weight) / total
+
+    @property
+    def evidence(self) -> float:
+        """Tokens judged, faded ones in part."""
+        return self.hits + self.misses
+
+
+@dataclass(slots=True)
+class Record:
+    """What all requests taught about one drafter."""
+
+    rate: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(RECORD_MEMORY))
+
+    @property
+    def prior(self) -> float:
+        """Expected acceptance rate for a request of which nothing is known."""
+        return self.rate.mean(FIRST_GUESS, 4.0)
+
+
+@dataclass(slots=True)
+class RequestRates:
+    """What one request's rounds taught about each drafter, by node id."""
+
+    rates: dict[str, AcceptanceRate] = field(default_factory=dict)
+
+    def observe(self, drafter: str, hits: int, misses: int) -> None:
+        """Learn from one judged draft."""
+        rate = self.rates.setdefault(drafter, AcceptanceRate(REQUEST_MEMORY))
+        rate.observe(hits, misses)
+
+    def estimate(self, drafter: str, record: Record) -> float:
+        """Expected acceptance rate of a drafter for this request."""
+        rate = self.rates.get(drafter)
+        return rate.mean(record.prior, PRIOR_WEIGHT) if rate else record.prior
+
+    def evidence(self, drafter: str) -> float:
+        """Tokens of this drafter that were judged in this request."""
+        rate = self.rates.get(drafter)
+        return rate.evidence if rate else 0.0
+
+
+def judge(tokens: tuple[int, ...], truth: tuple[int, ...]) -> tuple[int, int]:
+    """Hits and misses of a chain of draft tokens against the committed ones.
+
+    A chain stops counting at its first miss or where the truth ends: what follows was never asked.
+    """
+    hits = 0
+    for token, right in zip(tokens, truth, strict=False):
+        if token != right:
+            return hits, 1
+        hits += 1
+    return hits, 0

@@ -1,0 +1,99 @@
+"""Asks a running cluster and measures what the asker sees."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgecosine.node.client import Client
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import Delta, Request, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One answer as its asker saw it."""
+
+    domain: str
+    policy: str
+    text: str
+    num_tokens: int
+    elapsed_s: float
+    """From sending the request to its final message."""
+    prefill_s: float
+    acceptance_histogram: tuple[int, ...]
+    drafters: dict[str, dict[str, int]]
+    plan: str
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens by the asker's clock."""
+        return self.num_tokens / self.elapsed_s
+
+    @property
+    def num_rounds(self) -> int:
+        """Target passes after the prefill."""
+        return sum(self.acceptance_histogram)
+
+    @property
+    def num_accepted(self) -> int:
+        """Draft tokens that were committed."""
+        return sum(n * count for n, count in enumerate(self.acceptance_histogram))
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+
+
+async def ask(
+    client: Client,
+    prompt: str,
+    *,
+    domain: str,
+    policy: str,
+    max_tokens: int,
+    sampling: Sampling = Sampling(),
+    on_text: Callable[[str], None] | None = None,
+) -> Asked:
+    """Ask for exactly `max_tokens` tokens and wait for the whole answer.
+
+    Raises RequestError and BrokerLost.
+    """
+    request = Request(
+        client_id="",
+        request_id=secrets.token_hex(8),
+        kind="completion",
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        ignore_eos=True,
+        stream=on_text is not None,
+        policy=policy,
+    )
+    started = time.perf_counter()
+    final: Final | None = None
+    async with contextlib.aclosing(client.ask(request)) as steps:
+        async for step in steps:
+            if isinstance(step, Delta):
+                if on_text is not None:
+                    on_text(step.text)
+            else:
+                final = step
+    elapsed_s = time.perf_counter() - started
+    assert final is not None, "the client yields a final message or raises"
+    own, figures = final.body["edgecosine"], final.body["metrics"]["speculative_decoding"]
+    return Asked(
+        domain=domain,
+        policy=policy,
+        text=final.text,
+        num_tokens=final.body["usage"]["completion_tokens"],
+        elapsed_s=elapsed_s,
+        prefill_s=own["prefill_s"],
+        acceptance_histogram=tuple(figures["acceptance_histogram"]),
+        drafters=own["drafters"],
+        plan=own["plan"],
+    )

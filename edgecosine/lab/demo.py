@@ -1,0 +1,227 @@
+"""The demo: a real cluster on this machine, held-out prompts by MQTT, and what speculation gained.
+
+Each prompt is answered twice in a row, by the target alone and with its drafters, in alternating
+order, so that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import socket
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edgecosine import zoo
+from edgecosine.lab.asking import Asked, ask
+from edgecosine.lab.figures import Figure, interval, write_report
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+
+ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """How much to ask. Prompts are held out from training."""
+
+    ballast: int
+    prompts_per_domain: int
+    max_tokens: int
+    target_cores: str
+    drafter_cores: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt, answered by the target alone and with drafters."""
+
+    alone: Asked
+    together: Asked
+
+    @property
+    def speedup(self) -> float:
+        """How many times the target's own speed."""
+        return self.together.tokens_per_s / self.alone.tokens_per_s
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the drafters changed nothing."""
+        return self.together.text == self.alone.text
+
+
+async def run_demo(settings: DemoSettings, console: Console, report: Path | None) -> bool:
+    """Run the demo; whether every text was the target's own."""
+    plan = local_plan(
+        zoo.TARGET,
+        zoo.drafter_names(),
+        cluster=f"demo-{secrets.token_hex(3)}",
+        ballast=settings.ballast,
+        target_cores=settings.target_cores,
+        drafter_cores=settings.drafter_cores,
+        broker=None,
+        broker_port=_free_port(),
+    )
+    console.print(
+        f"The target carries ballast: it is widened {settings.ballast} times, so that it costs what "
+        "a larger model does. Its words are unchanged."
+    )
+    async with LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster:
+        async with Client(cluster.broker_url, plan.cluster) as client:
+            await _warm_up(client, settings)
+            pairs = await _ask_all(client, settings, console)
+            console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
+            orphaned = await _without_drafters(client, cluster, plan, settings)
+    figures = _figures(pairs, orphaned)
+    console.print(_table(pairs))
+    _summary(console, figures)
+    if report is not None:
+        runs = [asked.record() for pair in [*pairs, *orphaned] for asked in _both(pair)]
+        write_report(report, figures, runs, weather="loopback", ballast=settings.ballast)
+        console.print(f"written: {report}")
+    return figures["identical_share"].value == 1.0
+
+
+async def _warm_up(client: Client, settings: DemoSettings) -> None:
+    """One short answer per policy: caches, allocators and estimates wake up."""
+    prompt = next(iter(zoo.prompts().values()))[-1]
+    for policy in (ALONE, WITH_DRAFTERS):
+        await ask(client, prompt, domain="", policy=policy, max_tokens=settings.max_tokens // 4)
+
+
+async def _ask_all(client: Client, settings: DemoSettings, console: Console) -> list[Pair]:
+    pairs: list[Pair] = []
+    for number in range(settings.prompts_per_domain):
+        for domain, prompts in zoo.prompts().items():
+            prompt = prompts[number % len(prompts)]
+            console.rule(f"{domain}, prompt {number + 1}", align="left")
+            console.print(prompt, style="dim", end="", markup=False, highlight=False)
+            pair = await _pair(client, domain, prompt, settings, console, len(pairs) % 2 == 0)
+            pairs.append(pair)
+            console.print(
+                f"\n[bold]{pair.together.tokens_per_s:.0f} tokens/s[/bold] with drafters, "
+                f"{pair.alone.tokens_per_s:.0f} alone: {pair.speedup:.2f} times"
+            )
+    return pairs
+
+
+async def _pair(
+    client: Client, domain: str, prompt: str, settings: DemoSettings, console: Console | None,
+    alone_first: bool,
+) -> Pair:  # fmt: skip
+    def show(text: str) -> None:
+        if console is not None:
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    answers: dict[str, Asked] = {}
+    order = (ALONE, WITH_DRAFTERS) if alone_first else (WITH_DRAFTERS, ALONE)
+    for policy in order:
+        answers[policy] = await ask(
+            client, prompt, domain=domain, policy=policy, max_tokens=settings.max_tokens,
+            on_text=show if policy == WITH_DRAFTERS else _ignore,
+        )  # fmt: skip
+    return Pair(answers[ALONE], answers[WITH_DRAFTERS])
+
+
+def _ignore(_: str) -> None:
+    """Both policies stream, so that both pay for it."""
+
+
+async def _without_drafters(
+    client: Client, cluster: LocalCluster, plan: ClusterPlan, settings: DemoSettings
+) -> list[Pair]:
+    for member in plan.drafters:
+        await cluster.stop(member.node_id)
+    await cluster.wait_until_linked(0)
+    return [
+        await _pair(client, domain, prompts[0], settings, None, index % 2 == 0)
+        for index, (domain, prompts) in enumerate(zoo.prompts().items())
+    ]
+
+
+def _by_domain(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    domains: defaultdict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        domains[pair.alone.domain].append(pair)
+    return domains
+
+
+def _figures(pairs: Sequence[Pair], orphaned: Sequence[Pair]) -> dict[str, Figure]:
+    by_domain = _by_domain(pairs).values()
+    worst = min(by_domain, key=lambda group: statistics.median(p.speedup for p in group))
+    everything = [*pairs, *orphaned]
+    return {
+        "speedup_median": interval([p.speedup for p in pairs]),
+        "speedup_worst_domain": interval([p.speedup for p in worst]),
+        "speedup_without_drafters": interval([p.speedup for p in orphaned]),
+        "identical_share": interval([float(p.is_identical) for p in everything], statistics.mean),
+        "acceptance_length_mean": interval(
+            [p.together.num_accepted / max(1, p.together.num_rounds) for p in pairs],
+            statistics.mean,
+            "tokens",
+        ),
+    }
+
+
+def _table(pairs: Sequence[Pair]) -> Table:
+    table = Table(title="What speculation gained")
+    for heading in ("domain", "tokens", "tokens/s", "alone", "speed-up", "acceptance length"):
+        table.add_column(heading, justify="left" if heading == "domain" else "right")
+    table.add_column("drafters: proposed / accepted share")
+    table.add_column("identical")
+    for domain, group in _by_domain(pairs).items():
+        together = [p.together for p in group]
+        rounds = max(1, sum(a.num_rounds for a in together))
+        identical = sum(p.is_identical for p in group)
+        table.add_row(
+            domain,
+            str(sum(a.num_tokens for a in together)),
+            f"{_rate(together):.1f}",
+            f"{_rate([p.alone for p in group]):.1f}",
+            f"{statistics.median(p.speedup for p in group):.2f}",
+            f"{sum(a.num_accepted for a in together) / rounds:.2f}",
+            _shares(together),
+            "yes" if identical == len(group) else f"{identical} of {len(group)}",
+        )
+    return table
+
+
+def _rate(answers: Sequence[Asked]) -> float:
+    return sum(a.num_tokens for a in answers) / sum(a.elapsed_s for a in answers)
+
+
+def _shares(answers: Sequence[Asked]) -> str:
+    proposed: defaultdict[str, int] = defaultdict(int)
+    accepted: defaultdict[str, int] = defaultdict(int)
+    for answer in answers:
+        for node_id, share in answer.drafters.items():
+            name = node_id.rsplit("-", 1)[0]
+            proposed[name] += share["proposed"]
+            accepted[name] += share["accepted"]
+    order = sorted(proposed, key=lambda name: -proposed[name])
+    return ", ".join(f"{n} {proposed[n]}/{accepted[n] / max(1, proposed[n]):.0%}" for n in order)
+
+
+def _summary(console: Console, figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
+        spread = "" if math.isclose(figure.low, figure.high) else (
+            f" (95% interval {figure.low:.2f} to {figure.high:.2f})"
+        )  # fmt: skip
+        console.print(f"{name.replace('_', ' ')}: [bold]{figure.value:.2f}[/bold]{spread}")
+
+
+def _both(pair: Pair) -> tuple[Asked, Asked]:
+    return pair.alone, pair.together
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

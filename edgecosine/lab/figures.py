@@ -1,0 +1,80 @@
+"""Measured figures and the one shape in which every measuring command writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_RESAMPLES = 2000
+_PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+
+
+def interval(
+    samples: Sequence[float],
+    statistic: Callable[[Sequence[float]], float] = statistics.median,
+    unit: str = "ratio",
+) -> Figure:
+    """A statistic of `samples`, its interval by the percentile bootstrap (seeded)."""
+    chance = random.Random(0)
+    drawn = sorted(statistic(chance.choices(samples, k=len(samples))) for _ in range(_RESAMPLES))
+    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
+    return Figure(statistic(samples), low, high, unit)
+
+
+def write_report(
+    path: Path, figures: dict[str, Figure], runs: Sequence[Any], **environment: Any
+) -> None:
+    """Write figures, raw records and the environment as JSON."""
+    report = {
+        "figures": {name: asdict(figure) for name, figure in figures.items()},
+        "runs": list(runs),
+        "environment": {**machine(), **environment},
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions and commit."""
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "?")
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,173 @@
+"""The actor around a draft engine: answers draft requests, many at once.
+
+It keeps each request's prefix as the target's messages tell it and hands whole prefixes to the
+engine. The newest round of a request replaces its older ones that still wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
+from edgecosine.errors import LinkError
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_tokens,
+    unpack_tokens,
+)
+from edgecosine.protocol.prefix import Prefix
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUESTS = 1024
+"""Requests whose prefixes are remembered; the least recently drafted one is forgotten first."""
+
+Reply = Callable[[AnyMessage], None]
+"""Sends an answer; may raise LinkError when the asker has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    request: DraftRequest
+    tokens: tuple[int, ...]
+    reply: Reply
+
+
+class Drafting:
+    """Batches the draft requests of all links into drafting steps."""
+
+    def __init__(self, *, engine: DraftEngine, thread: EngineThread, max_batch: int) -> None:
+        self._engine, self._thread, self._max_batch = engine, thread, max_batch
+        self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, int], _Ask] = OrderedDict()
+        self._released: list[str] = []
+        self._arrived = asyncio.Event()
+        self.num_tokens = 0
+        self.num_stale = 0
+        self.busy_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Drafting [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
+
+    def on_request(self, message: DraftRequest | Release, reply: Reply) -> None:
+        """Take a message from a link; the answer goes to `reply`, at once or from `run`."""
+        if isinstance(message, Release):
+            self._forget(message.request_id)
+            return
+        prefix = self._prefixes.setdefault(message.request_id, Prefix())
+        self._prefixes.move_to_end(message.request_id)
+        new_tokens = unpack_tokens(message.new_tokens)
+        kept = message.prefix_len - len(new_tokens)
+        if not prefix.reconcile(kept, new_tokens, message.prefix_digest):
+            have = len(prefix) if kept > len(prefix) else 0
+            logger.debug("out of step request=%s have=%d", message.request_id, have)
+            _send(
+                reply,
+                OutOfStep(message.request_id, message.round, have, message.branch),
+            )
+            return
+        if len(self._prefixes) > MAX_REQUESTS:
+            self._forget(next(iter(self._prefixes)))
+        self._drop_stale(message)
+        key = (message.request_id, message.branch)
+        self._waiting[key] = _Ask(message, tuple(prefix.tokens), reply)
+        self._arrived.set()
+
+    def forget_all(self) -> None:
+        """The target is gone: drop what waits and give all caches back."""
+        for request_id in list(self._prefixes):
+            self._forget(request_id)
+
+    async def run(self) -> None:
+        """Draft as long as there are requests."""
+        while True:
+            self._arrived.clear()
+            if not self._waiting and not self._released:
+                await self._arrived.wait()
+            await self._step()
+
+    def _forget(self, request_id: str) -> None:
+        self._prefixes.pop(request_id, None)
+        for key in [key for key in self._waiting if key[0] == request_id]:
+            del self._waiting[key]
+        self._released.append(request_id)
+        self._arrived.set()
+
+    def _drop_stale(self, newest: DraftRequest) -> None:
+        for key, ask in list(self._waiting.items()):
+            if key[0] == newest.request_id and ask.request.round < newest.round:
+                del self._waiting[key]
+                self.num_stale += 1
+
+    def _take(self) -> list[_Ask]:
+        """The longest-waiting asks, at most one for each request."""
+        batch: dict[str, _Ask] = {}
+        for (request_id, _), ask in list(self._waiting.items()):
+            if len(batch) == self._max_batch:
+                break
+            if request_id not in batch:
+                batch[request_id] = ask
+                del self._waiting[(request_id, ask.request.branch)]
+        return list(batch.values())
+
+    async def _step(self) -> None:
+        batch = self._take()
+        released, self._released = self._released, []
+        works = [_work(ask) for ask in batch]
+        call = functools.partial(_timed_draft, self._engine, works, released)
+        proposals, elapsed_s = await self._thread.run(call)
+        self.busy_s += elapsed_s
+        for ask, proposal in zip(batch, proposals, strict=True):
+            self.num_tokens += len(proposal.tokens)
+            _send(ask.reply, _draft(ask.request, proposal, elapsed_s))
+
+
+def _send(reply: Reply, message: AnyMessage) -> None:
+    try:
+        reply(message)
+    except LinkError:
+        logger.debug("answer dropped, its asker has gone")
+
+
+def _work(ask: _Ask) -> DraftWork:
+    request = ask.request
+    return DraftWork(
+        key=request.request_id,
+        tokens=ask.tokens,
+        num_tokens=request.num_tokens,
+        width=request.width,
+        coupling=request.coupling,
+    )
+
+
+def _draft(request: DraftRequest, proposal: Proposal, compute_s: float) -> Draft:
+    return Draft(
+        request_id=request.request_id,
+        round=request.round,
+        tokens=pack_tokens(proposal.tokens),
+        confidences=bytes(round(255 * c) for c in proposal.confidences),
+        parents=bytes(parent + 1 for parent in proposal.parents),
+        compute_us=round(compute_s * 1e6),
+        branch=request.branch,
+    )
+
+
+def _timed_draft(
+    engine: DraftEngine, works: list[DraftWork], released: list[str]
+) -> tuple[list[Proposal], float]:
+    for key in released:
+        engine.release(key)
+    start = time.perf_counter()
+    proposals = engine.draft(works) if works else []
+    return proposals, time.perf_counter() - start

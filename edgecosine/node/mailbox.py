@@ -1,0 +1,95 @@
+"""A bounded mailbox: typed messages in, one answer for each, nobody left waiting.
+
+Whoever stopped waiting is skipped when the actor takes a batch, and whoever waits when the mailbox
+closes gets an error instead of silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from edgecosine.errors import ActorStopped
+
+Ask = TypeVar("Ask")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope(Generic[Ask, Answer]):
+    """A message and the place for its answer."""
+
+    message: Ask
+    _future: asyncio.Future[Answer]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self._future.done()
+
+    def answer(self, value: Answer) -> None:
+        """Give the answer, unless the asker has left."""
+        if self.is_open:
+            self._future.set_result(value)
+
+    def fail(self, error: Exception) -> None:
+        """Give an error instead of an answer."""
+        if self.is_open:
+            self._future.set_exception(error)
+
+
+class Mailbox(Generic[Ask, Answer]):
+    """Messages for one actor. Sized by admission at the door, so a full one is a bug."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+        self._waiting: deque[Envelope[Ask, Answer]] = deque()
+        self._arrived = asyncio.Event()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<Mailbox {self._name} [{len(self._waiting)} waiting]>"
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def ask(self, message: Ask) -> Answer:
+        """Post a message and wait for its answer.
+
+        Raises ActorStopped when the actor has ended or ends before it answers.
+        """
+        if self._is_closed:
+            raise ActorStopped(f"{self._name} has stopped")
+        if len(self._waiting) >= self._size:
+            raise RuntimeError(f"{self._name}: {self._size} messages wait, more than were admitted")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Envelope(message, future))
+        self._arrived.set()
+        return await future
+
+    async def take(self, at_most: int) -> list[Envelope[Ask, Answer]]:
+        """Wait until somebody asks, then take what is there. Who has left is not in the batch.
+
+        The taker owes every envelope an answer or an error.
+        """
+        while not (taken := self.take_nowait(at_most)):
+            self._arrived.clear()
+            await self._arrived.wait()
+        return taken
+
+    def take_nowait(self, at_most: int) -> list[Envelope[Ask, Answer]]:
+        """Take what is there, perhaps nothing."""
+        taken: list[Envelope[Ask, Answer]] = []
+        while self._waiting and len(taken) < at_most:
+            envelope = self._waiting.popleft()
+            if envelope.is_open:
+                taken.append(envelope)
+        return taken
+
+    def close(self) -> None:
+        """Refuse new messages and fail those that wait."""
+        self._is_closed = True
+        while self._waiting:
+            self._waiting.popleft().fail(ActorStopped(f"{self._name} has stopped"))

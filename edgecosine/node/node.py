@@ -1,0 +1,281 @@
+"""The composition root: loads the engine, builds the actors, wires them, runs one TaskGroup."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
+
+from edgecosine.config import NodeConfig
+from edgecosine.discovery.mdns import Mdns
+from edgecosine.discovery.peer import Address
+from edgecosine.discovery.static import parse_address
+from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
+from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.client import Client
+from edgecosine.node.drafting import Drafting
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.gateway import Gateway
+from edgecosine.node.link import Link, LinkSettings
+from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.node.peers import Peers
+from edgecosine.node.presence import Presence
+from edgecosine.node.serving import Serving
+from edgecosine.node.session import DrafterLink
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+STATE_PERIOD_S = 1.0
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Run one node until cancelled.
+
+    Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
+    """
+    broker = None if config.broker == "none" else BrokerAddress.parse(config.broker)
+    if broker is None and config.role == "target":
+        raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
+    with EngineThread(f"{config.node_id}.engine") as thread:
+        run = _run_target if config.role == "target" else _run_drafter
+        await run(config, broker, thread)
+
+
+async def _run_target(
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
+) -> None:
+    assert broker is not None
+    await _refuse_second_target(config)
+    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    engine, loaded = await thread.run(functools.partial(load_target, _load_options(config)))
+    assert loaded.codec is not None
+    balancer = Balancer()
+    verifying = Verifying(
+        engine=engine,
+        thread=thread,
+        max_batch=config.max_sessions,
+        observe_pass=balancer.observe_pass,
+    )
+    peers = _peers(config, loaded, on_request=_refuse_work, on_lost=_log_lost)
+    serving = Serving(
+        model=loaded.name,
+        codec=loaded.codec,
+        max_context=loaded.max_context,
+        max_sessions=config.max_sessions,
+        exactness=loaded.exactness,
+        verifying=verifying,
+        balancer=balancer,
+        drafters=lambda: cast(Mapping[str, DrafterLink], peers.links),
+    )
+    gateway = Gateway(serving, broker=broker, cluster=config.cluster, node_id=config.node_id)
+    presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
+
+    def state() -> NodeState:
+        return _target_state(loaded, serving, verifying, balancer, peers)
+
+    await _run_all(
+        config.node_id,
+        peers=peers.run(),
+        verifying=verifying.run(),
+        gateway=gateway.run(),
+        presence=presence.run(),
+        state=_publish_state(presence, state),
+    )
+
+
+async def _refuse_second_target(config: NodeConfig) -> None:
+    """Two targets of one cluster would answer every request twice.
+
+    Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
+    gateway goes on trying, and says so.
+    """
+    try:
+        async with Client(config.broker, config.cluster) as client:
+            views = await client.nodes()
+    except BrokerLost as error:
+        logger.warning(
+            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
+            "trying on", config.broker, error,
+        )  # fmt: skip
+        return
+    for node_id, view in views.items():
+        if view.is_here and view.state.get("role") == "target" and node_id != config.node_id:
+            allowed = f"a cluster without a target; {node_id} serves this one: stop it or choose"
+            raise ConfigError("cluster", config.cluster, f"{allowed} another --cluster")
+
+
+async def _run_drafter(
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
+) -> None:
+    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    engine, loaded = await thread.run(functools.partial(load_drafter, _load_options(config)))
+    drafting = Drafting(engine=engine, thread=thread, max_batch=config.slots)
+
+    def on_request(link: Link, message: DraftRequest | Release) -> None:
+        drafting.on_request(message, link.send)
+
+    def on_lost(link: Link) -> None:
+        _log_lost(link)
+        drafting.forget_all()
+
+    peers = _peers(config, loaded, on_request=on_request, on_lost=on_lost)
+    loops = {"peers": peers.run(), "drafting": drafting.run()}
+    if broker is not None:
+        presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
+
+        def state() -> NodeState:
+            return _drafter_state(loaded, drafting, peers)
+
+        loops |= {"presence": presence.run(), "state": _publish_state(presence, state)}
+    await _run_all(config.node_id, **loops)
+
+
+async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for role, loop in loops.items():
+                group.create_task(loop, name=f"{node_id}.{role}")
+    except* Exception as errors:
+        # One plain reason for the operator; the group has ended everything else.
+        raise errors.exceptions[0] from None
+
+
+def _load_options(config: NodeConfig) -> LoadOptions:
+    return LoadOptions(
+        model=config.model,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        threads=config.threads or len(config.cores),
+        slots=config.slots,
+        context=config.context,
+        ballast=config.ballast,
+    )
+
+
+def _peers(
+    config: NodeConfig,
+    loaded: Loaded,
+    *,
+    on_request: Callable[[Link, DraftRequest | Release], None],
+    on_lost: Callable[[Link], None],
+) -> Peers:
+    tokens = loaded.codec.vocabulary() if loaded.codec else []
+    vocabulary = Vocabulary.of(tokens)
+    hello = Hello(
+        protocol=PROTOCOL_VERSION,
+        cluster=config.cluster,
+        node_id=config.node_id,
+        incarnation=int(time.time() * 1000),
+        role=config.role,
+        model=loaded.name[:256],
+        quantization=loaded.quantization,
+        vocabulary=vocabulary.digests,
+    )
+    return Peers(
+        settings=LinkSettings(hello=hello, vocabulary=vocabulary, on_request=on_request),
+        listen=_listen_addresses(config.listen),
+        static=[parse_address(peer) for peer in config.peers],
+        discover=Mdns().run if config.mdns else None,
+        on_joined=_log_joined,
+        on_lost=on_lost,
+    )
+
+
+def _listen_addresses(listen: str) -> list[Address]:
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError("listen", listen, "HOST:PORT, :PORT for all interfaces, port 0 for any")
+    return [Address(host.strip("[]"), int(port))]
+
+
+def _refuse_work(link: Link, _: DraftRequest | Release) -> None:
+    link.close("a target drafts for nobody")
+
+
+def _log_joined(link: Link) -> None:
+    peer = link.peer
+    logger.info(
+        "joined: peer=%s role=%s model=%s quantization=%s",
+        peer.node_id, peer.role, peer.model, peer.quantization,
+    )  # fmt: skip
+
+
+def _log_lost(link: Link) -> None:
+    logger.info("lost: peer=%s reason=%s", link.peer.node_id, link.closed.result())
+
+
+async def _publish_state(presence: Presence, state: Callable[[], NodeState]) -> None:
+    """Tell the node's state when it changes, looking once a period."""
+    presence.publish_presence("ready")
+    told: NodeState | None = None
+    while True:
+        now = state()
+        if now != told:
+            presence.publish_state(now)
+            told = now
+        await asyncio.sleep(STATE_PERIOD_S)
+
+
+def _target_state(
+    loaded: Loaded,
+    serving: Serving,
+    verifying: Verifying,
+    balancer: Balancer,
+    peers: Peers,
+) -> NodeState:
+    rounds = max(1, serving.num_rounds)
+    return {
+        "role": "target",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "exactness": loaded.exactness,
+        "parameters": loaded.num_parameters,
+        "answers": serving.num_answers,
+        "acceptance": round(serving.num_accepted / rounds, 2),
+        "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
+        if verifying.busy_s
+        else None,
+        "plan": balancer.last_reason,
+        "drafters": {
+            node_id: {
+                "rtt_ms": round(link.rtt_s * 1e3, 2),
+                **_drafter_view(balancer, node_id),
+            }
+            for node_id, link in sorted(peers.links.items())
+        },
+        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if e.standing != "linked"],
+    }
+
+
+def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
+    state = balancer.drafter(node_id)
+    return {
+        "acceptance": round(state.record.prior, 3),
+        "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
+        "drafted": state.num_drafted,
+        "late": state.num_late,
+    }
+
+
+def _drafter_state(loaded: Loaded, drafting: Drafting, peers: Peers) -> NodeState:
+    rtts = [link.rtt_s for link in peers.links.values()]
+    return {
+        "role": "drafter",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
+        "tokens_per_s": round(drafting.num_tokens / drafting.busy_s, 1)
+        if drafting.busy_s
+        else None,
+        "drafted": drafting.num_tokens,
+        "targets": sorted(peers.links),
+    }

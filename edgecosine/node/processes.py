@@ -1,0 +1,51 @@
+"""Child processes that never outlive their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_STOP_TIMEOUT_S = 8.0
+
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+
+
+async def spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Process:
+    """Start a command in a session of its own, its output going to `log`."""
+    wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
+    with log.open("ab") as out:
+        return await asyncio.create_subprocess_exec(
+            *(wrapped if sys.platform == "linux" else command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            # Ctrl-C in a terminal reaches the parent alone, which then stops its children in order.
+            start_new_session=True,
+        )
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Ask a process to end, and end it when it does not."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,120 @@
+"""The target's sessions behind the gateway's `Service`: admits by the model's limits, runs, counts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from edgecosine.engine.text import TextCodec
+from edgecosine.errors import RequestError
+from edgecosine.node.balancer import POLICIES, Balancer
+from edgecosine.node.session import DrafterLinks, Session
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.request import Answer, Progress, Request
+
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """Answers requests with one target model; implements `Service`."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        codec: TextCodec,
+        max_context: int,
+        max_sessions: int,
+        exactness: str,
+        verifying: Verifying,
+        balancer: Balancer,
+        drafters: DrafterLinks,
+    ) -> None:
+        self._model, self._codec, self._max_context = model, codec, max_context
+        self._max_sessions, self._exactness = max_sessions, exactness
+        self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
+        self._sessions: dict[str, Session] = {}
+        self.num_answers = 0
+        self.num_tokens = 0
+        self.num_rounds = 0
+        self.num_accepted = 0
+
+    def __repr__(self) -> str:
+        return f"<Serving {self._model} [{len(self._sessions)} sessions, {self.num_answers} done]>"
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What is served."""
+        return {
+            "models": [self._model],
+            "max_context": self._max_context,
+            "max_tokens": self._max_context,
+            "exactness": self._exactness,
+            "policies": list(POLICIES),
+        }
+
+    @property
+    def max_sessions(self) -> int:
+        """Requests that may be at work at one time."""
+        return self._max_sessions
+
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        """Run a session.
+
+        Raises RequestError when the prompt does not fit the model.
+        """
+        started = time.perf_counter()
+        prompt = self._prompt_tokens(request)
+        session = Session(
+            request=request,
+            prompt=prompt,
+            model=self._model,
+            codec=self._codec,
+            verifying=self._verifying,
+            balancer=self._balancer,
+            drafters=self._drafters,
+        )
+        self._sessions[request.key] = session
+        try:
+            async with contextlib.aclosing(session.run()) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        self._count(request, step, time.perf_counter() - started)
+                    yield step
+        finally:
+            del self._sessions[request.key]
+
+    def _prompt_tokens(self, request: Request) -> list[int]:
+        if request.policy not in POLICIES:
+            raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
+        if isinstance(request.prompt, str):
+            prompt = self._codec.encode(request.prompt)
+        else:
+            prompt = self._codec.encode_chat(request.prompt)
+        if not prompt:
+            raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
+        if len(prompt) + request.max_tokens > self._max_context:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {request.max_tokens}, but "
+                f"the model's context has {self._max_context}",
+                code="context_length_exceeded",
+                parameter="max_tokens" if len(prompt) < self._max_context else "prompt",
+            )
+        return prompt
+
+    def _count(self, request: Request, answer: Answer, elapsed_s: float) -> None:
+        metrics = answer.metrics
+        self.num_answers += 1
+        self.num_tokens += answer.num_tokens
+        self.num_rounds += metrics.num_rounds
+        self.num_accepted += metrics.num_accepted_tokens
+        logger.info(
+            "answered: request=%s prompt_tokens=%d tokens=%d rounds=%d accepted=%d elapsed_s=%.3f "
+            "finish=%s plan=%s",
+            request.key, answer.num_prompt_tokens, answer.num_tokens, metrics.num_rounds,
+            metrics.num_accepted_tokens, elapsed_s, answer.finish_reason, metrics.plan,
+        )  # fmt: skip

@@ -1,0 +1,257 @@
+"""The life of one request on the target node, top to bottom.
+
+Plan, draft, fuse, verify, commit, until the target stops or the asker leaves. The verdict of a
+round reaches the drafters inside the next round's request; whoever is late is not in the tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Protocol
+
+from edgecosine.balance.plan import Plan
+from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.text import TextCodec
+from edgecosine.errors import LinkError
+from edgecosine.node.balancer import Balancer, Proposal, RequestState
+from edgecosine.node.tally import Tally
+from edgecosine.node.transcript import Transcript
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Coupling,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_tokens,
+    unpack_tokens,
+)
+from edgecosine.protocol.prefix import Prefix
+from edgecosine.protocol.request import (
+    Answer,
+    Delta,
+    Progress,
+    Request,
+    Sampling,
+    Started,
+)
+from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+
+logger = logging.getLogger(__name__)
+
+
+class DrafterLink(Protocol):
+    """What a session needs of a link."""
+
+    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
+        """Raises LinkLost when the link ends."""
+
+    def send(self, message: AnyMessage) -> None:
+        """Raises LinkLost when the link has ended."""
+
+
+DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
+"""Gives the drafters that are linked now, by node id."""
+
+
+class Session:
+    """One request. `run` is called once."""
+
+    def __init__(
+        self,
+        *,
+        request: Request,
+        prompt: list[int],
+        model: str,
+        codec: TextCodec,
+        verifying: Verifying,
+        balancer: Balancer,
+        drafters: DrafterLinks,
+        queue_s: float = 0.0,
+    ) -> None:
+        self._request, self._model = request, model
+        self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
+        self._num_prompt, self._num_vocabulary = len(prompt), codec.num_tokens
+        self._sequence = Prefix(prompt)
+        self._transcript = Transcript(request, codec)
+        self._coupling = _coupling(request.sampling)
+        self._state = RequestState(policy=request.policy)
+        self._tally = Tally(queue_s=queue_s)
+        self._held: dict[str, int] = {}
+        """Tokens of the sequence that each drafter was told, by node id."""
+        self._round = 0
+
+    def __repr__(self) -> str:
+        return f"<Session {self._request.key} [round {self._round}, {len(self._sequence)} tokens]>"
+
+    async def run(self) -> AsyncGenerator[Progress, None]:
+        """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
+        yield Started()
+        index = 0
+        try:
+            started = time.perf_counter()
+            proposals = await self._prefill()
+            prefilled = time.perf_counter()
+            while True:
+                piece = self._transcript.push(self._sequence.tokens[self._unseen :])
+                if piece:
+                    yield Delta(index, piece)
+                    index += 1
+                if self._transcript.finish_reason is not None:
+                    break
+                await self._play_round(proposals)
+                proposals = []
+            self._tally.prefill_s = prefilled - started
+            self._tally.decode_s = time.perf_counter() - prefilled
+            yield self._answer()
+        finally:
+            self._release()
+
+    @property
+    def _unseen(self) -> int:
+        """Where the tokens begin that the transcript has not taken."""
+        return self._num_prompt + len(self._transcript.tokens)
+
+    async def _prefill(self) -> list[Proposal]:
+        """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
+        plan = self._plan()
+        async with asyncio.TaskGroup() as group:
+            verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
+            drafts = group.create_task(self._gather(plan), name="first drafts")
+        self._commit(verdict.result())
+        self._learn(drafts.result())
+        laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
+        return [draft for draft in laid_on if draft is not None]
+
+    async def _play_round(self, proposals: list[Proposal]) -> None:
+        """Draft (unless drafts are there already), fuse, verify, commit, learn."""
+        self._round += 1
+        started = time.perf_counter()
+        if not proposals:
+            proposals = await self._gather(self._plan())
+        waited_s = time.perf_counter() - started
+        tree = self._balancer.fuse(proposals, self._transcript.room - 1, waited_s)
+        verdict = await self._verify(tree)
+        self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
+        self._commit(verdict, tree)
+        self._learn(proposals)
+
+    def _plan(self) -> Plan:
+        linked = self._drafters().keys()
+        plan = self._balancer.plan(self._state, linked, self._transcript.room)
+        self._tally.plan = plan.reason
+        return plan
+
+    async def _gather(self, plan: Plan) -> list[Proposal]:
+        """The drafts of the plan's drafters that come before its deadline."""
+        links = self._drafters()
+        chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
+        async with asyncio.TaskGroup() as group:
+            asks = [
+                group.create_task(self._ask(node_id, link, plan), name=f"ask {node_id}")
+                for node_id, link in chosen
+            ]
+        return [draft for ask in asks if (draft := ask.result()) is not None]
+
+    async def _ask(self, node_id: str, link: DrafterLink, plan: Plan) -> Proposal | None:
+        """One drafter's draft, or None when it is late or lost."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(plan.deadline_s):
+                draft = await self._draft_from(node_id, link, plan.gamma)
+        except TimeoutError:
+            self._tally.late[node_id] += 1
+            self._balancer.observe_late(node_id, plan.deadline_s)
+            return None
+        except LinkError:
+            self._held.pop(node_id, None)
+            return None
+        if draft is None:
+            return None
+        tokens = tuple(unpack_tokens(draft.tokens))
+        confidences = tuple(byte / 255 for byte in draft.confidences)
+        if len(tokens) != len(confidences) or any(t >= self._num_vocabulary for t in tokens):
+            logger.warning("draft refused: request=%s peer=%s", self._request.key, node_id)
+            return None
+        elapsed_s = time.perf_counter() - started
+        self._balancer.observe_answer(node_id, elapsed_s, draft.compute_us * 1e-6, len(tokens))
+        return Proposal(node_id, len(self._sequence), tokens, confidences)
+
+    async def _draft_from(self, node_id: str, link: DrafterLink, gamma: int) -> Draft | None:
+        """Ask once; a drafter that is out of step is told what it lacks and asked again."""
+        for _ in range(2):
+            reply = await link.ask(self._draft_request(node_id, gamma))
+            if isinstance(reply, Draft):
+                return reply
+            self._held[node_id] = min(reply.have, self._held[node_id])
+        return None
+
+    def _draft_request(self, node_id: str, gamma: int) -> DraftRequest:
+        held = self._held.get(node_id, 0)
+        self._held[node_id] = len(self._sequence)
+        return DraftRequest(
+            request_id=self._request.key,
+            round=self._round,
+            prefix_len=len(self._sequence),
+            prefix_digest=self._sequence.digest(),
+            new_tokens=pack_tokens(self._sequence.tokens[held:]),
+            num_tokens=gamma,
+            coupling=self._coupling,
+        )
+
+    async def _verify(self, tree: TokenTree) -> Verdict:
+        work = VerifyWork(
+            key=self._request.key,
+            tokens=tuple(self._sequence.tokens),
+            num_prompt=self._num_prompt,
+            tree=tree,
+            sampling=self._request.sampling,
+        )
+        return await self._verifying.verify(work)
+
+    def _commit(self, verdict: Verdict, tree: TokenTree = EMPTY_TREE) -> None:
+        self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
+
+    def _learn(self, proposals: list[Proposal]) -> None:
+        for proposal in proposals:
+            truth = tuple(self._sequence.tokens[proposal.prefix_len :])
+            self._balancer.observe_truth(self._state, proposal, truth)
+
+    def _release(self) -> None:
+        self._verifying.release(self._request.key)
+        links = self._drafters()
+        for node_id in self._held:
+            if node_id in links:
+                try:
+                    links[node_id].send(Release(self._request.key))
+                except LinkError:
+                    logger.debug("drafter gone before release peer=%s", node_id)
+
+    def _answer(self) -> Answer:
+        transcript = self._transcript
+        assert transcript.finish_reason is not None
+        return Answer(
+            text=transcript.text,
+            tokens=tuple(transcript.tokens),
+            finish_reason=transcript.finish_reason,
+            num_prompt_tokens=self._num_prompt,
+            seed=self._request.sampling.seed,
+            model=self._model,
+            metrics=self._tally.metrics(),
+        )
+
+
+def _coupling(sampling: Sampling) -> Coupling:
+    if sampling.is_greedy:
+        return Coupling()
+    return Coupling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        seed=sampling.seed.to_bytes(8, "little"),
+    )

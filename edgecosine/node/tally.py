@@ -1,0 +1,54 @@
+"""Counts one request's rounds into the metrics of its answer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgecosine.engine.base import Verdict
+from edgecosine.protocol.request import DrafterShare, Metrics
+from edgecosine.protocol.tree import TokenTree
+
+
+@dataclass(slots=True)
+class Tally:
+    """Draft tokens proposed and accepted, by drafter; times in seconds."""
+
+    by_length: Counter[int] = field(default_factory=Counter)
+    num_draft_tokens: int = 0
+    proposed: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    plan: str = ""
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def count_round(self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict) -> None:
+        """Count a verified tree; bit i of a node's proposers is drafters[i]."""
+        self.by_length[len(verdict.path)] += 1
+        self.num_draft_tokens += len(tree)
+        accepted = set(verdict.path)
+        for node, proposers in enumerate(tree.proposers):
+            for bit, drafter in enumerate(drafters):
+                if proposers >> bit & 1:
+                    self.proposed[drafter] += 1
+                    self.accepted[drafter] += node in accepted
+
+    def metrics(self) -> Metrics:
+        """The counts as a frozen value."""
+        longest = max(self.by_length, default=0)
+        names = sorted({*self.proposed, *self.late})
+        return Metrics(
+            acceptance_histogram=tuple(self.by_length[n] for n in range(longest + 1)),
+            num_draft_tokens=self.num_draft_tokens,
+            drafters={
+                name: DrafterShare(self.proposed[name], self.accepted[name], self.late[name])
+                for name in names
+            },
+            plan=self.plan,
+            queue_s=self.queue_s,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+        )

@@ -1,0 +1,71 @@
+"""Frames: a length in four big-endian bytes, then that many bytes. It knows no message.
+
+A frame is refused when it is announced, before any of it is kept; so a buffer never holds more
+than one frame and what came in with its end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgecosine.errors import LocalProtocolError, RemoteProtocolError
+
+HEADER_BYTES: Final = 4
+MAX_FRAME_BYTES: Final = 2 << 20
+MAX_GREETING_BYTES: Final = 256 << 10
+"""Cap on a frame until the peer has been accepted."""
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload with its length before it.
+
+    Raises LocalProtocolError when no peer would take a frame of this size.
+    """
+    if len(payload) > MAX_FRAME_BYTES:
+        raise LocalProtocolError(
+            f"a message of {len(payload)} bytes exceeds the frame cap of {MAX_FRAME_BYTES}"
+        )
+    return len(payload).to_bytes(HEADER_BYTES, "big") + payload
+
+
+class FrameBuffer:
+    """Turns a stream, in whatever pieces it comes, into frames.
+
+    `max_frame_bytes` may be raised between two frames.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_GREETING_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes
+        self._buffer = bytearray()
+        self._refusal: RemoteProtocolError | None = None
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Take what came in; call `next_frame` until it gives None before feeding again."""
+        if self._refusal is None:
+            self._buffer += data
+
+    def next_frame(self) -> bytes | None:
+        """The next whole frame without its header, or None until more bytes have come.
+
+        Raises RemoteProtocolError, now and at every later call, when a frame exceeds the cap.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if len(self._buffer) < HEADER_BYTES:
+            return None
+        size = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
+        if size > self.max_frame_bytes:
+            self._refusal = RemoteProtocolError(
+                f"the peer announced a frame of {size} bytes; the cap is {self.max_frame_bytes}"
+            )
+            self._buffer.clear()
+            raise self._refusal
+        end = HEADER_BYTES + size
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(memoryview(self._buffer)[HEADER_BYTES:end])
+        del self._buffer[:end]
+        return payload

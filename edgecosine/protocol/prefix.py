@@ -1,0 +1,44 @@
+"""A token sequence with the digest of each of its prefixes, kept on both ends of a link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgecosine.protocol.messages import prefix_digest
+
+
+class Prefix:
+    """Tokens that grow and are cut back; the digest behind any of them costs nothing to look up."""
+
+    __slots__ = ("_digests", "tokens")
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens: list[int] = []
+        self._digests = [0]
+        self.extend(tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def digest(self, length: int | None = None) -> int:
+        """Digest of the first `length` tokens, of all by default."""
+        return self._digests[len(self.tokens) if length is None else length]
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Add tokens behind."""
+        for token in tokens:
+            self._digests.append(prefix_digest((token,), self._digests[-1]))
+        self.tokens.extend(tokens)
+
+    def reconcile(self, kept: int, new_tokens: Sequence[int], digest: int) -> bool:
+        """Keep `kept` tokens, drop the rest, add `new_tokens`; the whole has this digest.
+
+        False, and nothing changed, when that is not possible.
+        """
+        if not 0 <= kept <= len(self.tokens):
+            return False
+        if prefix_digest(list(new_tokens), self._digests[kept]) != digest:
+            return False
+        del self.tokens[kept:], self._digests[kept + 1 :]
+        self.extend(new_tokens)
+        return True

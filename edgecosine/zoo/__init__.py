@@ -1,0 +1,26 @@
+"""The models that come with the package: one target and its drafters, made by scripts/train_zoo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DIRECTORY = Path(__file__).parent
+TARGET = "target"
+
+
+def names() -> tuple[str, ...]:
+    """All models of the zoo."""
+    return tuple(sorted(path.parent.name for path in DIRECTORY.glob("*/config.json")))
+
+
+def drafter_names() -> tuple[str, ...]:
+    """All models of the zoo that draft."""
+    return tuple(name for name in names() if name != TARGET)
+
+
+def prompts() -> dict[str, list[str]]:
+    """Held-out prompts by domain, 48 tokens each."""
+    entries: dict[str, Any] = json.loads((DIRECTORY / "prompts.json").read_text())
+    return {domain: [entry["text"] for entry in texts] for domain, texts in entries.items()}

@@ -1,0 +1,35 @@
+"""Which addresses are told to others, and in which order they are tried."""
+
+from __future__ import annotations
+
+from edgecosine.discovery.interfaces import Interface, addresses_to_tell, by_reach, interfaces
+
+OWN = [
+    Interface("lo", ("127.0.0.1", "::1")),
+    Interface("eth0", ("fe80::5", "fd00::5", "192.168.1.5")),
+]
+
+
+def test_a_door_on_every_address_tells_all_but_loopback() -> None:
+    for host in ("", "*", "0.0.0.0", "::"):
+        assert addresses_to_tell([host], OWN) == ["192.168.1.5", "fd00::5", "fe80::5"]
+
+
+def test_a_machine_without_a_network_tells_loopback() -> None:
+    assert addresses_to_tell([""], OWN[:1]) == ["127.0.0.1", "::1"]
+    assert addresses_to_tell(["127.0.0.1"], OWN) == ["127.0.0.1"]
+
+
+def test_a_door_on_some_addresses_tells_those() -> None:
+    assert addresses_to_tell(["fd00::5", "127.0.0.1"], OWN) == ["fd00::5"]
+
+
+def test_nearer_addresses_come_later() -> None:
+    mixed = ["::1", "fe80::1%2", "fd00::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.0.1"]
+    assert by_reach(mixed) == [
+        "10.0.0.1", "fd00::1", "169.254.0.1", "fe80::1%2", "127.0.0.1", "::1",
+    ]  # fmt: skip
+
+
+def test_this_machine_has_a_loopback_interface() -> None:
+    assert any("127.0.0.1" in interface.addresses for interface in interfaces())

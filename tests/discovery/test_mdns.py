@@ -1,0 +1,140 @@
+"""Announcing and hearing over real multicast on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+from edgecosine.discovery.events import PeerGone, PeerSeen
+from edgecosine.discovery.mdns import SERVICE_TYPE, Mdns, hears_itself, service_info
+from edgecosine.discovery.peer import Advert
+from tests.discovery.adverts import advert
+
+LOOPBACK = ["127.0.0.1"]
+Heard = asyncio.Queue[PeerSeen | PeerGone]
+
+
+def _multicast_fault() -> str | None:
+    """Why multicast does not work on loopback here, if it does not."""
+    group = ("224.0.0.251", 53535)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as voice,
+    ):
+        try:
+            ear.bind(group)
+            member = socket.inet_aton(group[0]) + socket.inet_aton("127.0.0.1")
+            ear.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+            ear.settimeout(1.0)
+            own = socket.inet_aton("127.0.0.1")
+            voice.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+            voice.sendto(b"?", group)
+            ear.recv(1)
+        except OSError as error:
+            return str(error)
+    return None
+
+
+FAULT = _multicast_fault()
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(FAULT is not None, reason=f"no multicast on loopback: {FAULT}"),
+]
+
+
+@asynccontextmanager
+async def node(told: Advert) -> AsyncIterator[Heard]:
+    """A node that announces and listens inside the block; gives what it hears of others."""
+    heard: Heard = asyncio.Queue()
+
+    def hear(event: PeerSeen | PeerGone) -> None:
+        heard.put_nowait(event)
+
+    async with asyncio.TaskGroup() as group:
+        life = group.create_task(Mdns(interfaces=LOOPBACK).run(told, hear), name="mdns")
+        try:
+            yield heard
+        finally:
+            life.cancel()
+
+
+async def hear_of(heard: Heard, node_id: str) -> Advert:
+    while True:
+        event = await heard.get()
+        if isinstance(event, PeerSeen) and event.advert.node_id == node_id:
+            return event.advert
+
+
+def own(name: str, **changes: Any) -> Advert:
+    """An advert in a cluster that no other test uses."""
+    plain = {"cluster": "mdns-test", "addresses": ("127.0.0.1",)}
+    return advert(node_id=name, **(plain | changes))
+
+
+def test_two_nodes_hear_of_each_other_and_of_a_goodbye() -> None:
+    async def main() -> None:
+        first = own("mdns-first", role="target", model="große Fabel", vocabulary="0" * 16)
+        second = own("mdns.second_" + "x" * 50, addresses=("127.0.0.1", "::1"))
+        async with asyncio.timeout(15), node(first) as heard_by_first:
+            async with node(second) as heard_by_second:
+                assert await hear_of(heard_by_first, second.node_id) == second
+                assert await hear_of(heard_by_second, first.node_id) == first
+            while await heard_by_first.get() != PeerGone(second.node_id):
+                pass
+
+    uvloop.run(main())
+
+
+def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        good = own("mdns-good")
+        async with asyncio.timeout(15), node(own("mdns-ear", role="target")) as heard:
+            voice = AsyncZeroconf(interfaces=LOOPBACK)
+            try:
+                info = AsyncServiceInfo(
+                    SERVICE_TYPE,
+                    f"mdns-hostile.{SERVICE_TYPE}",
+                    parsed_addresses=["127.0.0.1"],
+                    port=7000,
+                    properties={"id": "../etc", "role": "king", "junk": "x" * 200},
+                    server="mdns-hostile.local.",
+                )
+                await (await voice.async_register_service(info, cooperating_responders=True))
+                await (
+                    await voice.async_register_service(
+                        service_info(good), cooperating_responders=True
+                    )
+                )
+                assert await hear_of(heard, "mdns-good") == good
+            finally:
+                await voice.async_unregister_all_services()
+                await voice.async_close()
+
+    with caplog.at_level(logging.WARNING):
+        uvloop.run(main())
+    assert "announcement ignored: name='mdns-hostile" in caplog.text
+    assert "reason=role 'king'" in caplog.text
+
+
+def test_multicast_is_proved_by_hearing_oneself() -> None:
+    assert uvloop.run(hears_itself(LOOPBACK))
+    assert not uvloop.run(hears_itself(["203.0.113.77"]))
+
+
+def test_without_a_usable_interface_it_warns_and_returns(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        mdns = Mdns(interfaces=["203.0.113.77"])
+        async with asyncio.timeout(10):
+            await mdns.run(own("mdns-lonely"), lambda _: None)
+
+    with caplog.at_level(logging.WARNING):
+        uvloop.run(main())
+    assert "name the peers with --peer HOST:PORT" in caplog.text

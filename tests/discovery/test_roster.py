@@ -1,0 +1,248 @@
+"""The roster as lists of events and the effects that they must have, on a manual clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgecosine.discovery.backoff import Backoff
+from edgecosine.discovery.events import (
+    Dial,
+    DialFailed,
+    Drop,
+    Effect,
+    Event,
+    Explained,
+    LinkDown,
+    LinkUp,
+    PeerGone,
+    PeerSeen,
+    Ticked,
+)
+from edgecosine.discovery.peer import Address
+from edgecosine.discovery.roster import MAX_PEERS, STABLE_S, STALE_LIFE_S, Roster
+from tests.discovery.adverts import advert
+from tests.protocol.wire_values import hello
+
+FIRST_S, LONGEST_S = 1.0, 8.0
+STATIC = Address("10.0.0.9", 7000)
+DIAL = Dial("drafter-1", (Address("10.0.0.5", 7000),), "drafter-1")
+UP = LinkUp("drafter-1", 5, "drafter-1")
+
+
+class Played:
+    """A roster and its manual clock."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now = 100.0
+        self.roster = Roster(
+            ours=settings.pop("ours", hello()),
+            backoff=Backoff(FIRST_S, LONGEST_S),
+            chance=lambda: 0.0,
+            **settings,
+        )
+
+    def __call__(self, event: Event, after_s: float = 0.0) -> list[Effect]:
+        self.now += after_s
+        return self.roster.handle(event, self.now)
+
+    def standing(self, peer: str = "drafter-1") -> tuple[str, str]:
+        found = [(e.standing, e.reason) for e in self.roster.explain() if e.peer == peer]
+        assert len(found) == 1
+        return found[0]
+
+
+def test_a_drafter_that_is_seen_is_dialled_once() -> None:
+    play = Played()
+    assert play(PeerSeen(advert())) == [DIAL]
+    assert play(PeerSeen(advert())) == []
+    assert play(UP) == []
+    assert play.standing() == ("linked", "")
+    assert play.roster.wake_at is None
+
+
+def test_pauses_between_dials_double_up_to_the_longest() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    pauses = []
+    for attempt in range(6):
+        play(DialFailed("drafter-1", f"refused {attempt}"))
+        assert play.roster.wake_at is not None
+        pauses.append(play.roster.wake_at - play.now)
+        assert play(Ticked(), after_s=pauses[-1] - 0.01) == []
+        assert play(Ticked(), after_s=0.01) == [DIAL]
+    assert pauses == [1, 2, 4, 8, 8, 8]
+
+
+def test_a_reason_is_told_once() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    told = Explained("drafter-1", "it is off", "waiting")
+    assert play(DialFailed("drafter-1", "it is off")) == [told]
+    assert play(Ticked(), after_s=FIRST_S) == [DIAL]
+    assert play(DialFailed("drafter-1", "it is off")) == []
+    assert play.standing() == ("waiting", "it is off")
+
+
+@pytest.mark.parametrize(
+    ("changes", "standing", "reason"),
+    [
+        ({"cluster": "other"}, "refused", "cluster other there, lab here"),
+        ({"protocol": 2}, "refused", "protocol 2 there, 1 here: install one release"),
+        ({"role": "target"}, "left out", "is a target too"),
+    ],
+)
+def test_a_mismatch_is_told_and_never_dialled(
+    changes: dict[str, Any], standing: Any, reason: str
+) -> None:
+    play = Played()
+    assert play(PeerSeen(advert(**changes))) == [Explained("drafter-1", reason, standing)]
+    assert play(PeerSeen(advert(**changes))) == []
+    assert play(Ticked(), after_s=1000) == []
+    assert play.standing() == (standing, reason)
+    assert play(PeerSeen(advert())) == [DIAL]
+
+
+def test_a_final_refusal_waits_until_the_peer_changes() -> None:
+    play = Played()
+    play(PeerSeen(advert(vocabulary="0" * 16)))
+    told = Explained("drafter-1", "vocabularies differ", "refused")
+    assert play(DialFailed("drafter-1", "vocabularies differ", is_final=True)) == [told]
+    assert play(Ticked(), after_s=1000) == []
+    assert play(PeerSeen(advert(vocabulary="1" * 16))) == [DIAL]
+
+
+def test_a_peer_that_changes_all_the_time_is_not_dialled_all_the_time() -> None:
+    play = Played()
+    dials = [play(PeerSeen(advert(model=f"m{n}")), after_s=0.01).count(DIAL) for n in range(100)]
+    assert sum(dials) == 1
+    assert play(Ticked(), after_s=FIRST_S) == [DIAL]
+
+
+def test_drafters_wait_to_be_dialled_but_dial_their_static_peers() -> None:
+    play = Played(ours=hello(node_id="d", role="drafter"), static=[STATIC])
+    assert play(Ticked()) == [Dial("10.0.0.9:7000", (STATIC,), None)]
+    effects = play(PeerSeen(advert(node_id="t", role="target")))
+    assert effects == [Explained("t", "a drafter waits to be dialled", "left out")]
+
+
+def test_static_peers_are_dialled_for_ever() -> None:
+    play = Played(static=[STATIC])
+    dial = Dial("10.0.0.9:7000", (STATIC,), None)
+    assert play(Ticked()) == [dial]
+    for is_final in (False, True) * 20:
+        play(DialFailed("10.0.0.9:7000", "no", is_final))
+        assert play(Ticked(), after_s=LONGEST_S) == [dial]
+
+
+def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
+    play = Played(static=[STATIC])
+    play(Ticked())
+    play(PeerSeen(advert()))
+    play(UP)
+    play(LinkUp("drafter-1", 5, "10.0.0.9:7000"))
+    assert play(Ticked(), after_s=1000) == []
+    assert play.standing("10.0.0.9:7000") == ("linked", "")
+    effects = play(LinkDown("drafter-1", "cable"))
+    assert {e.candidate for e in effects if isinstance(e, Explained)} == {
+        "drafter-1",
+        "10.0.0.9:7000",
+    }
+
+
+def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    assert play(LinkDown("drafter-1", "end of file"), after_s=STABLE_S) == [
+        Explained("drafter-1", "end of file", "waiting")
+    ]
+    assert play(Ticked(), after_s=FIRST_S) == [DIAL]
+
+
+def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    pauses = []
+    for _ in range(3):
+        play(UP)
+        play(LinkDown("drafter-1", "crash"), after_s=0.1)
+        assert play.roster.wake_at is not None
+        pauses.append(play.roster.wake_at - play.now)
+        play(Ticked(), after_s=pauses[-1])
+    assert pauses == [1, 2, 4]
+
+
+def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    assert play(PeerGone("drafter-1")) == []
+    assert play(Ticked(), after_s=1000) == []
+    assert play(PeerGone("drafter-1")) == []
+    play(PeerSeen(advert()))
+    play(UP)
+    assert play(PeerGone("drafter-1")) == []
+    assert play.standing() == ("linked", "")
+    assert play(LinkDown("drafter-1", "stopped")) == []
+    assert play.roster.explain() == []
+
+
+def test_a_newer_life_replaces_its_ghost_at_once() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    newer = PeerSeen(advert(incarnation=6))
+    assert play(newer, after_s=60) == [Drop("drafter-1", "the node has started anew"), DIAL]
+    assert play(LinkDown("drafter-1", "the node has started anew")) == []
+    assert play(LinkUp("drafter-1", 6, "drafter-1")) == []
+
+
+def test_an_echo_of_an_older_life_is_ignored() -> None:
+    play = Played()
+    play(PeerSeen(advert(incarnation=6)))
+    assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=STALE_LIFE_S - 1) == []
+    play(LinkUp("drafter-1", 6, "drafter-1"))
+    assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=1000) == []
+
+
+def test_a_node_whose_clock_went_back_is_found_again() -> None:
+    play = Played()
+    play(PeerSeen(advert(incarnation=6)))
+    play(DialFailed("drafter-1", "off"))
+    effects = play(PeerSeen(advert(incarnation=1, port=1)), after_s=STALE_LIFE_S)
+    assert Dial("drafter-1", (Address("10.0.0.5", 1),), "drafter-1") in effects
+
+
+def test_a_peer_that_dialled_us_is_not_dialled() -> None:
+    play = Played()
+    play(LinkUp("drafter-1", 5))
+    assert play(PeerSeen(advert())) == []
+    assert play.standing() == ("linked", "")
+
+
+def test_our_own_announcement_is_ignored_and_a_copy_of_it_is_told() -> None:
+    play = Played()
+    ours = {"node_id": "target-1", "role": "target"}
+    assert play(PeerSeen(advert(**ours, incarnation=1000))) == []
+    told = "another node announces our name: give each node its own"
+    copy = PeerSeen(advert(**ours, incarnation=1001))
+    assert play(copy) == [Explained("target-1", told, "refused")]
+    assert play(copy) == []
+
+
+def test_the_number_of_announced_peers_is_bounded() -> None:
+    play = Played()
+    for number in range(MAX_PEERS):
+        play(PeerSeen(advert(node_id=f"d{number}")))
+    effects = play(PeerSeen(advert(node_id="one-more")))
+    assert effects == [Explained("other peers", "more than 1024 peers are announced", "left out")]
+    assert len(play.roster.explain()) == MAX_PEERS
+
+
+def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(PeerGone("drafter-1"))
+    assert play(DialFailed("drafter-1", "off")) == []
+    assert "0 candidates" in repr(play.roster)

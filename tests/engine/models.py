@@ -1,0 +1,76 @@
+"""Tiny random models of many families: quick to run, and wide awake to every wrong mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 211
+
+_BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+_HEADS = {"head_dim": 16}
+_LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", _HEADS),
+    "mistral with a window": ("mistral", {"sliding_window": 8}),
+    "gemma2": ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 16, **_HEADS}),
+    "gemma3": ("gemma3_text", {"sliding_window": 8, **_LAYERS, **_HEADS}),
+    "phi3": ("phi3", {"sliding_window": None}),
+    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}),
+    "gpt_neox": ("gpt_neox", {}),
+    "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, **_HEADS},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            **_LAYERS,
+            **_HEADS,
+        },
+    ),
+}
+
+
+def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random model of a family, with weights large enough that attention matters."""
+    name, extra = FAMILIES[family]
+    settings = {**_BASE, **extra}
+    if name == "gpt2":
+        settings = {k: v for k, v in settings.items() if k not in ("hidden_size",)}
+        for key in ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            settings.pop(key)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(name, **settings), attn_implementation="eager", dtype=dtype
+    )
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.12)
+    return model.eval()
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()

@@ -1,0 +1,56 @@
+"""The kernels compute what torch computes, and the same bits whatever the company."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edgecosine.engine.native import KernelsUnavailable, load_kernels
+from edgecosine.engine.packing import PackedLinear
+
+try:
+    KERNELS = load_kernels()
+except KernelsUnavailable as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+SHAPES = [(16, 8), (33, 257), (768, 256), (211, 1000), (1, 3)]
+
+
+def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
+    dtype = linear.weight.dtype
+    return PackedLinear(linear.weight, linear.bias, KERNELS, threads, dtype)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, dtype=dtype)
+    x = torch.randn(2, 13, inputs, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(_packed(linear)(x), linear(x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_linear_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs)
+    x = torch.randn(70, inputs)
+    whole = _packed(linear)(x)
+    for threads in (1, 2):
+        packed = _packed(linear, threads)
+        for rows in (1, 2, 3, 5, 7, 8, 13, 25):
+            assert torch.equal(packed(x[-rows:]), whole[-rows:])
+
+
+def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(300, 40)
+    wide = _packed(linear)
+    linear.weight.data = linear.weight.data.bfloat16().float()
+    narrow = _packed(linear)
+    assert wide.packed.dtype == torch.float32
+    assert narrow.packed.dtype == torch.bfloat16
+    x = torch.randn(3, 300)
+    torch.testing.assert_close(narrow(x), linear(x), rtol=1e-5, atol=1e-5)
