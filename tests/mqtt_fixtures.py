@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.node.gateway import MAX_REQUEST_BYTES, Gateway
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
@@ -51,7 +51,7 @@ def run(story: Coroutine[Any, Any, T]) -> T:
 
 
 def run_patiently(story: Coroutine[Any, Any, T]) -> T:
-    """Run a story of whole processes, which take seconds to start; pytest's time limit bounds it."""
+    """Run a story of whole processes, which take seconds to start; pytest limits its time."""
     return uvloop.run(story)
 
 

@@ -51,7 +51,7 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole final message instead.")
 @broker_options
-def command(  # noqa: PLR0913, PLR0917 -- one parameter per option
+def command(
     prompt: str,
     chat: bool,
     max_tokens: int,

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
-from edgecosine.node.mqtt import BrokerAddress, Connection, Version, connect
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
@@ -78,7 +79,7 @@ class Courier:
     `lost` is called when a connection that stood has broken.
     """
 
-    def __init__(  # noqa: PLR0913 -- capabilities
+    def __init__(
         self,
         address: BrokerAddress,
         *,

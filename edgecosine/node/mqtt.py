@@ -13,16 +13,15 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Self
-from urllib.parse import unquote, urlsplit
+from typing import Literal, NoReturn
 
 import aiomqtt
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import BrokerLost
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -38,45 +37,7 @@ _MAX_INCOMING = 10_000
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
 _UNSUPPORTED_VERSION = (1, 132)
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerAddress:
-    """Where a broker is and how we prove who we are."""
-
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    is_encrypted: bool = False
-
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
-
-        Raises ConfigError, which does not repeat the password.
-        """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        allowed = "mqtt://[user:password@]host[:port] or mqtts://…"
-        try:
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError("broker", shown, allowed) from error
-        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError("broker", shown, allowed)
-        return cls(
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            is_encrypted=parts.scheme == "mqtts",
-        )
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 class _Client(aiomqtt.Client):
@@ -89,6 +50,7 @@ class _Client(aiomqtt.Client):
     def _on_socket_register_write(
         self, client: PahoClient, userdata: object, sock: socket.socket
     ) -> None:
+        del userdata
         self._loop.call_soon_threadsafe(self._register, client, sock)
 
     def _register(self, client: PahoClient, sock: socket.socket) -> None:
