@@ -51,7 +51,7 @@ def run(story: Coroutine[Any, Any, T]) -> T:
 
 
 def run_patiently(story: Coroutine[Any, Any, T]) -> T:
-    """Run a story of whole processes, which take seconds to start; pytest limits its time."""
+    """Run a story of whole processes, which take seconds to start; within pytest's limit."""
     return uvloop.run(story)
 
 

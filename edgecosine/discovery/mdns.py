@@ -101,12 +101,7 @@ class Mdns:
     async def _announce_and_listen(
         self, voice: AsyncZeroconf, advert: Advert, on_event: OnEvent
     ) -> None:
-        def changed(
-            zeroconf: zeroconf.Zeroconf,
-            service_type: str,
-            name: str,
-            state_change: zeroconf.ServiceStateChange,
-        ) -> None:
+        def changed(*, name: str, state_change: zeroconf.ServiceStateChange, **_: object) -> None:
             if name == info.name:
                 self.heard_itself.set()
             else:

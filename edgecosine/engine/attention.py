@@ -107,7 +107,7 @@ def attend(
     query: torch.Tensor,  # [1, heads, rows, key size]
     key: torch.Tensor,  # [1, groups, rows, key size]
     value: torch.Tensor,  # [1, groups, rows, value size]
-    attention_mask: torch.Tensor | None,
+    _attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -147,7 +147,8 @@ def _compiled(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, kernels = state.rows, state.kernels
-    assert rows is not None and kernels is not None
+    assert rows is not None
+    assert kernels is not None
     query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
     strides = torch.tensor([s for x in (query, key, value) for s in (x.stride(2), x.stride(1))])
     heads, count, key_size = query.shape[1:]

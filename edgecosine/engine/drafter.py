@@ -76,7 +76,7 @@ class TransformerDrafter:
         return _Growing(work, slot)
 
     def _grow(self, growing: list[_Growing]) -> None:
-        """One pass: feed each draft what its cache lacks, and take the next guess where complete."""
+        """One pass: feed what each cache lacks, and take the next guess where nothing does."""
         rows, keep, ready = RowBuilder(), list[int](), list[_Growing]()
         for draft in growing:
             sequence, cached = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,9 +27,10 @@ from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.drafter import TransformerDrafter
-from edgecosine.engine.memory import MemoryPlan, plan_memory
 from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.memory import MemoryPlan, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
+from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
 from edgecosine.engine.selftest import check_family, reference_logits
@@ -38,7 +40,6 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 logger = logging.getLogger(__name__)
 
-NGRAM = "ngram"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -77,20 +78,18 @@ class Loaded:
     num_parameters: int
 
 
-def find_model(name: str) -> str:
+def locate(name: str) -> str:
     """Directory or hub id that `name` stands for.
 
-    Raises ModelUnavailable for a directory without a model in it.
+    Raises ModelUnavailable for a directory that holds no whole model.
     """
     if name in zoo.names():
         return str(zoo.DIRECTORY / name)
     path = Path(name).expanduser()
     if not path.is_dir():
         return name
-    if not (path / "config.json").exists():
-        raise ModelUnavailable(f"{path} has no config.json: it is not a model directory")
-    if not list(path.glob("*.safetensors")):
-        raise ModelUnavailable(f"{path} has no weights: expected *.safetensors beside config.json")
+    if fault := fault_of(path):
+        raise ModelUnavailable(f"{path} holds no whole model: {fault}")
     return str(path)
 
 
@@ -130,7 +129,7 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = find_model(options.model)
+    where = locate(options.model)
     config = _read(lambda: AutoConfig.from_pretrained(where), options.model)
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device)
@@ -173,7 +172,7 @@ def _runner(model: Any, slots: int, cells: int, kernels: Kernels | None) -> Pass
 def _read(load: Callable[[], Any], name: str) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise ModelUnavailable(
             f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "

@@ -1,7 +1,7 @@
 """What the target has learned of its drafters and of itself, and the plans that follow from it.
 
-All calls are plain and quick; nobody awaits the balancer. The learning is in `fusion` and `balance`,
-here it only meets the node's events.
+All calls are plain and quick; nobody awaits the balancer. The learning is in `fusion` and
+`balance`, here it only meets the node's events.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Balancer:
         return self._drafters.setdefault(node_id, DrafterState())
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
-        """The next round of `request`, which has `room` tokens to go, with these drafters linked."""
+        """The next round of `request` with these drafters linked; `room` tokens are to go."""
         if request.policy == "target-alone":
             drafters = ()
         candidates = [self._candidate(node_id, request) for node_id in sorted(drafters)]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
-from edgecosine.node.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
+from edgecosine.engine.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
 
 MIN_PYTHON: Final = (3, 11)
 MIN_MEMORY_BYTES: Final = 2 << 30

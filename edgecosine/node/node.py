@@ -14,7 +14,7 @@ from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
@@ -124,7 +124,8 @@ async def _run_drafter(
 
     def on_lost(link: Link) -> None:
         _log_lost(link)
-        drafting.forget_all()
+        if not peers.links:
+            drafting.forget_all()
 
     peers = _peers(config, loaded, on_request=on_request, on_lost=on_lost)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
@@ -143,7 +144,7 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
         async with asyncio.TaskGroup() as group:
             for role, loop in loops.items():
                 group.create_task(loop, name=f"{node_id}.{role}")
-    except* Exception as errors:
+    except* EdgecosineError as errors:
         # One plain reason for the operator; the group has ended everything else.
         raise errors.exceptions[0] from None
 

@@ -1,10 +1,11 @@
-"""Whole clusters of real processes: the text is the target's own, and speculation really happens."""
+"""Whole clusters of real processes: the target's own text, and speculation really happens."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 import pytest
@@ -42,21 +43,20 @@ def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
 
 async def _ask_all(client: Client, questions: list[Question], policy: str) -> list[Asked]:
     """All questions at once."""
+
+    def one(question: Question) -> Coroutine[None, None, Asked]:
+        return ask(
+            client,
+            question.prompt,
+            domain="",
+            policy=policy,
+            max_tokens=MAX_TOKENS,
+            sampling=question.sampling,
+            on_text=lambda _: None,
+        )
+
     async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(
-                ask(
-                    client,
-                    q.prompt,
-                    domain="",
-                    policy=policy,
-                    max_tokens=MAX_TOKENS,
-                    sampling=q.sampling,
-                    on_text=lambda _: None,
-                )  # fmt: skip
-            )
-            for q in questions
-        ]
+        tasks = [group.create_task(one(question)) for question in questions]
     return [task.result() for task in tasks]
 
 

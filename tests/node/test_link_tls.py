@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgecosine.errors import LinkError, PeerMismatched
-from edgecosine.node.link import Link, Timing
+from edgecosine.node.heartbeat import Timing
+from edgecosine.node.link import Link
 from edgecosine.node.sockets import connect, listen
 from tests.node.wire_fixtures import (
     LOCALHOST,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.node.model_files import fault_of, find_model, zoo_models
+from edgecosine.engine.model_files import fault_of, find_model, zoo_models
 
 
 @pytest.fixture
