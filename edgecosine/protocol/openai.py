@@ -1,14 +1,8 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
-<<<<<<< HEAD
 The standard fields under their standard names, plus top_k, min_p, repetition_penalty, ignore_eos,
 id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI
 clients send many; fields that we know and cannot honour are refused. A null field is an absent one.
-=======
-The standard fields under their standard names, plus top_k, min_p, repetition_penalty,
-ignore_eos, id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI clients
-send many; fields that we know and cannot honour are refused. A null field is an absent field.
->>>>>>> main
 """
 
 from __future__ import annotations
