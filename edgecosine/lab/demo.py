@@ -66,7 +66,7 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,
         broker=None,
-        broker_port=_free_port(),
+        broker_port=free_port(),
     )
     console.print(
         f"The target carries ballast: it is widened {settings.ballast} times, so that it costs "
@@ -222,7 +222,8 @@ def _both(pair: Pair) -> tuple[Asked, Asked]:
     return pair.alone, pair.together
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
