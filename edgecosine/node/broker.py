@@ -35,6 +35,8 @@ _STOP_TIMEOUT_S = 3.0
 _LOOK_AGAIN_S = 0.02
 _LAST_WORDS_BYTES = 2000
 
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- looked up, not bound
+
 _DIE_WITH_PARENT = """
 import ctypes, os, pwd, signal, sys
 if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
@@ -78,8 +80,8 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where nodes on this machine find it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
-        return f"mqtt://[{host}]:{self._port}" if ":" in host else f"mqtt://{host}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"mqtt://{_LOOPBACK.get(host, host)}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -92,7 +94,7 @@ class EmbeddedBroker:
         _check_free(self._host, self._port)
         directory = self._make_directory()
         try:
-            with open(self._log_path, "wb") as log:  # noqa: ASYNC230 -- a few bytes, once
+            with self._log_path.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
                     *(str(os.getpid()), self.kind),
@@ -150,7 +152,7 @@ class EmbeddedBroker:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as group:
                 ending = group.create_task(self.wait(), name="broker.wait")
-                while not await _can_connect(self._host, self._port):  # noqa: ASYNC110 -- see above
+                while not await _can_connect(self._host, self._port):  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(_LOOK_AGAIN_S)
                 ending.cancel()
         except TimeoutError as error:

@@ -20,8 +20,8 @@ import msgspec
 
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.asking import Asking
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
 from edgecosine.protocol.notices import NodeView

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
-from edgecosine.node.mqtt import BrokerAddress, Connection, Version, connect
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
@@ -78,7 +79,7 @@ class Courier:
     `lost` is called when a connection that stood has broken.
     """
 
-    def __init__(  # noqa: PLR0913 -- capabilities
+    def __init__(
         self,
         address: BrokerAddress,
         *,
@@ -161,7 +162,9 @@ class Courier:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _note_failure(self, error: BrokerLost) -> None:
-        logger.warning("broker lost name=%s reason=%s", self._name, error)
+        # Said once, and not at each attempt.
+        level = logging.WARNING if self._failure is None else logging.DEBUG
+        logger.log(level, "broker lost name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()

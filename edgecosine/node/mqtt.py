@@ -13,15 +13,15 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Self
-from urllib.parse import unquote, urlsplit
+from typing import Literal, NoReturn
 
 import aiomqtt
+from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import BrokerLost
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -37,45 +37,30 @@ _MAX_INCOMING = 10_000
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
 _UNSUPPORTED_VERSION = (1, 132)
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerAddress:
-    """Where a broker is and how we prove who we are."""
+class _Client(aiomqtt.Client):
+    """aiomqtt's client, asked to write only to sockets that are there.
 
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    is_encrypted: bool = False
+    aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
+    the number another one's.
+    """
 
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
+    def _on_socket_register_write(
+        self, client: PahoClient, userdata: object, sock: socket.socket
+    ) -> None:
+        del userdata
+        self._loop.call_soon_threadsafe(self._register, client, sock)
 
-        Raises ConfigError, which does not repeat the password.
-        """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        allowed = "mqtt://[user:password@]host[:port] or mqtts://…"
+    def _register(self, client: PahoClient, sock: socket.socket) -> None:
+        if sock.fileno() < 0 or not client.want_write():
+            return
         try:
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError("broker", shown, allowed) from error
-        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError("broker", shown, allowed)
-        return cls(
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            is_encrypted=parts.scheme == "mqtts",
-        )
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+            self._loop.add_writer(sock.fileno(), client.loop_write)
+        except RuntimeError:
+            # uvloop has closed its side of a socket that was reset; paho learns it by reading.
+            client.loop_read()
 
 
 class Connection:
@@ -190,7 +175,7 @@ async def _enter(
     version: Version,
     timeout_s: float,
 ) -> aiomqtt.Client:
-    client = aiomqtt.Client(
+    client = _Client(
         address.host,
         address.port,
         username=address.username,
@@ -235,7 +220,7 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except aiomqtt.MqttError as error:
-        raise BrokerLost(str(error)) from error
+        raise BrokerLost(str(error.__cause__ or error)) from error
 
 
 def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:

@@ -16,12 +16,12 @@ from edgecosine.discovery.static import parse_address
 from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
 from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.link import Link, LinkSettings
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving

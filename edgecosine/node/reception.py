@@ -67,12 +67,17 @@ class Reception:
 
     async def run(self) -> NoReturn:
         """Let requests in until cancelled."""
-        async with self._sessions:
-            self._is_open = True
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self._is_open = False
+        try:
+            async with self._sessions:
+                self._is_open = True
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._is_open = False
+        finally:
+            # A task that is cancelled before its first step never runs at all.
+            for entry in self._ledger.at_work:
+                self._fail(entry, "failed", _LEAVING)
         raise AssertionError("a reception ends by an exception")
 
     def take(self, reading: Accepted) -> None:
@@ -137,18 +142,19 @@ class Reception:
             if not scope.expired():
                 self._fail(entry, "failed", _INTERNAL)
                 raise
-            if entry.is_cancelled:
-                self._fail(entry, "cancelled", _CANCELLED)
-            else:
-                self._fail(entry, "expired", _EXPIRED)
+            self._end_early(entry)
         except RequestError as error:
             self._fail(entry, "failed", error)
         except EdgecosineError as error:
             logger.warning("request failed request=%s error=%r", entry.ticket.key, error)
             self._fail(entry, "failed", _INTERNAL)
         except asyncio.CancelledError:
-            self._fail(entry, "failed", _LEAVING)
-            raise
+            # A task group inside the session that has failed once makes Python 3.11 take our
+            # time-out for somebody's cancellation.
+            if not (self._is_open and scope.expired()):
+                self._fail(entry, "failed", _LEAVING)
+                raise
+            self._end_early(entry)
         except BaseException:
             self._fail(entry, "failed", _INTERNAL)
             raise
@@ -177,6 +183,12 @@ class Reception:
                     case Answer():
                         return step
         raise RuntimeError("the service ended without an answer")
+
+    def _end_early(self, entry: Entry) -> None:
+        if entry.is_cancelled:
+            self._fail(entry, "cancelled", _CANCELLED)
+        else:
+            self._fail(entry, "expired", _EXPIRED)
 
     def _fail(self, entry: Entry, state: State, error: RequestError) -> None:
         self._finish(entry, state, error_message(entry.ticket, error))
