@@ -70,9 +70,9 @@ class PassCost:
     def _curve(self) -> list[tuple[int, float]]:
         if not self._knots:
             sizes = sorted(self.by_rows)
-            # A smaller pass costs no more than a larger one did. Of two that disagree the quicker is
-            # believed: a size that is thought too cheap is tried and corrected, one that is thought
-            # too dear would never be tried again.
+            # A smaller pass costs no more than a larger one. Of two that disagree the quicker is
+            # believed: a size that is thought too cheap is tried and corrected, one that is
+            # thought too dear would never be tried again.
             shortest = [*accumulate((self.by_rows[size] for size in reversed(sizes)), min)]
             self._knots = list(zip(sizes, reversed(shortest), strict=True))
         return self._knots
