@@ -146,7 +146,10 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
                 group.create_task(loop, name=f"{node_id}.{role}")
     except* EdgecosineError as errors:
         # One plain reason for the operator; the group has ended everything else.
-        raise errors.exceptions[0] from None
+        reason: BaseException = errors
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        raise reason from None
 
 
 def _load_options(config: NodeConfig) -> LoadOptions:

@@ -136,7 +136,9 @@ class Reception:
                 if entry.is_cancelled:
                     scope.reschedule(self._now())
                 self._advance(entry, "queued")
+                queued_at = self._now()
                 async with self._slots:
+                    queue_s = self._now() - queued_at
                     answer = await self._answer(entry)
         except TimeoutError:
             if not scope.expired():
@@ -165,7 +167,7 @@ class Reception:
                 answer_message(
                     entry.ticket,
                     entry.request,
-                    answer,
+                    replace(answer, metrics=replace(answer.metrics, queue_s=queue_s)),
                     created_s=int(self._wall_clock_s()),
                 ),
             )

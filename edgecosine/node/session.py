@@ -71,7 +71,6 @@ class Session:
         verifying: Verifying,
         balancer: Balancer,
         drafters: DrafterLinks,
-        queue_s: float = 0.0,
     ) -> None:
         self._request, self._model = request, model
         self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
@@ -80,7 +79,7 @@ class Session:
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
         self._state = balancer.open(request.policy)
-        self._tally = Tally(queue_s=queue_s)
+        self._tally = Tally()
         self._held: dict[str, int] = {}
         """Tokens of the sequence that each drafter was told, by node id."""
         self._round = 0
@@ -90,9 +89,9 @@ class Session:
 
     async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
-        yield Started()
         index = 0
         try:
+            yield Started()
             started = time.perf_counter()
             proposals = await self._prefill()
             prefilled = time.perf_counter()
