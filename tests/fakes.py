@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from edgecosine.errors import EdgecosineError
 from edgecosine.protocol.request import (
     Answer,
     Delta,
@@ -28,7 +27,7 @@ class ScriptedService:
         self.words = words
         self.max_sessions = max_sessions
         self.held: dict[str, asyncio.Event] = {}
-        self.errors: dict[str, EdgecosineError] = {}
+        self.errors: dict[str, Exception] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
 

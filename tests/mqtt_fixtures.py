@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.node.gateway import MAX_REQUEST_BYTES, Gateway
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
@@ -35,13 +35,24 @@ T = TypeVar("T")
 
 
 def run(story: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine as a node runs, under a time limit."""
+    """Run a test's coroutine as a node runs, under a time limit; no callback may fail."""
+    failures: list[dict[str, Any]] = []
 
     async def limited() -> T:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: failures.append(context)
+        )
         async with asyncio.timeout(3 * PATIENCE_S):
             return await story
 
-    return uvloop.run(limited(), debug=True)
+    result = uvloop.run(limited(), debug=True)
+    assert failures == []
+    return result
+
+
+def run_patiently(story: Coroutine[Any, Any, T]) -> T:
+    """Run a story of whole processes, which take seconds to start; within pytest's limit."""
+    return uvloop.run(story)
 
 
 def free_port() -> int:

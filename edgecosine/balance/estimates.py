@@ -45,7 +45,7 @@ class PassCost:
 
     by_rows: dict[int, float] = field(default_factory=dict)
     _knots: list[tuple[int, float]] = field(default_factory=list)
-    """Sizes in order, each with the longest time up to it; empty when out of date."""
+    """Sizes in order, each with the shortest time from it on; empty when out of date."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
@@ -70,6 +70,9 @@ class PassCost:
     def _curve(self) -> list[tuple[int, float]]:
         if not self._knots:
             sizes = sorted(self.by_rows)
-            longest = accumulate((self.by_rows[size] for size in sizes), max)
-            self._knots = list(zip(sizes, longest, strict=True))
+            # A smaller pass costs no more than a larger one. Of two that disagree the quicker is
+            # believed: a size that is thought too cheap is tried and corrected, one that is
+            # thought too dear would never be tried again.
+            shortest = [*accumulate((self.by_rows[size] for size in reversed(sizes)), min)]
+            self._knots = list(zip(sizes, reversed(shortest), strict=True))
         return self._knots

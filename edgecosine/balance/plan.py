@@ -40,6 +40,18 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Company:
+    """The other requests in a pass: how many, their rows, and the tokens they expect of it."""
+
+    requests: int = 0
+    rows: int = 0
+    tokens: float = 0.0
+
+
+ALONE = Company()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to ask of whom in the next round, and why."""
 
@@ -56,29 +68,24 @@ def expected_tokens(rate: float, gamma: int) -> float:
 
 
 def choose_plan(
-    candidates: Sequence[Candidate],
-    pass_s: Sequence[float],
-    room: int,
-    *,
-    round_s: float = 0.0,
+    candidates: Sequence[Candidate], pass_s: Sequence[float], room: int, company: Company = ALONE
 ) -> Plan:
-    """The plan with the most committed tokens per second.
+    """The plan with the most committed tokens per second of the target's time.
 
-    pass_s[rows] is the expected time of a pass of so many rows (index 0 unused), `room` the tokens
-    still wanted, `round_s` the part of a round that no choice changes.
+    pass_s[rows] is the expected time of a pass in which the request has so many rows (index 0
+    unused), `room` the tokens still wanted. Others in the pass commit their tokens in the same
+    time, so that a row which slows all of them down must be worth it to all.
     """
-    alone_s = pass_s[1] + round_s
-    best = Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
     if not candidates or room < 2:
         why = "no drafters" if not candidates else "one token left"
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
-    best_speed = 1.0 / alone_s if alone_s > 0 else 0.0
-    most = min(MAX_GAMMA, room - 1, len(pass_s) - 2)
+    best = Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
+    best_speed = _speed(1.0, 0.0, pass_s[1], company)
     for candidate in candidates:
-        for gamma in range(1, most + 1):
+        for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
-            total_s = draft_s + pass_s[gamma + 1] + round_s
-            speed = expected_tokens(candidate.rate, gamma) / total_s if total_s > 0 else 0.0
+            tokens = expected_tokens(candidate.rate, gamma)
+            speed = _speed(tokens, draft_s, pass_s[gamma + 1], company)
             if speed > best_speed:
                 best_speed = speed
                 best = Plan(
@@ -94,22 +101,34 @@ def choose_plan(
     return best
 
 
-def worthwhile_nodes(reaches: Sequence[float], pass_s: Sequence[float], round_s: float) -> int:
+def _speed(tokens: float, draft_s: float, pass_s: float, company: Company) -> float:
+    """Tokens per second of a round; 0 when nothing is measured yet.
+
+    While one request waits for its drafts the others' passes run, so the wait costs the target's
+    time only as far as nobody else fills it.
+    """
+    total_s = draft_s / (1 + company.requests) + pass_s
+    return (company.tokens + tokens) / total_s if total_s > 0.0 else 0.0
+
+
+def worthwhile_nodes(
+    reaches: Sequence[float], pass_s: Sequence[float], waited_s: float, company: Company = ALONE
+) -> int:
     """How many of a tree's nodes, most probable first, are worth their rows.
 
-    reaches[i] is the probability that node i is accepted, in falling order. A round with the first
-    n nodes commits 1 + sum(reaches[:n]) tokens in round_s + pass_s[n + 1] seconds; the n with the
-    most tokens per second is best.
+    reaches[i] is the probability that node i is accepted, in falling order. With the first n nodes
+    the request commits 1 + sum(reaches[:n]) tokens, in waited_s + pass_s[n + 1] seconds when it is
+    alone; the n with the most tokens per second is best.
     """
     best, best_speed, tokens = 0, 0.0, 1.0
     for num_nodes in range(min(len(reaches), len(pass_s) - 2) + 1):
         if num_nodes:
             tokens += reaches[num_nodes - 1]
-        total_s = round_s + pass_s[num_nodes + 1]
-        if total_s <= 0.0:
+        if pass_s[num_nodes + 1] <= 0.0:
             return len(reaches)
-        if tokens / total_s > best_speed:
-            best, best_speed = num_nodes, tokens / total_s
+        speed = _speed(tokens, waited_s, pass_s[num_nodes + 1], company)
+        if speed > best_speed:
+            best, best_speed = num_nodes, speed
     return best
 
 

@@ -19,10 +19,20 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
 @click.argument("prompt")
 @click.option("--chat", is_flag=True, help="Send the prompt as a user's turn of a chat.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
 )
 @click.option(
-    "--temperature", type=click.FloatRange(0.0, 2.0), default=0.0, show_default=True, metavar="T"
+    "--temperature",
+    type=click.FloatRange(0.0, 2.0),
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="0 takes the most probable token each time.",
 )
 @click.option(
     "--top-p",
@@ -30,6 +40,7 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
     default=1.0,
     show_default=True,
     metavar="P",
+    help="Leave out the least probable tokens beyond this share.",
 )
 @click.option(
     "--seed",
@@ -40,7 +51,7 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole final message instead.")
 @broker_options
-def command(  # noqa: PLR0913 -- one parameter per option
+def command(
     prompt: str,
     chat: bool,
     max_tokens: int,

@@ -40,6 +40,6 @@ async def _serve(host: str, port: int, kind: BrokerKind | None) -> None:
 
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) <= 65535:  # noqa: PLR2004 -- the last port
+    if not port.isdecimal() or not 0 < int(port) <= 65535:
         raise click.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
     return host.strip("[]") or "127.0.0.1", int(port)

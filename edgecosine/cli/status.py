@@ -17,7 +17,7 @@ from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.client import Client
 from edgecosine.protocol.notices import NodeView
 
-_NOTHING = "–"
+_NOTHING = "-"
 _WIDE = 240
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("role", "role", "{}"),

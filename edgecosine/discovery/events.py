@@ -27,11 +27,11 @@ class PeerGone:
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A link is ready; `candidate` is that of our dial, None when the peer dialled."""
+    """A link is ready; `contact` is that of our dial, None when the peer dialled."""
 
     node_id: str
     incarnation: int
-    candidate: str | None = None
+    contact: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class LinkDown:
 class DialFailed:
     """A dial came to nothing; `is_final` when the peer can never be linked as it is."""
 
-    candidate: str
+    contact: str
     reason: str
     is_final: bool = False
 
@@ -61,9 +61,9 @@ Event = PeerSeen | PeerGone | LinkUp | LinkDown | DialFailed | Ticked
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Dial a candidate; `node_id` is who should be there, None when nobody knows."""
+    """Dial a contact; `node_id` is who should be there, None when nobody knows."""
 
-    candidate: str
+    contact: str
     endpoints: tuple[Address, ...]
     node_id: str | None
 
@@ -80,7 +80,7 @@ class Drop:
 class Explained:
     """A peer is not linked, for a reason not told before."""
 
-    candidate: str
+    contact: str
     reason: str
     standing: Standing
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import ifaddr
 
-_UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")
+_UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")  # noqa: S104 -- to be told apart
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.interfaces import by_reach
+from edgecosine.discovery.interfaces import by_reach, interfaces
 from edgecosine.discovery.peer import Advert, HostileAdvert, from_txt, to_txt
 
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
@@ -42,13 +42,19 @@ class Mdns:
 
     `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
     included, so that nodes of one machine find each other without any network.
-    `heard_itself` is set when our own announcement came back, the proof that multicast works.
+    `heard_itself` is set when our own announcement came back, the proof that multicast works;
+    when it is not within `hearing_s` seconds, a warning is given.
     """
 
     def __init__(
-        self, *, interfaces: Sequence[str] | None = None, service_type: str = SERVICE_TYPE
+        self,
+        *,
+        interfaces: Sequence[str] | None = None,
+        service_type: str = SERVICE_TYPE,
+        hearing_s: float = HEARING_S,
     ) -> None:
         self.heard_itself = asyncio.Event()
+        self._hearing_s = hearing_s
         self._interfaces, self._service_type = interfaces, service_type
         self._names: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
@@ -79,6 +85,11 @@ class Mdns:
                     await voice.async_close()
 
     def _open(self) -> AsyncZeroconf:
+        own = {address for interface in interfaces() for address in interface.addresses}
+        missing = sorted(set(self._interfaces or ()) - own)
+        if missing or not own:
+            # zeroconf finds out too late to close the sockets that it has opened by then
+            raise OSError(f"no interface has the address {missing[0]}" if missing else "no network")
         everywhere = zeroconf.InterfaceChoice.All
         chosen = everywhere if self._interfaces is None else list(self._interfaces)
         try:
@@ -90,12 +101,7 @@ class Mdns:
     async def _announce_and_listen(
         self, voice: AsyncZeroconf, advert: Advert, on_event: OnEvent
     ) -> None:
-        def changed(
-            zeroconf: zeroconf.Zeroconf,
-            service_type: str,
-            name: str,
-            state_change: zeroconf.ServiceStateChange,
-        ) -> None:
+        def changed(*, name: str, state_change: zeroconf.ServiceStateChange, **_: object) -> None:
             if name == info.name:
                 self.heard_itself.set()
             else:
@@ -117,10 +123,10 @@ class Mdns:
 
     async def _warn_if_deaf(self) -> None:
         try:
-            async with asyncio.timeout(HEARING_S):
+            async with asyncio.timeout(self._hearing_s):
                 await self.heard_itself.wait()
         except TimeoutError:
-            _warn(f"our own announcement did not come back within {HEARING_S:g} s")
+            _warn(f"our own announcement did not come back within {self._hearing_s:g} s")
 
     def _name_changed(
         self, name: str, change: zeroconf.ServiceStateChange, on_event: OnEvent
@@ -153,7 +159,9 @@ class Mdns:
         logger.warning("announcement ignored: name=%a reason=%s", name[:80], error)
 
 
-async def hears_itself(interfaces: Sequence[str] | None = None) -> bool:
+async def hears_itself(
+    interfaces: Sequence[str] | None = None, hearing_s: float = HEARING_S
+) -> bool:
     """Whether multicast works here: announce something that no node cares for, and listen."""
     node_id = f"doctor-{secrets.token_hex(8)}"
     probe = Advert(node_id, 0, "doctor", 0, "drafter", "", "", ("127.0.0.1",), 1)
@@ -161,7 +169,7 @@ async def hears_itself(interfaces: Sequence[str] | None = None) -> bool:
     async with asyncio.TaskGroup() as group:
         life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
         heard = group.create_task(mdns.heard_itself.wait(), name="doctor.hearing")
-        await asyncio.wait({life, heard}, timeout=HEARING_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({life, heard}, timeout=hearing_s, return_when=asyncio.FIRST_COMPLETED)
         life.cancel()
         heard.cancel()
     return mdns.heard_itself.is_set()

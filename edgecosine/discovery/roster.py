@@ -43,7 +43,7 @@ STALE_LIFE_S: Final = 30.0
 
 
 @dataclass(slots=True)
-class _Candidate:
+class _Contact:
     """Somebody whom we may dial: an advert's node, or a static address."""
 
     key: str
@@ -82,23 +82,21 @@ class Roster:
         self._backoff, self._chance = backoff or Backoff(), chance
         self._linked: dict[str, _Linked] = {}
         self._told: dict[str, str] = {}
-        self._candidates = {
-            str(address): _Candidate(str(address), (address,)) for address in static
-        }
+        self._contacts = {str(address): _Contact(str(address), (address,)) for address in static}
 
     def __repr__(self) -> str:
-        return f"<Roster {len(self._candidates)} candidates, {len(self._linked)} linked>"
+        return f"<Roster {len(self._contacts)} contacts, {len(self._linked)} linked>"
 
     @property
     def wake_at(self) -> float | None:
         """When the next dial is due; None when only an event can change anything."""
-        due = [c.dial_at for c in self._candidates.values() if c.standing == "waiting"]
+        due = [c.dial_at for c in self._contacts.values() if c.standing == "waiting"]
         return min(due, default=None)
 
     def explain(self) -> list[Explanation]:
         """Every peer that is known, and where it stands."""
         return [
-            Explanation(c.key, c.standing, c.reason, c.endpoints) for c in self._candidates.values()
+            Explanation(c.key, c.standing, c.reason, c.endpoints) for c in self._contacts.values()
         ]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -127,22 +125,22 @@ class Roster:
                 return []
             reason = "another node announces our name: give each node its own"
             return self._tell_once(advert.node_id, reason, "refused")
-        known = self._candidates.get(advert.node_id)
-        if known is None and len(self._candidates) >= MAX_PEERS:
+        known = self._contacts.get(advert.node_id)
+        if known is None and len(self._contacts) >= MAX_PEERS:
             reason = f"more than {MAX_PEERS} peers are announced"
             return self._tell_once("other peers", reason, "left out")
         if known is not None and self._tells_nothing_new(known, advert, now):
             return []
-        candidate = _Candidate(advert.node_id, advert.endpoints, advert, advert.node_id)
-        candidate.seen_at = candidate.dial_at = now
+        contact = _Contact(advert.node_id, advert.endpoints, advert, advert.node_id)
+        contact.seen_at = contact.dial_at = now
         if known is not None:
-            candidate.dialled_at = known.dialled_at
-            candidate.dial_at = max(now, known.dialled_at + self._backoff.first_s)
-        self._candidates[advert.node_id] = candidate
-        self._judge(candidate)
-        return self._drop_ghost(candidate, advert.incarnation)
+            contact.dialled_at = known.dialled_at
+            contact.dial_at = max(now, known.dialled_at + self._backoff.first_s)
+        self._contacts[advert.node_id] = contact
+        self._judge(contact)
+        return self._drop_ghost(contact, advert.incarnation)
 
-    def _tells_nothing_new(self, known: _Candidate, advert: Advert, now: float) -> bool:
+    def _tells_nothing_new(self, known: _Contact, advert: Advert, now: float) -> bool:
         if known.advert is None:
             return False
         if known.advert == advert:
@@ -151,9 +149,9 @@ class Roster:
         is_older = advert.incarnation < known.advert.incarnation
         return is_older and (self._is_linked(known) or now - known.seen_at < STALE_LIFE_S)
 
-    def _judge(self, candidate: _Candidate) -> None:
-        """Decide whether the candidate is ours to dial, from what it tells about itself."""
-        ours, advert = self._ours, candidate.advert
+    def _judge(self, contact: _Contact) -> None:
+        """Decide whether the contact is ours to dial, from what it tells about itself."""
+        ours, advert = self._ours, contact.advert
         if advert is None:
             return
         standing: Standing = "refused"
@@ -167,19 +165,19 @@ class Roster:
             standing, reason = "left out", f"a {ours.role} waits to be dialled"
         else:
             return
-        candidate.standing, candidate.reason = standing, reason
+        contact.standing, contact.reason = standing, reason
 
-    def _drop_ghost(self, candidate: _Candidate, incarnation: int) -> list[Effect]:
-        linked = self._linked.get(candidate.key)
+    def _drop_ghost(self, contact: _Contact, incarnation: int) -> list[Effect]:
+        linked = self._linked.get(contact.key)
         if linked is None:
             return []
         if linked.incarnation >= incarnation:
-            candidate.standing, candidate.reason = "linked", ""
+            contact.standing, contact.reason = "linked", ""
             return []
-        return [Drop(candidate.key, "the node has started anew")]
+        return [Drop(contact.key, "the node has started anew")]
 
     def _leave(self, node_id: str) -> None:
-        known = self._candidates.get(node_id)
+        known = self._contacts.get(node_id)
         if known is None or known.advert is None:
             return
         if self._is_linked(known):
@@ -187,58 +185,58 @@ class Roster:
         else:
             self._forget(known)
 
-    def _forget(self, candidate: _Candidate) -> None:
-        del self._candidates[candidate.key]
-        self._told.pop(candidate.key, None)
+    def _forget(self, contact: _Contact) -> None:
+        del self._contacts[contact.key]
+        self._told.pop(contact.key, None)
 
     def _link_up(self, node_id: str, incarnation: int, key: str | None, now: float) -> None:
         self._linked[node_id] = _Linked(incarnation, now)
-        dialled = self._candidates.get(key) if key is not None else None
+        dialled = self._contacts.get(key) if key is not None else None
         if dialled is not None:
             dialled.node_id = node_id
-        for candidate in self._of(node_id):
-            candidate.standing, candidate.reason = "linked", ""
-            self._told.pop(candidate.key, None)
+        for contact in self._of(node_id):
+            contact.standing, contact.reason = "linked", ""
+            self._told.pop(contact.key, None)
 
     def _link_down(self, node_id: str, reason: str, now: float) -> None:
         linked = self._linked.pop(node_id, None)
         was_stable = linked is not None and now - linked.since >= STABLE_S
-        for candidate in self._of(node_id):
-            if candidate.standing != "linked":
+        for contact in self._of(node_id):
+            if contact.standing != "linked":
                 continue
-            if candidate.has_left:
-                self._forget(candidate)
+            if contact.has_left:
+                self._forget(contact)
                 continue
             if was_stable:
-                candidate.attempts = 0
-            self._wait(candidate, reason, now)
-            self._judge(candidate)
+                contact.attempts = 0
+            self._wait(contact, reason, now)
+            self._judge(contact)
 
     def _dial_failed(self, key: str, reason: str, is_final: bool, now: float) -> None:
-        candidate = self._candidates.get(key)
-        if candidate is None or candidate.standing != "dialling":
+        contact = self._contacts.get(key)
+        if contact is None or contact.standing != "dialling":
             return
-        self._wait(candidate, reason, now)
-        if is_final and candidate.advert is not None:
-            candidate.standing = "refused"
+        self._wait(contact, reason, now)
+        if is_final and contact.advert is not None:
+            contact.standing = "refused"
 
-    def _wait(self, candidate: _Candidate, reason: str, now: float) -> None:
-        candidate.attempts += 1
-        candidate.standing, candidate.reason = "waiting", reason
-        candidate.dial_at = now + self._backoff.delay_s(candidate.attempts, self._chance())
+    def _wait(self, contact: _Contact, reason: str, now: float) -> None:
+        contact.attempts += 1
+        contact.standing, contact.reason = "waiting", reason
+        contact.dial_at = now + self._backoff.delay_s(contact.attempts, self._chance())
 
     def _dial_due(self, now: float) -> list[Effect]:
-        due = [c for c in self._candidates.values() if c.standing == "waiting" and c.dial_at <= now]
-        for candidate in due:
-            candidate.standing, candidate.dialled_at = "dialling", now
+        due = [c for c in self._contacts.values() if c.standing == "waiting" and c.dial_at <= now]
+        for contact in due:
+            contact.standing, contact.dialled_at = "dialling", now
         return [Dial(c.key, c.endpoints, c.node_id if c.advert is not None else None) for c in due]
 
     def _explain_anew(self) -> list[Effect]:
         effects: list[Effect] = []
-        for candidate in self._candidates.values():
-            has_failed = candidate.standing == "waiting" and candidate.attempts > 0
-            if has_failed or candidate.standing in ("refused", "left out"):
-                effects += self._tell_once(candidate.key, candidate.reason, candidate.standing)
+        for contact in self._contacts.values():
+            has_failed = contact.standing == "waiting" and contact.attempts > 0
+            if has_failed or contact.standing in ("refused", "left out"):
+                effects += self._tell_once(contact.key, contact.reason, contact.standing)
         return effects
 
     def _tell_once(self, key: str, reason: str, standing: Standing) -> list[Effect]:
@@ -247,8 +245,8 @@ class Roster:
         self._told[key] = reason
         return [Explained(key, reason, standing)]
 
-    def _of(self, node_id: str) -> list[_Candidate]:
-        return [c for c in self._candidates.values() if node_id in (c.node_id, c.key)]
+    def _of(self, node_id: str) -> list[_Contact]:
+        return [c for c in self._contacts.values() if node_id in (c.node_id, c.key)]
 
-    def _is_linked(self, candidate: _Candidate) -> bool:
-        return candidate.node_id in self._linked
+    def _is_linked(self, contact: _Contact) -> bool:
+        return contact.node_id in self._linked

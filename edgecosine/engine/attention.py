@@ -66,7 +66,6 @@ class AttentionState:
     kernels: Kernels | None
     layers: dict[nn.Module, LayerCache] = field(default_factory=dict)
     rows: Rows | None = None
-    calls: int = 0
 
     def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
         """The cache of the layer `module`, made at its first pass from the shapes it shows."""
@@ -108,7 +107,7 @@ def attend(
     query: torch.Tensor,  # [1, heads, rows, key size]
     key: torch.Tensor,  # [1, groups, rows, key size]
     value: torch.Tensor,  # [1, groups, rows, value size]
-    attention_mask: torch.Tensor | None,
+    _attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -119,7 +118,6 @@ def attend(
     state = _current.state
     if state is None or state.rows is None:
         raise RuntimeError("the model was called outside its engine")
-    state.calls += 1
     cache = state.layer(module, key, value)
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     run = _plain if state.kernels is None else _compiled
@@ -149,7 +147,8 @@ def _compiled(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, kernels = state.rows, state.kernels
-    assert rows is not None and kernels is not None
+    assert rows is not None
+    assert kernels is not None
     query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
     strides = torch.tensor([s for x in (query, key, value) for s in (x.stride(2), x.stride(1))])
     heads, count, key_size = query.shape[1:]

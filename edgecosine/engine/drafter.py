@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.engine.base import DraftWork, Proposal
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import guess
 from edgecosine.engine.slots import Slot, Slots
@@ -49,7 +49,7 @@ class TransformerDrafter:
     of it is there already when the next request comes.
     """
 
-    def __init__(self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 256) -> None:
+    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 256) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context
@@ -76,7 +76,7 @@ class TransformerDrafter:
         return _Growing(work, slot)
 
     def _grow(self, growing: list[_Growing]) -> None:
-        """One pass: feed each draft what its cache lacks, and take the next guess where complete."""
+        """One pass: feed what each cache lacks, and take the next guess where nothing does."""
         rows, keep, ready = RowBuilder(), list[int](), list[_Growing]()
         for draft in growing:
             sequence, cached = (

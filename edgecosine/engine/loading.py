@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,8 +27,10 @@ from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.drafter import TransformerDrafter
+from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.memory import MemoryPlan, plan_memory
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel, SlotModel
+from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
 from edgecosine.engine.selftest import check_family, reference_logits
@@ -37,7 +40,6 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 logger = logging.getLogger(__name__)
 
-NGRAM = "ngram"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -76,20 +78,18 @@ class Loaded:
     num_parameters: int
 
 
-def find_model(name: str) -> str:
+def locate(name: str) -> str:
     """Directory or hub id that `name` stands for.
 
-    Raises ModelUnavailable for a directory without a model in it.
+    Raises ModelUnavailable for a directory that holds no whole model.
     """
     if name in zoo.names():
         return str(zoo.DIRECTORY / name)
     path = Path(name).expanduser()
     if not path.is_dir():
         return name
-    if not (path / "config.json").exists():
-        raise ModelUnavailable(f"{path} has no config.json: it is not a model directory")
-    if not list(path.glob("*.safetensors")):
-        raise ModelUnavailable(f"{path} has no weights: expected *.safetensors beside config.json")
+    if fault := fault_of(path):
+        raise ModelUnavailable(f"{path} holds no whole model: {fault}")
     return str(path)
 
 
@@ -123,13 +123,13 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     return engine, loaded
 
 
-def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
+def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = find_model(options.model)
+    where = locate(options.model)
     config = _read(lambda: AutoConfig.from_pretrained(where), options.model)
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device)
@@ -145,25 +145,34 @@ def _load(options: LoadOptions) -> tuple[SlotModel, Loaded, int]:
         num_parameters = add_ballast(model, options.ballast)
     kernels, exactness = _kernels(device, dtype)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    reference = reference_logits(model)
-    slot_model = SlotModel(
-        model,
-        slots=options.slots,
-        cells=cells,
-        threads=torch.get_num_threads(),
-        kernels=kernels,
-    )
-    check_family(slot_model, reference, str(config.model_type))
+    runner = _runner(model, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     loaded = Loaded(name, options.quantize, codec, context, exactness, plan, num_parameters)
-    return slot_model, loaded, cells
+    return runner, loaded, cells
+
+
+def _runner(model: Any, slots: int, cells: int, kernels: Kernels | None) -> PassModel:
+    """The fastest way to run the model that gives what the model itself gives."""
+    reference = reference_logits(model)
+    family, threads = str(model.config.model_type), torch.get_num_threads()
+    if kernels is not None and can_fuse(model):
+        fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        try:
+            check_family(fused, reference, family)
+        except ModelUnsupported as error:
+            logger.warning("running layer by layer: %s", error)
+        else:
+            return fused
+    layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+    check_family(layered, reference, family)
+    return layered
 
 
 def _read(load: Callable[[], Any], name: str) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise ModelUnavailable(
             f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "

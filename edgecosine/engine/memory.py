@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgecosine.errors import OutOfMemory
+from edgecosine.errors import ModelUnsupported, OutOfMemory
 
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
 
@@ -50,8 +50,16 @@ def plan_memory(
     cells: int,
     ballast: int,
 ) -> MemoryPlan:
-    """Plan for a model of this configuration with `slots` rows of `cells` tokens."""
+    """Plan for a model of this configuration with `slots` rows of `cells` tokens.
+
+    Raises ModelUnsupported for a model without attention.
+    """
     text = config.get_text_config()
+    if not getattr(text, "num_attention_heads", 0):
+        raise ModelUnsupported(
+            f"model family {config.model_type!r} has recurrent state instead of attention: what a "
+            "rejected draft did to it cannot be taken back"
+        )
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     parameters = sum(p.numel() for p in shape.parameters())

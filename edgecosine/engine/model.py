@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,22 @@ from transformers import PreTrainedModel
 from edgecosine.engine.attention import NAME, AttentionState, Rows, running
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
+from edgecosine.errors import ModelUnsupported
+
+
+class PassModel(Protocol):
+    """Runs flat passes over a cache of slots."""
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
+        the CPU."""
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
 
 
 class SlotModel:
@@ -39,11 +56,6 @@ class SlotModel:
         """Tokens that a slot has room for, draft nodes included."""
         return self._state.cells
 
-    @property
-    def num_attention_calls(self) -> int:
-        """How often the model has called our attention function."""
-        return self._state.calls
-
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
@@ -56,6 +68,10 @@ class SlotModel:
                 attention_mask=None,
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._model.device),
+            )
+        if not self._state.layers:
+            raise ModelUnsupported(
+                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
             )
         logits: torch.Tensor = output.logits[0].float().cpu()
         return logits

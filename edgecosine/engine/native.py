@@ -122,6 +122,12 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_attention.argtypes = (
         [pointer] * 13 + [size] * 7 + [real, real, size, number, number]
     )
-    for name in ("edgecosine_pack", "edgecosine_linear", "edgecosine_attention"):
+    library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
+    for name in (
+        "edgecosine_pack",
+        "edgecosine_linear",
+        "edgecosine_attention",
+        "edgecosine_decode",
+    ):
         getattr(library, name).restype = None
     return Kernels(library=library, panel=library.edgecosine_panel())

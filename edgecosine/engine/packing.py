@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        self.register_buffer("packed", _pack(_narrowest(weight), kernels), persistent=False)
+        self.register_buffer("packed", pack(narrowest(weight), kernels), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
@@ -48,14 +48,16 @@ class PackedLinear(nn.Module):
         return out
 
 
-def _narrowest(weight: torch.Tensor) -> torch.Tensor:
+def narrowest(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as bfloat16 when that loses nothing."""
     if weight.dtype == torch.bfloat16:
         return weight
     narrow = weight.to(torch.bfloat16)
     return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight.float()
 
 
-def _pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+def pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+    """Row-major [outputs, inputs] in panels of output columns."""
     weight = weight.detach().contiguous()
     outputs, inputs = weight.shape
     panels = -(-outputs // kernels.panel)

@@ -8,7 +8,7 @@ from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import TokenTree, chain
 
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 REPEATS = 3
 BUDGET_S = 4.0
 """Time after which the sizes not yet measured are left to be learned."""

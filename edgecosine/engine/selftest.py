@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.tree import TokenTree
@@ -33,7 +33,7 @@ def reference_logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def check_family(model: SlotModel, reference: torch.Tensor, family: str) -> None:
+def check_family(model: PassModel, reference: torch.Tensor, family: str) -> None:
     """Run the same sequence as a chunk and then as a branch of a tree.
 
     Raises ModelUnsupported when the logits differ by more than rounding.
@@ -54,10 +54,6 @@ def check_family(model: SlotModel, reference: torch.Tensor, family: str) -> None
         second = model.forward(tail.build(), range(1, size + 1))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
-    if not model.num_attention_calls:
-        raise ModelUnsupported(
-            f"model family {family!r} has attention of its own (or none) and cannot be served"
-        )
     deviation = (torch.cat([first, second]) - reference).abs().max().item()
     scale = reference.abs().max().item() + 1e-6
     if not deviation <= _TOLERANCE * scale:

@@ -9,7 +9,7 @@ import torch
 
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw
 from edgecosine.engine.slots import Slot, Slots
@@ -32,7 +32,7 @@ class _Part:
 class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`."""
 
-    def __init__(self, model: SlotModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
+    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
         self._model = model
         self._slots = Slots(slots)
         self._max_context = max_context

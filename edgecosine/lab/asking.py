@@ -13,6 +13,8 @@ from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Delta, Request, Sampling
 
+GREEDY = Sampling()
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -56,7 +58,7 @@ async def ask(
     domain: str,
     policy: str,
     max_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Asked:
     """Ask for exactly `max_tokens` tokens and wait for the whole answer.

@@ -66,18 +66,20 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,
         broker=None,
-        broker_port=_free_port(),
+        broker_port=free_port(),
     )
     console.print(
-        f"The target carries ballast: it is widened {settings.ballast} times, so that it costs what "
-        "a larger model does. Its words are unchanged."
+        f"The target carries ballast: it is widened {settings.ballast} times, so that it costs "
+        "what a larger model does. Its words are unchanged."
     )
-    async with LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster:
-        async with Client(cluster.broker_url, plan.cluster) as client:
-            await _warm_up(client, settings)
-            pairs = await _ask_all(client, settings, console)
-            console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
-            orphaned = await _without_drafters(client, cluster, plan, settings)
+    async with (
+        LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster,
+        Client(cluster.broker_url, plan.cluster) as client,
+    ):
+        await _warm_up(client, settings)
+        pairs = await _ask_all(client, settings, console)
+        console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
+        orphaned = await _without_drafters(client, cluster, plan, settings)
     figures = _figures(pairs, orphaned)
     console.print(_table(pairs))
     _summary(console, figures)
@@ -220,7 +222,8 @@ def _both(pair: Pair) -> tuple[Asked, Asked]:
     return pair.alone, pair.together
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

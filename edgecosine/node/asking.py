@@ -1,7 +1,7 @@
 """One request as its asker sees it: text that has come, text that was taken, and how it ended.
 
-It reads deltas that come twice or with gaps, as they do after a broken connection, and makes up from
-the final message what was missed.
+It reads deltas that come twice or with gaps, as they do after a broken connection, and makes up
+from the final message what was missed.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from edgecosine.balance.estimates import DrafterSpeed, PassCost
 from edgecosine.balance.plan import (
     MAX_NODES,
     Candidate,
+    Company,
     Plan,
     choose_plan,
     probe_plan,
@@ -67,13 +68,16 @@ class DrafterState:
     """Number of the plan that it may be part of again."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestState:
-    """What is known of one request."""
+    """What is known of one request. `rows` and `tokens` are what it put into its last pass and what
+    it expected of it; both count for others while it is at work."""
 
     policy: str = "edgecosine"
     rates: RequestRates = field(default_factory=RequestRates)
     rounds_since_probe: int = PROBE_EVERY
+    rows: int = 1
+    tokens: float = 1.0
 
 
 class Balancer:
@@ -82,6 +86,7 @@ class Balancer:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
+        self._at_work: set[RequestState] = set()
         self._num_plans = 0
         self.last_reason = ""
 
@@ -91,6 +96,16 @@ class Balancer:
     def drafter(self, node_id: str) -> DrafterState:
         """What is known of a drafter; a new one is taken up."""
         return self._drafters.setdefault(node_id, DrafterState())
+
+    def open(self, policy: str) -> RequestState:
+        """A request begins; it shares the target's passes with the others that are at work."""
+        request = RequestState(policy)
+        self._at_work.add(request)
+        return request
+
+    def close(self, request: RequestState) -> None:
+        """A request has ended."""
+        self._at_work.discard(request)
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
@@ -103,17 +118,24 @@ class Balancer:
         self.last_reason = plan.reason
         return plan
 
-    def fuse(self, proposals: Sequence[Proposal], room: int, waited_s: float) -> TokenTree:
+    def fuse(
+        self, request: RequestState, proposals: Sequence[Proposal], room: int, waited_s: float
+    ) -> TokenTree:
         """The tree of these proposals, as large as its nodes are worth.
 
         `room` bounds its size; `waited_s` was spent on the drafts.
         """
-        if not proposals or room < 1:
-            return EMPTY_TREE
-        drafts = [self._calibrated(bit, proposal) for bit, proposal in enumerate(proposals)]
-        whole = union(drafts, min(MAX_NODES, room))
-        worth = worthwhile_nodes(sorted(reaches(whole), reverse=True), self._pass_s(), waited_s)
-        return whole if worth == len(whole) else union(drafts, worth)
+        tree = EMPTY_TREE
+        if proposals and room > 0:
+            drafts = [self._calibrated(bit, proposal) for bit, proposal in enumerate(proposals)]
+            tree = union(drafts, min(MAX_NODES, room))
+            company = self._company(request)
+            by_reach = sorted(reaches(tree), reverse=True)
+            worth = worthwhile_nodes(by_reach, self._pass_s(company), waited_s, company)
+            if worth < len(tree):
+                tree = union(drafts, worth)
+        request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
+        return tree
 
     def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
         """A target pass took so long."""
@@ -153,8 +175,19 @@ class Balancer:
         probabilities = tuple(calibration.probability(c) for c in proposal.confidences)
         return Draft(bit, proposal.tokens, probabilities)
 
-    def _pass_s(self) -> list[float]:
-        return [self._pass_cost.expected_s(rows) for rows in range(MAX_NODES + 2)]
+    def _company(self, request: RequestState) -> Company:
+        """Who else will be in the next pass, if they do as they did last."""
+        others = self._at_work - {request}
+        return Company(
+            requests=len(others),
+            rows=sum(other.rows for other in others),
+            tokens=sum(other.tokens for other in others),
+        )
+
+    def _pass_s(self, company: Company) -> list[float]:
+        """Expected time of a pass in this company, by the rows that the request adds."""
+        sizes = range(company.rows, company.rows + MAX_NODES + 2)
+        return [self._pass_cost.expected_s(rows) for rows in sizes]
 
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.drafter(node_id)
@@ -174,7 +207,8 @@ class Balancer:
         if may_probe and untried:
             request.rounds_since_probe = 0
             return probe_plan(untried, room)
-        plan = choose_plan(candidates, self._pass_s(), room)
+        company = self._company(request)
+        plan = choose_plan(candidates, self._pass_s(company), room, company)
         if may_probe and candidates and not plan.gamma:
             request.rounds_since_probe = 0
             return probe_plan(candidates, room)

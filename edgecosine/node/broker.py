@@ -28,10 +28,14 @@ logger = logging.getLogger(__name__)
 BrokerKind = Literal["mosquitto", "amqtt"]
 
 MAX_PACKET_BYTES = 1 << 20
+MAX_QUEUED = 10_000
+"""Messages of QoS 1 that one slow reader may leave waiting before they are dropped."""
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
 _LOOK_AGAIN_S = 0.02
 _LAST_WORDS_BYTES = 2000
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- looked up, not bound
 
 _DIE_WITH_PARENT = """
 import ctypes, os, pwd, signal, sys
@@ -40,7 +44,8 @@ if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
     os.setgroups([])
     os.setgid(nobody.pw_gid)
     os.setuid(nobody.pw_uid)
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execvp(sys.argv[3], sys.argv[3:])
@@ -75,8 +80,8 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where nodes on this machine find it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
-        return f"mqtt://[{host}]:{self._port}" if ":" in host else f"mqtt://{host}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"mqtt://{_LOOPBACK.get(host, host)}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -87,10 +92,7 @@ class EmbeddedBroker:
 
     async def __aenter__(self) -> Self:
         _check_free(self._host, self._port)
-        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
-        # The broker does not read it as root.
-        directory.chmod(0o755)
-        self._log_path = directory / "log"
+        directory = self._make_directory()
         try:
             with self._log_path.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
@@ -100,6 +102,8 @@ class EmbeddedBroker:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    # Ctrl-C is for us; the broker ends last, when all have said goodbye.
+                    start_new_session=True,
                 )
             await self._accepts()
         except BaseException:
@@ -126,6 +130,13 @@ class EmbeddedBroker:
         code = await self._process.wait()
         raise BrokerLost(f"the broker ended with code {code}: {self._last_words()}")
 
+    def _make_directory(self) -> Path:
+        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
+        # The broker does not read it as root.
+        directory.chmod(0o755)
+        self._log_path = directory / "log"
+        return directory
+
     def _command(self, directory: Path) -> list[str]:
         if self.kind == "amqtt":
             path = directory / "amqtt.yaml"
@@ -141,7 +152,7 @@ class EmbeddedBroker:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as group:
                 ending = group.create_task(self.wait(), name="broker.wait")
-                while not await _can_connect(self._host, self._port):
+                while not await _can_connect(self._host, self._port):  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(_LOOK_AGAIN_S)
                 ending.cancel()
         except TimeoutError as error:
@@ -190,6 +201,7 @@ def _mosquitto_settings(host: str, port: int) -> str:
         "allow_anonymous true\n"
         "persistence false\n"
         f"max_packet_size {MAX_PACKET_BYTES}\n"
+        f"max_queued_messages {MAX_QUEUED}\n"
         "set_tcp_nodelay true\n"
         "sys_interval 0\n"
         "log_dest stderr\n"

@@ -20,13 +20,13 @@ import msgspec
 
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.asking import Asking
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
 from edgecosine.protocol.notices import NodeView
 from edgecosine.protocol.openai import render_body
-from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
+from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import (
     ResponseTopic,
@@ -109,8 +109,8 @@ class Client:
     async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         """Yield the text as it comes, when the request says so, and the final message last.
 
-        Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises RequestError, also when no gateway is
-        there, and BrokerLost.
+        Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
+        RequestError, also when no gateway is there, and BrokerLost.
         """
         request = replace(request, client_id=self.client_id)
         if not await self.is_online():
@@ -170,6 +170,12 @@ class Client:
         if request.request_id in self._asked:
             raise RequestError(
                 "this id is at work already", code="duplicate_id", parameter="id", status=409
+            )
+        if len(render_body(request)) > MAX_PAYLOAD_BYTES:
+            raise RequestError(
+                f"the request has more than {MAX_PAYLOAD_BYTES} bytes",
+                code="request_too_large",
+                status=413,
             )
         asking = Asking(request)
         self._asked[request.request_id] = asking

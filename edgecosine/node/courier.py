@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
-from edgecosine.node.mqtt import BrokerAddress, Connection, Version, connect
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
-from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class _Work:
     """The tasks of one connection, and how the first of them lost the broker."""
 
     def __init__(self, name: str) -> None:
+        self.is_over = False
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
         self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
@@ -52,8 +54,13 @@ class _Work:
         """Wait until a task loses the broker."""
         return await self._loss
 
-    def cancel(self) -> None:
-        """End all tasks."""
+    def end(self) -> None:
+        """End all tasks.
+
+        `is_over` is for those that do not hear it: aiomqtt waits by `asyncio.wait_for`, which
+        forgets a cancellation that comes together with what it waits for (fixed in Python 3.12).
+        """
+        self.is_over = True
         for task in self._tasks:
             task.cancel()
 
@@ -72,7 +79,7 @@ class Courier:
     `lost` is called when a connection that stood has broken.
     """
 
-    def __init__(  # noqa: PLR0913 -- capabilities
+    def __init__(
         self,
         address: BrokerAddress,
         *,
@@ -113,7 +120,12 @@ class Courier:
         return self._version
 
     def send(self, message: Outgoing) -> None:
-        """Queue a message; it is sent when the broker is there."""
+        """Queue a message; it is sent when the broker is there.
+
+        Raises ValueError when it is so large that a broker would hang up on it, again and again.
+        """
+        if len(message.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"{len(message.payload)} bytes are too many for {message.topic}")
         self._outbox.put(message)
 
     async def connected(self) -> None:
@@ -150,7 +162,9 @@ class Courier:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _note_failure(self, error: BrokerLost) -> None:
-        logger.warning("broker lost name=%s reason=%s", self._name, error)
+        # Said once, and not at each attempt.
+        level = logging.WARNING if self._failure is None else logging.DEBUG
+        logger.log(level, "broker lost name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()
@@ -171,10 +185,13 @@ class Courier:
         work = _Work(self._name)
         try:
             async with asyncio.TaskGroup() as group:
-                work.start(group, partial(self._read, connection))
-                work.start(group, partial(self._arrive_and_write, connection, group, work))
-                loss = await work.lost()
-                work.cancel()
+                try:
+                    work.start(group, partial(self._read, connection))
+                    work.start(group, connection.watch)
+                    work.start(group, partial(self._arrive_and_write, connection, group, work))
+                    loss = await work.lost()
+                finally:
+                    work.end()
         except asyncio.CancelledError:
             self._outbox.rewind()
             await self._leave(connection)
@@ -204,9 +221,10 @@ class Courier:
         await connection.subscribe(self._filters)
         for message in self._announce():
             await connection.publish(message)
-        self._note_success(connection)
+        if not work.is_over:
+            self._note_success(connection)
         room = asyncio.Semaphore(_MAX_UNACKNOWLEDGED)
-        while True:
+        while not work.is_over:
             await room.acquire()
             number, message = await self._outbox.take()
             # Tasks start in the order in which they were made, so messages keep theirs.
@@ -223,6 +241,7 @@ class Courier:
 
     async def _leave(self, connection: Connection) -> None:
         """Send what is left, then the farewell, as far as a short time allows."""
+        connection.look()
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
                 while self._outbox:

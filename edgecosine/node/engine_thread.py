@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -15,25 +14,19 @@ Result = TypeVar("Result")
 class EngineThread:
     """Runs calls of one engine one after the other, away from the event loop.
 
-    A running pass cannot be cancelled: the caller who leaves drops its result. `cores` pins the
-    thread, and the threads that it starts, to these processors.
+    A running pass cannot be cancelled: the caller who leaves drops its result.
     """
 
-    def __init__(self, name: str, cores: tuple[int, ...] = ()) -> None:
-        self._cores = cores
+    def __init__(self, name: str) -> None:
         self._executor = concurrent.futures.ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=name, initializer=self._pin
+            max_workers=1, thread_name_prefix=name
         )
-
-    def _pin(self) -> None:
-        if self._cores:
-            os.sched_setaffinity(0, self._cores)
 
     async def run(self, call: Callable[[], Result]) -> Result:
         """Run `call` in the thread and wait for its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    def __enter__(self) -> EngineThread:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

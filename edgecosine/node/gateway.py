@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from edgecosine import __version__
 from edgecosine.errors import RequestError
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.reception import Reception
 from edgecosine.node.service import Service
 from edgecosine.protocol.fields import read_object
@@ -43,7 +43,7 @@ MAX_NODES = 256
 class Gateway:
     """Between MQTT and a service. `run` until cancelled; it leaves cleanly."""
 
-    def __init__(  # noqa: PLR0913 -- capabilities
+    def __init__(
         self,
         service: Service,
         *,

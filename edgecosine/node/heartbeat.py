@@ -1,12 +1,13 @@
 """What heartbeats tell about a link: its round-trip time, and whether anybody is there.
 
-A decision: the link sends, hears and keeps the clock. Silence is counted in beats and not in
+Decisions: the link sends, hears and keeps the clock. Silence is counted in beats and not in
 seconds, so that a node that was itself stopped for a while does not blame its peers.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 from edgecosine.errors import RemoteProtocolError
@@ -14,6 +15,19 @@ from edgecosine.errors import RemoteProtocolError
 MAX_UNANSWERED_PINGS: Final = 16
 _RTT_GAIN: Final = 1 / 8
 _JITTER_GAIN: Final = 1 / 4
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Patience on a link, in seconds."""
+
+    heartbeat_s: float = 1.0
+    silent_heartbeats: int = 3
+    handshake_s: float = 5.0
+    linger_s: float = 1.0
+
+
+DEFAULT_TIMING: Final = Timing()
 
 
 class Heartbeat:

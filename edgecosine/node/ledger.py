@@ -67,6 +67,11 @@ class Ledger:
     def __repr__(self) -> str:
         return f"<Ledger {len(self._entries)} at work, {len(self._finished)} answers kept>"
 
+    @property
+    def at_work(self) -> tuple[Entry, ...]:
+        """The requests that have not had their final message."""
+        return tuple(self._entries.values())
+
     def admit(self, ticket: Ticket, request: Request, now: float) -> Entry:
         """Take a new request in.
 

@@ -21,7 +21,7 @@ from edgecosine.errors import (
     RemoteProtocolError,
 )
 from edgecosine.node.asks import Asks
-from edgecosine.node.heartbeat import Heartbeat
+from edgecosine.node.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.protocol.codec import decode, encode, tag_of
 from edgecosine.protocol.framing import MAX_FRAME_BYTES, FrameBuffer, frame
 from edgecosine.protocol.handshake import WORK_BY_SENDER, Handshake, State
@@ -44,16 +44,6 @@ MAX_UNSENT_BYTES: Final = 4 * MAX_FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Patience on a link, in seconds."""
-
-    heartbeat_s: float = 1.0
-    silent_heartbeats: int = 3
-    handshake_s: float = 5.0
-    linger_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class LinkSettings:
     """What all links of a node have in common.
 
@@ -63,7 +53,7 @@ class LinkSettings:
     hello: Hello
     vocabulary: Vocabulary
     on_request: Callable[[Link, DraftRequest | Release], None]
-    timing: Timing = Timing()
+    timing: Timing = DEFAULT_TIMING
     max_unsent_bytes: int = MAX_UNSENT_BYTES
 
 
@@ -158,7 +148,7 @@ class Link(asyncio.Protocol):
 
     def abort(self, reason: str) -> None:
         """End the link and its socket at once, without a word to the peer."""
-        self._end(LinkLost(reason))
+        self._finish(LinkLost(reason))
         self._drop_socket()
 
     async def wait_ready(self) -> None:
@@ -271,6 +261,14 @@ class Link(asyncio.Protocol):
     def _end(self, reason: LinkError, farewell: Refuse | None = None) -> None:
         if self.closed.done():
             return
+        self._finish(reason)
+        if farewell is not None and self._transport is not None:
+            self._write(farewell)
+        self._linger()
+
+    def _finish(self, reason: LinkError) -> None:
+        if self.closed.done():
+            return
         self.closed.set_result(reason)
         if not self._was_ready.done():
             self._was_ready.set_result(False)
@@ -278,9 +276,6 @@ class Link(asyncio.Protocol):
         self._cancel_deadline()
         if self._beating is not None:
             self._beating.cancel()
-        if farewell is not None and self._transport is not None:
-            self._write(farewell)
-        self._linger()
 
     def _linger(self) -> None:
         # closing a socket with unread bytes resets it, and the reset may overtake a refusal

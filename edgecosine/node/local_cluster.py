@@ -49,7 +49,7 @@ class ClusterPlan:
 
 
 class LocalCluster:
-    """`async with LocalCluster(plan, say) as cluster`: entered when all nodes have found each other.
+    """`async with LocalCluster(plan, say) as cluster`: entered when all nodes are linked.
 
     Raises EngineError with a node's last words when one ends while starting, and what the broker
     raises. `say` is told what is being done.
@@ -198,7 +198,7 @@ class LocalCluster:
         self._directory.cleanup()
 
 
-def local_plan(  # noqa: PLR0917
+def local_plan(
     target: str,
     drafters: Sequence[str],
     *,

@@ -13,15 +13,15 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Self
-from urllib.parse import unquote, urlsplit
+from typing import Literal, NoReturn
 
 import aiomqtt
+from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import BrokerLost
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.protocol.publication import Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -32,49 +32,35 @@ _PROBE_TIMEOUT_S = 2.0
 _REPLY_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
 _KEEPALIVE_S = 15
+_LOOK_S = 1.0
 _MAX_INCOMING = 10_000
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
 _UNSUPPORTED_VERSION = (1, 132)
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerAddress:
-    """Where a broker is and how we prove who we are."""
+class _Client(aiomqtt.Client):
+    """aiomqtt's client, asked to write only to sockets that are there.
 
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    is_encrypted: bool = False
+    aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
+    the number another one's.
+    """
 
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
+    def _on_socket_register_write(
+        self, client: PahoClient, userdata: object, sock: socket.socket
+    ) -> None:
+        del userdata
+        self._loop.call_soon_threadsafe(self._register, client, sock)
 
-        Raises ConfigError, which does not repeat the password.
-        """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        allowed = "mqtt://[user:password@]host[:port] or mqtts://…"
+    def _register(self, client: PahoClient, sock: socket.socket) -> None:
+        if sock.fileno() < 0 or not client.want_write():
+            return
         try:
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError("broker", shown, allowed) from error
-        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError("broker", shown, allowed)
-        return cls(
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            is_encrypted=parts.scheme == "mqtts",
-        )
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+            self._loop.add_writer(sock.fileno(), client.loop_write)
+        except RuntimeError:
+            # uvloop has closed its side of a socket that was reset; paho learns it by reading.
+            client.loop_read()
 
 
 class Connection:
@@ -111,6 +97,20 @@ class Connection:
             await self._client.publish(
                 message.topic, message.payload, message.qos, message.retain, properties
             )
+
+    def look(self) -> None:
+        """Look at the socket now, so that other waits end when it was reset.
+
+        libuv takes a reset socket out of its polling and uvloop tells no reader of it, so that
+        aiomqtt would notice only when it has to send a heartbeat.
+        """
+        self._client._client.loop_read()
+
+    async def watch(self) -> NoReturn:
+        """Look every now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.look()
 
     async def messages(self) -> AsyncGenerator[Incoming, None]:
         """What comes in, until the connection ends.
@@ -175,7 +175,7 @@ async def _enter(
     version: Version,
     timeout_s: float,
 ) -> aiomqtt.Client:
-    client = aiomqtt.Client(
+    client = _Client(
         address.host,
         address.port,
         username=address.username,
@@ -220,7 +220,7 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except aiomqtt.MqttError as error:
-        raise BrokerLost(str(error)) from error
+        raise BrokerLost(str(error.__cause__ or error)) from error
 
 
 def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:

@@ -14,13 +14,14 @@ from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
-from edgecosine.errors import ConfigError
+from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.client import Client
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.link import Link, LinkSettings
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving
@@ -52,6 +53,7 @@ async def _run_target(
     config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
 ) -> None:
     assert broker is not None
+    await _refuse_second_target(config)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_target, _load_options(config)))
     assert loaded.codec is not None
@@ -89,6 +91,27 @@ async def _run_target(
     )
 
 
+async def _refuse_second_target(config: NodeConfig) -> None:
+    """Two targets of one cluster would answer every request twice.
+
+    Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
+    gateway goes on trying, and says so.
+    """
+    try:
+        async with Client(config.broker, config.cluster) as client:
+            views = await client.nodes()
+    except BrokerLost as error:
+        logger.warning(
+            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
+            "trying on", config.broker, error,
+        )  # fmt: skip
+        return
+    for node_id, view in views.items():
+        if view.is_here and view.state.get("role") == "target" and node_id != config.node_id:
+            allowed = f"a cluster without a target; {node_id} serves this one: stop it or choose"
+            raise ConfigError("cluster", config.cluster, f"{allowed} another --cluster")
+
+
 async def _run_drafter(
     config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
 ) -> None:
@@ -101,7 +124,8 @@ async def _run_drafter(
 
     def on_lost(link: Link) -> None:
         _log_lost(link)
-        drafting.forget_all()
+        if not peers.links:
+            drafting.forget_all()
 
     peers = _peers(config, loaded, on_request=on_request, on_lost=on_lost)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
@@ -120,9 +144,12 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
         async with asyncio.TaskGroup() as group:
             for role, loop in loops.items():
                 group.create_task(loop, name=f"{node_id}.{role}")
-    except* Exception as errors:
+    except* EdgecosineError as errors:
         # One plain reason for the operator; the group has ended everything else.
-        raise errors.exceptions[0] from None
+        reason: BaseException = errors
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        raise reason from None
 
 
 def _load_options(config: NodeConfig) -> LoadOptions:

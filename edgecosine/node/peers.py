@@ -65,13 +65,13 @@ class Peers:
         on_lost: OnLink,
         static: Sequence[Address] = (),
         discover: Discover | None = None,
-        server_tls: ssl.SSLContext | None = None,
-        client_tls: ssl.SSLContext | None = None,
+        listen_tls: ssl.SSLContext | None = None,
+        dial_tls: ssl.SSLContext | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         self._settings, self._ours = settings, settings.hello
         self._listen, self._discover = tuple(listen), discover
-        self._server_tls, self._client_tls = server_tls, client_tls
+        self._listen_tls, self._dial_tls = listen_tls, dial_tls
         self._on_joined, self._on_lost = on_joined, on_lost
         self._roster = Roster(ours=settings.hello, static=static, backoff=backoff)
         self._links: dict[str, Link] = {}
@@ -103,22 +103,29 @@ class Peers:
         """
         try:
             await self._open()
-            async with asyncio.TaskGroup() as self._group:
-                if self._discover is not None:
-                    hosts = [address.host for address in self._listener.addresses]
-                    told = addresses_to_tell(hosts, interfaces())
-                    advert = advert_of(self._ours, told, self._listener.port)
-                    self._start("discovery", self._discover(advert, self._take))
-                self._take(Ticked())
-                await asyncio.get_running_loop().create_future()
+            async with asyncio.TaskGroup() as group:
+                await self._live(group)
         finally:
-            self._group = None
             await self._stop()
+
+    async def _live(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        try:
+            if self._discover is not None:
+                hosts = [address.host for address in self._listener.addresses]
+                told = addresses_to_tell(hosts, interfaces())
+                advert = advert_of(self._ours, told, self._listener.port)
+                self._start("discovery", self._discover(advert, self._take))
+            self._take(Ticked())
+            await asyncio.get_running_loop().create_future()
+        finally:
+            # a group that is shutting down takes no more tasks
+            self._group = None
 
     async def _open(self) -> None:
         for address in self._listen:
             port = address.port or (self._listener.port if self._listener.addresses else 0)
-            await self._listener.open(Address(address.host, port), self._server_tls)
+            await self._listener.open(Address(address.host, port), self._listen_tls)
         self._is_listening.set()
         where = ", ".join(map(str, self._listener.addresses))
         logger.info("listening: node=%s addresses=%s", self._ours.node_id, where)
@@ -153,19 +160,19 @@ class Peers:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Dial(candidate, _, _):
-                replaced = self._dials.get(candidate)
+            case Dial(contact, _, _):
+                replaced = self._dials.get(contact)
                 if replaced is not None:
                     replaced.cancel()
-                self._dials[candidate] = self._start(f"dial-{candidate}", self._dial(effect))
+                self._dials[contact] = self._start(f"dial-{contact}", self._dial(effect))
             case Drop(node_id, reason):
                 if node_id in self._links:
                     self._links[node_id].close(reason)
-            case Explained(candidate, reason, standing):
+            case Explained(contact, reason, standing):
                 level = {"left out": logging.DEBUG, "refused": logging.WARNING}
                 logger.log(
                     level.get(standing, logging.INFO),
-                    "not linked: peer=%s standing=%s reason=%s", candidate, standing, reason,
+                    "not linked: peer=%s standing=%s reason=%s", contact, standing, reason,
                 )  # fmt: skip
             case _:
                 assert_never(effect)
@@ -175,20 +182,20 @@ class Peers:
             async with self._dial_slots:
                 outcome = await self._first_answer(dial)
         finally:
-            if self._dials.get(dial.candidate) is asyncio.current_task():
-                del self._dials[dial.candidate]
+            if self._dials.get(dial.contact) is asyncio.current_task():
+                del self._dials[dial.contact]
         if isinstance(outcome, Link):
-            self._join(outcome, dial.candidate)
+            self._join(outcome, dial.contact)
         else:
             is_final = isinstance(outcome, PeerMismatched)
-            self._take(DialFailed(dial.candidate, str(outcome), is_final))
+            self._take(DialFailed(dial.contact, str(outcome), is_final))
 
     async def _first_answer(self, dial: Dial) -> Link | LinkError:
         """The link to the first address that is the right node, or the most telling failure."""
         failure: LinkError = LinkLost("it has no address")
         for endpoint in dial.endpoints:
             try:
-                link = await connect(endpoint, self._settings, tls=self._client_tls)
+                link = await connect(endpoint, self._settings, tls=self._dial_tls)
             except LinkError as error:
                 if not isinstance(failure, PeerMismatched):
                     failure = error
@@ -199,19 +206,19 @@ class Peers:
             failure = LinkLost(f"{endpoint} is {link.peer.node_id}, not {dial.node_id}")
         return failure
 
-    def _join(self, link: Link, candidate: str | None = None) -> None:
+    def _join(self, link: Link, contact: str | None = None) -> None:
         """Take a ready link, or decide which of two links to the same node survives."""
         current = self._links.get(link.peer.node_id)
         if link.closed.done():
-            if candidate is not None:
-                self._take(DialFailed(candidate, str(link.closed.result())))
+            if contact is not None:
+                self._take(DialFailed(contact, str(link.closed.result())))
             return
         if current is None or current.closed.done() or self._outlives(link, current):
-            self._admit(link, candidate)
+            self._admit(link, contact)
             return
-        if candidate is not None:
+        if contact is not None:
             life = current.peer.incarnation
-            self._take(LinkUp(link.peer.node_id, life, candidate))
+            self._take(LinkUp(link.peer.node_id, life, contact))
         is_theirs_to_decide = not link.is_dialled and not current.is_dialled
         if link.peer.incarnation < current.peer.incarnation:
             link.close("a later life of this node is linked")
@@ -231,7 +238,7 @@ class Peers:
         is_ours_smaller = self._ours.node_id < link.peer.node_id
         return link.is_dialled == is_ours_smaller
 
-    def _admit(self, link: Link, candidate: str | None) -> None:
+    def _admit(self, link: Link, contact: str | None) -> None:
         node_id = link.peer.node_id
         current = self._links.get(node_id)
         if current is not None:
@@ -239,8 +246,8 @@ class Peers:
             self._forget(current)
         elif len(self._links) >= MAX_LINKS:
             link.close(f"no room: {MAX_LINKS} peers are linked")
-            if candidate is not None:
-                self._take(DialFailed(candidate, "no room for another peer"))
+            if contact is not None:
+                self._take(DialFailed(contact, "no room for another peer"))
             return
         self._links[node_id] = link
         if link in self._spares:
@@ -249,7 +256,7 @@ class Peers:
             self._watch(link)
         logger.info("joined: peer=%s role=%s rtt_ms=%.2f", node_id, link.peer.role,
                     1000 * link.rtt_s)  # fmt: skip
-        self._take(LinkUp(node_id, link.peer.incarnation, candidate))
+        self._take(LinkUp(node_id, link.peer.incarnation, contact))
         self._on_joined(link)
 
     def _watch(self, link: Link) -> None:

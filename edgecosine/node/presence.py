@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.notices import (
     NodePresence,
     node_state_notice,

@@ -1,4 +1,4 @@
-"""The target's sessions behind the gateway's `Service`: admits by the model's limits, runs, counts."""
+"""The target's sessions behind the gateway's `Service`: checks prompts, runs, counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from edgecosine.node.balancer import POLICIES, Balancer
 from edgecosine.node.session import DrafterLinks, Session
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.request import Answer, Progress, Request
-
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped, LinkError
-from edgecosine.node.balancer import Balancer, Proposal, RequestState
+from edgecosine.node.balancer import Balancer, Proposal
 from edgecosine.node.tally import Tally
 from edgecosine.node.transcript import Transcript
 from edgecosine.node.verifying import Verifying
@@ -71,7 +71,6 @@ class Session:
         verifying: Verifying,
         balancer: Balancer,
         drafters: DrafterLinks,
-        queue_s: float = 0.0,
     ) -> None:
         self._request, self._model = request, model
         self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
@@ -79,8 +78,8 @@ class Session:
         self._sequence = Prefix(prompt)
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
-        self._state = RequestState(policy=request.policy)
-        self._tally = Tally(queue_s=queue_s)
+        self._state = balancer.open(request.policy)
+        self._tally = Tally()
         self._held: dict[str, int] = {}
         """Tokens of the sequence that each drafter was told, by node id."""
         self._round = 0
@@ -90,9 +89,9 @@ class Session:
 
     async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
-        yield Started()
         index = 0
         try:
+            yield Started()
             started = time.perf_counter()
             proposals = await self._prefill()
             prefilled = time.perf_counter()
@@ -137,7 +136,7 @@ class Session:
         if not proposals:
             proposals = await self._gather(self._plan())
         waited_s = time.perf_counter() - started
-        tree = self._balancer.fuse(proposals, self._transcript.room - 1, waited_s)
+        tree = self._balancer.fuse(self._state, proposals, self._transcript.room - 1, waited_s)
         verdict = await self._verify(tree)
         self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
         self._commit(verdict, tree)
@@ -229,6 +228,7 @@ class Session:
             self._balancer.observe_truth(self._state, proposal, truth)
 
     def _release(self) -> None:
+        self._balancer.close(self._state)
         self._verifying.release(self._request.key)
         links = self._drafters()
         for node_id in self._held:

@@ -21,7 +21,6 @@ class Tally:
     accepted: Counter[str] = field(default_factory=Counter)
     late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     plan: str = ""
-    queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -48,7 +47,6 @@ class Tally:
                 for name in names
             },
             plan=self.plan,
-            queue_s=self.queue_s,
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
         )

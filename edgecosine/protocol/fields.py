@@ -144,7 +144,7 @@ def invalid(name: str, message: str) -> NoReturn:
     raise RequestError(message, code="invalid_value", parameter=name)
 
 
-def _number(  # noqa: PLR0913 -- one value and its bounds
+def _number(
     name: str, value: object, default: float, *, low: float, high: float, above: bool
 ) -> float:
     if value is None:

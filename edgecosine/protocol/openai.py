@@ -1,8 +1,8 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
 The standard fields under their standard names, plus top_k, min_p, repetition_penalty, ignore_eos,
-id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI clients
-send many; fields that we know and cannot honour are refused. A null field is an absent field.
+id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI
+clients send many; fields that we know and cannot honour are refused. A null field is an absent one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Limits:
     max_tokens: int = 1 << 18
 
 
-def parse_request(  # noqa: PLR0913 -- a body and what it lacks
+def parse_request(
     kind: RequestKind,
     body: Mapping[str, object],
     *,

@@ -7,6 +7,8 @@ from typing import Literal
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain; charset=utf-8"
+MAX_PAYLOAD_BYTES = 960 << 10
+"""Below the packet limit of the embedded broker (1 MiB), which hangs up on more."""
 
 Qos = Literal[0, 1]
 

@@ -110,6 +110,7 @@ class Metrics:
     plan: str = ""
     """The last plan and why it was made."""
     queue_s: float = 0.0
+    """From acceptance at the door to the start of the session."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
 

@@ -158,7 +158,7 @@ class Topics:
         """Filter for all cancellations."""
         return self.job_cancel("+")
 
-    def parse(self, topic: str) -> AnyTopic | None:  # noqa: PLR0911 -- one line per topic
+    def parse(self, topic: str) -> AnyTopic | None:
         """What a topic means; None when it is not one of this cluster's."""
         root = self.root + "/"
         if not topic.startswith(root):

@@ -15,6 +15,7 @@ from edgecosine.balance.plan import (
     MAX_GAMMA,
     PROBE_GAMMA,
     Candidate,
+    Company,
     choose_plan,
     deadline,
     expected_tokens,
@@ -27,6 +28,9 @@ MEMORY_BOUND = [0.03 * (1 + 0.01 * rows) for rows in range(26)]
 
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1)
+companies = st.builds(
+    Company, requests=st.integers(0, 8), rows=st.integers(0, 40), tokens=st.floats(0, 30)
+)
 passes = st.lists(st.floats(0.001, 1), min_size=26, max_size=26).map(sorted)
 
 
@@ -73,20 +77,28 @@ def test_target_goes_alone_when_nobody_helps(
     assert why in plan.reason
 
 
-@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), seconds)
+@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), companies)
 def test_plan_is_the_best_of_all_by_brute_force(
-    drafters: list[Candidate], pass_s: list[float], room: int, round_s: float
+    drafters: list[Candidate], pass_s: list[float], room: int, company: Company
 ) -> None:
-    plan = choose_plan(drafters, pass_s, room, round_s=round_s)
-    speeds: dict[tuple[object, ...], float] = {(): 1.0 / (pass_s[1] + round_s)}
+    plan = choose_plan(drafters, pass_s, room, company)
+    speeds: dict[tuple[object, ...], float] = {(): (company.tokens + 1.0) / pass_s[1]}
     for each in drafters:
         for gamma in range(1, min(MAX_GAMMA, room - 1) + 1):
-            total_s = each.overhead_s + gamma * each.token_s + pass_s[gamma + 1] + round_s
-            speed = expected_tokens(each.rate, gamma) / total_s
+            wait_s = (each.overhead_s + gamma * each.token_s) / (1 + company.requests)
+            tokens = company.tokens + expected_tokens(each.rate, gamma)
             key = (each.node_id, gamma)
-            speeds[key] = max(speed, speeds.get(key, 0.0))
+            speeds[key] = max(tokens / (wait_s + pass_s[gamma + 1]), speeds.get(key, 0.0))
     chosen = (*plan.drafters, plan.gamma) if plan.gamma else ()
     assert speeds[chosen] == pytest.approx(max(speeds.values()))
+
+
+def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
+    arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
+    crowd = Company(requests=7, rows=7, tokens=7.0)
+    alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
+    assert alone.gamma > 0
+    assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, crowd).gamma == 0
 
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40))

@@ -26,6 +26,7 @@ async def command(name: str, *arguments: str) -> AsyncIterator[Process]:
         *("-c", f"from edgecosine.cli.{name} import command; command()", *arguments),
         stdout=PIPE,
         stderr=PIPE,
+        start_new_session=True,
     )
     try:
         yield process
@@ -155,8 +156,20 @@ def test_broker_says_which_and_leaves_nothing_behind() -> None:
             assert "taken" in err
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 143
-        with pytest.raises(OSError, match="refused|Connect"):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", int(listen.rpartition(":")[2]))
+
+    run(story())
+
+
+def test_ctrl_c_is_for_the_command_and_not_for_the_broker() -> None:
+    async def story() -> None:
+        listen = f"127.0.0.1:{free_port()}"
+        async with command("broker", "--listen", listen) as process:
+            assert process.stdout is not None
+            await process.stdout.readline()
+            os.killpg(process.pid, signal.SIGINT)
+            assert await process.wait() == 130
 
     run(story())
 

@@ -11,7 +11,7 @@ OWN = [
 
 
 def test_a_door_on_every_address_tells_all_but_loopback() -> None:
-    for host in ("", "*", "0.0.0.0", "::"):
+    for host in ("", "*", "0.0.0.0", "::"):  # noqa: S104
         assert addresses_to_tell([host], OWN) == ["192.168.1.5", "fd00::5", "fe80::5"]
 
 

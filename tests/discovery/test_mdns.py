@@ -44,7 +44,10 @@ def _multicast_fault() -> str | None:
 
 
 FAULT = _multicast_fault()
-pytestmark = pytest.mark.skipif(FAULT is not None, reason=f"no multicast on loopback: {FAULT}")
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(FAULT is not None, reason=f"no multicast on loopback: {FAULT}"),
+]
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.events import (
@@ -145,7 +147,7 @@ def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
     assert play(Ticked(), after_s=1000) == []
     assert play.standing("10.0.0.9:7000") == ("linked", "")
     effects = play(LinkDown("drafter-1", "cable"))
-    assert {e.candidate for e in effects if isinstance(e, Explained)} == {
+    assert {e.contact for e in effects if isinstance(e, Explained)} == {
         "drafter-1",
         "10.0.0.9:7000",
     }
@@ -245,4 +247,52 @@ def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
     play(PeerSeen(advert()))
     play(PeerGone("drafter-1"))
     assert play(DialFailed("drafter-1", "off")) == []
-    assert "0 candidates" in repr(play.roster)
+    assert "0 contacts" in repr(play.roster)
+
+
+adverts = st.builds(
+    advert,
+    node_id=st.sampled_from(["a", "b", "target-1"]),
+    incarnation=st.integers(4, 6),
+    cluster=st.sampled_from(["lab", "lab", "other"]),
+    role=st.sampled_from(["drafter", "drafter", "target"]),
+    port=st.sampled_from([7000, 7001]),
+)
+node_ids = st.sampled_from(["a", "b"])
+contacts = st.sampled_from(["a", "b", str(STATIC), "nobody"])
+events = st.one_of(
+    st.builds(PeerSeen, adverts),
+    st.builds(PeerGone, node_ids),
+    st.builds(LinkUp, node_ids, st.integers(4, 6), st.none() | contacts),
+    st.builds(LinkDown, node_ids, st.just("cable")),
+    st.builds(DialFailed, contacts, st.just("off"), st.booleans()),
+    st.just(Ticked()),
+)
+
+
+@given(st.lists(st.tuples(events, st.sampled_from([0.0, 0.5, 10.0])), max_size=40))
+def test_whatever_happens_nobody_is_dialled_who_should_not_be(
+    story: list[tuple[Event, float]],
+) -> None:
+    play = Played(static=[STATIC])
+    linked: set[str] = set()
+    for event, after_s in story:
+        match event:
+            case LinkUp(node_id, _, _):
+                linked.add(node_id)
+            case LinkDown(node_id, _):
+                linked.discard(node_id)
+            case _:
+                pass
+        dials = [e for e in play(event, after_s) if isinstance(e, Dial)]
+        assert len({dial.contact for dial in dials}) == len(dials)
+        for dial in dials:
+            assert dial.contact in ("a", "b", str(STATIC))
+            is_restart = isinstance(event, PeerSeen) and event.advert.node_id == dial.contact
+            assert dial.contact not in linked or is_restart
+        due = play.roster.wake_at
+        assert due is None or due > play.now
+        assert len(play.roster.explain()) <= 3
+    for explanation in play.roster.explain():
+        is_told = explanation.reason != "" or explanation.standing == "linked"
+        assert is_told, explanation

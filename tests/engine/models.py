@@ -57,7 +57,7 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     name, extra = FAMILIES[family]
     settings = {**_BASE, **extra}
     if name == "gpt2":
-        settings = {k: v for k, v in settings.items() if k not in ("hidden_size",)}
+        settings = {k: v for k, v in settings.items() if k != "hidden_size"}
         for key in ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             settings.pop(key)
     torch.manual_seed(seed)

@@ -44,7 +44,7 @@ def test_batch_and_history_change_nothing() -> None:
     prompts = [prompt_of(20 + i, seed=i) for i in range(4)]
     fresh = [_drafter().draft([_work("x", p, 3 + i)])[0] for i, p in enumerate(prompts)]
     drafter = _drafter()
-    drafter.draft([_work(str(i), p[:-4] + [5, 6], 5) for i, p in enumerate(prompts)])
+    drafter.draft([_work(str(i), [*p[:-4], 5, 6], 5) for i, p in enumerate(prompts)])
     again = drafter.draft([_work(str(i), p, 3 + i) for i, p in enumerate(prompts)])
     assert [p.tokens for p in again] == [p.tokens for p in fresh]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgecosine.engine.model import SlotModel
+from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.protocol.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
@@ -28,19 +30,29 @@ def _engine(
     *,
     slots: int = 4,
     chunk: int = 16,
-    plain: bool = False,
+    way: str = "layers",
     dtype: torch.dtype = torch.float32,
 ) -> TransformerTarget:
-    kernels = None if plain else _kernels()
-    model = SlotModel(
-        build(family, dtype=dtype), slots=slots, cells=256, threads=1, kernels=kernels
-    )
+    kernels, built = (None if way == "plain" else _kernels()), build(family, dtype=dtype)
+    if way == "fused":
+        assert kernels is not None
+        assert can_fuse(built)
+        model: PassModel = FusedModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
+    else:
+        model = SlotModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
     return TransformerTarget(model, slots=slots, max_context=200, chunk=chunk)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "plain torch"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answer_is_that_of_transformers_generate(family: str, *, plain: bool) -> None:
+WAYS = [
+    *((family, way) for family in FAMILIES for way in ("layers", "plain")),
+    *((family, "fused") for family in ("llama", "qwen2", "qwen3", "mistral with a window")),
+]
+
+
+@pytest.mark.parametrize(("family", "way"), WAYS)
+def test_answer_is_that_of_transformers_generate(family: str, way: str) -> None:
+    if way != "plain" and _kernels() is None:
+        pytest.skip("no C++ compiler for the kernels")
     prompt = prompt_of(37)
     reference = (
         build(family)
@@ -49,7 +61,7 @@ def test_answer_is_that_of_transformers_generate(family: str, *, plain: bool) ->
         ]
         .tolist()
     )
-    engine = _engine(family, plain=plain)
+    engine = _engine(family, way=way)
     alone, _ = decode(engine, [prompt], 30, [nothing])
     assert alone == [reference]
     drafts = random_trees(prompt + reference, VOCABULARY, seed=1)
@@ -59,8 +71,14 @@ def test_answer_is_that_of_transformers_generate(family: str, *, plain: bool) ->
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_answers_do_not_depend_on_company_slot_tree_or_temperature(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [("layers", torch.float32), ("layers", torch.bfloat16), ("fused", torch.float32)],
+    ids=str,
+)
+def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
+    way: str, dtype: torch.dtype
+) -> None:
     prompts = [prompt_of(length, seed=length) for length in (5, 40, 23, 61, 12, 33)]
     sampling = [
         Sampling(),
@@ -70,12 +88,12 @@ def test_answers_do_not_depend_on_company_slot_tree_or_temperature(dtype: torch.
         Sampling(temperature=0.7, presence_penalty=0.5, frequency_penalty=0.3, seed=6),
         Sampling(repetition_penalty=1.3, logit_bias=((7, 2.0),)),
     ]
-    plain = _engine("llama", dtype=dtype)
+    plain = _engine("llama", way=way, dtype=dtype)
     truth = [
         decode(plain, [prompt], 40, [nothing], [how])[0][0]
         for prompt, how in zip(prompts, sampling, strict=True)
     ]
-    engine = _engine("llama", slots=6, chunk=7, dtype=dtype)
+    engine = _engine("llama", slots=6, chunk=7, way=way, dtype=dtype)
     drafts = [
         random_trees(prompt + answer, VOCABULARY, seed=i)
         for i, (prompt, answer) in enumerate(zip(prompts, truth, strict=True))
@@ -86,10 +104,10 @@ def test_answers_do_not_depend_on_company_slot_tree_or_temperature(dtype: torch.
 
 
 @needs_kernels
-def test_logits_are_equal_to_the_bit_in_any_company() -> None:
-    from edgecosine.engine.rows import RowBuilder
-
-    model = SlotModel(build("llama"), slots=3, cells=128, threads=1, kernels=_kernels())
+@pytest.mark.parametrize("kind", [SlotModel, FusedModel])
+def test_logits_are_equal_to_the_bit_in_any_company(kind: type[SlotModel | FusedModel]) -> None:
+    kernels = load_kernels()
+    model = kind(build("llama"), slots=3, cells=128, threads=1, kernels=kernels)
     sequence = prompt_of(30)
     alone = RowBuilder()
     alone.add_sequence(0, 0, sequence)

@@ -19,7 +19,8 @@ from tests.node.wire_fixtures import draft_for, drafter_settings, request, targe
 
 
 def say(**facts: object) -> None:
-    print(json.dumps(facts), flush=True)
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
 
 
 async def main(role: str, name: str) -> None:

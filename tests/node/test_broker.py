@@ -11,9 +11,9 @@ import pytest
 
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.gateway import Gateway
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Delta, Request
 from tests.fakes import ScriptedService

@@ -9,9 +9,9 @@ import pytest
 
 from edgecosine.errors import RequestError
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.gateway import Gateway
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Delta, Request
 from tests.fakes import ScriptedService
@@ -110,11 +110,10 @@ def test_client_says_when_nothing_comes_back() -> None:
 def test_gateway_waits_for_a_broker_that_is_not_there_yet() -> None:
     async def story() -> None:
         home = Home()
-        async with home.gateway() as gateway:
-            async with home.broker(), Client(home.url, "home") as client:
-                await gateway.connected()
-                home.gate.set()
-                steps = [step async for step in client.ask(HELD)]
-                assert isinstance(steps[-1], Final)
+        async with home.gateway() as gateway, home.broker(), Client(home.url, "home") as client:
+            await gateway.connected()
+            home.gate.set()
+            steps = [step async for step in client.ask(HELD)]
+            assert isinstance(steps[-1], Final)
 
     run(story())

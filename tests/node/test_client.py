@@ -11,7 +11,7 @@ from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
-from tests.mqtt_fixtures import free_port, house, needs_mosquitto, run
+from tests.mqtt_fixtures import HOME, free_port, house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -124,5 +124,61 @@ def test_gateway_that_leaves_fails_the_request() -> None:
             assert refusal.value.code == "shutting_down"
             with pytest.raises(RequestError, match="no gateway"):
                 await whole(client, completion("2"))
+
+    run(story())
+
+
+def test_one_id_is_one_request() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            home.service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            with pytest.raises(RequestError, match="at work"):
+                await whole(client, completion("1"))
+            await steps.aclose()
+
+    run(story())
+
+
+def test_request_too_large_for_the_broker_is_not_sent() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            with pytest.raises(RequestError) as refusal:
+                await whole(client, completion("1", "x" * (1 << 20)))
+            assert refusal.value.code == "request_too_large"
+            assert (await whole(client, completion("2")))[1].text == "to be"
+
+    run(story())
+
+
+def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            assert await client.is_online()
+            assert (await client.info())["models"] == ["tiny"]
+            assert await client.nodes() == {}
+            home.gateway.publish_state("d1", {"role": "drafter"})
+            while not await client.nodes():
+                await client.changed()
+            assert (await client.nodes())["d1"].state == {"role": "drafter"}
+
+    run(story())
+
+
+def test_strange_messages_on_our_topics_are_passed_over() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home", client_id="me") as client:
+            gate = home.service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            for topic in (HOME.response("me", "1"), HOME.stream("me", "1"), HOME.info):
+                home.listener.send(topic, b"\xff{")
+            home.listener.send(HOME.response("me", "stranger"), b"{}")
+            home.listener.send(HOME.stream("me", "stranger"), b"{}")
+            await home.listener.expect(HOME.stream("me", "stranger"))
+            gate.set()
+            rest = [step async for step in steps]
+            assert isinstance(rest[-1], Final)
 
     run(story())

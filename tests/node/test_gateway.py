@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from edgecosine.errors import ActorStopped, RequestError
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.mqtt import connect
 from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import HOME, House, house, listening, needs_mosquitto, run
+from tests.mqtt_fixtures import HOME, house, listening, needs_mosquitto, run
+from tests.node.gateway_talk import ASK, answer, ask, assert_still_answers
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
-
-ASK: dict[str, Any] = {"client": "cli", "prompt": "or not"}
-
-
-def ask(home: House, request_id: str, **fields: Any) -> None:
-    """Send a completion request; fields of None are left out."""
-    body = {**ASK, "id": request_id, **fields}
-    home.listener.send(HOME.request("completion"), {k: v for k, v in body.items() if v is not None})
-
-
-async def answer(home: House, request_id: str, client: str = "cli") -> Any:
-    """The final message of a request."""
-    return await home.listener.expect_json(HOME.response(client, request_id))
-
-
-async def assert_still_answers(home: House) -> None:
-    """The gateway took no harm."""
-    ask(home, "after")
-    assert (await answer(home, "after"))["choices"][0]["text"] == "to be"
 
 
 def test_completion_gets_states_and_one_final_message() -> None:
@@ -79,82 +62,6 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
             ]
             final = await answer(home, "2")
             assert final["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
-
-    run(story())
-
-
-BAD_BODIES: list[tuple[str, bytes, str, str | None]] = [
-    ("malformed JSON", b'{"prompt": "x"', "invalid_json", None),
-    ("not an object", b"[1]", "invalid_json", None),
-    ("not UTF-8", b'{"prompt": "\xff"}', "invalid_encoding", None),
-    ("deep nesting", b"[" * 100_000, "invalid_json", None),
-    ("wrong type", b'{"prompt": 5}', "invalid_type", "prompt"),
-    ("no prompt", b"{}", "missing_required_parameter", "prompt"),
-    ("empty prompt", b'{"prompt": ""}', "empty_prompt", "prompt"),
-    (
-        "max_tokens of 0",
-        b'{"prompt": "x", "max_tokens": 0}',
-        "integer_below_min_value",
-        "max_tokens",
-    ),
-    (
-        "max_tokens of a billion",
-        b'{"prompt": "x", "max_tokens": 1000000000}',
-        "integer_above_max_value",
-        "max_tokens",
-    ),
-    (
-        "temperature of -1",
-        b'{"prompt": "x", "temperature": -1}',
-        "decimal_below_min_value",
-        "temperature",
-    ),
-    (
-        "temperature of NaN",
-        b'{"prompt": "x", "temperature": NaN}',
-        "decimal_below_min_value",
-        "temperature",
-    ),
-    ("unknown model", b'{"prompt": "x", "model": "huge"}', "model_not_found", "model"),
-    (
-        "foreign reply topic",
-        b'{"prompt": "x", "reply_to": "zigbee2mqtt/lock/set"}',
-        "reply_topic_refused",
-        "reply_to",
-    ),
-    ("bad id", b'{"prompt": "x", "id": "a/b"}', "invalid_value", "id"),
-]
-
-
-@pytest.mark.parametrize(
-    ("body", "code", "parameter"), [each[1:] for each in BAD_BODIES], ids=[b[0] for b in BAD_BODIES]
-)
-def test_bad_body_gets_an_error_and_breaks_nothing(
-    body: bytes, code: str, parameter: str | None
-) -> None:
-    async def story() -> None:
-        async with house() as home:
-            home.listener.send(
-                HOME.request("completion"), body, correlation=b"bad", user=(("client", "cli"),)
-            )
-            [message] = await home.listener.expect(HOME.response("cli", "bad"))
-            error = json.loads(message.payload)["error"]
-            assert (error["code"], error["param"]) == (code, parameter)
-            assert message.correlation == b"bad"
-            assert home.service.requests == []
-            await assert_still_answers(home)
-
-    run(story())
-
-
-def test_oversized_payload_is_refused() -> None:
-    async def story() -> None:
-        async with house(max_request_bytes=1000) as home:
-            home.listener.send(
-                HOME.request("ask"), "x" * 1001, correlation=b"big", user=(("client", "cli"),)
-            )
-            assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
-            await assert_still_answers(home)
 
     run(story())
 
@@ -358,6 +265,24 @@ def test_late_will_of_a_dead_connection_is_corrected() -> None:
             home.listener.send(HOME.status, b"offline", retain=True)
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen] == [b"online", b"offline", b"online"]
+
+    run(story())
+
+
+def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
+    async def story() -> None:
+        async with house() as home:
+            home.service.hold("hm")
+            ask(home, "1", prompt="hm")
+            await home.listener.expect_state("1", "running")
+            # The broker throws out the older of two connections with one name.
+            address = BrokerAddress.parse(home.broker.url)
+            async with connect(address, client_id="edgecosine-home-t1-gateway"):
+                pass
+            seen = await home.listener.expect(HOME.status, 3)
+            assert [message.payload for message in seen][:3] == [b"online", b"offline", b"online"]
+            home.listener.send(HOME.job_cancel("1"), b"")
+            assert (await answer(home, "1"))["error"]["code"] == "cancelled"
 
     run(story())
 

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from edgecosine.discovery.peer import Address
-from edgecosine.node.link import LinkSettings, Timing
+from edgecosine.node.heartbeat import Timing
+from edgecosine.node.link import LinkSettings
 from edgecosine.protocol.codec import decode, encode
 from edgecosine.protocol.framing import FrameBuffer, frame
 from edgecosine.protocol.messages import (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -12,9 +14,12 @@ import pytest
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.node import mqtt
 from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.mqtt import BrokerAddress, Version, connect
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.mqtt import Version, connect
 from edgecosine.protocol.publication import Incoming, Outgoing
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run
+
+_SOONER_THAN_HEARTBEATS_S = 8.0
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -97,13 +102,17 @@ def test_will_is_sent_when_we_are_torn_away_only() -> None:
             will = Outgoing("will", b"torn", retain=True)
             async with connect(address, client_id="clean", will=will):
                 pass
-            async with connect(address, client_id="observer") as observer:
+            async with (
+                connect(address, client_id="observer") as observer,
+                contextlib.aclosing(observer.messages()) as messages,
+            ):
                 await observer.subscribe(["will"])
-                async with connect(address, client_id="twin", will=will):
-                    # The broker throws out the older of two connections with one name.
-                    async with connect(address, client_id="twin"):
-                        async with contextlib.aclosing(observer.messages()) as messages:
-                            assert (await anext(messages)).payload == b"torn"
+                # The broker throws out the older of two connections with one name.
+                async with (
+                    connect(address, client_id="twin", will=will),
+                    connect(address, client_id="twin"),
+                ):
+                    assert (await anext(messages)).payload == b"torn"
 
     run(story())
 
@@ -121,7 +130,7 @@ def test_end_of_the_broker_ends_every_wait() -> None:
                 await connection.publish(MESSAGE)
             with pytest.raises(BrokerLost):
                 await connection.subscribe(["a"])
-        with pytest.raises(BrokerLost, match="no connection to 127.0.0.1"):
+        with pytest.raises(BrokerLost, match=r"no connection to 127\.0\.0\.1"):
             async with connect(address, client_id="me"):
                 pass
 
@@ -173,10 +182,34 @@ def test_old_broker_is_spoken_to_in_3_1_1(
     run(story())
 
 
+def test_reset_is_noticed() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"\x20\x03\x00\x00\x00")
+        await reader.read(1000)
+        endpoint = writer.get_extra_info("socket")
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_server(reset, "127.0.0.1", 0)
+        async with server, asyncio.timeout(_SOONER_THAN_HEARTBEATS_S):
+            address = BrokerAddress("127.0.0.1", server.sockets[0].getsockname()[1])
+            async with connect(address, client_id="me", version="5") as connection:
+                await connection.publish(Outgoing("a", b"", qos=0))
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(connection.watch())
+                    with pytest.raises(BrokerLost):
+                        await anext(connection.messages())
+                    watching.cancel()
+
+    run(story())
+
+
 def test_wrong_password_is_said_and_not_tried_again() -> None:
     async def story() -> None:
         async with scripted_broker(lambda _: b"\x20\x03\x00\x86\x00") as (address, versions):
-            with pytest.raises(BrokerLost, match="(?i)user name or password"):
+            with pytest.raises(BrokerLost, match=r"(?i)user name or password"):
                 async with connect(address, client_id="me"):
                     pass
             assert versions == [5]

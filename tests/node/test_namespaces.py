@@ -1,4 +1,4 @@
-"""Nodes on two machines: network namespaces joined by a cable, over IPv4 alone and IPv6 alone."""
+"""Nodes on two machines: network namespaces joined by a cable, with one kind of address each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from tests.node.wire_fixtures import run
 
 ROOT = Path(__file__).parents[2]
 NEAR, FAR = f"ecs{os.getpid()}a", f"ecs{os.getpid()}b"
-ADDRESSES = {"IPv4": ("10.77.1.{}/24", []), "IPv6": ("fd77:1::{}/64", ["nodad"])}
+ADDRESSES = {
+    "IPv4": ("10.77.1.{}/24", []),
+    "IPv6": ("fd77:1::{}/64", ["nodad"]),
+    "link-local IPv6": ("fe80::77:{}/64", ["nodad"]),
+}
 
 
 def ip(*words: str) -> None:
@@ -56,6 +60,7 @@ def two_machines(family: str) -> Iterator[None]:
                 ip(*switch, "net.ipv6.conf.all.disable_ipv6=1")
             else:
                 ip("-n", name, "addr", "del", "127.0.0.1/8", "dev", "lo")
+                ip("-n", name, "link", "set", "cable", "addrgenmode", "none")
             ip("-n", name, "addr", "add", pattern.format(number), "dev", "cable", *options)
             ip("-n", name, "link", "set", "cable", "up")
         yield
@@ -97,6 +102,7 @@ async def living(namespace: str, role: str, name: str) -> AsyncIterator[Process]
 FAULT = _fault()
 
 
+@pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("family", ADDRESSES)
 def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -> None:
@@ -112,3 +118,48 @@ def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -
 
     with two_machines(family):
         run(main())
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:
+    async def main() -> None:
+        async with living(NEAR, "target", "target-1") as target:
+            await target.says("listening")
+            async with living(NEAR, "drafter", "drafter-1"):
+                assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+
+    with two_machines("IPv4"):
+        ip("-n", NEAR, "link", "del", "cable")
+        run(main())
+
+
+DEAF = """
+import asyncio, uvloop
+from edgecosine.discovery.mdns import Mdns, hears_itself
+from tests.discovery.adverts import advert
+
+async def main():
+    assert not await hears_itself(hearing_s=0.5)
+    try:
+        async with asyncio.timeout(1.0):
+            await Mdns(hearing_s=0.5).run(advert(addresses=("127.0.0.1",)), print)
+    except TimeoutError:
+        pass
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+@pytest.mark.skipif(shutil.which("nft") is None, reason="there is no nft command")
+def test_multicast_that_is_swallowed_is_noticed() -> None:
+    rules = "add table inet t; add chain inet t o { type filter hook output priority 0; }; "
+    rules += "add rule inet t o udp dport 5353 drop"
+    with two_machines("IPv4"):
+        ip("netns", "exec", NEAR, "nft", rules)
+        command = ["ip", "netns", "exec", NEAR, sys.executable, "-c", DEAF]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "our own announcement did not come back within 0.5 s" in told.stderr
+    assert "--peer HOST:PORT" in told.stderr

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
-from edgecosine.node.mqtt import BrokerAddress
 from edgecosine.node.presence import Presence
 from tests.mqtt_fixtures import (
     HOME,
@@ -29,7 +29,7 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 NODE = """
 import sys, uvloop
-from edgecosine.node.mqtt import BrokerAddress
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.presence import Presence
 uvloop.run(Presence(broker=BrokerAddress.parse(sys.argv[1]), cluster="home", node_id="d1").run())
 """

@@ -12,7 +12,8 @@ import msgspec
 import uvloop
 
 from edgecosine.discovery.peer import Address
-from edgecosine.node.link import Link, LinkSettings, Timing
+from edgecosine.node.heartbeat import Timing
+from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect, listen
 from edgecosine.protocol.messages import Draft, DraftRequest, Hello, Release, pack_tokens
 from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary

@@ -75,7 +75,7 @@ def test_earlier_of_expiry_and_deadline_counts() -> None:
 
 
 def test_bare_prompt_is_a_request() -> None:
-    reading = read("hm".encode(), "ask", client="a", correlation=b"1")
+    reading = read(b"hm", "ask", client="a", correlation=b"1")
     assert isinstance(reading, Accepted)
     assert (reading.request.key, reading.request.prompt) == ("a/1", "hm")
     for payload in (b"", b"\xff"):

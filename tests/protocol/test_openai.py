@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -286,8 +287,27 @@ json_values = st.recursive(
     max_leaves=5,
 )
 names = st.sampled_from(
-    "prompt messages max_tokens temperature top_p top_k min_p seed stop model n logit_bias "
-    "stream ignore_eos deadline_ms id client reply_to presence_penalty".split()
+    [
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "model",
+        "n",
+        "logit_bias",
+        "stream",
+        "ignore_eos",
+        "deadline_ms",
+        "id",
+        "client",
+        "reply_to",
+        "presence_penalty",
+    ]
 )
 
 
@@ -297,8 +317,7 @@ def test_any_json_is_read_or_refused(body: dict[str, Any], kind: RequestKind) ->
         request = read(
             {"prompt": "x", "messages": [{"role": "user", "content": "x"}], **body}, kind
         )
-    except RequestError as error:
-        assert error.code
+    except RequestError:
         return
     assert request.prompt
     assert 1 <= request.max_tokens <= LIMITS.max_tokens
@@ -307,7 +326,5 @@ def test_any_json_is_read_or_refused(body: dict[str, Any], kind: RequestKind) ->
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
-    try:
-        read(payload)
-    except RequestError as error:
-        assert error.code
+    with contextlib.suppress(RequestError):
+        assert read(payload).prompt

@@ -1,0 +1,200 @@
+"""Models of the Llama kind as one compiled call per pass: no Python and no torch between layers.
+
+The weights and the rotary tables are those of the transformers model, which stays the reference:
+the self-test at load compares the two. Everything else runs as a `SlotModel`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgecosine.engine.attention import LayerCache, Rows
+from edgecosine.engine.native import Kernels
+from edgecosine.engine.packing import narrowest, pack
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that depend on the position alone."""
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Weight) for name in ("query_key_value", "output", "gate_up", "down")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "input_norm", "middle_norm", "query_norm", "key_norm", "keys", "values"
+            )
+        ),
+        ("window", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        ("head", _Weight),
+        *((name, ctypes.c_void_p) for name in ("embedding", "output_norm", "cosine", "sine")),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
+                "embedding_bytes", "threads",
+            )
+        ),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether `FusedModel` computes what this model does."""
+    config: Any = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    return (
+        config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and rope.get("rope_type", "default") in ROPE_TYPES
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and all(type(m) is nn.Linear for m in linears)
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    )
+
+
+class FusedModel:
+    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, slots: int, cells: int, threads: int, kernels: Kernels
+    ) -> None:
+        body: Any = model.model
+        config: Any = model.config
+        self._kernels, self._cells = kernels, cells
+        self._kept: list[torch.Tensor] = []
+        """Tensors whose memory the decoder points to."""
+        attention = body.layers[0].self_attn
+        head_size = int(attention.head_dim)
+        groups = int(config.num_key_value_heads)
+        shape = (slots, groups, cells, head_size)
+        self._caches = [LayerCache(torch.zeros(shape), torch.zeros(shape)) for _ in body.layers]
+        layers = (_Layer * len(body.layers))(
+            *(
+                self._layer(layer, cache, _window(config, index))
+                for index, (layer, cache) in enumerate(zip(body.layers, self._caches, strict=True))
+            )
+        )
+        embedding = narrowest(body.embed_tokens.weight.detach())
+        head = self._weight(model.lm_head)
+        cosine, sine = _rotary(body.rotary_emb, cells, head_size)
+        self._vocabulary = int(head.outputs)
+        self._decoder = _Decoder(
+            layers=layers,
+            head=head,
+            embedding=self._keep(embedding),
+            output_norm=self._keep(body.norm.weight.detach()),
+            cosine=self._keep(cosine),
+            sine=self._keep(sine),
+            num_layers=len(body.layers),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            groups=groups,
+            head_size=head_size,
+            inner=body.layers[0].mlp.gate_proj.out_features,
+            cells=cells,
+            embedding_bytes=embedding.element_size(),
+            threads=threads,
+            epsilon=config.rms_norm_eps,
+            scale=float(attention.scaling),
+        )
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+        return self._cells
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`."""
+        logits = torch.empty(len(keep), self._vocabulary)
+        wanted = torch.tensor(keep, dtype=torch.int64)
+        self._kernels.library.edgecosine_decode(
+            ctypes.byref(self._decoder),
+            rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
+            rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
+            rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
+            wanted.data_ptr(), len(keep), logits.data_ptr(),
+        )  # fmt: skip
+        return logits
+
+    @torch.inference_mode()
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        if list(source) == list(target):
+            return
+        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
+        for cache in self._caches:
+            cache.move(slot, from_cells, to_cells)
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _weight(self, *linears: nn.Linear) -> _Weight:
+        """One packed matrix of the outputs of all `linears` side by side."""
+        joined = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        weight = narrowest(joined)
+        packed = self._keep(pack(weight, self._kernels))
+        bias = self._keep(torch.cat([b.detach() for b in biases])) if biases else None
+        return _Weight(packed, bias, *joined.shape, weight.element_size())
+
+    def _layer(self, layer: Any, cache: LayerCache, window: int) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        query_norm, key_norm = (n and self._keep(n.weight.detach()) for n in norms)
+        return _Layer(
+            query_key_value=self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
+            output=self._weight(attention.o_proj),
+            gate_up=self._weight(mlp.gate_proj, mlp.up_proj),
+            down=self._weight(mlp.down_proj),
+            input_norm=self._keep(layer.input_layernorm.weight.detach()),
+            middle_norm=self._keep(layer.post_attention_layernorm.weight.detach()),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            keys=self._keep(cache.keys),
+            values=self._keep(cache.values),
+            window=window,
+        )
+
+
+def _window(config: Any, layer: int) -> int:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
+
+
+@torch.inference_mode()
+def _rotary(module: Any, positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [positions, head size / 2] as the model itself computes them."""
+    cosine, sine = module(torch.zeros(1), torch.arange(positions)[None])
+    half = head_size // 2
+    return cosine[0, :, :half].float(), sine[0, :, :half].float()

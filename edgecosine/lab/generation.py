@@ -1,0 +1,50 @@
+"""Batched text of a model from prompts of one length, with the hidden states it passes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaForCausalLM
+
+# Swap this line for the project's own noise.
+from edgecosine.lab.local_noise import gumbel_noise
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy; else the arg max of logits / temperature + shared Gumbel noise."""
+
+    temperature: float
+    seeds: Tensor
+
+    def choose(self, logits: Tensor, position: int) -> Tensor:
+        """Tokens (n,) at an absolute position from logits (n, vocabulary)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        noise = gumbel_noise(self.seeds, position, logits.shape[-1])
+        return (logits / self.temperature + noise).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens (n, prompt + new) and the last hidden states (n, prompt + new - 1, width)."""
+
+    tokens: Tensor
+    hidden: Tensor
+
+
+@torch.inference_mode()
+def generate(model: LlamaForCausalLM, prompts: Tensor, new: int, sampling: Sampling) -> Generated:
+    """Continue prompts (n, length) by `new` tokens; end-of-text does not stop the text."""
+    length = prompts.shape[1]
+    cache = DynamicCache(config=model.config)
+    tokens, hidden, latest = [prompts], [], prompts
+    for position in range(length, length + new):
+        states = model.model(input_ids=latest, past_key_values=cache, use_cache=True)
+        hidden.append(states.last_hidden_state)
+        logits = model.lm_head(hidden[-1][:, -1])
+        latest = sampling.choose(logits, position)[:, None]
+        tokens.append(latest)
+    return Generated(torch.cat(tokens, 1), torch.cat(hidden, 1))

@@ -1,0 +1,73 @@
+"""A request as its asker sees it: what was missed comes from the final message, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edgecosine.errors import RequestError
+from edgecosine.node.asking import Asking
+from edgecosine.protocol.answers import Final, Piece
+from edgecosine.protocol.request import Request
+
+FINAL = Final("1", "to be or not", "stop", {})
+
+
+def pieces(*texts: str, start: int = 0) -> list[Piece]:
+    return [Piece(start + n, text, False) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (pieces("to", " be"), []),
+        (pieces("to", " be"), pieces(" not", start=3)),
+        (pieces("to", " be"), pieces("to", " be", " or", " not")),
+        (pieces("to", " be"), pieces("to be", " or not")),
+        (pieces("to be or not"), pieces("to")),
+        ([], pieces(" be", start=1)),
+        ([], []),
+    ],
+)
+def test_text_is_whole_and_nothing_comes_twice(before: list[Piece], after: list[Piece]) -> None:
+    async def story() -> str:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True))
+        taken = []
+        for part in (before, after):
+            for piece in part:
+                asking.take_piece(piece)
+            taken.append(asking.take_text())
+        asking.finish(FINAL)
+        taken.append(asking.take_text())
+        assert asking.is_over
+        assert asking.result() is FINAL
+        return "".join(taken)
+
+    assert asyncio.run(story()) == FINAL.text
+
+
+def test_request_without_stream_has_no_text_but_the_final() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x"))
+        assert not asking.is_over
+        with pytest.raises(RuntimeError):
+            asking.result()
+        asking.finish(FINAL)
+        assert asking.is_over
+        assert asking.take_text() == ""
+
+    asyncio.run(story())
+
+
+def test_first_end_counts() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True))
+        asking.take_piece(Piece(0, "to", False))
+        asking.fail(RequestError("no"))
+        asking.finish(FINAL)
+        assert asking.is_over
+        with pytest.raises(RequestError, match="no"):
+            asking.result()
+
+    asyncio.run(story())

@@ -1,0 +1,146 @@
+"""Each check says ok or what to do, on machines that are made of files."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from edgecosine.discovery.interfaces import Interface
+from edgecosine.node.doctor import (
+    check_broker,
+    check_compiler,
+    check_engine,
+    check_interfaces,
+    check_memory,
+    check_models,
+    check_multicast,
+    check_processor,
+    check_python,
+    examine,
+)
+from tests.node.wire_fixtures import run
+
+
+def file_with(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_python_must_be_new_enough() -> None:
+    assert check_python().is_ok
+    assert check_python((3, 10, 12)).advice == "install Python 3.11 or newer"
+
+
+def test_any_compiler_will_do() -> None:
+    assert check_compiler(lambda name: "/bin/c++" if name == "c++" else None).finding == "/bin/c++"
+    assert check_compiler(lambda _: None).advice.startswith("install g++")
+
+
+def test_little_memory_is_told(tmp_path: Path) -> None:
+    plenty = file_with(tmp_path / "plenty", "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n")
+    little = file_with(tmp_path / "little", "MemAvailable: 1048576 kB\n")
+    assert (check_memory(plenty).finding, check_memory(plenty).is_ok) == ("8.0 GiB available", True)
+    assert (check_memory(little).finding, check_memory(little).is_ok) == (
+        "1.0 GiB available",
+        False,
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "MemTotal: 9 kB\n", "MemAvailable: much\n", "x\n"])
+def test_memory_without_the_usual_file_is_read_another_way(
+    tmp_path: Path, text: str | None
+) -> None:
+    path = tmp_path / "meminfo"
+    if text is not None:
+        path.write_text(text)
+    assert check_memory(path).finding.endswith("GiB in all")
+
+
+@pytest.mark.parametrize(
+    ("text", "finding", "is_ok"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16\n",
+         "avx2, avx512f, avx512_bf16, amx_bf16", True),
+        ("Features\t: fp asimd bf16\n", "asimd, bf16", True),
+        ("flags : fpu sse2\n", "no vector features", False),
+    ],
+)  # fmt: skip
+def test_processor_features_are_named(tmp_path: Path, text: str, finding: str, is_ok: bool) -> None:
+    check = check_processor(file_with(tmp_path / "cpuinfo", text))
+    assert check.finding.endswith(f": {finding}")
+    assert check.is_ok == is_ok
+
+
+def test_a_processor_without_the_usual_file_is_no_fault(tmp_path: Path) -> None:
+    assert check_processor(tmp_path / "nothing").is_ok
+
+
+def test_a_missing_engine_is_told() -> None:
+    (check,) = check_engine("edgecosine.engine.no_such_module")
+    assert check.finding.startswith("not installed")
+    assert not check.is_ok
+
+
+def test_interfaces_are_listed() -> None:
+    lo, eth0 = Interface("lo", ("127.0.0.1", "::1")), Interface("eth0", ("10.0.0.5",))
+    assert check_interfaces([lo, eth0]).finding == "lo 127.0.0.1, ::1; eth0 10.0.0.5"
+    assert "only nodes of this machine" in check_interfaces([lo]).finding
+    assert not check_interfaces([]).is_ok
+
+
+def test_models_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    zoo = tmp_path / "zoo"
+    assert check_models(None, zoo)[0].advice.startswith("run scripts/train_zoo")
+    assert check_models("ngram", zoo)[0].is_ok
+    assert check_models("owner/model", zoo)[0].is_ok
+    assert not check_models("nothing here", zoo)[0].is_ok
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert not check_models("owner/model", zoo)[0].is_ok
+    (zoo / "half").mkdir(parents=True)
+    (zoo / "half" / "config.json").write_text("{}")
+    (check,) = check_models(None, zoo)
+    assert check.name == "model half"
+    assert "no .safetensors file" in check.finding
+
+
+def test_a_broker_that_listens_is_ok_and_a_password_is_never_shown() -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        url = f"mqtt://me:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        there = await check_broker(url)
+        server.close()
+        await server.wait_closed()
+        gone = await check_broker(url)
+        assert (there.is_ok, gone.is_ok) == (True, False)
+        assert "edgecosine broker" in gone.advice
+        assert "secret" not in there.finding + gone.finding
+
+    run(main())
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://x", "mqtt://", "mqtt://h:port"])
+def test_a_broker_that_is_no_address_is_told(url: str) -> None:
+    assert run(check_broker(url)).advice == "write mqtt://HOST[:PORT]"
+
+
+def test_without_a_broker_one_that_could_be_started_is_named() -> None:
+    check = run(check_broker(None))
+    assert check.is_ok == ("will start" in check.finding)
+
+
+def test_deaf_multicast_says_how_to_do_without() -> None:
+    check = run(check_multicast(["203.0.113.77"]))
+    assert "--peer HOST:PORT" in check.advice
+
+
+def test_an_examination_has_every_check(tmp_path: Path) -> None:
+    checks = run(examine(model="ngram", broker=None, zoo=tmp_path, used=["203.0.113.77"]))
+    names = {check.name for check in checks}
+    assert names >= {
+        "python", "compiler", "memory", "processor", "engine", "model ngram", "interfaces",
+        "multicast", "broker",
+    }  # fmt: skip
