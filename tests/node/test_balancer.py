@@ -127,7 +127,7 @@ def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) ->
         Proposal(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
         for n, draft in enumerate(drafts)
     ]
-    tree = balancer().fuse(proposals, room, 0.001)
+    tree = balancer().fuse(RequestState(), proposals, room, 0.001)
     assert len(tree) <= max(0, min(room, MAX_NODES))
 
 
@@ -136,16 +136,41 @@ def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
     for rows in range(1, MAX_NODES + 2):
         made.observe_pass(rows, 0.01 * rows)
     doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
-    assert len(made.fuse([doubtful], 20, 0.0)) < 3
-    assert len(balancer().fuse([doubtful], 20, 0.0)) == 12
+    assert len(made.fuse(RequestState(), [doubtful], 20, 0.0)) < 3
+    assert len(balancer().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
 
 
 def test_boaster_loses_its_place_in_the_tree() -> None:
     made, request = balancer(), RequestState()
     boaster = Proposal("boaster", 3, (0, 1), (1.0, 1.0))
     honest = Proposal("honest", 3, (100, 101), (0.7, 0.7))
-    assert made.fuse([boaster, honest], 1, 0.0).tokens == (0,)
+    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (0,)
     for _ in range(10):
         made.observe_truth(request, boaster, (100, 101))
         made.observe_truth(request, honest, (100, 101))
-    assert made.fuse([boaster, honest], 1, 0.0).tokens == (100,)
+    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (100,)
+
+
+def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
+    made = Balancer()
+    for rows in range(1, 60):
+        made.observe_pass(rows, 0.02 + 0.001 * rows)
+    lengths = []
+    requests = []
+    for _ in range(8):
+        request = made.open("edgecosine")
+        requests.append(request)
+        for _ in range(6):
+            teach(made, request, "d", hits=4)
+            teach(made, request, "d", hits=1)
+        plan = made.plan(request, ["d"], 100)
+        plan = made.plan(request, ["d"], 100)
+        proposal = Proposal("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
+        made.fuse(request, [proposal], 50, 0.0)
+        lengths.append(plan.gamma)
+    assert lengths[0] > lengths[-1]
+    for request in requests:
+        made.close(request)
+    newcomer = made.open("edgecosine")
+    teach(made, newcomer, "d", hits=4)
+    assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 
 import pytest
@@ -64,17 +63,5 @@ def test_caller_who_leaves_stops_no_call_and_blocks_nobody() -> None:
             assert task.cancelled()
             leave.set()
             assert await thread.run(lambda: list(finished)) == [1]
-
-    run(main())
-
-
-def test_thread_is_pinned_and_the_loop_is_not() -> None:
-    before = os.sched_getaffinity(0)
-    core = min(before)
-
-    async def main() -> None:
-        with EngineThread("engine", cores=(core,)) as thread:
-            assert await thread.run(lambda: os.sched_getaffinity(0)) == {core}
-            assert os.sched_getaffinity(0) == before
 
     run(main())
