@@ -19,6 +19,7 @@ Role = Literal["target", "drafter"]
 Quantize = Literal["none", "nf4", "int8"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -53,10 +54,9 @@ class NodeConfig:
             raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
         if self.max_sessions > self.slots:
             raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
-        available = os.sched_getaffinity(0)
-        if missing := set(self.cores) - available:
-            allowed = f"processors of this machine: {_spans(available)}"
-            raise ConfigError("cores", ",".join(map(str, sorted(missing))), allowed)
+        if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
+            allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"
+            raise ConfigError("cores", _listed(missing), allowed)
 
 
 def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
@@ -83,12 +83,13 @@ def parse_cores(text: str) -> tuple[int, ...]:
     """
     cores: set[int] = set()
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        span = _SPAN.fullmatch(part)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span else (1, 0)
+        if first > last:
             raise ConfigError("cores", text, "processor numbers, for example 0,2-3")
-        cores.update(range(int(first), int(last or first) + 1))
+        cores.update(range(first, last + 1))
     return tuple(sorted(cores))
 
 
-def _spans(cores: Collection[int]) -> str:
+def _listed(cores: Collection[int]) -> str:
     return ",".join(map(str, sorted(cores)))

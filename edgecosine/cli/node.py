@@ -30,7 +30,7 @@ def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
 
 
 def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    env = "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
+    env = "EDGECOSINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     return click.option(
         name, envvar=env, show_envvar=True, show_default=settings.pop("show_default", True),
         **settings,

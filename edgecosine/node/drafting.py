@@ -67,6 +67,8 @@ class Drafting:
             return
         prefix = self._prefixes.setdefault(message.request_id, Prefix())
         self._prefixes.move_to_end(message.request_id)
+        if len(self._prefixes) > MAX_REQUESTS:
+            self._forget(next(iter(self._prefixes)))
         new_tokens = unpack_tokens(message.new_tokens)
         kept = message.prefix_len - len(new_tokens)
         if not prefix.reconcile(kept, new_tokens, message.prefix_digest):
@@ -77,8 +79,6 @@ class Drafting:
                 OutOfStep(message.request_id, message.round, have, message.branch),
             )
             return
-        if len(self._prefixes) > MAX_REQUESTS:
-            self._forget(next(iter(self._prefixes)))
         self._drop_stale(message)
         key = (message.request_id, message.branch)
         self._waiting[key] = _Ask(message, tuple(prefix.tokens), reply)

@@ -36,14 +36,14 @@ async def spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Process
         )
 
 
-async def stop(process: asyncio.subprocess.Process) -> None:
+async def stop(process: asyncio.subprocess.Process, *, patience_s: float = _STOP_TIMEOUT_S) -> None:
     """Ask a process to end, and end it when it does not."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
+        async with asyncio.timeout(patience_s):
             await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):

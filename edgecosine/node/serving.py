@@ -90,6 +90,13 @@ class Serving:
     def _prompt_tokens(self, request: Request) -> list[int]:
         if request.policy not in POLICIES:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
+        beyond = [t for t, _ in request.sampling.logit_bias if t >= self._codec.num_tokens]
+        if beyond:
+            raise RequestError(
+                f"logit_bias names token {beyond[0]}, but the vocabulary has "
+                f"{self._codec.num_tokens}",
+                parameter="logit_bias",
+            )
         if isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:

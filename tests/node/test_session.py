@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgecosine.balance.plan import ALONE
 from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
 from tests.fakes_engine import (
     House,
@@ -307,6 +308,9 @@ async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) ->
     """The next request of another name finds every slot free but its own."""
     assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
     assert repr(home.serving).startswith("<Serving scripted [0 sessions")
+    newcomer = home.balancer.open("edgecosine")
+    assert home.balancer._company(newcomer) == ALONE
+    home.balancer.close(newcomer)
     await home.answer(request("another", request_id="2", max_tokens=12))
     assert set(home.target.fed) <= {"a/2"}
     for engine in engines:

@@ -1,0 +1,148 @@
+"""`edgecosine node`: settings from the command line, the environment and a file, in this order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edgecosine.cli.node import command, node_config
+from edgecosine.config import NodeConfig
+
+WANTED = ["--role", "drafter", "--model", "ngram"]
+
+
+def settings(args: list[str], env: dict[str, str] | None = None) -> NodeConfig:
+    """What the command would run a node with."""
+    found: list[NodeConfig] = []
+
+    def keep(config: Path | None, log_level: str, **options: Any) -> None:
+        found.append(node_config(**options))
+
+    twin = click.Command("node", params=command.params, callback=keep)
+    result = CliRunner(env=env or {}).invoke(twin, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return found[0]
+
+
+def refusal(args: list[str], env: dict[str, str] | None = None) -> str:
+    """What the command says to wrong settings, in one line."""
+    result = CliRunner(env=env or {}).invoke(command, args, catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+def toml(folder: Path, text: str) -> str:
+    path = folder / "node.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    found = settings(WANTED)
+    assert found == NodeConfig(role="drafter", model="ngram", node_id=found.node_id)
+    assert "-drafter-" in found.node_id
+    assert settings(WANTED).node_id != found.node_id
+
+
+def test_command_line_comes_before_environment_before_file(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'cluster = "file"\nbroker = "mqtt://file"\nslots = 3\nrole = "drafter"')
+    env = {"EDGECOSINE_CLUSTER": "env", "EDGECOSINE_BROKER": "mqtt://env", "EDGECOSINE_MODEL": "e"}
+    found = settings(["--config", file, "--cluster", "line"], env)
+    assert (found.cluster, found.broker, found.slots) == ("line", "mqtt://env", 3)
+    assert (found.role, found.model) == ("drafter", "e")
+    assert settings([], env | {"EDGECOSINE_CONFIG": file}).cluster == "env"
+
+
+def test_every_option_is_read_from_the_environment() -> None:
+    env = {
+        "EDGECOSINE_MDNS": "no",
+        "EDGECOSINE_PEER": "a:1 b:2",
+        "EDGECOSINE_MAX_SESSIONS": "2",
+        "EDGECOSINE_NODE_ID": "me",
+        "EDGECOSINE_CORES": "0",
+    }
+    found = settings([*WANTED], env)
+    assert not found.mdns
+    assert found.peers == ("a:1", "b:2")
+    assert (found.max_sessions, found.node_id) == (2, "me")
+
+
+def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
+    file = toml(
+        tmp_path,
+        'mdns = false\npeer = ["a:1", "b:2"]\nmax-sessions = 2\nnode_id = "me"\nthreads = 2\n',
+    )
+    found = settings([*WANTED, "--config", file])
+    assert not found.mdns
+    assert found.peers == ("a:1", "b:2")
+    assert (found.max_sessions, found.node_id, found.threads) == (2, "me", 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model", "m"], ["--role", "target", "drafter"]),
+        (["--role", "drafter"], ["--model"]),
+        (["--role", "oracle", "--model", "m"], ["--role", "'oracle'", "target"]),
+        ([*WANTED, "--slots", "0"], ["--slots", "0", "1<=x<=1024"]),
+        ([*WANTED, "--slots", "many"], ["--slots", "'many'"]),
+        ([*WANTED, "--dtype", "int3"], ["--dtype", "'int3'", "bfloat16"]),
+        ([*WANTED, "--cluster", "a b"], ["cluster", "'a b'", "1 to 64"]),
+        ([*WANTED, "--node-id", "a/b"], ["node_id", "'a/b'", "1 to 64"]),
+        ([*WANTED, "--cores", "x"], ["cores", "'x'", "0,2-3"]),
+        ([*WANTED, "--cores", "4000"], ["cores", "'4000'", "processors of this machine"]),
+        (
+            ["--role", "target", "--model", "m", "--quantize", "nf4"],
+            ["quantize", "'nf4'", "none for a target"],
+        ),
+        ([*WANTED, "--speed", "9"], ["--speed"]),
+        ([*WANTED, "--config", "/nowhere.toml"], ["--config", "/nowhere.toml"]),
+    ],
+)
+def test_wrong_value_is_refused_with_key_value_and_what_is_allowed(
+    args: list[str], words: list[str]
+) -> None:
+    said = refusal(args)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slotz = 3", ["slotz", "3", "slots"]),
+        ('slots = "many"', ["--slots", "'many'"]),
+        ('peer = "host:1"', ["--peer", "iterable"]),
+        ("slots = 0", ["--slots", "0", "1<=x<=1024"]),
+        ('role = "oracle"', ["--role", "'oracle'"]),
+        ("slots = [", ["config", "TOML"]),
+        ('config = "other.toml"', ["config", "one of"]),
+        ("[node]", ["node", "one of"]),
+    ],
+)
+def test_wrong_file_is_refused_with_key_value_and_what_is_allowed(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    args = ["--model", "m", "--config", toml(tmp_path, text)]
+    said = refusal(args if "role" in text else [*args, "--role", "drafter"])
+    assert all(word in said for word in words), said
+
+
+def test_wrong_environment_is_refused_by_its_option() -> None:
+    said = refusal(WANTED, {"EDGECOSINE_SLOTS": "none"})
+    assert all(word in said for word in ["--slots", "'none'"]), said
+
+
+def test_sessions_never_outnumber_slots() -> None:
+    assert settings([*WANTED, "--slots", "2"]).max_sessions == 2
+
+
+def test_help_names_each_environment_variable() -> None:
+    said = CliRunner().invoke(command, ["--help"]).output
+    for option in command.params:
+        assert isinstance(option.name, str)
+        assert re.search(rf"EDGECOSINE_{option.name.upper()}\b(?!/)", said), option.name

@@ -1,0 +1,176 @@
+"""The balancer: what rounds teach it, and that nobody can make it slow for long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
+from edgecosine.node.balancer import Balancer, Proposal, RequestState
+
+PASS_S = 0.03
+TRUTH = tuple(range(100, 140))
+
+
+def balancer() -> Balancer:
+    """One that knows its target: any pass takes 30 ms."""
+    made = Balancer()
+    for rows in (1, MAX_NODES + 1):
+        made.observe_pass(rows, PASS_S)
+    return made
+
+
+def teach(made: Balancer, request: RequestState, node_id: str, *, hits: int, size: int = 4) -> None:
+    """A drafter answers quickly, `hits` of its tokens are right."""
+    made.observe_answer(node_id, 0.004, 0.002, size)
+    tokens = TRUTH[:hits] + (0,) * (size - hits)
+    made.observe_truth(request, Proposal(node_id, 5, tokens, (0.9,) * size), TRUTH[: hits + 1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "committed", "left"),
+    [
+        ((7, 8, 9), (1, 2, 7), (8, 9)),
+        ((7, 8, 9), (1, 2), (7, 8, 9)),
+        ((7, 8, 9), (1, 2, 6), None),
+        ((7, 8, 9), (1, 2, 7, 8, 9), None),
+        ((7, 8, 9), (1, 2, 7, 8, 9, 1), None),
+        ((), (1, 2, 7), None),
+        ((), (1, 2), None),
+    ],
+)
+def test_draft_is_laid_on_longer_text_where_it_fits(
+    tokens: tuple[int, ...], committed: tuple[int, ...], left: tuple[int, ...] | None
+) -> None:
+    laid = Proposal("d", 2, tokens, (0.5,) * len(tokens)).after(committed)
+    assert (laid.tokens if laid else None) == left
+    if laid:
+        assert laid.prefix_len == len(committed)
+        assert len(laid.confidences) == len(laid.tokens)
+
+
+def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
+    made, request = balancer(), RequestState()
+    first = made.plan(request, ["a", "b", "c"], 100)
+    assert first.drafters == ("a", "b", "c")
+    for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
+        teach(made, request, node_id, hits=hits)
+    for _ in range(5):
+        plan = made.plan(request, ["a", "b", "c"], 100)
+        assert plan.drafters == ("b",)
+        teach(made, request, "b", hits=4)
+    assert made.last_reason == plan.reason
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
+    made, request = balancer(), RequestState()
+    num_asked = 0
+    for _ in range(400):
+        plan = made.plan(request, ["useless"], 100)
+        num_asked += len(plan.drafters)
+        if plan.drafters:
+            teach(made, request, "useless", hits=0, size=size)
+    assert 10 < num_asked < 40
+
+
+def test_silent_drafter_costs_little_of_the_targets_time() -> None:
+    made = balancer()
+    waited_s, rounds = 0.0, 0
+    for _ in range(400):
+        request = RequestState()
+        for _ in range(50):
+            rounds += 1
+            plan = made.plan(request, ["silent"], 100)
+            if plan.drafters:
+                assert plan.deadline_s <= LONGEST_DEADLINE_S
+                waited_s += plan.deadline_s
+                made.observe_late("silent", plan.deadline_s)
+    assert waited_s < 0.05 * rounds * PASS_S
+
+
+def test_drafter_that_is_back_is_asked_again_at_once() -> None:
+    made, request = balancer(), RequestState()
+    for _ in range(1000):
+        if made.plan(request, ["d"], 100).drafters:
+            made.observe_late("d", 1.0)
+    while not made.plan(request, ["d"], 100).drafters:
+        pass
+    for _ in range(20):
+        teach(made, request, "d", hits=4)
+    assert all(made.plan(request, ["d"], 100).drafters for _ in range(10))
+
+
+def test_sessions_that_meet_one_hiccup_count_it_once() -> None:
+    made, requests = balancer(), [RequestState() for _ in range(8)]
+    for request in requests:
+        made.plan(request, ["d"], 100)
+        teach(made, request, "d", hits=4)
+    for request in requests:
+        made.plan(request, ["d"], 100)
+    for _ in requests:
+        made.observe_late("d", 0.02)
+    plans = [made.plan(requests[0], ["d"], 100) for _ in range(30)]
+    assert any(plan.drafters for plan in plans)
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=12),
+        max_size=4,
+    ),
+    st.integers(-1, 30),
+)
+def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) -> None:
+    proposals = [
+        Proposal(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
+        for n, draft in enumerate(drafts)
+    ]
+    tree = balancer().fuse(RequestState(), proposals, room, 0.001)
+    assert len(tree) <= max(0, min(room, MAX_NODES))
+
+
+def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
+    made = Balancer()
+    for rows in range(1, MAX_NODES + 2):
+        made.observe_pass(rows, 0.01 * rows)
+    doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
+    assert len(made.fuse(RequestState(), [doubtful], 20, 0.0)) < 3
+    assert len(balancer().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
+
+
+def test_boaster_loses_its_place_in_the_tree() -> None:
+    made, request = balancer(), RequestState()
+    boaster = Proposal("boaster", 3, (0, 1), (1.0, 1.0))
+    honest = Proposal("honest", 3, (100, 101), (0.7, 0.7))
+    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (0,)
+    for _ in range(10):
+        made.observe_truth(request, boaster, (100, 101))
+        made.observe_truth(request, honest, (100, 101))
+    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (100,)
+
+
+def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
+    made = Balancer()
+    for rows in range(1, 60):
+        made.observe_pass(rows, 0.02 + 0.001 * rows)
+    lengths = []
+    requests = []
+    for _ in range(8):
+        request = made.open("edgecosine")
+        requests.append(request)
+        for _ in range(6):
+            teach(made, request, "d", hits=4)
+            teach(made, request, "d", hits=1)
+        plan = made.plan(request, ["d"], 100)
+        plan = made.plan(request, ["d"], 100)
+        proposal = Proposal("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
+        made.fuse(request, [proposal], 50, 0.0)
+        lengths.append(plan.gamma)
+    assert lengths[0] > lengths[-1]
+    for request in requests:
+        made.close(request)
+    newcomer = made.open("edgecosine")
+    teach(made, newcomer, "d", hits=4)
+    assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]

@@ -1,0 +1,243 @@
+"""Drafting: answers the newest question of each request, many at once, and keeps in step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from edgecosine.engine.base import DraftEngine
+from edgecosine.errors import LinkLost
+from edgecosine.node import drafting as rules
+from edgecosine.node.drafting import Drafting
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_tokens,
+    prefix_digest,
+    unpack_tokens,
+)
+from edgecosine.protocol.request import Sampling
+from tests.fakes_engine import ScriptedDrafter, babble
+from tests.node.wire_fixtures import run
+
+LANGUAGE = babble()
+PREFIX = list(b"to be")
+
+
+def ask(
+    prefix: list[int],
+    *,
+    key: str = "r",
+    held: int = 0,
+    number: int = 0,
+    branch: int = 0,
+    size: int = 3,
+) -> DraftRequest:
+    """A request for a prefix of which the drafter should hold `held` tokens."""
+    return DraftRequest(
+        key, number, len(prefix), prefix_digest(prefix), pack_tokens(prefix[held:]), size,
+        branch=branch,
+    )  # fmt: skip
+
+
+class Post:
+    """Takes answers; somebody may wait for a number of them."""
+
+    def __init__(self) -> None:
+        self.answers: list[AnyMessage] = []
+        self._came = asyncio.Event()
+
+    def __call__(self, message: AnyMessage) -> None:
+        self.answers.append(message)
+        self._came.set()
+
+    async def drafts(self, count: int) -> list[Draft]:
+        """The first `count` answers, all of them drafts."""
+        while len(self.answers) < count:
+            self._came.clear()
+            await self._came.wait()
+        drafts = [each for each in self.answers if isinstance(each, Draft)]
+        assert len(drafts) == len(self.answers) == count
+        return drafts
+
+
+@asynccontextmanager
+async def at_work(drafting: Drafting) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(drafting.run())
+        yield
+        task.cancel()
+
+
+def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> Drafting:
+    return Drafting(engine=engine, thread=thread, max_batch=max_batch)
+
+
+def test_draft_continues_the_prefix_as_the_engine_says() -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX, number=7, branch=2), post)
+                [draft] = await post.drafts(1)
+        sequence = list(PREFIX)
+        for token in unpack_tokens(draft.tokens):
+            assert token == LANGUAGE(sequence, Sampling())
+            sequence.append(token)
+        assert (draft.request_id, draft.round, draft.branch) == ("r", 7, 2)
+        assert draft.confidences == bytes([128] * 3)
+        assert draft.parents == b""
+        assert drafting.num_tokens == 3
+
+    run(main())
+
+
+def test_drafter_out_of_step_says_what_it_has_and_recovers() -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask([*PREFIX, 1, 2], held=5), post)
+            drafting.on_request(ask(PREFIX), post)
+            drafting.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
+            drafting.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
+            assert post.answers == [
+                OutOfStep("r", 0, 0),
+                OutOfStep("r", 1, 5),
+                OutOfStep("r", 2, 0),
+            ]
+            post.answers.clear()
+            async with at_work(drafting):
+                drafting.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
+                [draft] = await post.drafts(1)
+                assert draft.round == 3
+
+    run(main())
+
+
+def test_newer_round_replaces_older_ones_that_wait() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(4):
+                drafting.on_request(ask([*PREFIX, number], number=number), post)
+            async with at_work(drafting):
+                [draft] = await post.drafts(1)
+            assert draft.round == 3
+            assert drafting.num_stale == 3
+            assert sum(map(len, engine.batches)) == 1
+
+    run(main())
+
+
+def test_branches_of_one_round_are_all_answered_in_their_own_step() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for branch in range(3):
+                drafting.on_request(ask([*PREFIX, branch], branch=branch), post)
+            async with at_work(drafting):
+                drafts = await post.drafts(3)
+        assert [draft.branch for draft in drafts] == [0, 1, 2]
+        assert [work.tokens[-1] for batch in engine.batches for work in batch] == [0, 1, 2]
+        assert [len(batch) for batch in engine.batches] == [1, 1, 1]
+
+    run(main())
+
+
+def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread, max_batch=4)
+            for number in range(6):
+                drafting.on_request(ask([*PREFIX, number], key=str(number)), post)
+            async with at_work(drafting):
+                drafts = await post.drafts(6)
+        assert [draft.request_id for draft in drafts] == list("012345")
+        assert [[work.key for work in batch] for batch in engine.batches] == [
+            list("0123"),
+            list("45"),
+        ]
+
+    run(main())
+
+
+def test_answer_to_a_link_that_is_gone_harms_nobody() -> None:
+    def gone(_: AnyMessage) -> None:
+        raise LinkLost("gone")
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask(PREFIX, key="away"), gone)
+            drafting.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
+            drafting.on_request(ask(PREFIX, key="here"), post)
+            async with at_work(drafting):
+                [draft] = await post.drafts(1)
+                drafting.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
+                await post.drafts(2)
+
+    run(main())
+
+
+def draft_sequence(draft: Draft) -> list[int]:
+    return [*PREFIX, *unpack_tokens(draft.tokens)]
+
+
+@pytest.mark.parametrize("is_link_lost", [True, False])
+def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
+    async def main() -> None:
+        ended, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX), post)
+                await post.drafts(1)
+                assert engine.held == {"r"}
+                drafting.on_request(ask([*PREFIX, 1], number=1), ended)
+                if is_link_lost:
+                    drafting.forget_all()
+                else:
+                    drafting.on_request(Release("r"), ended)
+                assert repr(drafting) == "<Drafting [0 waiting, 0 requests]>"
+                drafting.on_request(ask(PREFIX, key="next"), post)
+                await post.drafts(2)
+            assert ended.answers == []
+            assert engine.held == {"next"}
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_in_step", [True, False])
+def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> None:
+    """A stranger's requests, in step or not, cannot fill the memory."""
+
+    async def main() -> None:
+        post, many = Post(), Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask(PREFIX, key="old"), post)
+            for number in range(rules.MAX_REQUESTS + 5):
+                if number == rules.MAX_REQUESTS - 5:
+                    drafting.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
+                drafting.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
+            assert f"{rules.MAX_REQUESTS} requests" in repr(drafting)
+            late = Post()
+            drafting.on_request(ask([*PREFIX, 1], key="old", held=5), late)
+            assert late.answers == [OutOfStep("old", 0, 0)]
+            drafting.on_request(ask([*PREFIX, 1], key="0", held=5), late)
+            assert len(late.answers) == 1
+
+    run(main())
