@@ -22,7 +22,7 @@ class PoolSettings:
     """How much teacher material each domain gets; lengths in tokens."""
 
     continuations: int = 640
-    texts: int = 384
+    texts: int = 1024
     length: int = 192
     prompt: int = 48
     batch: int = 64

@@ -1,4 +1,8 @@
-"""Make the zoo: `python -m edgecosine.lab.train_zoo [--quick] [--stage NAME ...]`."""
+"""Make the zoo: `python -m edgecosine.lab.train_zoo [--quick] [--stage NAME ...]`.
+
+The `pool-*` stages do not depend on each other, nor do the `drafter-*` stages: processes with
+`--stage NAME --threads 1` side by side use a loaded machine better than one after the other.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,8 @@ def run_stage(name: str, recipe: Recipe, places: Places) -> None:
     print(f"== {name}", flush=True)
     started = time.monotonic()
     report = STAGES[name](recipe, places)
-    record = {"wall_seconds": round(time.monotonic() - started, 1), **report}
+    seconds = round(time.monotonic() - started, 1)
+    record = {"wall_seconds": seconds, "threads": torch.get_num_threads(), **report}
     places.report(name).parent.mkdir(parents=True, exist_ok=True)
     places.report(name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

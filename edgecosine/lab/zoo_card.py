@@ -123,9 +123,13 @@ def _training_section(data: Json) -> str:
         rows.append([
             f"`{name}`", f"{model['parameters'] / 1e6:.2f} M", f"{model['bytes'] / 1e6:.1f} MB",
             str(training["steps"]), f"{training['tokens'] / 1e6:.2f} M",
-            f"{training['seconds'] / 60:.0f} min", f"{training['final_loss']:.2f}",
+            f"{training['seconds'] / 60:.0f} min", str(training["threads"]),
+            f"{training['final_loss']:.2f}",
         ])  # fmt: skip
-    head = ["model", "parameters", "weights", "steps", "tokens seen", "wall time", "last loss"]
+    head = [
+        "model", "parameters", "weights", "steps", "tokens seen", "wall time", "threads",
+        "last loss",
+    ]  # fmt: skip
     return _table(head, rows)
 
 
@@ -160,7 +164,9 @@ def card(data: Json) -> str:
     settings, length = data["settings"], data["settings"]["target"]["length"]
     how = data["acceptance_settings"]
     pool = settings["pool"]
-    pools = sum(part["wall_seconds"] for part in data["pools"].values())
+    pools = max(part["wall_seconds"] for part in data["pools"].values())
+    own = sum(part["own_tokens"] for part in data["pools"].values())
+    text = sum(part["text_tokens"] for part in data["pools"].values())
     megabytes = sum(model["bytes"] for model in data["models"].values()) / 1e6
     hot = max(data["acceptance"])
     limits = LIMITS.format(temperature=hot, length=length, context=CONTEXT)
@@ -171,16 +177,16 @@ Written by `scripts/train_zoo`, not by hand; `zoo.json` holds the same figures.
 One target (Llama, 6 layers of width 256) and five drafters (Llama, 2 layers of width 128) over
 one byte-level BPE vocabulary of 4096, in bfloat16: {megabytes:.1f} MB of weights. Each drafter
 but `{GENERALIST}` knows one domain. Trained on: {data["hardware"]}; torch
-{data["software"]["torch"]}, transformers {data["software"]["transformers"]}; other work ran on
-the same cores, so wall times are upper bounds.
+{data["software"]["torch"]}, transformers {data["software"]["transformers"]}. Stages with one
+thread ran side by side, and other work shared the cores: wall times are upper bounds.
 
 ## Sources
 
 {_corpus_section(data)}
 
-The split into training and held-out documents is by the hash of their text. Only models are in
-this directory, and short prompts from held-out documents in
-`prompts.json`.
+The split into training and held-out documents is by the hash of their text. This directory holds
+no corpus, only models and `prompts.json`: short prompts from held-out documents, those of `home`
+ending where the answer begins.
 
 ## Training
 
@@ -192,8 +198,8 @@ domain. A drafter minimises KL(target || drafter) over the whole vocabulary plus
 own continuations of training prompts (one half greedy, one half at temperature
 {pool["temperature"]}); `{GENERALIST}` sees all domains in as many steps. The last loss is that
 objective on training windows, so it does not compare between target and drafters. Matrices are
-updated by Muon, embeddings and norms by AdamW, on a linear decay. The teacher's material took
-{pools / 60:.0f} min to make.
+updated by Muon, embeddings and norms by AdamW, on a linear decay. The teacher's material
+({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took {pools / 60:.0f} min.
 
 ## Held-out loss, nats per token (bits per byte)
 

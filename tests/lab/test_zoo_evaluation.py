@@ -40,8 +40,8 @@ def test_accepted_per_round_on_a_scripted_text() -> None:
     matches = [yes, yes, no, no, yes, yes, yes, yes, no, yes, yes]
     # Rounds start at 0, 3, 4 and 8, where three tokens still fit; a full chain skips one token.
     assert accepted_per_round(matches, 3) == [2, 0, 3, 0]
-    assert accepted_per_round([yes] * 7, 3) == [3]
-    assert accepted_per_round([yes] * 8, 3) == [3, 3]
+    assert accepted_per_round([yes] * 6, 3) == [3]
+    assert accepted_per_round([yes] * 7, 3) == [3, 3]
 
 
 def test_the_target_itself_is_always_accepted() -> None:
