@@ -24,11 +24,23 @@ class DrafterSpeed:
     overhead_s: float | None = None
     """Ask to answer, less the compute: network, queue, both event loops."""
 
-    def observe(self, elapsed_s: float, compute_s: float, num_tokens: int) -> None:
-        """Learn from one answered ask."""
+    def observe(
+        self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_shared: bool = False
+    ) -> None:
+        """Learn from one answered ask.
+
+        `is_shared` says that other drafters were asked at the same moment. When they share a
+        machine that slows them all down, so such an answer may only lower an estimate; the
+        overhead is then learned from the first ask of this drafter alone.
+        """
         if num_tokens:
-            self.token_s = smooth(self.token_s, compute_s / num_tokens)
-        self.overhead_s = smooth(self.overhead_s, max(0.0, elapsed_s - compute_s))
+            token_s = compute_s / num_tokens
+            if not is_shared or self.token_s is None:
+                self.token_s = smooth(self.token_s, token_s)
+            else:
+                self.token_s = min(self.token_s, token_s)
+        if not is_shared:
+            self.overhead_s = smooth(self.overhead_s, max(0.0, elapsed_s - compute_s))
 
     def observe_late(self, waited_s: float) -> None:
         """Learn from an ask that was not answered in time: at least this long."""

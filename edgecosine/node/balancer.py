@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.estimates import DrafterSpeed, PassCost
 from edgecosine.balance.plan import (
     MAX_NODES,
+    PROBE_GAMMA,
     Candidate,
     Company,
     Plan,
@@ -26,11 +27,12 @@ from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 POLICIES = ("edgecosine", "target-alone")
 
-ENOUGH_EVIDENCE = 3.0
+ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
-PROBE_EVERY = 24
-"""Rounds between two trials of drafters while none of them pays."""
-LONGEST_REST = 64 * PROBE_EVERY
+TRIAL_EVERY = 6
+"""Rounds between two trials of drafters that were tried before: subjects change."""
+FIRST_REST = 24
+LONGEST_REST = 64 * FIRST_REST
 """Plans that a drafter which keeps silent is left out of, at most."""
 
 
@@ -75,7 +77,8 @@ class RequestState:
 
     policy: str = "edgecosine"
     rates: RequestRates = field(default_factory=RequestRates)
-    rounds_since_probe: int = PROBE_EVERY
+    num_trials: int = 0
+    rounds_since_trial: int = 0
     rows: int = 1
     tokens: float = 1.0
 
@@ -109,14 +112,34 @@ class Balancer:
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
-        if request.policy == "target-alone":
-            drafters = ()
         self._num_plans += 1
-        awake = [n for n in sorted(drafters) if self.drafter(n).back_at <= self._num_plans]
-        candidates = [self._candidate(node_id, request) for node_id in awake]
-        plan = self._choose(request, candidates, room)
+        company = self._company(request)
+        candidates = self._candidates(request, drafters)
+        plan = choose_plan(candidates, self._pass_s(company), room, company)
         self.last_reason = plan.reason
         return plan
+
+    def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
+        """Whom to ask while the target reads the prompt: everybody, for a first impression."""
+        candidates = self._candidates(request, drafters)
+        return probe_plan(candidates, room) if candidates and room > 1 else Plan()
+
+    def trial(self, request: RequestState, drafters: Collection[str], plan: Plan) -> Plan:
+        """Whom to ask beside the verification, for the sake of learning alone.
+
+        Drafters that the plan leaves out take turns. Their drafts are judged by the verdict like
+        all others, but nobody waits for them, so that trying costs the request no time.
+        """
+        request.rounds_since_trial += 1
+        others = self._candidates(request, set(drafters) - set(plan.drafters))
+        is_due = request.rounds_since_trial >= TRIAL_EVERY * len(self._at_work)
+        untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
+        pool = others if is_due else untried if len(self._at_work) <= 1 else []
+        if not pool:
+            return Plan()
+        request.rounds_since_trial = 0
+        request.num_trials += 1
+        return probe_plan([pool[request.num_trials % len(pool)]], PROBE_GAMMA + 1)
 
     def fuse(
         self, request: RequestState, proposals: Sequence[Proposal], room: int, waited_s: float
@@ -142,13 +165,19 @@ class Balancer:
         self._pass_cost.observe(num_rows, elapsed_s)
 
     def observe_answer(
-        self, node_id: str, elapsed_s: float, compute_s: float, num_tokens: int
+        self,
+        node_id: str,
+        elapsed_s: float,
+        compute_s: float,
+        num_tokens: int,
+        *,
+        is_shared: bool = False,
     ) -> None:
-        """A drafter answered in time."""
+        """A drafter answered in time; `is_shared` when others were asked at the same moment."""
         state = self.drafter(node_id)
         state.num_drafted += num_tokens
         state.rest = 0
-        state.speed.observe(elapsed_s, compute_s, num_tokens)
+        state.speed.observe(elapsed_s, compute_s, num_tokens, is_shared=is_shared)
 
     def observe_late(self, node_id: str, waited_s: float) -> None:
         """A drafter did not answer in time; whoever is late again is asked ever less often."""
@@ -157,7 +186,7 @@ class Balancer:
         state.speed.observe_late(waited_s)
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
-            state.rest = min(LONGEST_REST, 2 * state.rest or PROBE_EVERY)
+            state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
 
     def observe_truth(
         self, request: RequestState, proposal: Proposal, truth: tuple[int, ...]
@@ -189,6 +218,13 @@ class Balancer:
         sizes = range(company.rows, company.rows + MAX_NODES + 2)
         return [self._pass_cost.expected_s(rows) for rows in sizes]
 
+    def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
+        """The drafters that may be asked, in a fixed order."""
+        if request.policy == "target-alone":
+            return []
+        awake = (n for n in sorted(drafters) if self.drafter(n).back_at <= self._num_plans)
+        return [self._candidate(node_id, request) for node_id in awake]
+
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.drafter(node_id)
         return Candidate(
@@ -199,17 +235,3 @@ class Balancer:
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
         )
-
-    def _choose(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
-        request.rounds_since_probe += 1
-        may_probe = room > 1 and request.rounds_since_probe >= PROBE_EVERY
-        untried = [c for c in candidates if c.evidence < ENOUGH_EVIDENCE]
-        if may_probe and untried:
-            request.rounds_since_probe = 0
-            return probe_plan(untried, room)
-        company = self._company(request)
-        plan = choose_plan(candidates, self._pass_s(company), room, company)
-        if may_probe and candidates and not plan.gamma:
-            request.rounds_since_probe = 0
-            return probe_plan(candidates, room)
-        return plan

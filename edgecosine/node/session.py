@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
@@ -53,6 +53,11 @@ class DrafterLink(Protocol):
     def send(self, message: AnyMessage) -> None:
         """Raises LinkLost when the link has ended."""
 
+
+FIRST_GRACE_S = 0.01
+"""How long the first drafts may take after the target has read the prompt."""
+
+Ask = asyncio.Task[Proposal | None]
 
 DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
 """Gives the drafters that are linked now, by node id."""
@@ -117,47 +122,63 @@ class Session:
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        plan = self._plan()
-        try:
-            async with asyncio.TaskGroup() as group:
-                verdict = group.create_task(self._verify(EMPTY_TREE), name="prefill")
-                drafts = group.create_task(self._gather(plan), name="first drafts")
-        except* ActorStopped as stopped:
-            raise stopped.exceptions[0] from None
-        self._commit(verdict.result())
-        self._learn(drafts.result())
-        laid_on = [draft.after(self._sequence.tokens) for draft in drafts.result()]
+        plan = self._balancer.first_plan(self._state, self._linked, self._transcript.room)
+        verdict, proposals = await self._verify_beside(EMPTY_TREE, plan, FIRST_GRACE_S)
+        self._commit(verdict)
+        self._learn(proposals)
+        laid_on = [draft.after(self._sequence.tokens) for draft in proposals]
         return [draft for draft in laid_on if draft is not None]
 
     async def _play_round(self, proposals: list[Proposal]) -> None:
         """Draft (unless drafts are there already), fuse, verify, commit, learn."""
         self._round += 1
         started = time.perf_counter()
+        plan = self._balancer.plan(self._state, self._linked, self._transcript.room)
+        self._tally.plan = plan.reason
         if not proposals:
-            proposals = await self._gather(self._plan())
+            proposals = await self._gather(plan)
         waited_s = time.perf_counter() - started
         tree = self._balancer.fuse(self._state, proposals, self._transcript.room - 1, waited_s)
-        verdict = await self._verify(tree)
+        trial = self._balancer.trial(self._state, self._linked, plan)
+        verdict, tried = await self._verify_beside(tree, trial, 0.0)
         self._tally.count_round(tree, [p.node_id for p in proposals], verdict)
         self._commit(verdict, tree)
-        self._learn(proposals)
+        self._learn([*proposals, *tried])
 
-    def _plan(self) -> Plan:
-        linked = self._drafters().keys()
-        plan = self._balancer.plan(self._state, linked, self._transcript.room)
-        self._tally.plan = plan.reason
-        return plan
+    @property
+    def _linked(self) -> Collection[str]:
+        """Drafters that are linked now, by node id."""
+        return self._drafters().keys()
+
+    async def _verify_beside(
+        self, tree: TokenTree, plan: Plan, grace_s: float
+    ) -> tuple[Verdict, list[Proposal]]:
+        """The target's verdict, and what the plan's drafters said until `grace_s` after it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                asks = self._start_asks(group, plan)
+                verdict = await self._verify(tree)
+                if asks and grace_s:
+                    await asyncio.wait(asks, timeout=grace_s)
+                for ask in asks:
+                    ask.cancel()
+        except* ActorStopped as stopped:
+            raise stopped.exceptions[0] from None
+        return verdict, _answers(ask for ask in asks if not ask.cancelled())
 
     async def _gather(self, plan: Plan) -> list[Proposal]:
         """The drafts of the plan's drafters that come before its deadline."""
+        async with asyncio.TaskGroup() as group:
+            asks = self._start_asks(group, plan)
+        return _answers(asks)
+
+    def _start_asks(self, group: asyncio.TaskGroup, plan: Plan) -> list[Ask]:
         links = self._drafters()
         chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
-        async with asyncio.TaskGroup() as group:
-            asks = [
-                group.create_task(self._ask(node_id, link, plan), name=f"ask {node_id}")
-                for node_id, link in chosen
-            ]
-        return [draft for ask in asks if (draft := ask.result()) is not None]
+        return [
+            group.create_task(self._ask(node_id, link, plan), name=f"ask {node_id}")
+            for node_id, link in chosen
+        ]
 
     async def _ask(self, node_id: str, link: DrafterLink, plan: Plan) -> Proposal | None:
         """One drafter's draft, or None when it is late or lost."""
@@ -175,7 +196,13 @@ class Session:
         elapsed_s = time.perf_counter() - started
         proposal = self._proposal(node_id, draft)
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
-        self._balancer.observe_answer(node_id, elapsed_s, compute_s, len(proposal.tokens))
+        self._balancer.observe_answer(
+            node_id,
+            elapsed_s,
+            compute_s,
+            len(proposal.tokens),
+            is_shared=len(plan.drafters) > 1,
+        )
         return proposal
 
     def _proposal(self, node_id: str, draft: Draft | None) -> Proposal:
@@ -250,6 +277,10 @@ class Session:
             model=self._model,
             metrics=self._tally.metrics(),
         )
+
+
+def _answers(asks: Iterable[Ask]) -> list[Proposal]:
+    return [proposal for ask in asks if (proposal := ask.result()) is not None]
 
 
 def _coupling(sampling: Sampling) -> Coupling:
