@@ -171,6 +171,8 @@ class ScriptedTarget:
         self.fed.pop(key, None)
 
     def _judge(self, work: VerifyWork) -> Verdict | Prefilling:
+        assert all(token < NUM_TOKENS for token in (*work.tokens, *work.tree.tokens))
+        assert len(work.tokens) + len(work.tree) <= self._max_context
         fed = min(self.fed.get(work.key, 0), len(work.tokens) - 1)
         self.fed[work.key] = min(len(work.tokens), fed + self._chunk)
         if remaining := len(work.tokens) - self.fed[work.key]:

@@ -120,6 +120,28 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     assert share.proposed == share.accepted
 
 
+@pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
+def test_drafter_that_forgot_everything_is_told_again_in_the_same_round(weather: Weather) -> None:
+    language = babble()
+    answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
+    assert answer.metrics.num_rounds < 30
+
+
+def test_drafter_that_remembers_is_told_only_what_is_new() -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(
+            ScriptedTarget(language), [Neighbour(ScriptedDrafter(language, hits=0.8))]
+        ) as home:
+            answer = await home.answer(request("x" * 50, max_tokens=60))
+            told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            assert told[0] == 50
+            assert sum(told) <= 50 + answer.num_tokens
+
+    run(main())
+
+
 def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
     language = babble(eos_every=30)
     for salt in range(5):
