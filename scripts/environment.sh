@@ -13,12 +13,12 @@ if [ ! -e "$stamp" ]; then
         { echo "$python is older than Python 3.11; set PYTHON to a newer one" >&2; exit 1; }
     say "making the environment $environment (once; torch is large, this can take minutes)"
     "$python" -m venv "$environment"
-    "$environment/bin/python" -m pip install --quiet --upgrade pip
-    "$environment/bin/python" -m pip install --quiet --constraint scripts/constraints.txt \
+    "$environment/bin/python" -m pip install --quiet --quiet --upgrade pip
+    "$environment/bin/python" -m pip install --quiet --quiet --constraint scripts/constraints.txt \
         --editable '.[dev,broker]'
     rm -f "$environment"/.edgecosine-*
     touch "$stamp"
     say "environment ready"
 fi
-PATH=$PWD/$environment/bin:$PATH
+PATH=$(cd "$environment/bin" && pwd):$PATH
 export PATH

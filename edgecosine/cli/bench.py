@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import click
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
+from edgecosine.lab.figures import Figure, write_report
 
 
 @click.group("bench")
@@ -16,18 +19,28 @@ def command() -> None:
     """Measure. Every measurement writes the same shape of JSON by --json FILE."""
 
 
+_ballast = click.option(
+    "--ballast", type=click.IntRange(1, 256), default=12, show_default=True,
+    help="Widen the target so that it costs what a larger one does.",
+)  # fmt: skip
+_repeats = click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
+_report = click.option(
+    "--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write the figures and every run as data.",
+)  # fmt: skip
+
+
 @command.command("speculation")
-@click.option("--ballast", type=click.IntRange(1, 256), default=12, show_default=True)
-@click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
+@_ballast
+@_repeats
 @click.option("--requests", type=click.IntRange(1, 1000), default=8, show_default=True,
               help="Requests in each run.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@_report
 def speculation(
     ballast: int, repeats: int, requests: int, max_tokens: int, report: Path | None
 ) -> None:
     """Speculation against the target alone: one request and eight at a time, greedy and sampled."""
-    from edgecosine.lab.figures import write_report
     from edgecosine.lab.speculation_bench import BenchSettings, run_speculation_bench
 
     log_to_stderr("warning")
@@ -39,10 +52,30 @@ def speculation(
 
     async def bench() -> None:
         figures, runs = await run_speculation_bench(settings, click.echo)
-        for name, figure in figures.items():
-            click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")
+        _tell(figures)
         if report is not None:
             records = [run.record() for run in runs]
             write_report(report, figures, records, weather="loopback", ballast=ballast)
 
     run_command(bench())
+
+
+@command.command("engine")
+@_ballast
+@_repeats
+@_report
+def engine(ballast: int, repeats: int, report: Path | None) -> None:
+    """The engine against transformers, on the same weights and one thread of one core."""
+    from edgecosine.lab.engine_bench import run_engine_bench
+
+    log_to_stderr("warning")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    figures, runs = run_engine_bench(ballast, repeats, click.echo)
+    _tell(figures)
+    if report is not None:
+        write_report(report, figures, runs, weather="none", ballast=ballast)
+
+
+def _tell(figures: Mapping[str, Figure]) -> None:
+    for name, figure in figures.items():
+        click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")

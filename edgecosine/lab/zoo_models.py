@@ -104,11 +104,11 @@ def save_model(
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=0, eos_token_id=0, pad_token_id=0, do_sample=False
     )
-    model.to(dtype=torch.bfloat16)
+    torch.nn.Module.to(model, dtype=torch.bfloat16)
     model.save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, directory)
-    model.to(dtype=torch.float32)
+    torch.nn.Module.to(model, dtype=torch.float32)
 
 
 def load_model(directory: Path) -> LlamaForCausalLM:

@@ -1,0 +1,232 @@
+"""What the engine costs beside transformers on the same weights and the same thread.
+
+The two sides of each ratio take turns in one process, so that a machine whose speed drifts drifts
+for both. The target carries ballast, as in the demo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from edgecosine import zoo
+from edgecosine.engine.ballast import add_ballast
+from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.loading import LoadOptions, load_drafter, load_target
+from edgecosine.lab.figures import Figure, interval
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+
+PROMPT_TOKENS = 192
+SESSIONS = 8
+STEPS = 6
+"""Steps, rounds or draft tokens in each timed call."""
+NEW_TOKENS = 32
+ROUNDS = 10_000
+
+Timed = Callable[[], float]
+"""Does its work and returns the seconds that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """A ratio of two timed calls, `over` / `under`."""
+
+    name: str
+    over: Timed
+    under: Timed
+
+
+def run_engine_bench(
+    ballast: int, repeats: int, say: Callable[[str], None]
+) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+    """Run all races; figures, and the seconds of every run."""
+    say("loading the target and a drafter, ours and transformers'")
+    engine, loaded = load_target(
+        LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
+    )
+    drafter, _ = load_drafter(LoadOptions(zoo.drafter_names()[0], threads=1, slots=SESSIONS))
+    stock = _stock_model(zoo.TARGET, ballast)
+    stock_drafter = _stock_model(zoo.drafter_names()[0], 1)
+    assert loaded.codec is not None
+    prompts = _cut_prompts(loaded.codec.encode)
+    races = (
+        Race(
+            "verify_1x8_over_stock_step",
+            _rounds(engine, prompts[:1], 8),
+            _decoding_steps(stock, prompts[0]),
+        ),
+        Race("plain_8_over_hf_batched", _batched_generate(stock, prompts), _plain(engine, prompts)),
+        Race("verify_8x4_over_forward", _rounds(engine, prompts, 4), _forward(stock, SESSIONS, 5)),
+        Race("drafter_8_over_1", _drafts(drafter, prompts), _drafts(drafter, prompts[:1])),
+        Race(
+            "drafter_step_over_stock",
+            _drafts(drafter, prompts[:1]),
+            _decoding_steps(stock_drafter, prompts[0]),
+        ),
+    )
+    figures, runs = {}, []
+    for race in races:
+        race.over(), race.under()
+        times = [(race.over(), race.under()) for _ in range(repeats)]
+        figures[race.name] = interval([over / under for over, under in times])
+        runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
+        say(f"{race.name}: {figures[race.name].value:.2f}")
+    say(f"watching memory over {ROUNDS} rounds")
+    figures["memory_growth_mib"] = _growth(engine, prompts[0])
+    return figures, runs
+
+
+def _stock_model(name: str, ballast: int) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(zoo.DIRECTORY / name, dtype=torch.float32)
+    if ballast > 1:
+        add_ballast(model, ballast)
+    return model.eval()
+
+
+def _cut_prompts(encode: Callable[[str], list[int]]) -> list[list[int]]:
+    texts = itertools.chain.from_iterable(zoo.prompts().values())
+    tokens = list(itertools.chain.from_iterable(map(encode, texts)))
+    return [tokens[i * PROMPT_TOKENS : (i + 1) * PROMPT_TOKENS] for i in range(SESSIONS)]
+
+
+def _work(key: int, tokens: Iterable[int], tree: TokenTree = EMPTY_TREE) -> VerifyWork:
+    return VerifyWork(str(key), tuple(tokens), PROMPT_TOKENS, tree, Sampling())
+
+
+def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
+    works = [_work(key, prompt) for key, prompt in enumerate(prompts)]
+    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
+        pass
+
+
+def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
+    [outcome] = engine.step([_work(key, tokens)]).outcomes
+    assert not isinstance(outcome, Prefilling)
+    return outcome.bonus
+
+
+def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
+    """Whole rounds on trees with a wrong and a right branch: pass, draws, walk, compaction."""
+    _prefill(engine, prompts)
+    works = []
+    for key, prompt in enumerate(prompts):
+        right: list[int] = []
+        while len(right) < num_nodes // 2:
+            right.append(_next_token(engine, key, prompt + right))
+        works.append(_work(key, prompt, _forked([(t + 1) % 1000 for t in right], right)))
+
+    def timed() -> float:
+        _prefill(engine, prompts)
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            engine.step(works)
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _forked(one: list[int], other: list[int]) -> TokenTree:
+    size = len(one)
+    return TokenTree(
+        tokens=(*one, *other),
+        parents=(*range(-1, size - 1), -1, *range(size, 2 * size - 1)),
+        confidences=(1.0,) * (2 * size),
+        proposers=(1,) * (2 * size),
+    )
+
+
+def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
+    """Prompts and answers of all sessions, without drafts."""
+
+    def timed() -> float:
+        for key in range(len(prompts)):
+            engine.release(str(key))
+        # Another first token, so that no prefix of a former run is found in the cache.
+        sequences = [[chance, *prompt[1:]] for chance, prompt in zip(fresh, prompts, strict=False)]
+        started = time.perf_counter()
+        while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
+            works = [_work(key, sequence) for key, sequence in enumerate(sequences)]
+            for sequence, outcome in zip(sequences, engine.step(works).outcomes, strict=True):
+                if not isinstance(outcome, Prefilling):
+                    sequence.append(outcome.bonus)
+        return time.perf_counter() - started
+
+    fresh = itertools.cycle(range(1, 1000))
+    return timed
+
+
+def _batched_generate(model: Any, prompts: list[list[int]]) -> Timed:
+    @torch.inference_mode()
+    def timed() -> float:
+        started = time.perf_counter()
+        model.generate(
+            torch.tensor(prompts),
+            attention_mask=torch.ones(len(prompts), PROMPT_TOKENS, dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+        )
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _decoding_steps(model: Any, prompt: list[int]) -> Timed:
+    """transformers' own steps of one token over its own cache."""
+
+    @torch.inference_mode()
+    def timed() -> float:
+        cache = DynamicCache()
+        model(torch.tensor([prompt]), past_key_values=cache, use_cache=True)
+        token = torch.tensor([[prompt[-1]]])
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _forward(model: Any, batch: int, width: int) -> Timed:
+    """The bare forward pass of a shape, without cache, draws and walk."""
+
+    @torch.inference_mode()
+    def timed() -> float:
+        tokens = torch.ones(batch, width, dtype=torch.long)
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            model(tokens, use_cache=False)
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
+    works = [DraftWork(str(k), tuple(p), STEPS, 1, Coupling()) for k, p in enumerate(prompts)]
+
+    def timed() -> float:
+        started = time.perf_counter()
+        drafter.draft(works)
+        return time.perf_counter() - started
+
+    return timed
+
+
+def _growth(engine: TargetEngine, prompt: list[int]) -> Figure:
+    work = _work(0, prompt[:32], _forked([1, 2], [3, 4]))
+    sizes = []
+    for num_rounds in (200, ROUNDS):
+        for _ in range(num_rounds):
+            engine.step([work])
+        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    grown = sizes[1] - sizes[0]
+    return Figure(grown, grown, grown, "MiB")
