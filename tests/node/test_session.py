@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
-from tests.fakes_engine import (
-    House,
-    Language,
-    Neighbour,
-    ScriptedDrafter,
-    ScriptedTarget,
-    Weather,
-    alone,
-    babble,
-    house,
-    recital,
-)
+from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
+from tests.house import House, Neighbour, Weather, house
 from tests.node.wire_fixtures import run
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
