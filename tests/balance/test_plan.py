@@ -139,21 +139,22 @@ def test_plan_says_what_it_rests_on() -> None:
 
 
 @st.composite
-def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float]:
+def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float, Company]:
     reaches = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
-    return reaches, draw(passes), draw(seconds)
+    return reaches, draw(passes), draw(seconds), draw(companies)
 
 
 @given(trees_worth())
 def test_worthwhile_nodes_are_the_best_by_brute_force(
-    case: tuple[list[float], list[float], float],
+    case: tuple[list[float], list[float], float, Company],
 ) -> None:
-    reaches, pass_s, round_s = case
+    reaches, pass_s, waited_s, company = case
     speeds = [
-        (1.0 + sum(reaches[:size])) / (round_s + pass_s[size + 1])
+        (company.tokens + 1.0 + sum(reaches[:size]))
+        / (waited_s / (1 + company.requests) + pass_s[size + 1])
         for size in range(len(reaches) + 1)
     ]
-    chosen = worthwhile_nodes(reaches, pass_s, round_s)
+    chosen = worthwhile_nodes(reaches, pass_s, waited_s, company)
     assert speeds[chosen] == pytest.approx(max(speeds))
 
 

@@ -10,7 +10,8 @@ import pytest
 from edgecosine.errors import RequestError
 from edgecosine.node.balancer import POLICIES
 from edgecosine.protocol.request import Answer, ChatMessage, Request, Sampling
-from tests.fakes_engine import NUM_TOKENS, ScriptedTarget, alone, babble, house
+from tests.fakes_engine import NUM_TOKENS, ScriptedTarget, alone, babble
+from tests.house import house
 from tests.node.wire_fixtures import run
 
 LANGUAGE = babble()

@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
-from tests.fakes_engine import (
-    House,
-    Language,
-    Neighbour,
-    ScriptedDrafter,
-    ScriptedTarget,
-    Weather,
-    alone,
-    babble,
-    house,
-    recital,
-)
+from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
+from tests.house import House, Neighbour, Weather, house
 from tests.node.wire_fixtures import run
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -118,6 +108,28 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     share = answer.metrics.drafters["drafter-0"]
     assert share.accepted == answer.metrics.num_accepted_tokens
     assert share.proposed == share.accepted
+
+
+@pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
+def test_drafter_that_forgot_everything_is_told_again_in_the_same_round(weather: Weather) -> None:
+    language = babble()
+    answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
+    assert answer.metrics.num_rounds < 30
+
+
+def test_drafter_that_remembers_is_told_only_what_is_new() -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(
+            ScriptedTarget(language), [Neighbour(ScriptedDrafter(language, hits=0.8))]
+        ) as home:
+            answer = await home.answer(request("x" * 50, max_tokens=60))
+            told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            assert told[0] == 50
+            assert sum(told) <= 50 + answer.num_tokens
+
+    run(main())
 
 
 def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:

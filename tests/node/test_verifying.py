@@ -14,14 +14,8 @@ from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.request import Request, Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, chain
-from tests.fakes_engine import (
-    Neighbour,
-    ScriptedDrafter,
-    ScriptedTarget,
-    alone,
-    babble,
-    house,
-)
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.house import Neighbour, house
 from tests.node.wire_fixtures import run
 
 LANGUAGE = babble()
