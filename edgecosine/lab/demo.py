@@ -13,6 +13,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -81,7 +82,7 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
         console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
         orphaned = await _without_drafters(client, cluster, plan, settings)
     figures = _figures(pairs, orphaned)
-    console.print(_table(pairs))
+    console.print(_table(pairs), _drafter_table(pairs))
     _summary(console, figures)
     if report is not None:
         runs = [asked.record() for pair in [*pairs, *orphaned] for asked in _both(pair)]
@@ -172,11 +173,10 @@ def _figures(pairs: Sequence[Pair], orphaned: Sequence[Pair]) -> dict[str, Figur
 
 
 def _table(pairs: Sequence[Pair]) -> Table:
-    table = Table(title="What speculation gained")
-    for heading in ("domain", "tokens", "tokens/s", "alone", "speed-up", "acceptance length"):
+    table = Table(title="What speculation gained", title_justify="left")
+    headings = ("domain", "tokens", "tokens/s", "alone", "speed-up", "acceptance", "identical")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "domain" else "right")
-    table.add_column("drafters: proposed / accepted share")
-    table.add_column("identical")
     for domain, group in _by_domain(pairs).items():
         together = [p.together for p in group]
         rounds = max(1, sum(a.num_rounds for a in together))
@@ -188,7 +188,6 @@ def _table(pairs: Sequence[Pair]) -> Table:
             f"{_rate([p.alone for p in group]):.1f}",
             f"{statistics.median(p.speedup for p in group):.2f}",
             f"{sum(a.num_accepted for a in together) / rounds:.2f}",
-            _shares(together),
             "yes" if identical == len(group) else f"{identical} of {len(group)}",
         )
     return table
@@ -198,16 +197,29 @@ def _rate(answers: Sequence[Asked]) -> float:
     return sum(a.num_tokens for a in answers) / sum(a.elapsed_s for a in answers)
 
 
-def _shares(answers: Sequence[Asked]) -> str:
-    proposed: defaultdict[str, int] = defaultdict(int)
-    accepted: defaultdict[str, int] = defaultdict(int)
+def _drafter_table(pairs: Sequence[Pair]) -> Table:
+    """Draft tokens of each drafter that were verified, and the share of them that was accepted."""
+    by_domain = _by_domain(pairs)
+    table = Table(title="Draft tokens verified, and accepted", title_justify="left")
+    table.add_column("drafter")
+    for domain in by_domain:
+        table.add_column(domain, justify="right")
+    shares = {domain: _shares([p.together for p in group]) for domain, group in by_domain.items()}
+    for name in sorted(set(chain.from_iterable(shares.values()))):
+        cells = (shares[domain].get(name, (0, 0)) for domain in by_domain)
+        table.add_row(name, *(f"{n}, {k / n:.0%}" if n else "–" for n, k in cells))
+    return table
+
+
+def _shares(answers: Sequence[Asked]) -> dict[str, tuple[int, int]]:
+    """Proposed and accepted tokens by drafter, the random tail of its node id left out."""
+    shares: defaultdict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for answer in answers:
         for node_id, share in answer.drafters.items():
             name = node_id.rsplit("-", 1)[0]
-            proposed[name] += share["proposed"]
-            accepted[name] += share["accepted"]
-    order = sorted(proposed, key=lambda name: -proposed[name])
-    return ", ".join(f"{n} {proposed[n]}/{accepted[n] / max(1, proposed[n]):.0%}" for n in order)
+            proposed, accepted = shares[name]
+            shares[name] = (proposed + share["proposed"], accepted + share["accepted"])
+    return shares
 
 
 def _summary(console: Console, figures: dict[str, Figure]) -> None:

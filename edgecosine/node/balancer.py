@@ -29,6 +29,8 @@ POLICIES = ("edgecosine", "target-alone")
 
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
+FIRST_TRIALS = 3
+"""Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
 """Rounds between two trials of drafters that were tried before: subjects change."""
 FIRST_REST = 24
@@ -132,9 +134,10 @@ class Balancer:
         """
         request.rounds_since_trial += 1
         others = self._candidates(request, set(drafters) - set(plan.drafters))
-        is_due = request.rounds_since_trial >= TRIAL_EVERY * len(self._at_work)
+        is_due = request.rounds_since_trial >= TRIAL_EVERY * max(1, len(self._at_work))
+        is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
         untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
-        pool = others if is_due else untried if len(self._at_work) <= 1 else []
+        pool = others if is_due else untried if is_new else []
         if not pool:
             return Plan()
         request.rounds_since_trial = 0

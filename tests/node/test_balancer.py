@@ -52,7 +52,7 @@ def test_draft_is_laid_on_longer_text_where_it_fits(
 
 def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
     made, request = balancer(), RequestState()
-    first = made.plan(request, ["a", "b", "c"], 100)
+    first = made.first_plan(request, ["a", "b", "c"], 100)
     assert first.drafters == ("a", "b", "c")
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
         teach(made, request, node_id, hits=hits)
@@ -69,10 +69,34 @@ def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
     num_asked = 0
     for _ in range(400):
         plan = made.plan(request, ["useless"], 100)
-        num_asked += len(plan.drafters)
-        if plan.drafters:
+        trial = made.trial(request, ["useless"], plan)
+        num_asked += len(plan.drafters) + len(trial.drafters)
+        for _ in (*plan.drafters, *trial.drafters):
             teach(made, request, "useless", hits=0, size=size)
-    assert 10 < num_asked < 40
+    assert 10 < num_asked < 90
+
+
+def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
+    made, request = balancer(), RequestState()
+    for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
+        for _ in range(3):
+            teach(made, request, node_id, hits=hits)
+    tried: list[str] = []
+    for _ in range(60):
+        plan = made.plan(request, ["a", "b", "c"], 100)
+        assert plan.drafters == ("b",)
+        teach(made, request, "b", hits=4)
+        tried += made.trial(request, ["a", "b", "c"], plan).drafters
+    assert set(tried) == {"a", "c"}
+    assert abs(tried.count("a") - tried.count("c")) <= 1
+
+
+def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
+    made, request = balancer(), RequestState(policy="target-alone")
+    plan = made.plan(request, ["a"], 100)
+    assert not made.first_plan(request, ["a"], 100).drafters
+    assert not plan.drafters
+    assert not made.trial(request, ["a"], plan).drafters
 
 
 def test_silent_drafter_costs_little_of_the_targets_time() -> None:
@@ -95,9 +119,9 @@ def test_drafter_that_is_back_is_asked_again_at_once() -> None:
     for _ in range(1000):
         if made.plan(request, ["d"], 100).drafters:
             made.observe_late("d", 1.0)
-    while not made.plan(request, ["d"], 100).drafters:
+    while not made.trial(request, ["d"], made.plan(request, ["d"], 100)).drafters:
         pass
-    for _ in range(20):
+    for _ in range(40):
         teach(made, request, "d", hits=4)
     assert all(made.plan(request, ["d"], 100).drafters for _ in range(10))
 
