@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 MAX_REQUESTS = 1024
 """Requests whose prefixes are remembered; the least recently drafted one is forgotten first."""
 
+MAX_TOKEN = 1 << 32
+
 Reply = Callable[[AnyMessage], None]
 """Sends an answer; may raise LinkError when the asker has gone."""
 
@@ -47,8 +49,16 @@ class _Ask:
 class Drafting:
     """Batches the draft requests of all links into drafting steps."""
 
-    def __init__(self, *, engine: DraftEngine, thread: EngineThread, max_batch: int) -> None:
+    def __init__(
+        self,
+        *,
+        engine: DraftEngine,
+        thread: EngineThread,
+        max_batch: int,
+        num_vocabulary: int = MAX_TOKEN,
+    ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
+        self._num_vocabulary = num_vocabulary
         self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
         self._waiting: OrderedDict[tuple[str, int], _Ask] = OrderedDict()
         self._released: list[str] = []
@@ -71,7 +81,8 @@ class Drafting:
             self._forget(next(iter(self._prefixes)))
         new_tokens = unpack_tokens(message.new_tokens)
         kept = message.prefix_len - len(new_tokens)
-        if not prefix.reconcile(kept, new_tokens, message.prefix_digest):
+        is_known = all(token < self._num_vocabulary for token in new_tokens)
+        if not is_known or not prefix.reconcile(kept, new_tokens, message.prefix_digest):
             have = len(prefix) if kept > len(prefix) else 0
             logger.debug("out of step request=%s have=%d", message.request_id, have)
             _send(

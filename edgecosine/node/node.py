@@ -18,7 +18,7 @@ from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
-from edgecosine.node.drafting import Drafting
+from edgecosine.node.drafting import MAX_TOKEN, Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.link import Link, LinkSettings
@@ -44,6 +44,9 @@ async def run_node(config: NodeConfig) -> None:
     broker = None if config.broker == "none" else BrokerAddress.parse(config.broker)
     if broker is None and config.role == "target":
         raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
+    # What is wrong is refused before anything is loaded.
+    _listen_addresses(config.listen)
+    _static_peers(config)
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
         await run(config, broker, thread)
@@ -117,7 +120,12 @@ async def _run_drafter(
 ) -> None:
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, _load_options(config)))
-    drafting = Drafting(engine=engine, thread=thread, max_batch=config.slots)
+    drafting = Drafting(
+        engine=engine,
+        thread=thread,
+        max_batch=config.slots,
+        num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
+    )
 
     def on_request(link: Link, message: DraftRequest | Release) -> None:
         drafting.on_request(message, link.send)
@@ -187,7 +195,7 @@ def _peers(
     return Peers(
         settings=LinkSettings(hello=hello, vocabulary=vocabulary, on_request=on_request),
         listen=_listen_addresses(config.listen),
-        static=[parse_address(peer) for peer in config.peers],
+        static=_static_peers(config),
         discover=Mdns().run if config.mdns else None,
         on_joined=_log_joined,
         on_lost=on_lost,
@@ -199,6 +207,10 @@ def _listen_addresses(listen: str) -> list[Address]:
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise ConfigError("listen", listen, "HOST:PORT, :PORT for all interfaces, port 0 for any")
     return [Address(host.strip("[]"), int(port))]
+
+
+def _static_peers(config: NodeConfig) -> list[Address]:
+    return [parse_address(peer) for peer in config.peers]
 
 
 def _refuse_work(link: Link, _: DraftRequest | Release) -> None:

@@ -241,3 +241,17 @@ def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> Non
             assert len(late.answers) == 1
 
     run(main())
+
+
+def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
+    async def main() -> None:
+        replies: list[AnyMessage] = []
+        engine = ScriptedDrafter(babble())
+        with EngineThread("test") as thread:
+            drafting = Drafting(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
+            drafting.on_request(ask([1, 2, 50]), replies.append)
+            assert [type(reply) for reply in replies] == [OutOfStep]
+            drafting.on_request(ask([1, 2, 49]), replies.append)
+            assert len(replies) == 1
+
+    run(main())
