@@ -12,6 +12,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import Figure, write_report
+from edgecosine.zoo import BALLAST
 
 
 @click.group("bench")
@@ -20,7 +21,7 @@ def command() -> None:
 
 
 _ballast = click.option(
-    "--ballast", type=click.IntRange(1, 256), default=12, show_default=True,
+    "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
     help="Widen the target so that it costs what a larger one does.",
 )  # fmt: skip
 _repeats = click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)

@@ -10,10 +10,11 @@ from rich.console import Console
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
+from edgecosine.zoo import BALLAST
 
 
 @click.command("demo")
-@click.option("--ballast", type=click.IntRange(1, 256), default=12, show_default=True)
+@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True)
 @click.option("--prompts", type=click.IntRange(1, 24), default=3, show_default=True,
               help="Prompts per domain.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)

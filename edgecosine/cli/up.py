@@ -10,7 +10,7 @@ import click
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
-from edgecosine.zoo import drafter_names
+from edgecosine.zoo import BALLAST, drafter_names
 
 
 @click.command("up")
@@ -20,7 +20,7 @@ from edgecosine.zoo import drafter_names
     "of the zoo's.",
 )  # fmt: skip
 @click.option(
-    "--ballast", type=click.IntRange(1, 256), default=12, show_default=True,
+    "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
     help="Widen the target so that it costs what a larger one does; 1: as it is.",
 )  # fmt: skip
 @click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True)

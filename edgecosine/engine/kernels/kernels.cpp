@@ -15,6 +15,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -25,7 +29,7 @@ constexpr int kLanes = 8;
 constexpr int kMostRows = 6;
 #endif
 constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
-constexpr int64_t kDepth = 256;                // inputs per block, so that a panel stays in cache
+constexpr int64_t kDepth = 128;                // inputs per block, so that a panel stays in cache
 constexpr int64_t kAhead = 2048;               // bytes to prefetch ahead of the weights in use
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
@@ -366,9 +370,22 @@ inline int64_t place(const uint16_t*, int64_t column) {
   return column % kLanes * 2 + column / kLanes;
 }
 
+// Weights are read from end to end in every pass; large pages spare most of the address lookups.
+inline void prefer_huge_pages(void* memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 template <class Weight>
 void pack(const Weight* w, Weight* packed, int64_t outputs, int64_t depth) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
+  prefer_huge_pages(packed, panels * kPanel * depth * sizeof(Weight));
   std::memset(packed, 0, panels * kPanel * depth * sizeof(Weight));
   for (int64_t n = 0; n < outputs; n++)
     for (int64_t k = 0; k < depth; k++)
