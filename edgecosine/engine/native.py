@@ -22,8 +22,8 @@ from edgecosine.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "kernels" / "kernels.cpp"
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
+SOURCES = Path(__file__).parent / "kernels"
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 120.0
 
@@ -67,8 +67,9 @@ def load_kernels() -> Kernels:
 
 def _fingerprint(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20)
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*")))
     parts = (
-        SOURCE.read_bytes(),
+        sources,
         version.stdout,
         " ".join(FLAGS).encode(),
         _processor(),
@@ -89,7 +90,7 @@ def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+        command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)]
         try:
             done = subprocess.run(
                 command,

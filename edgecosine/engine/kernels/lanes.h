@@ -1,0 +1,92 @@
+// Vectors of float32 lanes, and what is computed lane by lane.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef float LooseVector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t LooseInts __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline float widen(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t narrow(float value) {          // round to nearest even, as torch does
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline Vector load(const float* p) { return *reinterpret_cast<const LooseVector*>(p); }
+
+inline Vector load(const uint16_t* p) {
+  Vector v;
+  for (int i = 0; i < kLanes; i++) v[i] = widen(p[i]);
+  return v;
+}
+
+inline void store(float* p, Vector v) { *reinterpret_cast<LooseVector*>(p) = v; }
+
+inline float scalar(const float* p) { return *p; }
+inline float scalar(const uint16_t* p) { return widen(*p); }
+inline void put(float* p, float v) { *p = v; }
+inline void put(uint16_t* p, float v) { *p = narrow(v); }
+
+// exp(x) by range reduction and a degree-6 polynomial; every lane by itself.
+inline Vector exponential(Vector x) {
+  x = x < -87.0f ? Vector{} - 87.0f : x;
+  x = x > 88.0f ? Vector{} + 88.0f : x;
+  const Vector scaled = x * 1.44269504088896341f;
+  const Vector half = scaled < 0.0f ? Vector{} - 0.5f : Vector{} + 0.5f;
+  const Ints power = __builtin_convertvector(scaled + half, Ints);
+  const Vector whole = __builtin_convertvector(power, Vector);
+  const Vector r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Vector y = Vector{} + 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  return y * (Vector)((power + 127) << 23);
+}
+
+inline float total(Vector v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += v[i];
+  return sum;
+}
+
+template <class Value>
+float dot(const float* a, const Value* b, int64_t size) {
+  Vector sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) sum += load(a + i) * load(b + i);
+  float rest = 0;
+  for (; i < size; i++) rest += a[i] * scalar(b + i);
+  return total(sum) + rest;
+}
+
+template <class Value>
+void add_scaled(float* a, float scale, const Value* b, int64_t size) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(a + i, load(a + i) + scale * load(b + i));
+  for (; i < size; i++) a[i] += scale * scalar(b + i);
+}
+
+}  // namespace
