@@ -15,7 +15,6 @@ from edgecosine.lab.generation import Sampling, generate
 from edgecosine.lab.training import Tokens, TrainSettings
 
 States = NDArray[np.float16]
-DistillationBatch = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,18 +28,6 @@ class PoolSettings:
     batch: int = 64
     temperature: float = 0.8
     seed: int = 7
-
-
-@dataclass(frozen=True)
-class HardShares:
-    """Weight of the cross-entropy beside the divergence.
-
-    On the target's greedy text the label is its arg max: more weight there settles near ties the
-    way the target settles them.
-    """
-
-    greedy: float = 1.0
-    other: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ def continuation_pools(
     rng = np.random.default_rng(settings.seed)
     for start in range(0, settings.continuations, settings.batch):
         prompts = _cut(source, settings.batch, settings.prompt, rng)
-        temperature = 0.0 if is_greedy(start, settings) else settings.temperature
+        temperature = 0.0 if start // settings.batch % 2 == 0 else settings.temperature
         seeds = torch.arange(settings.batch) + 1_000_000 + start
         made = generate(
             target, prompts, settings.length - settings.prompt, Sampling(temperature, seeds)
@@ -95,64 +82,49 @@ def join(pools: Sequence[Pool]) -> Pool:
     )
 
 
-def is_greedy(row: int, settings: PoolSettings) -> bool:
-    """Whether a row of a continuation pool is greedy: batches alternate."""
-    return row // settings.batch % 2 == 0
-
-
 def pool_batches(
-    continuations: Sequence[Pool],
-    texts: Sequence[Pool],
-    shares: HardShares,
-    pool: PoolSettings,
-    settings: TrainSettings,
-) -> Iterator[DistillationBatch]:
-    """Yield tokens (rows, length), hidden states and each row's share of cross-entropy.
+    continuations: Sequence[Pool], texts: Sequence[Pool], settings: TrainSettings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield tokens (rows, length) and hidden states; half of the rows are the target's own text.
 
-    Half of the rows are the target's own text. Each kind takes the domains in turn, and every
-    pool is gone through in shuffled epochs.
+    Each kind takes the domains in turn, and every pool is gone through in shuffled epochs.
     """
-    own = [_rows(part, settings.seed + 31 * i) for i, part in enumerate(continuations)]
-    read = [_rows(part, settings.seed + 31 * i + 7) for i, part in enumerate(texts)]
+    streams = [_rows(pool, settings.seed + 31 * i) for i, pool in enumerate(continuations)]
+    others = [_rows(pool, settings.seed + 31 * i + 7) for i, pool in enumerate(texts)]
     turn = 0
     while True:
-        tokens, hidden, hard = [], [], []
+        picked = []
         for row in range(settings.rows):
-            kind = own if row % 2 == 0 else read
-            index, row_tokens, row_hidden = next(kind[turn // 2 % len(kind)])
-            greedy = kind is own and is_greedy(index, pool)
-            tokens.append(row_tokens)
-            hidden.append(row_hidden)
-            hard.append(shares.greedy if greedy else shares.other)
+            kind = streams if row % 2 == 0 else others
+            picked.append(next(kind[turn // 2 % len(kind)]))
             turn += 1
-        yield (
-            torch.from_numpy(np.stack(tokens).astype(np.int64)),
-            torch.from_numpy(np.stack(hidden).astype(np.float32)),
-            torch.tensor(hard),
-        )
+        tokens = np.stack([row[0] for row in picked]).astype(np.int64)
+        hidden = np.stack([row[1] for row in picked]).astype(np.float32)
+        yield torch.from_numpy(tokens), torch.from_numpy(hidden)
 
 
-def _rows(pool: Pool, seed: int) -> Iterator[tuple[int, Tokens, States]]:
+def _rows(pool: Pool, seed: int) -> Iterator[tuple[Tokens, States]]:
     rng = np.random.default_rng(seed)
     while True:
         for index in rng.permutation(len(pool.tokens)):
-            yield int(index), pool.tokens[index], pool.hidden[index]
+            yield pool.tokens[index], pool.hidden[index]
 
 
 class DistillationLoss:
-    """KL(target || drafter) over the whole vocabulary plus a share of cross-entropy, in nats."""
+    """KL(target || drafter) over the whole vocabulary plus `hard_share` of cross-entropy, nats."""
 
-    def __init__(self, drafter: LlamaForCausalLM, head: Tensor) -> None:
+    def __init__(self, drafter: LlamaForCausalLM, head: Tensor, hard_share: float) -> None:
         self._drafter = drafter
         self._head = head
+        self._hard_share = hard_share
 
-    def __call__(self, batch: DistillationBatch) -> Tensor:
-        tokens, hidden, share = batch
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens, hidden = batch
         teacher = (hidden @ self._head.T).log_softmax(-1)
         student = self._drafter(input_ids=tokens[:, :-1], use_cache=False).logits.log_softmax(-1)
         divergence = (teacher.exp() * (teacher - student)).sum(-1).mean()
-        hard = -student.gather(-1, tokens[:, 1:, None]).squeeze(-1).mean(-1)
-        loss: Tensor = divergence + (share * hard).mean()
+        hard = -student.gather(-1, tokens[:, 1:, None]).mean()
+        loss: Tensor = divergence + self._hard_share * hard
         return loss
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgecosine.lab.corpus import DOMAINS, CorpusSettings
-from edgecosine.lab.distillation import HardShares, PoolSettings
+from edgecosine.lab.distillation import PoolSettings
 from edgecosine.lab.training import TrainSettings
 
 GENERALIST = "generalist"
@@ -23,7 +23,7 @@ class Recipe:
     drafter: TrainSettings
     pool: PoolSettings
     tokenizer_characters: int = 2_500_000
-    hard_shares: HardShares = field(default_factory=HardShares)
+    hard_share: float = 0.1
     target_seed: int = 1
     drafter_seed: int = 100
     prompts: int = 32

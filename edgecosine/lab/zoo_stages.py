@@ -167,13 +167,9 @@ def drafter_stage(name: str) -> Stage:
         inherit_embedding(drafter, head)
         domains = DRAFTERS[name]
         batches = pool_batches(
-            _pools(OWN, domains, places),
-            _pools(TEXT, domains, places),
-            recipe.hard_shares,
-            recipe.pool,
-            recipe.drafter,
+            _pools(OWN, domains, places), _pools(TEXT, domains, places), recipe.drafter
         )
-        loss = compiled(DistillationLoss(drafter, head), recipe.drafter)
+        loss = compiled(DistillationLoss(drafter, head, recipe.hard_share), recipe.drafter)
         report = train(name, drafter, batches, loss, recipe.drafter)
         save_model(drafter, load_tokenizer(places.tokenizer), places.zoo / name)
         return asdict(report)
