@@ -29,7 +29,7 @@ def test_batches_are_half_own_text_and_take_the_domains_in_turn() -> None:
 
 
 def test_loss_is_cross_entropy_alone_for_a_perfect_student() -> None:
-    drafter = new_drafter(1).eval()
+    drafter = new_drafter(1)
     tokens = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
         hidden = drafter.model(input_ids=tokens[:, :-1]).last_hidden_state
