@@ -47,7 +47,7 @@ FULL = Recipe(
         adam_lr=0.003,
     ),
     drafter=TrainSettings(
-        steps=640, rows=12, length=192, accumulate=1, warm_up=50, muon_lr=0.02, adam_lr=0.004
+        steps=320, rows=12, length=192, accumulate=1, warm_up=50, muon_lr=0.02, adam_lr=0.004
     ),
     pool=PoolSettings(),
 )
