@@ -19,8 +19,6 @@ PROBE_GAMMA = 4
 DEADLINE_FACTOR = 2.5
 """A draft may take so many times what is expected of it."""
 DEADLINE_FLOOR_S = 0.02
-FIRST_DEADLINE_S = 1.0
-"""Wait for a drafter whose speed is unknown, once."""
 LONGEST_DEADLINE_S = 1.0
 """Nobody is waited for longer: each late draft raises what is expected of the next one."""
 
@@ -91,7 +89,9 @@ def choose_plan(
                 best = Plan(
                     drafters=(candidate.node_id,),
                     gamma=gamma,
-                    deadline_s=deadline(draft_s, is_measured=candidate.is_measured),
+                    deadline_s=deadline(
+                        draft_s, gamma * pass_s[1], is_measured=candidate.is_measured
+                    ),
                     reason=(
                         f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, "
                         f"t_d {_ms(candidate.token_s)}, t_v {_ms(pass_s[gamma + 1])}, "
@@ -134,22 +134,19 @@ def worthwhile_nodes(
 
 def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:
     """Ask all of `candidates` a short draft, to learn who is good for this request."""
-    gamma = max(1, min(PROBE_GAMMA, room - 1))
-    slowest = max(c.overhead_s + gamma * c.token_s for c in candidates)
-    is_measured = all(c.is_measured for c in candidates)
     return Plan(
         drafters=tuple(c.node_id for c in candidates),
-        gamma=gamma,
-        deadline_s=deadline(slowest * len(candidates), is_measured=is_measured),
-        reason=f"K={gamma}: trying {len(candidates)} drafters",
+        gamma=max(1, min(PROBE_GAMMA, room - 1)),
+        deadline_s=LONGEST_DEADLINE_S,
+        reason=f"trying {len(candidates)} drafters",
     )
 
 
-def deadline(expected_s: float, *, is_measured: bool) -> float:
-    """Seconds that a draft is waited for."""
-    if not is_measured:
-        return FIRST_DEADLINE_S
-    return min(LONGEST_DEADLINE_S, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * expected_s))
+def deadline(expected_s: float, worth_s: float, *, is_measured: bool) -> float:
+    """Seconds that a draft is waited for: a few times what is expected, and never longer than the
+    target would take for the same tokens by itself (`worth_s`)."""
+    patience_s = DEADLINE_FACTOR * expected_s if is_measured else LONGEST_DEADLINE_S
+    return max(DEADLINE_FLOOR_S, min(patience_s, worth_s or LONGEST_DEADLINE_S, LONGEST_DEADLINE_S))
 
 
 def _ms(seconds: float) -> str:

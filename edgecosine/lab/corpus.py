@@ -114,8 +114,8 @@ def _clean(text: str) -> str:
 def domain_documents(domain: str, settings: CorpusSettings) -> list[str]:
     """Deduplicated documents of one domain in an order set by their hashes."""
     unique: dict[bytes, str] = {}
-    for text in _SOURCES[domain](settings):
-        text = text if domain == "home" else _clean(text)
+    for raw in _SOURCES[domain](settings):
+        text = raw if domain == "home" else _clean(raw)
         if len(text) >= 200:
             cut = text[: settings.longest_document]
             unique.setdefault(document_hash(cut), cut)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-# Swap this line for the project's own noise.
-from edgecosine.lab.local_noise import gumbel_noise
+from edgecosine.engine.noise import gumbel
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Sampling:
         """Tokens (n,) at an absolute position from logits (n, vocabulary)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        noise = gumbel_noise(self.seeds, position, logits.shape[-1])
+        tokens = torch.arange(logits.shape[-1])
+        noise = torch.stack([gumbel(seed, position, tokens) for seed in self.seeds.tolist()])
         return (logits / self.temperature + noise).argmax(-1)
 
 

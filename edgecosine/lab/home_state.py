@@ -50,11 +50,11 @@ class House:
 
     def describe(self) -> str:
         parts = [f"It is {clock(self.minute)} on {self.day}."]
-        for room in self.rooms:
-            parts.append(
-                f"{room.name.capitalize()}: {room.celsius} degrees, humidity {room.humidity}%, "
-                f"{room.device} {room.switch}."
-            )
+        parts += [
+            f"{room.name.capitalize()}: {room.celsius} degrees, humidity {room.humidity}%, "
+            f"{room.device} {room.switch}."
+            for room in self.rooms
+        ]
         if self.watts:
             told = ", ".join(f"{name} {watts} W" for name, watts in self.watts.items())
             parts.append(f"Power: {told}.")

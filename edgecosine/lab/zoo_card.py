@@ -58,7 +58,7 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _model_figures(name: str, recipe: Recipe, places: Places, reports: Json) -> Json:
+def _model_figures(name: str, places: Places, reports: Json) -> Json:
     weights = places.zoo / name / "model.safetensors"
     stage = "target" if name == "target" else f"drafter-{name}"
     return {
@@ -97,9 +97,7 @@ def collect(recipe: Recipe, places: Places) -> Json:
         },
         "corpus": {domain: reports["corpus"][domain] for domain in DOMAINS},
         "pools": {domain: reports[f"pool-{domain}"] for domain in DOMAINS},
-        "models": {
-            name: _model_figures(name, recipe, places, reports) for name in ("target", *DRAFTERS)
-        },
+        "models": {name: _model_figures(name, places, reports) for name in ("target", *DRAFTERS)},
         "acceptance": reports["evaluation"]["acceptance"],
         "acceptance_settings": {k: reports["evaluation"][k] for k in ("gamma", "new_tokens")},
     }
@@ -207,8 +205,9 @@ own continuations of training prompts (one half greedy, one half at temperature
 {pool["temperature"]}); `{GENERALIST}` sees all domains in as many steps. The last loss is that
 objective on training windows, so it does not compare between target and drafters. Matrices are
 updated by Muon, embeddings and norms by AdamW, on a linear decay which for the target would have
-reached zero at step {settings["target"]["horizon"] or settings["target"]["steps"]}. The teacher's material
-({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took {pools / 60:.0f} min.
+reached zero at step {settings["target"]["horizon"] or settings["target"]["steps"]}. The teacher's
+material ({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took
+{pools / 60:.0f} min.
 
 ## Held-out loss, nats per token (bits per byte)
 

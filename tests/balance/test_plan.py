@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import (
     DEADLINE_FLOOR_S,
-    FIRST_DEADLINE_S,
     LONGEST_DEADLINE_S,
     MAX_GAMMA,
     PROBE_GAMMA,
@@ -166,19 +165,21 @@ def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free()
 
 
 @pytest.mark.parametrize(
-    ("expected_s", "is_measured", "patience_s"),
+    ("expected_s", "worth_s", "is_measured", "patience_s"),
     [
-        (0.0, False, FIRST_DEADLINE_S),
-        (5.0, False, FIRST_DEADLINE_S),
-        (0.0, True, DEADLINE_FLOOR_S),
-        (0.1, True, 0.25),
-        (100.0, True, LONGEST_DEADLINE_S),
+        (0.0, 0.1, False, 0.1),
+        (5.0, 0.0, False, LONGEST_DEADLINE_S),
+        (0.0, 0.1, True, DEADLINE_FLOOR_S),
+        (0.1, 9.0, True, 0.25),
+        (0.1, 0.2, True, 0.2),
+        (100.0, 0.0, True, LONGEST_DEADLINE_S),
+        (100.0, 100.0, True, LONGEST_DEADLINE_S),
     ],
 )
-def test_deadline_follows_what_is_expected_within_bounds(
-    expected_s: float, is_measured: bool, patience_s: float
+def test_deadline_follows_what_is_expected_and_what_a_draft_is_worth(
+    expected_s: float, worth_s: float, is_measured: bool, patience_s: float
 ) -> None:
-    assert deadline(expected_s, is_measured=is_measured) == patience_s
+    assert deadline(expected_s, worth_s, is_measured=is_measured) == patience_s
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.integers(2, 100))

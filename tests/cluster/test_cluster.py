@@ -35,8 +35,9 @@ def _questions() -> list[Question]:
 
 
 def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
+    """With enough ballast that speculation pays, as with a real target."""
     return local_plan(
-        zoo.TARGET, drafters, cluster=cluster, ballast=1, target_cores="", drafter_cores="",
+        zoo.TARGET, drafters, cluster=cluster, ballast=24, target_cores="", drafter_cores="",
         broker=None, broker_port=free_port(),
     )  # fmt: skip
 
@@ -64,7 +65,11 @@ def _texts(answers: list[Asked]) -> list[str]:
     return [answer.text for answer in answers]
 
 
-def _acceptance(answers: list[Asked]) -> float:
+async def _acceptance(client: Client, questions: list[Question]) -> float:
+    """Mean acceptance length of one request at a time."""
+    answers = []
+    for question in questions[::4]:
+        answers += await _ask_all(client, [question], "edgecosine")
     return sum(a.num_accepted for a in answers) / sum(a.num_rounds for a in answers)
 
 
@@ -77,9 +82,8 @@ def test_text_is_exact_while_drafters_come_and_go_and_on_another_layout() -> Non
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             truth = _texts(await _ask_all(client, questions, "target-alone"))
-            together = await _ask_all(client, questions, "edgecosine")
-            assert _texts(together) == truth
-            assert _acceptance(together) > 0.5
+            assert _texts(await _ask_all(client, questions, "edgecosine")) == truth
+            assert await _acceptance(client, questions) > 0.5
 
             async with asyncio.TaskGroup() as group:
                 asked = group.create_task(_ask_all(client, questions, "edgecosine"))
@@ -88,9 +92,8 @@ def test_text_is_exact_while_drafters_come_and_go_and_on_another_layout() -> Non
             assert _texts(asked.result()) == truth
 
             await cluster.wait_until_linked(4)
-            again = await _ask_all(client, questions, "edgecosine")
-            assert _texts(again) == truth
-            assert _acceptance(again) > 0.5
+            assert _texts(await _ask_all(client, questions, "edgecosine")) == truth
+            assert await _acceptance(client, questions) > 0.5
 
             for member in plan.drafters:
                 await cluster.stop(member.node_id)

@@ -4,7 +4,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgecosine.lab.generation import Sampling, generate
-from edgecosine.lab.local_noise import gumbel_noise
 from edgecosine.lab.muon import orthogonalise
 from edgecosine.lab.zoo_evaluation import (
     accepted_per_round,
@@ -73,16 +72,6 @@ def test_loop_share() -> None:
     assert loop_share(list(range(40))) == 0
     assert loop_share([1, 2, 3, 4] * 10) == 1
     assert loop_share([*range(8), *range(20, 44), *range(8)], gram=8) == 16 / 40
-
-
-def test_noise_is_a_function_of_seed_position_and_token() -> None:
-    seeds = torch.tensor([1, 2])
-    noise = gumbel_noise(seeds, 7, 4096)
-    assert torch.equal(noise, gumbel_noise(seeds, 7, 4096))
-    assert torch.equal(noise[1], gumbel_noise(seeds[1:], 7, 4096)[0])
-    assert not torch.equal(noise, gumbel_noise(seeds, 8, 4096))
-    assert abs(float(noise.mean()) - 0.5772) < 0.05
-    assert abs(float(noise.var()) - 1.645) < 0.15
 
 
 def test_held_out_loss_of_an_uninformed_model() -> None:

@@ -10,6 +10,8 @@
 
 namespace {
 
+constexpr int64_t kParallelWork = 1 << 20;     // products that are worth more than one thread
+
 struct Shape {
   int64_t heads, groups, key_size, value_size, cells, paths;
   int64_t query_row, query_head, key_row, key_head, value_row, value_head;  // strides
@@ -68,7 +70,9 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
     }
   const int64_t per_group = s.heads / s.groups;
   const int64_t work = rows * s.heads;
-#pragma omp parallel num_threads(threads) if (threads > 1 && work >= 2 * threads)
+  const int64_t longest = rows ? *std::max_element(length, length + rows) : 0;
+  const bool is_large = work * longest * s.key_size >= kParallelWork && work >= 2 * threads;
+#pragma omp parallel num_threads(threads) if (threads > 1 && is_large)
   {
     std::vector<float> scores, scratch;
 #pragma omp for schedule(static)

@@ -21,6 +21,7 @@ constexpr int kMostRows = 6;
 #endif
 constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
 constexpr int64_t kDepth = 128;                // inputs per block, so that a panel stays in cache
+constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
 constexpr int64_t kAhead = 2048;               // bytes to prefetch ahead of the weights in use
 
 // Two vectors of weights. A lane of packed bfloat16 holds a column in its low half and the column
@@ -107,7 +108,8 @@ void linear(const Act* x, const Weight* w, const float* bias, Out* y, int64_t ro
   const bool direct = std::is_same_v<Out, float> && width == outputs;
   if (!direct) wide_y.resize(rows * width);
   float* out = direct ? reinterpret_cast<float*>(y) : wide_y.data();
-  const int parts = static_cast<int>(std::min<int64_t>(threads, panels));
+  const int64_t work = rows * width * depth;
+  const int parts = static_cast<int>(std::min<int64_t>({threads, panels, 1 + work / kThreadWork}));
 #pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
   for (int part = 0; part < parts; part++)
     panels_of(panels * part / parts, panels * (part + 1) / parts, rows, depth, in, w, out, width);
