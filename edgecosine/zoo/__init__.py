@@ -8,8 +8,8 @@ from typing import Any
 
 DIRECTORY = Path(__file__).parent
 TARGET = "target"
-BALLAST = 40
-"""How many times wider demonstrations make the target: about 130 M parameters, whose pass takes 20
+BALLAST = 32
+"""How many times wider demonstrations make the target: about 100 M parameters, whose pass takes 20
 times a drafter's step or more, as with pairs that people use."""
 
 

@@ -19,7 +19,7 @@ from tests.mqtt_fixtures import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
 
-MAX_TOKENS = 40
+MAX_TOKENS = 32
 SAMPLINGS = (Sampling(), Sampling(temperature=0.8, seed=7), Sampling(1.0, top_p=0.9, seed=2**63))
 
 
@@ -37,7 +37,7 @@ def _questions() -> list[Question]:
 def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
     """With enough ballast that speculation pays, as with a real target."""
     return local_plan(
-        zoo.TARGET, drafters, cluster=cluster, ballast=24, target_cores="", drafter_cores="",
+        zoo.TARGET, drafters, cluster=cluster, ballast=16, target_cores="", drafter_cores="",
         broker=None, broker_port=free_port(),
     )  # fmt: skip
 
