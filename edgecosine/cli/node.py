@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
 from edgecosine.errors import ConfigError
+from edgecosine.node.node import run_node
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
@@ -130,10 +130,6 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
         settings = node_config(**options)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    if settings.cores:
-        os.sched_setaffinity(0, settings.cores)
-    from edgecosine.node.node import run_node  # imports torch, which takes a second
-
     run_command(run_node(settings))
 
 

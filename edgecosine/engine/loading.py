@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,11 +27,12 @@ from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.fused import FusedModel, can_fuse
-from edgecosine.engine.memory import MemoryPlan, plan_memory
+from edgecosine.engine.memory import plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.ngram import NgramDrafter
+from edgecosine.engine.ngram import load_ngram
+from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.selftest import check_family, reference_logits
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
@@ -47,35 +47,6 @@ DTYPES = {
 }
 TREE_ROOM = 64
 """Cells of a slot kept free for draft nodes."""
-
-Quantize = Literal["none", "nf4", "int8"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow."""
-
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: Quantize = "none"
-    threads: int = 0
-    slots: int = 8
-    context: int = 0
-    ballast: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model that is ready to run, and what others must know of it."""
-
-    name: str
-    quantization: str
-    codec: TextCodec | None
-    max_context: int
-    exactness: str
-    memory: MemoryPlan | None
-    num_parameters: int
 
 
 def locate(name: str) -> str:
@@ -117,7 +88,7 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     if options.model == NGRAM:
-        return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", None, 0)
+        return load_ngram()
     model, loaded, _ = _load(options)
     engine = TransformerDrafter(model, slots=options.slots, max_context=loaded.max_context)
     return engine, loaded
@@ -148,7 +119,7 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     runner = _runner(model, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
-    loaded = Loaded(name, options.quantize, codec, context, exactness, plan, num_parameters)
+    loaded = Loaded(name, options.quantize, codec, context, exactness, num_parameters)
     return runner, loaded, cells
 
 

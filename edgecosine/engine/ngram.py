@@ -5,10 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
+from edgecosine.engine.model_files import NGRAM
+from edgecosine.engine.options import Loaded
 
 LONGEST = 8
 """Tokens of suffix that are looked up at most."""
+
+
+def load_ngram() -> tuple[DraftEngine, Loaded]:
+    """The drafter and its description; there is nothing to load."""
+    return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", 0)
 
 
 class NgramDrafter:

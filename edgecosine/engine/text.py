@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from edgecosine.errors import RequestError
 from edgecosine.protocol.request import ChatMessage
 
@@ -17,8 +15,9 @@ _UNFINISHED = "�"
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_tokens: Sequence[int]) -> None:
-        self._tokenizer: Any = tokenizer
+    def __init__(self, tokenizer: Any, eos_tokens: Sequence[int]) -> None:
+        """`tokenizer` is one of transformers'."""
+        self._tokenizer = tokenizer
         self.eos_tokens = frozenset(eos_tokens)
 
     def encode(self, text: str) -> list[int]:

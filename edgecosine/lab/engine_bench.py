@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from edgecosine import zoo
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEngine, VerifyWork
-from edgecosine.engine.loading import LoadOptions, load_drafter, load_target
+from edgecosine.engine.loading import load_drafter, load_target
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.figures import Figure, interval
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from edgecosine.config import NodeConfig
 from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
-from edgecosine.engine.loading import Loaded, LoadOptions, load_drafter, load_target
+from edgecosine.engine.base import DraftEngine, TargetEngine
+from edgecosine.engine.model_files import NGRAM
+from edgecosine.engine.ngram import load_ngram
+from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
@@ -34,6 +39,8 @@ from edgecosine.protocol.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
+
+Result = TypeVar("Result")
 
 
 async def run_node(config: NodeConfig) -> None:
@@ -58,7 +65,7 @@ async def _run_target(
     assert broker is not None
     await _refuse_second_target(config)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
-    engine, loaded = await thread.run(functools.partial(load_target, _load_options(config)))
+    engine, loaded = await thread.run(functools.partial(_load_target, config))
     assert loaded.codec is not None
     balancer = Balancer()
     verifying = Verifying(
@@ -119,7 +126,7 @@ async def _run_drafter(
     config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
 ) -> None:
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
-    engine, loaded = await thread.run(functools.partial(load_drafter, _load_options(config)))
+    engine, loaded = await thread.run(functools.partial(_load_drafter, config))
     drafting = Drafting(
         engine=engine,
         thread=thread,
@@ -158,6 +165,28 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
         while isinstance(reason, BaseExceptionGroup):
             reason = reason.exceptions[0]
         raise reason from None
+
+
+def _load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
+    from edgecosine.engine.loading import load_target  # imports torch, which takes seconds
+
+    return _pinned(load_target(_load_options(config)), config)
+
+
+def _load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
+    if config.model == NGRAM:
+        return _pinned(load_ngram(), config)
+    from edgecosine.engine.loading import load_drafter
+
+    return _pinned(load_drafter(_load_options(config)), config)
+
+
+def _pinned(loaded: Result, config: NodeConfig) -> Result:
+    """Keep all threads of the process on the node's cores, now that loading is over."""
+    if config.cores:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), config.cores)
+    return loaded
 
 
 def _load_options(config: NodeConfig) -> LoadOptions:

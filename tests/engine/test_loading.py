@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.loading import LoadOptions, Quantize, load_drafter, load_target, locate
+from edgecosine.engine.loading import load_drafter, load_target, locate
 from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
+from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling

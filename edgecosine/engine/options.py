@@ -1,0 +1,36 @@
+"""What to load and what came of it, free of torch: a node without a model needs none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgecosine.engine.text import TextCodec
+
+Quantize = Literal["none", "nf4", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: Quantize = "none"
+    threads: int = 0
+    slots: int = 8
+    context: int = 0
+    ballast: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to run, and what others must know of it."""
+
+    name: str
+    quantization: str
+    codec: TextCodec | None
+    max_context: int
+    exactness: str
+    num_parameters: int
