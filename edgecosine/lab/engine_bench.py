@@ -82,7 +82,8 @@ def run_engine_bench(
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
         say(f"{race.name}: {figures[race.name].value:.2f}")
     say(f"watching memory over {ROUNDS} rounds")
-    figures["memory_growth_mib"] = _growth(engine, prompts[0])
+    light, _ = load_target(LoadOptions(zoo.TARGET, threads=1, slots=2))
+    figures["memory_growth_mib"] = _growth(light, prompts[0])
     return figures, runs
 
 
