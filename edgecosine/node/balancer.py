@@ -102,6 +102,12 @@ class Balancer:
         """What is known of a drafter; a new one is taken up."""
         return self._drafters.setdefault(node_id, DrafterState())
 
+    def welcome(self, node_id: str) -> None:
+        """A drafter was linked anew: how slow its former life was says nothing any more."""
+        state = self.drafter(node_id)
+        state.speed = DrafterSpeed()
+        state.rest = state.back_at = 0
+
     def open(self, policy: str) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
         request = RequestState(policy)

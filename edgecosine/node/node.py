@@ -74,7 +74,12 @@ async def _run_target(
         max_batch=config.max_sessions,
         observe_pass=balancer.observe_pass,
     )
-    peers = _peers(config, loaded, on_request=_refuse_work, on_lost=_log_lost)
+
+    def on_joined(link: Link) -> None:
+        _log_joined(link)
+        balancer.welcome(link.peer.node_id)
+
+    peers = _peers(config, loaded, on_request=_refuse_work, on_joined=on_joined, on_lost=_log_lost)
     serving = Serving(
         model=loaded.name,
         codec=loaded.codec,
@@ -142,7 +147,7 @@ async def _run_drafter(
         if not peers.links:
             drafting.forget_all()
 
-    peers = _peers(config, loaded, on_request=on_request, on_lost=on_lost)
+    peers = _peers(config, loaded, on_request=on_request, on_joined=_log_joined, on_lost=on_lost)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
         presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
@@ -207,6 +212,7 @@ def _peers(
     loaded: Loaded,
     *,
     on_request: Callable[[Link, DraftRequest | Release], None],
+    on_joined: Callable[[Link], None],
     on_lost: Callable[[Link], None],
 ) -> Peers:
     tokens = loaded.codec.vocabulary() if loaded.codec else []
@@ -226,7 +232,7 @@ def _peers(
         listen=_listen_addresses(config.listen),
         static=_static_peers(config),
         discover=Mdns().run if config.mdns else None,
-        on_joined=_log_joined,
+        on_joined=on_joined,
         on_lost=on_lost,
     )
 

@@ -198,3 +198,13 @@ def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
     newcomer = made.open("edgecosine")
     teach(made, newcomer, "d", hits=4)
     assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]
+
+
+def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
+    made, request = balancer(), RequestState()
+    for _ in range(300):
+        made.plan(request, ["d"], 100)
+        made.observe_late("d", 1.0)
+    assert not made.first_plan(request, ["d"], 100).drafters
+    made.welcome("d")
+    assert made.first_plan(request, ["d"], 100).drafters == ("d",)
