@@ -39,7 +39,7 @@ def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
     """With ballast and cores apart, so that speculation pays, as with a real target."""
     target_cores, drafter_cores = split_cores()
     return local_plan(
-        zoo.TARGET, drafters, cluster=cluster, ballast=24, target_cores=target_cores,
+        zoo.TARGET, drafters, cluster=cluster, ballast=16, target_cores=target_cores,
         drafter_cores=drafter_cores,
         broker=None, broker_port=free_port(),
     )  # fmt: skip
