@@ -21,6 +21,7 @@ from edgecosine.engine.packing import narrowest, pack
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that depend on the position alone."""
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Weight(ctypes.Structure):
@@ -29,7 +30,7 @@ class _Weight(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
-        ("bytes", ctypes.c_int64),
+        ("layout", ctypes.c_int64),
     )
 
 
@@ -74,7 +75,8 @@ def can_fuse(model: PreTrainedModel) -> bool:
         and rope.get("rope_type", "default") in ROPE_TYPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and all(type(m) is nn.Linear for m in linears)
-        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+        and model.dtype in DTYPES
+        and all(p.dtype == model.dtype and p.device.type == "cpu" for p in model.parameters())
     )
 
 
@@ -108,7 +110,7 @@ class FusedModel:
             layers=layers,
             head=head,
             embedding=self._keep(embedding),
-            output_norm=self._keep(body.norm.weight.detach()),
+            output_norm=self._keep(body.norm.weight.detach().float()),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
             num_layers=len(body.layers),
@@ -161,22 +163,21 @@ class FusedModel:
         """One packed matrix of the outputs of all `linears` side by side."""
         joined = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias for linear in linears if linear.bias is not None]
-        weight = narrowest(joined)
-        packed = self._keep(pack(weight, self._kernels))
-        bias = self._keep(torch.cat([b.detach() for b in biases])) if biases else None
-        return _Weight(packed, bias, *joined.shape, weight.element_size())
+        packed = pack(joined, self._kernels)
+        bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
+        return _Weight(self._keep(packed.values), bias, *joined.shape, int(packed.layout))
 
     def _layer(self, layer: Any, cache: LayerCache, window: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        query_norm, key_norm = (n and self._keep(n.weight.detach()) for n in norms)
+        query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
         return _Layer(
             query_key_value=self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
             output=self._weight(attention.o_proj),
             gate_up=self._weight(mlp.gate_proj, mlp.up_proj),
             down=self._weight(mlp.down_proj),
-            input_norm=self._keep(layer.input_layernorm.weight.detach()),
-            middle_norm=self._keep(layer.post_attention_layernorm.weight.detach()),
+            input_norm=self._keep(layer.input_layernorm.weight.detach().float()),
+            middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),
             query_norm=query_norm,
             key_norm=key_norm,
             keys=self._keep(cache.keys),

@@ -103,7 +103,7 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     where = locate(options.model)
     config = _read(lambda: AutoConfig.from_pretrained(where), options.model)
     context = _context(config, options.context)
-    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device)
+    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
     cells = context + TREE_ROOM
     plan = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
@@ -114,18 +114,32 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     num_parameters = sum(p.numel() for p in model.parameters())
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
+    reference = _reference(model, options.quantize)
     kernels, exactness = _kernels(device, dtype)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    runner = _runner(model, options.slots, cells, kernels)
+    runner = _runner(model, reference, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     loaded = Loaded(name, options.quantize, codec, context, exactness, num_parameters)
     return runner, loaded, cells
 
 
-def _runner(model: Any, slots: int, cells: int, kernels: Kernels | None) -> PassModel:
+def _reference(model: Any, quantize: Quantize) -> torch.Tensor:
+    try:
+        return reference_logits(model)
+    except RuntimeError as error:
+        if quantize == "none":
+            raise
+        raise ModelUnsupported(
+            f"{quantize} does not run on this device with this model ({error}); "
+            "leave --quantize out, or take another"
+        ) from error
+
+
+def _runner(
+    model: Any, reference: torch.Tensor, slots: int, cells: int, kernels: Kernels | None
+) -> PassModel:
     """The fastest way to run the model that gives what the model itself gives."""
-    reference = reference_logits(model)
     family, threads = str(model.config.model_type), torch.get_num_threads()
     if kernels is not None and can_fuse(model):
         fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
@@ -194,9 +208,19 @@ def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:
         return None, "rounding"
 
 
-def _default_dtype(device: str) -> torch.dtype:
-    # On a CPU the kernels compute in float32 and keep bfloat16 weights as they are in memory.
-    return torch.float32 if device == "cpu" else torch.bfloat16
+def _default_dtype(device: str, config: Any) -> torch.dtype:
+    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
+
+    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
+    """
+    if device != "cpu":
+        return torch.bfloat16
+    try:
+        has_units = load_kernels().has_pairs
+    except KernelsUnavailable:
+        has_units = False
+    is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
+    return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
 
 
 def _context(config: Any, wanted: int) -> int:

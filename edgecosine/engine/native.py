@@ -39,6 +39,8 @@ class Kernels:
     library: ctypes.CDLL
     panel: int
     """Output columns that the packed layout keeps side by side."""
+    has_pairs: bool
+    """Whether the processor multiplies pairs of bfloat16."""
 
 
 def cache_directory() -> Path:
@@ -116,9 +118,10 @@ def _declare(path: Path) -> Kernels:
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
-    library.edgecosine_pack.argtypes = [pointer, pointer, size, size, number]
+    library.edgecosine_has_pairs.argtypes, library.edgecosine_has_pairs.restype = [], number
+    library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
     library.edgecosine_linear.argtypes = [
-        pointer, number, pointer, number, pointer, pointer, number, size, size, size, number
+        pointer, number, pointer, size, pointer, pointer, number, size, size, size, number
     ]  # fmt: skip
     library.edgecosine_attention.argtypes = (
         [pointer] * 13 + [size] * 7 + [real, real, size, number, number]
@@ -131,4 +134,8 @@ def _declare(path: Path) -> Kernels:
         "edgecosine_decode",
     ):
         getattr(library, name).restype = None
-    return Kernels(library=library, panel=library.edgecosine_panel())
+    return Kernels(
+        library=library,
+        panel=library.edgecosine_panel(),
+        has_pairs=bool(library.edgecosine_has_pairs()),
+    )

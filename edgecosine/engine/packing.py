@@ -1,10 +1,14 @@
 """Linear layers in the layout of the compiled kernels.
 
 A weight that bfloat16 holds exactly is packed as bfloat16 whatever the model's dtype is: the sums
-are float32 all the same, so the result is equal to the bit, at half the memory traffic.
+are float32 all the same, so the result is equal to the bit, at half the memory traffic. A model
+that computes in bfloat16 is packed in pairs where the processor multiplies these.
 """
 
 from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,6 +16,22 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.native import Kernels
+
+
+class Layout(enum.IntEnum):
+    """How panels hold weights; the same numbers in kernels/packed.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    PAIRS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix [outputs, inputs] in panels of output columns."""
+
+    values: torch.Tensor
+    layout: Layout
 
 
 class PackedLinear(nn.Module):
@@ -31,7 +51,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        self.register_buffer("packed", pack(narrowest(weight), kernels), persistent=False)
+        packed = pack(weight, kernels)
+        self._layout = int(packed.layout)
+        self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
@@ -40,7 +62,7 @@ class PackedLinear(nn.Module):
         rows = x.numel() // self.in_features
         self._kernels.library.edgecosine_linear(
             x.data_ptr(), x.element_size(),
-            self.packed.data_ptr(), self.packed.element_size(),
+            self.packed.data_ptr(), self._layout,
             None if self.bias is None else self.bias.data_ptr(),
             out.data_ptr(), out.element_size(),
             rows, self.out_features, self.in_features, self._threads,
@@ -56,16 +78,21 @@ def narrowest(weight: torch.Tensor) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight.float()
 
 
-def pack(weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
-    """Row-major [outputs, inputs] in panels of output columns."""
+def pack(weight: torch.Tensor, kernels: Kernels) -> Packed:
+    """Pack [outputs, inputs]; its dtype says whether the model computes in bfloat16."""
+    if weight.dtype == torch.bfloat16 and kernels.has_pairs:
+        layout, together = Layout.PAIRS, 2
+    else:
+        weight, together = narrowest(weight), 1
+        layout = Layout.BFLOAT16 if weight.dtype == torch.bfloat16 else Layout.FLOAT32
     weight = weight.detach().contiguous()
     outputs, inputs = weight.shape
-    panels = -(-outputs // kernels.panel)
-    packed = torch.empty(panels, inputs, kernels.panel, dtype=weight.dtype)
+    panels, steps = -(-outputs // kernels.panel), -(-inputs // together)
+    values = torch.empty(panels, steps, kernels.panel * together, dtype=weight.dtype)
     kernels.library.edgecosine_pack(
-        weight.data_ptr(), packed.data_ptr(), outputs, inputs, weight.element_size()
+        weight.data_ptr(), values.data_ptr(), outputs, inputs, int(layout)
     )
-    return packed
+    return Packed(values, layout)
 
 
 def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -> int:

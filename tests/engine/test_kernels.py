@@ -33,15 +33,30 @@ def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_linear_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_rows_do_not_depend_on_company_or_threads(
+    outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(inputs, outputs)
-    x = torch.randn(70, inputs)
+    linear = nn.Linear(inputs, outputs, dtype=dtype)
+    x = torch.randn(70, inputs, dtype=dtype)
     whole = _packed(linear)(x)
     for threads in (1, 2):
         packed = _packed(linear, threads)
         for rows in (1, 2, 3, 5, 7, 8, 13, 25):
             assert torch.equal(packed(x[-rows:]), whole[-rows:])
+
+
+@pytest.mark.skipif(not KERNELS.has_pairs, reason="this processor has no bfloat16 units")
+def test_pairs_multiply_inputs_rounded_to_bfloat16() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(301, 40, dtype=torch.bfloat16)
+    packed = PackedLinear(linear.weight, linear.bias, KERNELS, 1, torch.float32)
+    x = torch.randn(3, 301)
+    exact = nn.functional.linear(
+        x.bfloat16().double(), linear.weight.double(), linear.bias.double()
+    )
+    torch.testing.assert_close(packed(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.loading import load_drafter, load_target, locate
 from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
@@ -59,6 +61,37 @@ def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
     [proposal] = drafter.draft([DraftWork("a", prompt_of(20), 5, 1, Coupling())])
     assert len(proposal.tokens) == 5
     assert loaded.quantization == quantize
+
+
+def test_quantisation_that_fails_on_this_device_is_refused_with_the_reason(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: object) -> torch.Tensor:
+        raise RuntimeError("no kernel for this shape")
+
+    monkeypatch.setattr("edgecosine.engine.loading.reference_logits", fails)
+    with pytest.raises(ModelUnsupported, match=r"nf4 does not run .*no kernel for this shape"):
+        load_drafter(LoadOptions(llama, threads=1, slots=1, quantize="nf4"))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
+    stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def look(model: torch.nn.Module) -> torch.Tensor:
+        seen.append(next(model.parameters()).dtype)
+        raise ModelUnsupported("seen enough")
+
+    where = _save(build("llama").to(stored), tmp_path)
+    monkeypatch.setattr("edgecosine.engine.loading.reference_logits", look)
+    for has_pairs in (True, False):
+        kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
+        monkeypatch.setattr("edgecosine.engine.loading.load_kernels", lambda found=kernels: found)
+        with pytest.raises(ModelUnsupported, match="seen enough"):
+            load_target(LoadOptions(where, threads=1, slots=1))
+    assert seen == [stored, torch.float32]
 
 
 def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ def test_answer_is_that_of_transformers_generate(family: str, way: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize(
     ("way", "dtype"),
-    [("layers", torch.float32), ("layers", torch.bfloat16), ("fused", torch.float32)],
+    [
+        ("layers", torch.float32),
+        ("layers", torch.bfloat16),
+        ("fused", torch.float32),
+        ("fused", torch.bfloat16),
+    ],
     ids=str,
 )
 def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
@@ -105,9 +110,12 @@ def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
 
 @needs_kernels
 @pytest.mark.parametrize("kind", [SlotModel, FusedModel])
-def test_logits_are_equal_to_the_bit_in_any_company(kind: type[SlotModel | FusedModel]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_are_equal_to_the_bit_in_any_company(
+    kind: type[SlotModel | FusedModel], dtype: torch.dtype
+) -> None:
     kernels = load_kernels()
-    model = kind(build("llama"), slots=3, cells=128, threads=1, kernels=kernels)
+    model = kind(build("llama").to(dtype), slots=3, cells=128, threads=1, kernels=kernels)
     sequence = prompt_of(30)
     alone = RowBuilder()
     alone.add_sequence(0, 0, sequence)

@@ -19,6 +19,19 @@ struct Shape {
   int64_t window;
 };
 
+// sum[column .. column + Vectors * kLanes) = the values of all positions, weighted; sums stay in
+// registers while the positions go by.
+template <int Vectors, class Value, class Cell>
+void weigh(const Value* values, int64_t size, const Cell& cell, int64_t begin, int64_t end,
+           const float* weights, float* sum) {
+  Vector part[Vectors] = {};
+  for (int64_t j = begin; j < end; j++) {
+    const Value* at = values + cell(j) * size;
+    for (int v = 0; v < Vectors; v++) part[v] += weights[j] * load(at + v * kLanes);
+  }
+  for (int v = 0; v < Vectors; v++) store(sum + v * kLanes, part[v]);
+}
+
 template <class Value>
 void attend(const Shape& s, const Value* query, const Value* keys, const Value* values,
             int64_t length, const int32_t* path, int64_t path_length, const float* sink, Value* out,
@@ -49,8 +62,14 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   }
   float norm = total(lanes);
   if (sink) norm += std::exp(*sink - most);
+  int64_t column = 0;
+  for (; column + 4 * kLanes <= s.value_size; column += 4 * kLanes)
+    weigh<4>(values + column, s.value_size, cell, begin, visible, scores.data(), sum + column);
+  for (; column + kLanes <= s.value_size; column += kLanes)
+    weigh<1>(values + column, s.value_size, cell, begin, visible, scores.data(), sum + column);
   for (int64_t j = begin; j < visible; j++)
-    add_scaled(sum, scores[j], values + cell(j) * s.value_size, s.value_size);
+    for (int64_t i = column; i < s.value_size; i++)
+      sum[i] += scores[j] * scalar(values + cell(j) * s.value_size + i);
   for (int64_t i = 0; i < s.value_size; i++) put(out + i, sum[i] / norm);
 }
 

@@ -13,7 +13,7 @@
 struct Weight {
   const void* packed;
   const float* bias;
-  int64_t outputs, inputs, bytes;
+  int64_t outputs, inputs, layout;
 };
 
 struct Layer {
@@ -62,10 +62,7 @@ inline void gate_by_silu(float* gate, const float* up, int64_t size) {
 }
 
 inline void linear_of(const Weight& w, const float* x, float* y, int64_t rows, int threads) {
-  if (w.bytes == 2)
-    linear(x, static_cast<const uint16_t*>(w.packed), w.bias, y, rows, w.outputs, w.inputs, threads);
-  else
-    linear(x, static_cast<const float*>(w.packed), w.bias, y, rows, w.outputs, w.inputs, threads);
+  linear_of(static_cast<Layout>(w.layout), x, w.packed, w.bias, y, rows, w.outputs, w.inputs, threads);
 }
 
 void embed(const Decoder& d, const int64_t* tokens, int64_t rows, float* x) {

@@ -4,7 +4,8 @@
 // whole pass, so that a token's logits change with the company it is verified in. Here the order is
 // part of the definition:
 //   linear     y[m, n] = (((x[m, 0] w[n, 0]) + x[m, 1] w[n, 1]) + ...): one chain of fused
-//              multiply-adds along k, whatever the number of rows, threads or vector lanes.
+//              multiply-adds along k, whatever the number of rows, threads or vector lanes. With
+//              weights in pairs, one chain of dot products of two, on inputs rounded to bfloat16.
 //   attention  keys and values are walked by position in the sequence, wherever their cells lie in
 //              the cache, so that a branch of a tree and the same tokens in a chain give equal bits.
 // Weights are float32, or bfloat16 widened exactly; sums are float32.
@@ -16,28 +17,35 @@ extern "C" {
 
 int edgecosine_panel() { return kPanel; }
 
-// Row-major [outputs, depth] to panels [outputs / panel, depth, panel], zero-filled at the edge.
-void edgecosine_pack(const void* w, void* packed, int64_t outputs, int64_t depth, int bytes) {
-  if (bytes == 2)
-    pack(static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), outputs, depth);
-  else
-    pack(static_cast<const float*>(w), static_cast<float*>(packed), outputs, depth);
+// Whether this processor multiplies bfloat16 pairs.
+int edgecosine_has_pairs() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
 }
 
-// x [rows, depth], y [rows, outputs]; *_bytes is 2 for bfloat16 and 4 for float32.
-void edgecosine_linear(const void* x, int x_bytes, const void* w, int w_bytes, const float* bias,
-                       void* y, int y_bytes, int64_t rows, int64_t outputs, int64_t depth,
+// Row-major [outputs, inputs] to panels [outputs / panel, steps, panel], zero-filled at the edges.
+void edgecosine_pack(const void* w, void* packed, int64_t outputs, int64_t inputs, int64_t layout) {
+  const auto form = static_cast<Layout>(layout);
+  if (form == kFloat32)
+    pack(static_cast<const float*>(w), static_cast<float*>(packed), outputs, inputs, form);
+  else
+    pack(static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), outputs, inputs, form);
+}
+
+// x [rows, inputs], y [rows, outputs]; *_bytes is 2 for bfloat16 and 4 for float32.
+void edgecosine_linear(const void* x, int x_bytes, const void* w, int64_t layout, const float* bias,
+                       void* y, int y_bytes, int64_t rows, int64_t outputs, int64_t inputs,
                        int threads) {
-  const auto run = [&](auto* in, auto* weight, auto* out) {
-    linear(in, weight, bias, out, rows, outputs, depth, threads);
+  const auto run = [&](auto* in, auto* out) {
+    linear_of(static_cast<Layout>(layout), in, w, bias, out, rows, outputs, inputs, threads);
   };
-  const auto by_out = [&](auto* in, auto* weight) {
-    y_bytes == 2 ? run(in, weight, static_cast<uint16_t*>(y)) : run(in, weight, static_cast<float*>(y));
+  const auto by_out = [&](auto* in) {
+    y_bytes == 2 ? run(in, static_cast<uint16_t*>(y)) : run(in, static_cast<float*>(y));
   };
-  const auto by_weight = [&](auto* in) {
-    w_bytes == 2 ? by_out(in, static_cast<const uint16_t*>(w)) : by_out(in, static_cast<const float*>(w));
-  };
-  x_bytes == 2 ? by_weight(static_cast<const uint16_t*>(x)) : by_weight(static_cast<const float*>(x));
+  x_bytes == 2 ? by_out(static_cast<const uint16_t*>(x)) : by_out(static_cast<const float*>(x));
 }
 
 // query [rows, heads, key_size], new_keys and new_values [rows, groups, size] with the strides (in

@@ -66,10 +66,17 @@ inline Vector exponential(Vector x) {
   return y * (Vector)((power + 127) << 23);
 }
 
+// Sum of the lanes, halves against halves.
 inline float total(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += v[i];
-  return sum;
+#ifdef __AVX512F__
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+#else
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+#endif
+  return v[0] + v[1];
 }
 
 template <class Value>
@@ -80,13 +87,6 @@ float dot(const float* a, const Value* b, int64_t size) {
   float rest = 0;
   for (; i < size; i++) rest += a[i] * scalar(b + i);
   return total(sum) + rest;
-}
-
-template <class Value>
-void add_scaled(float* a, float scale, const Value* b, int64_t size) {
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) store(a + i, load(a + i) + scale * load(b + i));
-  for (; i < size; i++) a[i] += scale * scalar(b + i);
 }
 
 }  // namespace
