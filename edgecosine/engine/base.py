@@ -7,7 +7,7 @@ its cache equal to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,13 +73,20 @@ class TargetEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DraftWork:
-    """One request's part of a drafting step: propose `num_tokens` after `tokens`."""
+    """One request's part of a drafting step: guess what follows `tokens`.
+
+    num_tokens  steps of the model: as many levels deep, or as many as the best guess still lacks
+    width       the most probable nodes that each step reads
+    ahead       the tree that the target is verifying; with it, guess what comes after any of its
+                outcomes, and stop when somebody waits
+    """
 
     key: str
     tokens: Sequence[int]
     num_tokens: int
     width: int
     coupling: Coupling
+    ahead: TokenTree | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +98,21 @@ class Proposal:
     parents: tuple[int, ...] = ()
 
 
+def never() -> bool:
+    """Nobody waits."""
+    return False
+
+
 class DraftEngine(Protocol):
     """Guesses. Nothing that it says can make an answer wrong."""
 
-    def draft(self, batch: Sequence[DraftWork]) -> list[Proposal]:
-        """Propose tokens for every work, batching the model's steps across them."""
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        """Propose tokens for every work, batching the model's steps across them.
+
+        Works ahead end early, with what they have, once `is_awaited` says that others wait.
+        """
 
     def release(self, key: str) -> None:
         """The request ended; its cache may go."""

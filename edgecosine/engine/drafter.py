@@ -1,95 +1,160 @@
-"""The draft engine over a transformers model: many requests batched in each step."""
+"""The draft engine over a transformers model: grows many requests' guesses in each pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.base import DraftWork, Proposal, never
+from edgecosine.engine.growth import Growth
+from edgecosine.engine.guessing import guess
 from edgecosine.engine.model import PassModel
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.rows import RowBuilder
-from edgecosine.engine.sampling import guess
 from edgecosine.engine.slots import Slot, Slots
+from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
+from edgecosine.protocol.tree import ROOT
+
+GUESSES = 4
+"""Continuations that are kept of each node."""
+TREE_ROOM = 128
+"""Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
+
+
+PLAIN_NODES = 24
+"""Nodes of an answer that somebody waits for."""
 
 
 @dataclass(slots=True)
-class _Growing:
-    """A draft on its way: a trunk of best guesses, and their siblings when the width is above 1."""
+class _Drafting:
+    """One work under way."""
 
     work: DraftWork
     slot: Slot
-    trunk: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-    last: int = -1
+    growth: Growth
+    laid: list[int]
+    """Nodes of the verified tree that are still to be read."""
+    num_steps: int = 0
+
+    @property
+    def pending(self) -> list[int]:
+        """Tokens of the sequence that the cache lacks."""
+        return list(self.work.tokens[len(self.slot.tokens) :])
 
     @property
     def is_done(self) -> bool:
-        return len(self.trunk) >= self.work.num_tokens
+        if not self.growth.is_root_read or self.laid:
+            return False
+        is_deep = self.work.ahead is None and self.growth.trunk_depth >= self.work.num_tokens
+        return is_deep or self.num_steps >= self.work.num_tokens
 
-    def extend(self, tokens: list[int], confidences: list[float]) -> None:
-        parent = self.last
-        self.last = len(self.tokens)
-        self.trunk.append(tokens[0])
-        self.tokens += tokens
-        self.confidences += confidences
-        self.parents += [parent] * len(tokens)
+    def next_nodes(self, deepest: int) -> list[int]:
+        """Nodes to read in the next step: above the `deepest` level, as far as there is room."""
+        room = TREE_ROOM - self.growth.num_read
+        nodes, self.laid = self.laid or self.growth.most_probable(self.work.width), []
+        chosen = [node for node in nodes if self.growth.nodes[node].depth < deepest][:room]
+        if not chosen:
+            self.num_steps = self.work.num_tokens
+        return chosen
 
     def proposal(self) -> Proposal:
-        is_chain = self.work.width == 1
-        parents = () if is_chain else tuple(self.parents)
-        return Proposal(tuple(self.tokens), tuple(self.confidences), parents)
+        """What is known now."""
+        most = PLAIN_NODES if self.work.ahead is None else MAX_DRAFT_TOKENS
+        return self.growth.proposal(most)
 
 
 class TransformerDrafter:
     """Guesses by a causal LM; implements `DraftEngine`.
 
-    Its cache holds the prefix and the trunk of the last draft, so that what the target accepted
-    of it is there already when the next request comes.
+    Each slot of its cache holds a sequence and the nodes of its growth. What the target says is
+    mostly among them, so that the next request finds its prefix there and much of its answer too.
     """
 
-    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 256) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: PassModel,
+        *,
+        slots: int,
+        max_context: int,
+        kernels: Kernels | None = None,
+        chunk: int = 256,
+    ) -> None:
+        self._model, self._kernels = model, kernels
         self._slots = Slots(slots)
+        self._growths: dict[int, tuple[Coupling, Growth]] = {}
+        """By slot; below the sequence that the slot holds."""
         self._max_context = max_context
         self._chunk = chunk
 
-    def draft(self, batch: Sequence[DraftWork]) -> list[Proposal]:
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
         """Propose tokens for every work; at most as many works as there are slots."""
         busy = {work.key for work in batch}
-        drafts = [self._open(work, busy) for work in batch]
-        while growing := [draft for draft in drafts if not draft.is_done]:
-            self._grow(growing)
-        return [draft.proposal() for draft in drafts]
+        draftings = [self._open(work, busy) for work in batch]
+        while growing := [drafting for drafting in draftings if not drafting.is_done]:
+            self._step(growing)
+            if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
+                break
+        return [drafting.proposal() for drafting in draftings]
 
     def release(self, key: str) -> None:
         """Give the request's slot back."""
         self._slots.release(key)
 
-    def _open(self, work: DraftWork, busy: set[str]) -> _Growing:
-        room = self._max_context - len(work.tokens)
-        if room < work.num_tokens:
-            work = DraftWork(work.key, work.tokens, max(0, room), work.width, work.coupling)
+    def _open(self, work: DraftWork, busy: set[str]) -> _Drafting:
         slot = self._slots.acquire(work.key, work.tokens, busy)
-        slot.keep(len(work.tokens) - 1)
-        return _Growing(work, slot)
+        coupling, growth = self._growths.get(slot.index, (None, Growth(0)))
+        is_current = coupling == work.coupling and growth.length == len(slot.tokens)
+        if is_current:
+            growth = self._follow(growth, slot, work.tokens)
+        if not is_current or not growth.is_root_read:
+            slot.keep(len(work.tokens) - 1)
+            growth = Growth(len(work.tokens))
+        self._growths[slot.index] = work.coupling, growth
+        laid = growth.lay(work.ahead) if work.ahead is not None else []
+        return _Drafting(work, slot, growth, laid)
 
-    def _grow(self, growing: list[_Growing]) -> None:
-        """One pass: feed what each cache lacks, and take the next guess where nothing does."""
-        rows, keep, ready = RowBuilder(), list[int](), list[_Growing]()
-        for draft in growing:
-            sequence, cached = (
-                [*draft.work.tokens, *draft.trunk],
-                len(draft.slot.tokens),
-            )
-            pending = sequence[cached : cached + self._chunk]
-            rows.add_sequence(draft.slot.index, cached, pending)
-            draft.slot.tokens.extend(pending)
-            if cached + len(pending) == len(sequence):
+    def _follow(self, growth: Growth, slot: Slot, tokens: Sequence[int]) -> Growth:
+        """Turn the nodes that `tokens` go through into tokens of the slot."""
+        start = growth.length
+        left, cells = growth.follow(tokens[start:])
+        self._model.move(slot.index, cells, range(start, start + len(cells)))
+        slot.tokens[start:] = tokens[start : left.length]
+        return left
+
+    def _step(self, growing: list[_Drafting]) -> None:
+        """One pass: feed what each cache lacks, else read the most probable nodes."""
+        rows, keep, heads = RowBuilder(), list[int](), list[tuple[_Drafting, int]]()
+        for drafting in growing:
+            if pending := drafting.pending[: self._chunk]:
+                rows.add_sequence(drafting.slot.index, len(drafting.slot.tokens), pending)
+                drafting.slot.tokens.extend(pending)
+                if not drafting.pending:
+                    keep.append(len(rows) - 1)
+                    heads.append((drafting, ROOT))
+                continue
+            for node in drafting.next_nodes(self._max_context - drafting.growth.length):
+                path = drafting.growth.read(node)
+                token = drafting.growth.nodes[node].token
+                rows.add_node(drafting.slot.index, drafting.growth.length, token, path)
                 keep.append(len(rows) - 1)
-                ready.append(draft)
+                heads.append((drafting, node))
+            drafting.num_steps += 1
+        if len(rows):
+            self._guess(rows, keep, heads)
+
+    def _guess(
+        self, rows: RowBuilder, keep: list[int], heads: list[tuple[_Drafting, int]]
+    ) -> None:
         logits = self._model.forward(rows.build(), keep)
-        for draft, row in zip(ready, logits, strict=True):
-            position = len(draft.work.tokens) + len(draft.trunk)
-            draft.extend(*guess(row, position, draft.work.coupling, draft.work.width))
+        positions = [_position(drafting.growth, node) for drafting, node in heads]
+        couplings = [drafting.work.coupling for drafting, _ in heads]
+        guesses = guess(logits, positions, couplings, GUESSES, self._kernels)
+        for (drafting, node), found in zip(heads, guesses, strict=True):
+            drafting.growth.add_guesses(node, found)
+
+
+def _position(growth: Growth, node: int) -> int:
+    """The position in the sequence that is guessed after a node."""
+    return growth.length + (0 if node == ROOT else growth.nodes[node].depth)

@@ -22,10 +22,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from edgecosine import zoo
+from edgecosine.engine import drafter
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
-from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.memory import plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
@@ -71,7 +71,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     """
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
-    model, loaded, cells = _load(options)
+    model, loaded, cells = _load(options, TREE_ROOM)
     engine = TransformerTarget(model, slots=options.slots, max_context=loaded.max_context)
     logger.info(
         "target loaded model=%s cells=%d exactness=%s",
@@ -89,12 +89,15 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     """
     if options.model == NGRAM:
         return load_ngram()
-    model, loaded, _ = _load(options)
-    engine = TransformerDrafter(model, slots=options.slots, max_context=loaded.max_context)
+    model, loaded, _ = _load(options, drafter.TREE_ROOM)
+    kernels = _kernels_if_any()
+    engine = drafter.TransformerDrafter(
+        model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
+    )
     return engine, loaded
 
 
-def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
+def _load(options: LoadOptions, room: int) -> tuple[PassModel, Loaded, int]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
@@ -104,7 +107,7 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     config = _read(lambda: AutoConfig.from_pretrained(where), options.model)
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
-    cells = context + TREE_ROOM
+    cells = context + room
     plan = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
         ballast=options.ballast,
@@ -208,6 +211,13 @@ def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:
         return None, "rounding"
 
 
+def _kernels_if_any() -> Kernels | None:
+    try:
+        return load_kernels()
+    except KernelsUnavailable:
+        return None
+
+
 def _default_dtype(device: str, config: Any) -> torch.dtype:
     """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
 
@@ -215,10 +225,8 @@ def _default_dtype(device: str, config: Any) -> torch.dtype:
     """
     if device != "cpu":
         return torch.bfloat16
-    try:
-        has_units = load_kernels().has_pairs
-    except KernelsUnavailable:
-        has_units = False
+    kernels = _kernels_if_any()
+    has_units = kernels is not None and kernels.has_pairs
     is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
     return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
 

@@ -127,13 +127,9 @@ def _declare(path: Path) -> Kernels:
         [pointer] * 13 + [size] * 7 + [real, real, size, number, number]
     )
     library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
-    for name in (
-        "edgecosine_pack",
-        "edgecosine_linear",
-        "edgecosine_attention",
-        "edgecosine_decode",
-    ):
-        getattr(library, name).restype = None
+    library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
+    for name in ("pack", "linear", "attention", "decode", "rank"):
+        getattr(library, f"edgecosine_{name}").restype = None
     return Kernels(
         library=library,
         panel=library.edgecosine_panel(),

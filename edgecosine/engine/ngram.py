@@ -3,9 +3,9 @@ went on then (prompt lookup; Saxena 2023). Any box can run it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
 from edgecosine.engine.model_files import NGRAM
 from edgecosine.engine.options import Loaded
 
@@ -24,7 +24,9 @@ class NgramDrafter:
     def __init__(self) -> None:
         self._indexes: dict[str, _SuffixIndex] = {}
 
-    def draft(self, batch: Sequence[DraftWork]) -> list[Proposal]:
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
         """Continue each sequence as its longest repeated suffix was continued last."""
         return [self._draft(work) for work in batch]
 

@@ -29,13 +29,18 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def noise_key(seed: int, position: int) -> int:
+    """What one position adds to its tokens before they are mixed; 64 bits."""
+    return _mix(_mix(seed + _GOLDEN) + position * _GOLDEN)
+
+
 def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise for the token ids `tokens` at one position; float64, same shape.
 
     A counter-based generator: the key of (seed, position) plus the token id times an odd constant,
     through the finalizer of SplitMix64 (Steele et al., 2014); 52 bits make a uniform in (0, 1).
     """
-    key = _mix(_mix(seed + _GOLDEN) + position * _GOLDEN)
+    key = noise_key(seed, position)
     x = tokens.to(torch.int64) * _signed(_GOLDEN) + _signed(key)
     x = (x ^ _shift(x, 30)) * _signed(_FIRST)
     x = (x ^ _shift(x, 27)) * _signed(_SECOND)

@@ -119,18 +119,3 @@ def draw(
     candidates = support(logits, sampling)
     best = torch.argmax(scores(candidates, sampling.seed, position))
     return int(candidates.tokens[best])
-
-
-def guess(
-    logits: torch.Tensor, position: int, coupling: Coupling, width: int
-) -> tuple[list[int], list[float]]:
-    """A drafter's `width` best guesses of what `draw` gives to the target, with its own
-    probabilities for them."""
-    if coupling.temperature == 0.0:
-        logprobs = torch.log_softmax(logits.float(), 0)
-        best = torch.topk(logprobs, width)
-        return best.indices.tolist(), best.values.exp().tolist()
-    candidates = support(logits, coupling)
-    ranked = scores(candidates, int.from_bytes(coupling.seed, "little"), position)
-    order = torch.topk(ranked, min(width, ranked.numel())).indices
-    return candidates.tokens[order].tolist(), candidates.logprobs[order].exp().tolist()

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from edgecosine.engine.noise import gumbel
-from edgecosine.engine.sampling import adjust, draw, guess, support
-from edgecosine.protocol.messages import Coupling
+from edgecosine.engine.sampling import adjust, draw, support
 from edgecosine.protocol.request import Sampling
 
 SIZE = 11
@@ -82,28 +81,6 @@ def test_noise_has_the_moments_of_gumbel() -> None:
     noise = gumbel(1, 2, torch.arange(200_000))
     assert abs(float(noise.mean()) - 0.5772) < 0.01
     assert abs(float(noise.var()) - math.pi**2 / 6) < 0.03
-
-
-@pytest.mark.parametrize("gap", [0.2, 0.6, 1.2])
-def test_drafter_and_target_agree_as_often_as_the_bound(gap: float) -> None:
-    target = _logits(3)
-    drafter = target + gap * _logits(4)
-    distance = 0.5 * float((torch.softmax(target, 0) - torch.softmax(drafter, 0)).abs().sum())
-    how = Sampling(temperature=1.0, seed=11)
-    coupling = Coupling(temperature=1.0, seed=(11).to_bytes(8, "little"))
-    agreed = sum(
-        draw(target, position, how) == guess(drafter, position, coupling, 1)[0][0]
-        for position in range(DRAWS)
-    )
-    bound = (1 - distance) / (1 + distance)
-    assert agreed / DRAWS > bound - 3 * math.sqrt(bound * (1 - bound) / DRAWS) - 1e-9
-
-
-def test_greedy_guess_names_the_most_probable_tokens_first() -> None:
-    logits = _logits(6)
-    tokens, confidences = guess(logits, 0, Coupling(), 3)
-    assert tokens == torch.argsort(logits, descending=True)[:3].tolist()
-    assert confidences == sorted(confidences, reverse=True)
 
 
 def test_top_p_over_a_wide_vocabulary_keeps_the_smallest_head() -> None:

@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "decoder.h"
 #include "linear.h"
+#include "rank.h"
 
 extern "C" {
 
@@ -80,6 +81,16 @@ void edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int6
                        const int64_t* keep, int64_t keeps, float* logits) {
   decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows, keep,
          keeps, logits);
+}
+
+// The best guesses of rows of logits [rows, vocabulary]: tokens and shares [rows, best]. keys[row] is
+// the noise's key where is_noisy[row].
+void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
+                     const float* inverse_temperatures, const uint8_t* is_noisy, const uint64_t* keys,
+                     int64_t best, int64_t* tokens, float* shares) {
+  for (int64_t r = 0; r < rows; r++)
+    rank(logits + r * vocabulary, vocabulary, inverse_temperatures[r], is_noisy[r], keys[r], best,
+         tokens + r * best, shares + r * best);
 }
 
 }

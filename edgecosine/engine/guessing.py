@@ -1,0 +1,88 @@
+"""A drafter's guesses of what `sampling.draw` gives to the target, many rows at once.
+
+A guess ranks tokens by the drafter's own log q~, plus the target's noise above temperature 0. Its
+confidence is the token's share exp(score) / sum of exp(scores): the probability that it stays the
+highest one if the target's scores are the drafter's with Gumbel noise of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from edgecosine.engine.native import Kernels
+from edgecosine.engine.noise import noise_key
+from edgecosine.engine.sampling import scores, support
+from edgecosine.protocol.messages import Coupling
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """The best tokens for one position, best first, and the confidence in each."""
+
+    tokens: list[int]
+    confidences: list[float]
+
+
+def guess(
+    logits: torch.Tensor,  # [rows, vocabulary] float32, on the CPU
+    positions: Sequence[int],
+    couplings: Sequence[Coupling],
+    count: int,
+    kernels: Kernels | None,
+) -> list[Guesses]:
+    """The `count` best guesses for each row."""
+    if kernels is not None and all(map(_cuts_nothing, couplings)):
+        return _guess_by_kernel(logits, positions, couplings, count, kernels)
+    rows = zip(logits, positions, couplings, strict=True)
+    return [_guess_row(row, position, coupling, count) for row, position, coupling in rows]
+
+
+def _cuts_nothing(coupling: Coupling) -> bool:
+    is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
+    return is_whole or coupling.temperature == 0.0
+
+
+def _guess_row(logits: torch.Tensor, position: int, coupling: Coupling, count: int) -> Guesses:
+    if coupling.temperature == 0.0:
+        tokens, ranked = torch.arange(logits.numel()), logits.double()
+    else:
+        candidates = support(logits, coupling)
+        tokens = candidates.tokens
+        ranked = scores(candidates, _seed(coupling), position)
+    best = torch.topk(ranked, min(count, ranked.numel()))
+    shares = (best.values - torch.logsumexp(ranked, 0)).exp()
+    return Guesses(tokens[best.indices].tolist(), shares.tolist())
+
+
+def _guess_by_kernel(
+    logits: torch.Tensor,
+    positions: Sequence[int],
+    couplings: Sequence[Coupling],
+    count: int,
+    kernels: Kernels,
+) -> list[Guesses]:
+    rows, vocabulary = logits.shape
+    count = min(count, vocabulary)
+    tokens = (ctypes.c_int64 * (rows * count))()
+    shares = (ctypes.c_float * (rows * count))()
+    inverse = (ctypes.c_float * rows)(*(1.0 / (c.temperature or 1.0) for c in couplings))
+    is_noisy = (ctypes.c_uint8 * rows)(*(c.temperature > 0.0 for c in couplings))
+    keys = (ctypes.c_uint64 * rows)(
+        *(
+            noise_key(_seed(coupling), position) if coupling.temperature else 0
+            for position, coupling in zip(positions, couplings, strict=True)
+        )
+    )
+    kernels.library.edgecosine_rank(
+        logits.data_ptr(), rows, vocabulary, inverse, is_noisy, keys, count, tokens, shares
+    )
+    starts = range(0, rows * count, count)
+    return [Guesses(tokens[i : i + count], shares[i : i + count]) for i in starts]
+
+
+def _seed(coupling: Coupling) -> int:
+    return int.from_bytes(coupling.seed, "little")

@@ -1,0 +1,88 @@
+// A drafter's best guesses: the highest of logits, or of logits with the target's noise.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+typedef uint64_t Words __attribute__((vector_size(kLanes * 8)));
+
+// log(x) of positive normal numbers: exponent and a polynomial of the mantissa, about 1e-7 relative.
+inline Vector logarithm(Vector x) {
+  const Ints bits = (Ints)x;
+  Ints exponent = (bits >> 23) - 126;
+  Vector m = (Vector)((bits & 0x007fffff) | 0x3f000000);             // 0.5 to 1
+  const Ints is_low = m < 0.707106781186547524f;                     // all ones where true
+  exponent += is_low;
+  m = m + (Vector)(is_low & (Ints)m) - 1.0f;
+  const Vector square = m * m;
+  Vector y = Vector{} + 7.0376836292e-2f;
+  y = y * m - 1.1514610310e-1f;
+  y = y * m + 1.1676998740e-1f;
+  y = y * m - 1.2420140846e-1f;
+  y = y * m + 1.4249322787e-1f;
+  y = y * m - 1.6668057665e-1f;
+  y = y * m + 2.0000714765e-1f;
+  y = y * m - 2.4999993993e-1f;
+  y = y * m + 3.3333331174e-1f;
+  const Vector whole = __builtin_convertvector(exponent, Vector);
+  return m * square * y - 0.5f * square + m + whole * 0.693147180559945f;
+}
+
+// Gumbel noise of noise.py for tokens `first`, `first` + 1, ... with the upper 24 bits of its uniform.
+inline Vector noise(uint64_t key, int64_t first) {
+  Words x;
+  for (int i = 0; i < kLanes; i++) x[i] = static_cast<uint64_t>(first + i);
+  x = x * 0x9E3779B97F4A7C15u + key;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  x = x ^ (x >> 31);
+  const Ints top = __builtin_convertvector(x >> 40, Ints);
+  const Vector uniform = (__builtin_convertvector(top, Vector) + 0.5f) * 0x1p-24f;
+  return -logarithm(-logarithm(uniform));
+}
+
+inline float highest_of(const std::vector<float>& scores) {
+  Vector most = Vector{} - INFINITY;
+  for (size_t i = 0; i < scores.size(); i += kLanes) {
+    const Vector score = load(&scores[i]);
+    most = score > most ? score : most;
+  }
+  float highest = most[0];
+  for (int i = 1; i < kLanes; i++) highest = std::max(highest, most[i]);
+  return highest;
+}
+
+// Of scores[i] = logits[i] * inverse_temperature (+ noise): the `best` highest tokens, the highest
+// first and of equals the first, and their shares exp(score) / sum of exp(scores).
+void rank(const float* logits, int64_t vocabulary, float inverse_temperature, bool is_noisy,
+          uint64_t key, int64_t best, int64_t* tokens, float* shares) {
+  thread_local std::vector<float> scores;
+  scores.assign((vocabulary + kLanes - 1) / kLanes * kLanes, -INFINITY);
+  std::copy(logits, logits + vocabulary, scores.data());
+  for (int64_t i = 0; i < vocabulary; i += kLanes) {
+    Vector score = load(&scores[i]) * inverse_temperature;
+    if (is_noisy) score += noise(key, i);
+    store(&scores[i], score);
+  }
+  const float first = highest_of(scores);
+  Vector sum{};
+  for (int64_t i = 0; i < vocabulary; i += kLanes) {
+    const Vector shifted = load(&scores[i]) - first;
+    sum += shifted > -87.0f ? exponential(shifted) : Vector{};
+  }
+  for (int64_t b = 0; b < best; b++) {
+    const float score = b ? highest_of(scores) : first;
+    const int64_t at = std::find(scores.begin(), scores.end(), score) - scores.begin();
+    tokens[b] = std::min(at, vocabulary - 1);  // logits that are no numbers have no highest one
+    shares[b] = std::exp(score - first) / total(sum);
+    scores[tokens[b]] = -INFINITY;
+  }
+}
+
+}  // namespace
