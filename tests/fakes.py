@@ -8,6 +8,7 @@ from typing import Any
 
 from edgecosine.protocol.request import (
     Answer,
+    Choice,
     Delta,
     DrafterShare,
     Metrics,
@@ -30,6 +31,7 @@ class ScriptedService:
         self.errors: dict[str, Exception] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
+        self._news = asyncio.Event()
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -39,8 +41,15 @@ class ScriptedService:
         """Make a prompt wait; set the event to let it go on."""
         return self.held.setdefault(prompt, asyncio.Event())
 
+    async def begun(self, num_sessions: int) -> None:
+        """Wait until so many sessions have begun."""
+        while len(self.requests) < num_sessions:
+            self._news.clear()
+            await self._news.wait()
+
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         self.requests.append(request)
+        self._news.set()
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
         try:
             yield Started()
@@ -57,9 +66,7 @@ class ScriptedService:
 
     def _whole(self, request: Request) -> Answer:
         return Answer(
-            text="".join(self.words),
-            tokens=tuple(range(len(self.words))),
-            finish_reason="stop",
+            choices=(Choice("".join(self.words), tuple(range(len(self.words))), "stop"),),
             num_prompt_tokens=3,
             seed=request.sampling.seed,
             model="tiny",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
+    Logprobs,
     PassResult,
     Prefilling,
     Proposal,
@@ -62,13 +63,35 @@ def recital(prompt: str, text: bytes, *more: int) -> Language:
     return next_token
 
 
+def draw(language: Language, tokens: Sequence[int], num_prompt: int, how: Sampling) -> int:
+    """The language's next token; in its place the first of an alphabet while it may not end."""
+    token = language(tokens, how)
+    ends = {EOS, *how.stop_token_ids}
+    if token in ends and len(tokens) - num_prompt < how.min_tokens:
+        return next(each for each in range(ord("a"), EOS) if each not in ends)
+    return token
+
+
+def tell(tokens: Sequence[int], drawn: int, num_top: int) -> Logprobs:
+    """Made-up log-probabilities after `tokens`, which depend on all of them."""
+
+    def logprob(token: int) -> float:
+        return -(zlib.crc32(pack_tokens((*tokens, token))) % 1000) / 64
+
+    letters = sorted(range(ord("a"), ord("z")), key=logprob, reverse=True)
+    return Logprobs(logprob(drawn), tuple((each, logprob(each)) for each in letters[:num_top]))
+
+
 class _ByteTokenizer:
     """One token per byte, and one for the end."""
 
     chat_template = None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, **_: Any) -> list[int]:
         return list(text.encode())
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"<0x{token:02X}>"
 
     def decode(self, tokens: list[int], **_: Any) -> str:
         return bytes(token for token in tokens if token < EOS).decode(errors="replace")
@@ -89,29 +112,42 @@ class Said:
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 def alone(language: Language, request: Request) -> Said:
     """The target's own answer, token by token, written without the code under test."""
     assert isinstance(request.prompt, str)
-    sequence = list(request.prompt.encode())
+    prompt, how = list(request.prompt.encode()), request.sampling
+    ends = {*how.stop_token_ids} if request.ignore_eos else {EOS, *how.stop_token_ids}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     tokens: list[int] = []
-    text = ""
+    logprobs: list[Logprobs] = []
+    text, exempt = "", 0
     reason: FinishReason = "length"
-    while len(tokens) < request.max_tokens:
-        token = language([*sequence, *tokens], request.sampling)
-        if token == EOS and not request.ignore_eos:
+
+    def cuts() -> list[int]:
+        return [
+            at
+            for stop in request.stop
+            for at in range(len(text))
+            if text.startswith(stop, at) and at + len(stop) > exempt
+        ]
+
+    while len(tokens) < request.max_tokens and not cuts():
+        token = draw(language, [*prompt, *tokens], len(prompt), how)
+        if token in ends and len(tokens) >= how.min_tokens:
             reason = "stop"
             break
+        logprobs.append(tell([*prompt, *tokens], token, request.top_logprobs or 0))
         tokens.append(token)
         text += decoder.decode(bytes([token]) if token < EOS else b"")
-        if any(stop in text for stop in request.stop):
-            break
-    text += "" if any(stop in text for stop in request.stop) else decoder.decode(b"", final=True)
-    if cuts := [text.index(stop) for stop in request.stop if stop in text]:
-        return Said(text[: min(cuts)], tuple(tokens), "stop")
-    return Said(text, tuple(tokens), reason)
+        if len(tokens) <= how.min_tokens:
+            exempt = len(text)
+    text += "" if cuts() else decoder.decode(b"", final=True)
+    if found := cuts():
+        return Said(text[: min(found)], tuple(tokens), "stop", tuple(logprobs))
+    return Said(text, tuple(tokens), reason, tuple(logprobs))
 
 
 class ScriptedTarget:
@@ -159,9 +195,18 @@ class ScriptedTarget:
             return Prefilling(remaining)
 
         def token_after(_node: int, accepted: list[int]) -> int:
-            return self._language([*work.tokens, *accepted], work.sampling)
+            so_far = [*work.tokens, *accepted]
+            return draw(self._language, so_far, work.num_prompt, work.sampling)
 
-        return walk(work.tree, token_after)
+        verdict = walk(work.tree, token_after)
+        if work.top_logprobs is None:
+            return verdict
+        committed = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+        logprobs = tuple(
+            tell([*work.tokens, *committed[:number]], token, work.top_logprobs)
+            for number, token in enumerate(committed)
+        )
+        return replace(verdict, logprobs=logprobs)
 
 
 class ScriptedDrafter:

@@ -29,6 +29,19 @@ class VerifyWork:
     num_prompt: int
     tree: TokenTree
     sampling: Sampling
+    top_logprobs: int | None = None
+    """Alternatives to tell at each committed token; None computes no log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural log-probabilities at one position, by the model's own distribution: the log-softmax
+    of its logits, before penalties, bias, temperature and cuts (as vLLM's)."""
+
+    drawn: float
+    """Of the token that was drawn."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +51,8 @@ class Verdict:
     path: tuple[int, ...]
     """Tree nodes accepted, in depth order."""
     bonus: int
-    logprobs: tuple[float, ...] = ()
-    """Natural log-probability of each committed token, accepted ones first."""
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each committed token, accepted ones first; none where the work asks for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,12 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
     model, loaded, cells = _load(options, TREE_ROOM)
-    engine = TransformerTarget(model, slots=options.slots, max_context=loaded.max_context)
+    engine = TransformerTarget(
+        model,
+        slots=options.slots,
+        max_context=loaded.max_context,
+        eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
+    )
     logger.info(
         "target loaded model=%s cells=%d exactness=%s",
         loaded.name,

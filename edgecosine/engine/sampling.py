@@ -1,7 +1,8 @@
 """How one token is drawn from one row of logits, the same way by target and drafters.
 
 y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
-after penalties, bias, temperature, top-k, top-p and min-p, in this order, and g is Gumbel noise.
+after penalties, bias, ban, temperature, top-k, top-p and min-p, in this order, and g is Gumbel
+noise. What is told of log-probabilities is the model's own distribution, before all of these.
 At temperature 0 the noise is left out. A draw reads its own row only, so it never depends on
 who shares the pass, and the support is cut before any noise is made.
 """
@@ -9,11 +10,12 @@ who shares the pass, and the support is cut before any noise is made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from edgecosine.engine.base import Logprobs
 from edgecosine.engine.noise import gumbel
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
@@ -109,9 +111,15 @@ def draw(
     sampling: Sampling,
     answer: Sequence[int] = (),
     prompt: Sequence[int] = (),
+    banned: Collection[int] = (),
 ) -> int:
-    """The token at `position` of a sequence, from its row of logits [vocabulary]."""
+    """The token at `position` of a sequence, from its row of logits [vocabulary].
+
+    A `banned` token is never drawn, whatever its bias.
+    """
     logits = adjust(logits, answer, prompt, sampling)
+    if banned:
+        logits = logits.index_fill(0, torch.tensor([*banned], device=logits.device), -torch.inf)
     if sampling.is_greedy:
         return int(torch.argmax(logits))
     if sampling.top_k == 1:
@@ -119,3 +127,15 @@ def draw(
     candidates = support(logits, sampling)
     best = torch.argmax(scores(candidates, sampling.seed, position))
     return int(candidates.tokens[best])
+
+
+def logprobs_of(logits: torch.Tensor, token: int, num_top: int) -> Logprobs:
+    """What the model's own distribution says of a drawn token and of the `num_top` best ones.
+
+    `logits` [vocabulary] is one row as the model gives it. Rows are taken one by one, since a sum
+    over several at once may be ordered by their number.
+    """
+    logprobs = torch.log_softmax(logits.float(), 0)
+    best = torch.topk(logprobs, min(num_top, logprobs.numel()))
+    top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Logprobs(float(logprobs[token]), tuple(top))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from edgecosine.engine.acceptance import walk
-from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import Logprobs, PassResult, Prefilling, Verdict, VerifyWork
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
-from edgecosine.engine.sampling import draw
+from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
 from edgecosine.protocol.tree import ROOT
 
@@ -30,10 +30,22 @@ class _Part:
 
 
 class TransformerTarget:
-    """Decides by a causal LM; implements `TargetEngine`."""
+    """Decides by a causal LM; implements `TargetEngine`.
 
-    def __init__(self, model: PassModel, *, slots: int, max_context: int, chunk: int = 64) -> None:
+    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while.
+    """
+
+    def __init__(
+        self,
+        model: PassModel,
+        *,
+        slots: int,
+        max_context: int,
+        chunk: int = 64,
+        eos_tokens: Collection[int] = (),
+    ) -> None:
         self._model = model
+        self._eos_tokens = frozenset(eos_tokens)
         self._slots = Slots(slots)
         self._max_context = max_context
         self._chunk = chunk
@@ -78,21 +90,37 @@ class TransformerTarget:
             return Prefilling(part.remaining)
         work, first = part.work, part.first_logit + 1
         prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
-        by_argmax = work.sampling.is_greedy and work.sampling.is_plain
+        how, ends = work.sampling, self._eos_tokens.union(work.sampling.stop_token_ids)
+        by_argmax = how.is_greedy and how.is_plain
 
         def token_after(node: int, accepted: list[int]) -> int:
-            if by_argmax:
+            banned = ends if len(answer) + len(accepted) < how.min_tokens else ()
+            if by_argmax and not banned:
                 return greedy[first + node]
             position = len(work.tokens) + len(accepted)
             said = [*answer, *accepted]
-            return draw(logits[first + node], position, work.sampling, said, prompt)
+            return draw(logits[first + node], position, how, said, prompt, banned)
 
         verdict = walk(work.tree, token_after)
+        if work.top_logprobs is not None:
+            rows = [logits[first + node] for node in (ROOT, *verdict.path)]
+            verdict = replace(verdict, logprobs=_logprobs(work, verdict, rows))
         length = len(work.tokens)
         source = [length + node for node in verdict.path]
         self._model.move(part.slot.index, source, range(length, length + len(source)))
         part.slot.tokens.extend(work.tree.tokens[node] for node in verdict.path)
         return verdict
+
+
+def _logprobs(
+    work: VerifyWork, verdict: Verdict, rows: Sequence[torch.Tensor]
+) -> tuple[Logprobs, ...]:
+    """One for each committed token; `rows` are the logits that the tokens were drawn from."""
+    tokens = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+    return tuple(
+        logprobs_of(row, token, work.top_logprobs or 0)
+        for row, token in zip(rows, tokens, strict=True)
+    )
 
 
 assert ROOT == -1, "token_after counts the root's logits as node -1"

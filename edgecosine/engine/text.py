@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,8 @@ from edgecosine.errors import RequestError
 from edgecosine.protocol.request import ChatMessage
 
 _UNFINISHED = "�"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_MAX_SPELLINGS = 4096
 
 
 class TextCodec:
@@ -19,6 +23,7 @@ class TextCodec:
         """`tokenizer` is one of transformers'."""
         self._tokenizer = tokenizer
         self.eos_tokens = frozenset(eos_tokens)
+        self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
@@ -50,6 +55,31 @@ class TextCodec:
             )
         )
 
+    def spelling(self, token: int) -> tuple[str, bytes]:
+        """One token in the middle of a text, special ones by name: as text and as UTF-8.
+
+        Where the bytes are a torn character, the text names them as OpenAI does: `bytes:\\xf0`.
+        """
+        return self._spellings(token)
+
+    def _spell(self, token: int) -> tuple[str, bytes]:
+        # Alone, or first, a token of some tokenizers loses the space that it begins with.
+        before = self._tokenizer.encode("a", add_special_tokens=False)[-1:]
+        start, whole = (
+            self._tokenizer.decode(
+                tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            for tokens in (before, [*before, token])
+        )
+        text = str(whole[len(start) :])
+        if _UNFINISHED not in text:
+            return text, text.encode()
+        utf8 = _bytes_of(str(self._tokenizer.convert_ids_to_tokens(token))) or text.encode()
+        try:
+            return utf8.decode(), utf8
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in utf8), utf8
+
     @property
     def num_tokens(self) -> int:
         """Ids below this are tokens of the vocabulary."""
@@ -59,6 +89,22 @@ class TextCodec:
         """The tokens by id, for comparison between nodes."""
         names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
         return [(name or "").encode() for name in names]
+
+
+def _bytes_of(name: str) -> bytes:
+    """What a token's name says of its bytes: `<0xF0>`, or GPT-2's letters, one for each byte."""
+    if match := _BYTE.fullmatch(name):
+        return bytes.fromhex(match[1])
+    letters = _byte_letters()
+    return bytes(letters[letter] for letter in name) if letters.keys() >= set(name) else b""
+
+
+@functools.cache
+def _byte_letters() -> Mapping[str, int]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    return {letter: byte for byte, letter in letters.items()}
 
 
 @dataclass(slots=True)

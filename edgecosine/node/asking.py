@@ -10,7 +10,7 @@ import asyncio
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.answers import Final, Piece
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.request import Delta, Request
 
 
 class Asking:
@@ -20,10 +20,10 @@ class Asking:
         self.request = request
         self.since = asyncio.get_running_loop().time()
         self.num_sendings = 0
-        self.num_taken = -1
-        """Index of the text that was taken last."""
-        self._text = ""
-        self._length_taken = 0
+        self._num_taken = 0
+        self._texts = [""] * request.n
+        """Of each choice."""
+        self._lengths_taken = [0] * request.n
         self._next_piece = 0
         self._result: Final | RequestError | None = None
         self._news = asyncio.Event()
@@ -33,27 +33,34 @@ class Asking:
         """Whether the end has come and all text was taken."""
         if self._result is None:
             return False
-        return isinstance(self._result, RequestError) or not self._has_text
+        return isinstance(self._result, RequestError) or self._choice_with_text is None
 
     @property
-    def _has_text(self) -> bool:
-        return self.request.stream and len(self._text) > self._length_taken
+    def _choice_with_text(self) -> int | None:
+        """A choice with text that was not taken."""
+        if not self.request.stream:
+            return None
+        lengths = enumerate(zip(self._texts, self._lengths_taken, strict=True))
+        return next((choice for choice, (text, taken) in lengths if len(text) > taken), None)
 
-    def take_text(self) -> str:
-        """The text that came since the last call."""
-        if not self._has_text:
-            return ""
-        text = self._text[self._length_taken :]
-        self._length_taken = len(self._text)
-        self.num_taken += 1
-        return text
+    def take(self) -> Delta | None:
+        """Text of one choice that came since the last call, if any came."""
+        choice = self._choice_with_text
+        if choice is None:
+            return None
+        text = self._texts[choice]
+        delta = Delta(self._num_taken, text[self._lengths_taken[choice] :], choice)
+        self._lengths_taken[choice] = len(text)
+        self._num_taken += 1
+        return delta
 
     def take_piece(self, piece: Piece) -> None:
         """Add a part. Number 0 begins anew, since a new gateway begins anew; gaps are left open."""
         if piece.index == 0:
-            self._text, self._next_piece = "", 0
-        if piece.index == self._next_piece:
-            self._text += piece.text
+            self._texts, self._next_piece = [""] * self.request.n, 0
+        choice = piece.choice or 0
+        if piece.index == self._next_piece and 0 <= choice < len(self._texts):
+            self._texts[choice] += piece.text
             self._next_piece += 1
             self.wake()
 
@@ -61,7 +68,7 @@ class Asking:
         """The final message came."""
         if self._result is None:
             self._result = final
-            self._text = final.text
+            self._texts[: len(final.texts)] = final.texts[: self.request.n]
             self.wake()
 
     def fail(self, error: RequestError) -> None:

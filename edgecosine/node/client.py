@@ -119,9 +119,8 @@ class Client:
         try:
             self._send(asking)
             while not asking.is_over:
-                text = asking.take_text()
-                if text:
-                    yield Delta(asking.num_taken, text)
+                if (delta := asking.take()) is not None:
+                    yield delta
                     continue
                 await self._news(asking)
             yield asking.result()

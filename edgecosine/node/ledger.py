@@ -73,11 +73,18 @@ class Ledger:
         return tuple(self._entries.values())
 
     def admit(self, ticket: Ticket, request: Request, now: float) -> Entry:
-        """Take a new request in.
+        """Take a new request in; each of its choices needs a place.
 
-        Raises Overloaded when there is no room.
+        Raises Overloaded when there is no room, RequestError when there never is.
         """
-        if len(self._entries) >= self._max_entries:
+        if request.n > self._max_sessions:
+            raise RequestError(
+                f"n is {request.n}, but this cluster runs {self._max_sessions} at one time",
+                code="invalid_value",
+                parameter="n",
+            )
+        num_taken = sum(entry.request.n for entry in self._entries.values())
+        if num_taken + request.n > self._max_entries:
             raise Overloaded(self._retry_after_s())
         entry = Entry(ticket, request, since=now)
         self._entries[ticket.key] = entry

@@ -19,6 +19,7 @@ from edgecosine.errors import EdgecosineError, RequestError
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.service import Service
 from edgecosine.protocol.answers import Piece
+from edgecosine.protocol.choices import choices_of, join_answers
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.replies import (
@@ -28,7 +29,7 @@ from edgecosine.protocol.replies import (
     piece_message,
     state_message,
 )
-from edgecosine.protocol.request import Answer, Delta, Started
+from edgecosine.protocol.request import Answer, Delta, Request, Started
 from edgecosine.protocol.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -136,10 +137,7 @@ class Reception:
                 if entry.is_cancelled:
                     scope.reschedule(self._now())
                 self._advance(entry, "queued")
-                queued_at = self._now()
-                async with self._slots:
-                    queue_s = self._now() - queued_at
-                    answer = await self._answer(entry)
+                answer = await self._answer(entry)
         except TimeoutError:
             if not scope.expired():
                 self._fail(entry, "failed", _INTERNAL)
@@ -165,25 +163,40 @@ class Reception:
                 entry,
                 "done",
                 answer_message(
-                    entry.ticket,
-                    entry.request,
-                    replace(answer, metrics=replace(answer.metrics, queue_s=queue_s)),
-                    created_s=int(self._wall_clock_s()),
+                    entry.ticket, entry.request, answer, created_s=int(self._wall_clock_s())
                 ),
             )
 
     async def _answer(self, entry: Entry) -> Answer:
-        """Have a request answered, and pass the parts on when its asker wants them."""
-        async with contextlib.aclosing(self._service.answer(entry.request)) as progress:
+        """Have all choices of a request made side by side; the first failure ends them all."""
+        queued_at = self._now()
+        try:
+            async with asyncio.TaskGroup() as group:
+                choices = [
+                    group.create_task(self._choose(entry, request, queued_at), name=request.key)
+                    for request in choices_of(entry.request)
+                ]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return join_answers([choice.result() for choice in choices])
+
+    async def _choose(self, entry: Entry, request: Request, queued_at: float) -> Answer:
+        """Have one choice made, and pass the parts on when the asker wants them."""
+        async with (
+            self._slots,
+            contextlib.aclosing(self._service.answer(request)) as progress,
+        ):
+            queue_s = self._now() - queued_at
             async for step in progress:
                 match step:
                     case Started():
                         self._advance(entry, "running")
                     case Delta():
                         self._advance(entry, "running")
-                        self._send_piece(entry, step.text, is_last=False)
+                        choice = request.choice if entry.request.n > 1 else None
+                        self._send_piece(entry, step.text, choice)
                     case Answer():
-                        return step
+                        return replace(step, metrics=replace(step.metrics, queue_s=queue_s))
         raise RuntimeError("the service ended without an answer")
 
     def _end_early(self, entry: Entry) -> None:
@@ -200,7 +213,7 @@ class Reception:
             state, final = "failed", error_message(entry.ticket, _TOO_LONG)
         self._scopes.pop(entry, None)
         self._ledger.finish(entry, state, final, self._now())
-        self._send_piece(entry, "", is_last=True)
+        self._send_piece(entry, "", None, is_last=True)
         self._send(final)
         self._send_state(entry)
         logger.info("request finished request=%s state=%s", entry.ticket.key, state)
@@ -212,9 +225,11 @@ class Reception:
     def _send_state(self, entry: Entry) -> None:
         self._send(state_message(self._topics, entry.ticket, entry.state))
 
-    def _send_piece(self, entry: Entry, text: str, *, is_last: bool) -> None:
+    def _send_piece(
+        self, entry: Entry, text: str, choice: int | None, *, is_last: bool = False
+    ) -> None:
         if entry.ticket.wants_stream:
-            piece = Piece(entry.num_pieces, text, is_last)
+            piece = Piece(entry.num_pieces, text, is_last, choice)
             entry.num_pieces += 1
             self._send(piece_message(self._topics, entry.ticket, piece))
 

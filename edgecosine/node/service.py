@@ -17,10 +17,12 @@ class Service(Protocol):
 
     @property
     def max_sessions(self) -> int:
-        """Requests that may be at work at one time."""
+        """Sessions that may be at work at one time."""
 
     def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.
+
+        One session makes one choice: `request.choice`, whatever `request.n`.
 
         Raises RequestError when the request cannot be served.
         """

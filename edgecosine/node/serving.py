@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from edgecosine.engine.text import TextCodec
@@ -58,7 +58,7 @@ class Serving:
 
     @property
     def max_sessions(self) -> int:
-        """Requests that may be at work at one time."""
+        """Sessions that may be at work at one time."""
         return self._max_sessions
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
@@ -90,13 +90,8 @@ class Serving:
     def _prompt_tokens(self, request: Request) -> list[int]:
         if request.policy not in POLICIES:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
-        beyond = [t for t, _ in request.sampling.logit_bias if t >= self._codec.num_tokens]
-        if beyond:
-            raise RequestError(
-                f"logit_bias names token {beyond[0]}, but the vocabulary has "
-                f"{self._codec.num_tokens}",
-                parameter="logit_bias",
-            )
+        self._check_tokens("logit_bias", [token for token, _ in request.sampling.logit_bias])
+        self._check_tokens("stop_token_ids", request.sampling.stop_token_ids)
         if isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
@@ -111,6 +106,15 @@ class Serving:
                 parameter="max_tokens" if len(prompt) < self._max_context else "prompt",
             )
         return prompt
+
+    def _check_tokens(self, parameter: str, tokens: Iterable[int]) -> None:
+        num_tokens = self._codec.num_tokens
+        for token in tokens:
+            if token >= num_tokens:
+                raise RequestError(
+                    f"{parameter} names token {token}, but the vocabulary has {num_tokens}",
+                    parameter=parameter,
+                )
 
     def _count(self, request: Request, answer: Answer, elapsed_s: float) -> None:
         metrics = answer.metrics

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapp
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.base import Logprobs, Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped, LinkError
 from edgecosine.node.balancer import Balancer, Proposal
@@ -81,6 +81,8 @@ class Session:
         self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
         self._num_prompt, self._num_vocabulary = len(prompt), codec.num_tokens
         self._sequence = Prefix(prompt)
+        self._logprobs: list[Logprobs] = []
+        """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
         self._coupling = _coupling(request.sampling)
         self._state = balancer.open(request.policy)
@@ -101,7 +103,10 @@ class Session:
             proposals = await self._prefill()
             prefilled = time.perf_counter()
             while True:
-                piece = self._transcript.push(self._sequence.tokens[self._unseen :])
+                seen = len(self._transcript.tokens)
+                piece = self._transcript.push(
+                    self._sequence.tokens[self._num_prompt + seen :], self._logprobs[seen:]
+                )
                 if piece:
                     yield Delta(index, piece)
                     index += 1
@@ -114,11 +119,6 @@ class Session:
             yield self._answer()
         finally:
             self._release()
-
-    @property
-    def _unseen(self) -> int:
-        """Where the tokens begin that the transcript has not taken."""
-        return self._num_prompt + len(self._transcript.tokens)
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
@@ -243,11 +243,13 @@ class Session:
             num_prompt=self._num_prompt,
             tree=tree,
             sampling=self._request.sampling,
+            top_logprobs=self._request.top_logprobs,
         )
         return await self._verifying.verify(work)
 
     def _commit(self, verdict: Verdict, tree: TokenTree = EMPTY_TREE) -> None:
         self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
+        self._logprobs.extend(verdict.logprobs)
 
     def _learn(self, proposals: list[Proposal]) -> None:
         for proposal in proposals:
@@ -266,12 +268,8 @@ class Session:
                     logger.debug("drafter gone before release peer=%s", node_id)
 
     def _answer(self) -> Answer:
-        transcript = self._transcript
-        assert transcript.finish_reason is not None
         return Answer(
-            text=transcript.text,
-            tokens=tuple(transcript.tokens),
-            finish_reason=transcript.finish_reason,
+            choices=(self._transcript.choice(),),
             num_prompt_tokens=self._num_prompt,
             seed=self._request.sampling.seed,
             model=self._model,

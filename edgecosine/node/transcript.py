@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgecosine.engine.base import Logprobs
 from edgecosine.engine.text import Detokenizer, TextCodec
-from edgecosine.protocol.request import FinishReason, Request
+from edgecosine.protocol.request import (
+    Choice,
+    FinishReason,
+    Request,
+    ScoredToken,
+    TokenLogprobs,
+)
 
 
 class Transcript:
     """Takes committed tokens one round at a time."""
 
     def __init__(self, request: Request, codec: TextCodec) -> None:
-        self._request = request
-        self._eos_tokens = frozenset[int]() if request.ignore_eos else codec.eos_tokens
+        self._request, self._codec = request, codec
+        eos_tokens = frozenset[int]() if request.ignore_eos else codec.eos_tokens
+        self._end_tokens = eos_tokens.union(request.sampling.stop_token_ids)
         self._detokenizer = Detokenizer(codec)
         self._shown = 0
+        self._exempt = 0
+        """Characters of the first `min_tokens` tokens, in which no stop string ends."""
+        self._logprobs: list[TokenLogprobs] = []
         self.tokens: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -28,14 +39,21 @@ class Transcript:
         """Tokens that may still come."""
         return self._request.max_tokens - len(self.tokens)
 
-    def push(self, tokens: Sequence[int]) -> str:
-        """Add a round's tokens up to the end of the answer; returns the text to show."""
-        for token in tokens:
-            if token in self._eos_tokens:
+    def push(self, tokens: Sequence[int], logprobs: Sequence[Logprobs] = ()) -> str:
+        """Add a round's tokens up to the end of the answer; returns the text to show.
+
+        `logprobs` has an entry for each token where the request asks for them.
+        """
+        for number, token in enumerate(tokens):
+            if token in self._end_tokens and not self._is_exempt:
                 self.finish_reason = "stop"
                 break
+            if self._request.top_logprobs is not None:
+                self._logprobs.append(self._spell(token, logprobs[number]))
             self.tokens.append(token)
             self.text += self._detokenizer.push([token])
+            if len(self.tokens) <= self._request.sampling.min_tokens:
+                self._exempt = len(self.text)
             if self._cut_at_stop():
                 break
             if not self.room:
@@ -46,12 +64,37 @@ class Transcript:
             self._cut_at_stop()
         return self._show()
 
+    def choice(self) -> Choice:
+        """The whole text, once it has ended. Tokens count whose text a stop string cut."""
+        assert self.finish_reason is not None
+        wants = self._request.top_logprobs is not None
+        logprobs = tuple(self._logprobs) if wants else None
+        return Choice(self.text, tuple(self.tokens), self.finish_reason, logprobs)
+
+    def _spell(self, token: int, logprobs: Logprobs) -> TokenLogprobs:
+        return TokenLogprobs(
+            token=ScoredToken(*self._codec.spelling(token), logprobs.drawn),
+            top=tuple(
+                ScoredToken(*self._codec.spelling(other), logprob)
+                for other, logprob in logprobs.top
+            ),
+            text_offset=len(self.text),
+        )
+
+    @property
+    def _is_exempt(self) -> bool:
+        """Whether too few tokens have come for anything to be the end."""
+        return len(self.tokens) < self._request.sampling.min_tokens
+
     @property
     def _is_cut(self) -> bool:
         return len(self.text) < len(self._detokenizer.text)
 
     def _cut_at_stop(self) -> bool:
-        found = [self.text.find(stop) for stop in self._request.stop]
+        found = [
+            self.text.find(stop, max(0, self._exempt + 1 - len(stop)))
+            for stop in self._request.stop
+        ]
         cuts = [at for at in found if at >= 0]
         if not cuts:
             return False

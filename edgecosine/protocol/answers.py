@@ -6,27 +6,40 @@ are null. What only this cluster knows stands under `edgecosine`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 
 from edgecosine.errors import Overloaded, RequestError
-from edgecosine.protocol.request import Answer, Metrics, Request
+from edgecosine.protocol.request import (
+    Answer,
+    Choice,
+    Metrics,
+    Request,
+    ScoredToken,
+    TokenLogprobs,
+)
 
 _RATE_LIMITED = 429
 _SERVER_FAULT = 500
+_LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON has no word for; vLLM's figure."""
 _ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One part of a streamed answer, number `index` from 0; the last one says so."""
+    """One part of a streamed answer, number `index` from 0; the last one says so.
+
+    Where an answer has several choices, `choice` names the one that the text belongs to.
+    """
 
     index: int
     text: str
     is_last: bool
+    choice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +47,16 @@ class Final:
     """A final message as its reader sees it; `body` is the whole object."""
 
     request_id: str
-    text: str
+    texts: tuple[str, ...]
+    """Of each choice."""
     finish_reason: str
+    """Of the first choice."""
     body: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The first choice's."""
+        return self.texts[0]
 
 
 def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
@@ -46,7 +66,7 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
         "object": "chat.completion" if request.kind == "chat" else "text_completion",
         "created": created_s,
         "model": answer.model,
-        "choices": [_choice(request, answer)],
+        "choices": [_choice(request, *numbered) for numbered in enumerate(answer.choices)],
         "usage": {
             "prompt_tokens": answer.num_prompt_tokens,
             "completion_tokens": answer.num_tokens,
@@ -102,7 +122,10 @@ def render_error(error: RequestError, request_id: str) -> bytes:
 
 def render_piece(piece: Piece) -> bytes:
     """One part of a streamed answer."""
-    return msgspec.json.encode({"i": piece.index, "delta": piece.text, "fin": piece.is_last})
+    body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
+    if piece.choice is not None:
+        body["choice"] = piece.choice
+    return msgspec.json.encode(body)
 
 
 def parse_piece(payload: bytes) -> Piece:
@@ -111,8 +134,9 @@ def parse_piece(payload: bytes) -> Piece:
     Raises ValueError.
     """
     match msgspec.json.decode(payload):
-        case {"i": int(index), "delta": str(text), "fin": bool(is_last)}:
-            return Piece(index, text, is_last)
+        case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
+            choice = more.get("choice")
+            return Piece(index, text, is_last, choice if isinstance(choice, int) else None)
     raise ValueError("not a part of an answer")
 
 
@@ -125,24 +149,64 @@ def parse_final(payload: bytes) -> Final:
     match body:
         case {"error": {"message": str(message)} as fault}:
             raise _error(message, fault)
-        case {"id": str(request_id), "choices": [{"finish_reason": str(reason)} as choice, *_]}:
-            match choice:
-                case {"text": str(text)} | {"message": {"content": str(text)}}:
-                    return Final(request_id, text, reason, body)
+        case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
+            return Final(request_id, tuple(map(_text_of, choices)), reason, body)
     raise ValueError("not a final message")
 
 
-def _choice(request: Request, answer: Answer) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": 0,
-        "finish_reason": answer.finish_reason,
-        "logprobs": None,
-    }
+def _text_of(choice: object) -> str:
+    match choice:
+        case {"text": str(text)} | {"message": {"content": str(text)}}:
+            return text
+    raise ValueError("not a choice")
+
+
+def _choice(request: Request, index: int, choice: Choice) -> dict[str, Any]:
+    body: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
     if request.kind == "chat":
-        choice["message"] = {"role": "assistant", "content": answer.text}
+        body["message"] = {"role": "assistant", "content": choice.text}
+        render = _chat_logprobs
     else:
-        choice["text"] = answer.text
-    return choice
+        body["text"] = choice.text
+        render = _completion_logprobs
+    body["logprobs"] = None if choice.logprobs is None else render(choice.logprobs)
+    return body
+
+
+def _chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    content = [
+        {**_scored(each.token), "top_logprobs": [_scored(token) for token in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _scored(token: ScoredToken) -> dict[str, Any]:
+    return {
+        "token": token.text,
+        "logprob": _sayable(token.logprob),
+        "bytes": list(token.utf8),
+    }
+
+
+def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    return {
+        "tokens": [each.token.text for each in logprobs],
+        "token_logprobs": [_sayable(each.token.logprob) for each in logprobs],
+        "top_logprobs": [_top(each) for each in logprobs],
+        "text_offset": [each.text_offset for each in logprobs],
+    }
+
+
+def _top(logprobs: TokenLogprobs) -> dict[str, float]:
+    """By text; the generated token is among them always, the most probable one of equal texts."""
+    ranked = sorted((*logprobs.top, logprobs.token), key=lambda each: each.logprob)
+    best = {each.text: _sayable(each.logprob) for each in ranked}
+    return dict(reversed(best.items()))
+
+
+def _sayable(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)
 
 
 def _error(message: str, fault: Mapping[str, Any]) -> RequestError:

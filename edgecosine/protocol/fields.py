@@ -100,6 +100,19 @@ class Fields:
         value = self._body.get(name)
         return None if value is None else check_text(name, value, max_length=max_length)
 
+    def tokens(self, name: str, *, max_entries: int) -> tuple[int, ...]:
+        """A list of token ids."""
+        value = self._body.get(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or any(type(each) is not int for each in value):
+            wrong_type(name, "a list of token ids")
+        if len(value) > max_entries:
+            invalid(name, f"{name} has at most {max_entries} entries")
+        if not all(0 <= token < 1 << 31 for token in value):
+            invalid(name, f"an entry of {name} is not a token id")
+        return tuple(value)
+
     def biases(self, name: str, *, max_entries: int, limit: float) -> tuple[tuple[int, float], ...]:
         """A map from token ids, spelt as text, to numbers in [-limit, limit]; in order of ids."""
         value = self._body.get(name)

@@ -1,8 +1,9 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
-The standard fields under their standard names, plus top_k, min_p, repetition_penalty, ignore_eos,
-id, client, reply_to, deadline_ms and policy. Fields that we do not know are ignored, since OpenAI
-clients send many; fields that we know and cannot honour are refused. A null field is an absent one.
+The standard fields under their standard names, plus vLLM's top_k, min_p, repetition_penalty,
+min_tokens, stop_token_ids and ignore_eos, and our id, client, reply_to, deadline_ms and policy.
+Fields that we do not know are ignored, since OpenAI clients send many; fields that we know and
+cannot honour are refused. A null field is an absent one.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.fields import Fields, check_text, invalid, is_sound, wrong_type
+from edgecosine.protocol.fields import Fields, check_text, invalid, wrong_type
+from edgecosine.protocol.prompts import check_prompt, read_messages, read_prompt
 from edgecosine.protocol.request import (
     DEFAULT_POLICY,
     MAX_SEED,
-    ChatMessage,
     Request,
     RequestKind,
     Sampling,
@@ -27,21 +28,19 @@ from edgecosine.protocol.request import (
 from edgecosine.protocol.topics import MAX_TOPIC_BYTES, is_identifier
 
 DEFAULT_MAX_TOKENS = 128
-MAX_MESSAGES = 1024
-MAX_PROMPT_CHARACTERS = 1 << 22
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS_CHAT = 20
+MAX_TOP_LOGPROBS_COMPLETION = 5
 MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "response_format": ({"type": "text"},),
 }
@@ -73,19 +72,22 @@ def parse_request(
     check_identifier("client", body.get("client"))
     fields.text("reply_to", max_length=MAX_TOPIC_BYTES)
     _refuse_unsupported(body)
+    max_tokens = _max_tokens(fields, limits.max_tokens)
     return Request(
         client_id=client_id,
         request_id=request_id,
         kind=kind,
-        prompt=_messages(body) if kind == "chat" else _prompt(body),
-        max_tokens=_max_tokens(fields, limits.max_tokens),
-        sampling=_sampling(fields, draw_seed),
+        prompt=read_messages(body) if kind == "chat" else read_prompt(body),
+        max_tokens=max_tokens,
+        sampling=_sampling(fields, max_tokens, draw_seed),
         stop=_stops(body.get("stop")),
         ignore_eos=fields.boolean("ignore_eos", default=False),
         policy=fields.text("policy", max_length=64) or DEFAULT_POLICY,
         stream=fields.boolean("stream", default=False),
         model=_model(fields, limits.models),
         deadline_s=_deadline_s(fields),
+        top_logprobs=_top_logprobs(kind, fields),
+        n=fields.integer("n", 1, low=1, high=MAX_CHOICES),
     )
 
 
@@ -100,7 +102,7 @@ def ask_request(
         client_id=client_id,
         request_id=request_id,
         kind="ask",
-        prompt=_checked_prompt("prompt", text),
+        prompt=check_prompt("prompt", text),
         max_tokens=min(DEFAULT_MAX_TOKENS, limits.max_tokens),
         sampling=Sampling(seed=seed),
     )
@@ -121,7 +123,10 @@ def render_body(request: Request) -> bytes:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
+        "min_tokens": sampling.min_tokens,
+        "stop_token_ids": sampling.stop_token_ids,
         "ignore_eos": request.ignore_eos,
+        "n": request.n,
         "policy": request.policy,
         "stream": request.stream,
     }
@@ -131,6 +136,10 @@ def render_body(request: Request) -> bytes:
         body["messages"] = [
             {"role": message.role, "content": message.content} for message in request.prompt
         ]
+    if request.top_logprobs is not None and request.kind == "chat":
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    elif request.top_logprobs is not None:
+        body["logprobs"] = request.top_logprobs
     if request.stop:
         body["stop"] = request.stop
     if sampling.logit_bias:
@@ -171,7 +180,7 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
             )
 
 
-def _sampling(fields: Fields, draw_seed: Callable[[], int]) -> Sampling:
+def _sampling(fields: Fields, max_tokens: int, draw_seed: Callable[[], int]) -> Sampling:
     default = Sampling()
     return Sampling(
         temperature=fields.number("temperature", default.temperature, low=0.0, high=2.0),
@@ -184,7 +193,25 @@ def _sampling(fields: Fields, draw_seed: Callable[[], int]) -> Sampling:
         frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2.0, high=2.0),
         repetition_penalty=fields.number("repetition_penalty", 1.0, low=0.0, high=10.0, above=True),
         logit_bias=fields.biases("logit_bias", max_entries=MAX_BIASES, limit=100.0),
+        min_tokens=fields.integer("min_tokens", 0, low=0, high=max_tokens),
+        stop_token_ids=fields.tokens("stop_token_ids", max_entries=MAX_STOP_TOKENS),
     )
+
+
+def _top_logprobs(kind: RequestKind, fields: Fields) -> int | None:
+    """A chat says whether and how many, in two fields; a completion how many, in one."""
+    if kind == "chat":
+        num_top = fields.integer("top_logprobs", 0, low=0, high=MAX_TOP_LOGPROBS_CHAT)
+        if fields.boolean("logprobs", default=False):
+            return num_top
+        if num_top:
+            invalid("top_logprobs", "top_logprobs needs logprobs to be true")
+        return None
+    if fields.get("top_logprobs"):
+        invalid("top_logprobs", "a completion says how many by logprobs; top_logprobs is a chat's")
+    if fields.get("logprobs") is None or fields.get("logprobs") is False:
+        return None
+    return fields.integer("logprobs", 0, low=0, high=MAX_TOP_LOGPROBS_COMPLETION)
 
 
 def _seed(fields: Fields, draw_seed: Callable[[], int]) -> int:
@@ -234,63 +261,3 @@ def _stops(value: object) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS:
         invalid("stop", f"stop has at most {MAX_STOPS} entries")
     return tuple(check_text("stop", each, max_length=MAX_STOP_CHARACTERS) for each in stops)
-
-
-def _prompt(body: Mapping[str, object]) -> str:
-    prompt = body.get("prompt")
-    if prompt is None:
-        _missing("prompt")
-    if isinstance(prompt, list):
-        if len(prompt) != 1:
-            invalid("prompt", "prompt is one text; send one request for each")
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        wrong_type("prompt", "a string")
-    return _checked_prompt("prompt", prompt)
-
-
-def _checked_prompt(name: str, text: str) -> str:
-    if not text:
-        raise RequestError(f"{name} is empty", code="empty_prompt", parameter=name)
-    return check_text(name, text, max_length=MAX_PROMPT_CHARACTERS)
-
-
-def _messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
-    messages = body.get("messages")
-    if messages is None:
-        _missing("messages")
-    if not isinstance(messages, list):
-        wrong_type("messages", "a list")
-    if len(messages) > MAX_MESSAGES:
-        invalid("messages", f"messages has at most {MAX_MESSAGES} entries")
-    turns = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(messages))
-    if not any(turn.content for turn in turns):
-        raise RequestError("messages are empty", code="empty_prompt", parameter="messages")
-    return turns
-
-
-def _message(name: str, message: object) -> ChatMessage:
-    if not isinstance(message, dict):
-        wrong_type(name, "an object")
-    role = message.get("role")
-    if role not in ROLES:
-        invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
-    return ChatMessage(role=str(role), content=_content(f"{name}.content", message.get("content")))
-
-
-def _content(name: str, content: object) -> str:
-    """Text, or a list of parts that are all text."""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            invalid(name, f"a part of {name} is not text")
-        content = "".join(str(part) for part in parts)
-    if not isinstance(content, str):
-        wrong_type(name, "a string or a list of text parts")
-    if not is_sound(content):
-        invalid(name, f"{name} holds half of a surrogate pair")
-    return content
-
-
-def _missing(name: str) -> NoReturn:
-    raise RequestError(f"{name} is missing", code="missing_required_parameter", parameter=name)

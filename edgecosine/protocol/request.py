@@ -31,6 +31,11 @@ class Sampling:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    """Before so many tokens nothing ends the answer: end and stop tokens are never drawn, and stop
+    strings count only in the text after them."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer as the model's own end token does."""
 
     @property
     def is_greedy(self) -> bool:
@@ -77,11 +82,18 @@ class Request:
     """Seconds from acceptance until the answer is worth nothing."""
     policy: str = DEFAULT_POLICY
     """Who decides how much to speculate; the text is the same under every policy."""
+    top_logprobs: int | None = None
+    """Alternatives told beside each token's log-probability; None tells no log-probabilities."""
+    n: int = 1
+    """Choices wanted: independent samples, each from a seed of its own."""
+    choice: int = 0
+    """Which of the choices a session makes; the asker's request has 0."""
 
     @property
     def key(self) -> str:
-        """Names the request in the whole cluster: client and id."""
-        return f"{self.client_id}/{self.request_id}"
+        """Names the request in the whole cluster: client and id, and the choice after the first."""
+        key = f"{self.client_id}/{self.request_id}"
+        return f"{key}/{self.choice}" if self.choice else key
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +138,70 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The whole answer to one request."""
+class ScoredToken:
+    """A token as its reader sees it, and its natural log-probability.
+
+    `utf8` may hold a part of a character only; `text` then spells the bytes.
+    """
+
+    text: str
+    utf8: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """One generated token beside the most probable ones at its position.
+
+    Log-probabilities are the model's own: before penalties, bias, temperature and cuts.
+    """
+
+    token: ScoredToken
+    top: tuple[ScoredToken, ...]
+    """Most probable first."""
+    text_offset: int
+    """Characters of the text before the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One text. `logprobs` has an entry for each token, or is None where nobody asked."""
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole answer to one request: a session's one choice, or all choices, in order."""
+
+    choices: tuple[Choice, ...]
     num_prompt_tokens: int
     seed: int
     model: str
     metrics: Metrics = Metrics()
 
     @property
+    def text(self) -> str:
+        """The first choice's."""
+        return self.choices[0].text
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The first choice's."""
+        return self.choices[0].tokens
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """The first choice's."""
+        return self.choices[0].finish_reason
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens that were generated."""
-        return len(self.tokens)
+        """Tokens that were generated, in all choices together."""
+        return sum(len(choice.tokens) for choice in self.choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +211,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a running answer, number `index` from 0."""
+    """New text of a running answer, number `index` from 0, and the choice that it belongs to."""
 
     index: int
     text: str
+    choice: int = 0
 
 
 Progress = Started | Delta | Answer

@@ -9,9 +9,18 @@ import pytest
 from edgecosine.errors import RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.protocol.answers import Final, Piece
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.request import Delta, Request
 
-FINAL = Final("1", "to be or not", "stop", {})
+
+def taken_of(asking: Asking) -> str:
+    """All text that can be taken."""
+    texts = []
+    while (delta := asking.take()) is not None:
+        texts.append(delta.text)
+    return "".join(texts)
+
+
+FINAL = Final("1", ("to be or not",), "stop", {})
 
 
 def pieces(*texts: str, start: int = 0) -> list[Piece]:
@@ -37,9 +46,9 @@ def test_text_is_whole_and_nothing_comes_twice(before: list[Piece], after: list[
         for part in (before, after):
             for piece in part:
                 asking.take_piece(piece)
-            taken.append(asking.take_text())
+            taken.append(taken_of(asking))
         asking.finish(FINAL)
-        taken.append(asking.take_text())
+        taken.append(taken_of(asking))
         assert asking.is_over
         assert asking.result() is FINAL
         return "".join(taken)
@@ -55,7 +64,21 @@ def test_request_without_stream_has_no_text_but_the_final() -> None:
             asking.result()
         asking.finish(FINAL)
         assert asking.is_over
-        assert asking.take_text() == ""
+        assert asking.take() is None
+
+    asyncio.run(story())
+
+
+def test_choices_are_taken_apart_and_made_whole() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True, n=3))
+        for number, (choice, text) in enumerate([(0, "to"), (2, "or"), (0, " be"), (9, "?")]):
+            asking.take_piece(Piece(number, text, False, choice))
+        assert [asking.take(), asking.take()] == [Delta(0, "to be"), Delta(1, "or", 2)]
+        assert asking.take() is None
+        asking.finish(Final("1", ("to be", "hm", "or not", "too many"), "stop", {}))
+        assert [asking.take(), asking.take()] == [Delta(2, "hm", 1), Delta(3, " not", 2)]
+        assert asking.is_over
 
     asyncio.run(story())
 

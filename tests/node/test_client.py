@@ -57,6 +57,22 @@ def test_many_requests_share_one_connection() -> None:
     run(story())
 
 
+def test_choices_are_streamed_by_name_and_end_with_the_final_message() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            steps = [step async for step in client.ask(completion("1", stream=True, n=2))]
+            final = steps.pop()
+            assert isinstance(final, Final)
+            assert final.texts == ("to be", "to be")
+            deltas = [step for step in steps if isinstance(step, Delta)]
+            assert [delta.index for delta in deltas] == list(range(len(deltas)))
+            for choice in range(2):
+                texts = [delta.text for delta in deltas if delta.choice == choice]
+                assert "".join(texts) == "to be"
+
+    run(story())
+
+
 def test_chat_without_stream_gives_the_final_message_alone() -> None:
     async def story() -> None:
         async with house() as home, Client(home.broker.url, "home") as client:

@@ -66,6 +66,41 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
     run(story())
 
 
+def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
+    async def story() -> None:
+        async with house() as home:
+            ask(home, "1", n=3, seed=5, stream=True, logprobs=2, min_tokens=1, stop_token_ids=[3])
+            final = await answer(home, "1")
+            assert [choice["index"] for choice in final["choices"]] == [0, 1, 2]
+            assert {choice["text"] for choice in final["choices"]} == {"to be"}
+            assert final["usage"]["completion_tokens"] == 6
+            assert final["edgecosine"]["seed"] == 5
+            pieces = await home.listener.expect(HOME.stream("cli", "1"), 7)
+            bodies = [json.loads(piece.payload) for piece in pieces]
+            assert sorted(body["choice"] for body in bodies[:-1]) == [0, 0, 1, 1, 2, 2]
+            assert bodies[-1] == {"i": 6, "delta": "", "fin": True}
+            assert {request.sampling.seed for request in home.service.requests} > {5}
+            assert {request.key for request in home.service.requests} == {
+                "cli/1", "cli/1/1", "cli/1/2",
+            }  # fmt: skip
+            for request in home.service.requests:
+                assert (request.top_logprobs, request.sampling.min_tokens) == (2, 1)
+                assert request.sampling.stop_token_ids == (3,)
+
+    run(story())
+
+
+def test_more_choices_than_sessions_are_refused() -> None:
+    async def story() -> None:
+        async with house(ScriptedService(max_sessions=2)) as home:
+            ask(home, "1", n=3)
+            error = (await answer(home, "1"))["error"]
+            assert (error["param"], error["code"]) == ("n", "invalid_value")
+            await assert_still_answers(home)
+
+    run(story())
+
+
 def test_prompt_longer_than_the_context_is_the_services_to_refuse() -> None:
     async def story() -> None:
         service = ScriptedService()

@@ -17,8 +17,8 @@ def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> Ticke
     return Ticket(client_id, request_id, "ask", "reply", digest=digest)
 
 
-def request(request_id: str = "1") -> Request:
-    return Request("a", request_id, "ask", "x")
+def request(request_id: str = "1", n: int = 1) -> Request:
+    return Request("a", request_id, "ask", "x", n=n)
 
 
 def test_states_only_go_forward() -> None:
@@ -41,6 +41,23 @@ def test_door_is_full_until_somebody_leaves() -> None:
     assert refusal.value.retry_after_s > 0
     ledger.finish(first, "done", FINAL, 1.0)
     assert ledger.admit(ticket("3"), request(), 0.0)
+
+
+def test_each_choice_takes_a_place() -> None:
+    ledger = Ledger(max_sessions=3, max_queued=2)
+    first = ledger.admit(ticket("1"), request(n=3), 0.0)
+    with pytest.raises(Overloaded):
+        ledger.admit(ticket("2"), request(n=3), 0.0)
+    ledger.admit(ticket("2"), request(n=2), 0.0)
+    ledger.finish(first, "done", FINAL, 1.0)
+    assert ledger.admit(ticket("3"), request(n=3), 0.0)
+
+
+def test_more_choices_than_sessions_never_find_room() -> None:
+    ledger = Ledger(max_sessions=3, max_queued=9)
+    with pytest.raises(RequestError, match="n is 4") as refusal:
+        ledger.admit(ticket("1"), request(n=4), 0.0)
+    assert (refusal.value.parameter, refusal.value.status) == ("n", 400)
 
 
 def test_hint_follows_how_long_requests_take() -> None:

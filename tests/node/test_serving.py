@@ -38,6 +38,12 @@ def request(**changes: Any) -> Request:
             "logit_bias",
             str(NUM_TOKENS),
         ),
+        (
+            {"sampling": Sampling(stop_token_ids=(NUM_TOKENS,))},
+            "invalid_request",
+            "stop_token_ids",
+            str(NUM_TOKENS),
+        ),
     ],
 )
 def test_request_that_cannot_be_served_is_refused_with_the_reason(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
+from edgecosine.engine.base import Logprobs
 from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
 from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
 from tests.house import House, Neighbour, Weather, house
@@ -39,8 +40,13 @@ requests = st.builds(
     prompt=st.text("xyzé", min_size=1, max_size=30),
     max_tokens=st.integers(1, 50),
     sampling=st.builds(
-        Sampling, temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 2**64 - 1)
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.8]),
+        seed=st.integers(0, 2**64 - 1),
+        min_tokens=st.sampled_from([0, 0, 5, 30]),
+        stop_token_ids=st.sampled_from([(), (ord("b"),)]),
     ),
+    top_logprobs=st.sampled_from([None, 0, 3]),
     stop=st.lists(st.text("abcdé", min_size=1, max_size=4), max_size=2).map(tuple),
     ignore_eos=st.booleans(),
 )
@@ -78,12 +84,24 @@ def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
             assert answer.text == said.text
             assert answer.tokens == said.tokens
             assert answer.finish_reason == said.finish_reason
+            assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
             assert repr(home.serving) == "<Serving scripted [0 sessions, 1 done]>"
             for link, drafting in zip(home.links.values(), home.drafters, strict=True):
                 link.lose() if not link.look() else None
                 assert repr(drafting) == IDLE
 
     run(main())
+
+
+def told(answer: Answer) -> tuple[Logprobs, ...] | None:
+    """The log-probabilities of an answer by token; tokens are bytes here."""
+    logprobs = answer.choices[0].logprobs
+    if logprobs is None:
+        return None
+    return tuple(
+        Logprobs(each.token.logprob, tuple((ord(top.text), top.logprob) for top in each.top))
+        for each in logprobs
+    )
 
 
 def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
@@ -246,6 +264,10 @@ def test_sessions_side_by_side_say_what_each_would_alone() -> None:
         ("né", {"max_tokens": 2}, "n\ufffd", "length"),
         ("x😀y", {"stop": ("😀",)}, "x", "stop"),
         ("x😀y", {"max_tokens": 3}, "x\ufffd", "length"),
+        ("plain", {"sampling": Sampling(min_tokens=7), "max_tokens": 8}, "plainaa", "stop"),
+        ("a.b.c.", {"sampling": Sampling(min_tokens=2), "stop": (".",)}, "a.b", "stop"),
+        ("plain", {"sampling": Sampling(stop_token_ids=(ord("i"),))}, "pla", "stop"),
+        ("plain", {"sampling": Sampling(stop_token_ids=(105,)), "ignore_eos": True}, "pla", "stop"),
     ],
 )
 @pytest.mark.parametrize("hits", [0.0, 1.0])

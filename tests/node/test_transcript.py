@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.engine.base import Logprobs
 from edgecosine.node.transcript import Transcript
-from edgecosine.protocol.request import Request
-from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec
+from edgecosine.protocol.request import Request, Sampling, ScoredToken
+from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
 
 letters = [*"aé€😀b".encode(), 0xFF, EOS]
 answers = st.lists(st.sampled_from(letters), max_size=40) | st.text("aab€", max_size=20).map(
@@ -16,23 +20,42 @@ answers = st.lists(st.sampled_from(letters), max_size=40) | st.text("aab€", ma
 stops = st.lists(st.text("ab€", min_size=1, max_size=12), max_size=3).map(tuple)
 
 
-@given(answers, stops, st.integers(1, 40), st.booleans(), st.data())
+requests = st.builds(
+    Request,
+    client_id=st.just("a"),
+    request_id=st.just("1"),
+    kind=st.just("ask"),
+    prompt=st.just("x"),
+    max_tokens=st.integers(1, 40),
+    stop=stops,
+    ignore_eos=st.booleans(),
+    sampling=st.builds(
+        Sampling,
+        min_tokens=st.sampled_from([0, 0, 1, 3, 10]),
+        stop_token_ids=st.lists(st.sampled_from(letters), max_size=1).map(tuple),
+    ),
+)
+
+
+@given(answers, requests, st.data())
 def test_text_is_the_same_however_tokens_come(
-    tokens: list[int], stop: tuple[str, ...], max_tokens: int, ignore_eos: bool, data: st.DataObject
+    tokens: list[int], asked: Request, data: st.DataObject
 ) -> None:
-    asked = Request("a", "1", "ask", "x", max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos)
-    tokens = [*tokens, *[EOS] * max_tokens]
-    said = alone(lambda so_far, _: tokens[len(so_far) - 1], asked)
+    def language(so_far: Sequence[int], _: Sampling) -> int:
+        return dict(enumerate(tokens, start=1)).get(len(so_far), EOS)
+
+    said, how = alone(language, asked), asked.sampling
+    committed = [draw(language, [0] * (1 + n), 1, how) for n in range(asked.max_tokens)]
     transcript, shown = Transcript(asked, byte_codec()), ""
     while transcript.finish_reason is None:
         start = len(transcript.tokens)
         size = data.draw(st.integers(1, 6))
-        shown += transcript.push(tokens[start : start + size])
+        shown += transcript.push(committed[start : start + size])
         assert said.text.startswith(shown)
     assert (transcript.text, shown) == (said.text, said.text)
     assert tuple(transcript.tokens) == said.tokens
     assert transcript.finish_reason == said.finish_reason
-    assert transcript.room == max_tokens - len(said.tokens)
+    assert transcript.room == asked.max_tokens - len(said.tokens)
 
 
 def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
@@ -41,6 +64,34 @@ def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
     assert [transcript.push([letter]) for letter in b"a stop on"] == [
         "a", " ", "", "", "", "", "", "stop o", "n",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "said"),
+    [(0, "a"), (2, "a"), (3, "a-"), (4, "a--- b"), (7, "a--- b"), (8, "a--- b-"), (9, "a--- b---")],
+)
+def test_stop_string_counts_when_it_ends_after_the_first_tokens(min_tokens: int, said: str) -> None:
+    how = Sampling(min_tokens=min_tokens)
+    asked = Request("a", "1", "ask", "x", stop=("--",), max_tokens=9, sampling=how)
+    transcript = Transcript(asked, byte_codec())
+    transcript.push(b"a--- b---")
+    assert transcript.text == said
+
+
+def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
+    asked = Request("a", "1", "ask", "x", max_tokens=5, top_logprobs=1)
+    transcript = Transcript(asked, byte_codec())
+    told = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]
+    tokens = "a€b".encode()
+    transcript.push(tokens[:3], told[:3])
+    transcript.push(tokens[3:], told[3:])
+    logprobs = transcript.choice().logprobs
+    assert logprobs is not None
+    assert [each.text_offset for each in logprobs] == [0, 1, 1, 1, 2]
+    assert b"".join(each.token.utf8 for each in logprobs) == tokens
+    assert [each.token.text for each in logprobs[:2]] == ["a", "bytes:\\xe2"]
+    assert [each.token.logprob for each in logprobs] == [each.drawn for each in told]
+    assert {each.top for each in logprobs} == {(ScoredToken("b", b"b", -0.25),)}
 
 
 def test_vocabulary_of_the_codec_holds_the_end() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,12 +20,18 @@ from edgecosine.protocol.answers import (
     render_piece,
     speculation_figures,
 )
-from edgecosine.protocol.request import Answer, DrafterShare, Metrics, Request
+from edgecosine.protocol.request import (
+    Answer,
+    Choice,
+    DrafterShare,
+    Metrics,
+    Request,
+    ScoredToken,
+    TokenLogprobs,
+)
 
 ANSWER = Answer(
-    text="to be",
-    tokens=(5, 6),
-    finish_reason="length",
+    choices=(Choice("to be", (5, 6), "length"),),
     num_prompt_tokens=3,
     seed=2**64 - 1,
     model="tiny",
@@ -72,6 +80,52 @@ def test_chat_has_openais_shape() -> None:
     body = json.loads(render_final(Request("cli", "1", "chat", ()), ANSWER, created_s=1))
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
+
+
+TORN = ScoredToken("bytes:\\xe2\\x82", b"\xe2\x82", -1.5)
+LOGPROBS = (
+    TokenLogprobs(ScoredToken("to", b"to", -0.5), (), text_offset=0),
+    TokenLogprobs(TORN, (ScoredToken("be", b"be", -0.25), TORN), text_offset=2),
+    TokenLogprobs(ScoredToken("!", b"!", -math.inf), (ScoredToken("?", b"?", 0.0),), 2),
+)
+SCORED = replace(ANSWER, choices=(Choice("to€", (5, 6, 7), "stop", LOGPROBS),))
+
+
+def test_completion_tells_log_probabilities_in_openais_shape() -> None:
+    body = json.loads(render_final(Request("cli", "1", "completion", "x"), SCORED, created_s=1))
+    assert body["choices"][0]["logprobs"] == {
+        "tokens": ["to", "bytes:\\xe2\\x82", "!"],
+        "token_logprobs": [-0.5, -1.5, -9999.0],
+        "top_logprobs": [
+            {"to": -0.5},
+            {"be": -0.25, "bytes:\\xe2\\x82": -1.5},
+            {"?": 0.0, "!": -9999.0},
+        ],
+        "text_offset": [0, 2, 2],
+    }
+
+
+def test_chat_tells_log_probabilities_in_openais_shape() -> None:
+    body = json.loads(render_final(Request("cli", "1", "chat", ()), SCORED, created_s=1))
+    torn = {"token": "bytes:\\xe2\\x82", "logprob": -1.5, "bytes": [0xE2, 0x82]}
+    content = body["choices"][0]["logprobs"]["content"]
+    assert content[0] == {"token": "to", "logprob": -0.5, "bytes": [116, 111], "top_logprobs": []}
+    assert content[1] == {
+        **torn,
+        "top_logprobs": [{"token": "be", "logprob": -0.25, "bytes": [98, 101]}, torn],
+    }
+
+
+def test_choices_are_numbered_and_their_tokens_counted_together() -> None:
+    choices = (*ANSWER.choices, Choice("or not", (7, 8, 9), "stop"))
+    payload = render_final(
+        Request("cli", "1", "chat", (), n=2), replace(ANSWER, choices=choices), created_s=1
+    )
+    body = json.loads(payload)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "stop"]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert parse_final(payload).texts == ("to be", "or not")
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=17), st.integers(0, 10**6))
@@ -124,9 +178,18 @@ def test_overload_keeps_its_hint() -> None:
     assert caught.value.retry_after_s == 2.5
 
 
-@given(st.integers(0, 10**6), st.text(st.characters(codec="utf-8")), st.booleans())
-def test_piece_is_read_again(index: int, text: str, is_last: bool) -> None:
-    assert parse_piece(render_piece(Piece(index, text, is_last))) == Piece(index, text, is_last)
+@given(
+    st.builds(
+        Piece,
+        st.integers(0, 10**6),
+        st.text(st.characters(codec="utf-8")),
+        st.booleans(),
+        st.none() | st.integers(0, 7),
+    )
+)
+def test_piece_is_read_again(piece: Piece) -> None:
+    assert parse_piece(render_piece(piece)) == piece
+    assert (b"choice" in render_piece(replace(piece, text=""))) == (piece.choice is not None)
 
 
 @given(st.binary(max_size=50))

@@ -76,7 +76,10 @@ def test_every_field_arrives() -> None:
             "ignore_eos": True,
             "stream": True,
             "deadline_ms": 1500,
-            "n": 1,
+            "n": 8,
+            "logprobs": 5,
+            "min_tokens": 9,
+            "stop_token_ids": [4, 0],
             "response_format": {"type": "text"},
         }
     )
@@ -97,12 +100,55 @@ def test_every_field_arrives() -> None:
             frequency_penalty=2.0,
             repetition_penalty=1.1,
             logit_bias=((3, 1.5), (7, -100.0)),
+            min_tokens=9,
+            stop_token_ids=(4, 0),
         ),
         stop=("end",),
         ignore_eos=True,
         stream=True,
         deadline_s=1.5,
+        top_logprobs=5,
+        n=8,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "num_top"),
+    [
+        ("completion", {}, None),
+        ("completion", {"logprobs": None}, None),
+        ("completion", {"logprobs": False}, None),
+        ("completion", {"logprobs": 0}, 0),
+        ("completion", {"logprobs": 5, "top_logprobs": 0}, 5),
+        ("chat", {}, None),
+        ("chat", {"logprobs": False, "top_logprobs": 0}, None),
+        ("chat", {"logprobs": True}, 0),
+        ("chat", {"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities_are_asked_for_as_each_kind_does(
+    kind: RequestKind, fields: dict[str, Any], num_top: int | None
+) -> None:
+    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], **fields}
+    assert read(body, kind).top_logprobs == num_top
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
+    ],
+)
+def test_wrong_count_of_log_probabilities_is_refused_in_a_chat(
+    fields: dict[str, Any], parameter: str
+) -> None:
+    error = refusal({"messages": [{"role": "user", "content": "x"}], **fields}, "chat")
+    assert error.parameter == parameter
 
 
 def test_chat_content_may_come_in_parts() -> None:
@@ -162,10 +208,23 @@ def test_chat_content_may_come_in_parts() -> None:
         ({"logit_bias": {str(n): 1 for n in range(1025)}}, "invalid_value"),
         ({"model": "huge"}, "model_not_found"),
         ({"model": 5}, "invalid_type"),
-        ({"n": 2}, "unsupported_value"),
-        ({"n": True}, "unsupported_value"),
-        ({"logprobs": True}, "unsupported_value"),
-        ({"logprobs": 0}, "unsupported_value"),
+        ({"n": 0}, "integer_below_min_value"),
+        ({"n": 9}, "integer_above_max_value"),
+        ({"n": True}, "invalid_type"),
+        ({"best_of": 2}, "unsupported_value"),
+        ({"logprobs": True}, "invalid_type"),
+        ({"logprobs": 6}, "integer_above_max_value"),
+        ({"logprobs": -1}, "integer_below_min_value"),
+        ({"top_logprobs": 1}, "invalid_value"),
+        ({"min_tokens": -1}, "integer_below_min_value"),
+        ({"min_tokens": 6, "max_tokens": 5}, "integer_above_max_value"),
+        ({"min_tokens": DEFAULT_MAX_TOKENS + 1}, "integer_above_max_value"),
+        ({"stop_token_ids": 5}, "invalid_type"),
+        ({"stop_token_ids": ["5"]}, "invalid_type"),
+        ({"stop_token_ids": [True]}, "invalid_type"),
+        ({"stop_token_ids": [-1]}, "invalid_value"),
+        ({"stop_token_ids": [1 << 31]}, "invalid_value"),
+        ({"stop_token_ids": [5] * 65}, "invalid_value"),
         ({"echo": True}, "unsupported_value"),
         ({"tools": [{}]}, "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, "unsupported_value"),
@@ -254,6 +313,8 @@ samplings = st.builds(
     logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=5).map(
         lambda biases: tuple(sorted(biases.items()))
     ),
+    min_tokens=st.integers(0, 5),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple),
 )
 turns = st.lists(st.builds(ChatMessage, role=st.just("user"), content=texts), min_size=1)
 kinds_and_prompts = st.one_of(
@@ -264,7 +325,10 @@ kinds_and_prompts = st.one_of(
 @given(
     kind_and_prompt=kinds_and_prompts,
     sampling=samplings,
-    max_tokens=st.integers(1, 512),
+    max_tokens=st.integers(5, 512),
+    top_logprobs=st.none() | st.integers(0, 5),
+    n=st.integers(1, 8),
+    ignore_eos=st.booleans(),
     stop=st.lists(texts, max_size=4).map(tuple),
     model=st.sampled_from([None, "tiny"]),
     deadline_s=st.one_of(st.just(math.inf), st.integers(1, 604_800).map(float)),
@@ -299,6 +363,10 @@ names = st.sampled_from(
         "stop",
         "model",
         "n",
+        "logprobs",
+        "top_logprobs",
+        "min_tokens",
+        "stop_token_ids",
         "logit_bias",
         "stream",
         "ignore_eos",
@@ -320,7 +388,9 @@ def test_any_json_is_read_or_refused(body: dict[str, Any], kind: RequestKind) ->
     except RequestError:
         return
     assert request.prompt
-    assert 1 <= request.max_tokens <= LIMITS.max_tokens
+    assert 0 <= request.sampling.min_tokens <= request.max_tokens <= LIMITS.max_tokens
+    assert 1 <= request.n <= 8
+    assert request.top_logprobs is None or 0 <= request.top_logprobs <= 20
     assert 0 <= request.sampling.temperature <= 2
 
 

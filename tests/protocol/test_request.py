@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.protocol.request import Answer, Metrics, Request, Sampling
+from edgecosine.protocol.request import Answer, Choice, Metrics, Request, Sampling
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ def test_sampling_knows_how_it_chooses(sampling: Sampling, is_greedy: bool, is_p
 
 def test_request_is_named_by_who_asks_and_what() -> None:
     assert Request("client", "7", "ask", "x").key == "client/7"
+    assert Request("client", "7", "ask", "x", choice=2).key == "client/7/2"
 
 
 @given(st.lists(st.integers(0, 12), max_size=40))
@@ -38,6 +39,8 @@ def test_histogram_gives_rounds_and_accepted_tokens(lengths: list[int]) -> None:
 
 
 def test_answer_counts_its_tokens() -> None:
-    answer = Answer("ab", (1, 2), "stop", 5, 0, "m")
-    assert answer.num_tokens == 2
+    choices = Choice("ab", (1, 2), "stop"), Choice("c", (3,), "length")
+    answer = Answer(choices, 5, 0, "m")
+    assert answer.num_tokens == 3
+    assert (answer.text, answer.tokens, answer.finish_reason) == ("ab", (1, 2), "stop")
     assert answer.metrics.num_rounds == 0

@@ -1,0 +1,68 @@
+"""Spellings: what each token adds to a text, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from edgecosine.engine.loading import locate
+from edgecosine.engine.text import TextCodec
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> TextCodec:
+    """The zoo's tokenizer: GPT-2's letters for bytes."""
+    return TextCodec(AutoTokenizer.from_pretrained(locate("target")), [0])
+
+
+def byte_fallback() -> TextCodec:
+    """A tokenizer of words, with a token for each byte of what it does not know."""
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁to", "▁be", "\ufffd"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {name: number for number, name in enumerate(names)},
+            [],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [])
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20))
+@settings(deadline=None)
+def test_spellings_of_tokens_make_up_the_text_to_the_byte(byte_level: TextCodec, text: str) -> None:
+    spellings = [byte_level.spelling(token) for token in byte_level.encode(text)]
+    assert b"".join(utf8 for _, utf8 in spellings) == text.encode()
+    for spelt, utf8 in spellings:
+        assert spelt.startswith("bytes:\\x") or spelt.encode() == utf8
+
+
+def test_torn_characters_and_special_tokens_have_names(byte_level: TextCodec) -> None:
+    euro = [byte_level.spelling(token) for token in byte_level.encode("€")]
+    assert "".join(spelt for spelt, _ in euro).replace("bytes:", "") == r"\xe2\x82\xac"
+    assert byte_level.spelling(0) == ("<|endoftext|>", b"<|endoftext|>")
+
+
+def test_leading_space_is_a_tokens_own() -> None:
+    codec = byte_fallback()
+    names = {
+        name: number for number, name in enumerate(["▁", "a", "▁to", "▁be", "\ufffd"], start=257)
+    }
+    assert codec.decode([names["▁to"], names["▁be"]]) == "to be"
+    assert codec.spelling(names["▁to"]) == (" to", b" to")
+    assert codec.spelling(1 + 0xE2) == ("bytes:\\xe2", b"\xe2")
+    assert codec.spelling(1 + ord("x")) == ("x", b"x")
+    assert codec.spelling(names["\ufffd"]) == ("\ufffd", "\ufffd".encode())
