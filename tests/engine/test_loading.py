@@ -23,6 +23,7 @@ from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.request import Sampling
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of
 
@@ -53,6 +54,19 @@ def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
     assert loaded.name == "llama"
     assert loaded.codec is not None
     assert loaded.codec.encode("w7 w9") == [7, 9]
+
+
+def test_loaded_target_knows_the_end_tokens_of_the_model(tmp_path: Path) -> None:
+    model = build("llama")
+    model.generation_config.eos_token_id = [9, 7]
+    engine, loaded = load_target(LoadOptions(_save(model, tmp_path), threads=1, slots=1))
+    assert isinstance(engine, TransformerTarget)
+    assert loaded.codec is not None
+    assert loaded.codec.eos_tokens == {7, 9}
+    how = Sampling(min_tokens=3, logit_bias=((7, 100.0), (9, 90.0)))
+    [answer], _ = decode(engine, [prompt_of(20)], 5, [nothing], [how])
+    assert not {7, 9} & {*answer[:3]}
+    assert answer[3:] == [7, 7]
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
