@@ -23,6 +23,7 @@ from edgecosine.engine.base import (
     Proposal,
     Verdict,
     VerifyWork,
+    never,
 )
 from edgecosine.engine.text import TextCodec
 from edgecosine.protocol.messages import (
@@ -220,7 +221,9 @@ class ScriptedDrafter:
         self.held: set[str] = set()
         self.batches: list[list[DraftWork]] = []
 
-    def draft(self, batch: Sequence[DraftWork]) -> list[Proposal]:
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
         self.batches.append(list(batch))
         self.held.update(work.key for work in batch)
         return [self._draft(work) for work in batch]

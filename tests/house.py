@@ -18,10 +18,10 @@ from edgecosine.engine.base import (
 )
 from edgecosine.errors import EngineError, LinkLost
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.consulting import DrafterLink
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.serving import Serving
-from edgecosine.node.session import DrafterLink
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import (
     AnyMessage,
@@ -153,7 +153,9 @@ def _spoilt(weather: Weather, draft: Draft) -> Draft:
             tokens, confidences = tokens + pack_tokens([7] * 60), confidences + bytes([255] * 60)
         case Weather.NOTHING:
             tokens = confidences = b""
-    return Draft(draft.request_id, draft.round, tokens, confidences, b"", draft.compute_us)
+    return Draft(
+        draft.request_id, draft.round, tokens, confidences, draft.parents, draft.compute_us
+    )
 
 
 @dataclass

@@ -23,6 +23,8 @@ class DrafterSpeed:
     """Compute per draft token."""
     overhead_s: float | None = None
     """Ask to answer, less the compute: network, queue, both event loops."""
+    ahead_step_s: float | None = None
+    """Compute per step of a draft ahead."""
 
     def observe(
         self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_shared: bool = False
@@ -41,6 +43,10 @@ class DrafterSpeed:
                 self.token_s = min(self.token_s, token_s)
         if not is_shared:
             self.overhead_s = smooth(self.overhead_s, max(0.0, elapsed_s - compute_s))
+
+    def observe_ahead(self, compute_s: float, num_steps: int) -> None:
+        """Learn from a draft ahead that was not cut short."""
+        self.ahead_step_s = smooth(self.ahead_step_s, compute_s / max(1, num_steps))
 
     def observe_late(self, waited_s: float) -> None:
         """Learn from an ask that was not answered in time: at least this long."""

@@ -9,8 +9,8 @@ alone, is always one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 MAX_GAMMA = 12
 MAX_NODES = 24
@@ -19,6 +19,8 @@ PROBE_GAMMA = 4
 DEADLINE_FACTOR = 2.5
 """A draft may take so many times what is expected of it."""
 DEADLINE_FLOOR_S = 0.02
+WORTH_JOINING = 1.02
+"""Another drafter is asked when it makes the request at least so much faster."""
 LONGEST_DEADLINE_S = 1.0
 """Nobody is waited for longer: each late draft raises what is expected of the next one."""
 
@@ -55,7 +57,10 @@ class Plan:
 
     drafters: tuple[str, ...] = ()
     gamma: int = 0
+    width: int = 1
     deadline_s: float = 0.0
+    speed: float = 0.0
+    """Tokens per second that it promises."""
     reason: str = ""
 
 
@@ -66,29 +71,37 @@ def expected_tokens(rate: float, gamma: int) -> float:
 
 
 def choose_plan(
-    candidates: Sequence[Candidate], pass_s: Sequence[float], room: int, company: Company = ALONE
+    candidates: Sequence[Candidate],
+    pass_s: Sequence[float],
+    room: int,
+    company: Company = ALONE,
+    hidden: float = 0.0,
 ) -> Plan:
     """The plan with the most committed tokens per second of the target's time.
 
     pass_s[rows] is the expected time of a pass in which the request has so many rows (index 0
     unused), `room` the tokens still wanted. Others in the pass commit their tokens in the same
-    time, so that a row which slows all of them down must be worth it to all.
+    time, so that a row which slows all of them down must be worth it to all. In a share `hidden` of
+    the rounds drafts are made while the target verifies, and are waited for only as far as they
+    take longer than that.
     """
     if not candidates or room < 2:
         why = "no drafters" if not candidates else "one token left"
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
-    best = Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
     best_speed = _speed(1.0, 0.0, pass_s[1], company)
+    best = Plan(speed=best_speed, reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
     for candidate in candidates:
         for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             tokens = expected_tokens(candidate.rate, gamma)
-            speed = _speed(tokens, draft_s, pass_s[gamma + 1], company)
+            wait_s = (1 - hidden) * draft_s + hidden * max(0.0, draft_s - pass_s[gamma + 1])
+            speed = _speed(tokens, wait_s, pass_s[gamma + 1], company)
             if speed > best_speed:
                 best_speed = speed
                 best = Plan(
                     drafters=(candidate.node_id,),
                     gamma=gamma,
+                    speed=speed,
                     deadline_s=deadline(
                         draft_s, gamma * pass_s[1], is_measured=candidate.is_measured
                     ),
@@ -132,6 +145,49 @@ def worthwhile_nodes(
     return best
 
 
+def add_rescuers(
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    rescue: Callable[[str, str], float],
+    most: int,
+    pass_s: Sequence[float],
+    company: Company = ALONE,
+) -> Plan:
+    """The plan with the drafters that add more than they cost, `most` in all.
+
+    rescue(a, b) is the probability that b is right where a is wrong. Whoever joins is waited for,
+    and its nodes are rows; it is taken for its coverage beyond the first, not for its own rate.
+    """
+    if not plan.drafters:
+        return plan
+    known = {candidate.node_id: candidate for candidate in candidates}
+    lead = known[plan.drafters[0]]
+    members, rate, speed = [lead], lead.rate, plan.speed
+    while len(members) < most:
+        rows = min(1 + plan.gamma + len(members) * (plan.gamma + 1) // 2, len(pass_s) - 1)
+        options = [
+            (
+                _speed(expected_tokens(joint, plan.gamma), wait_s, pass_s[rows], company),
+                joint,
+                other,
+            )
+            for other in candidates
+            if other not in members and other.is_measured
+            for joint in [rate + (1 - rate) * rescue(lead.node_id, other.node_id)]
+            for wait_s in [max(c.overhead_s + plan.gamma * c.token_s for c in [*members, other])]
+        ]
+        best = max(options, key=lambda option: option[0], default=None)
+        if best is None or best[0] < WORTH_JOINING * speed:
+            break
+        speed, rate = best[:2]
+        members.append(best[2])
+    if len(members) == 1:
+        return plan
+    names = tuple(member.node_id for member in members)
+    reason = f"{plan.reason}, with {len(members) - 1} more for {rate - lead.rate:.2f}"
+    return replace(plan, drafters=names, speed=speed, reason=reason)
+
+
 def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:
     """Ask all of `candidates` a short draft, to learn who is good for this request."""
     return Plan(
@@ -147,6 +203,14 @@ def deadline(expected_s: float, worth_s: float, *, is_measured: bool) -> float:
     target would take for the same tokens by itself (`worth_s`)."""
     patience_s = DEADLINE_FACTOR * expected_s if is_measured else LONGEST_DEADLINE_S
     return max(DEADLINE_FLOOR_S, min(patience_s, worth_s or LONGEST_DEADLINE_S, LONGEST_DEADLINE_S))
+
+
+def best_speed(
+    reaches: Sequence[float], pass_s: Sequence[float], company: Company = ALONE
+) -> float:
+    """Tokens per second of a tree that is there already, cut where it is best."""
+    nodes = worthwhile_nodes(reaches, pass_s, 0.0, company)
+    return _speed(1.0 + sum(reaches[:nodes]), 0.0, pass_s[nodes + 1], company)
 
 
 def _ms(seconds: float) -> str:

@@ -144,9 +144,7 @@ class TransformerDrafter:
         if len(rows):
             self._guess(rows, keep, heads)
 
-    def _guess(
-        self, rows: RowBuilder, keep: list[int], heads: list[tuple[_Drafting, int]]
-    ) -> None:
+    def _guess(self, rows: RowBuilder, keep: list[int], heads: list[tuple[_Drafting, int]]) -> None:
         logits = self._model.forward(rows.build(), keep)
         positions = [_position(drafting.growth, node) for drafting, node in heads]
         couplings = [drafting.work.coupling for drafting, _ in heads]

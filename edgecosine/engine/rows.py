@@ -45,7 +45,7 @@ class RowBuilder:
             self._add(slot, token, position, length + node, length, paths[node])
 
     def add_node(self, slot: int, length: int, token: int, path: Sequence[int]) -> None:
-        """A row for one node below `length` tokens; `path` is the cells down to it, its own last."""
+        """A row for one node below `length` tokens; `path` is the cells down to it, own last."""
         self._add(slot, token, length + len(path) - 1, path[-1], length, list(path))
 
     def _add(

@@ -28,7 +28,7 @@ class Draft:
         return self.parents[node] if self.parents else node - 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Node:
     token: int
     parent: _Node | None
@@ -42,15 +42,34 @@ class _Node:
         return 1.0 - self.doubt
 
 
-def union(drafts: Sequence[Draft], budget: int) -> TokenTree:
-    """The tree of all drafts, its `budget` most probable nodes.
-
-    A child is never more probable than its parent along a path, so the cut keeps whole paths.
+class Union:
+    """All drafts on shared prefixes. `reaches` are the probabilities that its nodes are accepted,
+    in falling order; a child is never more probable than its parent, so a cut keeps whole paths.
     """
-    root = _Node(token=-1, parent=None, doubt=0.0)
-    for draft in sorted(drafts, key=lambda d: d.drafter):
-        _merge(root, draft)
-    return _cut(root, budget)
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        root = _Node(token=-1, parent=None, doubt=0.0)
+        for draft in sorted(drafts, key=lambda d: d.drafter):
+            _merge(root, draft)
+        ranked = _ranked(root)
+        self._nodes = [node for _, _, node in ranked]
+        self.reaches = [-negative for negative, _, _ in ranked]
+
+    def tree(self, budget: int) -> TokenTree:
+        """Its `budget` most probable nodes."""
+        chosen = self._nodes[: max(0, budget)]
+        index = {id(node): place for place, node in enumerate(chosen)}
+        return TokenTree(
+            tokens=tuple(node.token for node in chosen),
+            parents=tuple(index.get(id(node.parent), ROOT) for node in chosen),
+            confidences=tuple(node.probability for node in chosen),
+            proposers=tuple(node.proposers for node in chosen),
+        )
+
+
+def union(drafts: Sequence[Draft], budget: int) -> TokenTree:
+    """The tree of all drafts, its `budget` most probable nodes."""
+    return Union(drafts).tree(budget)
 
 
 def reaches(tree: TokenTree) -> list[float]:
@@ -63,45 +82,33 @@ def reaches(tree: TokenTree) -> list[float]:
 
 def _merge(root: _Node, draft: Draft) -> None:
     nodes: list[_Node] = []
+    bit = 1 << draft.drafter
     for index, (token, probability) in enumerate(
         zip(draft.tokens, draft.probabilities, strict=True)
     ):
         above = draft.parent(index)
         parent = root if above == ROOT else nodes[above]
-        node = parent.children.setdefault(token, _Node(token, parent))
-        if not node.proposers >> draft.drafter & 1:
+        node = parent.children.get(token)
+        if node is None:
+            node = parent.children[token] = _Node(token, parent)
+        if not node.proposers & bit:
             node.doubt *= 1.0 - min(probability, 0.999)
-            node.proposers |= 1 << draft.drafter
+            node.proposers |= bit
         nodes.append(node)
 
 
-def _cut(root: _Node, budget: int) -> TokenTree:
-    ranked: list[tuple[float, int, int, _Node]] = []
-    open_nodes = [(root, 1.0, 0)]
-    while open_nodes:
-        node, path_probability, depth = open_nodes.pop()
-        for child in node.children.values():
-            reach = path_probability * child.probability
-            ranked.append((-reach, depth + 1, child.token, child))
-            open_nodes.append((child, reach, depth + 1))
-    ranked.sort(key=lambda entry: (*entry[:3], _tokens_to(entry[3])))
-    chosen = sorted(ranked[: max(0, budget)], key=lambda entry: entry[1])
-    index: dict[int, int] = {id(root): ROOT}
-    for position, (_, _, _, node) in enumerate(chosen):
-        index[id(node)] = position
-    nodes = [node for *_, node in chosen]
-    return TokenTree(
-        tokens=tuple(node.token for node in nodes),
-        parents=tuple(index[id(node.parent)] for node in nodes),
-        confidences=tuple(node.probability for node in nodes),
-        proposers=tuple(node.proposers for node in nodes),
-    )
-
-
-def _tokens_to(node: _Node) -> tuple[int, ...]:
-    tokens: list[int] = []
-    above: _Node | None = node
-    while above is not None:
-        tokens.append(above.token)
-        above = above.parent
-    return tuple(reversed(tokens))
+def _ranked(root: _Node) -> list[tuple[float, int, _Node]]:
+    """All nodes as (-reach, depth, node), the most probable first and parents before children."""
+    found: list[tuple[float, int, _Node]] = []
+    level, depth = [(root, 1.0)], 0
+    while level:
+        depth += 1
+        below = [
+            (child, reach * child.probability)
+            for node, reach in level
+            for child in node.children.values()
+        ]
+        found += [(-reach, depth, child) for child, reach in below]
+        level = below
+    found.sort(key=lambda entry: entry[:2])
+    return found

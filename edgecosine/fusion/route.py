@@ -15,6 +15,8 @@ REQUEST_MEMORY = 60.0
 """Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
 RECORD_MEMORY = 600.0
 FIRST_GUESS = 0.5
+RESCUE_MEMORY = 200.0
+FIRST_RESCUE = 0.15
 
 
 @dataclass(slots=True)
@@ -55,6 +57,24 @@ class Record:
 
 
 @dataclass(slots=True)
+class Rescues:
+    """How often a drafter was right where another had just gone wrong, by the pair of them: what
+    one adds to the other's drafts."""
+
+    rates: dict[tuple[str, str], AcceptanceRate] = field(default_factory=dict)
+
+    def observe(self, drafter: str, rescuer: str, *, is_rescued: bool) -> None:
+        """Learn from one draft that went wrong, and what the other said there."""
+        rate = self.rates.setdefault((drafter, rescuer), AcceptanceRate(RESCUE_MEMORY))
+        rate.observe(int(is_rescued), int(not is_rescued))
+
+    def estimate(self, drafter: str, rescuer: str) -> float:
+        """Probability that `rescuer` is right where `drafter` is wrong."""
+        rate = self.rates.get((drafter, rescuer))
+        return rate.mean(FIRST_RESCUE, 4.0) if rate else FIRST_RESCUE
+
+
+@dataclass(slots=True)
 class RequestRates:
     """What one request's rounds taught about each drafter, by node id."""
 
@@ -74,16 +94,3 @@ class RequestRates:
         """Tokens of this drafter that were judged in this request."""
         rate = self.rates.get(drafter)
         return rate.evidence if rate else 0.0
-
-
-def judge(tokens: tuple[int, ...], truth: tuple[int, ...]) -> tuple[int, int]:
-    """Hits and misses of a chain of draft tokens against the committed ones.
-
-    A chain stops counting at its first miss or where the truth ends: what follows was never asked.
-    """
-    hits = 0
-    for token, right in zip(tokens, truth, strict=False):
-        if token != right:
-            return hits, 1
-        hits += 1
-    return hits, 0

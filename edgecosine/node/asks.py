@@ -1,4 +1,4 @@
-"""Requests that wait for an answer on one link, matched by (request, round, branch).
+"""Requests that wait for an answer on one link, matched by (request, round, ahead).
 
 An answer settles at most one ask. Whatever nobody waits for any more is counted and dropped.
 """
@@ -20,7 +20,7 @@ class Asks:
 
     def __init__(self) -> None:
         self.num_late = 0
-        self._waiting: dict[tuple[str, int, int], asyncio.Future[Answer]] = {}
+        self._waiting: dict[tuple[str, int, bool], asyncio.Future[Answer]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -31,7 +31,7 @@ class Asks:
 
         Raises LocalProtocolError when the same request waits already.
         """
-        key = (request.request_id, request.round, request.branch)
+        key = (request.request_id, request.round, request.is_ahead)
         if key in self._waiting:
             raise LocalProtocolError(f"asked twice: request={key[0]} round={key[1]}")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -43,7 +43,7 @@ class Asks:
 
     def settle(self, message: Answer) -> None:
         """Hand an answer to its asker."""
-        answer = self._waiting.get((message.request_id, message.round, message.branch))
+        answer = self._waiting.get((message.request_id, message.round, message.is_ahead))
         if answer is None or answer.done():
             self.num_late += 1
         else:

@@ -6,26 +6,29 @@ All calls are plain and quick; nobody awaits the balancer. The learning is in `f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from edgecosine.balance.estimates import DrafterSpeed, PassCost
+from edgecosine.balance.estimates import DrafterSpeed, PassCost, smooth
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
     Candidate,
     Company,
     Plan,
+    add_rescuers,
+    best_speed,
     choose_plan,
     probe_plan,
     worthwhile_nodes,
 )
+from edgecosine.balance.policy import FIXED_GAMMA, POLICIES, Policy
 from edgecosine.fusion.calibrate import Calibration
-from edgecosine.fusion.fuse import Draft, reaches, union
-from edgecosine.fusion.route import Record, RequestRates, judge
+from edgecosine.fusion.fuse import Draft, Union, reaches
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.route import Record, RequestRates, Rescues
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
-
-POLICIES = ("edgecosine", "target-alone")
 
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
@@ -36,34 +39,22 @@ TRIAL_EVERY = 6
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST
 """Plans that a drafter which keeps silent is left out of, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A draft that came in time: a chain after the first `prefix_len` tokens of the sequence."""
-
-    node_id: str
-    prefix_len: int
-    tokens: tuple[int, ...]
-    confidences: tuple[float, ...]
-
-    def after(self, committed: Sequence[int]) -> Proposal | None:
-        """What is left of the draft when it is laid on longer committed text; None if it is wrong
-        there or used up."""
-        since = tuple(committed[self.prefix_len :])
-        size = len(since)
-        if self.tokens[:size] != since or size == len(self.tokens):
-            return None
-        return Proposal(self.node_id, len(committed), self.tokens[size:], self.confidences[size:])
+AHEAD_WIDTH = 6
+"""Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
+AHEAD_STEPS = (3, 12)
+"""Fewest and most steps ahead."""
+COSINE_GOOD = 2.0
+"""Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
 
 @dataclass(slots=True)
 class DrafterState:
-    """What is known of one drafter."""
+    """What is known of one drafter. Calibration differs with and without noise."""
 
     speed: DrafterSpeed = field(default_factory=DrafterSpeed)
     record: Record = field(default_factory=Record)
-    calibration: Calibration = field(default_factory=Calibration)
+    greedy_calibration: Calibration = field(default_factory=Calibration)
+    sampled_calibration: Calibration = field(default_factory=Calibration)
     num_drafted: int = 0
     num_late: int = 0
     rest: int = 0
@@ -77,12 +68,17 @@ class RequestState:
     """What is known of one request. `rows` and `tokens` are what it put into its last pass and what
     it expected of it; both count for others while it is at work."""
 
-    policy: str = "edgecosine"
+    policy: Policy = POLICIES["edgecosine"]
+    is_greedy: bool = True
     rates: RequestRates = field(default_factory=RequestRates)
     num_trials: int = 0
     rounds_since_trial: int = 0
     rows: int = 1
     tokens: float = 1.0
+    hidden: float = 0.5
+    """Share of rounds whose drafts were there when the verdict was."""
+    accepted: float | None = None
+    """Accepted tokens per round, smoothed."""
 
 
 class Balancer:
@@ -91,6 +87,7 @@ class Balancer:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
+        self._rescues = Rescues()
         self._at_work: set[RequestState] = set()
         self._num_plans = 0
         self.last_reason = ""
@@ -108,9 +105,9 @@ class Balancer:
         state.speed = DrafterSpeed()
         state.rest = state.back_at = 0
 
-    def open(self, policy: str) -> RequestState:
+    def open(self, policy: str, *, is_greedy: bool = True) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
-        request = RequestState(policy)
+        request = RequestState(POLICIES[policy], is_greedy)
         self._at_work.add(request)
         return request
 
@@ -121,9 +118,13 @@ class Balancer:
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
         self._num_plans += 1
-        company = self._company(request)
+        policy = request.policy
         candidates = self._candidates(request, drafters)
-        plan = choose_plan(candidates, self._pass_s(company), room, company)
+        if policy.is_adaptive and policy.routing == "learned":
+            plan = self._adaptive_plan(request, candidates, room)
+        else:
+            plan = self._fixed_plan(request, candidates, room)
+        plan = replace(plan, width=max(1, policy.width))
         self.last_reason = plan.reason
         return plan
 
@@ -131,6 +132,42 @@ class Balancer:
         """Whom to ask while the target reads the prompt: everybody, for a first impression."""
         candidates = self._candidates(request, drafters)
         return probe_plan(candidates, room) if candidates and room > 1 else Plan()
+
+    def is_enough(self, request: RequestState, ready: Sequence[Proposal], plan: Plan) -> bool:
+        """Whether to verify what is there, rather than to wait for the drafts of `plan`."""
+        if not plan.drafters:
+            return True
+        if not ready:
+            return False
+        if not request.policy.is_adaptive:
+            return True
+        company = self._company(request)
+        union = self._union(request, ready)
+        return best_speed(union.reaches[:MAX_NODES], self._pass_s(company), company) >= plan.speed
+
+    def ahead(
+        self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
+    ) -> Plan:
+        """Whom to ask, beside the verification of `tree`, for what comes after it."""
+        policy = request.policy
+        asked = tuple(node_id for node_id in plan.drafters if node_id in drafters)
+        if not policy.is_ahead or not asked:
+            return Plan()
+        fewest, most = AHEAD_STEPS
+        step_s = self.drafter(asked[0]).speed.ahead_step_s
+        pass_s = self._pass_s(self._company(request))[1 + len(tree)]
+        steps = round(pass_s / step_s) if step_s else plan.gamma + 1
+        return Plan(
+            drafters=asked,
+            gamma=min(most, max(fewest, steps)),
+            width=AHEAD_WIDTH if policy.width else 1,
+            deadline_s=pass_s + plan.deadline_s,
+        )
+
+    def patience_s(self, ahead: Plan) -> float:
+        """How long answers ahead may come after the verdict: by then a new ask would be there."""
+        speeds = [self.drafter(node_id).speed for node_id in ahead.drafters]
+        return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
 
     def trial(self, request: RequestState, drafters: Collection[str], plan: Plan) -> Plan:
         """Whom to ask beside the verification, for the sake of learning alone.
@@ -159,15 +196,21 @@ class Balancer:
         """
         tree = EMPTY_TREE
         if proposals and room > 0:
-            drafts = [self._calibrated(bit, proposal) for bit, proposal in enumerate(proposals)]
-            tree = union(drafts, min(MAX_NODES, room))
-            company = self._company(request)
-            by_reach = sorted(reaches(tree), reverse=True)
-            worth = worthwhile_nodes(by_reach, self._pass_s(company), waited_s, company)
-            if worth < len(tree):
-                tree = union(drafts, worth)
+            union = self._union(request, proposals)
+            most = min(MAX_NODES, room)
+            if request.policy.is_adaptive:
+                company = self._company(request)
+                pass_s = self._pass_s(company)
+                most = worthwhile_nodes(union.reaches[:most], pass_s, waited_s, company)
+            tree = union.tree(most)
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
+
+    def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
+        """The proposal whose first token is the surest, by its drafter's word or its record."""
+        drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
+        best = max(drafts, key=lambda draft: (draft.probabilities[0], -draft.drafter))
+        return proposals[best.drafter]
 
     def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
         """A target pass took so long."""
@@ -182,11 +225,16 @@ class Balancer:
         *,
         is_shared: bool = False,
     ) -> None:
-        """A drafter answered in time; `is_shared` when others were asked at the same moment."""
+        """A drafter answered in time, `num_tokens` deep; `is_shared` when others were asked at the
+        same moment."""
         state = self.drafter(node_id)
         state.num_drafted += num_tokens
         state.rest = 0
         state.speed.observe(elapsed_s, compute_s, num_tokens, is_shared=is_shared)
+
+    def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
+        """A drafter answered a question ahead."""
+        self.drafter(node_id).speed.observe_ahead(compute_s, num_steps)
 
     def observe_late(self, node_id: str, waited_s: float) -> None:
         """A drafter did not answer in time; whoever is late again is asked ever less often."""
@@ -197,21 +245,68 @@ class Balancer:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
 
-    def observe_truth(
-        self, request: RequestState, proposal: Proposal, truth: tuple[int, ...]
-    ) -> None:
-        """The target committed `truth` where the drafter had proposed tokens; none is a miss."""
-        hits, misses = judge(proposal.tokens, truth) if proposal.tokens else (0, 1)
-        state = self.drafter(proposal.node_id)
-        request.rates.observe(proposal.node_id, hits, misses)
-        state.record.rate.observe(hits, misses)
-        for index, confidence in enumerate(proposal.confidences[: hits + misses]):
-            state.calibration.observe(confidence, is_accepted=index < hits)
+    def observe_round(self, request: RequestState, *, was_ready: bool, num_accepted: int) -> None:
+        """A round has ended: whether its drafts had been made ahead, and what became of them."""
+        request.hidden = smooth(request.hidden, float(was_ready), 0.1)
+        request.accepted = smooth(request.accepted, num_accepted)
 
-    def _calibrated(self, bit: int, proposal: Proposal) -> Draft:
-        calibration = self.drafter(proposal.node_id).calibration
-        probabilities = tuple(calibration.probability(c) for c in proposal.confidences)
-        return Draft(bit, proposal.tokens, probabilities)
+    def observe_truth(
+        self, request: RequestState, proposals: Sequence[Proposal], committed: Sequence[int]
+    ) -> None:
+        """The target has committed a text in which drafters had proposed tokens."""
+        for proposal in proposals:
+            truth = committed[proposal.prefix_len :]
+            hits, misses = proposal.hits_and_misses(truth)
+            state = self.drafter(proposal.node_id)
+            request.rates.observe(proposal.node_id, hits, misses)
+            state.record.rate.observe(hits, misses)
+            calibration = _calibration(state, request)
+            for judged in proposal.judged(truth):
+                calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
+        for one, other in itertools.permutations(proposals, 2):
+            truth = committed[one.prefix_len :]
+            right = one.covers(truth)
+            if one.prefix_len == other.prefix_len and right < len(truth):
+                is_rescued = other.covers(truth) > right
+                self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
+
+    def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
+        company = self._company(request)
+        pass_s = self._pass_s(company)
+        hidden = request.hidden if request.policy.is_ahead else 0.0
+        plan = choose_plan(candidates, pass_s, room, company, hidden)
+        most = request.policy.max_drafters
+        return add_rescuers(plan, candidates, self._rescues.estimate, most, pass_s, company)
+
+    def _fixed_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
+        """As many tokens as ever, of the best drafters, of everybody, or by the paper's rule."""
+        policy = request.policy
+        gamma = min(FIXED_GAMMA, room - 1)
+        by_rate = sorted(candidates, key=lambda c: -c.rate)
+        if policy.routing == "cosine":
+            is_good = (request.accepted or 0.0) >= COSINE_GOOD
+            by_rate = by_rate[: 2 if is_good else len(by_rate)]
+        chosen = by_rate[: policy.max_drafters]
+        if not chosen or gamma < 1:
+            return Plan(reason=f"K=0: {policy.name}")
+        plan = probe_plan(chosen, room)
+        return replace(plan, gamma=gamma, reason=f"K={gamma}: {policy.name}")
+
+    def _union(self, request: RequestState, proposals: Sequence[Proposal]) -> Union:
+        policy = request.policy
+        if not policy.width:
+            proposals = [proposal.chain() for proposal in proposals]
+        drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
+        if not policy.fuses:
+            drafts = [max(drafts, key=lambda draft: sum(reaches(Union([draft]).tree(MAX_NODES))))]
+        return Union(drafts)
+
+    def _calibrated(self, request: RequestState, bit: int, proposal: Proposal) -> Draft:
+        probabilities = proposal.confidences
+        if request.policy.is_calibrated:
+            calibration = _calibration(self.drafter(proposal.node_id), request)
+            probabilities = tuple(calibration.probability(c) for c in probabilities)
+        return Draft(bit, proposal.tokens, probabilities, proposal.parents)
 
     def _company(self, request: RequestState) -> Company:
         """Who else will be in the next pass, if they do as they did last."""
@@ -229,7 +324,7 @@ class Balancer:
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, in a fixed order."""
-        if request.policy == "target-alone":
+        if not request.policy.max_drafters:
             return []
         awake = (n for n in sorted(drafters) if self.drafter(n).back_at <= self._num_plans)
         return [self._candidate(node_id, request) for node_id in awake]
@@ -244,3 +339,7 @@ class Balancer:
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
         )
+
+
+def _calibration(state: DrafterState, request: RequestState) -> Calibration:
+    return state.greedy_calibration if request.is_greedy else state.sampled_calibration

@@ -23,10 +23,13 @@ from edgecosine.protocol.messages import (
     DraftRequest,
     OutOfStep,
     Release,
+    pack_shares,
     pack_tokens,
+    read_tree,
     unpack_tokens,
 )
 from edgecosine.protocol.prefix import Prefix
+from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ Reply = Callable[[AnyMessage], None]
 class _Ask:
     request: DraftRequest
     tokens: tuple[int, ...]
+    tree: TokenTree | None
+    """What the target is verifying; None for an answer that it waits for."""
     reply: Reply
 
 
@@ -60,7 +65,9 @@ class Drafting:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._num_vocabulary = num_vocabulary
         self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, int], _Ask] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, bool], _Ask] = OrderedDict()
+        self._is_awaited = False
+        """Whether the target waits for a draft; read by the engine's thread between steps."""
         self._released: list[str] = []
         self._arrived = asyncio.Event()
         self.num_tokens = 0
@@ -87,12 +94,14 @@ class Drafting:
             logger.debug("out of step request=%s have=%d", message.request_id, have)
             _send(
                 reply,
-                OutOfStep(message.request_id, message.round, have, message.branch),
+                OutOfStep(message.request_id, message.round, have, message.is_ahead),
             )
             return
+        tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(message)
-        key = (message.request_id, message.branch)
-        self._waiting[key] = _Ask(message, tuple(prefix.tokens), reply)
+        key = (message.request_id, message.is_ahead)
+        self._waiting[key] = _Ask(message, tuple(prefix.tokens), tree, reply)
+        self._is_awaited |= not message.is_ahead
         self._arrived.set()
 
     def forget_all(self) -> None:
@@ -122,26 +131,33 @@ class Drafting:
                 self.num_stale += 1
 
     def _take(self) -> list[_Ask]:
-        """The longest-waiting asks, at most one for each request."""
-        batch: dict[str, _Ask] = {}
-        for (request_id, _), ask in list(self._waiting.items()):
-            if len(batch) == self._max_batch:
-                break
-            if request_id not in batch:
-                batch[request_id] = ask
-                del self._waiting[(request_id, ask.request.branch)]
-        return list(batch.values())
+        """The longest-waiting asks of those that the target waits for, else of those ahead."""
+        awaited = [key for key in self._waiting if not key[1]]
+        self._is_awaited = False
+        keys = (awaited or list(self._waiting))[: self._max_batch]
+        return [self._waiting.pop(key) for key in keys]
 
     async def _step(self) -> None:
         batch = self._take()
         released, self._released = self._released, []
         works = [_work(ask) for ask in batch]
-        call = functools.partial(_timed_draft, self._engine, works, released)
+        call = functools.partial(
+            _timed_draft, self._engine, works, released, lambda: self._is_awaited
+        )
         proposals, elapsed_s = await self._thread.run(call)
         self.busy_s += elapsed_s
         for ask, proposal in zip(batch, proposals, strict=True):
             self.num_tokens += len(proposal.tokens)
             _send(ask.reply, _draft(ask.request, proposal, elapsed_s))
+
+
+def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | None:
+    """The tree of a request ahead; one that makes no sense is taken as empty."""
+    if not message.is_ahead:
+        return None
+    tree = read_tree(message.tree_tokens, message.tree_parents, message.tree_confidences)
+    is_known = tree is not None and all(token < num_vocabulary for token in tree.tokens)
+    return tree if tree is not None and is_known else EMPTY_TREE
 
 
 def _send(reply: Reply, message: AnyMessage) -> None:
@@ -159,6 +175,7 @@ def _work(ask: _Ask) -> DraftWork:
         num_tokens=request.num_tokens,
         width=request.width,
         coupling=request.coupling,
+        ahead=ask.tree,
     )
 
 
@@ -167,18 +184,21 @@ def _draft(request: DraftRequest, proposal: Proposal, compute_s: float) -> Draft
         request_id=request.request_id,
         round=request.round,
         tokens=pack_tokens(proposal.tokens),
-        confidences=bytes(round(255 * c) for c in proposal.confidences),
+        confidences=pack_shares(proposal.confidences),
         parents=bytes(parent + 1 for parent in proposal.parents),
         compute_us=round(compute_s * 1e6),
-        branch=request.branch,
+        is_ahead=request.is_ahead,
     )
 
 
 def _timed_draft(
-    engine: DraftEngine, works: list[DraftWork], released: list[str]
+    engine: DraftEngine,
+    works: list[DraftWork],
+    released: list[str],
+    is_awaited: Callable[[], bool],
 ) -> tuple[list[Proposal], float]:
     for key in released:
         engine.release(key)
     start = time.perf_counter()
-    proposals = engine.draft(works) if works else []
+    proposals = engine.draft(works, is_awaited) if works else []
     return proposals, time.perf_counter() - start

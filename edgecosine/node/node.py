@@ -23,6 +23,7 @@ from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
+from edgecosine.node.consulting import DrafterLink
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
@@ -30,7 +31,6 @@ from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving
-from edgecosine.node.session import DrafterLink
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
 from edgecosine.protocol.request import NodeState

@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
+from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import RequestError
-from edgecosine.node.balancer import POLICIES, Balancer
-from edgecosine.node.session import DrafterLinks, Session
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.consulting import DrafterLinks
+from edgecosine.node.session import Session
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.request import Answer, Progress, Request
 

@@ -7,10 +7,13 @@ No message carries a mask, a distribution, a position that can be derived, or co
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+
+from edgecosine.protocol.tree import TokenTree
 
 PROTOCOL_VERSION = 1
 
@@ -90,11 +93,15 @@ class Coupling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DraftRequest(Message, frozen=True, tag="draft?"):
-    """Make your sequence equal to this prefix, then propose `num_tokens` more, `width` wide.
+    """Make your sequence equal to this prefix, then propose what follows: `num_tokens` deep,
+    reading the `width` most probable continuations in each step.
 
     The prefix is the first `prefix_len - len(new_tokens)` tokens that the drafter holds for this
     request, followed by `new_tokens`; `prefix_digest` is that of the whole prefix. Accept, reject,
     retry and resync are therefore one act: whatever the drafter holds beyond is dropped.
+
+    With `is_ahead` the target is verifying the tree of the last three fields (in the form of a
+    `Draft`), and wants to know what follows any of its outcomes.
     """
 
     request_id: RequestKey
@@ -105,8 +112,10 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_DRAFT_TOKENS)]
     width: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
     coupling: Coupling = Coupling()
-    branch: Count = 0
-    """Which of several outcomes of one verification the prefix assumes; 0 is the plain round."""
+    is_ahead: bool = False
+    tree_tokens: DraftTokens = b""
+    tree_parents: DraftBytes = b""
+    tree_confidences: DraftBytes = b""
 
 
 class Release(Message, frozen=True, tag="release"):
@@ -127,7 +136,7 @@ class Draft(Message, frozen=True, tag="draft"):
     """One byte per token, its parent's index + 1; empty for a chain."""
     compute_us: Count = 0
     """Time from taking the request up to the answer, without waiting in the queue."""
-    branch: Count = 0
+    is_ahead: bool = False
 
 
 class OutOfStep(Message, frozen=True, tag="outofstep"):
@@ -136,13 +145,13 @@ class OutOfStep(Message, frozen=True, tag="outofstep"):
     request_id: RequestKey
     round: Count
     have: Count
-    branch: Count = 0
+    is_ahead: bool = False
 
 
 AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep
 
 
-def pack_tokens(tokens: list[int] | tuple[int, ...]) -> bytes:
+def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Token ids as little-endian unsigned 32-bit integers."""
     return np.asarray(tokens, dtype="<u4").tobytes()
 
@@ -155,7 +164,25 @@ def unpack_tokens(packed: bytes) -> list[int]:
     return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
 
 
-def prefix_digest(tokens: list[int] | tuple[int, ...], known: int = 0) -> int:
+def pack_shares(shares: Sequence[float]) -> bytes:
+    """Probabilities as one byte each."""
+    return bytes(round(255 * share) for share in shares)
+
+
+def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
+    """The tree in the fields of a `Draft`, or None when they make none."""
+    size = len(confidences)
+    if len(tokens) != 4 * size or len(parents) not in {0, size}:
+        return None
+    above = tuple(parent - 1 for parent in parents) or tuple(range(-1, size - 1))
+    shares = tuple(byte / 255 for byte in confidences)
+    try:
+        return TokenTree(tuple(unpack_tokens(tokens)), above, shares, (0,) * size)
+    except ValueError:
+        return None
+
+
+def prefix_digest(tokens: Sequence[int], known: int = 0) -> int:
     """CRC-32 of a prefix, or of what follows a prefix whose digest is `known`.
 
     It finds honest divergence cheaply; it is no signature, for a wrong draft can do no harm.

@@ -17,6 +17,7 @@ from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
 from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
+GREEDY = Coupling()
 COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))
 
 
@@ -51,7 +52,7 @@ def _work(
     num_tokens: int,
     width: int = 1,
     ahead: TokenTree | None = None,
-    coupling: Coupling = Coupling(),
+    coupling: Coupling = GREEDY,
 ) -> DraftWork:
     return DraftWork(key, tokens, num_tokens, width, coupling, ahead)
 
@@ -72,9 +73,7 @@ def _trunk(proposal: Proposal) -> list[int]:
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
     tokens = torch.tensor([prompt])
-    out = build("llama").generate(
-        tokens, max_new_tokens=length, do_sample=False, eos_token_id=None
-    )
+    out = build("llama").generate(tokens, max_new_tokens=length, do_sample=False, eos_token_id=None)
     answer: list[int] = out[0, len(prompt) :].tolist()
     return answer
 

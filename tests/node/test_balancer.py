@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
-from edgecosine.node.balancer import Balancer, Proposal, RequestState
+from edgecosine.balance.policy import POLICIES
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.node.balancer import Balancer, RequestState
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
@@ -25,29 +27,8 @@ def teach(made: Balancer, request: RequestState, node_id: str, *, hits: int, siz
     """A drafter answers quickly, `hits` of its tokens are right."""
     made.observe_answer(node_id, 0.004, 0.002, size)
     tokens = TRUTH[:hits] + (0,) * (size - hits)
-    made.observe_truth(request, Proposal(node_id, 5, tokens, (0.9,) * size), TRUTH[: hits + 1])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "committed", "left"),
-    [
-        ((7, 8, 9), (1, 2, 7), (8, 9)),
-        ((7, 8, 9), (1, 2), (7, 8, 9)),
-        ((7, 8, 9), (1, 2, 6), None),
-        ((7, 8, 9), (1, 2, 7, 8, 9), None),
-        ((7, 8, 9), (1, 2, 7, 8, 9, 1), None),
-        ((), (1, 2, 7), None),
-        ((), (1, 2), None),
-    ],
-)
-def test_draft_is_laid_on_longer_text_where_it_fits(
-    tokens: tuple[int, ...], committed: tuple[int, ...], left: tuple[int, ...] | None
-) -> None:
-    laid = Proposal("d", 2, tokens, (0.5,) * len(tokens)).after(committed)
-    assert (laid.tokens if laid else None) == left
-    if laid:
-        assert laid.prefix_len == len(committed)
-        assert len(laid.confidences) == len(laid.tokens)
+    proposal = Proposal(node_id, 5, tokens, (0.9,) * size)
+    made.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
 
 
 def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
@@ -92,7 +73,7 @@ def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
 
 
 def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
-    made, request = balancer(), RequestState(policy="target-alone")
+    made, request = balancer(), RequestState(POLICIES["target-alone"])
     plan = made.plan(request, ["a"], 100)
     assert not made.first_plan(request, ["a"], 100).drafters
     assert not plan.drafters
@@ -170,8 +151,8 @@ def test_boaster_loses_its_place_in_the_tree() -> None:
     honest = Proposal("honest", 3, (100, 101), (0.7, 0.7))
     assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (0,)
     for _ in range(10):
-        made.observe_truth(request, boaster, (100, 101))
-        made.observe_truth(request, honest, (100, 101))
+        made.observe_truth(request, [boaster], (0, 0, 0, 100, 101))
+        made.observe_truth(request, [honest], (0, 0, 0, 100, 101))
     assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (100,)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
-from edgecosine.engine.base import DraftEngine
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
 from edgecosine.errors import LinkLost
 from edgecosine.node import drafting as rules
 from edgecosine.node.drafting import Drafting
@@ -24,7 +26,8 @@ from edgecosine.protocol.messages import (
     unpack_tokens,
 )
 from edgecosine.protocol.request import Sampling
-from tests.fakes_engine import ScriptedDrafter, babble
+from edgecosine.protocol.tree import EMPTY_TREE
+from tests.fakes_engine import Language, ScriptedDrafter, babble
 from tests.node.wire_fixtures import run
 
 LANGUAGE = babble()
@@ -37,13 +40,13 @@ def ask(
     key: str = "r",
     held: int = 0,
     number: int = 0,
-    branch: int = 0,
+    is_ahead: bool = False,
     size: int = 3,
 ) -> DraftRequest:
     """A request for a prefix of which the drafter should hold `held` tokens."""
     return DraftRequest(
         key, number, len(prefix), prefix_digest(prefix), pack_tokens(prefix[held:]), size,
-        branch=branch,
+        is_ahead=is_ahead,
     )  # fmt: skip
 
 
@@ -76,6 +79,23 @@ async def at_work(drafting: Drafting) -> AsyncIterator[None]:
         task.cancel()
 
 
+class PatientDrafter(ScriptedDrafter):
+    """Drafts ahead until somebody waits."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.begun = threading.Event()
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        if batch[0].ahead is not None:
+            self.begun.set()
+            while not is_awaited():
+                pass
+        return super().draft(batch)
+
+
 def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> Drafting:
     return Drafting(engine=engine, thread=thread, max_batch=max_batch)
 
@@ -86,13 +106,13 @@ def test_draft_continues_the_prefix_as_the_engine_says() -> None:
         with EngineThread("drafter") as thread:
             drafting = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
             async with at_work(drafting):
-                drafting.on_request(ask(PREFIX, number=7, branch=2), post)
+                drafting.on_request(ask(PREFIX, number=7), post)
                 [draft] = await post.drafts(1)
         sequence = list(PREFIX)
         for token in unpack_tokens(draft.tokens):
             assert token == LANGUAGE(sequence, Sampling())
             sequence.append(token)
-        assert (draft.request_id, draft.round, draft.branch) == ("r", 7, 2)
+        assert (draft.request_id, draft.round, draft.is_ahead) == ("r", 7, False)
         assert draft.confidences == bytes([128] * 3)
         assert draft.parents == b""
         assert drafting.num_tokens == 3
@@ -139,18 +159,54 @@ def test_newer_round_replaces_older_ones_that_wait() -> None:
     run(main())
 
 
-def test_branches_of_one_round_are_all_answered_in_their_own_step() -> None:
+def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
             drafting = drafting_with(engine, thread)
-            for branch in range(3):
-                drafting.on_request(ask([*PREFIX, branch], branch=branch), post)
+            for key in "abc":
+                drafting.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
             async with at_work(drafting):
                 drafts = await post.drafts(3)
-        assert [draft.branch for draft in drafts] == [0, 1, 2]
-        assert [work.tokens[-1] for batch in engine.batches for work in batch] == [0, 1, 2]
-        assert [len(batch) for batch in engine.batches] == [1, 1, 1]
+        assert [(draft.request_id, draft.is_ahead) for draft in drafts] == [
+            ("c", False),
+            ("a", True),
+            ("b", True),
+        ]
+        assert [[work.key for work in batch] for batch in engine.batches] == [["c"], ["a", "b"]]
+
+    run(main())
+
+
+def test_drafting_ahead_is_told_when_the_target_waits() -> None:
+    async def main() -> None:
+        post, engine = Post(), PatientDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX, is_ahead=True), post)
+                await asyncio.get_running_loop().run_in_executor(None, engine.begun.wait)
+                drafting.on_request(ask([*PREFIX, 1], held=5, number=1), post)
+                drafts = await post.drafts(2)
+        assert [draft.round for draft in drafts] == [0, 1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("tokens", [[5, 1 << 30], [5, 6, 7], [5, 5]])
+def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = Drafting(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
+            asked = msgspec.structs.replace(
+                ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens(tokens),
+                tree_parents=bytes(2), tree_confidences=bytes(2),
+            )  # fmt: skip
+            async with at_work(drafting):
+                drafting.on_request(asked, post)
+                await post.drafts(1)
+        assert engine.batches[0][0].ahead == EMPTY_TREE
 
     run(main())
 

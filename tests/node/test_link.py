@@ -74,7 +74,7 @@ def test_answers_find_their_asks_in_any_order() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
             link = await connect(drafter.address, target_settings())
-            asks = [request(1), request(2), request(2, branch=1), request(2, request_id="b/2")]
+            asks = [request(1), request(2), request(2, is_ahead=True), request(2, request_id="b/2")]
             tasks = [group.create_task(link.ask(ask)) for ask in asks]
             taken = [await asked_of(inbox) for _ in asks]
             for their_end, asked in reversed(taken):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from edgecosine.balance.policy import POLICIES
 from edgecosine.errors import RequestError
-from edgecosine.node.balancer import POLICIES
 from edgecosine.protocol.request import Answer, ChatMessage, Request, Sampling
 from tests.fakes_engine import NUM_TOKENS, ScriptedTarget, alone, babble
 from tests.house import house
@@ -27,7 +27,7 @@ def request(**changes: Any) -> Request:
 @pytest.mark.parametrize(
     ("changes", "code", "parameter", "words"),
     [
-        ({"policy": "mine"}, "invalid_request", "policy", POLICIES[0]),
+        ({"policy": "mine"}, "invalid_request", "policy", "edgecosine"),
         ({"prompt": ""}, "empty_prompt", "prompt", "empty"),
         ({"max_tokens": 60}, "context_length_exceeded", "max_tokens", "5 tokens"),
         ({"prompt": "x" * 64}, "context_length_exceeded", "prompt", "64 tokens"),
@@ -77,7 +77,7 @@ def test_answers_are_counted_and_told() -> None:
             serving = home.serving
             assert serving.max_sessions == 3
             assert serving.info["models"] == ["scripted"]
-            assert tuple(serving.info["policies"]) == POLICIES
+            assert tuple(serving.info["policies"]) == tuple(POLICIES)
             assert serving.info["max_context"] == 4096
             for number in range(3):
                 await home.answer(request(request_id=str(number)))

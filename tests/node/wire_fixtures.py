@@ -60,7 +60,7 @@ def draft_for(asked: DraftRequest) -> Draft:
     """What the echoing drafter answers."""
     tokens = pack_tokens([asked.round] * asked.num_tokens)
     return Draft(
-        asked.request_id, asked.round, tokens, bytes(asked.num_tokens), b"", 5, asked.branch
+        asked.request_id, asked.round, tokens, bytes(asked.num_tokens), b"", 5, asked.is_ahead
     )
 
 

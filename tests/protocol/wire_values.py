@@ -77,7 +77,10 @@ def draft_requests(draw: st.DrawFn) -> DraftRequest:
         num_tokens=draw(st.integers(0, 64)),
         width=draw(st.integers(1, 8)),
         coupling=draw(couplings),
-        branch=draw(counts),
+        is_ahead=draw(st.booleans()),
+        tree_tokens=draw(st.binary(max_size=256)),
+        tree_parents=draw(st.binary(max_size=64)),
+        tree_confidences=draw(st.binary(max_size=64)),
     )
 
 
@@ -94,7 +97,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         confidences=draw(st.binary(min_size=size, max_size=size)),
         parents=parents,
         compute_us=draw(counts),
-        branch=draw(counts),
+        is_ahead=draw(st.booleans()),
     )
 
 
@@ -111,5 +114,5 @@ messages: st.SearchStrategy[AnyMessage] = st.one_of(
     draft_requests(),
     st.builds(Release, request_id=keys),
     drafts(),
-    st.builds(OutOfStep, request_id=keys, round=counts, have=counts, branch=counts),
+    st.builds(OutOfStep, request_id=keys, round=counts, have=counts, is_ahead=st.booleans()),
 )

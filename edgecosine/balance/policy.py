@@ -1,0 +1,77 @@
+"""Policies by name: who decides how much to speculate, and by which rules. The text is the same
+under every one.
+
+A policy is a set of switches for one runtime, so that a baseline differs from EdgeCoSine in its
+rules and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Routing = Literal["learned", "cosine", "everybody"]
+
+FIXED_GAMMA = 5
+"""Draft length of policies that do not adapt it."""
+EVERYBODY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is switched on.
+
+    max_drafters   drafters that may work on one request at a time
+    routing        learned: by expected tokens per second; cosine: by recent confidence and accepted
+                   length (CoSine, section 4.2); everybody: all that are linked
+    fuses          whether several drafts make one tree; else the most confident one is taken
+    width          the most probable continuations that a drafter reads per step; 0: chains only
+    is_calibrated  whether confidences are corrected by what verdicts taught
+    is_ahead       whether drafters go on while the target verifies
+    is_adaptive    whether lengths, trees and waiting follow measured speeds
+    interval       tokens between two fusions of a round; 0: once, when the drafts are whole
+    """
+
+    name: str
+    max_drafters: int = 2
+    routing: Routing = "learned"
+    fuses: bool = True
+    width: int = 2
+    is_calibrated: bool = True
+    is_ahead: bool = True
+    is_adaptive: bool = True
+    interval: int = 0
+
+
+_EDGECOSINE = Policy("edgecosine")
+_LOCK_STEP = replace(_EDGECOSINE, width=0, is_calibrated=False, is_ahead=False, is_adaptive=False)
+
+_ABLATIONS: Mapping[str, Policy] = {
+    "cooperation": replace(_EDGECOSINE, max_drafters=1),
+    "fusion": replace(_EDGECOSINE, fuses=False),
+    "siblings": replace(_EDGECOSINE, width=0),
+    "routing": replace(_EDGECOSINE, routing="everybody"),
+    "calibration": replace(_EDGECOSINE, is_calibrated=False),
+    "ahead": replace(_EDGECOSINE, is_ahead=False),
+    "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
+}
+PARTS = tuple(_ABLATIONS)
+"""Parts of EdgeCoSine that can be left out one by one, as policy `edgecosine-without-PART`."""
+
+BASELINES: Mapping[str, Policy] = {
+    "target-alone": replace(_LOCK_STEP, max_drafters=0),
+    "colocated": replace(_LOCK_STEP, max_drafters=1),
+    "specinfer": replace(_LOCK_STEP, max_drafters=EVERYBODY, routing="everybody"),
+    "specedge": replace(_LOCK_STEP, max_drafters=1, is_ahead=True),
+    "cosine-paper": replace(_LOCK_STEP, max_drafters=EVERYBODY, routing="cosine", interval=1),
+}
+
+POLICIES: Mapping[str, Policy] = {
+    name: replace(policy, name=name)
+    for name, policy in {
+        "edgecosine": _EDGECOSINE,
+        **BASELINES,
+        **{f"edgecosine-without-{part}": policy for part, policy in _ABLATIONS.items()},
+    }.items()
+}

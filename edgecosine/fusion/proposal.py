@@ -1,0 +1,119 @@
+"""What a drafter proposes for one request, and how it is judged by what the target said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgecosine.protocol.tree import ROOT
+
+BEST = 2
+"""Continuations that count as what a drafter said; the rest are afterthoughts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A proposed token whose parent is right, and whether it is."""
+
+    confidence: float
+    is_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A tree after the first `prefix_len` tokens of a sequence, parents first, and siblings the
+    most confident first; `parents` is empty for a chain."""
+
+    node_id: str
+    prefix_len: int
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    parents: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def parent(self, node: int) -> int:
+        """Index of a node's parent, or ROOT."""
+        return self.parents[node] if self.parents else node - 1
+
+    def after(self, committed: Sequence[int]) -> Proposal | None:
+        """What is left of it on longer committed text; None if it is wrong there or used up."""
+        at = ROOT
+        for token in committed[self.prefix_len :]:
+            child = self._child(at, token)
+            if child is None:
+                return None
+            at = child
+        index, kept = {at: ROOT}, list[int]()
+        for node in range(at + 1, len(self)):
+            if self.parent(node) in index:
+                index[node] = len(kept)
+                kept.append(node)
+        if not kept:
+            return None
+        return Proposal(
+            self.node_id,
+            len(committed),
+            tuple(self.tokens[node] for node in kept),
+            tuple(self.confidences[node] for node in kept),
+            tuple(index[self.parent(node)] for node in kept),
+        )
+
+    def chain(self) -> Proposal:
+        """Its best path alone, without siblings."""
+        at, kept = ROOT, list[int]()
+        while (below := next(self._children(at), None)) is not None:
+            at = below
+            kept.append(at)
+        return Proposal(
+            self.node_id,
+            self.prefix_len,
+            tuple(self.tokens[node] for node in kept),
+            tuple(self.confidences[node] for node in kept),
+        )
+
+    def hits_and_misses(self, truth: Sequence[int]) -> tuple[int, int]:
+        """Levels at which one of its best continuations was right, and the one where none was.
+
+        Nothing counts below a miss or where the truth ends: it was never asked. A proposal of
+        nothing is a miss.
+        """
+        at, hits = ROOT, 0
+        for token in truth:
+            best = [node for node, _ in zip(self._children(at), range(BEST), strict=False)]
+            if not best:
+                return hits, 0 if hits else 1
+            right = [node for node in best if self.tokens[node] == token]
+            if not right:
+                return hits, 1
+            hits, at = hits + 1, right[0]
+        return hits, 0
+
+    def judged(self, truth: Sequence[int]) -> list[Judged]:
+        """Every node that the truth decides."""
+        at, found = ROOT, list[Judged]()
+        for token in truth:
+            below = list(self._children(at))
+            found += [Judged(self.confidences[n], self.tokens[n] == token) for n in below]
+            right = [node for node in below if self.tokens[node] == token]
+            if not right:
+                break
+            at = right[0]
+        return found
+
+    def covers(self, truth: Sequence[int]) -> int:
+        """How many tokens of the truth it holds, one below the other."""
+        at = ROOT
+        for depth, token in enumerate(truth):
+            child = self._child(at, token)
+            if child is None:
+                return depth
+            at = child
+        return len(truth)
+
+    def _children(self, at: int) -> Iterator[int]:
+        return (node for node in range(at + 1, len(self)) if self.parent(node) == at)
+
+    def _child(self, at: int, token: int) -> int | None:
+        return next((node for node in self._children(at) if self.tokens[node] == token), None)

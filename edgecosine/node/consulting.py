@@ -1,0 +1,204 @@
+"""One session's talk with its drafters: asks them, keeps them in step, times them.
+
+What a drafter says is checked here and never believed: a draft that makes no sense is an empty one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from edgecosine.balance.plan import Plan
+from edgecosine.errors import LinkError
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.tally import Tally
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Coupling,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_shares,
+    pack_tokens,
+    prefix_digest,
+    read_tree,
+)
+from edgecosine.protocol.prefix import Prefix
+from edgecosine.protocol.tree import TokenTree
+
+logger = logging.getLogger(__name__)
+
+
+class DrafterLink(Protocol):
+    """What a session needs of a link."""
+
+    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
+        """Raises LinkLost when the link ends."""
+
+    def send(self, message: AnyMessage) -> None:
+        """Raises LinkLost when the link has ended."""
+
+
+DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
+"""Gives the drafters that are linked now, by node id."""
+
+Ask = asyncio.Task[Proposal | None]
+
+
+class Consulting:
+    """Asks drafters what may follow a sequence that grows. One for each session."""
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        sequence: Prefix,
+        coupling: Coupling,
+        num_vocabulary: int,
+        links: DrafterLinks,
+        balancer: Balancer,
+        tally: Tally,
+    ) -> None:
+        self._key, self._sequence, self._coupling = key, sequence, coupling
+        self._num_vocabulary, self._links = num_vocabulary, links
+        self._balancer, self._tally = balancer, tally
+        self._held: dict[str, int] = {}
+        """Tokens of the sequence that each drafter was told, by node id."""
+        self._round = 0
+
+    def __repr__(self) -> str:
+        return f"<Consulting {self._key} [round {self._round}, {len(self._held)} drafters told]>"
+
+    @property
+    def linked(self) -> Collection[str]:
+        """Drafters that are linked now, by node id."""
+        return self._links().keys()
+
+    def begin_round(self) -> None:
+        """Answers to what was asked before are of no use any more."""
+        self._round += 1
+
+    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
+        """What the plan's drafters propose, after the sequence and `trunk`, before its deadline."""
+        async with asyncio.TaskGroup() as group:
+            asks = self.start(group, plan, trunk=trunk)
+        return answers(asks)
+
+    def start(
+        self,
+        group: asyncio.TaskGroup,
+        plan: Plan,
+        *,
+        trunk: Sequence[int] = (),
+        ahead: TokenTree | None = None,
+    ) -> list[Ask]:
+        """Ask the plan's drafters; with `ahead`, for what comes after that tree's outcomes."""
+        links = self._links()
+        chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
+        return [
+            group.create_task(self._ask(node_id, link, plan, trunk, ahead), name=f"ask {node_id}")
+            for node_id, link in chosen
+        ]
+
+    def release(self) -> None:
+        """The session is over: whoever was told of it may forget it."""
+        links = self._links()
+        for node_id in self._held:
+            if node_id in links:
+                try:
+                    links[node_id].send(Release(self._key))
+                except LinkError:
+                    logger.debug("drafter gone before release peer=%s", node_id)
+
+    async def _ask(
+        self,
+        node_id: str,
+        link: DrafterLink,
+        plan: Plan,
+        trunk: Sequence[int],
+        ahead: TokenTree | None,
+    ) -> Proposal | None:
+        """One drafter's proposal, or None when it is late or lost."""
+        started = time.perf_counter()
+        prefix_len = len(self._sequence) + len(trunk)
+        try:
+            async with asyncio.timeout(plan.deadline_s):
+                draft = await self._draft_from(node_id, link, plan, trunk, ahead)
+        except TimeoutError:
+            self._tally.late[node_id] += 1
+            self._balancer.observe_late(node_id, plan.deadline_s)
+            return None
+        except LinkError:
+            self._held.pop(node_id, None)
+            return None
+        elapsed_s = time.perf_counter() - started
+        compute_s = draft.compute_us * 1e-6 if draft else 0.0
+        proposal = self._proposal(node_id, prefix_len, draft)
+        if ahead is None:
+            num_tokens = min(plan.gamma, len(proposal))
+            is_shared = len(plan.drafters) > 1
+            self._balancer.observe_answer(
+                node_id, elapsed_s, compute_s, num_tokens, is_shared=is_shared
+            )
+        elif draft is not None:
+            self._balancer.observe_ahead(node_id, compute_s, plan.gamma)
+        return proposal
+
+    def _proposal(self, node_id: str, prefix_len: int, draft: Draft | None) -> Proposal:
+        """What a drafter's answer says; one that makes no sense says nothing."""
+        if draft is None:
+            return Proposal(node_id, prefix_len, (), ())
+        tree = read_tree(draft.tokens, draft.parents, draft.confidences)
+        if tree is None or any(token >= self._num_vocabulary for token in tree.tokens):
+            logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
+            return Proposal(node_id, prefix_len, (), ())
+        return Proposal(node_id, prefix_len, tree.tokens, tree.confidences, tree.parents)
+
+    async def _draft_from(
+        self,
+        node_id: str,
+        link: DrafterLink,
+        plan: Plan,
+        trunk: Sequence[int],
+        ahead: TokenTree | None,
+    ) -> Draft | None:
+        """Ask once; a drafter that is out of step is told what it lacks and asked again."""
+        for _ in range(2):
+            reply = await link.ask(self._request(node_id, plan, trunk, ahead))
+            if isinstance(reply, Draft):
+                return reply
+            self._held[node_id] = min(reply.have, self._held[node_id])
+        return None
+
+    def _request(
+        self, node_id: str, plan: Plan, trunk: Sequence[int], ahead: TokenTree | None
+    ) -> DraftRequest:
+        held = self._held.get(node_id, 0)
+        self._held[node_id] = len(self._sequence)
+        new_tokens = [*self._sequence.tokens[held:], *trunk]
+        tree = ahead or TokenTree()
+        return DraftRequest(
+            request_id=self._key,
+            round=self._round,
+            prefix_len=len(self._sequence) + len(trunk),
+            prefix_digest=prefix_digest(trunk, self._sequence.digest()),
+            new_tokens=pack_tokens(new_tokens),
+            num_tokens=plan.gamma,
+            width=plan.width,
+            coupling=self._coupling,
+            is_ahead=ahead is not None,
+            tree_tokens=pack_tokens(tree.tokens),
+            tree_parents=bytes(parent + 1 for parent in tree.parents),
+            tree_confidences=pack_shares(tree.confidences),
+        )
+
+
+def answers(asks: Iterable[Ask]) -> list[Proposal]:
+    """What was said by those who answered."""
+    done = (ask.result() for ask in asks if not ask.cancelled())
+    return [proposal for proposal in done if proposal is not None]

@@ -1,0 +1,103 @@
+"""Proposals on longer text, and what the truth says of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.fusion.proposal import Judged, Proposal
+from edgecosine.protocol.tree import ROOT
+
+
+@st.composite
+def proposals(draw: st.DrawFn) -> Proposal:
+    """Trees after three tokens, siblings different and in order of confidence, or chains."""
+    size = draw(st.integers(0, 10))
+    if draw(st.booleans()):
+        tokens = draw(st.tuples(*[st.integers(0, 3)] * size))
+        return Proposal("d", 3, tokens, (0.5,) * size)
+    tokens, parents = list[int](), list[int]()
+    for _ in range(size):
+        parent, token = draw(st.integers(ROOT, len(tokens) - 1)), draw(st.integers(0, 3))
+        if (parent, token) not in zip(parents, tokens, strict=True):
+            tokens.append(token)
+            parents.append(parent)
+    size = len(tokens)
+    confidences = tuple(1 - node / 20 for node in range(size))
+    return Proposal("d", 3, tuple(tokens), confidences, tuple(parents))
+
+
+def paths(proposal: Proposal) -> set[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for node, token in enumerate(proposal.tokens):
+        above = proposal.parent(node)
+        found.append((token,) if above == ROOT else (*found[above], token))
+    return set(found)
+
+
+texts = st.lists(st.integers(0, 3), max_size=6)
+
+
+@given(proposals(), texts)
+def test_what_is_left_is_what_it_held_below(proposal: Proposal, since: list[int]) -> None:
+    committed = [9, 9, 9, *since]
+    left = proposal.after(committed)
+    size = len(since)
+    below = {p[size:] for p in paths(proposal) if len(p) > size and list(p[:size]) == since}
+    assert (paths(left) if left else set()) == below
+    if left:
+        assert left.prefix_len == len(committed)
+        assert all(left.parent(node) < node for node in range(len(left)))
+
+
+@given(proposals(), texts)
+def test_cover_is_the_longest_path_that_the_truth_goes(
+    proposal: Proposal, truth: list[int]
+) -> None:
+    held = paths(proposal)
+    expected = max(n for n in range(len(truth) + 1) if n == 0 or tuple(truth[:n]) in held)
+    assert proposal.covers(truth) == expected
+
+
+@given(proposals(), texts)
+def test_judged_nodes_are_those_whose_parent_is_right(proposal: Proposal, truth: list[int]) -> None:
+    judged = proposal.judged(truth)
+    assert sum(each.is_accepted for each in judged) == proposal.covers(truth)
+    hits, misses = proposal.hits_and_misses(truth)
+    assert hits <= proposal.covers(truth)
+    assert misses in {0, 1}
+
+
+@given(proposals())
+def test_chain_is_a_path_of_it(proposal: Proposal) -> None:
+    chain = proposal.chain()
+    assert bool(len(chain)) == bool(len(proposal))
+    assert len(chain) == 0 or chain.tokens in paths(proposal)
+
+
+@pytest.mark.parametrize(
+    ("truth", "hits", "misses"),
+    [
+        ((1, 2), 2, 0),
+        ((1, 3), 1, 1),
+        ((4,), 1, 0),
+        ((5,), 0, 1),
+        ((1, 2, 6), 2, 0),
+        ((), 0, 0),
+    ],
+)
+def test_second_best_counts_and_afterthoughts_do_not(
+    truth: tuple[int, ...], hits: int, misses: int
+) -> None:
+    proposal = Proposal("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
+    assert proposal.hits_and_misses(truth) == (hits, misses)
+
+
+def test_judgement_names_confidences() -> None:
+    proposal = Proposal("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
+    assert proposal.judged((1, 7)) == [Judged(0.6, True), Judged(0.2, False), Judged(0.9, False)]
+
+
+def test_saying_nothing_is_a_miss() -> None:
+    assert Proposal("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
