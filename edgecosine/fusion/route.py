@@ -7,7 +7,10 @@ earlier requests taught about each drafter; its own rounds then weigh more and m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from edgecosine.fusion.context import Expectation
 
 PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""
@@ -15,6 +18,10 @@ REQUEST_MEMORY = 60.0
 """Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
 RECORD_MEMORY = 600.0
 FIRST_GUESS = 0.5
+CONTEXT_WEIGHT = 8.0
+"""Tokens that experience with texts of the same kind counts for in a new request, at most."""
+DOUBT = 2.0
+"""Texts of no likeness that experience must outweigh before it is half believed."""
 RESCUE_MEMORY = 200.0
 FIRST_RESCUE = 0.15
 
@@ -76,9 +83,11 @@ class Rescues:
 
 @dataclass(slots=True)
 class RequestRates:
-    """What one request's rounds taught about each drafter, by node id."""
+    """What one request's rounds taught about each drafter, by node id, on top of what is expected
+    of it on a text of this kind."""
 
     rates: dict[str, AcceptanceRate] = field(default_factory=dict)
+    expected: Mapping[str, Expectation] = field(default_factory=dict)
 
     def observe(self, drafter: str, hits: int, misses: int) -> None:
         """Learn from one judged draft."""
@@ -87,8 +96,13 @@ class RequestRates:
 
     def estimate(self, drafter: str, record: Record) -> float:
         """Expected acceptance rate of a drafter for this request."""
+        prior, weight = record.prior, PRIOR_WEIGHT
+        if expectation := self.expected.get(drafter):
+            known = expectation.weight / (expectation.weight + DOUBT)
+            prior = known * expectation.rate + (1 - known) * prior
+            weight += known * CONTEXT_WEIGHT
         rate = self.rates.get(drafter)
-        return rate.mean(record.prior, PRIOR_WEIGHT) if rate else record.prior
+        return rate.mean(prior, weight) if rate else prior
 
     def evidence(self, drafter: str) -> float:
         """Tokens of this drafter that were judged in this request."""

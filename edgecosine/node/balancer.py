@@ -25,6 +25,7 @@ from edgecosine.balance.plan import (
 )
 from edgecosine.balance.policy import FIXED_GAMMA, POLICIES, Policy
 from edgecosine.fusion.calibrate import Calibration
+from edgecosine.fusion.context import Experience, Features, features
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.fusion.route import Record, RequestRates, Rescues
@@ -43,6 +44,8 @@ AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
 """Fewest and most steps ahead."""
+SUBJECT_LASTS = 48
+"""Tokens after which a text is looked at anew."""
 COSINE_GOOD = 2.0
 """Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
@@ -77,6 +80,11 @@ class RequestState:
     tokens: float = 1.0
     hidden: float = 0.5
     """Share of rounds whose drafts were there when the verdict was."""
+    text: Features | None = None
+    """What the request was about when it was last looked at, after `text_length` tokens."""
+    text_length: int = 0
+    on_text: RequestRates = field(default_factory=RequestRates)
+    """What its rounds taught since."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
 
@@ -88,6 +96,7 @@ class Balancer:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
         self._rescues = Rescues()
+        self._experience = Experience()
         self._at_work: set[RequestState] = set()
         self._num_plans = 0
         self.last_reason = ""
@@ -112,8 +121,28 @@ class Balancer:
         return request
 
     def close(self, request: RequestState) -> None:
-        """A request has ended."""
+        """A request has ended; what it taught stays."""
         self._at_work.discard(request)
+        self._remember(request)
+
+    def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
+        """What the request is about now; called with its prompt, and as its text goes on.
+
+        Every so often the text is looked at anew: subjects change in the middle.
+        """
+        if len(tokens) - request.text_length < SUBJECT_LASTS and request.text is not None:
+            return
+        self._remember(request)
+        request.text, request.text_length = features(tokens), len(tokens)
+        request.on_text = RequestRates()
+        request.rates.expected = self._experience.expect(request.text)
+
+    def _remember(self, request: RequestState) -> None:
+        if request.text is not None:
+            rates = request.on_text.rates.items()
+            outcomes = {node_id: (rate.hits, rate.misses) for node_id, rate in rates}
+            self._experience.add(request.text, outcomes)
+            request.text = None
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
@@ -259,6 +288,7 @@ class Balancer:
             hits, misses = proposal.hits_and_misses(truth)
             state = self.drafter(proposal.node_id)
             request.rates.observe(proposal.node_id, hits, misses)
+            request.on_text.observe(proposal.node_id, hits, misses)
             state.record.rate.observe(hits, misses)
             calibration = _calibration(state, request)
             for judged in proposal.judged(truth):

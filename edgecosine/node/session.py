@@ -81,6 +81,7 @@ class Session:
         try:
             yield Started()
             started = time.perf_counter()
+            self._balancer.observe_text(self._state, self._sequence.tokens)
             ready = await self._prefill()
             prefilled = time.perf_counter()
             while True:
@@ -175,6 +176,7 @@ class Session:
         self._logprobs.extend(verdict.logprobs)
         committed = self._sequence.tokens
         self._balancer.observe_truth(self._state, proposals, committed)
+        self._balancer.observe_text(self._state, committed)
         newest = {proposal.node_id: proposal for proposal in proposals}
         left = [proposal.after(committed) for proposal in newest.values()]
         return [proposal for proposal in left if proposal is not None]

@@ -1,0 +1,78 @@
+"""Experience: texts of the same kind tell which drafter is good for a new one."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.fusion.context import MEMORY, Experience, features
+from edgecosine.fusion.route import PRIOR_WEIGHT, Record, RequestRates
+
+COMMON = list(range(200))
+SUBJECTS = {"law": range(1000, 1040), "code": range(2000, 2040)}
+
+
+def text(subject: str, chance: random.Random, size: int = 60) -> list[int]:
+    """Common words for the most part, the rest of its subject."""
+    return [
+        chance.choice(COMMON if chance.random() < 0.7 else SUBJECTS[subject]) for _ in range(size)
+    ]
+
+
+def learned(num_texts: int, chance: random.Random) -> Experience:
+    """Each subject's own drafter gets 8 of 10 tokens right, the other 2."""
+    experience = Experience()
+    for number in range(num_texts):
+        subject = list(SUBJECTS)[number % 2]
+        outcomes = {name: (8.0, 2.0) if name == subject else (2.0, 8.0) for name in SUBJECTS}
+        experience.add(features(text(subject, chance)), outcomes)
+    return experience
+
+
+def test_new_text_is_expected_to_suit_the_specialist_of_its_subject() -> None:
+    chance = random.Random(1)
+    experience = learned(12, chance)
+    for subject in SUBJECTS:
+        for _ in range(10):
+            expected = experience.expect(features(text(subject, chance)))
+            best = max(expected, key=lambda name: expected[name].rate)
+            assert best == subject
+
+
+@given(st.lists(st.integers(0, 1 << 31), max_size=200), st.integers(0, 30))
+def test_expected_rates_are_between_those_that_were_seen(tokens: list[int], size: int) -> None:
+    expected = learned(size, random.Random(2)).expect(features(tokens))
+    assert set(expected) == (set(SUBJECTS) if size > 1 else set())
+    assert all(0.2 - 1e-6 <= each.rate <= 0.8 + 1e-6 for each in expected.values())
+
+
+def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
+    experience = Experience()
+    for _ in range(3):
+        experience.add(features([1, 2]), {"d": (1.0, 1.0)})
+    assert len(experience) == 0
+
+
+def test_memory_is_bounded() -> None:
+    assert len(learned(MEMORY + 50, random.Random(3))) == MEMORY
+
+
+def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it() -> None:
+    chance = random.Random(4)
+    rates = RequestRates(expected=learned(40, chance).expect(features(text("law", chance))))
+    record = Record()
+    assert rates.estimate("law", record) > 0.6
+    assert rates.estimate("code", record) < 0.4
+    for _ in range(20):
+        rates.observe("law", 0, 1)
+        rates.observe("code", 3, 0)
+    assert rates.estimate("code", record) > rates.estimate("law", record) + 0.3
+
+
+def test_without_experience_the_record_decides() -> None:
+    record = Record()
+    record.rate.observe(90, 10)
+    assert RequestRates().estimate("d", record) == record.prior
+    assert PRIOR_WEIGHT > 0
