@@ -234,7 +234,8 @@ class ScriptedDrafter:
     def _draft(self, work: DraftWork) -> Proposal:
         sampling = _sampling(work.coupling)
         tokens = list(work.tokens)
-        for _ in range(work.num_tokens):
+        depth = max(work.ahead.depths, default=0) if work.ahead else 0
+        for _ in range(depth + work.num_tokens):
             token = self._language(tokens, sampling)
             is_hit = zlib.crc32(pack_tokens(tokens), 99) % 1000 < 1000 * self._hits
             tokens.append(token if is_hit else (token + 1) % EOS)

@@ -33,7 +33,7 @@ def learned(num_texts: int, chance: random.Random) -> Experience:
 
 def test_new_text_is_expected_to_suit_the_specialist_of_its_subject() -> None:
     chance = random.Random(1)
-    experience = learned(12, chance)
+    experience = learned(40, chance)
     for subject in SUBJECTS:
         for _ in range(10):
             expected = experience.expect(features(text(subject, chance)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
+from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.base import Logprobs
 from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
 from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
@@ -49,6 +51,7 @@ requests = st.builds(
     top_logprobs=st.sampled_from([None, 0, 3]),
     stop=st.lists(st.text("abcdé", min_size=1, max_size=4), max_size=2).map(tuple),
     ignore_eos=st.booleans(),
+    policy=st.sampled_from([*POLICIES]),
 )
 languages = st.builds(
     babble,
@@ -221,6 +224,52 @@ def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
             assert answer.text == alone(language, asked).text
             assert answer.metrics.acceptance_histogram == (19,)
             assert home.links["drafter-0"].asked == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "target-alone"])
+def test_every_policy_speculates(policy: str) -> None:
+    language = babble()
+    asked = request(policy=policy, max_tokens=120)
+    neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
+    answer = say(language, asked, *neighbours)
+    assert answer.text == alone(language, asked).text
+    assert answer.metrics.num_accepted_tokens > 60
+
+
+@pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
+def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
+    policy: str, *, is_ahead: bool
+) -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            answer = await home.answer(request(policy=policy, max_tokens=200))
+            asked = home.links["drafter-0"].asked
+            waited_for = [each for each in asked if not each.is_ahead]
+            if is_ahead:
+                assert len(waited_for) < 0.3 * answer.metrics.num_rounds
+            else:
+                assert len(waited_for) >= answer.metrics.num_rounds
+                assert len(asked) == len(waited_for)
+
+    run(main())
+
+
+def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
+    language = babble()
+
+    async def main() -> None:
+        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            await home.answer(request(policy="cosine-paper", max_tokens=60))
+            asked = home.links["drafter-0"].asked[1:]
+            assert {each.num_tokens for each in asked} == {1}
+            lengths = [each.prefix_len for each in asked]
+            steps = [after - before for before, after in itertools.pairwise(lengths)]
+            assert steps.count(1) > len(steps) // 2
 
     run(main())
 
