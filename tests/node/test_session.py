@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -243,9 +244,11 @@ def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
     policy: str, *, is_ahead: bool
 ) -> None:
     language = babble()
+    target = ScriptedTarget(language, before_pass=lambda *_: time.sleep(0.01))
 
     async def main() -> None:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(target, [neighbour], pass_s=0.001) as home:
             answer = await home.answer(request(policy=policy, max_tokens=200))
             asked = home.links["drafter-0"].asked
             waited_for = [each for each in asked if not each.is_ahead]
