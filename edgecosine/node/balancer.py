@@ -1,16 +1,13 @@
-"""What the target has learned of its drafters and of itself, and the plans that follow from it.
+"""The plans that follow from what was learned: whom to ask, how much, and what to verify of it.
 
-All calls are plain and quick; nobody awaits the balancer. The learning is in `fusion` and
-`balance`, here it only meets the node's events.
+All calls are plain and quick; nobody awaits the balancer. The rules are in `fusion` and `balance`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from edgecosine.balance.estimates import DrafterSpeed, PassCost, smooth
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
@@ -23,12 +20,10 @@ from edgecosine.balance.plan import (
     probe_plan,
     worthwhile_nodes,
 )
-from edgecosine.balance.policy import FIXED_GAMMA, POLICIES, Policy
-from edgecosine.fusion.calibrate import Calibration
-from edgecosine.fusion.context import Experience, Features, features
+from edgecosine.balance.policy import FIXED_GAMMA
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.route import Record, RequestRates, Rescues
+from edgecosine.node.learning import Learning, RequestState
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 ENOUGH_EVIDENCE = 6.0
@@ -37,112 +32,23 @@ FIRST_TRIALS = 3
 """Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
 """Rounds between two trials of drafters that were tried before: subjects change."""
-FIRST_REST = 24
-LONGEST_REST = 64 * FIRST_REST
-"""Plans that a drafter which keeps silent is left out of, at most."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
 """Fewest and most steps ahead."""
-SUBJECT_LASTS = 48
-"""Tokens after which a text is looked at anew."""
 COSINE_GOOD = 2.0
 """Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
 
-@dataclass(slots=True)
-class DrafterState:
-    """What is known of one drafter. Calibration differs with and without noise."""
-
-    speed: DrafterSpeed = field(default_factory=DrafterSpeed)
-    record: Record = field(default_factory=Record)
-    greedy_calibration: Calibration = field(default_factory=Calibration)
-    sampled_calibration: Calibration = field(default_factory=Calibration)
-    num_drafted: int = 0
-    num_late: int = 0
-    rest: int = 0
-    """Plans that it is left out of when it is late again; twice as many each time."""
-    back_at: int = 0
-    """Number of the plan that it may be part of again."""
-
-
-@dataclass(slots=True, eq=False)
-class RequestState:
-    """What is known of one request. `rows` and `tokens` are what it put into its last pass and what
-    it expected of it; both count for others while it is at work."""
-
-    policy: Policy = POLICIES["edgecosine"]
-    is_greedy: bool = True
-    rates: RequestRates = field(default_factory=RequestRates)
-    num_trials: int = 0
-    rounds_since_trial: int = 0
-    rows: int = 1
-    tokens: float = 1.0
-    hidden: float = 0.5
-    """Share of rounds whose drafts were there when the verdict was."""
-    text: Features | None = None
-    """What the request was about when it was last looked at, after `text_length` tokens."""
-    text_length: int = 0
-    on_text: RequestRates = field(default_factory=RequestRates)
-    """What its rounds taught since."""
-    accepted: float | None = None
-    """Accepted tokens per round, smoothed."""
-
-
-class Balancer:
-    """Learns from rounds and passes; gives plans."""
+class Balancer(Learning):
+    """Gives plans, from what it has learned."""
 
     def __init__(self) -> None:
-        self._drafters: dict[str, DrafterState] = {}
-        self._pass_cost = PassCost()
-        self._rescues = Rescues()
-        self._experience = Experience()
-        self._at_work: set[RequestState] = set()
-        self._num_plans = 0
+        super().__init__()
         self.last_reason = ""
 
     def __repr__(self) -> str:
         return f"<Balancer [{len(self._drafters)} drafters known]>"
-
-    def drafter(self, node_id: str) -> DrafterState:
-        """What is known of a drafter; a new one is taken up."""
-        return self._drafters.setdefault(node_id, DrafterState())
-
-    def welcome(self, node_id: str) -> None:
-        """A drafter was linked anew: how slow its former life was says nothing any more."""
-        state = self.drafter(node_id)
-        state.speed = DrafterSpeed()
-        state.rest = state.back_at = 0
-
-    def open(self, policy: str, *, is_greedy: bool = True) -> RequestState:
-        """A request begins; it shares the target's passes with the others that are at work."""
-        request = RequestState(POLICIES[policy], is_greedy)
-        self._at_work.add(request)
-        return request
-
-    def close(self, request: RequestState) -> None:
-        """A request has ended; what it taught stays."""
-        self._at_work.discard(request)
-        self._remember(request)
-
-    def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
-        """What the request is about now; called with its prompt, and as its text goes on.
-
-        Every so often the text is looked at anew: subjects change in the middle.
-        """
-        if len(tokens) - request.text_length < SUBJECT_LASTS and request.text is not None:
-            return
-        self._remember(request)
-        request.text, request.text_length = features(tokens), len(tokens)
-        request.on_text = RequestRates()
-        request.rates.expected = self._experience.expect(request.text)
-
-    def _remember(self, request: RequestState) -> None:
-        if request.text is not None:
-            rates = request.on_text.rates.items()
-            outcomes = {node_id: (rate.hits, rate.misses) for node_id, rate in rates}
-            self._experience.add(request.text, outcomes)
-            request.text = None
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
@@ -241,65 +147,6 @@ class Balancer:
         best = max(drafts, key=lambda draft: (draft.probabilities[0], -draft.drafter))
         return proposals[best.drafter]
 
-    def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
-        """A target pass took so long."""
-        self._pass_cost.observe(num_rows, elapsed_s)
-
-    def observe_answer(
-        self,
-        node_id: str,
-        elapsed_s: float,
-        compute_s: float,
-        num_tokens: int,
-        *,
-        is_shared: bool = False,
-    ) -> None:
-        """A drafter answered in time, `num_tokens` deep; `is_shared` when others were asked at the
-        same moment."""
-        state = self.drafter(node_id)
-        state.num_drafted += num_tokens
-        state.rest = 0
-        state.speed.observe(elapsed_s, compute_s, num_tokens, is_shared=is_shared)
-
-    def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
-        """A drafter answered a question ahead."""
-        self.drafter(node_id).speed.observe_ahead(compute_s, num_steps)
-
-    def observe_late(self, node_id: str, waited_s: float) -> None:
-        """A drafter did not answer in time; whoever is late again is asked ever less often."""
-        state = self.drafter(node_id)
-        state.num_late += 1
-        state.speed.observe_late(waited_s)
-        if state.back_at <= self._num_plans:
-            state.back_at = self._num_plans + state.rest
-            state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
-
-    def observe_round(self, request: RequestState, *, was_ready: bool, num_accepted: int) -> None:
-        """A round has ended: whether its drafts had been made ahead, and what became of them."""
-        request.hidden = smooth(request.hidden, float(was_ready), 0.1)
-        request.accepted = smooth(request.accepted, num_accepted)
-
-    def observe_truth(
-        self, request: RequestState, proposals: Sequence[Proposal], committed: Sequence[int]
-    ) -> None:
-        """The target has committed a text in which drafters had proposed tokens."""
-        for proposal in proposals:
-            truth = committed[proposal.prefix_len :]
-            hits, misses = proposal.hits_and_misses(truth)
-            state = self.drafter(proposal.node_id)
-            request.rates.observe(proposal.node_id, hits, misses)
-            request.on_text.observe(proposal.node_id, hits, misses)
-            state.record.rate.observe(hits, misses)
-            calibration = _calibration(state, request)
-            for judged in proposal.judged(truth):
-                calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
-        for one, other in itertools.permutations(proposals, 2):
-            truth = committed[one.prefix_len :]
-            right = one.covers(truth)
-            if one.prefix_len == other.prefix_len and right < len(truth):
-                is_rescued = other.covers(truth) > right
-                self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
-
     def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         company = self._company(request)
         pass_s = self._pass_s(company)
@@ -334,7 +181,7 @@ class Balancer:
     def _calibrated(self, request: RequestState, bit: int, proposal: Proposal) -> Draft:
         probabilities = proposal.confidences
         if request.policy.is_calibrated:
-            calibration = _calibration(self.drafter(proposal.node_id), request)
+            calibration = request.calibration(self.drafter(proposal.node_id))
             probabilities = tuple(calibration.probability(c) for c in probabilities)
         return Draft(bit, proposal.tokens, probabilities, proposal.parents)
 
@@ -369,7 +216,3 @@ class Balancer:
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
         )
-
-
-def _calibration(state: DrafterState, request: RequestState) -> Calibration:
-    return state.greedy_calibration if request.is_greedy else state.sampled_calibration

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from edgecosine.balance.plan import Plan
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.node.balancer import Balancer, RequestState
+from edgecosine.node.balancer import Balancer
 from edgecosine.node.consulting import Consulting
+from edgecosine.node.learning import RequestState
 
 
 async def gather_by_steps(

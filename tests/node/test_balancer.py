@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
 from edgecosine.balance.policy import POLICIES
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.node.balancer import Balancer, RequestState
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.learning import RequestState
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))

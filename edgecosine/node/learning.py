@@ -1,0 +1,178 @@
+"""What the target has learned of its drafters, of itself, and of the requests at work.
+
+All calls are plain and quick. The learning is in `fusion` and `balance`, here it only meets the
+node's events.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgecosine.balance.estimates import DrafterSpeed, PassCost, smooth
+from edgecosine.balance.policy import POLICIES, Policy
+from edgecosine.fusion.calibrate import Calibration
+from edgecosine.fusion.context import Experience, Features, features
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.route import Record, RequestRates, Rescues
+
+FIRST_REST = 24
+LONGEST_REST = 64 * FIRST_REST
+"""Plans that a drafter which keeps silent is left out of, at most."""
+SUBJECT_LASTS = 48
+"""Tokens after which a text is looked at anew."""
+
+
+@dataclass(slots=True)
+class DrafterState:
+    """What is known of one drafter. Calibration differs with and without noise."""
+
+    speed: DrafterSpeed = field(default_factory=DrafterSpeed)
+    record: Record = field(default_factory=Record)
+    greedy_calibration: Calibration = field(default_factory=Calibration)
+    sampled_calibration: Calibration = field(default_factory=Calibration)
+    num_drafted: int = 0
+    num_late: int = 0
+    rest: int = 0
+    """Plans that it is left out of when it is late again; twice as many each time."""
+    back_at: int = 0
+    """Number of the plan that it may be part of again."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """What is known of one request. `rows` and `tokens` are what it put into its last pass and what
+    it expected of it; both count for others while it is at work."""
+
+    policy: Policy = POLICIES["edgecosine"]
+    is_greedy: bool = True
+    rates: RequestRates = field(default_factory=RequestRates)
+    num_trials: int = 0
+    rounds_since_trial: int = 0
+    rows: int = 1
+    tokens: float = 1.0
+    hidden: float = 0.5
+    """Share of rounds whose drafts were there when the verdict was."""
+    text: Features | None = None
+    """What the request was about when it was last looked at, after `text_length` tokens."""
+    text_length: int = 0
+    on_text: RequestRates = field(default_factory=RequestRates)
+    """What its rounds taught since."""
+    accepted: float | None = None
+    """Accepted tokens per round, smoothed."""
+
+    def calibration(self, drafter: DrafterState) -> Calibration:
+        """What a drafter's word is worth for this request."""
+        return drafter.greedy_calibration if self.is_greedy else drafter.sampled_calibration
+
+
+class Learning:
+    """What rounds, passes and links teach."""
+
+    def __init__(self) -> None:
+        self._drafters: dict[str, DrafterState] = {}
+        self._pass_cost = PassCost()
+        self._rescues = Rescues()
+        self._experience = Experience()
+        self._at_work: set[RequestState] = set()
+        self._num_plans = 0
+
+    def open(self, policy: str, *, is_greedy: bool = True) -> RequestState:
+        """A request begins; it shares the target's passes with the others that are at work."""
+        request = RequestState(POLICIES[policy], is_greedy)
+        self._at_work.add(request)
+        return request
+
+    def close(self, request: RequestState) -> None:
+        """A request has ended; what it taught stays."""
+        self._at_work.discard(request)
+        self._remember(request)
+
+    def drafter(self, node_id: str) -> DrafterState:
+        """What is known of a drafter; a new one is taken up."""
+        return self._drafters.setdefault(node_id, DrafterState())
+
+    def welcome(self, node_id: str) -> None:
+        """A drafter was linked anew: how slow its former life was says nothing any more."""
+        state = self.drafter(node_id)
+        state.speed = DrafterSpeed()
+        state.rest = state.back_at = 0
+
+    def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
+        """What the request is about now; called with its prompt, and as its text goes on.
+
+        Every so often the text is looked at anew: subjects change in the middle.
+        """
+        if len(tokens) - request.text_length < SUBJECT_LASTS and request.text is not None:
+            return
+        self._remember(request)
+        request.text, request.text_length = features(tokens), len(tokens)
+        request.on_text = RequestRates()
+        request.rates.expected = self._experience.expect(request.text)
+
+    def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
+        """A target pass took so long."""
+        self._pass_cost.observe(num_rows, elapsed_s)
+
+    def observe_answer(
+        self,
+        node_id: str,
+        elapsed_s: float,
+        compute_s: float,
+        num_tokens: int,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        """A drafter answered in time, `num_tokens` deep; `is_shared` when others were asked at the
+        same moment."""
+        state = self.drafter(node_id)
+        state.num_drafted += num_tokens
+        state.rest = 0
+        state.speed.observe(elapsed_s, compute_s, num_tokens, is_shared=is_shared)
+
+    def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
+        """A drafter answered a question ahead."""
+        self.drafter(node_id).speed.observe_ahead(compute_s, num_steps)
+
+    def observe_late(self, node_id: str, waited_s: float) -> None:
+        """A drafter did not answer in time; whoever is late again is asked ever less often."""
+        state = self.drafter(node_id)
+        state.num_late += 1
+        state.speed.observe_late(waited_s)
+        if state.back_at <= self._num_plans:
+            state.back_at = self._num_plans + state.rest
+            state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
+
+    def observe_round(self, request: RequestState, *, was_ready: bool, num_accepted: int) -> None:
+        """A round has ended: whether its drafts had been made ahead, and what became of them."""
+        request.hidden = smooth(request.hidden, float(was_ready), 0.1)
+        request.accepted = smooth(request.accepted, num_accepted)
+
+    def observe_truth(
+        self, request: RequestState, proposals: Sequence[Proposal], committed: Sequence[int]
+    ) -> None:
+        """The target has committed a text in which drafters had proposed tokens."""
+        for proposal in proposals:
+            truth = committed[proposal.prefix_len :]
+            hits, misses = proposal.hits_and_misses(truth)
+            state = self.drafter(proposal.node_id)
+            request.rates.observe(proposal.node_id, hits, misses)
+            request.on_text.observe(proposal.node_id, hits, misses)
+            state.record.rate.observe(hits, misses)
+            calibration = request.calibration(state)
+            for judged in proposal.judged(truth):
+                calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
+        for one, other in itertools.permutations(proposals, 2):
+            truth = committed[one.prefix_len :]
+            right = one.covers(truth)
+            if one.prefix_len == other.prefix_len and right < len(truth):
+                is_rescued = other.covers(truth) > right
+                self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
+
+    def _remember(self, request: RequestState) -> None:
+        if request.text is not None:
+            rates = request.on_text.rates.items()
+            outcomes = {node_id: (rate.hits, rate.misses) for node_id, rate in rates}
+            self._experience.add(request.text, outcomes)
+            request.text = None
