@@ -17,8 +17,8 @@ from typing import Any
 
 from edgecosine import zoo
 from edgecosine.lab.asking import Asked, ask
-from edgecosine.lab.demo import free_port
 from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.network import free_port
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import LocalCluster, local_plan
 from edgecosine.protocol.request import Sampling
