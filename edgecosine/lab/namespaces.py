@@ -21,7 +21,7 @@ from pathlib import Path
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.carrier import Carrier
-from edgecosine.lab.network import Host, Network
+from edgecosine.lab.network import Host, Network, pinned
 from edgecosine.lab.orders import Open, Plug
 from edgecosine.lab.weather import FINE, Weather
 
@@ -53,8 +53,8 @@ class NamespaceNetwork(Network):
             return Address(of.address, port)
         us = self.hosts.get(_US) or await self.host(_US, FINE)
         with socket.create_server(("127.0.0.1", 0)) as door:
-            command = (*self._entry(us), sys.executable, "-m", "edgecosine.lab.relay", "0")
-            relay = await Carrier.start(command, (door.fileno(),))
+            command = pinned((sys.executable, "-m", "edgecosine.lab.relay", "0"), self._cores)
+            relay = await Carrier.start((*self._entry(us), *command), (door.fileno(),))
             self._stack.push_async_callback(relay.stop)
             answer = await relay.tell(Open(of.address, port, descriptor=door.fileno()))
         return Address("127.0.0.1", answer["port"])
@@ -64,10 +64,8 @@ class NamespaceNetwork(Network):
         self._names = f"{PREFIX}-{os.getpid()}-{_start_of(os.getpid())}-{os.urandom(2).hex()}"
         stack.callback(self._remove)
         await self._add(_HUB)
-        entry = _inside(self._name(_HUB))
-        return await Carrier.start(
-            (*entry, sys.executable, "-m", "edgecosine.lab.hub", str(self._seed))
-        )
+        command = (sys.executable, "-m", "edgecosine.lab.hub", str(self._seed))
+        return await Carrier.start((*_inside(self._name(_HUB)), *pinned(command, self._cores)))
 
     async def _join(self, name: str, weather: Weather) -> Host:
         if not _HOST.fullmatch(name) or name == _HUB:

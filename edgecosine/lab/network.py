@@ -53,14 +53,15 @@ class Host:
 class Network(abc.ABC):
     """`async with network: host = await network.host("drafter-1")`; all ends with the block.
 
-    `weather` is that of hosts for which nothing else is said; `seed` decides what is lost.
+    `weather` is that of hosts for which nothing else is said, `seed` decides what is lost, and
+    `cores` are the processors on which the traffic is carried.
     """
 
     has_multicast: bool
     """Whether hosts find each other by mDNS; else they must be told with `address`."""
 
-    def __init__(self, weather: Weather = FINE, *, seed: int = 0) -> None:
-        self._default, self._seed = weather, seed
+    def __init__(self, weather: Weather = FINE, *, seed: int = 0, cores: str = "") -> None:
+        self._default, self._seed, self._cores = weather, seed, cores
         self._weather: dict[str, Weather] = {}
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
@@ -134,8 +135,8 @@ class Network(abc.ABC):
         env: Mapping[str, str] | None = None,
     ) -> asyncio.subprocess.Process:
         """See `Host.start`."""
-        pinned = ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
-        process = await processes.spawn((*self._entry(host), *pinned), log, env=env)
+        whole = (*self._entry(host), *pinned(command, cores))
+        process = await processes.spawn(whole, log, env=env)
         self._processes.append(process)
         return process
 
@@ -169,6 +170,11 @@ class Network(abc.ABC):
         async with asyncio.TaskGroup() as group:
             for process in self._processes:
                 group.create_task(processes.stop(process))
+
+
+def pinned(command: Sequence[str], cores: str) -> tuple[str, ...]:
+    """The command, kept on the processors of a list like 0,2-3; everywhere without one."""
+    return ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import sys
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.carrier import Carrier
-from edgecosine.lab.network import Host, Network
+from edgecosine.lab.network import Host, Network, pinned
 from edgecosine.lab.orders import Open, Plug
 from edgecosine.lab.weather import Weather
 
@@ -27,7 +27,8 @@ class RelayNetwork(Network):
         return Address(LOOPBACK, answer["port"])
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
-        return await Carrier.start((sys.executable, "-m", "edgecosine.lab.relay", str(self._seed)))
+        command = (sys.executable, "-m", "edgecosine.lab.relay", str(self._seed))
+        return await Carrier.start(pinned(command, self._cores))
 
     async def _join(self, name: str, weather: Weather) -> Host:
         self._check(weather)
