@@ -74,15 +74,34 @@ class LabCluster:
         """Where this process finds the broker."""
         return self.local.broker_url
 
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Node ids."""
+        return tuple(node_id for node_id, _ in self.plan.members)
+
     async def set_weather(self, weather: Weather, drafters: Sequence[str] = ()) -> None:
         """Change the weather of some drafters, by node id; of all when none are named.
 
         Raises LabError.
         """
-        for node_id in drafters or [node_id for node_id, _ in self.plan.members]:
-            if node_id not in self.hosts:
-                raise LabError(f"no drafter {node_id!r}; there are {', '.join(self.hosts)}")
-            await self.network.set_weather(self.hosts[node_id], weather)
+        for host in self._hosts_of(drafters):
+            await self.network.set_weather(host, weather)
+
+    async def set_cut(self, drafters: Sequence[str] = (), *, is_cut: bool) -> None:
+        """Cut or mend the cables of some drafters, by node id; of all when none are named.
+
+        Raises LabError.
+        """
+        change = self.network.partition if is_cut else self.network.heal
+        for host in self._hosts_of(drafters):
+            await change(host)
+
+    def _hosts_of(self, drafters: Sequence[str]) -> list[Host]:
+        unknown = set(drafters) - set(self.drafters)
+        if unknown:
+            there = ", ".join(self.drafters)
+            raise LabError(f"no drafter {', '.join(sorted(unknown))}; there are {there}")
+        return [self.hosts[node_id] for node_id in drafters or self.drafters]
 
 
 def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Network:

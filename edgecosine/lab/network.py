@@ -33,7 +33,7 @@ class Host:
         """Where its own servers listen."""
 
     def __repr__(self) -> str:
-        return f"<Host {self.name} {self.address} {self._network.weather(self)}>"
+        return f"<Host {self.name} {self.address} {self._network.describe(self)}>"
 
     async def start(
         self,
@@ -97,6 +97,10 @@ class Network(abc.ABC):
     def weather(self, host: Host) -> Weather:
         """What the host's cable has now."""
         return self._weather[host.name]
+
+    def describe(self, host: Host) -> str:
+        """The state of the host's cable, for people."""
+        return "cut" if host.name in self._cut else str(self._weather[host.name])
 
     async def set_weather(self, host: Host, weather: Weather) -> None:
         """Give the host's cable other weather, from now on."""
