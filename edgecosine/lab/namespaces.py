@@ -34,6 +34,12 @@ _NAME = re.compile(rf"{PREFIX}-(?P<pid>\d+)-(?P<start>\d+)-[a-z0-9-]+")
 _HOST = re.compile(r"[a-z0-9-]{1,40}")
 _HUB = "hub"
 _US = "asker"
+_WITHOUT_IPV6 = """
+for switch in /proc/sys/net/ipv6/conf/all /proc/sys/net/ipv6/conf/default; do
+    [ ! -e $switch ] || echo 1 >$switch/disable_ipv6
+done
+"""
+"""Nothing in the lab speaks IPv6, and its solicitations would only be carried about."""
 _START_FIELD = 19
 """Of /proc/PID/stat, counted after the name in brackets."""
 
@@ -98,9 +104,7 @@ class NamespaceNetwork(Network):
         name = self._name(host)
         await _ip("netns", "add", name)
         await _ip("-n", name, "link", "set", "lo", "up")
-        # Nothing in the lab speaks IPv6, and its solicitations would only be carried about.
-        switches = [f"net.ipv6.conf.{kind}.disable_ipv6=1" for kind in ("all", "default")]
-        await _run(*_inside(name), "sysctl", "-qw", *switches)
+        await _run(*_inside(name), "sh", "-c", _WITHOUT_IPV6)
 
     def _remove(self) -> None:
         for name in _namespaces():
