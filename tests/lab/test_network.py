@@ -156,6 +156,20 @@ def test_everything_ends_with_the_network_also_after_a_failure(kind: Kind) -> No
     assert _own_namespaces(os.getpid()) == []
 
 
+@either
+def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
+    core = min(os.sched_getaffinity(0))
+    code = "import json, os; print(json.dumps([*os.sched_getaffinity(0), os.environ['WORD']]))"
+
+    async def story() -> Any:
+        async with kind() as network:
+            host = await network.host("a")
+            command = (sys.executable, "-c", code)
+            return await _says(await host.start(command, cores=str(core), env={"WORD": "x"}))
+
+    assert _run(story()) == [core, "x"]
+
+
 def test_relay_says_that_it_cannot_lose() -> None:
     async def story() -> None:
         async with RelayNetwork() as network:
