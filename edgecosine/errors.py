@@ -12,6 +12,7 @@ EdgecosineError
 │           └── PeerMismatched  the two can never be linked as they are; says what to change
 ├── BrokerLost             the MQTT connection ended
 ├── ActorStopped           the actor that was asked has ended
+├── LabError               the lab cannot make the network that it was told to; says why
 └── EngineError            a model cannot be loaded or run
     ├── ModelUnavailable   no such model, or files are missing; says where it looked
     ├── ModelUnsupported   this family or setting cannot be served exactly; says why
@@ -99,6 +100,10 @@ class BrokerLost(EdgecosineError):
 
 class ActorStopped(EdgecosineError):
     """The actor that was asked has ended."""
+
+
+class LabError(EdgecosineError):
+    """The lab cannot do what it was told."""
 
 
 class EngineError(EdgecosineError):

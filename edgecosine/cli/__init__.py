@@ -17,6 +17,7 @@ _COMMANDS = {
     "broker": "Run an MQTT broker.",
     "demo": "Show what speculation gains on this machine.",
     "bench": "Measure.",
+    "lab": "Run a cluster on a network with weather.",
 }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
+from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure, write_report
+from edgecosine.lab.table import fill, read_report, tables
 from edgecosine.zoo import BALLAST
 
 
@@ -80,3 +83,39 @@ def engine(ballast: int, repeats: int, report: Path | None) -> None:
 def _tell(figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")
+
+
+_record = click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@command.command("plot")
+@_record
+@click.option("--out", "directory", type=click.Path(file_okay=False, path_type=Path),
+              required=True, help="Where the figures go.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice(["svg", "png"]), default="svg",
+              show_default=True)  # fmt: skip
+def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
+    """Draw a record: latency against throughput, round trips, acceptance, one request's course."""
+    from edgecosine.lab.plots import write_plots
+
+    try:
+        for path in write_plots(record, directory, kind):
+            click.echo(path)
+    except LabError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@command.command("table")
+@_record
+@click.option("--into", "document", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Put it into this document, where its place is marked.")  # fmt: skip
+def table(record: Path, document: Path | None) -> None:
+    """Make the documentation's tables from a record."""
+    made = tables(read_report(record))
+    if document is None:
+        click.echo(made)
+        return
+    try:
+        document.write_text(fill(document.read_text(), str(record), made))
+    except LabError as error:
+        raise click.ClickException(str(error)) from error

@@ -26,10 +26,22 @@ class Asked:
     num_tokens: int
     elapsed_s: float
     """From sending the request to its final message."""
+    first_text_s: float | None
+    """From sending the request to its first text; None when the answer was not streamed."""
+    queue_s: float
     prefill_s: float
     acceptance_histogram: tuple[int, ...]
     drafters: dict[str, dict[str, int]]
     plan: str
+    rounds: tuple[dict[str, Any], ...] = ()
+    """The course of each round, if it was recorded: `RoundTimes` as plain data."""
+
+    @property
+    def inter_token_s(self) -> float | None:
+        """Mean time between tokens after the first text; None when that cannot be told."""
+        if self.first_text_s is None or self.num_tokens < 2:
+            return None
+        return (self.elapsed_s - self.first_text_s) / (self.num_tokens - 1)
 
     @property
     def tokens_per_s(self) -> float:
@@ -77,10 +89,13 @@ async def ask(
         policy=policy,
     )
     started = time.perf_counter()
+    first_text_s: float | None = None
     final: Final | None = None
     async with contextlib.aclosing(client.ask(request)) as steps:
         async for step in steps:
             if isinstance(step, Delta):
+                if first_text_s is None:
+                    first_text_s = time.perf_counter() - started
                 if on_text is not None:
                     on_text(step.text)
             else:
@@ -94,8 +109,11 @@ async def ask(
         text=final.text,
         num_tokens=final.body["usage"]["completion_tokens"],
         elapsed_s=elapsed_s,
+        first_text_s=first_text_s,
+        queue_s=own["queue_s"],
         prefill_s=own["prefill_s"],
         acceptance_histogram=tuple(figures["acceptance_histogram"]),
         drafters=own["drafters"],
         plan=own["plan"],
+        rounds=tuple(own.get("rounds", ())),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import socket
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from rich.table import Table
 from edgecosine import zoo
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.figures import Figure, interval, write_report
+from edgecosine.lab.network import free_port
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
 
@@ -232,11 +232,3 @@ def _summary(console: Console, figures: dict[str, Figure]) -> None:
 
 def _both(pair: Pair) -> tuple[Asked, Asked]:
     return pair.alone, pair.together
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

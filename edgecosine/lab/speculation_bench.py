@@ -6,22 +6,19 @@ that a machine whose speed drifts drifts for all of them.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecosine import zoo
-from edgecosine.lab.asking import Asked, ask
-from edgecosine.lab.demo import free_port
 from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.load import closed_loop, make_jobs
+from edgecosine.lab.network import free_port
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import LocalCluster, local_plan
-from edgecosine.protocol.request import Sampling
 
 POLICIES = ("target-alone", "edgecosine")
 
@@ -99,53 +96,28 @@ async def run_speculation_bench(
 async def _loop(
     client: Client, cell: Cell, policy: str, settings: BenchSettings, repeat: int
 ) -> Run:
-    prompts = _prompts(repeat, max(settings.requests, 2 * cell.concurrency))
-    waiting = iter(list(enumerate(prompts)))
-    answers: dict[int, Asked] = {}
-    started = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for asker in range(cell.concurrency):
-            group.create_task(
-                _ask_in_turn(client, waiting, answers, cell, policy, settings.max_tokens),
-                name=f"asker {asker}",
-            )
-    elapsed_s = time.perf_counter() - started
-    done = [answers[index] for index in sorted(answers)]
+    count = max(settings.requests, 2 * cell.concurrency)
+    load = await closed_loop(
+        client,
+        make_jobs(
+            count,
+            offset=repeat * count,
+            policy=policy,
+            temperature=cell.temperature,
+            max_tokens=settings.max_tokens,
+        ),
+        cell.concurrency,
+    )
+    if load.refused:
+        raise load.refused[0]
     return Run(
         cell=cell,
         policy=policy,
-        tokens_per_s=sum(a.num_tokens for a in done) / elapsed_s,
-        latency_s=statistics.mean(a.elapsed_s for a in done),
-        acceptance_length=sum(a.num_accepted for a in done) / sum(a.num_rounds for a in done),
-        texts=tuple(a.text for a in done),
+        tokens_per_s=load.tokens_per_s,
+        latency_s=statistics.mean(a.elapsed_s for a in load.asked),
+        acceptance_length=load.acceptance_length,
+        texts=tuple(a.text for a in load.asked),
     )
-
-
-async def _ask_in_turn(
-    client: Client,
-    waiting: Iterator[tuple[int, tuple[str, str]]],
-    answers: dict[int, Asked],
-    cell: Cell,
-    policy: str,
-    max_tokens: int,
-) -> None:
-    for index, (domain, prompt) in waiting:
-        answers[index] = await ask(
-            client,
-            prompt,
-            domain=domain,
-            policy=policy,
-            max_tokens=max_tokens,
-            sampling=Sampling(temperature=cell.temperature, seed=index),
-        )
-
-
-def _prompts(offset: int, count: int) -> list[tuple[str, str]]:
-    """Domains in turn, other prompts in each repetition."""
-    by_domain = zoo.prompts()
-    turns = itertools.count(offset * -(-count // len(by_domain)))
-    rounds = ([(d, texts[t % len(texts)]) for d, texts in by_domain.items()] for t in turns)
-    return list(itertools.islice(itertools.chain.from_iterable(rounds), count))
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, Figure]:

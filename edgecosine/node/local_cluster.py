@@ -1,6 +1,7 @@
 """A whole cluster on this machine: broker, target and drafters, each a process of its own.
 
-Children that die are started again with growing pauses. Used by `edgecosine up` and by the demo.
+Children that die are started again with growing pauses. Used by `edgecosine up`, the demo and the
+lab, which starts each node on a host of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +29,18 @@ START_TIMEOUT_S = 180.0
 _QUICK_DEATH_S = 5.0
 _LAST_LINES = 3
 
+Launch = Callable[[str, Sequence[str], Path], Awaitable[asyncio.subprocess.Process]]
+"""Starts a node: its id, its command, and the file that takes its output."""
+
+
+async def launch_here(_: str, command: Sequence[str], log: Path) -> asyncio.subprocess.Process:
+    """Start a node as a child of this process."""
+    return await processes.spawn(command, log)
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One node to run: its id and the options of `edgecosine node`."""
+    """One node to run: its id and the options of `edgecosine node`, stronger than the cluster's."""
 
     node_id: str
     options: tuple[str, ...]
@@ -55,8 +64,10 @@ class LocalCluster:
     raises. `say` is told what is being done.
     """
 
-    def __init__(self, plan: ClusterPlan, say: Callable[[str], None]) -> None:
-        self._plan, self._say = plan, say
+    def __init__(
+        self, plan: ClusterPlan, say: Callable[[str], None], launch: Launch = launch_here
+    ) -> None:
+        self._plan, self._say, self._launch = plan, say, launch
         self._directory = tempfile.TemporaryDirectory(prefix="edgecosine-")
         self._broker: EmbeddedBroker | None = None
         self._processes: dict[str, asyncio.subprocess.Process] = {}
@@ -130,7 +141,7 @@ class LocalCluster:
             "--cluster", self._plan.cluster, "--broker", self.broker_url, *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
-        self._processes[member.node_id] = await processes.spawn(command, log)
+        self._processes[member.node_id] = await self._launch(member.node_id, command, log)
 
     async def _keep(self, member: Member) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""
@@ -156,7 +167,7 @@ class LocalCluster:
 
     async def _wait_until_linked(self) -> None:
         wanted = len(self._plan.drafters)
-        self._say(f"starting 1 target and {wanted} drafters; they find each other by mDNS")
+        self._say(f"starting 1 target and {wanted} drafters")
         try:
             async with (
                 asyncio.timeout(START_TIMEOUT_S),
@@ -217,7 +228,7 @@ def local_plan(
         target=Member(f"target-{tail}", (*options, "--cores", target_cores)),
         drafters=tuple(
             Member(
-                f"{_name(model)}-{tail}",
+                f"{node_name(model)}-{tail}",
                 ("--model", model, "--role", "drafter", "--cores", drafter_cores),
             )
             for model in drafters
@@ -227,5 +238,6 @@ def local_plan(
     )
 
 
-def _name(model: str) -> str:
+def node_name(model: str) -> str:
+    """A model's name as part of a node id."""
     return "".join(c if c.isalnum() else "-" for c in Path(model).name)[:40]

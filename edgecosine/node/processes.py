@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _STOP_TIMEOUT_S = 8.0
@@ -22,15 +22,22 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
 
 
-async def spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Process:
-    """Start a command in a session of its own, its output going to `log`."""
+async def spawn(
+    command: Sequence[str], log: Path | None, *, env: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
+    """Start a command in a session of its own, its output going to `log`, or to us without one.
+
+    `env` is added to this process's environment.
+    """
     wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
-    with log.open("ab") as out:
+    with contextlib.ExitStack() as stack:
+        out = asyncio.subprocess.PIPE if log is None else stack.enter_context(log.open("ab"))
         return await asyncio.create_subprocess_exec(
             *(wrapped if sys.platform == "linux" else command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
-            stderr=out,
+            stderr=None if log is None else out,
+            env=None if env is None else {**os.environ, **env},
             # Ctrl-C in a terminal reaches the parent alone, which then stops its children in order.
             start_new_session=True,
         )

@@ -61,6 +61,7 @@ class Final:
 
 def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
     """The whole answer; `created_s` in seconds since 1970."""
+    metrics = answer.metrics
     body = {
         "id": request.request_id,
         "object": "chat.completion" if request.kind == "chat" else "text_completion",
@@ -72,14 +73,15 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
             "completion_tokens": answer.num_tokens,
             "total_tokens": answer.num_prompt_tokens + answer.num_tokens,
         },
-        "metrics": {"speculative_decoding": speculation_figures(answer.metrics)},
+        "metrics": {"speculative_decoding": speculation_figures(metrics)},
         "edgecosine": {
-            "drafters": {name: asdict(share) for name, share in answer.metrics.drafters.items()},
-            "plan": answer.metrics.plan,
+            "drafters": {name: asdict(share) for name, share in metrics.drafters.items()},
+            "plan": metrics.plan,
             "seed": answer.seed,
-            "queue_s": answer.metrics.queue_s,
-            "prefill_s": answer.metrics.prefill_s,
-            "decode_s": answer.metrics.decode_s,
+            "queue_s": metrics.queue_s,
+            "prefill_s": metrics.prefill_s,
+            "decode_s": metrics.decode_s,
+            **({"rounds": [asdict(times) for times in metrics.rounds]} if metrics.rounds else {}),
         },
     }
     return msgspec.json.encode(body)

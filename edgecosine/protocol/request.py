@@ -109,6 +109,39 @@ class DrafterShare:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftTimes:
+    """One drafter's part in a round; times in seconds since the session started."""
+
+    drafter: str
+    asked_s: float
+    ended_s: float
+    """Its draft came, or was given up."""
+    compute_s: float = 0.0
+    """What the drafter itself spent on it; the rest is network, and waiting at the drafter."""
+    num_tokens: int = 0
+    """0 when it was late, lost or silent."""
+    is_trial: bool = False
+    """Beside the verification, so that nobody waited for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTimes:
+    """The course of one round, the prefill being round 0; seconds since the session started.
+
+    Drafts are waited for from `started_s` to `submitted_s`; then the tree waits for its pass, which
+    takes the last `pass_s` before `verified_s`.
+    """
+
+    started_s: float
+    submitted_s: float
+    verified_s: float
+    pass_s: float
+    num_nodes: int
+    num_accepted: int
+    drafts: tuple[DraftTimes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """How an answer was made.
 
@@ -125,6 +158,8 @@ class Metrics:
     """From acceptance at the door to the start of the session."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    rounds: tuple[RoundTimes, ...] = ()
+    """Empty unless they were recorded."""
 
     @property
     def num_rounds(self) -> int:

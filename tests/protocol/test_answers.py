@@ -24,8 +24,10 @@ from edgecosine.protocol.request import (
     Answer,
     Choice,
     DrafterShare,
+    DraftTimes,
     Metrics,
     Request,
+    RoundTimes,
     ScoredToken,
     TokenLogprobs,
 )
@@ -43,6 +45,32 @@ ANSWER = Answer(
         decode_s=0.5,
     ),
 )
+
+
+def test_rounds_are_told_when_they_were_recorded() -> None:
+    draft = DraftTimes("d1", asked_s=0.01, ended_s=0.03, compute_s=0.005, num_tokens=4)
+    times = RoundTimes(0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,))
+    answer = replace(ANSWER, metrics=replace(ANSWER.metrics, rounds=(times,)))
+    request = Request("cli", "1", "completion", "x")
+    (told,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
+    assert told == {
+        "started_s": 0.01,
+        "submitted_s": 0.031,
+        "verified_s": 0.06,
+        "pass_s": 0.02,
+        "num_nodes": 4,
+        "num_accepted": 2,
+        "drafts": [
+            {
+                "drafter": "d1",
+                "asked_s": 0.01,
+                "ended_s": 0.03,
+                "compute_s": 0.005,
+                "num_tokens": 4,
+                "is_trial": False,
+            }
+        ],
+    }
 
 
 def test_completion_has_openais_shape() -> None:

@@ -1,0 +1,204 @@
+"""A whole cluster in the lab: broker, target and drafters, each on a host of its own.
+
+Weather is on the drafters' cables; broker, target and asker have fine ones, so that what a weather
+does to speculation is not mixed with what it does to requests. The target has its own cores, and
+the drafters share the others with the broker and with what carries the traffic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgecosine import zoo
+from edgecosine.errors import LabError
+from edgecosine.lab import namespaces
+from edgecosine.lab.namespaces import NamespaceNetwork
+from edgecosine.lab.network import Host, Network, free_port
+from edgecosine.lab.relays import LOOPBACK, RelayNetwork
+from edgecosine.lab.weather import FINE, Weather
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member, node_name
+
+NetworkKind = Literal["auto", "namespaces", "relays"]
+
+_BROKER_PORT = 1883
+_BROKER = "broker"
+_TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class LabPlan:
+    """What to run. `drafters` are models, one node each; core lists as for `edgecosine node`."""
+
+    drafters: tuple[str, ...]
+    target: str = zoo.TARGET
+    ballast: int = zoo.BALLAST
+    weather: Weather = FINE
+    """Of every drafter's cable, to begin with."""
+    network: NetworkKind = "auto"
+    seed: int = 0
+    target_cores: str = ""
+    drafter_cores: str = ""
+    target_options: tuple[str, ...] = ()
+    """More options of `edgecosine node`."""
+    drafter_options: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[tuple[str, str], ...]:
+        """Node id and model of each drafter; the id is the model's name and a number."""
+        return tuple((f"{node_name(m).lower()}-{i}", m) for i, m in enumerate(self.drafters))
+
+
+@dataclass(frozen=True, slots=True)
+class LabCluster:
+    """A cluster at work, and the network that it works in."""
+
+    plan: LabPlan
+    name: str
+    network: Network
+    local: LocalCluster
+    client: Client
+    hosts: dict[str, Host]
+    """By node id."""
+
+    @property
+    def broker_url(self) -> str:
+        """Where this process finds the broker."""
+        return self.local.broker_url
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Node ids."""
+        return tuple(node_id for node_id, _ in self.plan.members)
+
+    async def set_weather(self, weather: Weather, drafters: Sequence[str] = ()) -> None:
+        """Change the weather of some drafters, by node id; of all when none are named.
+
+        Raises LabError.
+        """
+        for host in self._hosts_of(drafters):
+            await self.network.set_weather(host, weather)
+
+    async def set_cut(self, drafters: Sequence[str] = (), *, is_cut: bool) -> None:
+        """Cut or mend the cables of some drafters, by node id; of all when none are named.
+
+        Raises LabError.
+        """
+        change = self.network.partition if is_cut else self.network.heal
+        for host in self._hosts_of(drafters):
+            await change(host)
+
+    def _hosts_of(self, drafters: Sequence[str]) -> list[Host]:
+        unknown = set(drafters) - set(self.drafters)
+        if unknown:
+            there = ", ".join(self.drafters)
+            raise LabError(f"no drafter {', '.join(sorted(unknown))}; there are {there}")
+        return [self.hosts[node_id] for node_id in drafters or self.drafters]
+
+
+def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Network:
+    """Namespaces where they can be used, else relays; or what was asked for.
+
+    Raises LabError when that cannot be.
+    """
+    fault = namespaces.why_not() if kind != "relays" else None
+    if kind == "namespaces" and fault is not None:
+        raise LabError(f"no network namespaces here: {fault}")
+    if kind == "relays" or fault is not None:
+        return RelayNetwork(seed=seed, cores=cores)
+    return NamespaceNetwork(seed=seed, cores=cores)
+
+
+@asynccontextmanager
+async def lab_cluster(plan: LabPlan, say: Callable[[str], None]) -> AsyncIterator[LabCluster]:
+    """A cluster whose drafters are all linked; everything ends with the block.
+
+    Raises LabError, EngineError with a node's last words, and BrokerLost.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores)
+        await stack.enter_async_context(network)
+        joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
+        say(f"network: nodes find each other by {joined}; each drafter's cable: {plan.weather}")
+        broker, port = await _start_broker(network, plan)
+        url = f"mqtt://{await network.address(broker, port)}"
+        hosts = {_TARGET: await network.host(_TARGET, FINE)}
+        for node_id, _ in plan.members:
+            hosts[node_id] = await network.host(node_id, plan.weather)
+        cluster = f"lab-{secrets.token_hex(3)}"
+        way = _Way(network, broker, port, hosts)
+        local = LocalCluster(await _cluster_plan(plan, cluster, url, way), say, way.launch)
+        await stack.enter_async_context(local)
+        client = await stack.enter_async_context(Client(url, cluster))
+        yield LabCluster(plan, cluster, network, local, client, hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How nodes are started on their hosts, and how they find the broker and each other."""
+
+    network: Network
+    broker: Host
+    broker_port: int
+    hosts: dict[str, Host]
+
+    async def launch(self, node_id: str, command: Sequence[str], log: Path) -> Process:
+        return await self.hosts[node_id].start(command, log=log)
+
+    async def options(self, node_id: str, target_port: int) -> tuple[str, ...]:
+        host, network = self.hosts[node_id], self.network
+        broker = await network.address(self.broker, self.broker_port, seen_from=host)
+        options: tuple[str, ...] = ("--broker", f"mqtt://{broker}")
+        if network.has_multicast:
+            return options
+        if node_id == _TARGET:
+            return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:{target_port}")
+        peer = await network.address(self.hosts[_TARGET], target_port, seen_from=host)
+        return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:0", "--peer", str(peer))
+
+
+async def _start_broker(network: Network, plan: LabPlan) -> tuple[Host, int]:
+    host = await network.host(_BROKER, FINE)
+    port = _BROKER_PORT if network.has_multicast else free_port()
+    listen = f"{host.address}:{port}"
+    process = await host.start(
+        (sys.executable, "-m", "edgecosine", "broker", "--listen", listen),
+        cores=plan.drafter_cores,
+    )
+    assert process.stdout is not None
+    if not await process.stdout.readline():
+        raise LabError("the broker did not start; its words are above")
+    return host, port
+
+
+async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> ClusterPlan:
+    port = free_port()
+    target = (
+        "--model", plan.target, "--role", "target", "--ballast", str(plan.ballast),
+        "--cores", plan.target_cores, *plan.target_options,
+    )  # fmt: skip
+    return ClusterPlan(
+        cluster=cluster,
+        broker=url,
+        target=Member(_TARGET, (*target, *await way.options(_TARGET, port))),
+        drafters=tuple(
+            [
+                Member(
+                    node_id,
+                    (
+                        "--model", model, "--role", "drafter", "--cores", plan.drafter_cores,
+                        *plan.drafter_options, *await way.options(node_id, port),
+                    ),
+                )
+                for node_id, model in plan.members
+            ]
+        ),
+    )  # fmt: skip

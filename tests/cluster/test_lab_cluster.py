@@ -1,0 +1,111 @@
+"""Whole clusters in the lab: nodes meet, feel their own weather, and answer through it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from edgecosine import zoo
+from edgecosine.cli import main
+from edgecosine.errors import LabError
+from edgecosine.lab import namespaces
+from edgecosine.lab.asking import ask
+from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.remote import Wish, listening, wish_of
+from edgecosine.lab.weather import FINE, Weather
+from tests.mqtt_fixtures import run_patiently
+
+FAULT = namespaces.why_not()
+FAR = Weather(delay_ms=30)
+
+pytestmark = pytest.mark.timeout(300)
+
+
+async def _rtts(cluster: LabCluster) -> dict[str, float]:
+    """Round-trip times in milliseconds that the target has measured, by drafter."""
+    target = (await cluster.client.nodes())["target"].state
+    return {name: view["rtt_ms"] for name, view in target["drafters"].items() if view["rtt_ms"]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            "namespaces",
+            marks=[
+                pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}"),
+                pytest.mark.network,
+            ],
+        ),
+        "relays",
+    ],
+)
+def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
+    async def story() -> None:
+        plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, weather=FAR, network=kind)
+        async with lab_cluster(plan, print) as cluster, listening(cluster) as path:
+            while len(rtts := await _rtts(cluster)) < 2:
+                await cluster.client.changed()
+            assert min(rtts.values()) >= 2 * FAR.delay_ms
+
+            wish = Wish(("ngram-1",), weather=FINE)
+            told = await asyncio.to_thread(wish_of, path, wish)
+            assert told == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
+            while (rtts := await _rtts(cluster))["ngram-1"] >= 2 * FAR.delay_ms:
+                await cluster.client.changed()
+            assert rtts["ngram-0"] >= 2 * FAR.delay_ms
+
+            prompt = zoo.prompts()["python"][0]
+            texts = {
+                (await ask(cluster.client, prompt, domain="", policy=p, max_tokens=24)).text
+                for p in ("target-alone", "edgecosine")
+            }
+            assert len(texts) == 1
+
+            with pytest.raises(LabError, match="no drafter nobody; there are ngram-0, ngram-1"):
+                await asyncio.to_thread(wish_of, path, Wish(("nobody",), is_cut=True))
+            await asyncio.to_thread(wish_of, path, Wish(is_cut=True))
+            await cluster.local.wait_until_linked(0)
+            await asyncio.to_thread(wish_of, path, Wish(is_cut=False))
+            await cluster.local.wait_until_linked(2)
+
+    run_patiently(story())
+    if FAULT is None:
+        done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
+        assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout
+
+
+def test_command_keeps_a_lab_whose_weather_can_be_changed_until_interrupted() -> None:
+    command = [sys.executable, "-m", "edgecosine", "lab", "up", "--network", "relays"]
+    command += ["--drafter", "ngram", "--ballast", "1", "--delay-ms", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as lab:
+        assert lab.stdout is not None
+        try:
+            told = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
+            cluster = re.search(r"--cluster (\S+)", "".join(told))
+            assert cluster is not None
+            for words, said in (
+                (["weather", "--delay-ms", "7", "--jitter-ms", "2"], "ngram-0: 7 ms, jitter 2 ms"),
+                (["cut", "ngram-0"], "ngram-0: cut"),
+                (["cut", "ngram-0", "--mend"], "ngram-0: 7 ms, jitter 2 ms"),
+            ):
+                done = CliRunner().invoke(main, ["lab", *words, "--cluster", cluster[1]])
+                assert done.output == f"{said}\n"
+            refused = CliRunner().invoke(
+                main, ["lab", "weather", "--loss", "0.5", "--cluster", cluster[1]]
+            )
+            assert "needs network namespaces" in refused.output
+        finally:
+            lab.send_signal(signal.SIGINT)
+        assert lab.wait(60) == 130
+    gone = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
+    assert gone.exit_code == 1
+    assert "name one lab" in gone.output
