@@ -73,7 +73,7 @@ def test_loaded_target_knows_the_end_tokens_of_the_model(tmp_path: Path) -> None
 def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
     drafter, loaded = load_drafter(LoadOptions(llama, threads=1, slots=2, quantize=quantize))
     [proposal] = drafter.draft([DraftWork("a", prompt_of(20), 5, 1, Coupling())])
-    assert len(proposal.tokens) == 5
+    assert 5 <= len(proposal.tokens) == len(proposal.parents)
     assert loaded.quantization == quantize
 
 
