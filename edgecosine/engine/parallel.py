@@ -32,7 +32,7 @@ from edgecosine.errors import ModelUnsupported
 
 START_TIMEOUT_S: Final = 120.0
 LOAD_TIMEOUT_S: Final = 1800.0
-PASS_TIMEOUT_S: Final = 60.0
+PASS_TIMEOUT_S: Final = 120.0
 """How far ranks may be apart within a pass."""
 _HOST: Final = "127.0.0.1"
 _COLUMNS: Final = 6
@@ -56,6 +56,11 @@ class ParallelModel:
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
         return self._model.cells
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of the other ranks."""
+        return self._ranks.pids
 
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows on all ranks; float32 logits [len(keep), vocabulary] of the rows numbered in

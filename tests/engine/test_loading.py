@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
@@ -22,21 +19,12 @@ from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
 from tests.engine.decoding import decode, nothing
-from tests.engine.models import VOCABULARY, build, prompt_of
-
-
-def _save(model: torch.nn.Module, path: Path) -> str:
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(path)
-    model.save_pretrained(path)
-    return str(path)
+from tests.engine.models import VOCABULARY, build, prompt_of, save
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
+    return save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
 
 
 def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
@@ -65,7 +53,7 @@ def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
         "mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
     )
-    where = _save(AutoModelForCausalLM.from_config(config), tmp_path)
+    where = save(AutoModelForCausalLM.from_config(config), tmp_path)
     with pytest.raises(ModelUnsupported, match="mamba"):
         load_target(LoadOptions(where, threads=1, slots=1))
 
