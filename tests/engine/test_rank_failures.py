@@ -66,7 +66,7 @@ from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.parallel_channel import Start, Started
 from edgecosine.engine.parallel_ranks import RankProcess
 
-rank = RankProcess(Start(LoadOptions("m"), 1, 2, int(sys.argv[1]), 3600.0))
+rank = RankProcess(Start(LoadOptions("m", device="cpu"), 1, 2, int(sys.argv[1]), 3600.0))
 rank.expect(Started, 60.0)
 print(rank.process.pid, flush=True)
 sys.stdin.read()
