@@ -43,6 +43,7 @@ class NodeConfig:
     slots: int = 8
     context: int = 0
     ballast: int = 1
+    tensor_parallel: int = 1
     max_sessions: int = 8
 
     def __post_init__(self) -> None:
@@ -52,11 +53,24 @@ class NodeConfig:
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
         if self.role == "target" and self.quantize != "none":
             raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
+        if self.tensor_parallel > 1:
+            self._check_tensor_parallel()
         if self.max_sessions > self.slots:
             raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
             allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"
             raise ConfigError("cores", _listed(missing), allowed)
+
+    def _check_tensor_parallel(self) -> None:
+        allowed = ""
+        if self.role == "drafter":
+            allowed = "1 for a drafter; only a target is shared by processes"
+        elif self.ballast > 1:
+            allowed = "1 with ballast"
+        elif self.cores:
+            allowed = "1 with cores, which pin this process alone; start it under taskset instead"
+        if allowed:
+            raise ConfigError("tensor_parallel", self.tensor_parallel, allowed)
 
 
 def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:

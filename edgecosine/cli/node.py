@@ -88,7 +88,12 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
     help="auto: float32 on a CPU, bfloat16 on a GPU.",
 )  # fmt: skip
-@_option("--threads", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all.")
+@_option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="CPU threads of each process; 0: all.",
+)
 @_option(
     "--cores",
     default="",
@@ -107,6 +112,12 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     type=click.IntRange(1, 256),
     default=1,
     help="Widen the target for testbeds.",
+)
+@_option(
+    "--tensor-parallel",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Processes (on GPUs: devices) that share the target.",
 )
 @_option(
     "--max-sessions",

@@ -70,7 +70,8 @@ def can_fuse(model: PreTrainedModel) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     return (
-        config.model_type in FAMILIES
+        not model.tp_size
+        and config.model_type in FAMILIES
         and config.hidden_act == "silu"
         and rope.get("rope_type", "default") in ROPE_TYPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0

@@ -33,6 +33,7 @@ from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
+from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.selftest import check_family, reference_logits
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
@@ -71,7 +72,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     """
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
-    model, loaded, cells = _load(options, TREE_ROOM)
+    model, loaded, cells = load_model(options) if options.tensor_parallel == 1 else _split(options)
     engine = TransformerTarget(
         model,
         slots=options.slots,
@@ -79,10 +80,11 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
     )
     logger.info(
-        "target loaded model=%s cells=%d exactness=%s",
+        "target loaded model=%s cells=%d exactness=%s tensor_parallel=%d",
         loaded.name,
         cells,
         loaded.exactness,
+        options.tensor_parallel,
     )
     return engine, loaded
 
@@ -92,9 +94,11 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
+    if options.tensor_parallel > 1:
+        raise ModelUnsupported("only a target can be tensor-parallel")
     if options.model == NGRAM:
         return load_ngram()
-    model, loaded, _ = _load(options, drafter.TREE_ROOM)
+    model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
     kernels = _kernels_if_any()
     engine = drafter.TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
@@ -102,34 +106,62 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     return engine, loaded
 
 
-def _load(options: LoadOptions, room: int) -> tuple[PassModel, Loaded, int]:
+def read_config(name: str) -> Any:
+    """The configuration of a model.
+
+    Raises ModelUnavailable.
+    """
+    where = locate(name)
+    return _read(lambda: AutoConfig.from_pretrained(where), name)
+
+
+def load_model(
+    options: LoadOptions, meet: Callable[[], None] = lambda: None, room: int = TREE_ROOM
+) -> tuple[PassModel, Loaded, int]:
+    """Load a model, or this rank's share of it; also gives the cells of a slot.
+
+    `meet` waits for the other ranks: memory is looked at before any of them takes some, and no rank
+    waits in its first pass for the weights of another. `room` is the cells of a slot that are kept
+    free for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
+    """
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     where = locate(options.model)
-    config = _read(lambda: AutoConfig.from_pretrained(where), options.model)
+    config = read_config(options.model)
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
     cells = context + room
     plan = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
-        ballast=options.ballast,
+        ballast=options.ballast, num_ranks=options.tensor_parallel,
     )  # fmt: skip
-    plan.check(available_memory(device), device)
-    model = _read(lambda: _weights(where, dtype, device, options.quantize), options.model)
+    sharing = options.tensor_parallel if device == "cpu" else 1
+    plan.check(available_memory(device) // sharing, device)
+    meet()
+    model = _read(lambda: _weights(where, dtype, device, options), options.model)
+    meet()
     num_parameters = sum(p.numel() for p in model.parameters())
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
     reference = _reference(model, options.quantize)
     kernels, exactness = _kernels(device, dtype)
+    if model.tp_size and kernels and not can_pack(model):
+        kernels, exactness = None, "rounding"
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
     runner = _runner(model, reference, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     loaded = Loaded(name, options.quantize, codec, context, exactness, num_parameters)
     return runner, loaded, cells
+
+
+def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
+    from edgecosine.engine.parallel import load_over_ranks  # each rank loads by this file
+
+    return load_over_ranks(options)
 
 
 def _reference(model: Any, quantize: Quantize) -> torch.Tensor:
@@ -173,13 +205,19 @@ def _read(load: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _weights(where: str, dtype: torch.dtype, device: str, quantize: Quantize) -> Any:
+def _weights(where: str, dtype: torch.dtype, device: str, options: LoadOptions) -> Any:
+    quantize = options.quantize
     settings: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
         "trust_remote_code": False,
         "attn_implementation": "eager",
     }
+    if options.tensor_parallel > 1:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        shards = DistributedConfig(tp_size=options.tensor_parallel)
+        return AutoModelForCausalLM.from_pretrained(where, **settings, distributed_config=shards)
     if quantize == "none":
         model: Any = AutoModelForCausalLM.from_pretrained(where, **settings)
         return model.to(device)

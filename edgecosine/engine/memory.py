@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from edgecosine.engine.sharding import shards_cache
 from edgecosine.errors import ModelUnsupported, OutOfMemory
 
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
@@ -49,9 +50,11 @@ def plan_memory(
     slots: int,
     cells: int,
     ballast: int,
+    num_ranks: int = 1,
 ) -> MemoryPlan:
     """Plan for a model of this configuration with `slots` rows of `cells` tokens.
 
+    With several ranks, it is one rank's share.
     Raises ModelUnsupported for a model without attention.
     """
     text = config.get_text_config()
@@ -73,5 +76,7 @@ def plan_memory(
     cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells * dtype.itemsize
     # Packing copies one layer at a time; the output layer may be tied and is then held twice.
     largest = max((p.numel() for p in shape.parameters()), default=0)
-    workspace = int(2 * largest * dtype.itemsize) + (64 << 20)
-    return MemoryPlan(int(parameters * per_weight), int(cache), workspace)
+    workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
+    if shards_cache(text):
+        cache //= num_ranks
+    return MemoryPlan(int(parameters * per_weight) // num_ranks, int(cache), workspace)

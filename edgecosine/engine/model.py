@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from edgecosine.engine.attention import NAME, AttentionState, Rows, running
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
+from edgecosine.engine.parallel_layers import pack_shards
+from edgecosine.engine.steady import steady_activations
 from edgecosine.errors import ModelUnsupported
 
 
@@ -47,7 +49,9 @@ class SlotModel:
     ) -> None:
         model.set_attn_implementation(NAME)
         if kernels is not None:
-            pack_linear_layers(model, kernels, threads)
+            pack = pack_shards if model.tp_size else pack_linear_layers
+            pack(model, kernels, threads)
+            steady_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
         self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
 

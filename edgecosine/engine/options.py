@@ -12,7 +12,10 @@ Quantize = Literal["none", "nf4", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow."""
+    """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow.
+
+    `tensor_parallel` is the number of processes that share the model; `threads` are each one's.
+    """
 
     model: str
     device: str = "auto"
@@ -22,6 +25,7 @@ class LoadOptions:
     slots: int = 8
     context: int = 0
     ballast: int = 1
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)

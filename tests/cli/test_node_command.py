@@ -14,6 +14,7 @@ from edgecosine.cli.node import command, node_config
 from edgecosine.config import NodeConfig
 
 WANTED = ["--role", "drafter", "--model", "ngram"]
+TARGET = ["--role", "target", "--model", "m"]
 
 
 def settings(args: list[str], env: dict[str, str] | None = None) -> NodeConfig:
@@ -96,10 +97,11 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
         ([*WANTED, "--node-id", "a/b"], ["node_id", "'a/b'", "1 to 64"]),
         ([*WANTED, "--cores", "x"], ["cores", "'x'", "0,2-3"]),
         ([*WANTED, "--cores", "4000"], ["cores", "'4000'", "processors of this machine"]),
-        (
-            ["--role", "target", "--model", "m", "--quantize", "nf4"],
-            ["quantize", "'nf4'", "none for a target"],
-        ),
+        ([*TARGET, "--quantize", "nf4"], ["quantize", "'nf4'", "none for a target"]),
+        ([*WANTED, "--tensor-parallel", "0"], ["--tensor-parallel", "0", "1<=x<=64"]),
+        ([*WANTED, "--tensor-parallel", "2"], ["tensor_parallel", "2", "1 for a drafter"]),
+        ([*TARGET, "--tensor-parallel", "2", "--ballast", "4"], ["tensor_parallel", "ballast"]),
+        ([*TARGET, "--tensor-parallel", "2", "--cores", "0"], ["tensor_parallel", "taskset"]),
         ([*WANTED, "--speed", "9"], ["--speed"]),
         ([*WANTED, "--config", "/nowhere.toml"], ["--config", "/nowhere.toml"]),
     ],
@@ -135,6 +137,11 @@ def test_wrong_file_is_refused_with_key_value_and_what_is_allowed(
 def test_wrong_environment_is_refused_by_its_option() -> None:
     said = refusal(WANTED, {"EDGECOSINE_SLOTS": "none"})
     assert all(word in said for word in ["--slots", "'none'"]), said
+
+
+def test_tensor_parallel_target_is_read_from_a_file(tmp_path: Path) -> None:
+    found = settings([*TARGET, "--config", toml(tmp_path, "tensor-parallel = 4")])
+    assert found.tensor_parallel == 4
 
 
 def test_sessions_never_outnumber_slots() -> None:

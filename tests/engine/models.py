@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 211
 
@@ -52,10 +61,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> PreTrainedModel:
     """A random model of a family, with weights large enough that attention matters."""
     name, extra = FAMILIES[family]
-    settings = {**_BASE, **extra}
+    settings = {**_BASE, **extra, **changes}
     if name == "gpt2":
         settings = {k: v for k, v in settings.items() if k != "hidden_size"}
         for key in ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
@@ -74,3 +85,13 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     """Random token ids."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def save(model: torch.nn.Module, path: Path) -> str:
+    """A model's directory, with a tokenizer of words w0, w1, ..."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(path)
+    model.save_pretrained(path)
+    return str(path)

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
@@ -25,21 +22,12 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from tests.engine.decoding import decode, nothing
-from tests.engine.models import VOCABULARY, build, prompt_of
-
-
-def _save(model: torch.nn.Module, path: Path) -> str:
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(path)
-    model.save_pretrained(path)
-    return str(path)
+from tests.engine.models import VOCABULARY, build, prompt_of, save
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
+    return save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
 
 
 def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
@@ -59,7 +47,7 @@ def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
 def test_loaded_target_knows_the_end_tokens_of_the_model(tmp_path: Path) -> None:
     model = build("llama")
     model.generation_config.eos_token_id = [9, 7]
-    engine, loaded = load_target(LoadOptions(_save(model, tmp_path), threads=1, slots=1))
+    engine, loaded = load_target(LoadOptions(save(model, tmp_path), threads=1, slots=1))
     assert isinstance(engine, TransformerTarget)
     assert loaded.codec is not None
     assert loaded.codec.eos_tokens == {7, 9}
@@ -98,7 +86,7 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
         seen.append(next(model.parameters()).dtype)
         raise ModelUnsupported("seen enough")
 
-    where = _save(build("llama").to(stored), tmp_path)
+    where = save(build("llama").to(stored), tmp_path)
     monkeypatch.setattr("edgecosine.engine.loading.reference_logits", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
@@ -112,7 +100,7 @@ def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
         "mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
     )
-    where = _save(AutoModelForCausalLM.from_config(config), tmp_path)
+    where = save(AutoModelForCausalLM.from_config(config), tmp_path)
     with pytest.raises(ModelUnsupported, match="mamba"):
         load_target(LoadOptions(where, threads=1, slots=1))
 

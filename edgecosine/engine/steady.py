@@ -1,0 +1,64 @@
+"""Activations whose value at an element depends on that element alone, to the bit.
+
+torch computes the elements that do not fill a vector register by other instructions than the rest,
+and which ones these are follows from the number of rows, of columns and of threads. Where a width
+is no multiple of the register's, and after tensor parallelism few are, a row's activations would
+depend on its company. These are made of operators for which both ways give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """x sigmoid(x)."""
+    return x / torch.exp(-x).add_(1)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """x Phi(x), by the error function."""
+    return torch.erf(x * math.sqrt(0.5)).add_(1).mul_(x).mul_(0.5)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """x Phi(x), approximated by tanh."""
+    inner = (x * x * x).mul_(0.044715).add_(x).mul_(math.sqrt(2 / math.pi))
+    return torch.tanh(inner).add_(1).mul_(x).mul_(0.5)
+
+
+_STEADY: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
+    type(ACT2FN[name]): function
+    for name, function in (
+        ("silu", silu),
+        ("swish", silu),
+        ("gelu", gelu),
+        ("gelu_pytorch_tanh", gelu_tanh),
+    )
+}
+
+
+class SteadyActivation(nn.Module):
+    """One of the functions above as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # any shape -> the same
+        # In float32, as torch's own functions compute in between.
+        return self._function(x.float()).to(x.dtype)
+
+
+def steady_activations(model: nn.Module) -> None:
+    """Replace the activation modules of `model` that are not steady, in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if function := _STEADY.get(type(child)):
+                setattr(parent, name, SteadyActivation(function))
