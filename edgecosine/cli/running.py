@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,7 +13,15 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
-from edgecosine.errors import EdgecosineError
+from edgecosine.cli.access import (
+    BROKER_OPTIONS,
+    CREDENTIALS_OPTION,
+    broker_access,
+    no_password,
+    node_credentials,
+)
+from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.node.broker_address import BrokerAddress
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER = "home"
@@ -21,8 +31,35 @@ TERMINATED = 143
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def broker_options(command: Command) -> Command:
-    """Add `--broker` and `--cluster` to a command."""
+def environment_variable(name: str) -> str:
+    """Where an option can be set in the environment."""
+    return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
+
+
+def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `broker`, an address with all that it takes to get in, and `cluster`."""
+
+    @functools.wraps(command)
+    def with_broker(*, broker: str, cluster: str, credentials: str | None, **options: Any) -> None:
+        access = {name: options.pop(name) for name in tuple(options) if name in _ACCESS}
+        try:
+            ours = node_credentials(credentials, cluster)
+            address = BrokerAddress.parse(broker, **broker_access(broker, ours, **access))
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
+        command(broker=address, cluster=cluster, **options)
+
+    return _with_options(with_broker)
+
+
+_ACCESS = {name.removeprefix("--").replace("-", "_") for name in BROKER_OPTIONS}
+
+
+def _with_options(command: Command) -> Command:
+    settings = {"--credentials": CREDENTIALS_OPTION, **dict(reversed(BROKER_OPTIONS.items()))}
+    for name, setting in settings.items():
+        variable = environment_variable(name)
+        command = click.option(name, envvar=variable, show_envvar=True, **setting)(command)
     for option in (
         click.option(
             "--cluster",
@@ -39,11 +76,18 @@ def broker_options(command: Command) -> Command:
             show_default=True,
             show_envvar=True,
             metavar="URL",
-            help="MQTT broker: mqtt://[user:password@]host[:port].",
+            callback=no_password,
+            help="MQTT broker: mqtt://[user@]host[:port], or mqtts:// for TLS.",
         ),
     ):
         command = option(command)
     return command
+
+
+def host_name() -> str:
+    """What this machine calls itself, as far as it can be a node's name."""
+    name = "".join(c if c.isalnum() else "-" for c in socket.gethostname().split(".")[0])
+    return name[:32] or "host"
 
 
 def run_command(story: Coroutine[Any, Any, None]) -> None:

@@ -127,10 +127,12 @@ class LocalCluster:
     async def _start(self, member: Member) -> None:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
-            "--cluster", self._plan.cluster, "--broker", self.broker_url, *member.options,
+            "--cluster", self._plan.cluster, "--credentials", "none", *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
-        self._processes[member.node_id] = await processes.spawn(command, log)
+        self._processes[member.node_id] = await processes.spawn(
+            command, log, {"EDGECOSINE_BROKER": self.broker_url}
+        )
 
     async def _keep(self, member: Member) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _STOP_TIMEOUT_S = 8.0
@@ -22,8 +22,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
 
 
-async def spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Process:
-    """Start a command in a session of its own, its output going to `log`."""
+async def spawn(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
+    """Start a command in a session of its own, its output going to `log`.
+
+    `environment` is added to ours; other users can read a command, but not that.
+    """
     wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
     with log.open("ab") as out:
         return await asyncio.create_subprocess_exec(
@@ -31,6 +36,7 @@ async def spawn(command: Sequence[str], log: Path) -> asyncio.subprocess.Process
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=out,
+            env={**os.environ, **(environment or {})},
             # Ctrl-C in a terminal reaches the parent alone, which then stops its children in order.
             start_new_session=True,
         )
