@@ -90,13 +90,19 @@ class Endpoint:
 
     async def run(self) -> NoReturn:
         """Answer until cancelled."""
-        with contextlib.ExitStack() as sockets:
+        try:
             async with asyncio.TaskGroup() as group:
                 for listening in self._sockets:
-                    sockets.callback(listening.close)
                     group.create_task(self._accept(group, listening), name="enrolment.accepting")
                 await self._look()
+        finally:
+            self.close()
         raise AssertionError("an endpoint ends by cancellation")
+
+    def close(self) -> None:
+        """Listen no more; `run` does it on its way out."""
+        for listening in self._sockets:
+            listening.close()
 
     async def _look(self) -> NoReturn:
         """Notice what the command line does to the ledger."""

@@ -76,7 +76,7 @@ class Upkeep:
                 self._use(changed)
 
     async def _renew(self) -> None:
-        attempts = 0
+        attempts, told = 0, ""
         while True:
             wait = (self.credentials.renew_at - self._now()).total_seconds()
             if wait > 0:
@@ -86,13 +86,18 @@ class Upkeep:
                 self._use(await renew(self.credentials))
             except EnrolmentError as error:
                 attempts += 1
-                left = self.credentials.not_after - self._now()
-                level = logging.ERROR if left < _WARN else logging.WARNING
-                logger.log(level, "certificate not renewed: expires_in=%s reason=%s", left, error)
+                if str(error) != told:
+                    told = str(error)
+                    self._say_not_renewed(error)
                 await self._sleep(self._backoff.delay_s(attempts))
                 continue
-            attempts = 0
+            attempts, told = 0, ""
             logger.info("certificate renewed: until=%s", self.credentials.not_after)
+
+    def _say_not_renewed(self, error: EnrolmentError) -> None:
+        left = self.credentials.not_after - self._now()
+        level = logging.ERROR if left < _WARN else logging.WARNING
+        logger.log(level, "certificate not renewed: expires_in=%s reason=%s", left, error)
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, or less when there is news; clocks may jump, so never for long."""

@@ -90,8 +90,12 @@ class Logbook(logging.Handler):
             for line in self.lines:
                 if text in line:
                     return line
-            self._news.clear()
-            await self._news.wait()
+            await self.next_line()
+
+    async def next_line(self) -> None:
+        """Wait for any line."""
+        self._news.clear()
+        await self._news.wait()
 
 
 @contextmanager
