@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -41,21 +42,34 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_broker(*, broker: str, cluster: str, credentials: str | None, **options: Any) -> None:
-        access = {name: options.pop(name) for name in tuple(options) if name in _ACCESS}
-        try:
-            ours = node_credentials(credentials, cluster)
-            address = BrokerAddress.parse(broker, **broker_access(broker, ours, **access))
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from error
+        address, _ = resolve_access(broker, cluster, credentials, options)
         command(broker=address, cluster=cluster, **options)
 
-    return _with_options(with_broker)
+    return access_options(with_broker, DEFAULT_BROKER)
+
+
+def resolve_access(
+    broker: str | None, cluster: str, credentials: str | None, options: dict[str, Any]
+) -> tuple[BrokerAddress | None, Path | None]:
+    """The broker, and where this machine's credentials lie; takes what is theirs out of `options`.
+
+    Raises UsageError.
+    """
+    access = {name: options.pop(name) for name in tuple(options) if name in _ACCESS}
+    try:
+        ours = node_credentials(credentials, cluster)
+        if broker is None:
+            return None, ours
+        return BrokerAddress.parse(broker, **broker_access(broker, ours, **access)), ours
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
 
 
 _ACCESS = {name.removeprefix("--").replace("-", "_") for name in BROKER_OPTIONS}
 
 
-def _with_options(command: Command) -> Command:
+def access_options(command: Command, broker: str | None) -> Command:
+    """Add the options that lead to a broker, which is `broker` unless told otherwise."""
     settings = {"--credentials": CREDENTIALS_OPTION, **dict(reversed(BROKER_OPTIONS.items()))}
     for name, setting in settings.items():
         variable = environment_variable(name)
@@ -72,7 +86,7 @@ def _with_options(command: Command) -> Command:
         click.option(
             "--broker",
             envvar="EDGECOSINE_BROKER",
-            default=DEFAULT_BROKER,
+            default=broker,
             show_default=True,
             show_envvar=True,
             metavar="URL",
