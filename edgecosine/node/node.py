@@ -53,7 +53,12 @@ async def run_node(config: NodeConfig) -> None:
     membership = Membership(config)
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
-        await run(config, broker, thread, membership)
+        # Others can be let in while the model is loading.
+        await _run_all(
+            config.node_id,
+            membership=membership.run(),
+            node=run(config, broker, thread, membership),
+        )
 
 
 def _broker_address(config: NodeConfig) -> BrokerAddress | None:
@@ -110,7 +115,6 @@ async def _run_target(
 
     await _run_all(
         config.node_id,
-        membership=membership.run(),
         peers=peers.run(),
         verifying=verifying.run(),
         gateway=gateway.run(),
@@ -163,7 +167,7 @@ async def _run_drafter(
     peers = _peers(
         config, loaded, membership, on_request=on_request, on_joined=_log_joined, on_lost=on_lost
     )
-    loops = {"membership": membership.run(), "peers": peers.run(), "drafting": drafting.run()}
+    loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
         presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
