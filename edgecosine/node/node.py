@@ -23,6 +23,7 @@ from edgecosine.node.client import Client
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
+from edgecosine.node.guard import is_loopback
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
@@ -51,6 +52,11 @@ async def run_node(config: NodeConfig) -> None:
         raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
     # What is wrong is refused before anything is loaded.
     membership = Membership(config)
+    if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
+        logger.warning(
+            "UNENCRYPTED: prompts and answers cross the network to the broker at %s in plain; "
+            "mqtts:// protects them", broker,
+        )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
         # Others can be let in while the model is loading.

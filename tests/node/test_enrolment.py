@@ -297,6 +297,24 @@ def test_renewal_and_a_new_key_of_the_authority_leave_links_alone(home: Home) ->
     run(main())
 
 
+def test_copied_identity_is_named(home: Home) -> None:
+    async def main() -> None:
+        async with living(target_settings(guard=home.guard("target-1", "target"))) as node:
+            static = list(await node.peers.listening())
+            copied = Guard(home.admit("drafter-1").trust())
+            with logbook() as log:
+                async with living(drafter_settings(guard=copied, incarnation=2), static):
+                    await node.until_linked("drafter-1")
+                    link = node.peers.links["drafter-1"]
+                    async with living(drafter_settings(guard=copied, incarnation=1), static):
+                        told = await log.says("two lives of one node: peer=drafter-1")
+                        assert "edgecosine cluster revoke drafter-1" in told
+                        await log.says("is its identity copied?")
+                        assert node.peers.links["drafter-1"] is link
+
+    run(main())
+
+
 async def until(log: Logbook, upkeep: Upkeep, issuer: str) -> None:
     """Wait until a node's certificate is by this authority."""
     while upkeep.credentials.issuer != issuer:
