@@ -17,7 +17,7 @@ from edgecosine.node.guard import Guard
 from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect, listen
-from edgecosine.security.trust import unverified_context
+from edgecosine.security.trust import listening_context, unverified_context
 from tests.node.wire_fixtures import (
     LOCALHOST,
     draft_for,
@@ -172,6 +172,25 @@ def test_revoked_node_is_refused_at_either_end_and_others_are_not(home: Home) ->
             assert ready.empty()
             link = await connect(address, drafter_settings(guard=Guard(drafter.trust())))
             link.abort("seen")
+
+    run(main())
+
+
+def test_certificate_of_a_broker_or_of_the_endpoint_makes_no_node(home: Home) -> None:
+    key, chain = home.authority.issue_broker(["127.0.0.1"], home.now)
+    target = target_settings(guard=home.guard("target-1", "target"))
+    drafter = home.admit("drafter-1")
+
+    async def main() -> None:
+        for pem in (key + chain, home.authority.issue_endpoint(home.now)):
+            posing = home.folder / "posing.pem"
+            posing.write_text(pem)
+            context = listening_context(posing, drafter.authorities_pem)
+            guard = Guard(replace(drafter.trust(), listening=context))
+            async with secured(drafter_settings(guard=guard)) as (listener, ready):
+                with pytest.raises(PeerMismatched, match="no certificate of a node"):
+                    await connect(listener.addresses[0], target)
+                assert ready.empty()
 
     run(main())
 
