@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
+from edgecosine.cli.broker_config import Place, broker_config
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
 from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
@@ -26,18 +26,12 @@ from edgecosine.node.endpoint import Endpoint, utc_now
 from edgecosine.node.enrolling import join, renew
 from edgecosine.protocol.messages import Role
 from edgecosine.protocol.topics import Topics
-from edgecosine.security.authority import Authority, Member
+from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials, Enrolling
 from edgecosine.security.files import default_credentials
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import MAX_TOKEN_CHARACTERS, JoinToken, read_token, write_token
-from edgecosine.security.mosquitto import (
-    CLIENT_PORT,
-    NODE_PORT,
-    BrokerFiles,
-    check_host,
-    write_configuration,
-)
+from edgecosine.security.rolls import Member
 
 ENROLMENT_PORT = 7412
 _MAX_ADDRESSES = 4
@@ -45,17 +39,6 @@ _TTL = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Which cluster, and where its files lie."""
-
-    cluster: str
-    directory: Path
-
-    def authority(self) -> Authority:
-        return Authority(self.directory)
 
 
 class _Group(click.Group):
@@ -87,7 +70,7 @@ def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
     Topics(cluster)  # a name that is none is refused before anything is made
     if credentials == NO_CREDENTIALS:
         raise ConfigError("credentials", credentials, "the directory that this command works on")
-    ctx.obj = _Place(cluster, Path(credentials) if credentials else default_credentials(cluster))
+    ctx.obj = Place(cluster, Path(credentials) if credentials else default_credentials(cluster))
 
 
 def _node_id(what: str) -> Callable[[Command], Command]:
@@ -109,7 +92,7 @@ def _role(default: Role) -> Callable[[Command], Command]:
     help="Where new nodes come to be let in.",
 )  # fmt: skip
 @click.pass_obj
-def init(place: _Place, role: Role, node_id: str | None, listen: str) -> None:
+def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
     """Make a cluster: its authority lives here, and this machine's node is its first member."""
     identity = NodeIdentity(place.cluster, role, node_id or host_name())
     host, port = _listen_address(listen)
@@ -136,7 +119,7 @@ def init(place: _Place, role: Role, node_id: str | None, listen: str) -> None:
 )  # fmt: skip
 @click.pass_obj
 def invite(
-    place: _Place, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
+    place: Place, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
     """Print a token with which one node may join, once."""
     authority = place.authority()
@@ -186,7 +169,7 @@ def join_command(
 
 @command.command("renew")
 @click.pass_obj
-def renew_command(place: _Place) -> None:
+def renew_command(place: Place) -> None:
     """Renew this node's certificate now; a running node does so by itself."""
     credentials = Credentials.load(place.directory)
 
@@ -200,7 +183,7 @@ def renew_command(place: _Place) -> None:
 @command.command("revoke")
 @click.argument("node")
 @click.pass_obj
-def revoke(place: _Place, node: str) -> None:
+def revoke(place: Place, node: str) -> None:
     """Put a node out. Running nodes part with it within a second; others are not touched."""
     place.authority().revoke(node, utc_now())
     click.echo(f"{node} is revoked; brokers learn it when `cluster broker-config` is run again")
@@ -209,7 +192,7 @@ def revoke(place: _Place, node: str) -> None:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print data.")
 @click.pass_obj
-def list_command(place: _Place, as_json: bool) -> None:
+def list_command(place: Place, as_json: bool) -> None:
     """Show every node that was let in."""
     members = place.authority().members(utc_now())
     if as_json:
@@ -226,7 +209,7 @@ def list_command(place: _Place, as_json: bool) -> None:
 @click.option("--finish", is_flag=True, help="Trust the old key no more.")
 @click.option("--force", is_flag=True, help="Put out the nodes that did not renew, too.")
 @click.pass_obj
-def rotate(place: _Place, finish: bool, force: bool) -> None:
+def rotate(place: Place, finish: bool, force: bool) -> None:
     """Replace the authority's key while the cluster works.
 
     Nodes that run renew by themselves; when `list` shows all of them by the new key, --finish.
@@ -241,7 +224,7 @@ def rotate(place: _Place, finish: bool, force: bool) -> None:
 
 @command.command("serve")
 @click.pass_obj
-def serve(place: _Place) -> None:
+def serve(place: Place) -> None:
     """Serve the authority without a node; `edgecosine node` on this machine does it, too."""
     log_to_stderr("info")
     authority = place.authority()
@@ -255,51 +238,7 @@ def serve(place: _Place) -> None:
     run_command(story())
 
 
-@command.command("broker-config")
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--host", "hosts", multiple=True, required=True, metavar="HOST",
-    help="Name or address by which the broker is reached; may be repeated.",
-)  # fmt: skip
-@click.option(
-    "--client", "clients", multiple=True, metavar="NAME",
-    help="A person or a tool that may ask; may be repeated. Gets a password.",
-)  # fmt: skip
-@click.option("--port", type=click.IntRange(1, 65535), default=CLIENT_PORT, show_default=True,
-              help="For clients, with passwords.")  # fmt: skip
-@click.option("--node-port", type=click.IntRange(1, 65535), default=NODE_PORT, show_default=True,
-              help="For nodes, with certificates.")  # fmt: skip
-@click.pass_obj
-def broker_config(
-    place: _Place, directory: Path, hosts: tuple[str, ...], clients: tuple[str, ...], port: int,
-    node_port: int,
-) -> None:  # fmt: skip
-    """Write a configuration for Mosquitto to DIRECTORY: TLS, passwords, and who may do what.
-
-    Run it again to add clients, after a new target joined, after a revocation, and once a year.
-    """
-    authority, now = place.authority(), utc_now()
-    key, chain = authority.issue_broker([check_host(host) for host in hosts], now)
-    told = authority.trust_list(now)
-    targets = [m.node_id for m in authority.members(now) if m.role == "target" and _is_in(m)]
-    new = write_configuration(
-        directory,
-        BrokerFiles(
-            topics=Topics(authority.cluster), key=key, chain=chain, authorities=told.authorities,
-            revoked=told.revoked, targets=targets, clients=clients, client_port=port,
-            node_port=node_port,
-        ),
-    )  # fmt: skip
-    click.echo(f"start it:  mosquitto -c {directory.absolute() / 'mosquitto.conf'}", err=True)
-    click.echo(f"nodes:     --broker mqtts://{hosts[0]}:{node_port}", err=True)
-    click.echo(f"clients:   --broker mqtts://{hosts[0]}:{port} --broker-username NAME "
-               f"--broker-ca {directory.absolute() / 'authorities.pem'}", err=True)  # fmt: skip
-    for name, password in new.items():
-        click.echo(f"{name}\t{password}")
-
-
-def _is_in(member: Member) -> bool:
-    return not (member.is_revoked or member.is_expired)
+command.add_command(broker_config)
 
 
 def _standing(member: Member) -> str:

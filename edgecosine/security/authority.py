@@ -8,19 +8,15 @@ The clock is the caller's; nothing here waits or talks.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Self
 
 from edgecosine.errors import ConfigError, EnrolmentRefused
 from edgecosine.protocol.messages import Role
 from edgecosine.security.certificates import (
-    Leaf,
     Signer,
-    certificate_pem,
     key_pem,
     new_key,
     requested_key,
@@ -30,12 +26,21 @@ from edgecosine.security.files import check_private, make_private_directory
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import new_secret
 from edgecosine.security.ledger import (
-    AuthorityRow,
-    CertificateRow,
-    Ledger,
     make_ledger,
     reading,
     writing,
+)
+from edgecosine.security.rolls import (
+    Member,
+    certified,
+    check_free,
+    current_signer,
+    digest_of,
+    known_certificate,
+    members_of,
+    row_of,
+    seconds,
+    signer_of,
 )
 from edgecosine.security.trust import fingerprint
 
@@ -44,18 +49,6 @@ _REMEMBERED: Final = timedelta(days=7)
 """How long what expired is kept, so that whoever comes late is told why."""
 FOLDER: Final = "authority"
 _FILE: Final = "ledger.db"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A node as its authority knows it, by its newest certificate."""
-
-    node_id: str
-    role: Role
-    issuer: str
-    not_after: datetime
-    is_revoked: bool
-    is_expired: bool
 
 
 class Authority:
@@ -99,7 +92,7 @@ class Authority:
         with writing(path) as ledger:
             ledger.set_fact("cluster", cluster)
             ledger.set_fact("listen", listen)
-            ledger.add_authority(_row(Signer.new(cluster, now)), _seconds(now))
+            ledger.add_authority(row_of(Signer.new(cluster, now)), seconds(now))
         return cls(directory)
 
     @property
@@ -124,8 +117,8 @@ class Authority:
             raise ConfigError("ttl", str(ttl), f"longer than nothing, at most {MAX_TTL.days} days")
         secret = new_secret()
         with writing(self._path) as ledger:
-            ledger.forget_invitations(_seconds(now - _REMEMBERED))
-            ledger.add_invitation(_digest(secret), role, node_id, _seconds(now + ttl))
+            ledger.forget_invitations(seconds(now - _REMEMBERED))
+            ledger.add_invitation(digest_of(secret), role, node_id, seconds(now + ttl))
         return secret
 
     def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Admission:
@@ -135,7 +128,7 @@ class Authority:
         """
         key = requested_key(request_pem)
         with writing(self._path) as ledger:
-            invitation = ledger.invitation(_digest(secret))
+            invitation = ledger.invitation(digest_of(secret))
             if invitation is None:
                 raise EnrolmentRefused("this authority made no such token")
             if invitation.used_by:
@@ -143,18 +136,18 @@ class Authority:
                     f"the token was used already, by {invitation.used_by}: a token works once; if "
                     f"that was somebody else, revoke {invitation.used_by}"
                 )
-            if invitation.expires_at <= _seconds(now):
+            if invitation.expires_at <= seconds(now):
                 raise EnrolmentRefused("the token has expired: ask for another one")
             if invitation.node_id not in ("", node_id):
                 raise EnrolmentRefused(f"the token is for {invitation.node_id}, not {node_id}")
-            _check_free(ledger, node_id, now)
+            check_free(ledger, node_id, now)
             try:
                 identity = NodeIdentity(self.cluster, invitation.role, node_id)
             except ConfigError as error:
                 raise EnrolmentRefused(str(error)) from error
-            ledger.use_invitation(_digest(secret), node_id)
-            signer = _current(ledger)
-            leaf = _certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+            ledger.use_invitation(digest_of(secret), node_id)
+            signer = current_signer(ledger)
+            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
         return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Admission:
@@ -172,17 +165,17 @@ class Authority:
         """
         key = requested_key(request_pem)
         with writing(self._path) as ledger:
-            row = _known(ledger, serial)
+            row = known_certificate(ledger, serial)
             identity = NodeIdentity(self.cluster, row.role, row.node_id)
-            ledger.forget_certificates(_seconds(now - _REMEMBERED))
-            signer = _current(ledger)
-            leaf = _certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+            ledger.forget_certificates(seconds(now - _REMEMBERED))
+            signer = current_signer(ledger)
+            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
         return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def check_member(self, serial: int) -> None:
         """Raises EnrolmentRefused when the certificate with this number counts no more."""
         with reading(self._path) as ledger:
-            _known(ledger, serial)
+            known_certificate(ledger, serial)
 
     def revoke(self, node_id: str, now: datetime) -> None:
         """Put a node out for good; one of the same name may be invited anew.
@@ -190,28 +183,17 @@ class Authority:
         Raises ConfigError when there is no such node.
         """
         with writing(self._path) as ledger:
-            if not ledger.revoke(node_id, _seconds(now)):
-                known = sorted({r.node_id for r in ledger.certificates() if r.revoked_at is None})
+            if not ledger.revoke(node_id, seconds(now)):
+                names = sorted({r.node_id for r in ledger.certificates() if r.revoked_at is None})
                 raise ConfigError(
-                    "NODE", node_id, f"one of {', '.join(known) or 'no nodes at all'}"
+                    "NODE", node_id, f"one of {', '.join(names) or 'no nodes at all'}"
                 )
             ledger.revise()
 
     def members(self, now: datetime) -> list[Member]:
         """Every node that was ever let in and is not long forgotten."""
         with reading(self._path) as ledger:
-            newest = {row.node_id: row for row in ledger.certificates()}
-        return [
-            Member(
-                row.node_id,
-                row.role,
-                row.issuer,
-                datetime.fromtimestamp(row.not_after, UTC),
-                row.revoked_at is not None,
-                row.not_after <= _seconds(now),
-            )
-            for row in newest.values()
-        ]
+            return members_of(ledger, now)
 
     def trust_list(self, now: datetime) -> TrustList:
         """Whom nodes are to trust."""
@@ -219,7 +201,7 @@ class Authority:
             revision, rows = ledger.revision, ledger.authorities()
             revoked = [row for row in ledger.certificates() if row.revoked_at is not None]
         lists = [
-            _signer(row).revocation_list(
+            signer_of(row).revocation_list(
                 [r.serial for r in revoked if r.issuer == row.name], revision, now
             )
             for row in rows
@@ -239,8 +221,8 @@ class Authority:
                     "rotate", rows[-1].name, "one change at a time: finish this one by "
                     "`edgecosine cluster rotate --finish`",
                 )  # fmt: skip
-            signer = Signer.new(self.cluster, now, _signer(rows[-1]))
-            ledger.add_authority(_row(signer), _seconds(now))
+            signer = Signer.new(self.cluster, now, signer_of(rows[-1]))
+            ledger.add_authority(row_of(signer), seconds(now))
             ledger.revise()
         return signer.name
 
@@ -273,68 +255,12 @@ class Authority:
         """A fresh key and certificate for the endpoint, as PEM."""
         key = new_key()
         with reading(self._path) as ledger:
-            leaf = _current(ledger).issue_endpoint(key.public_key(), now)
+            leaf = current_signer(ledger).issue_endpoint(key.public_key(), now)
         return key_pem(key) + leaf.chain_pem
 
     def issue_broker(self, hosts: Sequence[str], now: datetime) -> tuple[str, str]:
         """A fresh key, and a certificate chain for an MQTT broker at these hosts, as PEM."""
         key = new_key()
         with reading(self._path) as ledger:
-            leaf = _current(ledger).issue_broker(hosts, key.public_key(), now)
+            leaf = current_signer(ledger).issue_broker(hosts, key.public_key(), now)
         return key_pem(key), leaf.chain_pem
-
-
-def _check_free(ledger: Ledger, node_id: str, now: datetime) -> None:
-    for row in ledger.certificates():
-        is_alive = row.revoked_at is None and row.not_after > _seconds(now)
-        if row.node_id == node_id and is_alive:
-            raise EnrolmentRefused(
-                f"there is a node called {node_id}: choose another --node-id, or revoke that one "
-                f"first by `edgecosine cluster revoke {node_id}`"
-            )
-
-
-def _known(ledger: Ledger, serial: int) -> CertificateRow:
-    row = next((row for row in ledger.certificates() if row.serial == serial), None)
-    if row is None:
-        raise EnrolmentRefused("this authority knows no such certificate")
-    if row.revoked_at is not None:
-        raise EnrolmentRefused(f"the certificate of {row.node_id} was revoked")
-    return row
-
-
-def _certified(ledger: Ledger, signer: Signer, identity: NodeIdentity, leaf: Leaf) -> Leaf:
-    ledger.add_certificate(
-        CertificateRow(
-            leaf.serial,
-            identity.node_id,
-            identity.role,
-            signer.name,
-            _seconds(leaf.not_after),
-            None,
-        )
-    )
-    return leaf
-
-
-def _current(ledger: Ledger) -> Signer:
-    return _signer(ledger.authorities()[-1])
-
-
-def _signer(row: AuthorityRow) -> Signer:
-    return Signer.load(row.key, row.certificate, row.cross)
-
-
-def _row(signer: Signer) -> AuthorityRow:
-    cross = certificate_pem(signer.cross) if signer.cross else ""
-    return AuthorityRow(
-        signer.name, key_pem(signer.key), certificate_pem(signer.certificate), cross
-    )
-
-
-def _digest(secret: bytes) -> bytes:
-    return hashlib.sha256(secret).digest()
-
-
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())
