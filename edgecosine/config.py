@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,24 @@ MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits."""
+    """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits.
+
+    listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
+    credentials  what `edgecosine cluster join` wrote; None: links stay on this machine
+    """
 
     role: Role
     model: str
     node_id: str
     cluster: str = "home"
-    broker: str = "mqtt://127.0.0.1:1883"
-    listen: str = ":0"
+    broker: str = field(default="mqtt://127.0.0.1:1883", repr=False)
+    broker_ca: Path | None = None
+    broker_certificate: Path | None = None
+    broker_username: str = ""
+    broker_password: str = field(default="", repr=False)
+    listen: str = ""
+    credentials: Path | None = None
+    insecure: bool = False
     peers: tuple[str, ...] = ()
     mdns: bool = True
     quantize: Quantize = "none"

@@ -11,6 +11,8 @@ EdgecosineError
 │       └── PeerRefused    the peer does not want us, or we do not want the peer; says why
 │           └── PeerMismatched  the two can never be linked as they are; says what to change
 ├── BrokerLost             the MQTT connection ended
+├── EnrolmentError         the cluster's authority cannot be reached, or is not the one it should be
+│   └── EnrolmentRefused   the authority says no; says why
 ├── ActorStopped           the actor that was asked has ended
 ├── LabError               the lab cannot make the network that it was told to; says why
 └── EngineError            a model cannot be loaded or run
@@ -96,6 +98,14 @@ class PeerMismatched(PeerRefused):
 
 class BrokerLost(EdgecosineError):
     """The connection to the MQTT broker ended."""
+
+
+class EnrolmentError(EdgecosineError):
+    """The cluster's authority cannot be reached, or somebody else answers in its place."""
+
+
+class EnrolmentRefused(EnrolmentError):
+    """The cluster's authority does not admit, renew or tell; the message says why."""
 
 
 class ActorStopped(EdgecosineError):

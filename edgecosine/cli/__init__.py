@@ -11,6 +11,7 @@ from edgecosine import __version__
 _COMMANDS = {
     "node": "Run one node: a target or a drafter.",
     "up": "Run a whole cluster on this machine.",
+    "cluster": "Say who belongs to the cluster: init, invite, join, revoke.",
     "ask": "Ask the cluster and print the answer as it comes.",
     "status": "Show the nodes of the cluster.",
     "doctor": "Check this machine and say what to do.",

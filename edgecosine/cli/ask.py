@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from edgecosine.cli.running import broker_options, run_command
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
@@ -59,7 +60,7 @@ def command(
     top_p: float,
     seed: int | None,
     as_json: bool,
-    broker: str,
+    broker: BrokerAddress,
     cluster: str,
 ) -> None:
     """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
@@ -82,7 +83,7 @@ def command(
     run_command(_ask(broker, cluster, request))
 
 
-async def _ask(broker: str, cluster: str, request: Request) -> None:
+async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
     async with (
         Client(broker, cluster) as client,
         contextlib.aclosing(client.ask(request)) as steps,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
+from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.node.broker import BrokerKind, EmbeddedBroker
+from edgecosine.node.guard import is_loopback
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("broker")
@@ -16,8 +22,12 @@ from edgecosine.node.broker import BrokerKind, EmbeddedBroker
     show_default=True,
     show_envvar=True,
     metavar="HOST:PORT",
-    help="Where to listen; 0.0.0.0:1883 lets the whole network in, without a password.",
+    help="Where to listen; beyond this machine only with --insecure.",
 )
+@click.option(
+    "--insecure", is_flag=True,
+    help="Let the whole network in, without a password and unencrypted.",
+)  # fmt: skip
 @click.option(
     "--kind",
     type=click.Choice(["auto", "mosquitto", "amqtt"]),
@@ -25,9 +35,21 @@ from edgecosine.node.broker import BrokerKind, EmbeddedBroker
     show_default=True,
     help="Mosquitto when it is installed, else the pip-installed amqtt.",
 )
-def command(listen: str, kind: str) -> None:
-    """Run an MQTT broker until interrupted. It keeps nothing on disk."""
+def command(listen: str, insecure: bool, kind: str) -> None:
+    """Run an MQTT broker until interrupted. It keeps nothing on disk and asks nobody who he is.
+
+    For a network, `edgecosine cluster broker-config` writes a configuration for Mosquitto.
+    """
     host, port = _address(listen)
+    if not insecure and not is_loopback(host):
+        raise click.BadParameter(
+            "whoever reaches that could read every prompt and answer: let `edgecosine cluster "
+            "broker-config` configure a Mosquitto, or, where you trust the whole network, give "
+            "--insecure", param_hint="--listen",
+        )  # fmt: skip
+    if insecure:
+        log_to_stderr("warning")
+        logger.warning("INSECURE: whoever reaches %s reads every prompt and answer", listen)
     kinds: dict[str, BrokerKind] = {"mosquitto": "mosquitto", "amqtt": "amqtt"}
     run_command(_serve(host, port, kinds.get(kind)))
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
 
 import edgecosine
+from edgecosine.cli.running import access_options, resolve_access
 from edgecosine.node.doctor import Check, examine
 
 _ZOO = Path(edgecosine.__file__).parent / "zoo"
@@ -24,17 +27,18 @@ _ZOO = Path(edgecosine.__file__).parent / "zoo"
     show_envvar=True,
     help="Model to look for: a zoo name, a directory or a hub id.  [default: the whole zoo]",
 )
-@click.option(
-    "--broker",
-    envvar="EDGECOSINE_BROKER",
-    show_envvar=True,
-    metavar="URL",
-    help="MQTT broker to reach.  [default: see whether one could be started]",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print data.")
-def command(model: str | None, broker: str | None, as_json: bool) -> None:
-    """Check this machine and say what to do. Exits with 1 if anything needs doing."""
-    checks = uvloop.run(examine(model=model, broker=broker, zoo=_ZOO))
+@functools.partial(access_options, broker=None)
+def command(
+    model: str | None, as_json: bool, broker: str | None, cluster: str, credentials: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Check this machine and say what to do. Exits with 1 if anything needs doing.
+
+    Without --broker it is seen whether a broker could be started.
+    """
+    address, ours = resolve_access(broker, cluster, credentials, options)
+    checks = uvloop.run(examine(model=model, broker=address, zoo=_ZOO, credentials=ours))
     is_ready = all(check.is_ok for check in checks)
     if as_json:
         found = [{"ok": check.is_ok, **asdict(check)} for check in checks]

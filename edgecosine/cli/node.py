@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from edgecosine.cli.access import (
+    BROKER_OPTIONS,
+    CREDENTIALS_OPTION,
+    broker_access,
+    no_password,
+    node_credentials,
+)
 from edgecosine.cli.logs import log_to_stderr
-from edgecosine.cli.running import run_command
+from edgecosine.cli.running import host_name, run_command
 from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
 from edgecosine.errors import ConfigError
 from edgecosine.node.node import run_node
+from edgecosine.security.credentials import Credentials
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
@@ -32,8 +39,7 @@ def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
 def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     env = "EDGECOSINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     return click.option(
-        name, envvar=env, show_envvar=True, show_default=settings.pop("show_default", True),
-        **settings,
+        name, envvar=env, show_envvar=True, **{"show_default": True, **settings},
     )  # fmt: skip
 
 
@@ -58,13 +64,25 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     "--broker",
     default="mqtt://127.0.0.1:1883",
     metavar="URL",
-    help="MQTT broker, or none.",
+    callback=no_password,
+    help="MQTT broker: mqtt://[user@]host[:port], mqtts:// for TLS, or none.",
 )
+@_option("--broker-ca", **BROKER_OPTIONS["--broker-ca"])
+@_option("--broker-certificate", **BROKER_OPTIONS["--broker-certificate"])
+@_option("--broker-username", **BROKER_OPTIONS["--broker-username"])
+@_option("--broker-password-file", **BROKER_OPTIONS["--broker-password-file"])
+@_option("--credentials", **CREDENTIALS_OPTION)
+@_option(
+    "--insecure", is_flag=True,
+    help="Without credentials, link with everybody who reaches this node, unencrypted.",
+)  # fmt: skip
 @_option(
     "--listen",
-    default=":0",
+    default="",
+    show_default=False,
     metavar="HOST:PORT",
-    help="Where links come in; 0: any port.",
+    help="Where links come in; port 0: any.  [default: any port, of all interfaces with "
+    "credentials, of this machine without]",
 )
 @_option(
     "--peer",
@@ -76,7 +94,7 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @_option(
     "--node-id",
     metavar="ID",
-    help="Default: host, role and a random tail.",
+    help="Default: the name in the credentials; without any host, role and a random tail.",
     show_default=False,
 )
 @_option(
@@ -146,16 +164,33 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
 
 def node_config(
     *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
-    max_sessions: int, slots: int, **rest: Any,
+    max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
+    insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
+    broker_password_file: Path | None, **rest: Any,
 ) -> NodeConfig:  # fmt: skip
     """The command line's options as settings.
 
     Raises ConfigError.
     """
-    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname().split(".")[0])[:32]
+    ours = node_credentials(credentials, cluster)
+    if node_id is None:
+        own = Credentials.load(ours).identity.node_id if ours else None
+        node_id = own or f"{host_name()}-{role}-{secrets.token_hex(2)}"
+    access = broker_access(
+        broker, ours, broker_ca=broker_ca, broker_certificate=broker_certificate,
+        broker_username=broker_username, broker_password_file=broker_password_file,
+    )  # fmt: skip
     return NodeConfig(
         role=role,
-        node_id=node_id or f"{host or 'host'}-{role}-{secrets.token_hex(2)}",
+        node_id=node_id,
+        cluster=cluster,
+        broker=broker,
+        broker_ca=access["ca_file"],
+        broker_certificate=access["certificate_file"],
+        broker_username=access["username"],
+        broker_password=access["password"],
+        credentials=ours,
+        insecure=insecure,
         peers=tuple(peer),
         cores=parse_cores(cores),
         quantize=quantize,

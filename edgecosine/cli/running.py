@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import uvloop
 
-from edgecosine.errors import EdgecosineError
+from edgecosine.cli.access import (
+    BROKER_OPTIONS,
+    CREDENTIALS_OPTION,
+    broker_access,
+    no_password,
+    node_credentials,
+)
+from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.node.broker_address import BrokerAddress
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER = "home"
@@ -21,8 +32,48 @@ TERMINATED = 143
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def broker_options(command: Command) -> Command:
-    """Add `--broker` and `--cluster` to a command."""
+def environment_variable(name: str) -> str:
+    """Where an option can be set in the environment."""
+    return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
+
+
+def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `broker`, an address with all that it takes to get in, and `cluster`."""
+
+    @functools.wraps(command)
+    def with_broker(*, broker: str, cluster: str, credentials: str | None, **options: Any) -> None:
+        address, _ = resolve_access(broker, cluster, credentials, options)
+        command(broker=address, cluster=cluster, **options)
+
+    return access_options(with_broker, DEFAULT_BROKER)
+
+
+def resolve_access(
+    broker: str | None, cluster: str, credentials: str | None, options: dict[str, Any]
+) -> tuple[BrokerAddress | None, Path | None]:
+    """The broker, and where this machine's credentials lie; takes what is theirs out of `options`.
+
+    Raises UsageError.
+    """
+    access = {name: options.pop(name) for name in tuple(options) if name in _ACCESS}
+    try:
+        ours = node_credentials(credentials, cluster)
+        if broker is None:
+            return None, ours
+        return BrokerAddress.parse(broker, **broker_access(broker, ours, **access)), ours
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+_ACCESS = {name.removeprefix("--").replace("-", "_") for name in BROKER_OPTIONS}
+
+
+def access_options(command: Command, broker: str | None) -> Command:
+    """Add the options that lead to a broker, which is `broker` unless told otherwise."""
+    settings = {"--credentials": CREDENTIALS_OPTION, **dict(reversed(BROKER_OPTIONS.items()))}
+    for name, setting in settings.items():
+        variable = environment_variable(name)
+        command = click.option(name, envvar=variable, show_envvar=True, **setting)(command)
     for option in (
         click.option(
             "--cluster",
@@ -35,15 +86,22 @@ def broker_options(command: Command) -> Command:
         click.option(
             "--broker",
             envvar="EDGECOSINE_BROKER",
-            default=DEFAULT_BROKER,
+            default=broker,
             show_default=True,
             show_envvar=True,
             metavar="URL",
-            help="MQTT broker: mqtt://[user:password@]host[:port].",
+            callback=no_password,
+            help="MQTT broker: mqtt://[user@]host[:port], or mqtts:// for TLS.",
         ),
     ):
         command = option(command)
     return command
+
+
+def host_name() -> str:
+    """What this machine calls itself, as far as it can be a node's name."""
+    name = "".join(c if c.isalnum() else "-" for c in socket.gethostname().split(".")[0])
+    return name[:32] or "host"
 
 
 def run_command(story: Coroutine[Any, Any, None]) -> None:

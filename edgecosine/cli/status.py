@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecosine.cli.running import broker_options, run_command
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.notices import NodeView
 
@@ -35,12 +36,12 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 @click.option("--watch", is_flag=True, help="Stay, and show every change.")
 @click.option("--json", "as_json", is_flag=True, help="Print data; with --watch a line per change.")
 @broker_options
-def command(watch: bool, as_json: bool, broker: str, cluster: str) -> None:
+def command(watch: bool, as_json: bool, broker: BrokerAddress, cluster: str) -> None:
     """Show the nodes of the cluster."""
     run_command(_show(broker, cluster, watch=watch, as_json=as_json))
 
 
-async def _show(broker: str, cluster: str, *, watch: bool, as_json: bool) -> None:
+async def _show(broker: BrokerAddress, cluster: str, *, watch: bool, as_json: bool) -> None:
     async with Client(broker, cluster) as client:
         if as_json:
             await _print_data(client, cluster, watch=watch)

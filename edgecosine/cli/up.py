@@ -7,6 +7,7 @@ import os
 
 import click
 
+from edgecosine.cli.access import no_password
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
@@ -25,7 +26,11 @@ from edgecosine.zoo import BALLAST, drafter_names
 )  # fmt: skip
 @click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True)
 @click.option(
-    "--broker", envvar="EDGECOSINE_BROKER", metavar="URL", help="Use this broker, start none."
+    "--broker",
+    envvar="EDGECOSINE_BROKER",
+    metavar="URL",
+    callback=no_password,
+    help="Use this broker, start none.",
 )
 @click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
@@ -33,7 +38,7 @@ def command(
     target: str, drafters: tuple[str, ...], ballast: int, cluster: str, broker: str | None,
     broker_port: int, log_level: str,
 ) -> None:  # fmt: skip
-    """Run broker, target and drafters on this machine until interrupted.
+    """Run broker, target and drafters on this machine until interrupted. Nothing leaves it.
 
     The target gets the first processor to itself, the drafters share the others.
     """

@@ -25,7 +25,7 @@ from edgecosine.lab.network import Host, Network, free_port
 from edgecosine.lab.relays import LOOPBACK, RelayNetwork
 from edgecosine.lab.weather import FINE, Weather
 from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member, node_name
+from edgecosine.node.local_cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
 
@@ -150,15 +150,17 @@ class _Way:
     broker_port: int
     hosts: dict[str, Host]
 
-    async def launch(self, node_id: str, command: Sequence[str], log: Path) -> Process:
-        return await self.hosts[node_id].start(command, log=log)
+    async def launch(
+        self, node_id: str, command: Sequence[str], log: Path, env: Environment
+    ) -> Process:
+        return await self.hosts[node_id].start(command, log=log, env=env)
 
     async def options(self, node_id: str, target_port: int) -> tuple[str, ...]:
         host, network = self.hosts[node_id], self.network
         broker = await network.address(self.broker, self.broker_port, seen_from=host)
         options: tuple[str, ...] = ("--broker", f"mqtt://{broker}")
         if network.has_multicast:
-            return options
+            return (*options, "--insecure")
         if node_id == _TARGET:
             return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:{target_port}")
         peer = await network.address(self.hosts[_TARGET], target_port, seen_from=host)
@@ -170,7 +172,7 @@ async def _start_broker(network: Network, plan: LabPlan) -> tuple[Host, int]:
     port = _BROKER_PORT if network.has_multicast else free_port()
     listen = f"{host.address}:{port}"
     process = await host.start(
-        (sys.executable, "-m", "edgecosine", "broker", "--listen", listen),
+        (sys.executable, "-m", "edgecosine", "broker", "--listen", listen, "--insecure"),
         cores=plan.drafter_cores,
     )
     assert process.stdout is not None

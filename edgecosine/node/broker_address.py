@@ -1,31 +1,48 @@
-"""Where an MQTT broker is, read from its URL."""
+"""Where an MQTT broker is, read from its URL, and how each proves to the other who it is."""
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from edgecosine.errors import ConfigError
+from edgecosine.errors import BrokerLost, ConfigError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is and how we prove who we are."""
+    """Where a broker is and how we prove who we are.
+
+    ca_file           whose certificates to believe; None: the system's
+    certificate_file  our own certificate with its key, for brokers that ask for one
+    """
 
     host: str
     port: int
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     is_encrypted: bool = False
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
 
     @classmethod
-    def parse(cls, url: str) -> Self:
+    def parse(
+        cls,
+        url: str,
+        *,
+        username: str = "",
+        password: str = "",
+        ca_file: Path | None = None,
+        certificate_file: Path | None = None,
+    ) -> Self:
         """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
 
-        Raises ConfigError, which does not repeat the password.
+        Username and password of their own come before those in the URL. Raises ConfigError, which
+        does not repeat the password.
         """
         parts = urlsplit(url)
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -36,13 +53,39 @@ class BrokerAddress:
             raise ConfigError("broker", shown, allowed) from error
         if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
             raise ConfigError("broker", shown, allowed)
+        is_encrypted = parts.scheme == "mqtts"
+        if not is_encrypted and (ca_file or certificate_file):
+            raise ConfigError("broker", shown, "mqtts:// where certificates are given")
         return cls(
             host=parts.hostname,
             port=port or _PORTS[parts.scheme],
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            is_encrypted=parts.scheme == "mqtts",
+            username=username or (unquote(parts.username) if parts.username else None),
+            password=password or (unquote(parts.password) if parts.password else None),
+            is_encrypted=is_encrypted,
+            ca_file=ca_file,
+            certificate_file=certificate_file,
         )
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """TLS settings for a connection now, from the files as they are now; None for plain text.
+
+        Raises BrokerLost when a file cannot be used: it may be there the next time.
+        """
+        if not self.is_encrypted:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.certificate_file is not None:
+                context.load_cert_chain(self.certificate_file)
+        except OSError as error:
+            files = ", ".join(str(f) for f in (self.ca_file, self.certificate_file) if f)
+            raise BrokerLost(f"the certificates in {files} cannot be used: {error}") from error
+        return context
+
+
+def holds_password(url: str) -> bool:
+    """Whether a URL has a password in it."""
+    return bool(urlsplit(url).password)

@@ -33,6 +33,7 @@ from edgecosine.protocol.topics import (
     StatusTopic,
     StreamTopic,
     Topics,
+    is_identifier,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,22 @@ _MARK = "mark"
 class Client:
     """`async with Client(url, cluster) as client: async for step in client.ask(request): …`
 
-    Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
+    Where a username is given, answers go to topics of that name, which a broker may keep from
+    others. Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
     """
 
     def __init__(
         self,
-        broker: str,
+        broker: str | BrokerAddress,
         cluster: str,
         *,
         client_id: str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self.client_id = client_id or f"cli-{secrets.token_hex(6)}"
+        address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
+        connection = f"cli-{secrets.token_hex(6)}"
+        self.client_id = client_id or _known_as(address) or connection
+        self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
         self._patience_s = patience_s
         self._asked: dict[str, Asking] = {}
@@ -67,8 +72,8 @@ class Client:
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
         self._courier = Courier(
-            BrokerAddress.parse(broker),
-            name=self.client_id,
+            address,
+            name=client_id or connection,
             receive=self._receive,
             filters=(
                 topics.status,
@@ -223,13 +228,15 @@ class Client:
 
     def _mark(self) -> tuple[Outgoing, ...]:
         """A message to ourselves: when it arrives, the retained ones have arrived before."""
-        return (Outgoing(self._topics.response(self.client_id, _MARK), b""),)
+        return (Outgoing(self._topics.response(self.client_id, self._mark_id), b""),)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case StreamTopic(_, request_id):
                 self._take_piece(request_id, message.payload)
-            case ResponseTopic(_, request_id) if request_id == _MARK and not message.payload:
+            case ResponseTopic(_, request_id) if (
+                request_id == self._mark_id and not message.payload
+            ):
                 self._watch.take_mark()
             case ResponseTopic(_, request_id):
                 self._take_final(request_id, message.payload)
@@ -277,6 +284,12 @@ class Client:
         if self._task is not None:
             self._task.cancel()
         await self._group.__aexit__(None, None, None)
+
+
+def _known_as(address: BrokerAddress) -> str | None:
+    """Who we are to the broker, where that can be a level of a topic."""
+    name = address.username
+    return name if name and is_identifier(name) else None
 
 
 def _no_gateway(cluster: str) -> RequestError:

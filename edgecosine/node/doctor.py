@@ -13,21 +13,25 @@ import ipaddress
 import os
 import platform
 import shutil
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
 from edgecosine.engine.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
+from edgecosine.errors import BrokerLost, ConfigError, EnrolmentError
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.endpoint import utc_now
+from edgecosine.node.guard import explain
+from edgecosine.security.credentials import Credentials
 
 MIN_PYTHON: Final = (3, 11)
 MIN_MEMORY_BYTES: Final = 2 << 30
 BROKER_PATIENCE_S: Final = 3.0
-PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 COMPILERS: Final = ("g++", "c++", "clang++")
 _FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 _WIDE_FEATURES: Final = frozenset({"avx2", "asimd"})
@@ -131,30 +135,42 @@ async def check_multicast(used: Sequence[str] | None = None) -> Check:
     )
 
 
-async def check_broker(url: str | None) -> Check:
-    """Whether the MQTT broker takes connections; without a URL, whether `up` could start one."""
-    if url is None:
+async def check_broker(broker: BrokerAddress | None) -> Check:
+    """Whether the MQTT broker takes connections; without one, whether `up` could start one."""
+    if broker is None:
         return _check_embedded_broker()
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    advice = "start one with `edgecosine broker`, or name another with --broker URL"
     try:
-        host, port = parts.hostname, parts.port or PORTS[parts.scheme]
-    except (ValueError, KeyError):
-        host, port = None, 0
-    if host is None:
-        return Check("broker", f"{shown} is no address", "write mqtt://HOST[:PORT]")
-    try:
+        tls = broker.tls()
         async with asyncio.timeout(BROKER_PATIENCE_S):
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await asyncio.open_connection(broker.host, broker.port, ssl=tls)
     except TimeoutError:
         reason = f"no answer within {BROKER_PATIENCE_S:g} s"
-    except OSError as error:
+    except ssl.SSLError as error:
+        reason, advice = explain(error), "compare its certificate with --broker-ca"
+    except (OSError, BrokerLost) as error:
         reason = str(error)
     else:
         writer.close()
-        return Check("broker", f"{shown} takes connections")
-    advice = "start one with `edgecosine broker`, or name another with --broker URL"
-    return Check("broker", f"{shown} cannot be reached: {reason}", advice)
+        how = "encrypted" if tls else "plain"
+        return Check("broker", f"{broker} takes {how} connections")
+    return Check("broker", f"{broker} cannot be reached: {reason}", advice)
+
+
+def check_credentials(directory: Path | None) -> Check:
+    """Whether this machine's node belongs to a cluster."""
+    if directory is None:
+        return Check("credentials", "none: links stay on this machine")
+    try:
+        credentials = Credentials.load(directory)
+        credentials.trust()
+    except (ConfigError, EnrolmentError) as error:
+        return Check("credentials", str(error), "revoke this node, delete them, and join anew")
+    ours, until = credentials.identity, f"{credentials.not_after:%Y-%m-%d}"
+    finding = f"{ours.role} {ours.node_id} of cluster {ours.cluster}, until {until}"
+    if credentials.not_after <= utc_now():
+        return Check("credentials", f"{finding}: expired", "delete them, and join anew")
+    return Check("credentials", finding)
 
 
 def _check_embedded_broker() -> Check:
@@ -194,7 +210,12 @@ def _check_model(name: str, zoo: Path) -> Check:
 
 
 async def examine(
-    *, model: str | None, broker: str | None, zoo: Path, used: Sequence[str] | None = None
+    *,
+    model: str | None,
+    broker: BrokerAddress | None,
+    zoo: Path,
+    used: Sequence[str] | None = None,
+    credentials: Path | None = None,
 ) -> list[Check]:
     """Every check of this machine, the quick ones first.
 
@@ -203,7 +224,7 @@ async def examine(
     checks = [check_python(), check_compiler(), check_memory(), check_processor()]
     checks += await asyncio.to_thread(check_engine)
     checks += check_models(model, zoo)
-    checks.append(check_interfaces())
+    checks += [check_interfaces(), check_credentials(credentials)]
     async with asyncio.TaskGroup() as group:
         multicast = group.create_task(check_multicast(used), name="doctor.multicast")
         reachable = group.create_task(check_broker(broker), name="doctor.broker")

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter  # uvloop's own clock counts whole milliseconds
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from edgecosine.errors import (
     LinkError,
     LinkLost,
     LocalProtocolError,
+    PeerRefused,
     RemoteProtocolError,
 )
 from edgecosine.node.asks import Asks
+from edgecosine.node.guard import ADVICE, Guard, explain
 from edgecosine.node.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.protocol.codec import decode, encode, tag_of
 from edgecosine.protocol.framing import MAX_FRAME_BYTES, FrameBuffer, frame
@@ -55,6 +58,7 @@ class LinkSettings:
     on_request: Callable[[Link, DraftRequest | Release], None]
     timing: Timing = DEFAULT_TIMING
     max_unsent_bytes: int = MAX_UNSENT_BYTES
+    guard: Guard = field(default_factory=Guard)
 
 
 class Link(asyncio.Protocol):
@@ -77,7 +81,7 @@ class Link(asyncio.Protocol):
         self._settings, self._timing = settings, settings.timing
         self._on_ready, self._on_request = on_ready, settings.on_request
         self._may_send = WORK_BY_SENDER[settings.hello.role]
-        self._handshake = Handshake(settings.hello, settings.vocabulary)
+        self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
         self._buffer = FrameBuffer()
         self._heartbeat = Heartbeat()
         self._asks = Asks()
@@ -103,6 +107,19 @@ class Link(asyncio.Protocol):
     def is_ready(self) -> bool:
         """Whether work may be sent."""
         return self._handshake.state is State.READY and not self.closed.done()
+
+    @property
+    def host(self) -> str:
+        """Numeric address of the other end."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        return str(peer[0]) if peer else "?"
+
+    @property
+    def peercert(self) -> Mapping[str, Any] | None:
+        """The peer's certificate, as the standard library gives it; None on a plain link."""
+        if self._transport is None:
+            return None
+        return cast(Mapping[str, Any] | None, self._transport.get_extra_info("peercert"))
 
     @property
     def num_late(self) -> int:
@@ -146,9 +163,9 @@ class Link(asyncio.Protocol):
         """End the link and tell the peer why."""
         self._end(LinkLost(f"closed here: {reason}"), Refuse(reason[:MAX_REASON_CHARACTERS]))
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str | LinkError) -> None:
         """End the link and its socket at once, without a word to the peer."""
-        self._finish(LinkLost(reason))
+        self._finish(LinkLost(reason) if isinstance(reason, str) else reason)
         self._drop_socket()
 
     async def wait_ready(self) -> None:
@@ -190,11 +207,13 @@ class Link(asyncio.Protocol):
             self._end(error, Refuse(str(error)[:MAX_REASON_CHARACTERS]))
 
     def eof_received(self) -> None:
-        self._end(self._handshake.ending or LinkLost("the peer closed the link"))
+        self._end(self._handshake.ending or self._lost("the peer closed the link"))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):
+            self._end(PeerRefused(explain(exc)))
         why = f": {exc}" if exc else ""
-        self._end(self._handshake.ending or LinkLost(f"the connection ended{why}"))
+        self._end(self._handshake.ending or self._lost(f"the connection ended{why}"))
         self._cancel_deadline()
         if not self.gone.done():
             self.gone.set_result(None)
@@ -210,6 +229,9 @@ class Link(asyncio.Protocol):
             self._dispatch(message)
         if state is not before and not self.closed.done():
             self._enter(state)
+
+    def _objection(self, hello: Hello) -> str | None:
+        return self._settings.guard.objection(self.peercert, hello)
 
     def _dispatch(self, message: AnyMessage) -> None:
         match message:
@@ -265,6 +287,15 @@ class Link(asyncio.Protocol):
         if farewell is not None and self._transport is not None:
             self._write(farewell)
         self._linger()
+
+    def _lost(self, what: str) -> LinkLost:
+        """How the link ended, by somebody who gave no reason."""
+        if not self.is_dialled or self._handshake.state is not State.GREETING:
+            return LinkLost(what)
+        # In TLS 1.3 a dialler's own handshake succeeds before the listener has looked at it.
+        if self._settings.guard.trust is not None:
+            return LinkLost(f"{what} before its greeting: it may not accept our certificate")
+        return LinkLost(f"{what} before its greeting: it may speak TLS only; {ADVICE}")
 
     def _finish(self, reason: LinkError) -> None:
         if self.closed.done():

@@ -11,7 +11,7 @@ import logging
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,13 +29,17 @@ START_TIMEOUT_S = 180.0
 _QUICK_DEATH_S = 5.0
 _LAST_LINES = 3
 
-Launch = Callable[[str, Sequence[str], Path], Awaitable[asyncio.subprocess.Process]]
-"""Starts a node: its id, its command, and the file that takes its output."""
+Environment = Mapping[str, str]
+Launch = Callable[[str, Sequence[str], Path, Environment], Awaitable[asyncio.subprocess.Process]]
+"""Starts a node: its id, its command, the file that takes its output, and what it may know beside
+our own environment."""
 
 
-async def launch_here(_: str, command: Sequence[str], log: Path) -> asyncio.subprocess.Process:
+async def launch_here(
+    _: str, command: Sequence[str], log: Path, env: Environment
+) -> asyncio.subprocess.Process:
     """Start a node as a child of this process."""
-    return await processes.spawn(command, log)
+    return await processes.spawn(command, log, env=env)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,11 @@ class LocalCluster:
     async def _start(self, member: Member) -> None:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
-            "--cluster", self._plan.cluster, "--broker", self.broker_url, *member.options,
+            "--cluster", self._plan.cluster, "--credentials", "none", *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
-        self._processes[member.node_id] = await self._launch(member.node_id, command, log)
+        env = {"EDGECOSINE_BROKER": self.broker_url}
+        self._processes[member.node_id] = await self._launch(member.node_id, command, log, env)
 
     async def _keep(self, member: Member) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Literal, NoReturn
 
@@ -187,7 +186,7 @@ async def _enter(
         keepalive=_KEEPALIVE_S,
         max_queued_incoming_messages=_MAX_INCOMING,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
-        tls_context=ssl.create_default_context() if address.is_encrypted else None,
+        tls_context=address.tls(),
         logger=logger,
     )
     client.pending_calls_threshold = _MAX_SENDERS

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from edgecosine.config import NodeConfig
-from edgecosine.discovery.mdns import Mdns
-from edgecosine.discovery.peer import Address
-from edgecosine.discovery.static import parse_address
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.model_files import NGRAM
 from edgecosine.engine.ngram import load_ngram
@@ -27,7 +24,9 @@ from edgecosine.node.consulting import DrafterLink
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
+from edgecosine.node.guard import is_loopback
 from edgecosine.node.link import Link, LinkSettings
+from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving
@@ -48,22 +47,43 @@ async def run_node(config: NodeConfig) -> None:
 
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
-    broker = None if config.broker == "none" else BrokerAddress.parse(config.broker)
+    broker = _broker_address(config)
     if broker is None and config.role == "target":
         raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
     # What is wrong is refused before anything is loaded.
-    _listen_addresses(config.listen)
-    _static_peers(config)
+    membership = Membership(config)
+    if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
+        logger.warning(
+            "UNENCRYPTED: prompts and answers cross the network to the broker at %s in plain; "
+            "mqtts:// protects them", broker,
+        )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
-        await run(config, broker, thread)
+        # Others can be let in while the model is loading.
+        await _run_all(
+            config.node_id,
+            membership=membership.run(),
+            node=run(config, broker, thread, membership),
+        )
+
+
+def _broker_address(config: NodeConfig) -> BrokerAddress | None:
+    if config.broker == "none":
+        return None
+    return BrokerAddress.parse(
+        config.broker,
+        username=config.broker_username,
+        password=config.broker_password,
+        ca_file=config.broker_ca,
+        certificate_file=config.broker_certificate,
+    )
 
 
 async def _run_target(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
 ) -> None:
     assert broker is not None
-    await _refuse_second_target(config)
+    await _refuse_second_target(config, broker)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(_load_target, config))
     assert loaded.codec is not None
@@ -79,7 +99,10 @@ async def _run_target(
         _log_joined(link)
         balancer.welcome(link.peer.node_id)
 
-    peers = _peers(config, loaded, on_request=_refuse_work, on_joined=on_joined, on_lost=_log_lost)
+    peers = _peers(
+        config, loaded, membership,
+        on_request=_refuse_work, on_joined=on_joined, on_lost=_log_lost,
+    )  # fmt: skip
     serving = Serving(
         model=loaded.name,
         codec=loaded.codec,
@@ -106,19 +129,19 @@ async def _run_target(
     )
 
 
-async def _refuse_second_target(config: NodeConfig) -> None:
+async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> None:
     """Two targets of one cluster would answer every request twice.
 
     Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
     gateway goes on trying, and says so.
     """
     try:
-        async with Client(config.broker, config.cluster) as client:
+        async with Client(broker, config.cluster) as client:
             views = await client.nodes()
     except BrokerLost as error:
         logger.warning(
             "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
-            "trying on", config.broker, error,
+            "trying on", broker, error,
         )  # fmt: skip
         return
     for node_id, view in views.items():
@@ -128,7 +151,7 @@ async def _refuse_second_target(config: NodeConfig) -> None:
 
 
 async def _run_drafter(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
 ) -> None:
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(_load_drafter, config))
@@ -147,7 +170,9 @@ async def _run_drafter(
         if not peers.links:
             drafting.forget_all()
 
-    peers = _peers(config, loaded, on_request=on_request, on_joined=_log_joined, on_lost=on_lost)
+    peers = _peers(
+        config, loaded, membership, on_request=on_request, on_joined=_log_joined, on_lost=on_lost
+    )
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
         presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
@@ -211,6 +236,7 @@ def _load_options(config: NodeConfig) -> LoadOptions:
 def _peers(
     config: NodeConfig,
     loaded: Loaded,
+    membership: Membership,
     *,
     on_request: Callable[[Link, DraftRequest | Release], None],
     on_joined: Callable[[Link], None],
@@ -229,24 +255,15 @@ def _peers(
         vocabulary=vocabulary.digests,
     )
     return Peers(
-        settings=LinkSettings(hello=hello, vocabulary=vocabulary, on_request=on_request),
-        listen=_listen_addresses(config.listen),
-        static=_static_peers(config),
-        discover=Mdns().run if config.mdns else None,
+        settings=LinkSettings(
+            hello=hello, vocabulary=vocabulary, on_request=on_request, guard=membership.guard
+        ),
+        listen=membership.listen,
+        static=membership.static,
+        discover=membership.discover,
         on_joined=on_joined,
         on_lost=on_lost,
     )
-
-
-def _listen_addresses(listen: str) -> list[Address]:
-    host, separator, port = listen.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError("listen", listen, "HOST:PORT, :PORT for all interfaces, port 0 for any")
-    return [Address(host.strip("[]"), int(port))]
-
-
-def _static_peers(config: NodeConfig) -> list[Address]:
-    return [parse_address(peer) for peer in config.peers]
 
 
 def _refuse_work(link: Link, _: DraftRequest | Release) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, assert_never
@@ -65,13 +64,10 @@ class Peers:
         on_lost: OnLink,
         static: Sequence[Address] = (),
         discover: Discover | None = None,
-        listen_tls: ssl.SSLContext | None = None,
-        dial_tls: ssl.SSLContext | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         self._settings, self._ours = settings, settings.hello
         self._listen, self._discover = tuple(listen), discover
-        self._listen_tls, self._dial_tls = listen_tls, dial_tls
         self._on_joined, self._on_lost = on_joined, on_lost
         self._roster = Roster(ours=settings.hello, static=static, backoff=backoff)
         self._links: dict[str, Link] = {}
@@ -83,6 +79,7 @@ class Peers:
         self._dial_slots = asyncio.Semaphore(_MAX_DIALS)
         self._group: asyncio.TaskGroup | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        settings.guard.on_change(self._review)
 
     def __repr__(self) -> str:
         return f"<Peers {len(self._links)} linked, {len(self._dials)} dials | {self._roster!r}>"
@@ -110,6 +107,7 @@ class Peers:
 
     async def _live(self, group: asyncio.TaskGroup) -> None:
         self._group = group
+        self._listener.serve(group)
         try:
             if self._discover is not None:
                 hosts = [address.host for address in self._listener.addresses]
@@ -125,7 +123,7 @@ class Peers:
     async def _open(self) -> None:
         for address in self._listen:
             port = address.port or (self._listener.port if self._listener.addresses else 0)
-            await self._listener.open(Address(address.host, port), self._listen_tls)
+            await self._listener.open(Address(address.host, port))
         self._is_listening.set()
         where = ", ".join(map(str, self._listener.addresses))
         logger.info("listening: node=%s addresses=%s", self._ours.node_id, where)
@@ -195,7 +193,7 @@ class Peers:
         failure: LinkError = LinkLost("it has no address")
         for endpoint in dial.endpoints:
             try:
-                link = await connect(endpoint, self._settings, tls=self._dial_tls)
+                link = await connect(endpoint, self._settings)
             except LinkError as error:
                 if not isinstance(failure, PeerMismatched):
                     failure = error
@@ -209,6 +207,8 @@ class Peers:
     def _join(self, link: Link, contact: str | None = None) -> None:
         """Take a ready link, or decide which of two links to the same node survives."""
         current = self._links.get(link.peer.node_id)
+        if objection := self._settings.guard.objection(link.peercert, link.peer):
+            link.close(objection)  # trust has changed since its greeting
         if link.closed.done():
             if contact is not None:
                 self._take(DialFailed(contact, str(link.closed.result())))
@@ -221,7 +221,8 @@ class Peers:
             self._take(LinkUp(link.peer.node_id, life, contact))
         is_theirs_to_decide = not link.is_dialled and not current.is_dialled
         if link.peer.incarnation < current.peer.incarnation:
-            link.close("a later life of this node is linked")
+            self._name_copy(link, current)
+            link.close("a later life of this node is linked: is its identity copied?")
         elif is_theirs_to_decide and len(self._spares) < MAX_SPARES:
             self._watch(link)
             self._spares.append(link)
@@ -258,6 +259,20 @@ class Peers:
                     1000 * link.rtt_s)  # fmt: skip
         self._take(LinkUp(node_id, link.peer.incarnation, contact))
         self._on_joined(link)
+
+    def _review(self) -> None:
+        """Part with those whom the guard trusts no more."""
+        for link in [*self._links.values(), *self._spares]:
+            doubt = self._settings.guard.doubt(link.peercert)
+            if doubt is not None:
+                link.close(doubt)
+
+    def _name_copy(self, link: Link, current: Link) -> None:
+        logger.warning(
+            "two lives of one node: peer=%s later_from=%s earlier_from=%s; a process was left over,"
+            " or the identity is copied: then revoke it by `edgecosine cluster revoke %s`",
+            link.peer.node_id, current.host, link.host, link.peer.node_id,
+        )  # fmt: skip
 
     def _watch(self, link: Link) -> None:
         link.closed.add_done_callback(lambda _: self._ended(link))

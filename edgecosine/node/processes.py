@@ -27,7 +27,7 @@ async def spawn(
 ) -> asyncio.subprocess.Process:
     """Start a command in a session of its own, its output going to `log`, or to us without one.
 
-    `env` is added to this process's environment.
+    `env` is added to this process's environment; other users can read a command, but not that.
     """
     wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
     with contextlib.ExitStack() as stack:

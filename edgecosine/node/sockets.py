@@ -1,7 +1,8 @@
-"""How links come to be: we dial, or we listen.
+"""How links come to be: we dial, or we listen, under the guard's trust of the moment.
 
 Strangers cost little here: a dialled-in connection that has not agreed yet is one of a bounded
-number, and when a new one comes the oldest of them goes, so that nobody can occupy the door.
+number, and when a new one comes the oldest of them goes, so that nobody can occupy the door. Why
+somebody was not let in is logged, once a minute for each host.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from edgecosine.discovery.peer import Address
-from edgecosine.errors import ConfigError, LinkLost
+from edgecosine.errors import ConfigError, LinkError, LinkLost, PeerRefused
+from edgecosine.node.guard import ADVICE, explain
 from edgecosine.node.link import Link, LinkSettings
 
 MAX_UNFINISHED: Final = 32
 _BACKLOG: Final = 128
 _ANY_HOST: Final = ("", "*")
+_ACCEPT_AGAIN_S: Final = 0.1
+_QUIET_S: Final = 60.0
+_MAX_COMPLAINTS: Final = 256
 
 logger = logging.getLogger(__name__)
 
 
-async def connect(
-    address: Address, settings: LinkSettings, *, tls: ssl.SSLContext | None = None
-) -> Link:
+async def connect(address: Address, settings: LinkSettings) -> Link:
     """Dial a node and wait until both sides agree to be linked.
 
     Raises LinkLost when nobody answers in time, PeerRefused when one side refuses.
     """
+    if not settings.guard.may_use(address.host):
+        raise LinkLost(f"{address} is beyond this machine: {ADVICE}")
+    trust = settings.guard.trust
+    tls = trust.dialling if trust else None
     loop = asyncio.get_running_loop()
     link = Link(settings=settings, is_dialled=True)
     try:
@@ -40,6 +48,8 @@ async def connect(
         await link.wait_ready()
     except TimeoutError as error:
         raise LinkLost(f"{address} did not answer") from error
+    except ssl.SSLError as error:
+        raise PeerRefused(f"{address}: {explain(error)}") from error
     except OSError as error:
         raise LinkLost(f"{address} cannot be reached: {error}") from error
     finally:
@@ -49,7 +59,10 @@ async def connect(
 
 
 class Listener:
-    """The door: its sockets, and the connections that have not agreed yet."""
+    """The door: its sockets, and the connections that have not agreed yet.
+
+    Where the guard has a trust, nobody comes in before `serve`.
+    """
 
     def __init__(
         self,
@@ -60,7 +73,10 @@ class Listener:
         self.addresses: tuple[Address, ...] = ()
         self._settings, self._on_ready = settings, on_ready
         self._max_unfinished = max_unfinished
+        self._complained_at: dict[str, float] = {}
         self._servers: list[asyncio.Server] = []
+        self._secured: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._unfinished: dict[Link, None] = {}
 
     def __repr__(self) -> str:
@@ -72,31 +88,74 @@ class Listener:
         """Port of the first socket; others have the same unless they were told otherwise."""
         return self.addresses[0].port
 
-    async def open(self, address: Address, tls: ssl.SSLContext | None = None) -> None:
+    async def open(self, address: Address) -> None:
         """Listen on one more address; an empty host is every IPv4 and IPv6 address, port 0 any.
 
-        Raises ConfigError when the address is not free or not ours.
+        Raises ConfigError when the address is not free, not ours, or not to be used unprotected.
         """
+        self._settings.guard.check("listen", str(address), address.host)
         loop = asyncio.get_running_loop()
-        patience_s = self._settings.timing.handshake_s if tls is not None else None
-        for listening in await _bind(address):
-            server = await loop.create_server(
-                self._make_link,
-                sock=listening,
-                backlog=_BACKLOG,
-                ssl=tls,
-                ssl_handshake_timeout=patience_s,
-            )
-            self._servers.append(server)
+        for listening in await bind(address):
+            if self._settings.guard.trust is None:
+                server = await loop.create_server(self._make_link, sock=listening, backlog=_BACKLOG)
+                self._servers.append(server)
+            else:
+                listening.setblocking(False)
+                listening.listen(_BACKLOG)
+                self._secured.append(listening)
             host, port = listening.getsockname()[:2]
             self.addresses += (Address(host, port),)
 
+    def serve(self, group: asyncio.TaskGroup) -> None:
+        """Let those in who prove by TLS who they are; their handshakes are tasks of the group."""
+        for listening in self._secured:
+            task = group.create_task(self._accept(group, listening), name="accepting")
+            task.add_done_callback(partial(_close, listening))
+            self._accepting.append(task)
+
     def close(self) -> None:
         """Take no more links, and give up those that have not agreed yet."""
+        for task in self._accepting:
+            task.cancel()
         for server in self._servers:
             server.close()
         for link in list(self._unfinished):
             link.abort("this node is stopping")
+
+    async def _accept(self, group: asyncio.TaskGroup, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(listening)
+            except OSError as error:  # out of file descriptors, or gone before it was taken
+                logger.warning("a connection could not be accepted: %s", error)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            link = self._make_link()
+            task = group.create_task(self._secure(accepted, peer[0], link), name="greeting")
+            link.gone.add_done_callback(partial(_cancel, task))
+
+    async def _secure(self, accepted: socket.socket, host: str, link: Link) -> None:
+        """Agree on TLS, by the trust of this moment, and let the link take over."""
+        loop = asyncio.get_running_loop()
+        trust = self._settings.guard.trust
+        assert trust is not None
+        try:
+            async with asyncio.timeout(self._settings.timing.handshake_s):
+                await loop.connect_accepted_socket(lambda: link, accepted, ssl=trust.listening)
+        except OSError as error:  # a TimeoutError is one, too
+            self._complain(host, PeerRefused(explain(error)))
+            link.abort(explain(error))
+
+    def _complain(self, host: str, reason: LinkError) -> None:
+        """Tell why somebody was not let in."""
+        now = asyncio.get_running_loop().time()
+        if now < self._complained_at.get(host, -_QUIET_S) + _QUIET_S:
+            return
+        if len(self._complained_at) >= _MAX_COMPLAINTS:
+            self._complained_at.clear()
+        self._complained_at[host] = now
+        logger.warning("not let in: from=%s reason=%s", host, reason)
 
     def _make_link(self) -> Link:
         if len(self._unfinished) >= self._max_unfinished:
@@ -107,7 +166,13 @@ class Listener:
         link = Link(settings=self._settings, is_dialled=False, on_ready=self._finish)
         self._unfinished[link] = None
         link.gone.add_done_callback(lambda _: self._unfinished.pop(link, None))
+        link.closed.add_done_callback(lambda _: self._ended(link))
         return link
+
+    def _ended(self, link: Link) -> None:
+        reason = link.closed.result()
+        if link in self._unfinished and not isinstance(reason, LinkLost):
+            self._complain(link.host, reason)
 
     def _finish(self, link: Link) -> None:
         self._unfinished.pop(link, None)
@@ -119,7 +184,7 @@ async def listen(
     settings: LinkSettings,
     on_ready: Callable[[Link], None],
     *,
-    tls: ssl.SSLContext | None = None,
+    group: asyncio.TaskGroup | None = None,
     max_unfinished: int = MAX_UNFINISHED,
 ) -> Listener:
     """Open a door; `on_ready` is called with each link on which both sides agree.
@@ -127,11 +192,25 @@ async def listen(
     Raises ConfigError when the address is not free or not ours.
     """
     listener = Listener(settings, on_ready, max_unfinished)
-    await listener.open(address, tls)
+    await listener.open(address)
+    if group is not None:
+        listener.serve(group)
     return listener
 
 
-async def _bind(address: Address) -> list[socket.socket]:
+def _close(listening: socket.socket, _: asyncio.Task[None]) -> None:
+    listening.close()
+
+
+def _cancel(task: asyncio.Task[None], _: asyncio.Future[None]) -> None:
+    task.cancel()
+
+
+async def bind(address: Address) -> list[socket.socket]:
+    """Sockets for an address, an empty host being every IPv4 and IPv6 address.
+
+    Raises ConfigError when the address is not free or not ours.
+    """
     try:
         if address.host in _ANY_HOST:
             return [_bind_any(address.port)]

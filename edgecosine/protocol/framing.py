@@ -14,6 +14,8 @@ HEADER_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 2 << 20
 MAX_GREETING_BYTES: Final = 256 << 10
 """Cap on a frame until the peer has been accepted."""
+_TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
+"""How an alert and a handshake of TLS begin; as lengths they would be far beyond the cap."""
 
 
 def frame(payload: bytes) -> bytes:
@@ -58,9 +60,7 @@ class FrameBuffer:
             return None
         size = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
         if size > self.max_frame_bytes:
-            self._refusal = RemoteProtocolError(
-                f"the peer announced a frame of {size} bytes; the cap is {self.max_frame_bytes}"
-            )
+            self._refusal = RemoteProtocolError(self._why_not(size))
             self._buffer.clear()
             raise self._refusal
         end = HEADER_BYTES + size
@@ -69,3 +69,11 @@ class FrameBuffer:
         payload = bytes(memoryview(self._buffer)[HEADER_BYTES:end])
         del self._buffer[:end]
         return payload
+
+    def _why_not(self, size: int) -> str:
+        if self._buffer.startswith(_TLS_RECORDS):
+            return (
+                "the peer speaks TLS, this node plain text: give this node credentials by "
+                "`edgecosine cluster join`"
+            )
+        return f"the peer announced a frame of {size} bytes; the cap is {self.max_frame_bytes}"

@@ -92,6 +92,11 @@ def vocabulary_refusal(ours: Vocabulary, theirs: Hello) -> Refuse | None:
     )
 
 
+def anybody(_: Hello) -> str | None:
+    """Trust without proof."""
+    return None
+
+
 class Handshake:
     """The order of messages on one link, from the greeting to the end.
 
@@ -99,14 +104,22 @@ class Handshake:
     peer     the other node's Hello, as soon as it came
     refusal  our own refusal, to be sent when the state becomes REFUSING
     ending   why the link ends, from REFUSING on
+
+    `objection` tells why a peer is not who it says it is, None when it is.
     """
 
-    def __init__(self, ours: Hello, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        ours: Hello,
+        vocabulary: Vocabulary,
+        objection: Callable[[Hello], str | None] = anybody,
+    ) -> None:
         self.state = State.GREETING
         self.peer: Hello | None = None
         self.refusal: Refuse | None = None
         self.ending: PeerRefused | None = None
         self._ours, self._vocabulary = ours, vocabulary
+        self._objection = objection
         self._work: frozenset[type[AnyMessage]] = frozenset()
 
     def receive(self, message: AnyMessage) -> State:
@@ -126,7 +139,7 @@ class Handshake:
     def _take_hello(self, hello: Hello) -> State:
         self.peer = hello
         self._work = WORK_BY_SENDER[hello.role]
-        reason = misfit(self._ours, hello)
+        reason = self._objection(hello) or misfit(self._ours, hello)
         if reason is not None:
             self.refusal = Refuse(reason[:MAX_REASON_CHARACTERS])
         else:

@@ -13,6 +13,7 @@ import uvloop
 
 from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
+from edgecosine.node.guard import Guard
 from edgecosine.node.link import Link
 from edgecosine.node.peers import Peers
 from tests.node.wire_fixtures import draft_for, drafter_settings, request, target_settings
@@ -28,7 +29,7 @@ async def main(role: str, name: str) -> None:
     joined: asyncio.Queue[Link] = asyncio.Queue()
     make = target_settings if role == "target" else drafter_settings
     peers = Peers(
-        settings=make(node_id=name),
+        settings=make(node_id=name, guard=Guard(is_insecure=True)),
         listen=[Address("", 0)],
         discover=Mdns().run,
         on_joined=joined.put_nowait,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from edgecosine.discovery.interfaces import Interface
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.doctor import (
     check_broker,
     check_compiler,
+    check_credentials,
     check_engine,
     check_interfaces,
     check_memory,
@@ -21,6 +25,7 @@ from edgecosine.node.doctor import (
     examine,
 )
 from tests.node.wire_fixtures import run
+from tests.security.home import Home
 
 
 def file_with(path: Path, text: str) -> Path:
@@ -111,10 +116,10 @@ def test_a_broker_that_listens_is_ok_and_a_password_is_never_shown() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         url = f"mqtt://me:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        there = await check_broker(url)
+        there = await check_broker(BrokerAddress.parse(url))
         server.close()
         await server.wait_closed()
-        gone = await check_broker(url)
+        gone = await check_broker(BrokerAddress.parse(url))
         assert (there.is_ok, gone.is_ok) == (True, False)
         assert "edgecosine broker" in gone.advice
         assert "secret" not in there.finding + gone.finding
@@ -122,9 +127,43 @@ def test_a_broker_that_listens_is_ok_and_a_password_is_never_shown() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://x", "mqtt://", "mqtt://h:port"])
-def test_a_broker_that_is_no_address_is_told(url: str) -> None:
-    assert run(check_broker(url)).advice == "write mqtt://HOST[:PORT]"
+def test_a_broker_whose_certificate_is_not_believed_is_told(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    key, chain = home.authority.issue_broker(["127.0.0.1"], home.now)
+    (tmp_path / "broker.pem").write_text(key + chain)
+    (tmp_path / "ca.pem").write_text(home.authority.trust_list(home.now).authorities)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "broker.pem")
+
+    async def main() -> None:
+        server = await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
+        )
+        url = f"mqtts://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        good = await check_broker(BrokerAddress.parse(url, ca_file=tmp_path / "ca.pem"))
+        strange = await check_broker(BrokerAddress.parse(url))
+        missing = await check_broker(BrokerAddress.parse(url, ca_file=tmp_path / "none.pem"))
+        server.close()
+        assert "takes encrypted connections" in good.finding
+        assert "its certificate is not accepted" in strange.finding
+        assert "none.pem cannot be used" in missing.finding
+        assert [check.is_ok for check in (good, strange, missing)] == [True, False, False]
+
+    run(main())
+
+
+def test_credentials_are_told_with_their_end(tmp_path: Path) -> None:
+    assert check_credentials(None).is_ok
+    home = Home(tmp_path)
+    good = check_credentials(home.admit("kitchen").directory)
+    assert good.is_ok
+    assert "drafter kitchen of cluster lab, until" in good.finding
+    home.now -= timedelta(days=40)
+    old = check_credentials(home.admit("cellar").directory)
+    assert "expired" in old.finding
+    assert "join anew" in old.advice
+    home.place("kitchen").joinpath("node.pem").write_text("")
+    assert not check_credentials(home.place("kitchen")).is_ok
 
 
 def test_without_a_broker_one_that_could_be_started_is_named() -> None:

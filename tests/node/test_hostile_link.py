@@ -117,7 +117,7 @@ def test_random_bytes() -> None:
 REFUSED: dict[str, tuple[bytes, str]] = {
     "a frame announcing 4 GiB": (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes"),
     "an HTTP request": (b"GET / HTTP/1.1\r\n\r\n", "announced a frame of"),
-    "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01", "announced a frame of"),
+    "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01", "speaks TLS, this node plain text"),
     "an empty frame": (frame(b""), "no bounded msgpack"),
     "a greeting frame beyond its cap": (b"\x00\x04\x00\x01", "the cap is 262144"),
     "an array of four billion": (frame(b"\xdd\xff\xff\xff\xff"), "no bounded msgpack"),

@@ -15,6 +15,7 @@ from edgecosine.errors import (
     LocalProtocolError,
     PeerMismatched,
 )
+from edgecosine.node.guard import Guard
 from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link
 from edgecosine.node.sockets import connect, listen
@@ -62,7 +63,8 @@ def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
 
 def test_one_door_takes_ipv4_and_ipv6() -> None:
     async def main() -> None:
-        async with door(address=Address("", 0)) as drafter:
+        settings = drafter_settings(guard=Guard(is_insecure=True))
+        async with door(settings, Address("", 0)) as drafter:
             for host in ("127.0.0.1", "::1"):
                 await assert_serves_a_good_peer(Address(host, drafter.listener.port))
 

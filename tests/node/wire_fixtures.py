@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import msgspec
 import uvloop
 
 from edgecosine.discovery.peer import Address
+from edgecosine.node.guard import Guard
 from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect, listen
@@ -70,6 +72,46 @@ def echo(link: Link, message: DraftRequest | Release) -> None:
         link.send(draft_for(message))
 
 
+class Logbook(logging.Handler):
+    """What was logged, for tests that wait for a line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self._news = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._news.set()
+
+    async def says(self, text: str) -> str:
+        """Wait for a line with this text."""
+        while True:
+            for line in self.lines:
+                if text in line:
+                    return line
+            await self.next_line()
+
+    async def next_line(self) -> None:
+        """Wait for any line."""
+        self._news.clear()
+        await self._news.wait()
+
+
+@contextmanager
+def logbook(name: str = "edgecosine") -> Iterator[Logbook]:
+    """Everything that is logged inside the block."""
+    log, book = logging.getLogger(name), Logbook()
+    level = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(book)
+    try:
+        yield book
+    finally:
+        log.removeHandler(book)
+        log.setLevel(level)
+
+
 @dataclass
 class Inbox:
     """Keeps what was asked, for tests that answer later or never."""
@@ -85,20 +127,24 @@ def unasked(_link: Link, message: DraftRequest | Release) -> None:
     raise AssertionError(f"a target was asked {message}")
 
 
-def target_settings(timing: Timing = SLOW_HEART, **changes: Any) -> LinkSettings:
+def target_settings(
+    timing: Timing = SLOW_HEART, guard: Guard | None = None, **changes: Any
+) -> LinkSettings:
     """Settings of the target of most tests."""
-    return LinkSettings(target_hello(**changes), WORDS, unasked, timing)
+    hello = target_hello(**changes)
+    return LinkSettings(hello, WORDS, unasked, timing, guard=guard or Guard())
 
 
 def drafter_settings(
     on_request: Any = echo,
     timing: Timing = SLOW_HEART,
     vocabulary: Vocabulary = ANY_VOCABULARY,
+    guard: Guard | None = None,
     **changes: Any,
 ) -> LinkSettings:
     """Settings of the drafter of most tests."""
     greeting = drafter_hello(vocabulary=vocabulary.digests, **changes)
-    return LinkSettings(greeting, vocabulary, on_request, timing)
+    return LinkSettings(greeting, vocabulary, on_request, timing, guard=guard or Guard())
 
 
 @dataclass

@@ -1,0 +1,275 @@
+"""`edgecosine cluster`: who belongs to the cluster. The authority's commands run on its machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
+from edgecosine.cli.broker_config import Place, broker_config
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
+from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
+from edgecosine.discovery.peer import Address
+from edgecosine.discovery.static import parse_address
+from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.node.endpoint import Endpoint, utc_now
+from edgecosine.node.enrolling import join, renew
+from edgecosine.protocol.messages import Role
+from edgecosine.protocol.topics import Topics
+from edgecosine.security.authority import Authority
+from edgecosine.security.credentials import Credentials, Enrolling
+from edgecosine.security.files import default_credentials
+from edgecosine.security.identity import NodeIdentity
+from edgecosine.security.join_token import MAX_TOKEN_CHARACTERS, JoinToken, read_token, write_token
+from edgecosine.security.rolls import Member
+
+ENROLMENT_PORT = 7412
+_MAX_ADDRESSES = 4
+_TTL = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Says what is wrong in one line, whatever command found it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgecosineError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group("cluster", cls=_Group)
+@click.option(
+    "--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
+    show_envvar=True, help="Name of the cluster.",
+)  # fmt: skip
+@click.option(
+    "--credentials", envvar="EDGECOSINE_CREDENTIALS", show_envvar=True, **CREDENTIALS_OPTION
+)
+@click.pass_context
+def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
+    """Who belongs to the cluster.
+
+    Once, on the target's machine: `init`. For each other machine: `invite` there, and `join` with
+    the token that it prints on the new one. From then on nodes link encrypted, and only with nodes
+    of the cluster.
+    """
+    Topics(cluster)  # a name that is none is refused before anything is made
+    if credentials == NO_CREDENTIALS:
+        raise ConfigError("credentials", credentials, "the directory that this command works on")
+    ctx.obj = Place(cluster, Path(credentials) if credentials else default_credentials(cluster))
+
+
+def _node_id(what: str) -> Callable[[Command], Command]:
+    return click.option("--node-id", metavar="ID", envvar="EDGECOSINE_NODE_ID", help=what)
+
+
+def _role(default: Role) -> Callable[[Command], Command]:
+    return click.option(
+        "--role", type=click.Choice(["target", "drafter"]), default=default, show_default=True,
+        help="What the node is to be.",
+    )  # fmt: skip
+
+
+@command.command("init")
+@_role("target")
+@_node_id("Name of this machine's node.  [default: the host's]")
+@click.option(
+    "--listen", default=f":{ENROLMENT_PORT}", show_default=True, metavar="HOST:PORT",
+    help="Where new nodes come to be let in.",
+)  # fmt: skip
+@click.pass_obj
+def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
+    """Make a cluster: its authority lives here, and this machine's node is its first member."""
+    identity = NodeIdentity(place.cluster, role, node_id or host_name())
+    host, port = _listen_address(listen)
+    if Credentials.are_in(place.directory):
+        allowed = "a place without credentials; there are some, and they were left as they are"
+        raise ConfigError("credentials", str(place.directory), allowed)
+    authority = Authority.make(place.directory, place.cluster, listen, utc_now())
+    enrolling = Enrolling()
+    admission = authority.admit_here(identity, enrolling.request, utc_now())
+    own = str(Address(host if host not in ("", "0.0.0.0", "::") else "127.0.0.1", port))  # noqa: S104
+    enrolling.store(place.directory, admission, [own])
+    click.echo(f"cluster {place.cluster}: {identity.node_id} is its {role}")
+    click.echo(f"authority and credentials: {place.directory} (keep them; back them up in secret)")
+    click.echo("next: start `edgecosine node` here, then `edgecosine cluster invite`")
+
+
+@command.command("invite")
+@_role("drafter")
+@click.option("--ttl", default="15m", show_default=True, help="How long the token works: 90s, 2h.")
+@_node_id("Invite a node of this name only.")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="HOST:PORT",
+    help="Where the new machine finds this one; may be repeated.  [default: this machine's]",
+)  # fmt: skip
+@click.pass_obj
+def invite(
+    place: Place, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
+) -> None:
+    """Print a token with which one node may join, once."""
+    authority = place.authority()
+    told = [str(parse_address(address, key="address")) for address in addresses]
+    secret = authority.invite(role, _duration(ttl), utc_now(), node_id or "")
+    token = JoinToken(
+        authority.cluster, authority.fingerprint, secret, told or _own_addresses(authority)
+    )
+    click.echo(write_token(token))
+    click.echo(
+        f"on the new machine, within {ttl}:  edgecosine cluster join TOKEN   "
+        "(the token is a secret; - reads it from standard input)",
+        err=True,
+    )
+
+
+@command.command("join")
+@click.argument("token", envvar="EDGECOSINE_TOKEN")
+@_node_id("Name of this machine's node.  [default: the host's]")
+@click.option(
+    "--ca-address", "addresses", multiple=True, metavar="HOST:PORT",
+    help="Where the authority is, instead of where the token says; may be repeated.",
+)  # fmt: skip
+@click.pass_context
+def join_command(
+    ctx: click.Context, token: str, node_id: str | None, addresses: tuple[str, ...]
+) -> None:
+    """Make this machine's node a member. TOKEN is what `invite` printed; - reads it."""
+    told = read_token(sys.stdin.readline(MAX_TOKEN_CHARACTERS) if token == "-" else token)  # noqa: S105
+    given = ctx.parent.params["credentials"] if ctx.parent else None
+    directory = Path(given) if given else default_credentials(told.cluster)
+    if Credentials.are_in(directory):
+        raise ConfigError(
+            "credentials", str(directory), "a place without credentials: this machine's node joined"
+            " already; a second one needs a --credentials DIR of its own",
+        )  # fmt: skip
+    name = NodeIdentity(told.cluster, "drafter", node_id or host_name()).node_id
+    where = [str(parse_address(a, key="ca_address")) for a in addresses] or told.addresses
+
+    async def story() -> None:
+        ours = (await join(told, name, directory, where)).identity
+        click.echo(f"{ours.node_id} is a {ours.role} of cluster {ours.cluster}: {directory}")
+        click.echo(f"next: edgecosine node --role {ours.role} --cluster {ours.cluster} --model …")
+
+    run_command(story())
+
+
+@command.command("renew")
+@click.pass_obj
+def renew_command(place: Place) -> None:
+    """Renew this node's certificate now; a running node does so by itself."""
+    credentials = Credentials.load(place.directory)
+
+    async def story() -> None:
+        renewed = await renew(credentials)
+        click.echo(f"{renewed.identity.node_id}: until {renewed.not_after:%Y-%m-%d %H:%M} UTC")
+
+    run_command(story())
+
+
+@command.command("revoke")
+@click.argument("node")
+@click.pass_obj
+def revoke(place: Place, node: str) -> None:
+    """Put a node out. Running nodes part with it within a second; others are not touched."""
+    place.authority().revoke(node, utc_now())
+    click.echo(f"{node} is revoked; brokers learn it when `cluster broker-config` is run again")
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print data.")
+@click.pass_obj
+def list_command(place: Place, as_json: bool) -> None:
+    """Show every node that was let in."""
+    members = place.authority().members(utc_now())
+    if as_json:
+        click.echo(json.dumps([_data(member) for member in members], indent=2))
+        return
+    table = Table("node", "role", "is", "until", "by")
+    for member in members:
+        until = f"{member.not_after:%Y-%m-%d %H:%M}"
+        table.add_row(member.node_id, member.role, _standing(member), until, member.issuer)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+@command.command("rotate")
+@click.option("--finish", is_flag=True, help="Trust the old key no more.")
+@click.option("--force", is_flag=True, help="Put out the nodes that did not renew, too.")
+@click.pass_obj
+def rotate(place: Place, finish: bool, force: bool) -> None:
+    """Replace the authority's key while the cluster works.
+
+    Nodes that run renew by themselves; when `list` shows all of them by the new key, --finish.
+    """
+    authority = place.authority()
+    if finish:
+        authority.finish_rotation(utc_now(), is_forced=force)
+        click.echo("the old key is trusted no more")
+    else:
+        click.echo(f"{authority.rotate(utc_now())} signs now; nodes that run renew by themselves")
+
+
+@command.command("serve")
+@click.pass_obj
+def serve(place: Place) -> None:
+    """Serve the authority without a node; `edgecosine node` on this machine does it, too."""
+    log_to_stderr("info")
+    authority = place.authority()
+
+    async def story() -> None:
+        endpoint = Endpoint(authority)
+        await endpoint.open()
+        click.echo(f"enrolment: {', '.join(map(str, endpoint.addresses))}")
+        await endpoint.run()
+
+    run_command(story())
+
+
+command.add_command(broker_config)
+
+
+def _standing(member: Member) -> str:
+    return "revoked" if member.is_revoked else "expired" if member.is_expired else "in"
+
+
+def _data(member: Member) -> dict[str, Any]:
+    return {
+        "node": member.node_id,
+        "role": member.role,
+        "is": _standing(member),
+        "until": member.not_after.isoformat(),
+        "by": member.issuer,
+    }
+
+
+def _listen_address(listen: str) -> Address:
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise ConfigError("listen", listen, "HOST:PORT, or :PORT for all interfaces")
+    return Address(host.strip("[]"), int(port))
+
+
+def _own_addresses(authority: Authority) -> list[str]:
+    host, port = _listen_address(authority.listen)
+    told = addresses_to_tell([host], interfaces())
+    return [str(Address(address, port)) for address in told][:_MAX_ADDRESSES]
+
+
+def _duration(text: str) -> timedelta:
+    found = _TTL.fullmatch(text)
+    if found is None:
+        raise ConfigError("ttl", text, "a number and a unit, as in 90s, 15m, 2h, 1d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

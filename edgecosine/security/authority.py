@@ -1,0 +1,266 @@
+"""The cluster's authority: decides who is a node. It lives in a directory on one machine.
+
+A node is let in by an invitation that works once, is known by its certificate from then on, and is
+put out by revocation, which touches nobody else. The authority's own key can be replaced while the
+cluster works: the new key is certified by the old one, so that a node with either knows the other.
+The clock is the caller's; nothing here waits or talks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final, Self
+
+from edgecosine.errors import ConfigError, EnrolmentRefused
+from edgecosine.protocol.messages import Role
+from edgecosine.security.certificates import (
+    Signer,
+    key_pem,
+    new_key,
+    requested_key,
+)
+from edgecosine.security.enrolment import Admission, TrustList
+from edgecosine.security.files import check_private, make_private_directory
+from edgecosine.security.identity import NodeIdentity
+from edgecosine.security.join_token import new_secret
+from edgecosine.security.ledger import (
+    make_ledger,
+    reading,
+    writing,
+)
+from edgecosine.security.rolls import (
+    Member,
+    certified,
+    check_free,
+    current_signer,
+    digest_of,
+    known_certificate,
+    members_of,
+    row_of,
+    seconds,
+    signer_of,
+)
+from edgecosine.security.trust import fingerprint
+
+MAX_TTL: Final = timedelta(days=7)
+_REMEMBERED: Final = timedelta(days=7)
+"""How long what expired is kept, so that whoever comes late is told why."""
+FOLDER: Final = "authority"
+_FILE: Final = "ledger.db"
+
+
+class Authority:
+    """The authority of one cluster, in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FOLDER / _FILE
+        try:
+            check_private(self._path)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                "credentials", str(directory), "where the cluster's authority is; this machine does"
+                " not have it: go to the one where `edgecosine cluster init` was run",
+            ) from error  # fmt: skip
+        with reading(self._path) as ledger:
+            self.cluster = ledger.fact("cluster")
+            self.listen = ledger.fact("listen")
+        self.folder = directory / FOLDER
+
+    def __repr__(self) -> str:
+        return f"<Authority {self.cluster}>"
+
+    @staticmethod
+    def is_in(directory: Path) -> bool:
+        """Whether an authority lives there."""
+        return (directory / FOLDER / _FILE).exists()
+
+    @classmethod
+    def make(cls, directory: Path, cluster: str, listen: str, now: datetime) -> Self:
+        """A new authority whose endpoint is to listen at HOST:PORT.
+
+        Raises ConfigError when there is one.
+        """
+        if cls.is_in(directory):
+            allowed = "a place without an authority; there is one, and it was left as it is"
+            raise ConfigError("credentials", str(directory), allowed)
+        make_private_directory(directory)
+        make_private_directory(directory / FOLDER)
+        path = directory / FOLDER / _FILE
+        make_ledger(path)
+        with writing(path) as ledger:
+            ledger.set_fact("cluster", cluster)
+            ledger.set_fact("listen", listen)
+            ledger.add_authority(row_of(Signer.new(cluster, now)), seconds(now))
+        return cls(directory)
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change of whom to trust."""
+        with reading(self._path) as ledger:
+            return ledger.revision
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the certificate of the authority that signs now."""
+        with reading(self._path) as ledger:
+            return fingerprint(ledger.authorities()[-1].certificate)
+
+    def invite(self, role: Role, ttl: timedelta, now: datetime, node_id: str = "") -> bytes:
+        """The secret of a new invitation; with a `node_id` it is for a node of that name only.
+
+        Raises ConfigError.
+        """
+        NodeIdentity(self.cluster, role, node_id or "any")
+        if not timedelta(0) < ttl <= MAX_TTL:
+            raise ConfigError("ttl", str(ttl), f"longer than nothing, at most {MAX_TTL.days} days")
+        secret = new_secret()
+        with writing(self._path) as ledger:
+            ledger.forget_invitations(seconds(now - _REMEMBERED))
+            ledger.add_invitation(digest_of(secret), role, node_id, seconds(now + ttl))
+        return secret
+
+    def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Admission:
+        """Let a node in that was invited; the invitation works no more.
+
+        Raises EnrolmentRefused.
+        """
+        key = requested_key(request_pem)
+        with writing(self._path) as ledger:
+            invitation = ledger.invitation(digest_of(secret))
+            if invitation is None:
+                raise EnrolmentRefused("this authority made no such token")
+            if invitation.used_by:
+                raise EnrolmentRefused(
+                    f"the token was used already, by {invitation.used_by}: a token works once; if "
+                    f"that was somebody else, revoke {invitation.used_by}"
+                )
+            if invitation.expires_at <= seconds(now):
+                raise EnrolmentRefused("the token has expired: ask for another one")
+            if invitation.node_id not in ("", node_id):
+                raise EnrolmentRefused(f"the token is for {invitation.node_id}, not {node_id}")
+            check_free(ledger, node_id, now)
+            try:
+                identity = NodeIdentity(self.cluster, invitation.role, node_id)
+            except ConfigError as error:
+                raise EnrolmentRefused(str(error)) from error
+            ledger.use_invitation(digest_of(secret), node_id)
+            signer = current_signer(ledger)
+            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+        return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
+
+    def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Admission:
+        """Let a node of the authority's own machine in.
+
+        Raises EnrolmentRefused.
+        """
+        secret = self.invite(identity.role, timedelta(minutes=1), now, identity.node_id)
+        return self.admit(secret, identity.node_id, request_pem, now)
+
+    def renew(self, serial: int, request_pem: str, now: datetime) -> Admission:
+        """A new certificate for the node whose certificate has this number.
+
+        Raises EnrolmentRefused.
+        """
+        key = requested_key(request_pem)
+        with writing(self._path) as ledger:
+            row = known_certificate(ledger, serial)
+            identity = NodeIdentity(self.cluster, row.role, row.node_id)
+            ledger.forget_certificates(seconds(now - _REMEMBERED))
+            signer = current_signer(ledger)
+            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+        return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
+
+    def check_member(self, serial: int) -> None:
+        """Raises EnrolmentRefused when the certificate with this number counts no more."""
+        with reading(self._path) as ledger:
+            known_certificate(ledger, serial)
+
+    def revoke(self, node_id: str, now: datetime) -> None:
+        """Put a node out for good; one of the same name may be invited anew.
+
+        Raises ConfigError when there is no such node.
+        """
+        with writing(self._path) as ledger:
+            if not ledger.revoke(node_id, seconds(now)):
+                names = sorted({r.node_id for r in ledger.certificates() if r.revoked_at is None})
+                raise ConfigError(
+                    "NODE", node_id, f"one of {', '.join(names) or 'no nodes at all'}"
+                )
+            ledger.revise()
+
+    def members(self, now: datetime) -> list[Member]:
+        """Every node that was ever let in and is not long forgotten."""
+        with reading(self._path) as ledger:
+            return members_of(ledger, now)
+
+    def trust_list(self, now: datetime) -> TrustList:
+        """Whom nodes are to trust."""
+        with reading(self._path) as ledger:
+            revision, rows = ledger.revision, ledger.authorities()
+            revoked = [row for row in ledger.certificates() if row.revoked_at is not None]
+        lists = [
+            signer_of(row).revocation_list(
+                [r.serial for r in revoked if r.issuer == row.name], revision, now
+            )
+            for row in rows
+        ]
+        certificates = [row.certificate for row in rows]
+        return TrustList(revision, "".join(certificates), "".join(lists), rows[-1].name)
+
+    def rotate(self, now: datetime) -> str:
+        """Sign with a new key from now on; the old one stays trusted. Gives the new one's name.
+
+        Raises ConfigError when the last change is not finished.
+        """
+        with writing(self._path) as ledger:
+            rows = ledger.authorities()
+            if len(rows) > 1:
+                raise ConfigError(
+                    "rotate", rows[-1].name, "one change at a time: finish this one by "
+                    "`edgecosine cluster rotate --finish`",
+                )  # fmt: skip
+            signer = Signer.new(self.cluster, now, signer_of(rows[-1]))
+            ledger.add_authority(row_of(signer), seconds(now))
+            ledger.revise()
+        return signer.name
+
+    def finish_rotation(self, now: datetime, *, is_forced: bool = False) -> None:
+        """Trust the old key no more.
+
+        Raises ConfigError when nothing is to be finished, and, unless forced, when nodes still have
+        certificates by the old key only.
+        """
+        with writing(self._path) as ledger:
+            old = ledger.authorities()[:-1]
+            if not old:
+                raise ConfigError("finish", "now", "only after `edgecosine cluster rotate`")
+            left = [
+                member.node_id
+                for member in self.members(now)
+                if member.issuer in {row.name for row in old}
+                and not (member.is_revoked or member.is_expired)
+            ]
+            if left and not is_forced:
+                raise ConfigError(
+                    "finish", "now", f"only when no node depends on the old key; {', '.join(left)} "
+                    "did not renew yet: start or revoke them, or give --force to put them out",
+                )  # fmt: skip
+            for row in old:
+                ledger.drop_authority(row.name)
+            ledger.revise()
+
+    def issue_endpoint(self, now: datetime) -> str:
+        """A fresh key and certificate for the endpoint, as PEM."""
+        key = new_key()
+        with reading(self._path) as ledger:
+            leaf = current_signer(ledger).issue_endpoint(key.public_key(), now)
+        return key_pem(key) + leaf.chain_pem
+
+    def issue_broker(self, hosts: Sequence[str], now: datetime) -> tuple[str, str]:
+        """A fresh key, and a certificate chain for an MQTT broker at these hosts, as PEM."""
+        key = new_key()
+        with reading(self._path) as ledger:
+            leaf = current_signer(ledger).issue_broker(hosts, key.public_key(), now)
+        return key_pem(key), leaf.chain_pem

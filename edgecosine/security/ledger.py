@@ -1,0 +1,192 @@
+"""What an authority remembers: its keys, its invitations, whom it certified and whom it revoked.
+
+One SQLite file, so that the command line and the endpoint may use it at the same time, and a crash
+leaves nothing half done. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgecosine.protocol.messages import Role
+
+_BUSY_S: Final = 5.0
+_SCHEMA: Final = """
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE authority (
+    name TEXT PRIMARY KEY, key TEXT NOT NULL, certificate TEXT NOT NULL, cross TEXT NOT NULL,
+    made_at INTEGER NOT NULL
+);
+CREATE TABLE invitation (
+    digest BLOB PRIMARY KEY, role TEXT NOT NULL, node_id TEXT NOT NULL, expires_at INTEGER NOT NULL,
+    used_by TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE certificate (
+    serial TEXT PRIMARY KEY, node_id TEXT NOT NULL, role TEXT NOT NULL, issuer TEXT NOT NULL,
+    not_after INTEGER NOT NULL, revoked_at INTEGER
+);
+INSERT INTO fact VALUES ('revision', '1');
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityRow:
+    """A signer; PEM texts, `cross` empty for the first one."""
+
+    name: str
+    key: str
+    certificate: str
+    cross: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """`node_id` is empty when the node may choose its name, `used_by` until it has."""
+
+    role: Role
+    node_id: str
+    expires_at: int
+    used_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRow:
+    """A node's certificate."""
+
+    serial: int
+    node_id: str
+    role: Role
+    issuer: str
+    not_after: int
+    revoked_at: int | None
+
+
+class Ledger:
+    """The open file, inside one transaction; made by `reading` or `writing`."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def fact(self, name: str) -> str:
+        """A setting; empty when there is none."""
+        row = self._database.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Keep a setting."""
+        self._database.execute("REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    def revise(self) -> None:
+        """Whom to trust has changed."""
+        self.set_fact("revision", str(self.revision + 1))
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change of whom to trust."""
+        return int(self.fact("revision"))
+
+    def authorities(self) -> list[AuthorityRow]:
+        """All that are trusted, the one that signs now last."""
+        query = "SELECT name, key, certificate, cross FROM authority ORDER BY made_at, rowid"
+        return [AuthorityRow(*row) for row in self._database.execute(query)]
+
+    def add_authority(self, row: AuthorityRow, made_at: int) -> None:
+        """From now on this one signs."""
+        self._database.execute(
+            "INSERT INTO authority VALUES (?, ?, ?, ?, ?)",
+            (row.name, row.key, row.certificate, row.cross, made_at),
+        )
+
+    def drop_authority(self, name: str) -> None:
+        """Trust it no more and forget its key."""
+        self._database.execute("DELETE FROM authority WHERE name = ?", (name,))
+        self._database.execute("DELETE FROM certificate WHERE issuer = ?", (name,))
+        self._database.execute("UPDATE authority SET cross = ''")
+
+    def add_invitation(self, digest: bytes, role: Role, node_id: str, expires_at: int) -> None:
+        """Keep an invitation by its secret's digest."""
+        self._database.execute(
+            "INSERT INTO invitation (digest, role, node_id, expires_at) VALUES (?, ?, ?, ?)",
+            (digest, role, node_id, expires_at),
+        )
+
+    def invitation(self, digest: bytes) -> Invitation | None:
+        """The invitation of a secret with this digest."""
+        query = "SELECT role, node_id, expires_at, used_by FROM invitation WHERE digest = ?"
+        row = self._database.execute(query, (digest,)).fetchone()
+        return Invitation(*row) if row else None
+
+    def use_invitation(self, digest: bytes, node_id: str) -> None:
+        """It works no more."""
+        query = "UPDATE invitation SET used_by = ? WHERE digest = ?"
+        self._database.execute(query, (node_id, digest))
+
+    def forget_invitations(self, before: int) -> None:
+        """Those that expired long ago."""
+        self._database.execute("DELETE FROM invitation WHERE expires_at < ?", (before,))
+
+    def certificates(self) -> list[CertificateRow]:
+        """All that are known, oldest first."""
+        query = (
+            "SELECT serial, node_id, role, issuer, not_after, revoked_at FROM certificate "
+            "ORDER BY rowid"
+        )
+        rows = self._database.execute(query)
+        return [CertificateRow(int(serial, 16), *rest) for serial, *rest in rows]
+
+    def add_certificate(self, row: CertificateRow) -> None:
+        """Keep what was issued."""
+        values = (f"{row.serial:x}", row.node_id, row.role, row.issuer, row.not_after, None)
+        self._database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def revoke(self, node_id: str, now: int) -> int:
+        """Revoke all of a node's certificates; how many that were."""
+        query = "UPDATE certificate SET revoked_at = ? WHERE node_id = ? AND revoked_at IS NULL"
+        return self._database.execute(query, (now, node_id)).rowcount
+
+    def forget_certificates(self, before: int) -> None:
+        """Those that expired long ago: their date alone keeps them out."""
+        self._database.execute("DELETE FROM certificate WHERE not_after < ?", (before,))
+
+
+def make_ledger(path: Path) -> None:
+    """A new, empty ledger that only its owner may read."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(_SCHEMA)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Ledger]:
+    """A look at the ledger as it is at one moment."""
+    with _transaction(path, "BEGIN") as ledger:
+        yield ledger
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Ledger]:
+    """A change of the ledger, whole or not at all; others wait for it."""
+    with _transaction(path, "BEGIN IMMEDIATE") as ledger:
+        yield ledger
+
+
+@contextlib.contextmanager
+def _transaction(path: Path, begin: str) -> Iterator[Ledger]:
+    address = f"{path.absolute().as_uri()}?mode=rw"  # a ledger that has gone is not made anew
+    with closing(
+        sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
+    ) as database:
+        database.execute(begin)
+        try:
+            yield Ledger(database)
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")

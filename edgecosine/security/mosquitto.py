@@ -1,0 +1,171 @@
+"""A configuration for Mosquitto under which everybody may do what is theirs, and nothing else.
+
+Two listeners: people and tools come with a password each, nodes with the certificate that the
+cluster's authority gave them. Topics are read and written by name:
+
+client   asks, cancels, reads its own answers and what is public of the cluster
+drafter  tells its own presence and state
+target   everything of its cluster, for its gateway answers everybody
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgecosine.errors import ConfigError
+from edgecosine.protocol.topics import REQUEST_KINDS, Topics, is_identifier
+from edgecosine.security.certificates import ENROLMENT_NAME
+from edgecosine.security.files import make_private_directory, write_private
+
+CLIENT_PORT: Final = 8883
+NODE_PORT: Final = 8884
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:-]{1,253}", re.ASCII)
+_PASSWORDS: Final = "passwords"
+_ITERATIONS: Final = 101
+"""Mosquitto's own number; the passwords are drawn from 128 bits, so that nobody guesses them."""
+_CONFIGURATION: Final = """\
+# Made by `edgecosine cluster broker-config`, which may be run again to add clients or targets, to
+# renew the broker's certificate and to tell it who was revoked.
+# Start: mosquitto -c {directory}/mosquitto.conf
+# The user that Mosquitto runs as must be able to read this directory, and nobody else should be.
+per_listener_settings true
+max_packet_size 1048576
+max_queued_messages 10000
+
+# People and tools, each with a password of its own.
+listener {client_port}
+certfile {directory}/broker.pem
+keyfile {directory}/broker.key
+tls_version tlsv1.3
+allow_anonymous false
+password_file {directory}/passwords
+acl_file {directory}/clients.acl
+
+# Nodes, each with its certificate, whose common name is the node's name.
+listener {node_port}
+certfile {directory}/broker.pem
+keyfile {directory}/broker.key
+cafile {directory}/authorities.pem
+crlfile {directory}/revoked.pem
+tls_version tlsv1.3
+require_certificate true
+use_identity_as_username true
+allow_anonymous false
+acl_file {directory}/nodes.acl
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFiles:
+    """Everything that a configuration is made of; PEM texts.
+
+    targets  node ids
+    clients  names of people and tools
+    """
+
+    topics: Topics
+    key: str
+    chain: str
+    authorities: str
+    revoked: str
+    targets: Sequence[str]
+    clients: Sequence[str]
+    client_port: int = CLIENT_PORT
+    node_port: int = NODE_PORT
+
+
+def check_host(host: str) -> str:
+    """A host that a broker's certificate may name.
+
+    Raises ConfigError.
+    """
+    if not _HOST.fullmatch(host) or host == ENROLMENT_NAME:
+        raise ConfigError("host", host, "a host name or a numeric address of the broker")
+    return host
+
+
+def write_configuration(directory: Path, files: BrokerFiles) -> dict[str, str]:
+    """Write the configuration; gives the passwords of clients that are new, by name.
+
+    Clients that are there already keep their passwords. Raises ConfigError for a client's name that
+    cannot be a level of a topic.
+    """
+    for name in files.clients:
+        if not is_identifier(name):
+            raise ConfigError("client", name, "1 to 64 letters, digits, '_', '.' or '-'")
+    make_private_directory(directory)
+    known = _read_passwords(directory / _PASSWORDS)
+    new = {name: secrets.token_urlsafe(16) for name in files.clients if name not in known}
+    known |= {name: hash_password(password) for name, password in new.items()}
+    write_private(directory / "broker.key", files.key)
+    write_private(directory / "broker.pem", files.chain)
+    write_private(directory / "authorities.pem", files.authorities)
+    write_private(directory / "revoked.pem", files.revoked)
+    write_private(directory / _PASSWORDS, "".join(f"{n}:{h}\n" for n, h in known.items()))
+    write_private(directory / "clients.acl", client_rules(files.topics, list(known)))
+    write_private(directory / "nodes.acl", node_rules(files.topics, files.targets))
+    write_private(
+        directory / "mosquitto.conf",
+        _CONFIGURATION.format(
+            directory=directory.absolute(),
+            client_port=files.client_port,
+            node_port=files.node_port,
+        ),
+    )
+    return new
+
+
+def client_rules(topics: Topics, clients: Sequence[str]) -> str:
+    """What each client may read and write, as an ACL file.
+
+    The states of jobs are not among it: they name the requests of others.
+    """
+    return "\n".join(_client_rules(topics, name) for name in clients)
+
+
+def node_rules(topics: Topics, targets: Sequence[str]) -> str:
+    """What nodes may read and write, as an ACL file: targets by name, drafters by pattern."""
+    own = topics.root + "/node/%u/#"
+    rules = [f"pattern readwrite {own}\n"]
+    rules += [f"user {name}\ntopic readwrite {topics.root}/#\n" for name in targets]
+    return "\n".join(rules)
+
+
+def hash_password(password: str) -> str:
+    """A password as Mosquitto keeps it: PBKDF2 with SHA-512 and a salt, format 7."""
+    salt = secrets.token_bytes(12)
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+    return f"$7${_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
+
+
+def _client_rules(topics: Topics, name: str) -> str:
+    lines = [f"user {name}"]
+    lines += [f"topic write {topics.request(kind)}" for kind in REQUEST_KINDS]
+    lines += [f"topic write {topics.cancels}"]
+    lines += [
+        f"topic read {topic}"
+        for topic in (
+            topics.status,
+            topics.info,
+            topics.node_status("+"),
+            topics.node_state("+"),
+            topics.stream(name, "+"),
+        )
+    ]
+    # A client sends itself a message to learn that all retained ones have come before.
+    lines += [f"topic readwrite {topics.response(name, '#')}"]
+    return "\n".join(lines) + "\n"
+
+
+def _read_passwords(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    return {name: known for name, _, known in pairs}

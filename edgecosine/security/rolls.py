@@ -1,0 +1,113 @@
+"""Rules on an authority's ledger: who is in, whose name is free, whose certificate counts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from edgecosine.errors import EnrolmentRefused
+from edgecosine.protocol.messages import Role
+from edgecosine.security.certificates import Leaf, Signer, certificate_pem, key_pem
+from edgecosine.security.identity import NodeIdentity
+from edgecosine.security.ledger import AuthorityRow, CertificateRow, Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node as its authority knows it, by its newest certificate."""
+
+    node_id: str
+    role: Role
+    issuer: str
+    not_after: datetime
+    is_revoked: bool
+    is_expired: bool
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it is let in now."""
+        return not (self.is_revoked or self.is_expired)
+
+
+def members_of(ledger: Ledger, now: datetime) -> list[Member]:
+    """Every node by its newest certificate."""
+    newest = {row.node_id: row for row in ledger.certificates()}
+    return [
+        Member(
+            row.node_id,
+            row.role,
+            row.issuer,
+            datetime.fromtimestamp(row.not_after, UTC),
+            row.revoked_at is not None,
+            row.not_after <= seconds(now),
+        )
+        for row in newest.values()
+    ]
+
+
+def check_free(ledger: Ledger, node_id: str, now: datetime) -> None:
+    """Raises EnrolmentRefused when a node of this name is in."""
+    for row in ledger.certificates():
+        is_alive = row.revoked_at is None and row.not_after > seconds(now)
+        if row.node_id == node_id and is_alive:
+            raise EnrolmentRefused(
+                f"there is a node called {node_id}: choose another --node-id, or revoke that one "
+                f"first by `edgecosine cluster revoke {node_id}`"
+            )
+
+
+def known_certificate(ledger: Ledger, serial: int) -> CertificateRow:
+    """The certificate with this number.
+
+    Raises EnrolmentRefused when it counts no more.
+    """
+    row = next((row for row in ledger.certificates() if row.serial == serial), None)
+    if row is None:
+        raise EnrolmentRefused("this authority knows no such certificate")
+    if row.revoked_at is not None:
+        raise EnrolmentRefused(f"the certificate of {row.node_id} was revoked")
+    return row
+
+
+def certified(ledger: Ledger, signer: Signer, identity: NodeIdentity, leaf: Leaf) -> Leaf:
+    """Keep what was issued."""
+    ledger.add_certificate(
+        CertificateRow(
+            leaf.serial,
+            identity.node_id,
+            identity.role,
+            signer.name,
+            seconds(leaf.not_after),
+            None,
+        )
+    )
+    return leaf
+
+
+def current_signer(ledger: Ledger) -> Signer:
+    """The signer of now."""
+    return signer_of(ledger.authorities()[-1])
+
+
+def signer_of(row: AuthorityRow) -> Signer:
+    """A row as what can sign."""
+    return Signer.load(row.key, row.certificate, row.cross)
+
+
+def row_of(signer: Signer) -> AuthorityRow:
+    """A signer as it is kept."""
+    cross = certificate_pem(signer.cross) if signer.cross else ""
+    return AuthorityRow(
+        signer.name, key_pem(signer.key), certificate_pem(signer.certificate), cross
+    )
+
+
+def digest_of(secret: bytes) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret).digest()
+
+
+def seconds(moment: datetime) -> int:
+    """A moment as the ledger has it."""
+    return int(moment.timestamp())

@@ -1,0 +1,213 @@
+"""Whom a node believes, as a frozen value: made anew when the authority says something new.
+
+The handshake of TLS 1.3 proves that the other side holds the key of a certificate that the
+cluster's authority signed and that has not run out. The rest is asked here: is it revoked, and does
+the node that greets bear the name in it?
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from edgecosine.errors import EnrolmentError
+from edgecosine.protocol.messages import Hello
+from edgecosine.security.certificates import ENROLMENT_NAME, common_name
+from edgecosine.security.identity import NodeIdentity, PeerCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Who we are and whom we believe.
+
+    listening, dialling  TLS settings for the two ends of a link
+    revoked              serial numbers of certificates that count no more
+    authorities          common names of those whose certificates count
+    """
+
+    identity: NodeIdentity
+    listening: ssl.SSLContext
+    dialling: ssl.SSLContext
+    revoked: frozenset[int]
+    authorities: frozenset[str]
+
+    def objection(self, peercert: Mapping[str, Any] | None, hello: Hello) -> str | None:
+        """Why this peer with this certificate is not to be linked; None when it is welcome."""
+        certificate = PeerCertificate.of(peercert)
+        if certificate is None or certificate.identity is None:
+            return "no certificate of a node: run `edgecosine cluster join` there"
+        identity = certificate.identity
+        if (hello.cluster, hello.node_id, hello.role) != (
+            identity.cluster,
+            identity.node_id,
+            identity.role,
+        ):
+            return (
+                f"it greets as {hello.role} {hello.node_id} of cluster {hello.cluster}, but its "
+                f"certificate is that of {identity.role} {identity.node_id} of cluster "
+                f"{identity.cluster}: is this a copied identity?"
+            )
+        if certificate.serial in self.revoked:
+            return f"the certificate of {identity.node_id} was revoked"
+        return None
+
+    def doubt(self, peercert: Mapping[str, Any] | None) -> str | None:
+        """Why a certificate that was good at its handshake counts no more; None when it does.
+
+        At a handshake `objection` is to be asked: an authority that is vouched for by the one
+        before it may not be known yet.
+        """
+        certificate = PeerCertificate.of(peercert)
+        if certificate is None:
+            return "no certificate"
+        name = certificate.identity.node_id if certificate.identity else "?"
+        if certificate.serial in self.revoked:
+            return f"the certificate of {name} was revoked"
+        if certificate.issuer not in self.authorities:
+            return f"the certificate of {name} is by an authority that was replaced"
+        return None
+
+
+def make_trust(
+    identity: NodeIdentity, certificate_file: Path, authorities_pem: str, revoked_pem: str
+) -> Trust:
+    """Trust from the node's key and certificate in one file, and what its authority told.
+
+    Raises EnrolmentError when these do not fit together.
+    """
+    try:
+        return Trust(
+            identity=identity,
+            listening=listening_context(certificate_file, authorities_pem),
+            dialling=dialling_context(certificate_file, authorities_pem),
+            revoked=read_revoked(authorities_pem, revoked_pem),
+            authorities=authority_names(authorities_pem),
+        )
+    except (ssl.SSLError, ValueError) as error:
+        raise EnrolmentError(f"{certificate_file} cannot be used: {error}") from error
+
+
+def listening_context(
+    certificate_file: Path, authorities_pem: str, *, is_required: bool = True
+) -> ssl.SSLContext:
+    """TLS settings of a listener that asks everybody for a certificate of the cluster."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, authorities_pem)
+    context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+    # A resumed session would skip the look at the other side's certificate.
+    context.num_tickets = 0
+    context.load_cert_chain(certificate_file)
+    return context
+
+
+def dialling_context(certificate_file: Path, authorities_pem: str) -> ssl.SSLContext:
+    """TLS settings of a dialler. A node's address says nothing about who it is, so no host name is
+    compared; its Hello is, with its certificate."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, authorities_pem)
+    context.check_hostname = False
+    context.load_cert_chain(certificate_file)
+    return context
+
+
+def enrolment_context(authorities_pem: str, certificate_file: Path | None = None) -> ssl.SSLContext:
+    """TLS settings of a client of the authority's endpoint, which nobody else can pose as. To be
+    used with `ENROLMENT_NAME` as server name."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, authorities_pem)
+    # A node may be called anything, so the common name proves nothing.
+    context.hostname_checks_common_name = False
+    assert context.check_hostname, ENROLMENT_NAME
+    if certificate_file is not None:
+        context.load_cert_chain(certificate_file)
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """TLS settings to ask for an authority's certificate, which is then held against its
+    fingerprint. Nothing secret goes through such a connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def pick_authority(authorities_pem: str, wanted: bytes) -> str:
+    """Of several certificates the one with this fingerprint, as PEM.
+
+    Raises EnrolmentError when it is not among them.
+    """
+    for certificate in _certificates(authorities_pem):
+        pem = ssl.DER_cert_to_PEM_cert(certificate)
+        if fingerprint(pem) == wanted:
+            return pem
+    raise EnrolmentError(
+        "somebody else answers in the authority's place: its certificate has not the fingerprint in"
+        " the token; nothing was told to it"
+    )
+
+
+def fingerprint(certificate_pem: str) -> bytes:
+    """SHA-256 of a certificate."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate_pem)).digest()
+
+
+def authority_names(authorities_pem: str) -> frozenset[str]:
+    """Common names of authorities.
+
+    Raises ValueError.
+    """
+    certificates = x509.load_pem_x509_certificates(authorities_pem.encode())
+    return frozenset(common_name(certificate.subject) for certificate in certificates)
+
+
+def read_revoked(authorities_pem: str, revoked_pem: str) -> frozenset[int]:
+    """Serial numbers in revocation lists, each signed by one of the authorities.
+
+    Raises EnrolmentError for a list that none of them signed, ValueError for what is no list.
+    """
+    authorities = x509.load_pem_x509_certificates(authorities_pem.encode())
+    serials: set[int] = set()
+    for block in _blocks(revoked_pem):
+        revoked = x509.load_pem_x509_crl(block)
+        if not any(_has_signed(authority, revoked) for authority in authorities):
+            raise EnrolmentError("the revocation list is not signed by the cluster's authority")
+        serials.update(entry.serial_number for entry in revoked)
+    return frozenset(serials)
+
+
+def _has_signed(authority: x509.Certificate, revoked: x509.CertificateRevocationList) -> bool:
+    if authority.subject != revoked.issuer:
+        return False
+    try:
+        return revoked.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (InvalidSignature, TypeError):
+        return False
+
+
+def _certificates(pem: str) -> list[bytes]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=pem)
+    except ssl.SSLError as error:
+        raise EnrolmentError(f"the authority's certificate cannot be read: {error}") from error
+    return context.get_ca_certs(binary_form=True)
+
+
+def _blocks(pem: str) -> list[bytes]:
+    end = "-----END X509 CRL-----"
+    return [(block + end).strip().encode() for block in pem.split(end) if block.strip()]
+
+
+def _context(protocol: int, authorities_pem: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_verify_locations(cadata=authorities_pem)
+    return context

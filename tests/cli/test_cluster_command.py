@@ -1,0 +1,171 @@
+"""`edgecosine cluster`, and what its credentials mean for `edgecosine node`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgecosine.cli import main
+from edgecosine.errors import ConfigError
+from edgecosine.node.membership import Membership
+from edgecosine.security.credentials import Credentials
+from edgecosine.security.join_token import read_token
+from tests.cli.test_node_command import settings
+
+WANTED = ["--role", "drafter", "--model", "ngram"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this user's credentials for the cluster `home` lie."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return tmp_path / "edgecosine" / "home"
+
+
+def cluster(*words: str, env: Mapping[str, str] | None = None) -> str:
+    result = CliRunner(env=dict(env or {})).invoke(main, ["cluster", *words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refusal(*words: str) -> str:
+    result = CliRunner().invoke(main, list(words))
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+def test_init_makes_this_machine_the_first_member(place: Path) -> None:
+    cluster("init", "--node-id", "big")
+    assert Credentials.load(place).identity.uri == "urn:edgecosine:node:home:target:big"
+    [member] = json.loads(cluster("list", "--json"))
+    assert (member["node"], member["role"], member["is"]) == ("big", "target", "in")
+    assert "left as they are" in refusal("cluster", "init")
+
+
+def test_invitation_names_the_authority_and_where_it_is() -> None:
+    cluster("init")
+    token = read_token(cluster("invite", "--address", "big.lan:7412", "--ttl", "90s"))
+    assert token.addresses == ["big.lan:7412"]
+    assert token.cluster == "home"
+    own = read_token(cluster("invite"))
+    assert own.fingerprint == token.fingerprint
+    assert own.secret != token.secret
+    assert own.addresses
+    assert all(address.endswith(":7412") for address in own.addresses)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("invite",), "edgecosine cluster init"),
+        (("revoke", "kitchen"), "edgecosine cluster init"),
+        (("join", "ecs1-xyz"), "edgecosine cluster invite"),
+        (("join", "hello"), "edgecosine cluster invite"),
+        (("renew",), "edgecosine cluster join"),
+        (("--cluster", "a/b", "init"), "cluster = 'a/b'"),
+        (("--credentials", "none", "init"), "the directory that this command works on"),
+        (("init", "--listen", "here"), "HOST:PORT"),
+        (("init", "--node-id", "a b"), "node_id = 'a b'"),
+    ],
+)
+def test_mistake_is_told_with_what_to_do(words: tuple[str, ...], said: str, place: Path) -> None:
+    assert said in refusal("cluster", *words)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("ttl", ["", "15", "m", "8d", "0s", "-1m", "1.5h"])
+def test_wrong_time_is_refused(ttl: str) -> None:
+    cluster("init")
+    assert "ttl" in refusal("cluster", "invite", f"--ttl={ttl}")
+
+
+def test_second_join_on_one_machine_is_refused() -> None:
+    cluster("init")
+    token = cluster("invite").strip()
+    assert "joined already" in refusal("cluster", "join", token)
+
+
+def test_broker_configuration_names_targets_and_prints_new_passwords(tmp_path: Path) -> None:
+    cluster("init", "--node-id", "big")
+    words = ("broker-config", str(tmp_path / "b"), "--host", "broker.lan")
+    printed = cluster(*words, "--client", "alice")
+    assert printed.startswith("alice\t")
+    assert "user big" in (tmp_path / "b" / "nodes.acl").read_text()
+    assert printed.split()[1] not in (tmp_path / "b" / "passwords").read_text()
+    assert cluster(*words, "--client", "alice") == ""
+    assert "host" in refusal("cluster", *words[:2], "--host", "enrolment.edgecosine")
+
+
+def test_credentials_give_the_node_its_name(place: Path) -> None:
+    cluster("init", "--node-id", "small", "--role", "drafter")
+    found = settings(WANTED)
+    assert (found.node_id, found.credentials) == ("small", place)
+    membership = Membership(found)
+    assert [str(address) for address in membership.listen] == [":0"]
+    assert membership.guard.trust is not None
+    assert settings([*WANTED, "--credentials", "none"]).credentials is None
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--role", "target", "--model", "m"], "these are of drafter small of cluster home"),
+        ([*WANTED, "--node-id", "other"], "these are of drafter small of cluster home"),
+        ([*WANTED, "--insecure"], "there are credentials"),
+    ],
+)
+def test_credentials_of_another_are_refused(args: list[str], said: str) -> None:
+    cluster("init", "--node-id", "small", "--role", "drafter")
+    with pytest.raises(ConfigError, match=said):
+        Membership(settings(args))
+
+
+def test_without_credentials_links_stay_on_this_machine() -> None:
+    membership = Membership(settings(WANTED))
+    assert [address.host for address in membership.listen] == ["127.0.0.1"]
+    for words in (["--listen", ":7411"], ["--listen", "192.0.2.1:1"], ["--peer", "big.lan:7411"]):
+        with pytest.raises(ConfigError, match=r"edgecosine cluster init.*--insecure"):
+            Membership(settings([*WANTED, *words]))
+    near = settings([*WANTED, "--listen", "[::1]:0", "--peer", "127.0.0.1:7411"])
+    assert [address.host for address in Membership(near).listen] == ["::1"]
+    wide = Membership(settings([*WANTED, "--insecure", "--peer", "big.lan:7411"]))
+    assert [str(address) for address in wide.listen] == [":0"]
+
+
+def test_passwords_come_from_file_or_environment_never_from_the_line(tmp_path: Path) -> None:
+    url = "mqtt://me:secret@broker.lan"
+    for words in (["node", *WANTED], ["ask", "x"], ["status"], ["doctor"], ["up"]):
+        said = refusal(*words, "--broker", url)
+        assert "EDGECOSINE_BROKER_PASSWORD" in said
+        assert "secret" not in said
+    assert settings(WANTED, {"EDGECOSINE_BROKER": url}).broker == url
+    file = tmp_path / "password"
+    file.write_text("from file\nand not this")
+    found = settings([*WANTED, "--broker-password-file", str(file), "--broker-username", "me"])
+    assert (found.broker_username, found.broker_password) == ("me", "from file")
+    found = settings(WANTED, {"EDGECOSINE_BROKER_PASSWORD": "from env"})
+    assert found.broker_password == "from env"
+    assert "from env" not in repr(found)
+    assert "secret" not in repr(settings(WANTED, {"EDGECOSINE_BROKER": url}))
+
+
+def test_brokers_certificate_is_the_clusters_where_there_are_credentials(place: Path) -> None:
+    mqtts = [*WANTED, "--broker", "mqtts://broker.lan"]
+    assert settings(mqtts).broker_ca is None
+    cluster("init", "--node-id", "small", "--role", "drafter")
+    found = settings(mqtts)
+    assert found.broker_ca == place / "authorities.pem"
+    assert found.broker_certificate == place / "node.pem"
+    assert settings([*mqtts, "--broker-ca", "system"]).broker_ca is None
+    assert settings([*WANTED, "--broker", "mqtt://127.0.0.1"]).broker_ca is None
+
+
+def test_open_broker_takes_a_word() -> None:
+    said = refusal("broker", "--listen", "0.0.0.0:1883")
+    assert "cluster broker-config" in said
+    assert "--insecure" in said
