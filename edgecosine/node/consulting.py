@@ -168,12 +168,18 @@ class Consulting:
         ahead: TokenTree | None,
     ) -> Draft | None:
         """Ask once; a drafter that is out of step is told what it lacks and asked again."""
-        for _ in range(2):
-            reply = await link.ask(self._request(node_id, plan, trunk, ahead))
-            if isinstance(reply, Draft):
-                return reply
-            self._held[node_id] = min(reply.have, self._held[node_id])
-        return None
+        asked = time.perf_counter()
+        draft: Draft | None = None
+        try:
+            for _ in range(2):
+                reply = await link.ask(self._request(node_id, plan, trunk, ahead))
+                if isinstance(reply, Draft):
+                    draft = reply
+                    break
+                self._held[node_id] = min(reply.have, self._held[node_id])
+        finally:
+            self._tally.trace.drafted(node_id, asked, draft)
+        return draft
 
     def _request(
         self, node_id: str, plan: Plan, trunk: Sequence[int], ahead: TokenTree | None

@@ -313,6 +313,8 @@ def _target_state(
         "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
         if verifying.busy_s
         else None,
+        "busy_s": round(verifying.busy_s, 3),
+        "idle_s": round(verifying.idle_s, 3),
         "plan": balancer.last_reason,
         "drafters": {
             node_id: {

@@ -21,6 +21,7 @@ from edgecosine.node.balancer import Balancer
 from edgecosine.node.consulting import Ask, Consulting, DrafterLinks, answers
 from edgecosine.node.stepwise import gather_by_steps
 from edgecosine.node.tally import Tally
+from edgecosine.node.trace import Trace
 from edgecosine.node.transcript import Transcript
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import Coupling
@@ -61,7 +62,7 @@ class Session:
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
         self._state = balancer.open(request.policy, is_greedy=request.sampling.is_greedy)
-        self._tally = Tally()
+        self._tally = Tally(trace=Trace(is_on=request.trace))
         self._consulting = Consulting(
             key=request.key,
             sequence=self._sequence,
@@ -114,6 +115,7 @@ class Session:
         """Draft, unless enough is there already; fuse, verify, commit, learn. Returns what is there
         for the next round."""
         self._consulting.begin_round()
+        self._tally.trace.begin()
         started = time.perf_counter()
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.plan(self._state, linked, room)
@@ -144,6 +146,7 @@ class Session:
         self, tree: TokenTree, ahead: Plan, trial: Plan, grace_s: float
     ) -> tuple[Verdict, list[Proposal]]:
         """The target's verdict, and what drafters said meanwhile or until `grace_s` after it."""
+        self._tally.trace.submit()
         try:
             async with asyncio.TaskGroup() as group:
                 asks = self._consulting.start(group, ahead, ahead=tree)
@@ -155,6 +158,7 @@ class Session:
                     ask.cancel()
         except* ActorStopped as stopped:
             raise stopped.exceptions[0] from None
+        self._tally.trace.end(len(tree), len(verdict.path))
         return verdict, answers([*asks, *tries])
 
     async def _verify(self, tree: TokenTree) -> Verdict:
@@ -166,7 +170,9 @@ class Session:
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
         )
-        return await self._verifying.verify(work)
+        verdict = await self._verifying.verify(work)
+        self._tally.trace.verified(self._verifying.last_pass_s)
+        return verdict
 
     def _commit(
         self, verdict: Verdict, tree: TokenTree, proposals: list[Proposal]

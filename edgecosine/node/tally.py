@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.engine.base import Verdict
+from edgecosine.node.trace import Trace
 from edgecosine.protocol.request import DrafterShare, Metrics
 from edgecosine.protocol.tree import TokenTree
 
@@ -21,6 +22,7 @@ class Tally:
     accepted: Counter[str] = field(default_factory=Counter)
     late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     plan: str = ""
+    trace: Trace = field(default_factory=Trace)
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -49,4 +51,5 @@ class Tally:
             plan=self.plan,
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
+            rounds=tuple(self.trace.rounds),
         )

@@ -47,6 +47,12 @@ class Verifying:
         self._released: list[str] = []
         self.num_passes = 0
         self.busy_s = 0.0
+        """Seconds in passes."""
+        self.idle_s = 0.0
+        """Seconds between the end of each pass and that of the next one, outside of it."""
+        self.last_pass_s = 0.0
+        """Seconds of the pass that gave the latest verdicts."""
+        self._ended = 0.0
 
     def __repr__(self) -> str:
         return f"<Verifying [{len(self._mailbox)} waiting, {self.num_passes} passes]>"
@@ -68,6 +74,7 @@ class Verifying:
             costs = await self._thread.run(functools.partial(profile, self._engine))
             for num_rows, elapsed_s in costs.items():
                 self._observe_pass(num_rows, elapsed_s)
+            self._ended = time.perf_counter()
             while True:
                 self._batch = await self._next_batch()
                 result = await self._pass()
@@ -92,7 +99,10 @@ class Verifying:
         call = functools.partial(_timed_step, self._engine, works, released)
         result, elapsed_s = await self._thread.run(call)
         self.num_passes += 1
+        now = time.perf_counter()
         self.busy_s += elapsed_s
+        self.idle_s += now - self._ended - elapsed_s
+        self._ended, self.last_pass_s = now, elapsed_s
         self._observe_pass(result.num_rows, elapsed_s)
         return result
 

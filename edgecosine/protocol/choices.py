@@ -64,6 +64,7 @@ def _join_metrics(metrics: Sequence[Metrics]) -> Metrics:
         queue_s=min(each.queue_s for each in metrics),
         prefill_s=max(each.prefill_s for each in metrics),
         decode_s=max(each.decode_s for each in metrics),
+        rounds=metrics[0].rounds,
     )
 
 

@@ -1,9 +1,9 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
 The standard fields under their standard names, plus vLLM's top_k, min_p, repetition_penalty,
-min_tokens, stop_token_ids and ignore_eos, and our id, client, reply_to, deadline_ms and policy.
-Fields that we do not know are ignored, since OpenAI clients send many; fields that we know and
-cannot honour are refused. A null field is an absent one.
+min_tokens, stop_token_ids and ignore_eos, and our id, client, reply_to, deadline_ms, policy and
+trace. Fields that we do not know are ignored, since OpenAI clients send many; fields that we know
+and cannot honour are refused. A null field is an absent one.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def parse_request(
         deadline_s=_deadline_s(fields),
         top_logprobs=_top_logprobs(kind, fields),
         n=fields.integer("n", 1, low=1, high=MAX_CHOICES),
+        trace=fields.boolean("trace", default=False),
     )
 
 
@@ -129,6 +130,7 @@ def render_body(request: Request) -> bytes:
         "n": request.n,
         "policy": request.policy,
         "stream": request.stream,
+        "trace": request.trace,
     }
     if isinstance(request.prompt, str):
         body["prompt"] = request.prompt

@@ -88,6 +88,8 @@ class Request:
     """Choices wanted: independent samples, each from a seed of its own."""
     choice: int = 0
     """Which of the choices a session makes; the asker's request has 0."""
+    trace: bool = False
+    """Whether the answer tells the course of its rounds."""
 
     @property
     def key(self) -> str:
@@ -120,8 +122,6 @@ class DraftTimes:
     """What the drafter itself spent on it; the rest is network, and waiting at the drafter."""
     num_tokens: int = 0
     """0 when it was late, lost or silent."""
-    is_trial: bool = False
-    """Beside the verification, so that nobody waited for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,8 @@ class RoundTimes:
     """The course of one round, the prefill being round 0; seconds since the session started.
 
     Drafts are waited for from `started_s` to `submitted_s`; then the tree waits for its pass, which
-    takes the last `pass_s` before `verified_s`.
+    takes the last `pass_s` before `verified_s`. Drafts that were asked for after `submitted_s` were
+    made beside the verification: ahead of its verdict, or on trial.
     """
 
     started_s: float
@@ -159,7 +160,7 @@ class Metrics:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     rounds: tuple[RoundTimes, ...] = ()
-    """Empty unless they were recorded."""
+    """Empty unless the request asked for them; of the first choice."""
 
     @property
     def num_rounds(self) -> int:

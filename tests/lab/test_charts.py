@@ -49,7 +49,7 @@ ROUNDS = [
         "started_s": 0.010, "submitted_s": 0.020, "verified_s": 0.050, "pass_s": 0.025,
         "num_nodes": 4, "num_accepted": 2,
         "drafts": [{"drafter": "python-0", "asked_s": 0.010, "ended_s": 0.020, "compute_s": 0.004,
-                    "num_tokens": 4, "is_trial": False}],
+                    "num_tokens": 4}],
     },
     {
         "started_s": 0.050, "submitted_s": 0.050, "verified_s": 0.070, "pass_s": 0.020,

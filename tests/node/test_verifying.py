@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +83,26 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
     assert "profile" not in target.fed
     assert [rows for rows, _ in costs[-3:]] == [1, 3, 2]
     assert all(elapsed_s >= 0 for _, elapsed_s in costs)
+
+
+def test_time_is_busy_or_idle_and_never_both() -> None:
+    target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(0.01))
+
+    async def main() -> None:
+        began = time.perf_counter()
+        async with house(target) as home:
+            verifying, asked = home.verifying, Request("a", "1", "ask", "x", max_tokens=3)
+            await home.answer(asked)
+            busy_s, idle_s = verifying.busy_s, verifying.idle_s
+            await asyncio.sleep(0.05)
+            assert (verifying.busy_s, verifying.idle_s) == (busy_s, idle_s)
+            await home.answer(replace(asked, request_id="2"))
+            assert verifying.busy_s - busy_s >= 0.03
+            assert verifying.idle_s - idle_s >= 0.05
+            assert 0.01 <= verifying.last_pass_s <= verifying.busy_s
+            assert verifying.busy_s + verifying.idle_s <= time.perf_counter() - began
+
+    run(main())
 
 
 def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> None:

@@ -67,7 +67,6 @@ def test_rounds_are_told_when_they_were_recorded() -> None:
                 "ended_s": 0.03,
                 "compute_s": 0.005,
                 "num_tokens": 4,
-                "is_trial": False,
             }
         ],
     }

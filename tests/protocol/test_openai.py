@@ -50,6 +50,7 @@ def test_defaults_are_greedy_and_the_seed_is_drawn() -> None:
     assert request.max_tokens == DEFAULT_MAX_TOKENS
     assert request.deadline_s == math.inf
     assert not request.stream
+    assert not request.trace
 
 
 def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
@@ -80,6 +81,7 @@ def test_every_field_arrives() -> None:
             "logprobs": 5,
             "min_tokens": 9,
             "stop_token_ids": [4, 0],
+            "trace": True,
             "response_format": {"type": "text"},
         }
     )
@@ -109,6 +111,7 @@ def test_every_field_arrives() -> None:
         deadline_s=1.5,
         top_logprobs=5,
         n=8,
+        trace=True,
     )
 
 
@@ -229,6 +232,7 @@ def test_chat_content_may_come_in_parts() -> None:
         ({"tools": [{}]}, "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, "unsupported_value"),
         ({"stream": 1}, "invalid_type"),
+        ({"trace": 1}, "invalid_type"),
         ({"ignore_eos": "yes"}, "invalid_type"),
         ({"deadline_ms": 0}, "decimal_below_min_value"),
         ({"id": "a b"}, "invalid_value"),
@@ -333,6 +337,7 @@ kinds_and_prompts = st.one_of(
     model=st.sampled_from([None, "tiny"]),
     deadline_s=st.one_of(st.just(math.inf), st.integers(1, 604_800).map(float)),
     stream=st.booleans(),
+    trace=st.booleans(),
 )
 @settings(max_examples=100)
 def test_what_is_written_is_read_again(
@@ -369,6 +374,7 @@ names = st.sampled_from(
         "stop_token_ids",
         "logit_bias",
         "stream",
+        "trace",
         "ignore_eos",
         "deadline_ms",
         "id",
