@@ -88,6 +88,12 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
     help="auto: float32 on a CPU, bfloat16 on a GPU.",
 )  # fmt: skip
+@_option(
+    "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
+    help="What a target promises. bitwise: company, drafts and restarts never change an answer; "
+    "needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may part where "
+    "two tokens are nearly tied. auto: bitwise where it can be had.",
+)  # fmt: skip
 @_option("--threads", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all.")
 @_option(
     "--cores",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.drafter import TransformerDrafter
+from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.memory import plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.selftest import check_family, reference_logits
@@ -74,10 +76,11 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     model, loaded, cells = _load(options)
     engine = TransformerTarget(model, slots=options.slots, max_context=loaded.max_context)
     logger.info(
-        "target loaded model=%s cells=%d exactness=%s",
+        "target loaded model=%s cells=%d exactness=%s (%s)",
         loaded.name,
         cells,
         loaded.exactness,
+        loaded.exactness_reason,
     )
     return engine, loaded
 
@@ -89,7 +92,8 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     """
     if options.model == NGRAM:
         return load_ngram()
-    model, loaded, _ = _load(options)
+    # A guess cannot change an answer, so no drafter is held to a policy.
+    model, loaded, _ = _load(replace(options, exactness="rounding"))
     engine = TransformerDrafter(model, slots=options.slots, max_context=loaded.max_context)
     return engine, loaded
 
@@ -105,6 +109,8 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device)
     cells = context + TREE_ROOM
+    decision = decide(device, dtype)
+    require(decision, options.exactness)
     plan = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
         ballast=options.ballast,
@@ -114,12 +120,14 @@ def _load(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     num_parameters = sum(p.numel() for p in model.parameters())
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
-    kernels, exactness = _kernels(device, dtype)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    runner = _runner(model, options.slots, cells, kernels)
+    runner = _runner(model, options.slots, cells, decision.kernels)
+    decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
-    loaded = Loaded(name, options.quantize, codec, context, exactness, num_parameters)
+    loaded = Loaded(
+        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason
+    )
     return runner, loaded, cells
 
 
@@ -179,19 +187,6 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
         else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     )
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
-
-
-def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:
-    if device != "cpu":
-        return None, "rounding"
-    if dtype == torch.float16:
-        logger.warning("no kernels for float16: answers are exact up to rounding")
-        return None, "rounding"
-    try:
-        return load_kernels(), "bitwise"
-    except KernelsUnavailable as error:
-        logger.warning("no kernels: %s; answers are exact up to rounding", error)
-        return None, "rounding"
 
 
 def _default_dtype(device: str) -> torch.dtype:

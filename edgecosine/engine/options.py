@@ -8,6 +8,9 @@ from typing import Literal
 from edgecosine.engine.text import TextCodec
 
 Quantize = Literal["none", "nf4", "int8"]
+Policy = Literal["bitwise", "rounding"]
+Exactness = Policy | Literal["auto"]
+"""What is asked for; auto is bitwise where it can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class LoadOptions:
     slots: int = 8
     context: int = 0
     ballast: int = 1
+    exactness: Exactness = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,4 +37,6 @@ class Loaded:
     codec: TextCodec | None
     max_context: int
     exactness: str
+    """The policy that holds; `none` for what holds to none."""
     num_parameters: int
+    exactness_reason: str = ""

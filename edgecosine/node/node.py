@@ -204,6 +204,7 @@ def _load_options(config: NodeConfig) -> LoadOptions:
         slots=config.slots,
         context=config.context,
         ballast=config.ballast,
+        exactness=config.exactness,
     )
 
 

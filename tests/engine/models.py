@@ -52,10 +52,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build(
+    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> PreTrainedModel:
     """A random model of a family, with weights large enough that attention matters."""
     name, extra = FAMILIES[family]
-    settings = {**_BASE, **extra}
+    settings = {**_BASE, **extra, **changes}
     if name == "gpt2":
         settings = {k: v for k, v in settings.items() if k != "hidden_size"}
         for key in ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"):

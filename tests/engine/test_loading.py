@@ -25,7 +25,7 @@ from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of
 
 
-def _save(model: torch.nn.Module, path: Path) -> str:
+def save(model: torch.nn.Module, path: Path) -> str:
     words = {f"w{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -36,7 +36,7 @@ def _save(model: torch.nn.Module, path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
+    return save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
 
 
 def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
@@ -65,7 +65,7 @@ def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
         "mamba", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
     )
-    where = _save(AutoModelForCausalLM.from_config(config), tmp_path)
+    where = save(AutoModelForCausalLM.from_config(config), tmp_path)
     with pytest.raises(ModelUnsupported, match="mamba"):
         load_target(LoadOptions(where, threads=1, slots=1))
 
