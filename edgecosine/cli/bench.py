@@ -99,7 +99,7 @@ def exactness(
     log_to_stderr("warning")
     settings = ExactnessSettings(answers, max_tokens, seed=seed, device=device)
     if quick:
-        settings = replace(settings, answers=40, assisted=3, coupled=2)
+        settings = replace(settings, answers=40, assisted=2, coupled=1)
     found = run_exactness_bench(settings, click.echo)
     _tell(found.figures)
     if report is not None:

@@ -168,7 +168,7 @@ def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
     return Truth(question, tuple(tokens[len(question.prompt) :]), tuple(seen))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Session:
     key: str
     truth: Truth
@@ -194,6 +194,7 @@ class Storm:
         self._tally = Tally()
         self._number = 0
         self._live: list[_Session] = []
+        self._running_last: list[_Session] = []
         self._restart()
 
     def run(self, truths: Sequence[Truth]) -> Tally:
@@ -211,11 +212,11 @@ class Storm:
 
     def _restart(self) -> None:
         chance = self._chance
-        self._shape = EngineShape(
-            slots=chance.choice((1, 2, 3, 6, 12, MOST_SESSIONS)),
-            chunk=chance.choice((1, 5, 16, 64)),
-            threads=chance.choice((1, 1, 1, 2)),
-        )
+        slots = chance.choice((1, 2, 3, 6, 12, MOST_SESSIONS))
+        # Where sessions evict each other, prefill is most of the work: not in tiny chunks then.
+        chunk = chance.choice((1, 5, 16, 64) if slots >= 6 else (16, 64))
+        threads = chance.choice((1,) * 7 + (2,))
+        self._shape = EngineShape(slots, chunk, threads)
         self._opened = self._subject.open(self._shape)
         self._room = self._new_room()
 
@@ -226,7 +227,7 @@ class Storm:
         chance = self._chance
         if chance.random() < 0.02:
             self._room = self._new_room()
-        if chance.random() < 0.004:
+        if chance.random() < 0.006:
             self._tally.restarts += 1
             self._restart()
         if self._live and chance.random() < 0.02:
@@ -252,17 +253,30 @@ class Storm:
         self._live.remove(session)
         self._opened.engine.release(session.key)
 
+    def _running(self) -> list[_Session]:
+        """The sessions of the next pass: mostly those of the last one, so that all get on."""
+        chance = self._chance
+        running = [session for session in self._running_last if session in self._live]
+        if not running or chance.random() < (0.05 if self._is_crowded else 0.4):
+            most = min(len(self._live), self._shape.slots)
+            size = most if chance.random() < 0.7 else chance.randint(1, most)
+            running = chance.sample(self._live, size)
+        self._running_last = running[: self._shape.slots]
+        return self._running_last
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._live) > self._shape.slots
+
     def _step(self) -> None:
-        chance, tally = self._chance, self._tally
-        most = min(len(self._live), self._shape.slots)
-        size = most if chance.random() < 0.7 else chance.randint(1, most)
-        sessions = chance.sample(self._live, size)
+        tally = self._tally
+        sessions = self._running()
         works = [self._work(session) for session in sessions]
         outcomes = self._opened.engine.step(works).outcomes
         tally.passes += 1
-        tally.shared_passes += size > 1
-        tally.crowded_passes += len(self._live) > self._shape.slots
-        tally.most_sessions = max(tally.most_sessions, size)
+        tally.shared_passes += len(sessions) > 1
+        tally.crowded_passes += self._is_crowded
+        tally.most_sessions = max(tally.most_sessions, len(sessions))
         found = digests(self._opened, works, outcomes)
         for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
             if isinstance(outcome, Prefilling):

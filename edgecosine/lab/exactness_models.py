@@ -96,9 +96,10 @@ def candidates() -> tuple[Candidate, ...]:
 
 def zoo_model(name: str, dtype: torch.dtype) -> Any:
     """A zoo model as transformers loads it."""
-    return AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         zoo.DIRECTORY / name, dtype=dtype, attn_implementation="eager"
-    ).eval()
+    )
+    return model.eval()
 
 
 def _zoo_builder(dtype: torch.dtype) -> Callable[[], Any]:
@@ -111,7 +112,8 @@ def _wide_builder(family: str, dtype: torch.dtype) -> Callable[[], Any]:
 
 def _wide_model(family: str, dtype: torch.dtype) -> Any:
     config = AutoConfig.for_model(family, **_WIDE, **_FAMILIES[family])
-    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    maker: Any = AutoModelForCausalLM
+    model = maker.from_config(config, attn_implementation="eager", dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
