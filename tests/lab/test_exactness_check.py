@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +74,14 @@ def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> Tally:
         question = replace(question, prompt=tuple(t % VOCABULARY for t in question.prompt))
         truths.append(plain_answer(tested.open(ALONE), question, 24))
     return Storm(tested, seed).run(truths)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @needs_kernels
