@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -97,9 +96,7 @@ def exactness(
     from edgecosine.lab.exactness_bench import ExactnessSettings, run_exactness_bench
 
     log_to_stderr("warning")
-    settings = ExactnessSettings(answers, max_tokens, seed=seed, device=device)
-    if quick:
-        settings = replace(settings, answers=40, assisted=2, coupled=1)
+    settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
     found = run_exactness_bench(settings, click.echo)
     _tell(found.figures)
     if report is not None:

@@ -25,14 +25,22 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExactnessSettings:
-    """How much to check. `assisted` and `coupled` count texts for each model and each domain."""
+    """How much to check."""
 
     answers: int = 1000
     max_tokens: int = 128
-    assisted: int = 32
-    coupled: int = 6
     seed: int = 0
     device: str = "cpu"
+
+    @property
+    def assisted(self) -> int:
+        """transformers' own answers for each model."""
+        return min(32, max(2, self.answers // 32))
+
+    @property
+    def coupled(self) -> int:
+        """Texts for each domain and temperature along which the coupling is measured."""
+        return min(6, max(1, self.answers // 40))
 
 
 @dataclass(frozen=True, slots=True)
