@@ -212,9 +212,9 @@ class Storm:
 
     def _restart(self) -> None:
         chance = self._chance
-        slots = chance.choice((1, 2, 3, 6, 12, MOST_SESSIONS))
+        slots = chance.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
         # Where sessions evict each other, prefill is most of the work: not in tiny chunks then.
-        chunk = chance.choice((1, 5, 16, 64) if slots >= 6 else (16, 64))
+        chunk = chance.choice((1, 5, 16, 64) if slots >= 8 else (16, 64))
         threads = chance.choice((1,) * 7 + (2,))
         self._shape = EngineShape(slots, chunk, threads)
         self._opened = self._subject.open(self._shape)
@@ -227,7 +227,7 @@ class Storm:
         chance = self._chance
         if chance.random() < 0.02:
             self._room = self._new_room()
-        if chance.random() < 0.006:
+        if chance.random() < 0.01:
             self._tally.restarts += 1
             self._restart()
         if self._live and chance.random() < 0.02:

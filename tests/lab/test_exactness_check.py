@@ -117,10 +117,10 @@ def test_storm_does_all_that_it_says() -> None:
 
 
 class _Flipping:
-    """Says one wrong token, late."""
+    """Says one wrong token in the middle of one answer."""
 
     def __init__(self, engine: TargetEngine) -> None:
-        self._engine, self._left = engine, 40
+        self._engine, self._has_lied = engine, False
 
     @property
     def max_context(self) -> int:
@@ -128,11 +128,12 @@ class _Flipping:
 
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
         result = self._engine.step(batch)
-        self._left -= 1
-        last = result.outcomes[-1]
-        if self._left < 0 and isinstance(last, Verdict):
-            self._left = 1 << 30
-            result.outcomes[-1] = replace(last, bonus=(last.bonus + 1) % VOCABULARY)
+        for number, (work, outcome) in enumerate(zip(batch, result.outcomes, strict=True)):
+            is_middle = 4 <= len(work.tokens) - work.num_prompt < 8
+            if is_middle and not self._has_lied and isinstance(outcome, Verdict):
+                self._has_lied = True
+                wrong = (outcome.bonus + 1) % VOCABULARY
+                result.outcomes[number] = replace(outcome, bonus=wrong)
         return result
 
     def release(self, key: str) -> None:
