@@ -17,6 +17,7 @@ from edgecosine.errors import ConfigError
 
 Role = Literal["target", "drafter"]
 Quantize = Literal["none", "nf4", "int8"]
+Exactness = Literal["auto", "bitwise", "rounding"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
@@ -54,6 +55,7 @@ class NodeConfig:
     context: int = 0
     ballast: int = 1
     tensor_parallel: int = 1
+    exactness: Exactness = "auto"
     max_sessions: int = 8
 
     def __post_init__(self) -> None:
@@ -65,6 +67,9 @@ class NodeConfig:
             raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
         if self.tensor_parallel > 1:
             self._check_tensor_parallel()
+        if self.role == "drafter" and self.exactness != "auto":
+            allowed = "auto for a drafter; no guess can change an answer"
+            raise ConfigError("exactness", self.exactness, allowed)
         if self.max_sessions > self.slots:
             raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):

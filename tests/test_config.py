@@ -29,6 +29,7 @@ def config(**changes: Any) -> NodeConfig:
         ("node_id", {"node_id": "a/b"}, "1 to 64"),
         ("node_id", {"node_id": "ä"}, "1 to 64"),
         ("quantize", {"role": "target", "quantize": "nf4"}, "none for a target"),
+        ("exactness", {"exactness": "bitwise"}, "auto for a drafter"),
         ("max_sessions", {"max_sessions": 9, "slots": 8}, "at most slots = 8"),
         ("cores", {"cores": (0, 99999)}, "processors of this machine"),
     ],

@@ -80,6 +80,34 @@ def engine(ballast: int, repeats: int, report: Path | None) -> None:
         write_report(report, figures, runs, weather="none", ballast=ballast)
 
 
+@command.command("exactness")
+@click.option("--answers", type=click.IntRange(6, 100_000), default=1000, show_default=True,
+              help="Answers to check, over all models.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 128), default=128, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one, other storms.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--quick", is_flag=True, help="About 40 answers, in a minute or so.")
+@_report
+def exactness(
+    answers: int, max_tokens: int, seed: int, device: str, quick: bool, report: Path | None
+) -> None:
+    """Answers under random speculation against plain decoding by the same engine.
+
+    Drafts are good, bad and hostile; sessions share passes, come, go and lose their slots; engines
+    are replaced. Fails when an answer diverges where the policy is bitwise.
+    """
+    from edgecosine.lab.exactness_bench import ExactnessSettings, run_exactness_bench
+
+    log_to_stderr("warning")
+    settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
+    found = run_exactness_bench(settings, click.echo)
+    _tell(found.figures)
+    if report is not None:
+        write_report(report, found.figures, found.runs, weather="none", device=device, seed=seed)
+    if found.broken:
+        raise click.ClickException(f"not exact to the bit: {', '.join(found.broken)}")
+
+
 def _tell(figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")

@@ -104,7 +104,13 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
 @_option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-    help="auto: float32 on a CPU, bfloat16 on a GPU.",
+    help="auto: bfloat16 on a GPU and where a CPU multiplies it, else float32.",
+)  # fmt: skip
+@_option(
+    "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
+    help="What a target promises. bitwise: company, drafts and restarts never change an answer; "
+    "needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may part where "
+    "two tokens are nearly tied. auto: bitwise where it can be had.",
 )  # fmt: skip
 @_option(
     "--threads",

@@ -10,6 +10,7 @@ import click
 from edgecosine.cli.access import no_password
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
+from edgecosine.config import Exactness
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
 from edgecosine.zoo import BALLAST, drafter_names
 
@@ -24,6 +25,10 @@ from edgecosine.zoo import BALLAST, drafter_names
     "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
     help="Widen the target so that it costs what a larger one does; 1: as it is.",
 )  # fmt: skip
+@click.option(
+    "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
+    show_default=True, help="What the target promises; see `edgecosine node --help`.",
+)  # fmt: skip
 @click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True)
 @click.option(
     "--broker",
@@ -35,8 +40,8 @@ from edgecosine.zoo import BALLAST, drafter_names
 @click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
 def command(
-    target: str, drafters: tuple[str, ...], ballast: int, cluster: str, broker: str | None,
-    broker_port: int, log_level: str,
+    target: str, drafters: tuple[str, ...], ballast: int, exactness: Exactness, cluster: str,
+    broker: str | None, broker_port: int, log_level: str,
 ) -> None:  # fmt: skip
     """Run broker, target and drafters on this machine until interrupted. Nothing leaves it.
 
@@ -47,7 +52,7 @@ def command(
     plan = local_plan(
         target, drafters or drafter_names(), cluster=cluster, ballast=ballast,
         target_cores=target_cores, drafter_cores=drafter_cores, broker=broker,
-        broker_port=broker_port,
+        broker_port=broker_port, exactness=exactness,
     )  # fmt: skip
     if ballast > 1:
         click.echo(

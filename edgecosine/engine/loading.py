@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgecosine.engine import drafter
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
+from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.memory import plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
@@ -80,11 +82,12 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
     )
     logger.info(
-        "target loaded model=%s cells=%d exactness=%s tensor_parallel=%d",
+        "target loaded model=%s cells=%d tensor_parallel=%d exactness=%s (%s)",
         loaded.name,
         cells,
-        loaded.exactness,
         options.tensor_parallel,
+        loaded.exactness,
+        loaded.exactness_reason,
     )
     return engine, loaded
 
@@ -98,6 +101,8 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         raise ModelUnsupported("only a target can be tensor-parallel")
     if options.model == NGRAM:
         return load_ngram()
+    # A guess cannot change an answer, so no drafter is held to a policy.
+    options = replace(options, exactness="rounding")
     model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
     kernels = _kernels_if_any()
     engine = drafter.TransformerDrafter(
@@ -134,6 +139,8 @@ def load_model(
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
     cells = context + room
+    decision = decide(device, dtype)
+    require(decision, options.exactness)
     plan = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
         ballast=options.ballast, num_ranks=options.tensor_parallel,
@@ -147,14 +154,15 @@ def load_model(
     if options.ballast > 1:
         num_parameters = add_ballast(model, options.ballast)
     reference = _reference(model, options.quantize)
-    kernels, exactness = _kernels(device, dtype)
-    if model.tp_size and kernels and not can_pack(model):
-        kernels, exactness = None, "rounding"
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
+    kernels = None if model.tp_size and not can_pack(model) else decision.kernels
     runner = _runner(model, reference, options.slots, cells, kernels)
+    decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
-    loaded = Loaded(name, options.quantize, codec, context, exactness, num_parameters)
+    loaded = Loaded(
+        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason
+    )
     return runner, loaded, cells
 
 
@@ -239,19 +247,6 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
         else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     )
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
-
-
-def _kernels(device: str, dtype: torch.dtype) -> tuple[Kernels | None, str]:
-    if device != "cpu":
-        return None, "rounding"
-    if dtype == torch.float16:
-        logger.warning("no kernels for float16: answers are exact up to rounding")
-        return None, "rounding"
-    try:
-        return load_kernels(), "bitwise"
-    except KernelsUnavailable as error:
-        logger.warning("no kernels: %s; answers are exact up to rounding", error)
-        return None, "rounding"
 
 
 def _kernels_if_any() -> Kernels | None:

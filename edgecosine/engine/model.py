@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -53,6 +54,10 @@ class SlotModel:
             pack(model, kernels, threads)
             steady_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
+        # Several threads cut elementwise operators at places that depend on the number of rows,
+        # and the ends of a cut are computed by other instructions.
+        has_experts = any(p.dim() > 2 for p in model.parameters())
+        self._torch_threads = threads if kernels is None or has_experts else 1
         self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
 
     @property
@@ -65,7 +70,7 @@ class SlotModel:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the CPU."""
         rows = rows.to(self._model.device)
-        with running(self._state, rows):
+        with running(self._state, rows), _torch_threads(self._torch_threads):
             output = self._model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
@@ -88,3 +93,17 @@ class SlotModel:
         from_cells, to_cells = torch.tensor(source), torch.tensor(target)
         for layer in self._state.layers.values():
             layer.move(slot, from_cells, to_cells)
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """torch's own operators run on `count` threads; the kernels have their own number."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,6 +8,9 @@ from typing import Literal
 from edgecosine.engine.text import TextCodec
 
 Quantize = Literal["none", "nf4", "int8"]
+Policy = Literal["bitwise", "rounding"]
+Exactness = Policy | Literal["auto"]
+"""What is asked for; auto is bitwise where it can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class LoadOptions:
     context: int = 0
     ballast: int = 1
     tensor_parallel: int = 1
+    exactness: Exactness = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +41,6 @@ class Loaded:
     codec: TextCodec | None
     max_context: int
     exactness: str
+    """The policy that holds; `none` for what holds to none."""
     num_parameters: int
+    exactness_reason: str = ""

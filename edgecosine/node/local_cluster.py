@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgecosine.config import Exactness
 from edgecosine.discovery.backoff import Backoff
 from edgecosine.errors import EngineError
 from edgecosine.node import processes
@@ -224,10 +225,13 @@ def local_plan(
     drafter_cores: str,
     broker: str | None,
     broker_port: int,
+    exactness: Exactness = "auto",
 ) -> ClusterPlan:
     """A plan with one node per model; core lists as for `edgecosine node --cores`."""
     tail = secrets.token_hex(2)
-    options = ("--model", target, "--role", "target", "--ballast", str(ballast))
+    options = (
+        "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness
+    )  # fmt: skip
     return ClusterPlan(
         cluster=cluster,
         target=Member(f"target-{tail}", (*options, "--cores", target_cores)),

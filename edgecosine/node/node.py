@@ -230,6 +230,7 @@ def _load_options(config: NodeConfig) -> LoadOptions:
         context=config.context,
         ballast=config.ballast,
         tensor_parallel=config.tensor_parallel,
+        exactness=config.exactness,
     )
 
 

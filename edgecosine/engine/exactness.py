@@ -1,0 +1,136 @@
+"""Which exactness policy holds: `bitwise` or `rounding`, decided at load, with the reason.
+
+bitwise   a token's logits are a function of the tokens before it, to the bit: trees, company, slot,
+          chunks and restarts change nothing. It needs every sum in one order, so the compiled
+          kernels; whether they are enough for a model is probed with its own weights, not assumed.
+rounding  the same up to the rounding of sums; greedy texts may part where two tokens are nearly
+          tied. On a CPU it runs the same kernels, because they are the faster ones there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from edgecosine.engine.model import PassModel
+from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.options import Exactness, Policy
+from edgecosine.engine.packing import PackedLinear
+from edgecosine.engine.rows import RowBuilder
+from edgecosine.errors import ModelUnsupported
+from edgecosine.protocol.tree import ROOT, TokenTree
+
+_LENGTH = 13
+_COMPANY = (1, 18, 38)
+"""Rows beside the sequence: few, and more than stock kernels take in one block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The policy, why it is that one, and the kernels to run with."""
+
+    policy: Policy
+    reason: str
+    kernels: Kernels | None
+
+
+def decide(device: str, dtype: torch.dtype) -> Decision:
+    """The best policy of a device and a dtype, before a model is looked at."""
+    if device != "cpu":
+        return Decision(
+            "rounding", f"sums on {device} follow the pass's shape; --device cpu has bitwise", None
+        )
+    if dtype not in {torch.float32, torch.bfloat16}:
+        reason = f"no kernels for {str(dtype).removeprefix('torch.')}; "
+        return Decision("rounding", reason + "--dtype float32 or bfloat16 has bitwise", None)
+    try:
+        return Decision("bitwise", "every sum is the kernels', in one order", load_kernels())
+    except KernelsUnavailable as error:
+        # Chains alone would not help: stock products choose their order by the number of rows.
+        return Decision("rounding", f"no kernels: {error}", None)
+
+
+def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.Module) -> Decision:
+    """The decision after the model, made of `modules`, has shown what it does.
+
+    Raises ModelUnsupported when bitwise is asked for and cannot be had.
+    """
+    if asked == "rounding":
+        return Decision("rounding", "asked for", decision.kernels)
+    if decision.policy == "bitwise" and (
+        fault := stock_products(modules) or company_changes(model)
+    ):
+        decision = Decision("rounding", fault, decision.kernels)
+    require(decision, asked)
+    return decision
+
+
+def require(decision: Decision, asked: Exactness) -> None:
+    """Raises ModelUnsupported when bitwise is asked for and `decision` is another."""
+    if asked == "bitwise" and decision.policy != "bitwise":
+        raise ModelUnsupported(
+            f"exactness bitwise cannot be had here: {decision.reason} (or --exactness rounding)"
+        )
+
+
+def stock_products(modules: nn.Module) -> str | None:
+    """Which matrix products the kernels leave to torch, or None."""
+    for name, module in modules.named_modules():
+        if type(module) in {nn.Linear, Conv1D, PackedLinear} or isinstance(module, nn.Embedding):
+            continue
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+            return f"torch computes the products of {type(module).__name__} ({name})"
+    return None
+
+
+def company_changes(model: PassModel) -> str | None:
+    """What changes the bits of a row's logits, or None when nothing that was tried does.
+
+    Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
+    same sequence is run at once, in pieces, as a branch of a tree and beside other rows.
+    """
+    tokens = [3 + 2 * i for i in range(_LENGTH)]
+    reference = _run(model, tokens, _LENGTH, 0)
+    for cut in (1, 4, _LENGTH - 1):
+        for company in (0, *_COMPANY):
+            if not torch.equal(_run(model, tokens, cut, company), reference):
+                return f"a row's bits differ in pieces of {cut} rows beside {company} others"
+    if not torch.equal(_run_tree(model, tokens), reference[1:]):
+        return "a row's bits differ under a token tree"
+    return None
+
+
+def _run(model: PassModel, tokens: list[int], cut: int, company: int) -> torch.Tensor:
+    """Logits [length, vocabulary] of a sequence fed in two pieces, other rows before each."""
+    parts = []
+    for start, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
+        if piece:
+            rows = RowBuilder()
+            rows.add_tree(0, _LENGTH, _fan(company))
+            rows.add_sequence(0, start, piece)
+            parts.append(model.forward(rows.build(), range(company, company + len(piece))))
+    return torch.cat(parts)
+
+
+def _run_tree(model: PassModel, tokens: list[int]) -> torch.Tensor:
+    """Logits of all tokens but the first, each in a tree after a wrong sibling."""
+    head = RowBuilder()
+    head.add_sequence(0, 0, tokens[:1])
+    model.forward(head.build(), [0])
+    nodes, parents, right = list[int](), list[int](), ROOT
+    for token in tokens[1:]:
+        nodes += [token + 1, token]
+        parents += [right, right]
+        right = len(nodes) - 1
+    size = len(nodes)
+    tree = TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)
+    rows = RowBuilder()
+    rows.add_tree(0, 1, tree)
+    return model.forward(rows.build(), range(1, size, 2))
+
+
+def _fan(size: int) -> TokenTree:
+    return TokenTree(tuple(range(1, size + 1)), (ROOT,) * size, (1.0,) * size, (1,) * size)

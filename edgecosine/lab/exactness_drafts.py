@@ -1,0 +1,100 @@
+"""Random drafts of every quality, made from the answer that plain decoding is known to give."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
+
+MOST_NODES = 32
+
+Mood = Callable[[random.Random, Sequence[int], int], TokenTree]
+"""(chance, the tokens that plain decoding says next, vocabulary) -> tree."""
+
+
+class _Growing:
+    """A tree that grows node by node; a child that is there already is not added again."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def add(self, parent: int, token: int) -> int:
+        """The child of `parent` that holds `token`."""
+        return self._nodes.setdefault((parent, token), len(self._nodes))
+
+    def tree(self) -> TokenTree:
+        size = len(self._nodes)
+        parents, tokens = zip(*self._nodes, strict=True) if size else ((), ())
+        return TokenTree(tuple(tokens), tuple(parents), (1.0,) * size, (1,) * size)
+
+
+def no_draft(_: random.Random, __: Sequence[int], ___: int) -> TokenTree:
+    """No tree: a plain row between other sessions' trees."""
+    return EMPTY_TREE
+
+
+def good(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A chain that is mostly right, with errors and wrong siblings before and after its nodes."""
+    growing, parent, is_right = _Growing(), ROOT, True
+    errors, siblings = chance.choice((0.0, 0.1, 0.3)), chance.choice((0.0, 0.3, 1.0))
+    for token in coming[: chance.randint(1, 10)]:
+        for _ in range(chance.random() < siblings):
+            growing.add(parent, chance.randrange(vocabulary))
+        is_right &= chance.random() >= errors
+        node = growing.add(parent, token if is_right else chance.randrange(vocabulary))
+        for _ in range(chance.random() < siblings):
+            growing.add(parent, chance.randrange(vocabulary))
+        parent = node
+    return growing.tree()
+
+
+def bad(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A tree of any shape whose nodes are right now and then."""
+    growing, depths = _Growing(), {ROOT: 0}
+    for _ in range(chance.randint(1, MOST_NODES)):
+        parent = chance.choice(list(depths))
+        depth = depths[parent]
+        is_right = depth < len(coming) and chance.random() < 0.2
+        node = growing.add(parent, coming[depth] if is_right else chance.randrange(vocabulary))
+        depths[node] = depth + 1
+    return growing.tree()
+
+
+def deep(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A long chain that is right for a while, then one token over and over."""
+    growing, parent = _Growing(), ROOT
+    right, repeated = chance.randrange(MOST_NODES), chance.randrange(vocabulary)
+    for depth in range(MOST_NODES):
+        is_right = depth < min(right, len(coming))
+        parent = growing.add(parent, coming[depth] if is_right else repeated)
+    return growing.tree()
+
+
+def wide(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A fan of first tokens with the right one last, and the same continuation below each."""
+    growing = _Growing()
+    tails = [token % vocabulary for token in coming[1:3]]
+    wrong = [chance.randrange(vocabulary) for _ in range(MOST_NODES // 3 - 1)]
+    for first in (*wrong, *coming[:1]):
+        parent = growing.add(ROOT, first)
+        for token in tails:
+            parent = growing.add(parent, token)
+    return growing.tree()
+
+
+def interleaved(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """The right path among wrong ones that grow in turn, so that its cells are far apart."""
+    growing = _Growing()
+    ends = [ROOT] * chance.randint(2, 5)
+    right = chance.randrange(len(ends))
+    for token in coming[: MOST_NODES // len(ends)]:
+        for path, end in enumerate(ends):
+            ends[path] = growing.add(end, token if path == right else chance.randrange(vocabulary))
+    return growing.tree()
+
+
+MOODS: tuple[Mood, ...] = (good, good, good, interleaved, bad, deep, wide, no_draft)

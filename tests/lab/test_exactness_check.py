@@ -1,0 +1,201 @@
+"""The exactness check: finds nothing in the engine, and finds what is put there to be found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.engine.attention import Rows
+from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.fused import FusedModel
+from edgecosine.engine.model import PassModel, SlotModel
+from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.target import TransformerTarget
+from edgecosine.lab.exactness_check import (
+    EngineShape,
+    Opened,
+    Recorder,
+    Storm,
+    Subject,
+    Tally,
+    plain_answer,
+)
+from edgecosine.lab.exactness_drafts import MOODS, MOST_NODES, Mood, good
+from edgecosine.lab.exactness_models import Questions
+from tests.engine.models import VOCABULARY, build, prompt_of
+
+try:
+    KERNELS: Kernels | None = load_kernels()
+except KernelsUnavailable:
+    KERNELS = None
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C++ compiler for the kernels")
+
+ALONE = EngineShape(slots=1, chunk=64, threads=1)
+CELLS = 224
+
+
+def subject(
+    family: str = "llama",
+    *,
+    fused: bool = False,
+    kernels: Kernels | None = KERNELS,
+    dtype: torch.dtype = torch.float32,
+    model: Callable[[PassModel], PassModel] = lambda model: model,
+    engine: Callable[[TargetEngine], TargetEngine] = lambda engine: engine,
+) -> Subject:
+    """A tiny model; `model` and `engine` may spoil what the storm runs on, not the reference."""
+    built = build(family, dtype=dtype)
+
+    def open_engine(shape: EngineShape) -> Opened:
+        kind: Any = FusedModel if fused else SlotModel
+        made = kind(built, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+        recorder = Recorder(made if shape == ALONE else model(made))
+        target = TransformerTarget(
+            recorder, slots=shape.slots, max_context=CELLS - 64, chunk=shape.chunk
+        )
+        return Opened(target if shape == ALONE else engine(target), recorder)
+
+    return Subject(family, VOCABULARY, open_engine)
+
+
+def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> Tally:
+    """Answers of 24 tokens under one storm."""
+    questions = Questions([tuple(prompt_of(20, seed=i)) for i in range(num_answers)], seed)
+    truths = []
+    for _ in range(num_answers):
+        question = questions.next(truths)
+        question = replace(question, prompt=tuple(t % VOCABULARY for t in question.prompt))
+        truths.append(plain_answer(tested.open(ALONE), question, 24))
+    return Storm(tested, seed).run(truths)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("family", "fused", "dtype"),
+    [
+        ("llama", True, torch.float32),
+        ("mistral with a window", True, torch.float32),
+        ("llama", False, torch.bfloat16),
+        ("gemma2", False, torch.float32),
+        ("gpt2", False, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_nothing_diverges_to_the_bit(family: str, fused: bool, dtype: torch.dtype) -> None:
+    found = check(subject(family, fused=fused, dtype=dtype))
+    assert found.answers == 12
+    assert (found.answers_diverging, found.tokens_diverging, found.logits_diverging) == (0, 0, 0)
+    # Sessions that were cancelled are answered again, so their logits count twice.
+    assert found.logits >= 12 * 24
+    assert found.mean_accepted > 0.8
+    assert found.followups == 2
+
+
+def test_storm_does_all_that_it_says() -> None:
+    total, tested = Tally(), subject(fused=KERNELS is not None)
+    for seed in range(6):
+        total.add(check(tested, num_answers=8, seed=seed))
+    assert min(
+        total.restarts, total.cancellations, total.releases, total.crowded_passes,
+        total.shared_passes, total.drafted_rounds, total.accepted,
+    ) > 0  # fmt: skip
+
+
+class _Flipping:
+    """Says one wrong token in the middle of one answer."""
+
+    def __init__(self, engine: TargetEngine) -> None:
+        self._engine, self._has_lied = engine, False
+
+    @property
+    def max_context(self) -> int:
+        return self._engine.max_context
+
+    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+        result = self._engine.step(batch)
+        for number, (work, outcome) in enumerate(zip(batch, result.outcomes, strict=True)):
+            is_middle = 4 <= len(work.tokens) - work.num_prompt < 8
+            if is_middle and not self._has_lied and isinstance(outcome, Verdict):
+                self._has_lied = True
+                wrong = (outcome.bonus + 1) % VOCABULARY
+                result.outcomes[number] = replace(outcome, bonus=wrong)
+        return result
+
+    def release(self, key: str) -> None:
+        self._engine.release(key)
+
+
+def test_one_wrong_token_is_found() -> None:
+    found = check(subject(engine=_Flipping))
+    assert found.answers_diverging >= 1
+    assert found.tokens_diverging >= 1
+
+
+class _CellOrder:
+    """Lets tree nodes see all cells before their own, as a causal mask by cache index does."""
+
+    def __init__(self, model: PassModel) -> None:
+        self._model, self.cells = model, model.cells
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        seen = torch.where(rows.path_length > 0, rows.cell + 1, rows.length).int()
+        blind = torch.zeros_like(rows.path_length)
+        return self._model.forward(replace(rows, length=seen, path_length=blind), keep)
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        self._model.move(slot, source, target)
+
+
+class _NoMoves(_CellOrder):
+    """Leaves accepted nodes where the tree put them."""
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        return self._model.forward(rows, keep)
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        del slot, source, target
+
+
+@pytest.mark.parametrize("fault", [_CellOrder, _NoMoves])
+def test_trees_read_or_stored_in_cache_order_are_found(fault: type[PassModel]) -> None:
+    found = check(subject(model=fault), num_answers=6)
+    assert found.answers_diverging >= 1
+    assert found.logits_diverging >= 1
+
+
+def test_sums_of_stock_kernels_show_in_the_logits() -> None:
+    found = check(subject(kernels=None), num_answers=4)
+    assert found.logits_diverging >= 1
+
+
+@pytest.mark.parametrize("mood", dict.fromkeys(MOODS), ids=lambda mood: mood.__name__)
+@given(seed=st.integers(0, 1 << 16), coming=st.lists(st.integers(0, 9), max_size=20))
+def test_drafts_are_trees_of_known_tokens(mood: Mood, seed: int, coming: list[int]) -> None:
+    tree = mood(random.Random(seed), coming, 10)
+    assert len(tree) <= MOST_NODES
+    assert all(0 <= token < 10 for token in tree.tokens)
+
+
+def test_good_drafts_hold_the_right_path() -> None:
+    coming, depths = list(range(100, 120)), []
+    for seed in range(100):
+        tree, node, depth = good(random.Random(seed), coming, 99), -1, 0
+        while (child := tree.child(node, coming[depth])) is not None:
+            node, depth = child, depth + 1
+        depths.append(depth)
+    assert sum(depths) / len(depths) > 3
