@@ -30,7 +30,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready to run, and what others must know of it."""
+    """A model that is ready to run, and what others must know of it; memory in bytes."""
 
     name: str
     quantization: str
@@ -38,3 +38,8 @@ class Loaded:
     max_context: int
     exactness: str
     num_parameters: int
+    weights: int = 0
+    """As held: packed, the embedding beside the output layer."""
+    cache: int = 0
+    planned: int = 0
+    """Weights, cache and workspace as foreseen before the load."""
