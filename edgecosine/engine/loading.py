@@ -28,7 +28,7 @@ from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
 from edgecosine.engine.graphs import capture_for, use_own_stream
-from edgecosine.engine.memory import give_back_memory, plan_memory
+from edgecosine.engine.memory import freeing_at_once, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
@@ -151,17 +151,17 @@ def load_model(
             add_ballast(model, options.ballast)
         return model
 
-    meet()
-    model = load()
-    meet()
-    num_parameters = sum(p.numel() for p in model.parameters())
-    reference = _reference(model, options.quantize)
     kernels, exactness = _kernels(device, dtype)
-    if model.tp_size and kernels and not can_pack(model):
-        kernels, exactness = None, "rounding"
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    runner = _runner(model, load, reference, options.slots, cells, kernels)
-    give_back_memory()
+    with freeing_at_once():
+        meet()
+        model = load()
+        meet()
+        num_parameters = sum(p.numel() for p in model.parameters())
+        if model.tp_size and kernels and not can_pack(model):
+            kernels, exactness = None, "rounding"
+        reference = _reference(model, options.quantize)
+        runner = _runner(model, load, reference, options.slots, cells, kernels)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     weights, cache = runner.held
