@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import NAME, AttentionState, Rows, running
+from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
 from edgecosine.engine.parallel_layers import pack_shards
@@ -24,12 +26,23 @@ class PassModel(Protocol):
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the CPU."""
+        the device that computed them: whoever reads them there need not copy a vocabulary."""
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Memory of tensors, of their local shards where they are split; shared memory counts once."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}
+    return sum(storages.values())
 
 
 class SlotModel:
@@ -65,12 +78,19 @@ class SlotModel:
         """Tokens that a slot has room for, draft nodes included."""
         return self._state.cells
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        caches = self._state.layers.values()
+        weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
+        return weights, bytes_of(t for layer in caches for t in (layer.keys, layer.values))
+
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the CPU."""
-        rows = rows.to(self._model.device)
-        with running(self._state, rows), _torch_threads(self._torch_threads):
+        the model's device."""
+        self._state.rows = rows = rows.to(self._model.device)
+        with attending_by(self._state), _torch_threads(self._torch_threads):
             output = self._model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
@@ -82,7 +102,7 @@ class SlotModel:
             raise ModelUnsupported(
                 f"model family {self._model.config.model_type!r} has attention of its own (or none)"
             )
-        logits: torch.Tensor = output.logits[0].float().cpu()
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ frequent.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -122,6 +123,7 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
 
 
 def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> PassModel:
+    model = copy.deepcopy(model)  # whoever packs weights takes them
     if kernels is not None and can_fuse(model):
         return FusedModel(
             model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels

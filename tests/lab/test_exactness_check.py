@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -55,7 +56,8 @@ def subject(
 
     def open_engine(shape: EngineShape) -> Opened:
         kind: Any = FusedModel if fused else SlotModel
-        made = kind(built, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+        fresh = copy.deepcopy(built)  # whoever packs weights takes them
+        made = kind(fresh, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
         recorder = Recorder(made if shape == ALONE else model(made))
         target = TransformerTarget(
             recorder, slots=shape.slots, max_context=CELLS - 64, chunk=shape.chunk
