@@ -3,13 +3,17 @@
 A pass is flat: rows of any mix of sessions lie side by side in one sequence, and each row says
 which slot of the cache it belongs to, which cell it writes and which cells it sees. transformers
 hands queries, keys and values of the new rows to `attend`; it stores the keys and values and
-attends over the cache, through the compiled kernel or, without one, through plain torch.
+attends over the cache, through the compiled kernel or, without one, through plain torch. Passes of
+static shapes bring an `Attention` of their own (`static_attention.py`).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -56,9 +60,27 @@ class LayerCache:
         self.values[slot, :, target] = self.values[slot, :, source]
 
 
+class Attention(Protocol):
+    """What a pass does in a layer's place of attention."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,  # [1, heads, rows, key size]
+        key: torch.Tensor,  # [1, groups, rows, key size]
+        value: torch.Tensor,  # [1, groups, rows, value size]
+        scale: float,
+        softcap: float,
+        window: int,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Store keys and values, attend; returns [1, rows, heads, value size]. A softcap or window
+        of 0 is none; sinks are [heads]."""
+
+
 @dataclass(slots=True)
 class AttentionState:
-    """The cache of one model, and the rows of the pass that runs now."""
+    """The cache of one model, and the rows of the pass that runs now; implements `Attention`."""
 
     slots: int
     cells: int
@@ -79,27 +101,38 @@ class AttentionState:
             self.layers[module] = cache
         return cache
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        softcap: float,
+        window: int,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Store keys and values, attend by the kernels or by plain torch."""
+        cache = self.layer(module, key, value)
+        run = _plain if self.kernels is None else _compiled
+        return run(self, cache, query, key, value, scale, softcap, window, sinks)
+
 
 class _Current(threading.local):
-    state: AttentionState | None = None
+    attention: Attention | None = None
 
 
 _current = _Current()
 
 
-class running:  # noqa: N801
-    """Context in which the models of this thread attend by `state` and `rows`."""
-
-    def __init__(self, state: AttentionState, rows: Rows) -> None:
-        self._state, self._rows = state, rows
-
-    def __enter__(self) -> None:
-        self._state.rows = self._rows
-        _current.state = self._state
-
-    def __exit__(self, *_: object) -> None:
-        self._state.rows = None
-        _current.state = None
+@contextmanager
+def attending_by(attention: Attention) -> Iterator[None]:
+    """Context in which the models of this thread attend by `attention`."""
+    _current.attention = attention
+    try:
+        yield
+    finally:
+        _current.attention = None
 
 
 def attend(
@@ -115,22 +148,12 @@ def attend(
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; returns [1, rows, heads, value size]."""
-    state = _current.state
-    if state is None or state.rows is None:
+    attention = _current.attention
+    if attention is None:
         raise RuntimeError("the model was called outside its engine")
-    cache = state.layer(module, key, value)
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
-    run = _plain if state.kernels is None else _compiled
-    out = run(
-        state,
-        cache,
-        query,
-        key,
-        value,
-        scale,
-        softcap or 0.0,
-        sliding_window or 0,
-        s_aux,
+    out = attention.attend(
+        module, query, key, value, scale, softcap or 0.0, sliding_window or 0, s_aux
     )
     return out, None
 

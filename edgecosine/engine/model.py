@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import NAME, AttentionState, Rows, running
+from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
 from edgecosine.engine.parallel_layers import pack_shards
@@ -26,7 +26,7 @@ class PassModel(Protocol):
 
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the CPU."""
+        the device that computed them: whoever reads them there need not copy a vocabulary."""
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
@@ -68,9 +68,9 @@ class SlotModel:
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the CPU."""
-        rows = rows.to(self._model.device)
-        with running(self._state, rows), _torch_threads(self._torch_threads):
+        the model's device."""
+        self._state.rows = rows = rows.to(self._model.device)
+        with attending_by(self._state), _torch_threads(self._torch_threads):
             output = self._model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
@@ -82,7 +82,7 @@ class SlotModel:
             raise ModelUnsupported(
                 f"model family {self._model.config.model_type!r} has attention of its own (or none)"
             )
-        logits: torch.Tensor = output.logits[0].float().cpu()
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     @torch.inference_mode()
