@@ -29,6 +29,7 @@ from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
@@ -37,6 +38,7 @@ from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.selftest import check_family, reference_logits
+from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
@@ -197,9 +199,25 @@ def _runner(
             logger.warning("running layer by layer: %s", error)
         else:
             return fused
+    if model.device.type == "cuda":
+        use_own_stream(model.device)
+        if (static := _static(model, reference, slots, cells)) is not None:
+            return static
     layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
     check_family(layered, reference, family)
     return layered
+
+
+def _static(model: Any, reference: torch.Tensor, slots: int, cells: int) -> PassModel | None:
+    """The model in fixed shapes, or None when it does not give what the model itself gives."""
+    try:
+        static = StaticModel(model, slots=slots, cells=cells, capture=capture_for(model.device))
+        for _ in range(RUNS_TO_REPLAY):
+            check_family(static, reference, str(model.config.model_type))
+    except (ModelUnsupported, torch.OutOfMemoryError) as error:
+        logger.warning("no passes of fixed shapes: %s", error)
+        return None
+    return static
 
 
 def _read(load: Callable[[], Any], name: str) -> Any:

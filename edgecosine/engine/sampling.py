@@ -48,13 +48,13 @@ def adjust(
     logits = logits.clone()
     counts = Counter(answer)
     if sampling.repetition_penalty != 1.0 and (seen := sorted({*counts, *prompt})):
-        ids = torch.tensor(seen)
+        ids = torch.tensor(seen, device=logits.device)
         values = logits[ids]
         penalty = sampling.repetition_penalty
         logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
     if counts and (sampling.presence_penalty or sampling.frequency_penalty):
-        ids = torch.tensor(list(counts))
-        times = torch.tensor(list(counts.values()), dtype=logits.dtype)
+        ids = torch.tensor(list(counts), device=logits.device)
+        times = torch.tensor(list(counts.values())).to(logits)
         logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
     for token, bias in sampling.logit_bias:
         logits[token] += bias
@@ -70,7 +70,8 @@ def support(logits: torch.Tensor, sampling: Sampling | Coupling) -> Support:
     elif sampling.top_p < 1.0:
         tokens, logprobs = _head(scaled, sampling.top_p)
     else:
-        tokens, logprobs = torch.arange(scaled.numel()), torch.log_softmax(scaled, 0)
+        tokens = torch.arange(scaled.numel(), device=scaled.device)
+        logprobs = torch.log_softmax(scaled, 0)
     if sampling.top_p < 1.0:
         before = torch.cumsum(logprobs.exp(), 0) - logprobs.exp()
         tokens, logprobs = _keep(tokens, logprobs, before < sampling.top_p)

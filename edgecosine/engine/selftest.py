@@ -54,7 +54,7 @@ def check_family(model: PassModel, reference: torch.Tensor, family: str) -> None
         second = model.forward(tail.build(), range(1, size + 1))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
-    deviation = (torch.cat([first, second]) - reference).abs().max().item()
+    deviation = (torch.cat([first, second]).cpu() - reference).abs().max().item()
     scale = reference.abs().max().item() + 1e-6
     if not deviation <= _TOLERANCE * scale:
         raise ModelUnsupported(

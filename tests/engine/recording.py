@@ -67,3 +67,20 @@ class FakeCapture:
             recorder.replay()
 
         return replay
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of the CPU while a model lives elsewhere."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                raise RuntimeError(f"{func} has a tensor on the CPU")
+        return result

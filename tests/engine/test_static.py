@@ -15,12 +15,12 @@ from edgecosine.engine.model import SlotModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.static import StaticModel
 from edgecosine.engine.static_attention import visible
-from edgecosine.engine.static_shapes import PassInputs, arrange
+from edgecosine.engine.static_shapes import PassInputs, PassShape, arrange
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.protocol.tree import TokenTree, chain
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
-from tests.engine.recording import FakeCapture
+from tests.engine.recording import FakeCapture, OnOneDevice
 
 CELLS = 256
 
@@ -232,6 +232,19 @@ def test_family_that_cannot_be_recorded_runs_on_and_says_so(
     assert capture.recorded == 0
     assert caplog.text.count("no CUDA graphs") == 1
     assert "not permitted when stream is capturing" in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pass_stays_on_its_device(family: str) -> None:
+    """On a device without data, whatever waits for numbers fails, and so does what copies them."""
+    with torch.device("meta"):
+        model = build(family, dtype=torch.bfloat16)
+    static = StaticModel(model, slots=4, cells=CELLS, capture=None)
+    shape = PassShape(rows=16, keep=8, groups=2, width=16, cells=128, path=8)
+    numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device="meta")
+    with torch.inference_mode(), OnOneDevice():
+        logits = static._compute(shape, numbers)
+    assert logits.shape == (8, VOCABULARY)
 
 
 def test_no_graphs_without_a_gpu() -> None:
