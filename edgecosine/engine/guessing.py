@@ -8,6 +8,7 @@ highest one if the target's scores are the drafter's with Gumbel noise of their 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,17 +29,21 @@ class Guesses:
 
 
 def guess(
-    logits: torch.Tensor,  # [rows, vocabulary] float32, on the CPU
+    logits: torch.Tensor,  # [rows, vocabulary] float32
     positions: Sequence[int],
     couplings: Sequence[Coupling],
     count: int,
     kernels: Kernels | None,
 ) -> list[Guesses]:
     """The `count` best guesses for each row."""
-    if kernels is not None and all(map(_cuts_nothing, couplings)):
+    if kernels is not None and logits.device.type == "cpu" and all(map(_cuts_nothing, couplings)):
         return _guess_by_kernel(logits, positions, couplings, count, kernels)
-    rows = zip(logits, positions, couplings, strict=True)
-    return [_guess_row(row, position, coupling, count) for row, position, coupling in rows]
+    if any(coupling.temperature for coupling in couplings):
+        rows = zip(logits, positions, couplings, strict=True)
+        return _read([_rank(row, position, how, count) for row, position, how in rows])
+    best = torch.topk(logits, min(count, logits.shape[1]))
+    shares = (best.values - torch.logsumexp(logits, 1, keepdim=True)).exp()
+    return _read(list(zip(best.indices, shares, strict=True)))
 
 
 def _cuts_nothing(coupling: Coupling) -> bool:
@@ -46,16 +51,30 @@ def _cuts_nothing(coupling: Coupling) -> bool:
     return is_whole or coupling.temperature == 0.0
 
 
-def _guess_row(logits: torch.Tensor, position: int, coupling: Coupling, count: int) -> Guesses:
+def _rank(
+    logits: torch.Tensor, position: int, coupling: Coupling, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     if coupling.temperature == 0.0:
-        tokens, ranked = torch.arange(logits.numel()), logits.double()
+        tokens, ranked = torch.arange(logits.numel(), device=logits.device), logits.double()
     else:
         candidates = support(logits, coupling)
         tokens = candidates.tokens
         ranked = scores(candidates, _seed(coupling), position)
     best = torch.topk(ranked, min(count, ranked.numel()))
     shares = (best.values - torch.logsumexp(ranked, 0)).exp()
-    return Guesses(tokens[best.indices].tolist(), shares.tolist())
+    return tokens[best.indices], shares
+
+
+def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Guesses]:
+    """Tokens and shares of all rows by two copies, for each waits for the device."""
+    if not found:
+        return []
+    ends = list(itertools.accumulate(len(tokens) for tokens, _ in found))
+    tokens = torch.cat([tokens for tokens, _ in found]).tolist()
+    shares = torch.cat([shares.double() for _, shares in found]).tolist()
+    starts = [0, *ends]
+    pairs = zip(starts, ends, strict=False)
+    return [Guesses(tokens[start:end], shares[start:end]) for start, end in pairs]
 
 
 def _guess_by_kernel(
