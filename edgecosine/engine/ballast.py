@@ -37,7 +37,7 @@ def add_ballast(model: nn.Module, factor: int, seed: int = 0) -> int:
 
 def _taller(linear: nn.Linear, factor: int, generator: torch.Generator) -> nn.Linear:
     outputs, inputs = linear.weight.shape
-    grown = nn.Linear(inputs, outputs * factor, bias=False, dtype=linear.weight.dtype)
+    grown = _empty(inputs, outputs * factor, linear.weight.dtype)
     grown.weight.normal_(std=inputs**-0.5, generator=generator)
     grown.weight[:outputs] = linear.weight
     return grown
@@ -45,7 +45,13 @@ def _taller(linear: nn.Linear, factor: int, generator: torch.Generator) -> nn.Li
 
 def _wider(linear: nn.Linear, factor: int) -> nn.Linear:
     outputs, inputs = linear.weight.shape
-    grown = nn.Linear(inputs * factor, outputs, bias=False, dtype=linear.weight.dtype)
+    grown = _empty(inputs * factor, outputs, linear.weight.dtype)
     grown.weight.zero_()
     grown.weight[:, :inputs] = linear.weight
     return grown
+
+
+def _empty(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+    return linear.to_empty(device="cpu")

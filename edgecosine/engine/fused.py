@@ -15,13 +15,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import LayerCache, Rows
+from edgecosine.engine.model import bytes_of
 from edgecosine.engine.native import Kernels
-from edgecosine.engine.packing import narrowest, pack
+from edgecosine.engine.packing import narrowest, pack, take_weight
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that depend on the position alone."""
 DTYPES = (torch.float32, torch.bfloat16)
+CACHE = torch.float32
+"""Keys and values, whatever the model computes in."""
 
 
 class _Weight(ctypes.Structure):
@@ -82,7 +85,10 @@ def can_fuse(model: PreTrainedModel) -> bool:
 
 
 class FusedModel:
-    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe."""
+    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
+
+    It takes the model's weights away, layer by layer as they are packed.
+    """
 
     def __init__(
         self, model: PreTrainedModel, *, slots: int, cells: int, threads: int, kernels: Kernels
@@ -96,14 +102,17 @@ class FusedModel:
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
         shape = (slots, groups, cells, head_size)
-        self._caches = [LayerCache(torch.zeros(shape), torch.zeros(shape)) for _ in body.layers]
+        self._caches = [
+            LayerCache(torch.zeros(shape, dtype=CACHE), torch.zeros(shape, dtype=CACHE))
+            for _ in body.layers
+        ]
         layers = (_Layer * len(body.layers))(
             *(
                 self._layer(layer, cache, _window(config, index))
                 for index, (layer, cache) in enumerate(zip(body.layers, self._caches, strict=True))
             )
         )
-        embedding = narrowest(body.embed_tokens.weight.detach())
+        embedding = narrowest(take_weight(body.embed_tokens))
         head = self._weight(model.lm_head)
         cosine, sine = _rotary(body.rotary_emb, cells, head_size)
         self._vocabulary = int(head.outputs)
@@ -131,6 +140,12 @@ class FusedModel:
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
         return self._cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
+        return bytes_of(self._kept) - cache, cache
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
@@ -162,11 +177,12 @@ class FusedModel:
 
     def _weight(self, *linears: nn.Linear) -> _Weight:
         """One packed matrix of the outputs of all `linears` side by side."""
-        joined = torch.cat([linear.weight.detach() for linear in linears])
+        outputs = sum(linear.out_features for linear in linears)
+        packed = pack([take_weight(linear) for linear in linears], self._kernels)
         biases = [linear.bias for linear in linears if linear.bias is not None]
-        packed = pack(joined, self._kernels)
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
-        return _Weight(self._keep(packed.values), bias, *joined.shape, int(packed.layout))
+        values = self._keep(packed.values)
+        return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
     def _layer(self, layer: Any, cache: LayerCache, window: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp

@@ -28,9 +28,9 @@ from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
-from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
 from edgecosine.engine.graphs import capture_for, use_own_stream
-from edgecosine.engine.memory import plan_memory
+from edgecosine.engine.memory import give_back_memory, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
@@ -38,7 +38,7 @@ from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.selftest import check_family, reference_logits
-from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
+from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel, capacity
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
@@ -144,27 +144,36 @@ def load_model(
     decision = decide(device, dtype)
     require(decision, options.exactness)
     plan = plan_memory(
-        config, dtype=dtype, quantize=options.quantize, slots=options.slots, cells=cells,
-        ballast=options.ballast, num_ranks=options.tensor_parallel,
+        config, dtype=dtype, quantize=options.quantize, slots=options.slots,
+        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
+        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
     )  # fmt: skip
     sharing = options.tensor_parallel if device == "cpu" else 1
     plan.check(available_memory(device) // sharing, device)
+
+    def load() -> Any:
+        model = _read(lambda: _weights(where, dtype, device, options), options.model)
+        if options.ballast > 1:
+            add_ballast(model, options.ballast)
+        return model
+
     meet()
-    model = _read(lambda: _weights(where, dtype, device, options), options.model)
+    model = load()
     meet()
     num_parameters = sum(p.numel() for p in model.parameters())
-    if options.ballast > 1:
-        num_parameters = add_ballast(model, options.ballast)
     reference = _reference(model, options.quantize)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
     kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-    runner = _runner(model, reference, options.slots, cells, kernels)
+    runner = _runner(model, load, reference, options.slots, cells, kernels)
+    give_back_memory()
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
+    weights, cache = runner.held
     loaded = Loaded(
-        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason
-    )
+        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason,
+        weights=weights, cache=cache, planned=plan.total,
+    )  # fmt: skip
     return runner, loaded, cells
 
 
@@ -187,9 +196,17 @@ def _reference(model: Any, quantize: Quantize) -> torch.Tensor:
 
 
 def _runner(
-    model: Any, reference: torch.Tensor, slots: int, cells: int, kernels: Kernels | None
+    model: Any,
+    reload: Callable[[], Any],
+    reference: torch.Tensor,
+    slots: int,
+    cells: int,
+    kernels: Kernels | None,
 ) -> PassModel:
-    """The fastest way to run the model that gives what the model itself gives."""
+    """The fastest way to run the model that gives what the model itself gives.
+
+    A way that is tried takes the weights, so the next one loads them again.
+    """
     family, threads = str(model.config.model_type), torch.get_num_threads()
     if kernels is not None and can_fuse(model):
         fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
@@ -197,6 +214,8 @@ def _runner(
             check_family(fused, reference, family)
         except ModelUnsupported as error:
             logger.warning("running layer by layer: %s", error)
+            del fused
+            model = reload()
         else:
             return fused
     if model.device.type == "cuda":
@@ -285,6 +304,11 @@ def _default_dtype(device: str, config: Any) -> torch.dtype:
     has_units = kernels is not None and kernels.has_pairs
     is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
     return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
+
+
+def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
+    is_fused = device == "cpu" and config.model_type in FAMILIES
+    return CACHE if is_fused and _kernels_if_any() is not None else dtype
 
 
 def _context(config: Any, wanted: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,13 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def give_back_memory() -> None:
+    """Hand freed memory back to the system where the C library keeps it (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def plan_memory(
     config: Any,
     *,
@@ -50,9 +58,11 @@ def plan_memory(
     slots: int,
     cells: int,
     ballast: int,
+    cache_dtype: torch.dtype | None = None,
     num_ranks: int = 1,
 ) -> MemoryPlan:
-    """Plan for a model of this configuration with `slots` rows of `cells` tokens.
+    """Plan for a model of this configuration with `slots` rows of `cells` tokens, whose keys and
+    values are of the model's dtype unless `cache_dtype` says otherwise.
 
     With several ranks, it is one rank's share.
     Raises ModelUnsupported for a model without attention.
@@ -73,7 +83,8 @@ def plan_memory(
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells * dtype.itemsize
+    cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells
+    cache *= (cache_dtype or dtype).itemsize
     # Packing copies one layer at a time; the output layer may be tied and is then held twice.
     largest = max((p.numel() for p in shape.parameters()), default=0)
     workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)

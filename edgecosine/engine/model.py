@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,12 +25,22 @@ class PassModel(Protocol):
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the device that computed them: whoever reads them there need not copy a vocabulary."""
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Memory of tensors, shared memory counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
 
 
 class SlotModel:
@@ -64,6 +75,13 @@ class SlotModel:
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
         return self._state.cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        caches = self._state.layers.values()
+        weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
+        return weights, bytes_of(t for layer in caches for t in (layer.keys, layer.values))
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:

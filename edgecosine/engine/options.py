@@ -34,7 +34,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready to run, and what others must know of it."""
+    """A model that is ready to run, and what others must know of it; memory in bytes."""
 
     name: str
     quantization: str
@@ -44,3 +44,8 @@ class Loaded:
     """The policy that holds; `none` for what holds to none."""
     num_parameters: int
     exactness_reason: str = ""
+    weights: int = 0
+    """As held: packed, the embedding beside the output layer."""
+    cache: int = 0
+    planned: int = 0
+    """Weights, cache and workspace as foreseen before the load."""

@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.native import Kernels
 
+_BLOCK_ROWS = 1024
+
 
 class Layout(enum.IntEnum):
     """How panels hold weights; the same numbers in kernels/packed.h."""
@@ -42,16 +44,16 @@ class PackedLinear(nn.Module):
 
     def __init__(
         self,
-        weight: torch.Tensor,  # [outputs, inputs]
+        weights: list[torch.Tensor],  # [outputs, inputs] each; taken apart as `pack` does
         bias: torch.Tensor | None,
         kernels: Kernels,
         threads: int,
         out_dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.out_features, self.in_features = sum(map(len, weights)), weights[0].shape[1]
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        packed = pack(weight, kernels)
+        packed = pack(weights, kernels)
         self._layout = int(packed.layout)
         self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
@@ -72,27 +74,51 @@ class PackedLinear(nn.Module):
 
 def narrowest(weight: torch.Tensor) -> torch.Tensor:
     """The weight as bfloat16 when that loses nothing."""
+    return weight.to(torch.bfloat16) if is_narrow(weight) else weight.float()
+
+
+def is_narrow(weight: torch.Tensor) -> bool:
+    """Whether bfloat16 holds every value of the weight."""
     if weight.dtype == torch.bfloat16:
-        return weight
-    narrow = weight.to(torch.bfloat16)
-    return narrow if torch.equal(narrow.to(weight.dtype), weight) else weight.float()
+        return True
+    # In blocks, for a copy of a large matrix is a peak of memory.
+    blocks = torch.split(weight, _BLOCK_ROWS)
+    return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
 
 
-def pack(weight: torch.Tensor, kernels: Kernels) -> Packed:
-    """Pack [outputs, inputs]; its dtype says whether the model computes in bfloat16."""
-    if weight.dtype == torch.bfloat16 and kernels.has_pairs:
-        layout, together = Layout.PAIRS, 2
+def pack(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
+    """Pack matrices [outputs, inputs] as one with all their outputs; their dtype says whether the
+    model computes in bfloat16.
+
+    The list is emptied on the way, so that a matrix which nobody else holds is freed when packed.
+    """
+    if any(len(weight) % kernels.panel for weight in weights[:-1]):
+        weights[:] = [torch.cat(weights)]
+    if kernels.has_pairs and all(weight.dtype == torch.bfloat16 for weight in weights):
+        layout, together, dtype = Layout.PAIRS, 2, torch.bfloat16
+    elif all(map(is_narrow, weights)):
+        layout, together, dtype = Layout.BFLOAT16, 1, torch.bfloat16
     else:
-        weight, together = narrowest(weight), 1
-        layout = Layout.BFLOAT16 if weight.dtype == torch.bfloat16 else Layout.FLOAT32
-    weight = weight.detach().contiguous()
-    outputs, inputs = weight.shape
-    panels, steps = -(-outputs // kernels.panel), -(-inputs // together)
-    values = torch.empty(panels, steps, kernels.panel * together, dtype=weight.dtype)
-    kernels.library.edgecosine_pack(
-        weight.data_ptr(), values.data_ptr(), outputs, inputs, int(layout)
-    )
+        layout, together, dtype = Layout.FLOAT32, 1, torch.float32
+    inputs = weights[0].shape[1]
+    panels = [-(-len(weight) // kernels.panel) for weight in weights]
+    steps = -(-inputs // together)
+    values = torch.empty(sum(panels), steps, kernels.panel * together, dtype=dtype)
+    for part in torch.split_with_sizes(values, panels):
+        rows = weights.pop(0).to(dtype).contiguous()
+        kernels.library.edgecosine_pack(
+            rows.data_ptr(), part.data_ptr(), len(rows), inputs, int(layout)
+        )
+        del rows
     return Packed(values, layout)
+
+
+def take_weight(module: nn.Module) -> torch.Tensor:
+    """The layer's weight, which the layer then holds no more: two of each at once would double the
+    memory of a load."""
+    weight = module.get_parameter("weight").detach()
+    module.register_parameter("weight", None)
+    return weight
 
 
 def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -> int:
@@ -101,17 +127,18 @@ def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -
     The output layer gives float32 logits, so that their order is not lost to rounding.
     """
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    count = 0
+    done: dict[nn.Module, PackedLinear] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                weight = child.weight
-            elif type(child) is Conv1D:
-                weight = child.weight.t()
-            else:
+            if child in done:
+                setattr(parent, name, done[child])
                 continue
-            out_dtype = torch.float32 if child is head else weight.dtype
-            packed = PackedLinear(weight, child.bias, kernels, threads, out_dtype)
-            setattr(parent, name, packed)
-            count += 1
-    return count
+            if not isinstance(child, nn.Linear | Conv1D) or type(child) not in {nn.Linear, Conv1D}:
+                continue
+            weights = [take_weight(child)]
+            out_dtype = torch.float32 if child is head else weights[0].dtype
+            if type(child) is Conv1D:
+                weights = [weights.pop().t()]
+            done[child] = PackedLinear(weights, child.bias, kernels, threads, out_dtype)
+            setattr(parent, name, done[child])
+    return len(done)

@@ -5,6 +5,7 @@ The path for GPUs. On a CPU it gives the same logits without graphs, and is test
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, Rows, attending_by
 from edgecosine.engine.graphs import Capture
+from edgecosine.engine.model import bytes_of
 from edgecosine.engine.static_attention import StaticAttention, find_layers
 from edgecosine.engine.static_shapes import ROWS, PassInputs, PassShape, arrange
 from edgecosine.errors import ModelUnsupported
@@ -27,6 +29,11 @@ RUNS_TO_REPLAY = 3
 """Passes of a shape until the last one is a replay of a recording that ran before."""
 _ALIGNMENT = 64
 """Cells; masks of other lengths cost the attention kernels a copy."""
+
+
+def capacity(cells: int) -> int:
+    """Cells in the memory of a slot that `cells` are used of: one more is where padding writes."""
+    return -(-(cells + 1) // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(slots=True)
@@ -62,8 +69,7 @@ class StaticModel:
                 part.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
         self._device = model.device
         self._slots, self._cells = slots, cells
-        # One cell more than a slot can use is where padding writes.
-        self._capacity = -(-(cells + 1) // _ALIGNMENT) * _ALIGNMENT
+        self._capacity = capacity(cells)
         self._attention = self._make_attention()
         self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
         self._capture = capture
@@ -76,6 +82,12 @@ class StaticModel:
     def cells(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
         return self._cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
+        return weights, bytes_of(self._attention.stacks)
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:

@@ -74,12 +74,13 @@ class StaticAttention:
         for module, layouts in layers.found.items():
             for part, layout in enumerate(layouts):
                 by_layout.setdefault(layout, []).append((module, part))
-        self._stacks: list[torch.Tensor] = []
+        self.stacks: list[torch.Tensor] = []
+        """All memory of the cache."""
         tensors: dict[tuple[nn.Module, int], torch.Tensor] = {}
         for layout, users in by_layout.items():
             size = (len(users), slots, layout.groups, cells, layout.size)
             stack = torch.zeros(size, dtype=layout.dtype, device=device)
-            self._stacks.append(stack)
+            self.stacks.append(stack)
             tensors.update(zip(users, stack.unbind(), strict=True))
         self._caches = {
             module: LayerCache(tensors[module, 0], tensors[module, 1]) for module in layers.found
@@ -100,7 +101,7 @@ class StaticAttention:
     def move(self, slot: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy cells of all layers: int64 [moves] each, on the cache's device; no cell is both a
         target and a later move's source."""
-        for stack in self._stacks:
+        for stack in self.stacks:
             stack[:, slot, :, target] = stack[:, slot, :, source]
 
     def attend(

@@ -135,7 +135,7 @@ def test_padding_changes_no_real_row_to_the_bit() -> None:
     rubbish.add_sequence(0, 0, prompt_of(90, seed=4))
     second.forward(rubbish.build(), [0])
     with torch.inference_mode():
-        for stack in second._attention._stacks:
+        for stack in second._attention.stacks:
             stack[:, :, :, CELLS:] = 1e4
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(5))

@@ -1,0 +1,93 @@
+"""What a load and its rounds take of memory at their peak, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecosine import zoo
+from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.loading import load_target
+from edgecosine.engine.memory import give_back_memory
+from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import TokenTree
+
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes. Peaks are growth over `base`: a process that has loaded and run a model of 1 M
+    parameters, so that the libraries' code, which is the same for any model, is no part of them."""
+
+    base: int
+    load_peak: int
+    peak: int
+    """Of the load and the rounds."""
+    weights: int
+    """As held: packed, the embedding beside the output layer."""
+    cache: int
+    planned: int
+
+    @property
+    def over_ideal(self) -> float:
+        """Peak growth over weights + cache."""
+        return self.peak / (self.weights + self.cache)
+
+
+def measure_memory(options: LoadOptions, rounds: int) -> MemoryUse:
+    """Load and run a target in a fresh process. Linux only: peaks come from /proc.
+
+    Raises subprocess.CalledProcessError when the process fails.
+    """
+    program = f"import {__name__} as m; m.measure_here()"
+    order = json.dumps({"options": asdict(options), "rounds": rounds})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=order, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S,
+    )  # fmt: skip
+    return MemoryUse(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure_here() -> None:
+    """The measuring process: orders on standard input, bytes on standard output."""
+    order: dict[str, Any] = json.load(sys.stdin)
+    options = LoadOptions(**order["options"])
+    _run(*load_target(LoadOptions(zoo.drafter_names()[0], threads=1, slots=1, context=64)), 2)
+    give_back_memory()
+    # Reset the peak to what is in use now.
+    Path("/proc/self/clear_refs").write_text("5")
+    base = _status("VmRSS")
+    engine, loaded = load_target(options)
+    load_peak = _status("VmHWM") - base
+    _run(engine, loaded, order["rounds"])
+    peak = _status("VmHWM") - base
+    use = MemoryUse(base, load_peak, peak, loaded.weights, loaded.cache, loaded.planned)
+    print(json.dumps(asdict(use)))
+
+
+def _run(engine: TargetEngine, loaded: Loaded, rounds: int) -> None:
+    """Fill one slot after the other up to the context."""
+    for number in range(rounds):
+        work = _work(number, loaded.max_context)
+        while isinstance(engine.step([work]).outcomes[0], Prefilling):
+            pass
+
+
+def _work(key: int, context: int) -> VerifyWork:
+    """A sequence that fills the context, and a fork of four nodes at its end."""
+    tokens = (1 + key % 7,) * (context - 4)
+    tree = TokenTree((1, 2, 3, 4), (-1, 0, -1, 2), (1.0,) * 4, (1,) * 4)
+    return VerifyWork(str(key), tokens, len(tokens), tree, Sampling())
+
+
+def _status(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values[field].split()[0]) * 1024
