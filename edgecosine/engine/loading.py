@@ -37,6 +37,7 @@ from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
+from edgecosine.engine.progress import showing_progress
 from edgecosine.engine.selftest import check_family, reference_logits
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel, capacity
 from edgecosine.engine.target import TransformerTarget
@@ -132,7 +133,6 @@ def load_model(
     free for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -152,7 +152,8 @@ def load_model(
     plan.check(available_memory(device) // sharing, device)
 
     def load() -> Any:
-        model = _read(lambda: _weights(where, dtype, device, options), options.model)
+        with showing_progress(options.model):
+            model = _read(lambda: _weights(where, dtype, device, options), options.model)
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model

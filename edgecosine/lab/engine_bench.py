@@ -7,10 +7,9 @@ for both. The target carries ballast, as in the demo.
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,8 +19,10 @@ from edgecosine import zoo
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.loading import load_drafter, load_target
+from edgecosine.engine.memory import give_back_memory
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.memory_use import measure_memory, memory_in_use
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
@@ -32,6 +33,7 @@ STEPS = 6
 """Steps, rounds or draft tokens in each timed call."""
 NEW_TOKENS = 32
 ROUNDS = 10_000
+WARM_ROUNDS = 300
 
 Timed = Callable[[], float]
 """Does its work and returns the seconds that count."""
@@ -81,9 +83,11 @@ def run_engine_bench(
         figures[race.name] = interval([over / under for over, under in times])
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
         say(f"{race.name}: {figures[race.name].value:.2f}")
+    say("measuring a load's peak of memory in a process of its own")
+    figures["memory_over_ideal"] = _memory_over_ideal(ballast, runs)
     say(f"watching memory over {ROUNDS} rounds")
     light, _ = load_target(LoadOptions(zoo.TARGET, threads=1, slots=2))
-    figures["memory_growth_mib"] = _growth(light, prompts[0])
+    figures["memory_growth_mib"] = grown_memory(light, prompts[0], ROUNDS)
     return figures, runs
 
 
@@ -227,12 +231,25 @@ def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
     return timed
 
 
-def _growth(engine: TargetEngine, prompt: list[int]) -> Figure:
-    work = _work(0, prompt[:32], _forked([1, 2], [3, 4]))
+def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure:
+    """MiB in use after `rounds` more rounds than it takes to have seen every shape: sessions come
+    and go, contexts grow, trees fork."""
     sizes = []
-    for num_rounds in (200, ROUNDS):
-        for _ in range(num_rounds):
-            engine.step([work])
-        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    for num_rounds in (WARM_ROUNDS, rounds):
+        for number in range(num_rounds):
+            length = 16 + number % 100
+            tree = _forked([1, 2, 3][: 1 + number % 3], [4, 5, 6][: 1 + number % 3])
+            _prefill(engine, [prompt[:length]])
+            engine.step([_work(number // 100, prompt[:length], tree)])
+            engine.release(str(number // 100 - 1))
+        give_back_memory()
+        sizes.append(memory_in_use() / (1 << 20))
     grown = sizes[1] - sizes[0]
     return Figure(grown, grown, grown, "MiB")
+
+
+def _memory_over_ideal(ballast: int, runs: list[dict[str, Any]]) -> Figure:
+    options = LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS, context=512)
+    use = measure_memory(options, rounds=2 * SESSIONS)
+    runs.append({"memory": asdict(use)})
+    return Figure(use.over_ideal, use.over_ideal, use.over_ideal, "ratio")

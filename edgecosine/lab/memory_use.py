@@ -71,6 +71,11 @@ def measure_here() -> None:
     print(json.dumps(asdict(use)))
 
 
+def memory_in_use() -> int:
+    """Bytes of this process now."""
+    return _status("VmRSS")
+
+
 def _run(engine: TargetEngine, loaded: Loaded, rounds: int) -> None:
     """Fill one slot after the other up to the context."""
     for number in range(rounds):

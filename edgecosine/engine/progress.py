@@ -1,0 +1,54 @@
+"""How far a load has come: the libraries' bars on a terminal, a logged line now and then elsewhere.
+
+transformers and huggingface_hub draw their bars by tqdm, one for each file that is downloaded and
+one for the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 5.0
+"""Between two lines; a load that is over sooner says nothing."""
+
+
+class LoggedProgress(tqdm):  # type: ignore[misc]
+    """A bar that is logged instead of drawn."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        quiet = {"mininterval": PERIOD_S, "delay": PERIOD_S, "disable": False}
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            super().__init__(*args, **(kwargs | quiet | {"file": nowhere}))
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Log the line that would be drawn."""
+        share = f"{self.n / self.total:.0%}" if self.total else str(self.n)
+        logger.info("%s: %s", (self.desc or "loading").removesuffix(": "), share)
+        return True
+
+
+@contextmanager
+def showing_progress(name: str) -> Iterator[None]:
+    """Context in which a load of the model `name` says how far it is."""
+    hook: Callable[[Any], Any] = getattr(transformers_logging, "set_tqdm_hook", lambda _: None)
+    if sys.stderr.isatty():
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logger.info("loading %s", name)
+        yield
+        return
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    before = hook(lambda _factory, args, kwargs: LoggedProgress(*args, **kwargs))
+    try:
+        yield
+    finally:
+        hook(before)
