@@ -108,6 +108,26 @@ def exactness(
         raise click.ClickException(f"not exact to the bit: {', '.join(found.broken)}")
 
 
+@command.command("gpu")
+@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1, …")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=20, show_default=True,
+              help="Passes of each kind.")  # fmt: skip
+@_report
+def gpu(device: str, repeats: int, report: Path | None) -> None:
+    """Decoding and verifying on a GPU against its memory bandwidth, quantised drafters, and how
+    often rounding changes an answer. Nothing is downloaded; 20 GiB of GPU memory are needed."""
+    from edgecosine.lab.gpu_bench import GpuSettings, run_gpu_bench
+
+    log_to_stderr("warning")
+    try:
+        figures, runs = run_gpu_bench(GpuSettings(device=device, repeats=repeats), click.echo)
+    except LabError as error:
+        raise click.ClickException(str(error)) from error
+    _tell(figures)
+    if report is not None:
+        write_report(report, figures, runs, weather="none", device=device)
+
+
 def _tell(figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")

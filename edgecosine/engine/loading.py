@@ -221,14 +221,14 @@ def _runner(
             return fused
     if model.device.type == "cuda":
         use_own_stream(model.device)
-        if (static := _static(model, reference, slots, cells)) is not None:
+        if (static := fixed_shapes(model, reference, slots, cells)) is not None:
             return static
     layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
     check_family(layered, reference, family)
     return layered
 
 
-def _static(model: Any, reference: torch.Tensor, slots: int, cells: int) -> PassModel | None:
+def fixed_shapes(model: Any, reference: torch.Tensor, slots: int, cells: int) -> PassModel | None:
     """The model in fixed shapes, or None when it does not give what the model itself gives."""
     try:
         static = StaticModel(model, slots=slots, cells=cells, capture=capture_for(model.device))

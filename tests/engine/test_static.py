@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.engine.graphs import Capture, capture_for
+from edgecosine.engine.loading import fixed_shapes
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.rows import RowBuilder
+from edgecosine.engine.selftest import reference_logits
 from edgecosine.engine.static import StaticModel
 from edgecosine.engine.static_attention import visible
 from edgecosine.engine.static_shapes import PassInputs, PassShape, arrange
@@ -247,5 +249,17 @@ def test_pass_stays_on_its_device(family: str) -> None:
     assert logits.shape == (8, VOCABULARY)
 
 
-def test_no_graphs_without_a_gpu() -> None:
+def test_no_graphs_without_a_gpu_or_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert capture_for(torch.device("cpu")) is None
+    monkeypatch.setenv("EDGECOSINE_GRAPHS", "off")
+    assert capture_for(torch.device("cuda")) is None
+
+
+def test_model_that_would_say_something_else_is_not_run_in_fixed_shapes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build("llama")
+    reference = reference_logits(model)
+    assert isinstance(fixed_shapes(model, reference, 2, 64), StaticModel)
+    assert fixed_shapes(model, reference.flip(0), 2, 64) is None
+    assert "no passes of fixed shapes" in caplog.text

@@ -1,0 +1,79 @@
+"""How often speculation changes an answer, where sums depend on the shape of a pass.
+
+Each prompt is answered plainly, alone, and again under drafts of mixed quality with others in the
+pass. Where every sum has one definition the count is 0; elsewhere it is a property of the device,
+the dtype and the model, and is published.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
+
+Drafts = Callable[[list[int]], TokenTree]
+
+_SESSIONS = 8
+_RIGHT = 0.75
+"""Share of drafted tokens that are the plain answer's."""
+
+
+def count_diverging(engine: TargetEngine, prompts: Sequence[list[int]], length: int) -> int:
+    """Answers of `length` tokens that are not the same under speculation; greedy."""
+    plain = [_answers(engine, [prompt], length, [_nothing])[0] for prompt in prompts]
+    diverging = 0
+    for start in range(0, len(prompts), _SESSIONS):
+        batch, truths = prompts[start : start + _SESSIONS], plain[start : start + _SESSIONS]
+        drafts = [
+            forked_drafts(prompt + truth, seed=start + i)
+            for i, (prompt, truth) in enumerate(zip(batch, truths, strict=True))
+        ]
+        answers = _answers(engine, batch, length, drafts)
+        diverging += sum(one != other for one, other in zip(answers, truths, strict=True))
+    return diverging
+
+
+def _nothing(_: list[int]) -> TokenTree:
+    return EMPTY_TREE
+
+
+def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
+    """Drafts of up to twelve nodes in two branches, the second mostly right, the first not."""
+    chance = random.Random(seed)
+
+    def drafts(sequence: list[int]) -> TokenTree:
+        right = list(truth[len(sequence) : len(sequence) + chance.randrange(7)])
+        if not right:
+            return EMPTY_TREE
+        right = [t if chance.random() < _RIGHT else max(0, t - 1) for t in right]
+        wrong = [right[0] - 1 if right[0] else 1, *right[1:]]
+        size = len(right)
+        parents = (*range(ROOT, size - 1), ROOT, *range(size, 2 * size - 1))
+        return TokenTree((*wrong, *right), parents, (1.0,) * (2 * size), (1,) * (2 * size))
+
+    return drafts
+
+
+def _answers(
+    engine: TargetEngine, prompts: Sequence[list[int]], length: int, drafts: Sequence[Drafts]
+) -> list[list[int]]:
+    sequences = [list(prompt) for prompt in prompts]
+    trees = [EMPTY_TREE] * len(prompts)
+    while todo := [
+        i for i, s in enumerate(sequences) if len(s) < len(prompts[i]) + length
+    ]:  # fmt: skip
+        works = [
+            VerifyWork(str(i), tuple(sequences[i]), len(prompts[i]), trees[i], Sampling())
+            for i in todo
+        ]
+        for i, outcome in zip(todo, engine.step(works).outcomes, strict=True):
+            if isinstance(outcome, Prefilling):
+                continue
+            sequences[i] += [*(trees[i].tokens[node] for node in outcome.path), outcome.bonus]
+            trees[i] = drafts[i](sequences[i])
+    for i in range(len(prompts)):
+        engine.release(str(i))
+    return [s[len(p) :][:length] for s, p in zip(sequences, prompts, strict=True)]

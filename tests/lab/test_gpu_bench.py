@@ -1,0 +1,76 @@
+"""The GPU benchmark runs anywhere on small shapes; without a GPU the command says what it lacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from edgecosine import zoo
+from edgecosine.cli.bench import command
+from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.loading import load_target
+from edgecosine.engine.options import LoadOptions
+from edgecosine.lab.divergence import count_diverging
+from edgecosine.lab.figures import write_report
+from edgecosine.lab.gpu_bench import GpuSettings, run_gpu_bench
+
+TINY = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+
+def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
+    settings = GpuSettings(
+        device="cpu", repeats=2, targets={"tiny": TINY}, drafter=TINY, context=96,
+        copied_bytes=1 << 16, prompts=4, new_tokens=12,
+    )  # fmt: skip
+    said: list[str] = []
+    figures, runs = run_gpu_bench(settings, said.append)
+    for kind in ("decode_1x1", "verify_1x8", "verify_8x4", "verify_8x8"):
+        assert figures[f"tiny_{kind}_ms"].value > 0
+        assert figures[f"tiny_eager_{kind}_ms"].value > 0
+        assert figures[f"tiny_{kind}_over_floor"].value > 0
+    assert figures["drafter_none_step_ms"].value > 0
+    assert figures["answers_checked"].value == 4
+    write_report(tmp_path / "gpu.json", figures, runs, device="cpu")
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(written["figures"]) == len(figures)
+
+
+class _Forgetful:
+    """Says something else once a tree is there."""
+
+    def __init__(self, engine: TargetEngine) -> None:
+        self._engine = engine
+        self.max_context, self.release = engine.max_context, engine.release
+
+    def step(self, batch: list[VerifyWork]) -> PassResult:
+        result = self._engine.step(batch)
+        outcomes = [
+            Verdict(outcome.path, outcome.bonus ^ 1)
+            if isinstance(outcome, Verdict) and len(work.tree) and work.key == "1"
+            else outcome
+            for work, outcome in zip(batch, result.outcomes, strict=True)
+        ]
+        return PassResult(outcomes, result.num_rows)
+
+
+def test_divergence_is_counted() -> None:
+    options = LoadOptions(zoo.drafter_names()[0], threads=1, slots=8, context=128, device="cpu")
+    engine, loaded = load_target(options)
+    prompts = [[5 + i, 9, 11 + i, 40] for i in range(4)]
+    if loaded.exactness == "bitwise":
+        assert count_diverging(engine, prompts, 20) == 0
+    assert count_diverging(_Forgetful(engine), prompts, 20) >= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_command_says_what_it_lacks() -> None:
+    result = CliRunner().invoke(command, ["gpu"])
+    assert result.exit_code == 1
+    assert "CUDA device" in result.output
