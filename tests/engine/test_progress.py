@@ -8,41 +8,37 @@ import sys
 import pytest
 from transformers.utils import logging as transformers_logging
 
+from edgecosine import zoo
 from edgecosine.engine import progress
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.progress import LoggedProgress, showing_progress
-from tests.engine.models import build
-from tests.engine.test_loading import save
 
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
+MODEL = zoo.drafter_names()[0]
 
 
 def test_load_without_a_terminal_logs_its_share(
-    llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(progress, "PERIOD_S", 0.0)
     with caplog.at_level(logging.INFO, logger=progress.__name__):
-        load_target(LoadOptions(llama, threads=1, slots=1, device="cpu"))
+        load_target(LoadOptions(MODEL, threads=1, slots=1, device="cpu"))
     lines = [record.getMessage() for record in caplog.records if record.name == progress.__name__]
     assert lines[-1] == "Loading weights: 100%"
     assert len(lines) > 2
 
 
-def test_short_load_logs_nothing(llama: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_load_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=progress.__name__):
-        load_target(LoadOptions(llama, threads=1, slots=1, device="cpu"))
+        load_target(LoadOptions(MODEL, threads=1, slots=1, device="cpu"))
     assert not [record for record in caplog.records if record.name == progress.__name__]
 
 
 def test_terminal_gets_the_libraries_bars(
-    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    load_target(LoadOptions(llama, threads=1, slots=1, device="cpu"))
+    load_target(LoadOptions(MODEL, threads=1, slots=1, device="cpu"))
     assert "Loading weights: 100%" in capsys.readouterr().err
 
 
