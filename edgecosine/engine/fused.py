@@ -102,14 +102,11 @@ class FusedModel:
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
         shape = (slots, groups, cells, head_size)
-        self._caches = [
-            LayerCache(torch.zeros(shape, dtype=CACHE), torch.zeros(shape, dtype=CACHE))
-            for _ in body.layers
-        ]
+        self._caches: list[LayerCache] = []
         layers = (_Layer * len(body.layers))(
             *(
-                self._layer(layer, cache, _window(config, index))
-                for index, (layer, cache) in enumerate(zip(body.layers, self._caches, strict=True))
+                self._layer(layer, shape, _window(config, index))
+                for index, layer in enumerate(body.layers)
             )
         )
         embedding = narrowest(take_weight(body.embed_tokens))
@@ -184,15 +181,21 @@ class FusedModel:
         values = self._keep(packed.values)
         return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
-    def _layer(self, layer: Any, cache: LayerCache, window: int) -> _Layer:
+    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
+        # The cache comes last, when the layer's own weights are gone.
+        packed = {
+            "down": self._weight(mlp.down_proj),
+            "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
+            "query_key_value": self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
+            "output": self._weight(attention.o_proj),
+        }
+        cache = LayerCache(*(torch.zeros(cache_shape, dtype=CACHE) for _ in range(2)))
+        self._caches.append(cache)
         return _Layer(
-            query_key_value=self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
-            output=self._weight(attention.o_proj),
-            gate_up=self._weight(mlp.gate_proj, mlp.up_proj),
-            down=self._weight(mlp.down_proj),
+            **packed,
             input_norm=self._keep(layer.input_layernorm.weight.detach().float()),
             middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),
             query_norm=query_norm,

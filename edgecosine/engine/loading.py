@@ -30,7 +30,7 @@ from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
 from edgecosine.engine.graphs import capture_for, use_own_stream
-from edgecosine.engine.memory import give_back_memory, plan_memory
+from edgecosine.engine.memory import freeing_at_once, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, fault_of
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
@@ -158,15 +158,15 @@ def load_model(
             add_ballast(model, options.ballast)
         return model
 
-    meet()
-    model = load()
-    meet()
-    num_parameters = sum(p.numel() for p in model.parameters())
-    reference = _reference(model, options.quantize)
     tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
-    kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-    runner = _runner(model, load, reference, options.slots, cells, kernels)
-    give_back_memory()
+    with freeing_at_once():
+        meet()
+        model = load()
+        meet()
+        num_parameters = sum(p.numel() for p in model.parameters())
+        reference = _reference(model, options.quantize)
+        kernels = None if model.tp_size and not can_pack(model) else decision.kernels
+        runner = _runner(model, load, reference, options.slots, cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))

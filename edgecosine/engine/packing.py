@@ -15,9 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edgecosine.engine.memory import drop_pages
 from edgecosine.engine.native import Kernels
 
-_BLOCK_ROWS = 1024
+_BLOCK = 1 << 18
+"""Values that are looked at together."""
 
 
 class Layout(enum.IntEnum):
@@ -82,7 +84,7 @@ def is_narrow(weight: torch.Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return True
     # In blocks, for a copy of a large matrix is a peak of memory.
-    blocks = torch.split(weight, _BLOCK_ROWS)
+    blocks = torch.split(weight, max(1, _BLOCK // weight.shape[1]))
     return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
 
 
@@ -105,11 +107,13 @@ def pack(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
     steps = -(-inputs // together)
     values = torch.empty(sum(panels), steps, kernels.panel * together, dtype=dtype)
     for part in torch.split_with_sizes(values, panels):
-        rows = weights.pop(0).to(dtype).contiguous()
+        weight = weights.pop(0)
+        rows = weight.to(dtype).contiguous()
         kernels.library.edgecosine_pack(
             rows.data_ptr(), part.data_ptr(), len(rows), inputs, int(layout)
         )
-        del rows
+        drop_pages(weight)
+        del weight, rows
     return Packed(values, layout)
 
 
