@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgecosine import zoo
 from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.memory import drop_pages
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.options import LoadOptions
@@ -77,3 +80,25 @@ def test_tied_weight_stays_with_the_other_layer() -> None:
     head.weight = embedding.weight
     assert torch.equal(take_weight(head), embedding.weight)
     assert head.weight is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted in /proc")
+def test_dropped_pages_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    stored = torch.randn(300, 4096)
+    save_file({"weight": stored, "other": stored + 1}, path)
+    mapped, heap = load_file(path), stored.clone()
+    before = _mapped_memory()
+    assert torch.equal(mapped["weight"], stored)
+    assert _mapped_memory() > before + 4 * MIB
+    drop_pages(mapped["weight"])
+    assert _mapped_memory() < before + 1 * MIB
+    drop_pages(heap)
+    assert torch.equal(mapped["weight"], stored)
+    assert torch.equal(mapped["other"], stored + 1)
+    assert torch.equal(heap, stored)
+
+
+def _mapped_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssFile"))
