@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
@@ -38,8 +39,9 @@ class PassModel(Protocol):
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Memory of tensors, shared memory counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Memory of tensors, of their local shards where they are split; shared memory counts once."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}
     return sum(storages.values())
 
 

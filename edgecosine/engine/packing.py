@@ -46,16 +46,16 @@ class PackedLinear(nn.Module):
 
     def __init__(
         self,
-        weights: list[torch.Tensor],  # [outputs, inputs] each; taken apart as `pack` does
+        weight: torch.Tensor,  # [outputs, inputs]
         bias: torch.Tensor | None,
         kernels: Kernels,
         threads: int,
         out_dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = sum(map(len, weights)), weights[0].shape[1]
+        self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        packed = pack(weights, kernels)
+        packed = pack([weight.detach()], kernels)
         self._layout = int(packed.layout)
         self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
@@ -139,10 +139,11 @@ def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -
                 continue
             if not isinstance(child, nn.Linear | Conv1D) or type(child) not in {nn.Linear, Conv1D}:
                 continue
-            weights = [take_weight(child)]
-            out_dtype = torch.float32 if child is head else weights[0].dtype
+            weight = take_weight(child)
+            out_dtype = torch.float32 if child is head else weight.dtype
             if type(child) is Conv1D:
-                weights = [weights.pop().t()]
-            done[child] = PackedLinear(weights, child.bias, kernels, threads, out_dtype)
+                weight = weight.t()
+            done[child] = PackedLinear(weight, child.bias, kernels, threads, out_dtype)
+            del weight
             setattr(parent, name, done[child])
     return len(done)

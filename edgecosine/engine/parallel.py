@@ -58,6 +58,11 @@ class ParallelModel:
         return self._model.cells
 
     @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of this rank's weights and of its cache."""
+        return self._model.held
+
+    @property
     def pids(self) -> list[int]:
         """Process numbers of the other ranks."""
         return self._ranks.pids

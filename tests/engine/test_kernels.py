@@ -19,7 +19,7 @@ SHAPES = [(16, 8), (33, 257), (768, 256), (211, 1000), (1, 3)]
 
 def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
     dtype = linear.weight.dtype
-    return PackedLinear([linear.weight.detach()], linear.bias, KERNELS, threads, dtype)
+    return PackedLinear(linear.weight, linear.bias, KERNELS, threads, dtype)
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
@@ -51,7 +51,7 @@ def test_linear_rows_do_not_depend_on_company_or_threads(
 def test_pairs_multiply_inputs_rounded_to_bfloat16() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(301, 40, dtype=torch.bfloat16)
-    packed = PackedLinear([linear.weight.detach()], linear.bias, KERNELS, 1, torch.float32)
+    packed = PackedLinear(linear.weight, linear.bias, KERNELS, 1, torch.float32)
     x = torch.randn(3, 301)
     exact = nn.functional.linear(
         x.bfloat16().double(), linear.weight.double(), linear.bias.double()
