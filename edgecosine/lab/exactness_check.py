@@ -47,6 +47,11 @@ class Recorder:
         """Tokens that a slot has room for."""
         return self._model.cells
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        return self._model.held
+
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """As `PassModel.forward`."""
         self.logits = self._model.forward(rows, keep)
