@@ -210,7 +210,9 @@ def _runner(
     """
     family, threads = str(model.config.model_type), torch.get_num_threads()
     if kernels is not None and can_fuse(model):
-        fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        fused = FusedModel(
+            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True
+        )
         try:
             check_family(fused, reference, family)
         except ModelUnsupported as error:

@@ -46,7 +46,7 @@ def test_packing_leaves_no_second_copy() -> None:
         sizes = sum(p.numel() * p.element_size() for p in model.parameters())
         if fuse:
             runner: FusedModel | SlotModel = FusedModel(
-                model, slots=1, cells=64, threads=1, kernels=kernels
+                model, slots=1, cells=64, threads=1, kernels=kernels, takes_weights=True
             )
             left = sum(p.numel() for p in model.parameters() if p.dim() > 1)
             assert left == 0
