@@ -87,15 +87,23 @@ def can_fuse(model: PreTrainedModel) -> bool:
 class FusedModel:
     """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
 
-    It takes the model's weights away, layer by layer as they are packed.
+    Where it `takes_weights`, the model loses them layer by layer as they are packed, so that a load
+    never holds them twice.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, slots: int, cells: int, threads: int, kernels: Kernels
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        cells: int,
+        threads: int,
+        kernels: Kernels,
+        takes_weights: bool = False,
     ) -> None:
         body: Any = model.model
         config: Any = model.config
-        self._kernels, self._cells = kernels, cells
+        self._kernels, self._cells, self._takes_weights = kernels, cells, takes_weights
         self._kept: list[torch.Tensor] = []
         """Tensors whose memory the decoder points to."""
         attention = body.layers[0].self_attn
@@ -109,7 +117,7 @@ class FusedModel:
                 for index, layer in enumerate(body.layers)
             )
         )
-        embedding = narrowest(take_weight(body.embed_tokens))
+        embedding = narrowest(self._weight_of(body.embed_tokens))
         head = self._weight(model.lm_head)
         cosine, sine = _rotary(body.rotary_emb, cells, head_size)
         self._vocabulary = int(head.outputs)
@@ -172,10 +180,13 @@ class FusedModel:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
+    def _weight_of(self, module: nn.Linear | nn.Embedding) -> torch.Tensor:
+        return take_weight(module) if self._takes_weights else module.weight.detach()
+
     def _weight(self, *linears: nn.Linear) -> _Weight:
         """One packed matrix of the outputs of all `linears` side by side."""
         outputs = sum(linear.out_features for linear in linears)
-        packed = pack([take_weight(linear) for linear in linears], self._kernels)
+        packed = pack([self._weight_of(linear) for linear in linears], self._kernels)
         biases = [linear.bias for linear in linears if linear.bias is not None]
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
         values = self._keep(packed.values)

@@ -164,8 +164,8 @@ def load_model(
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
-        kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         reference = _reference(model, options.quantize)
+        kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
@@ -210,7 +210,9 @@ def _runner(
     """
     family, threads = str(model.config.model_type), torch.get_num_threads()
     if kernels is not None and can_fuse(model):
-        fused = FusedModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        fused = FusedModel(
+            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True
+        )
         try:
             check_family(fused, reference, family)
         except ModelUnsupported as error:

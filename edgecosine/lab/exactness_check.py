@@ -49,7 +49,7 @@ class Recorder:
 
     @property
     def held(self) -> tuple[int, int]:
-        """As `PassModel.held`."""
+        """Bytes of the weights and of the cache."""
         return self._model.held
 
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
