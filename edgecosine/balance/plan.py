@@ -19,7 +19,7 @@ PROBE_GAMMA = 4
 DEADLINE_FACTOR = 2.5
 """A draft may take so many times what is expected of it."""
 DEADLINE_FLOOR_S = 0.02
-WORTH_JOINING = 1.02
+WORTH_JOINING = 1.05
 """Another drafter is asked when it makes the request at least so much faster."""
 LONGEST_DEADLINE_S = 1.0
 """Nobody is waited for longer: each late draft raises what is expected of the next one."""
@@ -60,7 +60,9 @@ class Plan:
     width: int = 1
     deadline_s: float = 0.0
     speed: float = 0.0
-    """Tokens per second that it promises."""
+    """Tokens per second of rounds by it, some of whose drafts are made ahead."""
+    asking_speed: float = 0.0
+    """Tokens per second of a round that waits for its drafts."""
     reason: str = ""
 
 
@@ -94,14 +96,15 @@ def choose_plan(
         for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             tokens = expected_tokens(candidate.rate, gamma)
-            wait_s = (1 - hidden) * draft_s + hidden * max(0.0, draft_s - pass_s[gamma + 1])
-            speed = _speed(tokens, wait_s, pass_s[gamma + 1], company)
+            round_s = pass_s[gamma + 1]
+            speed = _speed(tokens, _wait_s(draft_s, round_s, hidden), round_s, company)
             if speed > best_speed:
                 best_speed = speed
                 best = Plan(
                     drafters=(candidate.node_id,),
                     gamma=gamma,
                     speed=speed,
+                    asking_speed=_speed(tokens, draft_s, round_s, company),
                     deadline_s=deadline(
                         draft_s, gamma * pass_s[1], is_measured=candidate.is_measured
                     ),
@@ -152,6 +155,7 @@ def add_rescuers(
     most: int,
     pass_s: Sequence[float],
     company: Company = ALONE,
+    hidden: float = 0.0,
 ) -> Plan:
     """The plan with the drafters that add more than they cost, `most` in all.
 
@@ -162,30 +166,36 @@ def add_rescuers(
         return plan
     known = {candidate.node_id: candidate for candidate in candidates}
     lead = known[plan.drafters[0]]
-    members, rate, speed = [lead], lead.rate, plan.speed
+    members, rate = [lead], lead.rate
     while len(members) < most:
         rows = min(1 + plan.gamma + len(members) * (plan.gamma + 1) // 2, len(pass_s) - 1)
-        options = [
-            (
-                _speed(expected_tokens(joint, plan.gamma), wait_s, pass_s[rows], company),
-                joint,
-                other,
-            )
-            for other in candidates
-            if other not in members and other.is_measured
-            for joint in [rate + (1 - rate) * rescue(lead.node_id, other.node_id)]
-            for wait_s in [max(c.overhead_s + plan.gamma * c.token_s for c in [*members, other])]
-        ]
-        best = max(options, key=lambda option: option[0], default=None)
-        if best is None or best[0] < WORTH_JOINING * speed:
+        best, joined = plan, None
+        for other in candidates:
+            if other in members or not other.is_measured:
+                continue
+            # Nobody is right more often where another is wrong than anywhere.
+            joint = rate + (1 - rate) * min(other.rate, rescue(lead.node_id, other.node_id))
+            tokens = expected_tokens(joint, plan.gamma)
+            draft_s = max(c.overhead_s + plan.gamma * c.token_s for c in (*members, other))
+            wait_s = _wait_s(draft_s, pass_s[rows], hidden)
+            speed = _speed(tokens, wait_s, pass_s[rows], company)
+            if speed > max(best.speed, WORTH_JOINING * plan.speed):
+                asking_speed = _speed(tokens, draft_s, pass_s[rows], company)
+                best = replace(plan, speed=speed, asking_speed=asking_speed)
+                joined = other, joint
+        if joined is None:
             break
-        speed, rate = best[:2]
-        members.append(best[2])
+        members.append(joined[0])
+        rate, plan = joined[1], best
     if len(members) == 1:
         return plan
-    names = tuple(member.node_id for member in members)
     reason = f"{plan.reason}, with {len(members) - 1} more for {rate - lead.rate:.2f}"
-    return replace(plan, drafters=names, speed=speed, reason=reason)
+    return replace(plan, drafters=tuple(m.node_id for m in members), reason=reason)
+
+
+def _wait_s(draft_s: float, pass_s: float, hidden: float) -> float:
+    """Expected wait for drafts, a share `hidden` of which is made while a pass runs."""
+    return (1 - hidden) * draft_s + hidden * max(0.0, draft_s - pass_s)
 
 
 def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:

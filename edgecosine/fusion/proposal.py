@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from edgecosine.protocol.tree import ROOT
 
-BEST = 2
-"""Continuations that count as what a drafter said; the rest are afterthoughts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -74,20 +71,19 @@ class Proposal:
         )
 
     def hits_and_misses(self, truth: Sequence[int]) -> tuple[int, int]:
-        """Levels at which one of its best continuations was right, and the one where none was.
+        """Levels at which its best continuation was right, and the one where it was not.
 
         Nothing counts below a miss or where the truth ends: it was never asked. A proposal of
         nothing is a miss.
         """
         at, hits = ROOT, 0
         for token in truth:
-            best = [node for node, _ in zip(self._children(at), range(BEST), strict=False)]
-            if not best:
+            best = next(self._children(at), None)
+            if best is None:
                 return hits, 0 if hits else 1
-            right = [node for node in best if self.tokens[node] == token]
-            if not right:
+            if self.tokens[best] != token:
                 return hits, 1
-            hits, at = hits + 1, right[0]
+            hits, at = hits + 1, best
         return hits, 0
 
     def judged(self, truth: Sequence[int]) -> list[Judged]:

@@ -23,7 +23,7 @@ CONTEXT_WEIGHT = 8.0
 DOUBT = 2.0
 """Texts of no likeness that experience must outweigh before it is half believed."""
 RESCUE_MEMORY = 200.0
-FIRST_RESCUE = 0.15
+FIRST_RESCUE = 0.05
 
 
 @dataclass(slots=True)

@@ -78,7 +78,10 @@ class Balancer(Learning):
             return True
         company = self._company(request)
         union = self._union(request, ready)
-        return best_speed(union.reaches[:MAX_NODES], self._pass_s(company), company) >= plan.speed
+        return (
+            best_speed(union.reaches[:MAX_NODES], self._pass_s(company), company)
+            >= plan.asking_speed
+        )
 
     def ahead(
         self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
@@ -153,7 +156,8 @@ class Balancer(Learning):
         hidden = request.hidden if request.policy.is_ahead else 0.0
         plan = choose_plan(candidates, pass_s, room, company, hidden)
         most = request.policy.max_drafters
-        return add_rescuers(plan, candidates, self._rescues.estimate, most, pass_s, company)
+        rescue = self._rescues.estimate
+        return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden)
 
     def _fixed_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         """As many tokens as ever, of the best drafters, of everybody, or by the paper's rule."""

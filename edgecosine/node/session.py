@@ -108,8 +108,8 @@ class Session:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.first_plan(self._state, linked, room)
-        verdict, said = await self._verify_beside(EMPTY_TREE, Plan(), plan, FIRST_GRACE_S)
-        return self._commit(verdict, EMPTY_TREE, said)
+        verdict, _, said = await self._verify_beside(EMPTY_TREE, Plan(), plan, FIRST_GRACE_S)
+        return self._commit(verdict, EMPTY_TREE, said, [])
 
     async def _play_round(self, ready: list[Proposal]) -> list[Proposal]:
         """Draft, unless enough is there already; fuse, verify, commit, learn. Returns what is there
@@ -126,13 +126,13 @@ class Session:
         tree = self._balancer.fuse(self._state, drafts, room - 1, waited_s)
         ahead = self._balancer.ahead(self._state, linked, plan, tree)
         trial = self._balancer.trial(self._state, linked, plan)
-        verdict, said = await self._verify_beside(tree, ahead, trial, 0.0)
+        verdict, foreseen, tried = await self._verify_beside(tree, ahead, trial)
         self._tally.count_round(tree, [draft.node_id for draft in drafts], verdict)
         if plan.drafters:
             self._balancer.observe_round(
                 self._state, was_ready=is_ready, num_accepted=len(verdict.path)
             )
-        return self._commit(verdict, tree, [*drafts, *said])
+        return self._commit(verdict, tree, [*drafts, *tried], foreseen)
 
     async def _draft(self, plan: Plan, ready: list[Proposal]) -> list[Proposal]:
         """Fresh drafts, and what is there of those who did not answer."""
@@ -143,23 +143,24 @@ class Session:
         return [*drafts, *(draft for draft in ready if draft.node_id not in answered)]
 
     async def _verify_beside(
-        self, tree: TokenTree, ahead: Plan, trial: Plan, grace_s: float
-    ) -> tuple[Verdict, list[Proposal]]:
-        """The target's verdict, and what drafters said meanwhile or until `grace_s` after it."""
+        self, tree: TokenTree, ahead: Plan, trial: Plan, grace_s: float = 0.0
+    ) -> tuple[Verdict, list[Proposal], list[Proposal]]:
+        """The target's verdict, and what drafters said meanwhile to the plans `ahead` and `trial`;
+        to the latter until `grace_s` after the verdict."""
         self._tally.trace.submit()
         try:
             async with asyncio.TaskGroup() as group:
                 asks = self._consulting.start(group, ahead, ahead=tree)
                 tries = self._consulting.start(group, trial)
                 verdict = await self._verify(tree)
-                patience_s = max(grace_s, self._balancer.patience_s(ahead))
-                await _settle(asks if ahead.drafters else tries, patience_s)
+                await _settle(asks, self._balancer.patience_s(ahead))
+                await _settle(tries, grace_s)
                 for ask in (*asks, *tries):
                     ask.cancel()
         except* ActorStopped as stopped:
             raise stopped.exceptions[0] from None
         self._tally.trace.end(len(tree), len(verdict.path))
-        return verdict, answers([*asks, *tries])
+        return verdict, answers(asks), answers(tries)
 
     async def _verify(self, tree: TokenTree) -> Verdict:
         work = VerifyWork(
@@ -175,15 +176,20 @@ class Session:
         return verdict
 
     def _commit(
-        self, verdict: Verdict, tree: TokenTree, proposals: list[Proposal]
+        self,
+        verdict: Verdict,
+        tree: TokenTree,
+        proposals: list[Proposal],
+        foreseen: list[Proposal],
     ) -> list[Proposal]:
-        """Take the verdict over and learn from it; returns what the proposals say beyond it."""
+        """Take the verdict over and learn from it what the proposals were worth; returns what they,
+        and those that foresaw it, say beyond it."""
         self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
         self._logprobs.extend(verdict.logprobs)
         committed = self._sequence.tokens
         self._balancer.observe_truth(self._state, proposals, committed)
         self._balancer.observe_text(self._state, committed)
-        newest = {proposal.node_id: proposal for proposal in proposals}
+        newest = {proposal.node_id: proposal for proposal in (*proposals, *foreseen)}
         left = [proposal.after(committed) for proposal in newest.values()]
         return [proposal for proposal in left if proposal is not None]
 
@@ -198,8 +204,8 @@ class Session:
 
 
 async def _settle(asks: list[Ask], patience_s: float) -> None:
-    """Wait a little for answers that may be on their way."""
-    if asks and patience_s > 0.0 and not all(ask.done() for ask in asks):
+    """Wait a little for answers that may be on their way, unless there is one already."""
+    if asks and patience_s > 0.0 and not any(ask.done() for ask in asks):
         await asyncio.wait(asks, timeout=patience_s)
 
 

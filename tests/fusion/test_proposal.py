@@ -81,13 +81,13 @@ def test_chain_is_a_path_of_it(proposal: Proposal) -> None:
     [
         ((1, 2), 2, 0),
         ((1, 3), 1, 1),
-        ((4,), 1, 0),
+        ((4,), 0, 1),
         ((5,), 0, 1),
         ((1, 2, 6), 2, 0),
         ((), 0, 0),
     ],
 )
-def test_second_best_counts_and_afterthoughts_do_not(
+def test_best_continuation_counts_and_its_siblings_do_not(
     truth: tuple[int, ...], hits: int, misses: int
 ) -> None:
     proposal = Proposal("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
