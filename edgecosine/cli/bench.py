@@ -1,9 +1,10 @@
-"""`edgecosine bench`: measurements, each a command of its own."""
+"""`edgecosine bench`: the benchmark, other measurements, and what is made of their records."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,11 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import LabError
+from edgecosine.lab.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
+from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, write_report
 from edgecosine.lab.table import fill, read_report, tables
 from edgecosine.zoo import BALLAST
-
-
-@click.group("bench")
-def command() -> None:
-    """Measure. Every measurement writes the same shape of JSON by --json FILE."""
-
 
 _ballast = click.option(
     "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
@@ -34,32 +31,70 @@ _report = click.option(
 )  # fmt: skip
 
 
-@command.command("speculation")
+RATES_PER_S = (0.4, 1.2)
+
+
+@click.group("bench", invoke_without_command=True)
 @_ballast
-@_repeats
-@click.option("--requests", type=click.IntRange(1, 1000), default=8, show_default=True,
-              help="Requests in each run.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
+@click.option("--repeats", type=click.IntRange(1, 100), help="Repetitions. Default: 5; quick: 3.")
+@click.option("--quick", is_flag=True, help="The first seven figures alone, in some minutes.")
+@click.option("--only", "names", multiple=True, metavar="CELL",
+              help=f"This cell alone; may be repeated: {', '.join(CELL_NAMES)}.")  # fmt: skip
+@click.option("--requests", type=click.IntRange(1, 1000),
+              help="Requests in each closed loop, at least two for each that is at work. Default: "
+              "8; quick: 4.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
+              help="Tokens of each answer; prompts have 48.")  # fmt: skip
+@click.option("--rates", type=click.FloatRange(0, min_open=True), nargs=2, metavar="LOW HIGH",
+              default=RATES_PER_S, show_default=True,
+              help="Requests per second of the open loads.")  # fmt: skip
+@click.option("--drafter", "drafters", multiple=True,
+              help="Model that drafts; may be repeated. Default: all of the zoo's.")  # fmt: skip
+@click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
+              show_default=True)  # fmt: skip
 @_report
-def speculation(
-    ballast: int, repeats: int, requests: int, max_tokens: int, report: Path | None
-) -> None:
-    """Speculation against the target alone: one request and eight at a time, greedy and sampled."""
-    from edgecosine.lab.speculation_bench import BenchSettings, run_speculation_bench
+@click.option("--resume", is_flag=True, help="Go on with the runs that FILE holds.")
+@click.pass_context
+def command(
+    context: click.Context, ballast: int, repeats: int | None, names: tuple[str, ...],
+    requests: int | None, max_tokens: int, rates: tuple[float, float], drafters: tuple[str, ...],
+    network: NetworkKind, report: Path | None, *, quick: bool, resume: bool,
+) -> None:  # fmt: skip
+    """Measure. Without a command: EdgeCoSine beside every baseline, side by side.
+
+    Cells are loads in weathers; in each repetition of a cell its policies take turns. Figures, runs
+    and environment go to FILE after every run, so that one that is cut off has its part.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if resume and report is None:
+        raise click.UsageError("--resume needs the FILE of --json")
+    from edgecosine.lab.bench import run_bench
+    from edgecosine.lab.bench_report import BenchReport
+    from edgecosine.lab.sites import possible, stages
+    from edgecosine.lab.stage import BenchSettings
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
     settings = BenchSettings(
-        ballast=ballast, repeats=repeats, requests=requests, max_tokens=max_tokens,
-        target_cores=target_cores, drafter_cores=drafter_cores,
+        ballast=ballast, requests=requests or (4 if quick else 8), max_tokens=max_tokens,
+        network=network, drafters=drafters, target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
+    try:
+        cells = all_cells(*rates)
+        chosen = only(quick_cells(cells) if quick else cells, names)
+        record = BenchReport(report, {**asdict(settings), "rates_per_s": list(rates)})
+        if resume:
+            record.resume()
+    except LabError as error:
+        raise click.ClickException(str(error)) from error
+    steps = schedule(possible(chosen, network, click.echo), repeats or (3 if quick else 5))
 
     async def bench() -> None:
-        figures, runs = await run_speculation_bench(settings, click.echo)
-        _tell(figures)
-        if report is not None:
-            records = [run.record() for run in runs]
-            write_report(report, figures, records, weather="loopback", ballast=ballast)
+        try:
+            await run_bench(steps, stages(settings, click.echo), record, click.echo)
+        finally:
+            _tell(record.figures())
 
     run_command(bench())
 

@@ -72,8 +72,9 @@ async def ask(
     max_tokens: int,
     sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
+    trace: bool = False,
 ) -> Asked:
-    """Ask for exactly `max_tokens` tokens and wait for the whole answer.
+    """Ask for exactly `max_tokens` tokens and wait for the whole answer, `trace`: with its rounds.
 
     Raises RequestError and BrokerLost.
     """
@@ -87,6 +88,7 @@ async def ask(
         ignore_eos=True,
         stream=on_text is not None,
         policy=policy,
+        trace=trace,
     )
     started = time.perf_counter()
     first_text_s: float | None = None

@@ -19,6 +19,8 @@ from edgecosine.lab.weather import Weather
 Runs = Sequence[Mapping[str, Any]]
 
 BASELINE = "target-alone"
+_ABLATION = "-without-"
+_OUTSIDE = "hf-"
 
 Activity = Literal["draft", "network", "waiting", "verify"]
 
@@ -63,11 +65,21 @@ class Timeline:
     committed_s: tuple[float, ...]
 
 
+def compared(runs: Runs) -> list[Mapping[str, Any]]:
+    """The runs that stand side by side: no ablations, and none whose drafters lie or whose nodes
+    share a host."""
+    return [
+        run for run in runs
+        if run.get("site", "network") == "network" and _ABLATION not in run["policy"]
+    ]  # fmt: skip
+
+
 def frontiers(runs: Runs) -> list[Chart]:
     """Median inter-token latency in milliseconds against tokens per second, a point for each
     concurrency; a chart for each weather and temperature with more than one concurrency."""
     charts = []
-    for (weather, temperature), group in _grouped(_closed(runs), _weather, _temperature).items():
+    closed = [run for run in _closed(compared(runs)) if not _policy(run).startswith(_OUTSIDE)]
+    for (weather, temperature), group in _grouped(closed, _weather, _temperature).items():
         concurrencies = sorted({_concurrency(run) for run in group})
         curves = {
             policy: [
@@ -86,7 +98,7 @@ def rtt_sweeps(runs: Runs) -> list[Chart]:
     """Round-trip time in milliseconds against throughput over the target alone; a chart for each
     concurrency, temperature and kind of weather with more than one delay."""
     charts = []
-    groups = _grouped(_closed(runs), _concurrency, _temperature, _still)
+    groups = _grouped(_closed(compared(runs)), _concurrency, _temperature, _still)
     for (concurrency, temperature, still), group in groups.items():
         delays = {_delay_ms(run) for run in group}
         curves: dict[str, list[tuple[float, float]]] = {}
@@ -107,7 +119,7 @@ def rtt_sweeps(runs: Runs) -> list[Chart]:
 def acceptance(runs: Runs) -> list[Matrix]:
     """Each drafter's accepted share by domain, over all runs of a policy that drafted."""
     matrices = []
-    for policy, group in _grouped(runs, _policy).items():
+    for policy, group in _grouped(compared(runs), _policy).items():
         counts: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
         for run in group:
             for node_id, domains in run["drafters"].items():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgecosine import zoo
+from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab import namespaces
 from edgecosine.lab.namespaces import NamespaceNetwork
@@ -50,6 +51,8 @@ class LabPlan:
     target_options: tuple[str, ...] = ()
     """More options of `edgecosine node`."""
     drafter_options: tuple[str, ...] = ()
+    on_one_host: bool = False
+    """Drafters live on the target's host: they talk over its loopback and feel no weather."""
 
     @property
     def members(self) -> tuple[tuple[str, str], ...]:
@@ -82,8 +85,10 @@ class LabCluster:
     async def set_weather(self, weather: Weather, drafters: Sequence[str] = ()) -> None:
         """Change the weather of some drafters, by node id; of all when none are named.
 
-        Raises LabError.
+        Raises LabError, also where drafters have no cables of their own.
         """
+        if self.plan.on_one_host:
+            raise LabError("drafters on the target's host feel no weather")
         for host in self._hosts_of(drafters):
             await self.network.set_weather(host, weather)
 
@@ -127,12 +132,15 @@ async def lab_cluster(plan: LabPlan, say: Callable[[str], None]) -> AsyncIterato
         network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores)
         await stack.enter_async_context(network)
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
-        say(f"network: nodes find each other by {joined}; each drafter's cable: {plan.weather}")
+        cable = "none" if plan.on_one_host else str(plan.weather)
+        say(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
         broker, port = await _start_broker(network, plan)
         url = f"mqtt://{await network.address(broker, port)}"
         hosts = {_TARGET: await network.host(_TARGET, FINE)}
         for node_id, _ in plan.members:
-            hosts[node_id] = await network.host(node_id, plan.weather)
+            hosts[node_id] = (
+                hosts[_TARGET] if plan.on_one_host else await network.host(node_id, plan.weather)
+            )
         cluster = f"lab-{secrets.token_hex(3)}"
         way = _Way(network, broker, port, hosts)
         local = LocalCluster(await _cluster_plan(plan, cluster, url, way), say, way.launch)
@@ -163,7 +171,10 @@ class _Way:
             return (*options, "--insecure")
         if node_id == _TARGET:
             return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:{target_port}")
-        peer = await network.address(self.hosts[_TARGET], target_port, seen_from=host)
+        if host is self.hosts[_TARGET]:
+            peer = Address(LOOPBACK, target_port)
+        else:
+            peer = await network.address(self.hosts[_TARGET], target_port, seen_from=host)
         return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:0", "--peer", str(peer))
 
 

@@ -43,13 +43,18 @@ def interval(
 def write_report(
     path: Path, figures: dict[str, Figure], runs: Sequence[Any], **environment: Any
 ) -> None:
-    """Write figures, raw records and the environment as JSON."""
-    report = {
+    """Write figures, environment and raw records as JSON, a line each; all of the file or none."""
+    parts = {
         "figures": {name: asdict(figure) for name, figure in figures.items()},
-        "runs": list(runs),
         "environment": {**machine(), **environment},
     }
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    head = "".join(
+        f"{json.dumps(key)}: {json.dumps(part, indent=1)},\n" for key, part in parts.items()
+    )
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    written = path.with_name(f"{path.name}.new")
+    written.write_text(f'{{\n{head}"runs": [\n{lines}\n]\n}}\n')
+    written.replace(path)
 
 
 def machine() -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Job:
     policy: str
     sampling: Sampling
     max_tokens: int = MAX_TOKENS
+    trace: bool = False
+    """Whether the answer tells the course of its rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,13 @@ class Load:
 
 
 def make_jobs(
-    count: int, *, offset: int, policy: str, temperature: float, max_tokens: int = MAX_TOKENS
+    count: int,
+    *,
+    offset: int,
+    policy: str,
+    temperature: float,
+    max_tokens: int = MAX_TOKENS,
+    trace: bool = False,
 ) -> list[Job]:
     """Held-out prompts of the zoo, domains in turn, from number `offset` on.
 
@@ -71,7 +79,7 @@ def make_jobs(
         domain, prompts = by_domain[number % len(by_domain)]
         prompt = prompts[number // len(by_domain) % len(prompts)]
         sampling = Sampling(temperature=temperature, seed=number)
-        jobs.append(Job(domain, prompt, policy, sampling, max_tokens))
+        jobs.append(Job(domain, prompt, policy, sampling, max_tokens, trace))
     return jobs
 
 
@@ -128,6 +136,7 @@ class _Run:
                 max_tokens=job.max_tokens,
                 sampling=job.sampling,
                 on_text=_ignore,
+                trace=job.trace,
             )
         except RequestError as error:
             self._refused.append(error)

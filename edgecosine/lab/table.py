@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
-from edgecosine.lab.charts import BASELINE, Runs
+from edgecosine.lab.charts import BASELINE, Runs, compared
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -31,8 +31,8 @@ def tables(report: Mapping[str, Any]) -> str:
 def policy_table(runs: Runs) -> str:
     """Throughput and mean latency by policy and concurrency, medians of the repetitions; greedy, in
     the weather with the least delay."""
-    runs = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
-    greedy = [run for run in runs if run["temperature"] == 0]
+    closed = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
+    greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
         return ""
     calmest = min((run["weather"] for run in greedy), key=lambda weather: weather["delay_ms"])

@@ -1,4 +1,4 @@
-"""How well drafters guess the target: acceptance, loops, held-out losses."""
+"""How well drafters guess the target: acceptance, held-out losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from edgecosine.lab.generation import Sampling
 
 GAMMA = 6
 NEW_TOKENS = 128
-LOOP_GRAM = 8
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,6 @@ def mean_accepted(
     matches = (choices == tokens[:, prompt:]).tolist()
     rounds = [a for row in matches for a in accepted_per_round(row, gamma)]
     return sum(rounds) / len(rounds)
-
-
-def loop_share(tokens: Sequence[int], gram: int = LOOP_GRAM) -> float:
-    """Share of the tokens that lie inside an n-gram which occurs more than once."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for start in range(len(tokens) - gram + 1):
-        places.setdefault(tuple(tokens[start : start + gram]), []).append(start)
-    inside = {
-        start + offset
-        for starts in places.values()
-        if len(starts) > 1
-        for start in starts
-        for offset in range(gram)
-    }
-    return len(inside) / len(tokens)
 
 
 @torch.inference_mode()

@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgecosine.lab.corpus import DOMAINS
 from edgecosine.lab.generation import Sampling, generate
+from edgecosine.lab.loops import loop_share
 from edgecosine.lab.zoo_evaluation import (
     GAMMA,
     held_out_loss,
     held_out_rows,
-    loop_share,
     mean_accepted,
 )
 from edgecosine.lab.zoo_models import load_model, load_tokenizer

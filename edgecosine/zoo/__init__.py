@@ -27,3 +27,12 @@ def prompts() -> dict[str, list[str]]:
     """Held-out prompts by domain, 48 tokens each."""
     entries: dict[str, Any] = json.loads((DIRECTORY / "prompts.json").read_text())
     return {domain: [entry["text"] for entry in texts] for domain, texts in entries.items()}
+
+
+def best_drafters() -> dict[str, str]:
+    """By domain, the drafter of which the target accepts most at temperature 0."""
+    card: dict[str, Any] = json.loads((DIRECTORY / "zoo.json").read_text())
+    matrix: dict[str, dict[str, float]] = card["acceptance"]["0.0"]["matrix"]
+    return {
+        domain: max(matrix, key=lambda name: matrix[name][domain]) for domain in card["domains"]
+    }

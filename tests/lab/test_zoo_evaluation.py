@@ -4,13 +4,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgecosine.lab.generation import Sampling, generate
+from edgecosine.lab.loops import loop_share
 from edgecosine.lab.muon import orthogonalise
 from edgecosine.lab.zoo_evaluation import (
     accepted_per_round,
     drafter_choices,
     held_out_loss,
     held_out_rows,
-    loop_share,
     mean_accepted,
 )
 

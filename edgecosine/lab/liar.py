@@ -1,0 +1,32 @@
+"""A drafter that is sure of wrong tokens: a model of the zoo whose words are all shifted by one.
+
+It costs what the honest model costs and has its vocabulary, so that nothing but its verdicts tells.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from edgecosine import zoo
+
+LIAR = "liar"
+
+
+@torch.no_grad()
+def write_liar(directory: Path, honest: str = "generalist") -> Path:
+    """Write the model below `directory`; its path, for `edgecosine node --model`."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source, path = zoo.DIRECTORY / honest, directory / LIAR
+    shutil.copytree(source, path)
+    model: Any = AutoModelForCausalLM.from_pretrained(source)
+    words = model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(words.roll(1, 0).clone())
+    model.save_pretrained(path)
+    return path

@@ -1,0 +1,23 @@
+"""How much of a text repeats itself: what small models that decode greedily do, and what flatters
+every speculation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LOOP_GRAM = 8
+
+
+def loop_share(tokens: Sequence[int], gram: int = LOOP_GRAM) -> float:
+    """Share of the tokens that lie inside an n-gram which occurs more than once."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for start in range(len(tokens) - gram + 1):
+        places.setdefault(tuple(tokens[start : start + gram]), []).append(start)
+    inside = {
+        start + offset
+        for starts in places.values()
+        if len(starts) > 1
+        for start in starts
+        for offset in range(gram)
+    }
+    return len(inside) / len(tokens)

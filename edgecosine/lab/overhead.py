@@ -1,0 +1,56 @@
+"""What a round costs beyond the computing in it, from the course of a request's rounds.
+
+Pure arithmetic on `RoundTimes` as plain data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Times = Mapping[str, Any]
+
+
+def overheads_s(rounds: Sequence[Times]) -> list[float]:
+    """Of each round but the prefill and the last: its time, less the target's pass, and less what
+    the drafters that it waited for spent on their drafts.
+
+    A round lasts until the next one starts. Without a network between the nodes the rest is ours:
+    messages, threads, decisions, and giving the text out.
+    """
+    return [
+        _overhead_s(times, following["started_s"])
+        for times, following in itertools.pairwise(rounds[1:])
+    ]
+
+
+def _overhead_s(times: Times, ended_s: float) -> float:
+    submitted_s, verified_s = times["submitted_s"], times["verified_s"]
+    drafts = times["drafts"]
+    waited_for = [draft for draft in drafts if draft["asked_s"] < submitted_s]
+    beside = [draft for draft in drafts if draft["asked_s"] >= submitted_s]
+    computing_s = (
+        _covered_s(waited_for, times["started_s"], submitted_s)
+        + times["pass_s"]
+        + _covered_s(beside, verified_s, ended_s)
+    )
+    return float(ended_s - times["started_s"] - computing_s)
+
+
+def _covered_s(drafts: Sequence[Times], start_s: float, end_s: float) -> float:
+    """Seconds between two moments in which at least one drafter was computing."""
+    covered_s, reached_s = 0.0, start_s
+    for begun_s, done_s in sorted(_computing(drafts)):
+        last_s = min(done_s, end_s)
+        covered_s += max(0.0, last_s - max(begun_s, reached_s))
+        reached_s = max(reached_s, last_s)
+    return covered_s
+
+
+def _computing(drafts: Sequence[Times]) -> Iterator[tuple[float, float]]:
+    """When each drafter computed; the rest of its time is split evenly before and after."""
+    for draft in drafts:
+        asked_s, ended_s = draft["asked_s"], draft["ended_s"]
+        way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
+        yield asked_s + way_s, ended_s - way_s

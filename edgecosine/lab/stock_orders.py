@@ -1,0 +1,42 @@
+"""What the benchmark and its transformers process say to each other, as lines of JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["batched", "assisted"]
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """How to generate. `draft_length` is that of assisted generation; None: as by default."""
+
+    dtype: str
+    draft_length: int | None = None
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Prompts to answer greedily with exactly `max_tokens` each: in one batch, or one by one, each
+    with the best drafter for its domain."""
+
+    kind: Kind
+    domains: tuple[str, ...]
+    prompts: tuple[str, ...]
+    max_tokens: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Told once: the quickest setting of each kind, and the seconds that all of them took."""
+
+    settings: dict[Kind, Setting]
+    trials_s: dict[str, float]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One text; times in seconds since its generation began."""
+
+    text: str
+    num_tokens: int
+    first_text_s: float
+    elapsed_s: float

@@ -1,0 +1,224 @@
+"""The benchmark's driver: the order of runs, and that none is lost or made twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from edgecosine.cli import main
+from edgecosine.errors import LabError
+from edgecosine.lab.bench import run_bench
+from edgecosine.lab.bench_report import BenchReport, seconds_left
+from edgecosine.lab.cells import (
+    ALONE,
+    CELL_NAMES,
+    OURS,
+    Cell,
+    Site,
+    Step,
+    all_cells,
+    only,
+    schedule,
+)
+from edgecosine.lab.charts import acceptance, compared, frontiers
+from edgecosine.lab.record import ClosedLoad
+from edgecosine.lab.table import policy_table
+from tests.lab.bench_runs import made_run
+
+ONE = ClosedLoad(1)
+CELLS = (
+    Cell("near", ONE, (ALONE, OURS, "specinfer")),
+    Cell("liars", ONE, (ALONE, OURS), site="hostile"),
+    Cell("far", ONE, (ALONE, OURS)),
+)
+SETTINGS = {"ballast": 4}
+
+
+class FakeStages:
+    """Plays every run at once; breaks down before one of them."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self._breaks_at = breaks_at
+        self.opened: list[tuple[Site, tuple[str, ...]]] = []
+        self.num_closed = 0
+        self.played: list[tuple[str, int, str]] = []
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        return {"networks": "fake"}
+
+    @asynccontextmanager
+    async def open(self, site: Site, cells: Sequence[Cell]) -> AsyncIterator[FakeStages]:
+        self.opened.append((site, tuple(cell.name for cell in cells)))
+        try:
+            yield self
+        finally:
+            self.num_closed += 1
+
+    async def play(self, step: Step) -> dict[str, Any]:
+        if len(self.played) == self._breaks_at:
+            raise LabError("cut off")
+        self.played.append((step.cell.name, step.repeat, step.policy))
+        return made_run(step.cell.name, step.policy, 10.0, step.repeat)
+
+
+def bench(stages: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
+    said: list[str] = []
+    asyncio.run(run_bench(schedule(CELLS, repeats), stages.open, report, said.append))
+    return said
+
+
+def test_policies_take_turns_and_another_one_begins_each_repetition() -> None:
+    steps = [(s.cell.site, s.repeat, s.cell.name, s.policy) for s in schedule(CELLS, 2)]
+    assert steps == [
+        ("network", 0, "near", ALONE),
+        ("network", 0, "near", OURS),
+        ("network", 0, "near", "specinfer"),
+        ("network", 0, "far", ALONE),
+        ("network", 0, "far", OURS),
+        ("network", 1, "near", OURS),
+        ("network", 1, "near", "specinfer"),
+        ("network", 1, "near", ALONE),
+        ("network", 1, "far", OURS),
+        ("network", 1, "far", ALONE),
+        ("hostile", 0, "liars", ALONE),
+        ("hostile", 0, "liars", OURS),
+        ("hostile", 1, "liars", OURS),
+        ("hostile", 1, "liars", ALONE),
+    ]
+
+
+def test_every_run_is_made_once_and_stages_stand_for_one_site_each() -> None:
+    stages, report = FakeStages(), BenchReport(None, SETTINGS)
+    said = bench(stages, report)
+    assert stages.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
+    assert stages.num_closed == 2
+    assert stages.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
+    assert len(report.runs) == 14
+    assert said[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
+    assert said[-1].endswith("; 0 s left")
+
+
+def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    broken = FakeStages(breaks_at=6)
+    with pytest.raises(LabError, match="cut off"):
+        bench(broken, BenchReport(path, SETTINGS))
+    assert broken.num_closed == 1
+    written = json.loads(path.read_text())
+    assert len(written["runs"]) == 6
+    assert written["environment"]["notes"] == {"network": {"networks": "fake"}}
+
+    report, stages = BenchReport(path, SETTINGS), FakeStages()
+    report.resume()
+    said = bench(stages, report)
+    assert said[0] == "going on: 6 of 14 runs are there already"
+    assert said[1].startswith("[7/14]")
+    assert broken.played + stages.played == [
+        (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
+    ]
+    assert len(json.loads(path.read_text())["runs"]) == 14
+
+    again, idle = BenchReport(path, SETTINGS), FakeStages()
+    again.resume()
+    bench(idle, again)
+    assert (idle.opened, idle.played) == ([], [])
+
+
+def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    bench(FakeStages(), BenchReport(path, SETTINGS))
+    other = BenchReport(path, {"ballast": 32})
+    with pytest.raises(LabError, match="another settings"):
+        other.resume()
+    new = BenchReport(tmp_path / "none.json", SETTINGS)
+    new.resume()
+    assert new.runs == []
+
+
+def test_time_left_is_what_the_same_runs_took_before_else_their_like() -> None:
+    near, liars, far = CELLS
+    done = [
+        {"cell": "near", "policy": OURS, "took_s": 4.0},
+        {"cell": "near", "policy": OURS, "took_s": 6.0},
+        {"cell": "near", "policy": ALONE, "took_s": 20.0},
+    ]
+    assert seconds_left(done, [Step(near, OURS, 2)]) == 5.0
+    assert seconds_left(done, [Step(near, "specinfer", 2)]) == 10.0
+    assert seconds_left(done, [Step(far, OURS, 0), Step(liars, OURS, 0)]) == 20.0
+    assert seconds_left(done, []) == 0
+    assert seconds_left([], [Step(near, OURS, 0)]) is None
+
+
+def test_cells_have_names_of_their_own_and_unknown_ones_are_refused() -> None:
+    cells = all_cells(0.5, 2.0)
+    assert max(Counter(CELL_NAMES).values()) == 1
+    assert [cell.name for cell in only(cells, ["rtt15", "single"])] == ["single", "rtt15"]
+    assert only(cells, []) == cells
+    with pytest.raises(LabError, match="no cell nowhere here; there are single, four"):
+        only(cells, ["nowhere"])
+
+
+def test_what_is_drawn_side_by_side_are_equals() -> None:
+    def run(cell: str, policy: str, concurrency: int, **more: Any) -> dict[str, Any]:
+        share = {"python": {"proposed": 2, "accepted": 1}}
+        return made_run(
+            cell, policy, 10.0 * concurrency,
+            load={"kind": "closed", "concurrency": concurrency}, inter_token_s={"p50": 0.1},
+            weather={"delay_ms": 0.0, "jitter_ms": 0.0, "loss": 0.0, "rate_mbps": None},
+            drafters={"python-0": share}, **more,
+        )  # fmt: skip
+
+    runs = [
+        run("single", OURS, 1),
+        run("eight", OURS, 8),
+        run("eight", "hf-batched", 8),
+        run("ablations", f"{OURS}-without-fusion", 1),
+        run("hostile", OURS, 2, site="hostile"),
+        run("loopback", OURS, 2, site="loopback"),
+    ]
+    assert [each["cell"] for each in compared(runs)] == ["single", "eight", "eight"]
+    [frontier] = frontiers(runs)
+    assert frontier.curves == {OURS: [(100.0, 10.0), (100.0, 80.0)]}
+    assert {matrix.title for matrix in acceptance(runs)} == {OURS, "hf-batched"}
+    table = policy_table(runs)
+    assert "| edgecosine | 10 (10.00 s) | 80 (1.25 s) |" in table
+    assert "| hf-batched | – | 80 (1.25 s) |" in table
+    assert "without" not in table
+
+
+def test_command_refuses_a_cell_that_is_not_there() -> None:
+    done = CliRunner().invoke(main, ["bench", "--quick", "--only", "hostile"])
+    assert done.exit_code == 1
+    assert "no cell hostile here; there are single, eight, rtt15" in done.output
+
+
+@pytest.mark.timeout(300)
+def test_real_clusters_give_figures_and_plots(tmp_path: Path) -> None:
+    record = tmp_path / "bench.json"
+    words = ["bench", "--only", "slow", "--only", "loopback", "--drafter", "ngram"]
+    words += ["--ballast", "1", "--requests", "2", "--max-tokens", "24", "--repeats", "1"]
+    words += ["--network", "relays", "--json", str(record)]
+    command = [sys.executable, "-m", "edgecosine", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "identical_share: 1.00" in done.stdout
+    report = json.loads(record.read_text())
+    runs = report["runs"]
+    assert [run["cell"] for run in runs] == ["slow"] * 5 + ["loopback"] * 5
+    assert all(run["num_tokens"] == 48 and run["texts"] == runs[0]["texts"] for run in runs)
+    assert report["figures"]["round_overhead_ms"]["value"] > 0
+    [traced] = runs[-1]["requests"]
+    assert len(traced["rounds"]) == 1 + sum(traced["acceptance_histogram"])
+    drawn = CliRunner().invoke(main, ["bench", "plot", str(record), "--out", str(tmp_path)])
+    assert drawn.exit_code == 0 or "matplotlib" in drawn.output

@@ -1,0 +1,183 @@
+"""The benchmark's figures of runs whose numbers are known."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.balance.policy import PARTS
+from edgecosine.lab.bench_figures import (
+    TO_BEAT,
+    bench_figures,
+    best_latency,
+    best_throughput,
+    identical,
+)
+from edgecosine.lab.cells import all_cells, quick_cells, schedule
+from edgecosine.lab.overhead import overheads_s
+from edgecosine.lab.stage import target_busy
+from tests.lab.bench_runs import made_run
+
+FIRST_SEVEN = [
+    "single_over_target_alone",
+    "single_over_hf_assisted",
+    "eight_throughput_over_best_baseline",
+    "eight_latency_over_best_baseline",
+    "eight_over_target_alone",
+    "eight_over_hf_batched",
+    "rtt15_over_target_alone",
+]
+ALL = [
+    *FIRST_SEVEN,
+    "rtt50_over_target_alone",
+    "hostile_over_target_alone",
+    "sampled_over_greedy_speedup",
+    "target_busy_8",
+    "round_overhead_ms",
+    *(f"ablation_{part}" for part in PARTS),
+    "identical_share",
+]
+
+
+def test_ratio_is_taken_within_a_repetition_and_the_median_told() -> None:
+    runs = [
+        made_run("single", policy, speed / slowness, repeat)
+        for repeat, slowness in enumerate([1, 4, 2])
+        for policy, speed in (("target-alone", 60.0), ("edgecosine", 150.0 + 30 * repeat))
+    ]
+    runs.append(made_run("single", "edgecosine", 1.0, repeat=3))
+    figure = bench_figures(runs)["single_over_target_alone"]
+    assert (figure.low, figure.value, figure.high) == (2.5, 3.0, 3.5)
+
+
+def test_best_baseline_is_one_and_the_same_in_all_repetitions() -> None:
+    speeds = {
+        "colocated": (100, 100, 100),
+        "specinfer": (90, 500, 90),
+        "target-alone": (300, 300, 300),
+        "edgecosine": (150, 160, 140),
+    }
+    runs = [
+        made_run("eight", policy, speed, repeat)
+        for policy, each in speeds.items()
+        for repeat, speed in enumerate(each)
+    ]
+    for run in runs:
+        if run["policy"] == "specinfer":
+            run["latency_s"] = {"mean": 0.5}
+    assert best_throughput(runs, "eight") == "colocated"
+    assert best_latency(runs, "eight") == "specinfer"
+    figures = bench_figures(runs)
+    assert figures["eight_throughput_over_best_baseline"].value == pytest.approx(1.5)
+    assert figures["eight_latency_over_best_baseline"].value == pytest.approx(2 / 1.5)
+    assert best_throughput(runs, "single") is None
+
+
+def test_sampled_speedup_is_told_over_the_greedy_one() -> None:
+    runs = [
+        made_run("single", "target-alone", 60),
+        made_run("single", "edgecosine", 180),
+        made_run("single-sampled", "target-alone", 50, temperature=0.8),
+        made_run("single-sampled", "edgecosine", 120, temperature=0.8),
+    ]
+    assert bench_figures(runs)["sampled_over_greedy_speedup"].value == pytest.approx(0.8)
+
+
+def test_answers_are_compared_with_the_targets_by_job_and_temperature() -> None:
+    runs = [
+        made_run("single", "target-alone", 1, texts=["a", "b", "c", "d"], first_job=4),
+        made_run("rtt2", "edgecosine", 1, texts=["c", "x"], first_job=6),
+        made_run("eight", "specinfer", 1, texts=["z", "z"], first_job=8),
+        made_run("single-sampled", "edgecosine", 1, texts=["z"], first_job=4, temperature=0.8),
+        made_run("single", "hf-assisted", 1, texts=["z", "z", "z", "z"], first_job=4),
+        made_run("four", "specedge", 1, texts=["a", "b"], first_job=4),
+        made_run("four", "cosine-paper", 1, texts=[], first_job=4),
+    ]
+    assert identical(runs) == [0.5, 1.0]
+    assert bench_figures(runs)["identical_share"].value == 0.75
+
+
+def test_nothing_measured_is_no_figure() -> None:
+    assert bench_figures([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [(all_cells(1, 2), ALL), (quick_cells(all_cells(1, 2)), FIRST_SEVEN)],
+    ids=["all", "quick"],
+)
+def test_cells_have_what_their_figures_need(cells: tuple, names: list[str]) -> None:  # type: ignore[type-arg]
+    runs = [
+        made_run(step.cell.name, step.policy, 10, step.repeat, target_busy=0.9,
+                 round_overhead_ms=0.7)
+        for step in schedule(cells, 2)
+    ]  # fmt: skip
+    figures = bench_figures(runs)
+    assert set(names) <= set(figures)
+    assert all(figures[name].value == 1.0 for name in names[:7])
+    if "round_overhead_ms" in names:
+        assert (figures["round_overhead_ms"].value, figures["round_overhead_ms"].unit) == (
+            0.7,
+            "ms",
+        )
+        assert figures["target_busy_8"].value == 0.9
+    assert {run["policy"] for run in runs if run["cell"] == "eight"} >= {*TO_BEAT, "hf-batched"}
+
+
+def _draft(asked_s: float, ended_s: float, compute_s: float) -> dict[str, float]:
+    return {"asked_s": asked_s, "ended_s": ended_s, "compute_s": compute_s}
+
+
+def test_overhead_is_what_no_computing_covers() -> None:
+    prefill = {"started_s": 0.0, "submitted_s": 0.0, "verified_s": 1.0, "pass_s": 1.0, "drafts": []}
+    rounds = [
+        prefill,
+        {
+            "started_s": 1.0, "submitted_s": 1.5, "verified_s": 3.0, "pass_s": 1.2,
+            "drafts": [
+                _draft(1.1, 1.5, 0.2),  # computes from 1.2 to 1.4
+                _draft(1.1, 1.4, 0.1),  # meanwhile
+                _draft(1.6, 2.6, 1.0),  # beside the pass: nobody waits for it
+                _draft(1.6, 3.3, 1.5),  # computes from 1.7 to 3.2: 0.2 of it after the verdict
+            ],
+        },
+        {"started_s": 3.4, "submitted_s": 3.4, "verified_s": 4.4, "pass_s": 1.0, "drafts": []},
+        {"started_s": 4.5, "submitted_s": 4.5, "verified_s": 5.0, "pass_s": 0.5, "drafts": []},
+    ]  # fmt: skip
+    assert overheads_s(rounds) == pytest.approx([2.4 - 0.2 - 1.2 - 0.2, 0.1])
+    assert overheads_s(rounds[:2]) == overheads_s([]) == []
+
+
+times = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(times, times, times), max_size=5), times, times, times)
+def test_overhead_is_never_below_nothing_nor_above_the_round(
+    drafts: list[tuple[float, float, float]], waited_s: float, pass_s: float, rest_s: float
+) -> None:
+    submitted_s = 1 + waited_s
+    verified_s = submitted_s + pass_s
+    ended_s = verified_s + rest_s
+    made = []
+    for where, length, share in drafts:
+        asked_s = 1 + where * (ended_s - 1)
+        last_s = submitted_s if asked_s < submitted_s else ended_s
+        end_s = asked_s + length * (last_s - asked_s)
+        made.append(_draft(asked_s, end_s, share * (end_s - asked_s)))
+    one = {"started_s": 1.0, "submitted_s": submitted_s, "verified_s": verified_s,
+           "pass_s": pass_s, "drafts": made}  # fmt: skip
+    [overhead_s] = overheads_s([one, one, {**one, "started_s": ended_s}])
+    assert -1e-9 <= overhead_s <= waited_s + rest_s + 1e-9
+
+
+def test_target_is_busy_for_its_share_of_the_time_that_was_told_during_the_run() -> None:
+    states = [
+        {"busy_s": 0.0, "idle_s": 90.0},
+        {"busy_s": 5.0, "idle_s": 100.0},
+        {"busy_s": 6.0, "idle_s": 100.5},
+        {"busy_s": 14.0, "idle_s": 101.0},
+    ]
+    assert target_busy(states) == pytest.approx(0.9)
+    assert target_busy(states[:2]) is None
+    assert target_busy([states[0]] * 3) is None
