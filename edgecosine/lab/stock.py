@@ -26,7 +26,7 @@ from edgecosine.lab.stock_orders import Answer, Kind, Order, Ready, Setting
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DRAFT_LENGTHS = (None, 5)
 """Of assisted generation: transformers' own way of choosing it, and a fixed one."""
-TRIAL_TOKENS = 32
+TRIAL_TOKENS = 24
 
 
 class Stock:
