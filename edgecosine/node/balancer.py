@@ -72,7 +72,7 @@ class Balancer(Learning):
         """Whether to verify what is there, rather than to wait for the drafts of `plan`."""
         if not plan.drafters:
             return True
-        if not ready:
+        if not ready or not request.policy.is_ahead:
             return False
         if not request.policy.is_adaptive:
             return True
