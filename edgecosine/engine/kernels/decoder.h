@@ -48,21 +48,75 @@ inline void rotate(float* x, const float* cosine, const float* sine, int64_t hal
   }
 }
 
-// gate[i] = silu(gate[i]) * up[i]
-inline void gate_by_silu(float* gate, const float* up, int64_t size) {
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    const Vector x = load(gate + i);
-    store(gate + i, x / (exponential(-x) + 1.0f) * load(up + i));
-  }
-  for (; i < size; i++) {
-    const Vector x = Vector{} + gate[i];
-    gate[i] = (x / (exponential(-x) + 1.0f))[0] * up[i];
+inline Vector gate_by_silu(Vector gate, Vector up) {
+  return gate / (exponential(-gate) + 1.0f) * up;
+}
+
+inline void put_panels(const float* values, int64_t size, float* row, int64_t panel) {
+  std::copy(values, values + size, row + panel * kPanel);
+}
+inline void put_panels(const float* values, int64_t size, Pair* row, int64_t panel) {
+  convert(values, row + panel * kPanel / 2, size);
+}
+
+constexpr int64_t kTogether = 128; // panels of gate and of up that take turns
+
+// out [rows, width] = silu(x G^T) * (x U^T), in the form that the next layer takes. The two products
+// never lie in memory whole: of ten rows they are larger than a core's cache.
+template <class Weight, class Out>
+void gated(const float* x, const Weight* w, Out* out, int64_t width, int64_t rows, int64_t panels,
+           int64_t inputs, int threads) {
+  const int64_t steps = steps_of<Weight>(inputs), stride = steps * kPanel;
+  const auto* in = inputs_of<Weight>(x, rows, inputs);
+  const int64_t work = 2 * rows * panels * kPanel * inputs;
+  const int parts = static_cast<int>(std::min<int64_t>({threads, panels, 1 + work / kThreadWork}));
+#pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
+  for (int part = 0; part < parts; part++) {
+    std::vector<float> gate(rows * kPanel * kTogether), up(rows * kPanel * kTogether);
+    const int64_t end = panels * (part + 1) / parts;
+    for (int64_t panel = panels * part / parts; panel < end; panel += kTogether) {
+      const int64_t count = std::min(kTogether, end - panel), size = count * kPanel;
+      panels_of(0, count, rows, steps, in, w + panel * stride, gate.data(), size);
+      panels_of(0, count, rows, steps, in, w + (panels + panel) * stride, up.data(), size);
+      for (int64_t i = 0; i < rows * size; i += kLanes)
+        store(&gate[i], gate_by_silu(load(&gate[i]), load(&up[i])));
+      for (int64_t r = 0; r < rows; r++)
+        put_panels(&gate[r * size], size, out + r * width, panel);
+    }
   }
 }
 
 inline void linear_of(const Weight& w, const float* x, float* y, int64_t rows, int threads) {
   linear_of(static_cast<Layout>(w.layout), x, w.packed, w.bias, y, rows, w.outputs, w.inputs, threads);
+}
+
+// y = down(silu(gate(x)) * up(x)); `inner` is room for two rows of products each.
+void feed_forward(const Layer& layer, const float* x, float* inner, float* y, int64_t rows,
+                  int threads) {
+  const Weight &both = layer.gate_up, &down = layer.down;
+  const int64_t panels = down.inputs / kPanel;
+  if (both.bias || down.inputs % kPanel) {     // gate and up are not whole panels
+    linear_of(both, x, inner, rows, threads);
+    for (int64_t t = 0; t < rows; t++)
+      for (int64_t i = 0; i < down.inputs; i++) {
+        const float* gate = inner + t * both.outputs;
+        const Vector product = gate_by_silu(Vector{} + gate[i], Vector{} + gate[down.inputs + i]);
+        inner[t * down.inputs + i] = product[0];
+      }
+    return linear_of(down, inner, y, rows, threads);
+  }
+  const auto run = [&](auto* weight, auto* form) {
+    using Form = Operands<std::decay_t<decltype(*weight)>>;
+    gated(x, weight, form, down.inputs / Form::kInputs, rows, panels, both.inputs, threads);
+    linear(form, static_cast<decltype(weight)>(down.packed), down.bias, y, rows, down.outputs,
+           down.inputs, threads);
+  };
+  if (both.layout == kFloat32) run(static_cast<const float*>(both.packed), inner);
+  if (both.layout == kBfloat16) run(static_cast<const uint16_t*>(both.packed), inner);
+#ifdef __AVX512BF16__
+  if (both.layout == kPairs)
+    run(static_cast<const Pair*>(both.packed), reinterpret_cast<Pair*>(inner));
+#endif
 }
 
 void embed(const Decoder& d, const int64_t* tokens, int64_t rows, float* x) {
@@ -120,13 +174,7 @@ void decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, c
     linear_of(layer.output, normed.data(), mixed.data(), rows, threads);
     add(mixed);
     normalize_rows(layer.middle_norm);
-    linear_of(layer.gate_up, normed.data(), inner.data(), rows, threads);
-    for (int64_t t = 0; t < rows; t++) {
-      float* gate = &inner[t * 2 * d.inner];
-      gate_by_silu(gate, gate + d.inner, d.inner);
-      if (t) std::memmove(&inner[t * d.inner], gate, d.inner * sizeof(float));
-    }
-    linear_of(layer.down, inner.data(), mixed.data(), rows, threads);
+    feed_forward(layer, normed.data(), inner.data(), mixed.data(), rows, threads);
     add(mixed);
   }
   for (int64_t k = 0; k < keeps; k++)

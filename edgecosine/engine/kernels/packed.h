@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "lanes.h"
@@ -89,12 +90,15 @@ inline void convert(const uint16_t* x, Pair* y, int64_t size) { std::memcpy(y, x
 template <class Weight, class Act>
 const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs) {
   using Input = typename Operands<Weight>::Input;
-  if constexpr (std::is_same_v<Act, Input>) return x;
-  thread_local std::vector<Input> form;
-  const int64_t steps = steps_of<Weight>(inputs);
-  form.assign(rows * steps, Input{});
-  for (int64_t r = 0; r < rows; r++) convert(x + r * inputs, &form[r * steps], inputs);
-  return form.data();
+  if constexpr (std::is_same_v<Act, Input>) {
+    return x;
+  } else {
+    thread_local std::vector<Input> form;
+    const int64_t steps = steps_of<Weight>(inputs);
+    form.assign(rows * steps, Input{});
+    for (int64_t r = 0; r < rows; r++) convert(x + r * inputs, &form[r * steps], inputs);
+    return form.data();
+  }
 }
 
 // Weights are read from end to end in every pass; large pages spare most of the address lookups.
