@@ -59,7 +59,7 @@ inline void put_panels(const float* values, int64_t size, Pair* row, int64_t pan
   convert(values, row + panel * kPanel / 2, size);
 }
 
-constexpr int64_t kTogether = 128; // panels of gate and of up that take turns
+constexpr int64_t kTogether = 128;             // panels of gate and of up that take turns
 
 // out [rows, width] = silu(x G^T) * (x U^T), in the form that the next layer takes. The two products
 // never lie in memory whole: of ten rows they are larger than a core's cache.

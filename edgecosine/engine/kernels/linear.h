@@ -11,11 +11,11 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kMostRows = 8;                   // more sums, and compilers run out of registers
+constexpr int kMostRows = 8;                   // rows whose sums lie in registers beside two columns
 #else
 constexpr int kMostRows = 6;
 #endif
-constexpr int64_t kBlock = 16384;              // bytes of a panel that stay in the first cache
+constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
 constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
 constexpr int64_t kAhead = 2048;               // bytes to prefetch ahead of the weights in use
 
@@ -56,7 +56,6 @@ void micro_of(int64_t rows, const Input* x, int64_t ldx, const Weight* w, Argume
 template <class Weight, class Input>
 void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                const Weight* w, float* c, int64_t ldc) {
-  constexpr int64_t kDepth = kBlock / kPanel / static_cast<int64_t>(sizeof(Weight));
   const int64_t stride = steps * kPanel;
   const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
   int64_t panel = begin;
@@ -69,7 +68,7 @@ void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const In
         const int64_t row = rows * b / blocks;
         // The last block of rows finds its weights in cache and fetches the next ones meanwhile.
         const bool is_last = b > 0 && b + 1 == blocks;
-        const int64_t ahead = is_last ? kBlock : kAhead;
+        const int64_t ahead = is_last ? kDepth * kPanel * static_cast<int64_t>(sizeof(Weight)) : kAhead;
         micro_of<kMostRows>(rows * (b + 1) / blocks - row, x + row * steps + k, steps,
                             w + panel * stride + k * kPanel, stride, c + row * ldc + panel * kPanel,
                             ldc, std::min(kDepth, steps - k), k == 0, ahead);
