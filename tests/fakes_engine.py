@@ -7,6 +7,7 @@ alone is known without running anything.
 from __future__ import annotations
 
 import codecs
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -219,6 +220,7 @@ class ScriptedDrafter:
         self._language, self._hits = language, hits
         self._confidence = hits if boast is None else boast
         self.held: set[str] = set()
+        self._released = threading.Condition()
         self.batches: list[list[DraftWork]] = []
 
     def draft(
@@ -229,7 +231,14 @@ class ScriptedDrafter:
         return [self._draft(work) for work in batch]
 
     def release(self, key: str) -> None:
-        self.held.discard(key)
+        with self._released:
+            self.held.discard(key)
+            self._released.notify_all()
+
+    def wait_until_held_by(self, keys: set[str]) -> None:
+        """Wait until no other requests have slots."""
+        with self._released:
+            assert self._released.wait_for(lambda: self.held <= keys, timeout=20)
 
     def _draft(self, work: DraftWork) -> Proposal:
         sampling = _sampling(work.coupling)
