@@ -1,0 +1,50 @@
+"""A second drafter is asked where it covers what the first one misses, and pays for its rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.balance.plan import add_rescuers, choose_plan
+from tests.balance.test_plan import MEMORY_BOUND, candidate
+
+LEAD, OTHER, THIRD = candidate("a", 0.7), candidate("b", 0.5), candidate("c", 0.5)
+COMPUTE_BOUND = [0.004 * (1 + rows) for rows in range(26)]
+
+
+def planned(rescue: float, most: int, pass_s: list[float]) -> tuple[str, ...]:
+    drafters = [LEAD, OTHER, THIRD]
+    plan = choose_plan(drafters, pass_s, 100)
+    return add_rescuers(plan, drafters, lambda _lead, _other: rescue, most, pass_s).drafters
+
+
+@pytest.mark.parametrize(
+    ("rescue", "most", "expected"),
+    [(0.0, 3, 1), (0.5, 1, 1), (0.5, 2, 2), (0.5, 3, 3)],
+)
+def test_as_many_are_asked_as_add_something(rescue: float, most: int, expected: int) -> None:
+    chosen = planned(rescue, most, MEMORY_BOUND)
+    assert chosen[0] == "a"
+    assert len(chosen) == expected
+
+
+def test_nobody_joins_where_rows_are_dear() -> None:
+    assert len(planned(0.2, 3, COMPUTE_BOUND)) <= 1
+
+
+def test_nobody_covers_more_than_he_knows() -> None:
+    drafters = [LEAD, candidate("b", 0.01)]
+    plan = choose_plan(drafters, MEMORY_BOUND, 100)
+    assert add_rescuers(plan, drafters, lambda *_: 0.9, 2, MEMORY_BOUND).drafters == ("a",)
+
+
+def test_plan_without_drafters_stays_so() -> None:
+    plan = choose_plan([], MEMORY_BOUND, 100)
+    assert add_rescuers(plan, [], lambda *_: 0.9, 2, MEMORY_BOUND) is plan
+
+
+def test_hidden_drafts_allow_longer_ones_over_slow_links() -> None:
+    far = candidate("far", 0.8, overhead_s=0.03)
+    asked = choose_plan([far], MEMORY_BOUND, 100)
+    ahead = choose_plan([far], MEMORY_BOUND, 100, hidden=1.0)
+    assert ahead.speed > asked.speed
+    assert ahead.asking_speed <= ahead.speed
