@@ -139,7 +139,10 @@ class Balancer(Learning):
             if request.policy.is_adaptive:
                 company = self._company(request)
                 pass_s = self._pass_s(company)
-                most = worthwhile_nodes(union.reaches[:most], pass_s, waited_s, company)
+                reached = union.reaches[:most]
+                most = worthwhile_nodes(reached, pass_s, waited_s, company)
+                if best_speed(reached, pass_s, company) < self._speed_of_all_plain(company):
+                    most = 0
             tree = union.tree(most)
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
@@ -155,6 +158,8 @@ class Balancer(Learning):
         pass_s = self._pass_s(company)
         hidden = request.hidden if request.policy.is_ahead else 0.0
         plan = choose_plan(candidates, pass_s, room, company, hidden)
+        if plan.speed < self._speed_of_all_plain(company):
+            return Plan(reason="K=0: more tokens when nobody speculates")
         most = request.policy.max_drafters
         rescue = self._rescues.estimate
         return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden)
@@ -172,6 +177,16 @@ class Balancer(Learning):
             return Plan(reason=f"K=0: {policy.name}")
         plan = probe_plan(chosen, room)
         return replace(plan, gamma=gamma, reason=f"K={gamma}: {policy.name}")
+
+    def _speed_of_all_plain(self, company: Company) -> float:
+        """Tokens per second of a pass in which nobody has drafts.
+
+        Where rows are dear each request's drafts may pay beside the others', although all would be
+        served sooner without any.
+        """
+        size = company.requests + 1
+        pass_s = self._pass_cost.expected_s(size)
+        return size / pass_s if pass_s > 0.0 else 0.0
 
     def _union(self, request: RequestState, proposals: Sequence[Proposal]) -> Union:
         policy = request.policy

@@ -190,3 +190,25 @@ def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
     assert not made.first_plan(request, ["d"], 100).drafters
     made.welcome("d")
     assert made.first_plan(request, ["d"], 100).drafters == ("d",)
+
+
+def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
+    """Beyond eight rows each row costs what its draft token is worth to its request alone."""
+    made = Balancer()
+    for rows in range(1, 9):
+        made.observe_pass(rows, 0.010)
+    for rows in range(9, 120):
+        made.observe_pass(rows, 0.020 + 0.001 * (rows - 9))
+    requests = [made.open("edgecosine") for _ in range(8)]
+    for request in requests:
+        request.rows, request.tokens = 4, 2.5
+        teach(made, request, "d", hits=4)
+        teach(made, request, "d", hits=3)
+    draft = Proposal("d", 5, TRUTH[:4], (0.9,) * 4)
+    for request in requests:
+        assert not made.plan(request, ["d"], 100).drafters
+        assert len(made.fuse(request, [draft], 50, 0.0)) == 0
+    for request in requests[1:]:
+        made.close(request)
+    assert made.plan(requests[0], ["d"], 100).drafters
+    assert len(made.fuse(requests[0], [draft], 50, 0.0)) > 2
