@@ -30,6 +30,7 @@ from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving
+from edgecosine.node.state import drafter_state, target_state
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
 from edgecosine.protocol.request import NodeState
@@ -117,7 +118,7 @@ async def _run_target(
     presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
     def state() -> NodeState:
-        return _target_state(loaded, serving, verifying, balancer, peers)
+        return target_state(loaded, serving, verifying, balancer, peers)
 
     await _run_all(
         config.node_id,
@@ -178,7 +179,7 @@ async def _run_drafter(
         presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
         def state() -> NodeState:
-            return _drafter_state(loaded, drafting, peers)
+            return drafter_state(loaded, drafting, peers)
 
         loops |= {"presence": presence.run(), "state": _publish_state(presence, state)}
     await _run_all(config.node_id, **loops)
@@ -293,61 +294,3 @@ async def _publish_state(presence: Presence, state: Callable[[], NodeState]) -> 
             presence.publish_state(now)
             told = now
         await asyncio.sleep(STATE_PERIOD_S)
-
-
-def _target_state(
-    loaded: Loaded,
-    serving: Serving,
-    verifying: Verifying,
-    balancer: Balancer,
-    peers: Peers,
-) -> NodeState:
-    rounds = max(1, serving.num_rounds)
-    return {
-        "role": "target",
-        "model": loaded.name,
-        "quantization": loaded.quantization,
-        "exactness": loaded.exactness,
-        "parameters": loaded.num_parameters,
-        "answers": serving.num_answers,
-        "acceptance": round(serving.num_accepted / rounds, 2),
-        "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
-        if verifying.busy_s
-        else None,
-        "busy_s": round(verifying.busy_s, 3),
-        "idle_s": round(verifying.idle_s, 3),
-        "plan": balancer.last_reason,
-        "drafters": {
-            node_id: {
-                "rtt_ms": round(link.rtt_s * 1e3, 2),
-                **_drafter_view(balancer, node_id),
-            }
-            for node_id, link in sorted(peers.links.items())
-        },
-        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if e.standing != "linked"],
-    }
-
-
-def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
-    state = balancer.drafter(node_id)
-    return {
-        "acceptance": round(state.record.prior, 3),
-        "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
-        "drafted": state.num_drafted,
-        "late": state.num_late,
-    }
-
-
-def _drafter_state(loaded: Loaded, drafting: Drafting, peers: Peers) -> NodeState:
-    rtts = [link.rtt_s for link in peers.links.values()]
-    return {
-        "role": "drafter",
-        "model": loaded.name,
-        "quantization": loaded.quantization,
-        "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
-        "tokens_per_s": round(drafting.num_tokens / drafting.busy_s, 1)
-        if drafting.busy_s
-        else None,
-        "drafted": drafting.num_tokens,
-        "targets": sorted(peers.links),
-    }

@@ -1,0 +1,73 @@
+"""What a node tells about itself on its state topic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecosine.engine.options import Loaded
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.drafting import Drafting
+from edgecosine.node.peers import Peers
+from edgecosine.node.serving import Serving
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.request import NodeState
+
+
+def target_state(
+    loaded: Loaded,
+    serving: Serving,
+    verifying: Verifying,
+    balancer: Balancer,
+    peers: Peers,
+) -> NodeState:
+    """What a target tells on its state topic."""
+    rounds = max(1, serving.num_rounds)
+    return {
+        "role": "target",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "exactness": loaded.exactness,
+        "parameters": loaded.num_parameters,
+        "answers": serving.num_answers,
+        "acceptance": round(serving.num_accepted / rounds, 2),
+        "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
+        if verifying.busy_s
+        else None,
+        "busy_s": round(verifying.busy_s, 3),
+        "idle_s": round(verifying.idle_s, 3),
+        "plan": balancer.last_reason,
+        "drafters": {
+            node_id: {
+                "rtt_ms": round(link.rtt_s * 1e3, 2),
+                **_drafter_view(balancer, node_id),
+            }
+            for node_id, link in sorted(peers.links.items())
+        },
+        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if e.standing != "linked"],
+    }
+
+
+def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
+    state = balancer.drafter(node_id)
+    return {
+        "acceptance": round(state.record.prior, 3),
+        "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
+        "drafted": state.num_drafted,
+        "late": state.num_late,
+    }
+
+
+def drafter_state(loaded: Loaded, drafting: Drafting, peers: Peers) -> NodeState:
+    """What a drafter tells on its state topic."""
+    rtts = [link.rtt_s for link in peers.links.values()]
+    return {
+        "role": "drafter",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
+        "tokens_per_s": round(drafting.num_tokens / drafting.busy_s, 1)
+        if drafting.busy_s
+        else None,
+        "drafted": drafting.num_tokens,
+        "targets": sorted(peers.links),
+    }
