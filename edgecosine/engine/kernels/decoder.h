@@ -72,7 +72,9 @@ void gated(const float* x, const Weight* w, Out* out, int64_t width, int64_t row
   const int parts = static_cast<int>(std::min<int64_t>({threads, panels, 1 + work / kThreadWork}));
 #pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
   for (int part = 0; part < parts; part++) {
-    std::vector<float> gate(rows * kPanel * kTogether), up(rows * kPanel * kTogether);
+    thread_local std::vector<float> gate, up;
+    gate.resize(rows * kPanel * kTogether);
+    up.resize(rows * kPanel * kTogether);
     const int64_t end = panels * (part + 1) / parts;
     for (int64_t panel = panels * part / parts; panel < end; panel += kTogether) {
       const int64_t count = std::min(kTogether, end - panel), size = count * kPanel;

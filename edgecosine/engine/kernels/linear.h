@@ -17,23 +17,43 @@ constexpr int kMostRows = 6;
 #endif
 constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
 constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
-constexpr int64_t kAhead = 2048;               // bytes to prefetch ahead of the weights in use
+constexpr int64_t kAhead = 8192;               // bytes between the weights in use and those fetched
+constexpr int64_t kLine = 64;                  // bytes of a cache line
+constexpr int64_t kNearRows = 6;               // rows whose products are quicker than a fetch from L2
+
+// Weights to fetch while others are in use: from `at`, `pace` bytes further at every step.
+struct Ahead {
+  const char* at;
+  int64_t pace;
+  bool is_near;                                // into the first cache, else into the second
+
+  void fetch(int64_t step) const {
+    const char* line = at + step * pace;
+    if (is_near) {
+      __builtin_prefetch(line, 0, 3);
+      __builtin_prefetch(line + kLine, 0, 3);
+    } else {
+      __builtin_prefetch(line, 0, 2);
+      __builtin_prefetch(line + kLine, 0, 2);
+    }
+  }
+};
 
 // Rows x panels of outputs over `steps` of inputs; continues from c unless `first`.
 template <int Rows, int Panels, class Weight, class Input = typename Operands<Weight>::Input>
 void micro(const Input* x, int64_t ldx, const Weight* w, int64_t panel_stride, float* c,
-           int64_t ldc, int64_t steps, bool first, int64_t ahead) {
+           int64_t ldc, int64_t steps, bool first, Ahead ahead) {
   constexpr int kVectors = 2 * Panels;
   Vector sum[Rows][kVectors];
   for (int r = 0; r < Rows; r++)
     for (int v = 0; v < kVectors; v++)
       sum[r][v] = first ? Vector{} : load(c + r * ldc + v * kLanes);
   for (int64_t k = 0; k < steps; k++) {
+    if (Panels == 1) ahead.fetch(k);
     typename Operands<Weight>::Column column[kVectors];
 #pragma GCC unroll 4
     for (int p = 0; p < Panels; p++) {
       const Weight* at = w + p * panel_stride + k * kPanel;
-      if (Panels == 1) __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead);
       load_columns(at, column[2 * p], column[2 * p + 1]);
     }
 #pragma GCC unroll 12
@@ -56,22 +76,23 @@ void micro_of(int64_t rows, const Input* x, int64_t ldx, const Weight* w, Argume
 template <class Weight, class Input>
 void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                const Weight* w, float* c, int64_t ldc) {
-  const int64_t stride = steps * kPanel;
+  const int64_t stride = steps * kPanel, step_bytes = kPanel * sizeof(Weight);
   const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
   int64_t panel = begin;
   if (rows == 1)                               // one row: several panels hide the add latency
     for (; panel + 4 <= end; panel += 4)
-      micro<1, 4, Weight>(x, steps, w + panel * stride, stride, c + panel * kPanel, ldc, steps, true, 0);
+      micro<1, 4, Weight>(x, steps, w + panel * stride, stride, c + panel * kPanel, ldc, steps, true, {});
   for (; panel < end; panel++)
     for (int64_t k = 0; k < steps; k += kDepth)
       for (int64_t b = 0; b < blocks; b++) {   // blocks of equal height, not a full one and a rest
         const int64_t row = rows * b / blocks;
-        // The last block of rows finds its weights in cache and fetches the next ones meanwhile.
-        const bool is_last = b > 0 && b + 1 == blocks;
-        const int64_t ahead = is_last ? kDepth * kPanel * static_cast<int64_t>(sizeof(Weight)) : kAhead;
+        // Every block of rows fetches its part of the weights that come next.
+        const char* here = reinterpret_cast<const char*>(w + panel * stride + k * kPanel);
+        const int64_t next = blocks == 1 ? kAhead : kDepth * step_bytes * (blocks + b) / blocks;
         micro_of<kMostRows>(rows * (b + 1) / blocks - row, x + row * steps + k, steps,
                             w + panel * stride + k * kPanel, stride, c + row * ldc + panel * kPanel,
-                            ldc, std::min(kDepth, steps - k), k == 0, ahead);
+                            ldc, std::min(kDepth, steps - k), k == 0,
+                            Ahead{here + next, step_bytes / blocks, rows <= kNearRows});
       }
 }
 
