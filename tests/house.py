@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from edgecosine.balance.batch import Latecomer
+from edgecosine.balance.estimates import PassReport
 from edgecosine.engine.base import (
     DraftEngine,
 )
@@ -193,6 +195,20 @@ class Neighbour:
     weather: Sequence[Weather] = field(default=(Weather.FINE,))
 
 
+@dataclass(frozen=True)
+class SteadyCosts:
+    """Tells a balancer that every pass takes as long, whatever the machine does."""
+
+    balancer: Balancer
+    pass_s: float
+
+    def observe_pass(self, report: PassReport) -> None:
+        self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
+
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+        return self.balancer.hold_s(num_rows, latecomers)
+
+
 @asynccontextmanager
 async def house(
     target: ScriptedTarget,
@@ -218,7 +234,7 @@ async def house(
             engine=target,
             thread=thread,
             max_batch=max_sessions,
-            observe_pass=lambda rows, _: balancer.observe_pass(rows, pass_s),
+            costs=SteadyCosts(balancer, pass_s),
         )
         drafters: list[Drafting] = []
         for number, neighbour in enumerate(neighbours):

@@ -57,6 +57,20 @@ class DrafterSpeed:
         return (self.overhead_s or 0.0) + num_tokens * (self.token_s or 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one pass of the target was. `cycle_s` is the time since the pass before it ended."""
+
+    num_rows: int
+    elapsed_s: float
+    cycle_s: float = 0.0
+    num_requests: int = 0
+    num_tokens: int = 0
+    """Tokens committed by it."""
+    is_prefill: bool = True
+    """Whether prompts were read in it; such a pass says nothing of decoding."""
+
+
 @dataclass(slots=True)
 class PassCost:
     """Target pass time by number of rows: smoothed measurements, interpolated between."""

@@ -58,6 +58,8 @@ class Plan:
     drafters: tuple[str, ...] = ()
     gamma: int = 0
     width: int = 1
+    draft_s: float = 0.0
+    """Expected wait for the drafts."""
     deadline_s: float = 0.0
     speed: float = 0.0
     """Tokens per second of rounds by it, some of whose drafts are made ahead."""
@@ -105,6 +107,7 @@ def choose_plan(
                     gamma=gamma,
                     speed=speed,
                     asking_speed=_speed(tokens, draft_s, round_s, company),
+                    draft_s=draft_s,
                     deadline_s=deadline(
                         draft_s, gamma * pass_s[1], is_measured=candidate.is_measured
                     ),
@@ -181,7 +184,7 @@ def add_rescuers(
             speed = _speed(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):
                 asking_speed = _speed(tokens, draft_s, pass_s[rows], company)
-                best = replace(plan, speed=speed, asking_speed=asking_speed)
+                best = replace(plan, speed=speed, asking_speed=asking_speed, draft_s=draft_s)
                 joined = other, joint
         if joined is None:
             break
@@ -203,6 +206,7 @@ def probe_plan(candidates: Sequence[Candidate], room: int) -> Plan:
     return Plan(
         drafters=tuple(c.node_id for c in candidates),
         gamma=max(1, min(PROBE_GAMMA, room - 1)),
+        draft_s=LONGEST_DEADLINE_S,
         deadline_s=LONGEST_DEADLINE_S,
         reason=f"trying {len(candidates)} drafters",
     )

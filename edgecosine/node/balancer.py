@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from edgecosine.balance.batch import Latecomer, hold_s
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
@@ -54,6 +55,10 @@ class Balancer(Learning):
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
         self._num_plans += 1
         policy = request.policy
+        num_requests = len(self._at_work)
+        if policy.is_adaptive and not self._regimes.speculates(num_requests):
+            self.last_reason = f"K=0: {self._regimes.reason(num_requests)}"
+            return Plan(reason=self.last_reason)
         candidates = self._candidates(request, drafters)
         if policy.is_adaptive and policy.routing == "learned":
             plan = self._adaptive_plan(request, candidates, room)
@@ -147,6 +152,10 @@ class Balancer(Learning):
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+        """How long to hold a pass of so many rows back, and for how many of the latecomers."""
+        return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
+
     def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
         """The proposal whose first token is the surest, by its drafter's word or its record."""
         drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
@@ -176,7 +185,8 @@ class Balancer(Learning):
         if not chosen or gamma < 1:
             return Plan(reason=f"K=0: {policy.name}")
         plan = probe_plan(chosen, room)
-        return replace(plan, gamma=gamma, reason=f"K={gamma}: {policy.name}")
+        draft_s = max(c.overhead_s + gamma * c.token_s for c in chosen)
+        return replace(plan, gamma=gamma, draft_s=draft_s, reason=f"K={gamma}: {policy.name}")
 
     def _speed_of_all_plain(self, company: Company) -> float:
         """Tokens per second of a pass in which nobody has drafts.

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.estimates import DrafterSpeed, PassCost, smooth
+from edgecosine.balance.estimates import DrafterSpeed, PassCost, PassReport, smooth
 from edgecosine.balance.policy import POLICIES, Policy
+from edgecosine.balance.regime import Regimes
 from edgecosine.fusion.calibrate import Calibration
 from edgecosine.fusion.context import Experience, Features, features
 from edgecosine.fusion.proposal import Proposal
@@ -73,6 +74,7 @@ class Learning:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
+        self._regimes = Regimes()
         self._rescues = Rescues()
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
@@ -111,9 +113,13 @@ class Learning:
         request.on_text = RequestRates()
         request.rates.expected = self._experience.expect(request.text)
 
-    def observe_pass(self, num_rows: int, elapsed_s: float) -> None:
-        """A target pass took so long."""
-        self._pass_cost.observe(num_rows, elapsed_s)
+    def observe_pass(self, report: PassReport) -> None:
+        """A target pass is over."""
+        self._pass_cost.observe(report.num_rows, report.elapsed_s)
+        if not report.is_prefill and report.num_requests:
+            num_requests = len(self._at_work)
+            plain_s = self._pass_cost.expected_s(num_requests)
+            self._regimes.observe(num_requests, report.num_tokens, report.cycle_s, plain_s)
 
     def observe_answer(
         self,

@@ -81,6 +81,16 @@ class Mailbox(Generic[Ask, Answer]):
             await self._arrived.wait()
         return taken
 
+    async def arrival(self, within_s: float) -> bool:
+        """Wait until somebody asks, at most so many seconds; whether somebody has."""
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def take_nowait(self, at_most: int) -> list[Envelope[Ask, Answer]]:
         """Take what is there, perhaps nothing."""
         taken: list[Envelope[Ask, Answer]] = []

@@ -93,7 +93,7 @@ async def _run_target(
         engine=engine,
         thread=thread,
         max_batch=config.max_sessions,
-        observe_pass=balancer.observe_pass,
+        costs=balancer,
     )
 
     def on_joined(link: Link) -> None:

@@ -136,6 +136,7 @@ class Session:
 
     async def _draft(self, plan: Plan, ready: list[Proposal]) -> list[Proposal]:
         """Fresh drafts, and what is there of those who did not answer."""
+        self._verifying.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
         if self._state.policy.interval:
             return await gather_by_steps(self._consulting, self._balancer, self._state, plan)
         drafts = await self._consulting.gather(plan)
@@ -153,7 +154,9 @@ class Session:
                 asks = self._consulting.start(group, ahead, ahead=tree)
                 tries = self._consulting.start(group, trial)
                 verdict = await self._verify(tree)
-                await _settle(asks, self._balancer.patience_s(ahead))
+                patience_s = self._balancer.patience_s(ahead)
+                self._verifying.expect(self._request.key, patience_s, 1 + len(tree))
+                await _settle(asks, patience_s)
                 await _settle(tries, grace_s)
                 for ask in (*asks, *tries):
                     ask.cancel()

@@ -1,16 +1,20 @@
 """The actor around the target engine: one batched pass for all sessions that are ready.
 
 It knows batches and passes, not drafts nor users. A session in prefill stays in the batch, chunk by
-chunk beside the others' rounds, until its own verdict is there.
+chunk beside the others' rounds, until its own verdict is there. A pass is held back a little for
+sessions that are about to come, where that saves one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
+from edgecosine.balance.batch import Latecomer
+from edgecosine.balance.estimates import PassReport
 from edgecosine.engine.base import (
     PassResult,
     Prefilling,
@@ -23,8 +27,21 @@ from edgecosine.errors import ActorStopped
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.mailbox import Envelope, Mailbox
 
-ObservePass = Callable[[int, float], None]
-"""Called after each pass with its rows and its seconds."""
+NEXT_ROUND_S = 0.001
+"""How soon a session with a verdict is expected again, unless it says otherwise."""
+GRACE_S = 0.001
+"""How much later than expected whoever a pass is held back for may come."""
+
+
+class PassCosts(Protocol):
+    """Learns what passes cost, and tells when one is worth holding back."""
+
+    def observe_pass(self, report: PassReport) -> None:
+        """A pass is over."""
+
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+        """How long to hold a pass back, and for how many of the first latecomers."""
+
 
 Waiting = Envelope[VerifyWork, Verdict]
 
@@ -38,13 +55,15 @@ class Verifying:
         engine: TargetEngine,
         thread: EngineThread,
         max_batch: int,
-        observe_pass: ObservePass,
+        costs: PassCosts,
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
-        self._observe_pass = observe_pass
+        self._costs = costs
         self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox("verifying", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
+        self._expected: dict[str, tuple[float, int]] = {}
+        """When sessions that had a verdict are to come again, and with how many rows."""
         self.num_passes = 0
         self.busy_s = 0.0
         """Seconds in passes."""
@@ -64,16 +83,22 @@ class Verifying:
         """
         return await self._mailbox.ask(work)
 
+    def expect(self, key: str, in_s: float, num_rows: int) -> None:
+        """The session will ask again in so many seconds, with about so many rows."""
+        if key in self._expected:
+            self._expected[key] = (time.perf_counter() + in_s, num_rows)
+
     def release(self, key: str) -> None:
         """The session has ended; its slot is given back before the next pass."""
+        self._expected.pop(key, None)
         self._released.append(key)
 
     async def run(self) -> None:
         """Measure what passes cost, then run them as long as there are works."""
         try:
-            costs = await self._thread.run(functools.partial(profile, self._engine))
-            for num_rows, elapsed_s in costs.items():
-                self._observe_pass(num_rows, elapsed_s)
+            profiled = await self._thread.run(functools.partial(profile, self._engine))
+            for num_rows, elapsed_s in profiled.items():
+                self._costs.observe_pass(PassReport(num_rows, elapsed_s))
             self._ended = time.perf_counter()
             while True:
                 self._batch = await self._next_batch()
@@ -85,13 +110,46 @@ class Verifying:
                 envelope.fail(ActorStopped("verifying has stopped"))
 
     async def _next_batch(self) -> list[Waiting]:
-        """The works still in prefill, and those that came meanwhile."""
-        prefilling = [envelope for envelope in self._batch if envelope.is_open]
-        room = self._max_batch - len(prefilling)
-        if prefilling:
-            await asyncio.sleep(0)  # whoever just got a verdict asks again in this turn of the loop
-            return prefilling + self._mailbox.take_nowait(room)
-        return await self._mailbox.take(room)
+        """The works still in prefill, those that came meanwhile, and those worth waiting for."""
+        batch = [envelope for envelope in self._batch if envelope.is_open]
+        if not batch:
+            batch = await self._mailbox.take(self._max_batch)
+        ends = math.inf
+        while len(batch) < self._max_batch:
+            batch += self._mailbox.take_nowait(self._max_batch - len(batch))
+            now = time.perf_counter()
+            held_s, count = self._hold_s(batch, now)
+            if not count:
+                break
+            ends = min(ends, now + held_s + GRACE_S)
+            if not await self._mailbox.arrival(ends - now):
+                self._give_up(batch, ends)
+                break
+        for envelope in batch:
+            self._expected.pop(envelope.message.key, None)
+        return batch
+
+    def _hold_s(self, batch: list[Waiting], now: float) -> tuple[float, int]:
+        here = {envelope.message.key for envelope in batch}
+        latecomers = [
+            Latecomer(at - now, num_rows)
+            for key, (at, num_rows) in self._expected.items()
+            if key not in here
+        ]
+        if not latecomers:
+            return 0.0, 0
+        return self._costs.hold_s(sum(self._num_rows(e.message) for e in batch), latecomers)
+
+    def _num_rows(self, work: VerifyWork) -> int:
+        is_prefill = work.key not in self._expected
+        return 1 + len(work.tree) + (len(work.tokens) if is_prefill else 0)
+
+    def _give_up(self, batch: list[Waiting], until: float) -> None:
+        """Whoever should have been there by now is not waited for again."""
+        here = {envelope.message.key for envelope in batch}
+        for key, (at, num_rows) in self._expected.items():
+            if key not in here and at <= until:
+                self._expected[key] = math.inf, num_rows
 
     async def _pass(self) -> PassResult:
         works = [envelope.message for envelope in self._batch]
@@ -101,9 +159,10 @@ class Verifying:
         self.num_passes += 1
         now = time.perf_counter()
         self.busy_s += elapsed_s
-        self.idle_s += now - self._ended - elapsed_s
+        cycle_s = now - self._ended
+        self.idle_s += cycle_s - elapsed_s
         self._ended, self.last_pass_s = now, elapsed_s
-        self._observe_pass(result.num_rows, elapsed_s)
+        self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
         return result
 
     def _settle(self, result: PassResult) -> list[Waiting]:
@@ -113,8 +172,23 @@ class Verifying:
             if isinstance(outcome, Prefilling):
                 prefilling.append(envelope)
             else:
+                work = envelope.message
+                at = time.perf_counter() + NEXT_ROUND_S
+                self._expected[work.key] = at, 1 + len(work.tree)
                 envelope.answer(outcome)
         return prefilling
+
+
+def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
+    verdicts = [outcome for outcome in result.outcomes if not isinstance(outcome, Prefilling)]
+    return PassReport(
+        num_rows=result.num_rows,
+        elapsed_s=elapsed_s,
+        cycle_s=cycle_s,
+        num_requests=len(result.outcomes),
+        num_tokens=sum(1 + len(verdict.path) for verdict in verdicts),
+        is_prefill=len(verdicts) < len(result.outcomes),
+    )
 
 
 def _timed_step(

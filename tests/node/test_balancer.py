@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.balance.estimates import PassReport
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
 from edgecosine.balance.policy import POLICIES
 from edgecosine.fusion.proposal import Proposal
@@ -20,7 +21,7 @@ def balancer() -> Balancer:
     """One that knows its target: any pass takes 30 ms."""
     made = Balancer()
     for rows in (1, MAX_NODES + 1):
-        made.observe_pass(rows, PASS_S)
+        made.observe_pass(PassReport(rows, PASS_S))
     return made
 
 
@@ -140,7 +141,7 @@ def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) ->
 def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
     made = Balancer()
     for rows in range(1, MAX_NODES + 2):
-        made.observe_pass(rows, 0.01 * rows)
+        made.observe_pass(PassReport(rows, 0.01 * rows))
     doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
     assert len(made.fuse(RequestState(), [doubtful], 20, 0.0)) < 3
     assert len(balancer().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
@@ -160,7 +161,7 @@ def test_boaster_loses_its_place_in_the_tree() -> None:
 def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
     made = Balancer()
     for rows in range(1, 60):
-        made.observe_pass(rows, 0.02 + 0.001 * rows)
+        made.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))
     lengths = []
     requests = []
     for _ in range(8):
@@ -196,9 +197,9 @@ def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
     """Beyond eight rows each row costs what its draft token is worth to its request alone."""
     made = Balancer()
     for rows in range(1, 9):
-        made.observe_pass(rows, 0.010)
+        made.observe_pass(PassReport(rows, 0.010))
     for rows in range(9, 120):
-        made.observe_pass(rows, 0.020 + 0.001 * (rows - 9))
+        made.observe_pass(PassReport(rows, 0.020 + 0.001 * (rows - 9)))
     requests = [made.open("edgecosine") for _ in range(8)]
     for request in requests:
         request.rows, request.tokens = 4, 2.5

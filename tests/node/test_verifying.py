@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
+from edgecosine.balance.batch import Latecomer
+from edgecosine.balance.estimates import PassReport
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.engine_thread import EngineThread
@@ -33,6 +35,20 @@ def verdict(asked: VerifyWork) -> Verdict:
     return Verdict((), LANGUAGE(asked.tokens, Sampling()))
 
 
+class Costs:
+    """Records what passes cost; never holds one back unless it is told how long."""
+
+    def __init__(self, hold_s: float = 0.0) -> None:
+        self.seen: list[PassReport] = []
+        self._hold_s = hold_s
+
+    def observe_pass(self, report: PassReport) -> None:
+        self.seen.append(report)
+
+    def hold_s(self, _num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+        return (self._hold_s, len(latecomers)) if self._hold_s else (0.0, 0)
+
+
 class Gate:
     """Holds the engine's thread before passes of real works until it is opened."""
 
@@ -54,7 +70,7 @@ class Gate:
 
 
 def test_works_that_come_during_a_pass_share_the_next_one() -> None:
-    gate, costs = Gate(), list[tuple[int, float]]()
+    gate, costs = Gate(), Costs()
     target = ScriptedTarget(LANGUAGE, before_pass=gate)
 
     async def main() -> None:
@@ -63,7 +79,7 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
                 engine=target,
                 thread=thread,
                 max_batch=3,
-                observe_pass=lambda rows, elapsed_s: costs.append((rows, elapsed_s)),
+                costs=costs,
             )
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(verifying.run())
@@ -81,8 +97,8 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
     batches = [batch for batch in target.batches if batch != ["profile"]]
     assert batches == [["0"], ["1", "2", "3"], ["4", "5"]]
     assert "profile" not in target.fed
-    assert [rows for rows, _ in costs[-3:]] == [1, 3, 2]
-    assert all(elapsed_s >= 0 for _, elapsed_s in costs)
+    assert [report.num_rows for report in costs.seen[-3:]] == [1, 3, 2]
+    assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
 def test_time_is_busy_or_idle_and_never_both() -> None:
@@ -258,6 +274,4 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
 
 
 def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifying:
-    return Verifying(
-        engine=target, thread=thread, max_batch=4, observe_pass=lambda _rows, _elapsed_s: None
-    )
+    return Verifying(engine=target, thread=thread, max_batch=4, costs=Costs())

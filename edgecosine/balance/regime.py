@@ -1,0 +1,115 @@
+"""Whether to speculate at all, by what was measured of it.
+
+Plans rest on estimates of drafters and passes. What they leave out (the target's own bookkeeping,
+drafters that share a machine, requests that come late to a pass) shows in one figure only: tokens
+committed per second of the target's time. Where speculation gave fewer of them than plain decoding,
+requests decode plainly, and speculation is tried again ever less often.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MEMORY = 0.95
+"""Weight of what was known before a pass against the pass."""
+TRIAL_PASSES = 16
+"""Passes after which speculation is judged."""
+FIRST_REST = 128
+LONGEST_REST = 4096
+"""Plain passes between two trials, at most."""
+LEAST = 0.97
+"""Share of plain decoding's speed below which speculation does not go on."""
+_MOVING = 2
+"""Passes after a change in which both ways of decoding mix."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """Tokens per second over the last passes."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    num_passes: int = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Learn from one pass."""
+        self.tokens = MEMORY * self.tokens + tokens
+        self.seconds = MEMORY * self.seconds + seconds
+        self.num_passes += 1
+
+    @property
+    def per_s(self) -> float:
+        """0 before the first pass."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(slots=True)
+class _Size:
+    """What is known of one number of requests."""
+
+    is_plain: bool = False
+    speculating: Speed = field(default_factory=Speed)
+    plain: Speed = field(default_factory=Speed)
+    rest: int = FIRST_REST
+    num_passes: int = 0
+    """Since the last change."""
+
+    def change(self, *, is_plain: bool) -> None:
+        self.is_plain, self.num_passes = is_plain, 0
+        if not is_plain:
+            self.speculating = Speed()
+
+    def observe(self, tokens: int, cycle_s: float, plain_per_s: float) -> None:
+        self.num_passes += 1
+        if self.num_passes <= _MOVING:
+            return
+        if self.is_plain:
+            self.plain.observe(tokens, cycle_s)
+            if self.num_passes >= self.rest:
+                self.change(is_plain=False)
+            return
+        self.speculating.observe(tokens, cycle_s)
+        if self.speculating.num_passes < TRIAL_PASSES:
+            return
+        if self.speculating.per_s < LEAST * (self.plain.per_s or plain_per_s):
+            self.change(is_plain=True)
+            self.rest = min(LONGEST_REST, 2 * self.rest)
+        elif self.speculating.num_passes > 2 * TRIAL_PASSES:
+            self.rest = FIRST_REST
+
+
+class Regimes:
+    """Speculating or plain, by the number of requests at work."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Size] = {}
+
+    def speculates(self, num_requests: int) -> bool:
+        """Whether requests should speculate while so many are at work.
+
+        A number that was not seen yet does as the next smaller one does.
+        """
+        return not self._size(num_requests).is_plain
+
+    def observe(self, num_requests: int, tokens: int, cycle_s: float, plain_pass_s: float) -> None:
+        """A pass committed `tokens`, `cycle_s` after the end of the one before it.
+
+        `plain_pass_s` is what a pass of one row for each request is expected to take.
+        """
+        plain_per_s = num_requests / plain_pass_s if plain_pass_s else 0.0
+        self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
+
+    def reason(self, num_requests: int) -> str:
+        """What was measured."""
+        size = self._size(num_requests)
+        measured = f"{size.speculating.per_s:.0f} tokens/s speculating, {size.plain.per_s:.0f} not"
+        return f"{measured}, for {num_requests} requests"
+
+    def _size(self, num_requests: int) -> _Size:
+        bucket = num_requests if num_requests <= 8 else 1 << (num_requests - 1).bit_length()
+        size = self._sizes.get(bucket)
+        if size is None:
+            smaller = max((known for known in self._sizes if known < bucket), default=None)
+            is_plain = smaller is not None and self._sizes[smaller].is_plain
+            size = self._sizes[bucket] = _Size(is_plain=is_plain)
+        return size
