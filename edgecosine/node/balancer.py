@@ -56,8 +56,9 @@ class Balancer(Learning):
         self._num_plans += 1
         policy = request.policy
         num_requests = len(self._at_work)
-        if policy.is_adaptive and not self._regimes.speculates(num_requests):
-            self.last_reason = f"K=0: {self._regimes.reason(num_requests)}"
+        regimes = self._regimes[policy.name]
+        if policy.is_adaptive and not regimes.speculates(num_requests):
+            self.last_reason = f"K=0: {regimes.reason(num_requests)}"
             return Plan(reason=self.last_reason)
         candidates = self._candidates(request, drafters)
         if policy.is_adaptive and policy.routing == "learned":

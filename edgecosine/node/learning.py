@@ -7,6 +7,7 @@ node's events.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -74,7 +75,8 @@ class Learning:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
-        self._regimes = Regimes()
+        self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
+        """By policy."""
         self._rescues = Rescues()
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
@@ -116,10 +118,12 @@ class Learning:
     def observe_pass(self, report: PassReport) -> None:
         """A target pass is over."""
         self._pass_cost.observe(report.num_rows, report.elapsed_s)
-        if not report.is_prefill and report.num_requests:
+        policies = {request.policy.name for request in self._at_work}
+        if not report.is_prefill and len(policies) == 1:
             num_requests = len(self._at_work)
             plain_s = self._pass_cost.expected_s(num_requests)
-            self._regimes.observe(num_requests, report.num_tokens, report.cycle_s, plain_s)
+            regimes = self._regimes[policies.pop()]
+            regimes.observe(num_requests, report.num_tokens, report.cycle_s, plain_s)
 
     def observe_answer(
         self,

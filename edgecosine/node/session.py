@@ -39,6 +39,10 @@ from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 FIRST_GRACE_S = 0.01
 """How long the first drafts may take after the target has read the prompt."""
 
+DELTA_EVERY_S = 0.02
+"""Text of rounds that end sooner after the last delta goes out with the next one: no reader sees
+the difference, and a message costs the target as much as some rows of a pass."""
+
 
 class Session:
     """One request. `run` is called once."""
@@ -78,7 +82,7 @@ class Session:
 
     async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
-        index = 0
+        index, unsent, sent_at = 0, "", 0.0
         try:
             yield Started()
             started = time.perf_counter()
@@ -87,13 +91,15 @@ class Session:
             prefilled = time.perf_counter()
             while True:
                 seen = len(self._transcript.tokens)
-                piece = self._transcript.push(
+                unsent += self._transcript.push(
                     self._sequence.tokens[self._num_prompt + seen :], self._logprobs[seen:]
                 )
-                if piece:
-                    yield Delta(index, piece)
-                    index += 1
-                if self._transcript.finish_reason is not None:
+                is_over = self._transcript.finish_reason is not None
+                now = time.perf_counter()
+                if unsent and (is_over or now - sent_at >= DELTA_EVERY_S):
+                    yield Delta(index, unsent)
+                    index, unsent, sent_at = index + 1, "", now
+                if is_over:
                     break
                 ready = await self._play_round(ready)
             self._tally.prefill_s = prefilled - started
