@@ -1,15 +1,17 @@
 """The other side of the door: asks a cluster over MQTT, for people and for tools.
 
 One connection carries any number of requests at once. A broken connection is survived: requests are
-sent again under their ids, which the gateway answers without running them twice. That no gateway is
-there is said, never waited for without end.
+sent again under their ids, which the gateway answers without running them twice. A refusal that
+tells when to come again is heeded. That no gateway is there is said, never waited for without end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -41,7 +43,12 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 10.0
 """How long a running request waits for a gateway or a broker that went away."""
+RETRY_PATIENCE_S = 30.0
+"""How long a request is put again and again to a cluster that says when to come again."""
 _MAX_SENDINGS = 5
+_CROWD = 0.25
+"""Of a pause, at most, is added by chance, so that the refused do not come back in one moment."""
+_RETURN_S = 1.0
 _MARK = "mark"
 
 
@@ -59,13 +66,15 @@ class Client:
         *,
         client_id: str | None = None,
         patience_s: float = PATIENCE_S,
+        retry_patience_s: float = RETRY_PATIENCE_S,
     ) -> None:
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         self.client_id = client_id or _known_as(address) or connection
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
-        self._patience_s = patience_s
+        self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self.num_retries = 0
         self._asked: dict[str, Asking] = {}
         self._watch = Watch()
         self._group = asyncio.TaskGroup()
@@ -117,6 +126,28 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
+        clock = asyncio.get_running_loop().time
+        patience_s = min(self._retry_patience_s, request.deadline_s)
+        begun, is_awaited = clock(), False
+        while True:
+            left_s = request.deadline_s - (clock() - begun)
+            try:
+                async with contextlib.aclosing(
+                    self._ask_once(replace(request, deadline_s=left_s))
+                ) as steps:
+                    async for step in steps:
+                        yield step
+            except RequestError as refusal:
+                pause_s = _pause_s(refusal, is_awaited=is_awaited)
+                if pause_s is None or clock() - begun + pause_s > patience_s:
+                    raise
+                is_awaited |= refusal.code == "draining"
+            else:
+                return
+            self.num_retries += 1
+            await asyncio.sleep(pause_s)
+
+    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         request = replace(request, client_id=self.client_id)
         if not await self.is_online():
             raise _no_gateway(self._topics.cluster)
@@ -290,6 +321,13 @@ def _known_as(address: BrokerAddress) -> str | None:
     """Who we are to the broker, where that can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None
+
+
+def _pause_s(refusal: RequestError, *, is_awaited: bool) -> float | None:
+    """When to ask again; None: never. A gateway that was draining comes back."""
+    if refusal.retry_after_s is not None:
+        return refusal.retry_after_s * (1 + _CROWD * random.random())
+    return _RETURN_S if is_awaited and refusal.code == "gateway_offline" else None
 
 
 def _no_gateway(cluster: str) -> RequestError:

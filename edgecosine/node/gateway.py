@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgecosine import __version__
+from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
@@ -58,11 +59,12 @@ class Gateway:
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
+        self.admission = Admission(num_places=service.max_sessions, max_queued=max_queued)
         self._reception = Reception(
             service,
             topics=self._topics,
             send=self._send,
-            max_queued=max_queued,
+            admission=self.admission,
             wall_clock_s=wall_clock_s,
         )
         self._node_states: dict[str, Outgoing] = {}
@@ -112,6 +114,7 @@ class Gateway:
             limits={
                 "max_sessions": self._service.max_sessions,
                 "max_queued": self._max_queued,
+                "max_queued_per_client": self.admission.max_queued_per_client,
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )

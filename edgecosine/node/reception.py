@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NoReturn
 
+from edgecosine.balance.admission import Admission
 from edgecosine.errors import EdgecosineError, RequestError
 from edgecosine.node.ledger import Entry, Finished, Ledger
+from edgecosine.node.queueing import Places, Turn
 from edgecosine.node.service import Service
 from edgecosine.protocol.answers import Piece
 from edgecosine.protocol.choices import choices_of, join_answers
@@ -50,21 +52,22 @@ class Reception:
         *,
         topics: Topics,
         send: Callable[[Outgoing], None],
-        max_queued: int,
+        admission: Admission,
         wall_clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._service = service
         self._topics = topics
         self._send = send
         self._wall_clock_s = wall_clock_s
-        self._ledger = Ledger(max_sessions=service.max_sessions, max_queued=max_queued)
-        self._slots = asyncio.Semaphore(service.max_sessions)
+        self._ledger = Ledger(max_sessions=service.max_sessions)
+        self._places = Places(admission)
+        self._turns: dict[Entry, list[Turn]] = {}
         self._scopes: dict[Entry, asyncio.Timeout] = {}
         self._sessions = asyncio.TaskGroup()
         self._is_open = False
 
     def __repr__(self) -> str:
-        return f"<Reception {self._ledger!r}>"
+        return f"<Reception {self._ledger!r} {self._places!r}>"
 
     async def run(self) -> NoReturn:
         """Let requests in until cancelled."""
@@ -91,10 +94,13 @@ class Reception:
                 return
             if not self._is_open:
                 raise _LEAVING
+            choices = choices_of(reading.request)
+            self._places.check(choices)
             entry = self._ledger.admit(ticket, reading.request, self._now())
         except RequestError as error:
             self.refuse(ticket, error)
             return
+        self._turns[entry] = self._places.book(choices)
         self._send_state(entry)
         self._sessions.create_task(self._serve(entry), name=f"reception.{ticket.key}")
 
@@ -169,24 +175,22 @@ class Reception:
 
     async def _answer(self, entry: Entry) -> Answer:
         """Have all choices of a request made side by side; the first failure ends them all."""
-        queued_at = self._now()
         try:
             async with asyncio.TaskGroup() as group:
                 choices = [
-                    group.create_task(self._choose(entry, request, queued_at), name=request.key)
-                    for request in choices_of(entry.request)
+                    group.create_task(self._choose(entry, request, turn), name=request.key)
+                    for request, turn in zip(
+                        choices_of(entry.request), self._turns[entry], strict=True
+                    )
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return join_answers([choice.result() for choice in choices])
 
-    async def _choose(self, entry: Entry, request: Request, queued_at: float) -> Answer:
+    async def _choose(self, entry: Entry, request: Request, turn: Turn) -> Answer:
         """Have one choice made, and pass the parts on when the asker wants them."""
-        async with (
-            self._slots,
-            contextlib.aclosing(self._service.answer(request)) as progress,
-        ):
-            queue_s = self._now() - queued_at
+        async with turn, contextlib.aclosing(self._service.answer(request)) as progress:
+            begun = self._now()
             async for step in progress:
                 match step:
                     case Started():
@@ -196,6 +200,8 @@ class Reception:
                         choice = request.choice if entry.request.n > 1 else None
                         self._send_piece(entry, step.text, choice)
                     case Answer():
+                        self._places.learn(turn, request, step, self._now() - begun)
+                        queue_s = begun - entry.since
                         return replace(step, metrics=replace(step.metrics, queue_s=queue_s))
         raise RuntimeError("the service ended without an answer")
 
@@ -212,6 +218,8 @@ class Reception:
         if len(final.payload) > MAX_PAYLOAD_BYTES:
             state, final = "failed", error_message(entry.ticket, _TOO_LONG)
         self._scopes.pop(entry, None)
+        # Also of choices that ended before their first step.
+        self._places.leave(self._turns.pop(entry))
         self._ledger.finish(entry, state, final, self._now())
         self._send_piece(entry, "", None, is_last=True)
         self._send(final)
