@@ -22,6 +22,7 @@ Exactness = Literal["auto", "bitwise", "rounding"]
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 MAX_FILE_BYTES = 1 << 20
+DRAIN_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class NodeConfig:
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
     max_sessions: int = 8
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
 
     def __post_init__(self) -> None:
         for key in ("cluster", "node_id"):

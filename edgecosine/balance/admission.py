@@ -106,7 +106,7 @@ class Admission:
         if self._queue.num_waiting(jobs[0].client_id) + num_waiting > self.max_queued_per_client:
             raise Overloaded(
                 _sayable(self._next_place_s(now)),
-                f"this client's share of the queue is {self.max_queued_per_client}, and it is used up",
+                f"this client's share of the queue, {self.max_queued_per_client}, is used up",
                 status=_TOO_MANY,
             )
         late_s = self._completion_s(jobs, now) - deadline_s

@@ -18,8 +18,9 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
-from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
+from edgecosine.config import DRAIN_TIMEOUT_S, NodeConfig, Quantize, Role, parse_cores, read_file
 from edgecosine.errors import ConfigError
+from edgecosine.node.draining import Drain
 from edgecosine.node.node import run_node
 from edgecosine.security.credentials import Credentials
 
@@ -150,11 +151,16 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     help="Requests at one time.",
 )
 @_option(
+    "--drain-timeout", type=click.FloatRange(0, 24 * 3600), default=DRAIN_TIMEOUT_S,
+    metavar="SECONDS",
+    help="After SIGTERM, how long what is at work may take to end; a second one stops now.",
+)  # fmt: skip
+@_option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     help="How much to say.",
 )  # fmt: skip
 def command(config: Path | None, log_level: str, **options: Any) -> None:
-    """Run one node until interrupted.
+    """Run one node until interrupted. SIGTERM lets it finish what is at work.
 
     A target serves --model and takes requests from the broker; its gateway lives in the same
     process. A drafter guesses ahead for the targets of its cluster that have the same vocabulary.
@@ -165,14 +171,15 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
         settings = node_config(**options)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    run_command(run_node(settings))
+    drain = Drain(settings.drain_timeout_s)
+    run_command(run_node(settings, drain), drain.request)
 
 
 def node_config(
     *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
     max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
     insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
-    broker_password_file: Path | None, **rest: Any,
+    broker_password_file: Path | None, drain_timeout: float = DRAIN_TIMEOUT_S, **rest: Any,
 ) -> NodeConfig:  # fmt: skip
     """The command line's options as settings.
 
@@ -202,5 +209,6 @@ def node_config(
         quantize=quantize,
         slots=slots,
         max_sessions=min(max_sessions, slots),
+        drain_timeout_s=drain_timeout,
         **rest,
     )

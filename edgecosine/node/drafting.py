@@ -70,6 +70,8 @@ class Drafting:
         """Whether the target waits for a draft; read by the engine's thread between steps."""
         self._released: list[str] = []
         self._arrived = asyncio.Event()
+        self._is_at_work = False
+        self._rested = asyncio.Event()
         self.num_tokens = 0
         self.num_stale = 0
         self.busy_s = 0.0
@@ -109,13 +111,22 @@ class Drafting:
         for request_id in list(self._prefixes):
             self._forget(request_id)
 
+    async def idle(self) -> None:
+        """Wait until nothing is drafted and nobody waits."""
+        while self._waiting or self._is_at_work:
+            self._rested.clear()
+            await self._rested.wait()
+
     async def run(self) -> None:
         """Draft as long as there are requests."""
         while True:
             self._arrived.clear()
             if not self._waiting and not self._released:
                 await self._arrived.wait()
+            self._is_at_work = True
             await self._step()
+            self._is_at_work = False
+            self._rested.set()
 
     def _forget(self, request_id: str) -> None:
         self._prefixes.pop(request_id, None)

@@ -24,6 +24,7 @@ from edgecosine.node.service import Service
 from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.intake import Accepted, Intake
 from edgecosine.protocol.notices import (
+    DRAINING,
     OFFLINE,
     ONLINE,
     info_notice,
@@ -67,6 +68,7 @@ class Gateway:
             admission=self.admission,
             wall_clock_s=wall_clock_s,
         )
+        self._status = ONLINE
         self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
@@ -99,6 +101,13 @@ class Gateway:
         """Wait until the broker is there and requests are heard."""
         await self._courier.connected()
 
+    async def drain(self) -> None:
+        """Let nobody else in, say so, and wait until who is in was served."""
+        self._status = DRAINING
+        self._reception.drain()
+        self._courier.send(status_notice(self._topics, DRAINING))
+        await self._reception.idle()
+
     def publish_state(self, node_id: str, state: NodeState) -> None:
         """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
         notice = node_state_notice(self._topics, node_id, state)
@@ -118,7 +127,7 @@ class Gateway:
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )
-        return (info, *self._node_states.values(), status_notice(self._topics, ONLINE))
+        return (info, *self._node_states.values(), status_notice(self._topics, self._status))
 
     def _send(self, message: Outgoing) -> None:
         self._courier.send(message)
@@ -131,7 +140,7 @@ class Gateway:
         match self._topics.parse(message.topic):
             case StatusTopic() if message.payload == OFFLINE:
                 # The will of a connection that died late, or another gateway's farewell.
-                self._courier.send(status_notice(self._topics, ONLINE))
+                self._courier.send(status_notice(self._topics, self._status))
             case RequestTopic() | CancelTopic() if message.retain:
                 logger.warning("retained message ignored topic=%s", message.topic)
             case RequestTopic(kind):

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.model_files import NGRAM
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions
-from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
+from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError, LinkError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.consulting import DrafterLink
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
+from edgecosine.node.draining import Drain, Drained
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.guard import is_loopback
@@ -32,19 +34,20 @@ from edgecosine.node.presence import Presence
 from edgecosine.node.serving import Serving
 from edgecosine.node.state import drafter_state, target_state
 from edgecosine.node.verifying import Verifying
-from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Leave, Release
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
+_LAST_ASKS_S = 0.25
 
 Result = TypeVar("Result")
 
 
-async def run_node(config: NodeConfig) -> None:
-    """Run one node until cancelled.
+async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
+    """Run one node until cancelled, or until it has finished its work after `drain.request()`.
 
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
@@ -60,12 +63,17 @@ async def run_node(config: NodeConfig) -> None:
         )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
-        # Others can be let in while the model is loading.
-        await _run_all(
-            config.node_id,
-            membership=membership.run(),
-            node=run(config, broker, thread, membership),
-        )
+        drain = drain or Drain(config.drain_timeout_s)
+        try:
+            # Others can be let in while the model is loading.
+            await _run_all(
+                config.node_id,
+                membership=membership.run(),
+                node=run(config, broker, thread, membership, drain),
+                drain=drain.run(),
+            )
+        except Drained as reason:
+            logger.info("drained: node=%s reason=%s", config.node_id, reason)
 
 
 def _broker_address(config: NodeConfig) -> BrokerAddress | None:
@@ -81,8 +89,9 @@ def _broker_address(config: NodeConfig) -> BrokerAddress | None:
 
 
 async def _run_target(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
-) -> None:
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
     assert broker is not None
     await _refuse_second_target(config, broker)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
@@ -112,10 +121,16 @@ async def _run_target(
         exactness=loaded.exactness,
         verifying=verifying,
         balancer=balancer,
-        drafters=lambda: cast(Mapping[str, DrafterLink], peers.links),
+        drafters=lambda: _drafters(peers),
     )
     gateway = Gateway(serving, broker=broker, cluster=config.cluster, node_id=config.node_id)
     presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
+
+    async def wind_down() -> None:
+        presence.publish_presence("draining")
+        await gateway.drain()
+
+    drain.by(wind_down)
 
     def state() -> NodeState:
         return target_state(loaded, serving, verifying, balancer, peers)
@@ -152,8 +167,9 @@ async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> No
 
 
 async def _run_drafter(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
-) -> None:
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(_load_drafter, config))
     drafting = Drafting(
@@ -171,9 +187,27 @@ async def _run_drafter(
         if not peers.links:
             drafting.forget_all()
 
+    def on_joined(link: Link) -> None:
+        _log_joined(link)
+        if drain.is_requested:
+            link.send(Leave())
+
     peers = _peers(
-        config, loaded, membership, on_request=on_request, on_joined=_log_joined, on_lost=on_lost
+        config, loaded, membership, on_request=on_request, on_joined=on_joined, on_lost=on_lost
     )
+    presence: Presence | None = None
+
+    async def wind_down() -> None:
+        if presence is not None:
+            presence.publish_presence("draining")
+        for link in peers.links.values():
+            with contextlib.suppress(LinkError):
+                link.send(Leave())
+        # What was asked before they heard of it may still be on its way.
+        await asyncio.sleep(_LAST_ASKS_S)
+        await drafting.idle()
+
+    drain.by(wind_down)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
         presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
@@ -266,6 +300,11 @@ def _peers(
         on_joined=on_joined,
         on_lost=on_lost,
     )
+
+
+def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:
+    """Who may be asked now, by node id."""
+    return {node_id: link for node_id, link in peers.links.items() if not link.is_leaving}
 
 
 def _refuse_work(link: Link, _: DraftRequest | Release) -> None:

@@ -64,7 +64,7 @@ class Presence:
         await self._courier.connected()
 
     def publish_presence(self, presence: NodePresence) -> None:
-        """Say that the node is starting, ready or leaving."""
+        """Say that the node is starting, ready or draining."""
         self._presence = presence
         self._courier.send(self._status(presence))
 

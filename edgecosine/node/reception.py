@@ -40,6 +40,12 @@ _CANCELLED = RequestError("the request was cancelled", code="cancelled", status=
 _EXPIRED = RequestError("the request's deadline has passed", code="deadline_exceeded", status=408)
 _INTERNAL = RequestError("the cluster failed at this request", code="internal_error", status=500)
 _LEAVING = RequestError("the cluster is shutting down", code="shutting_down", status=503)
+_DRAINING = RequestError(
+    "the cluster takes no more requests, for it is restarting",
+    code="draining",
+    status=503,
+    retry_after_s=5.0,
+)
 _TOO_LONG = RequestError("the answer is too long for MQTT", code="answer_too_large", status=500)
 
 
@@ -64,7 +70,8 @@ class Reception:
         self._turns: dict[Entry, list[Turn]] = {}
         self._scopes: dict[Entry, asyncio.Timeout] = {}
         self._sessions = asyncio.TaskGroup()
-        self._is_open = False
+        self._is_open = self._is_draining = False
+        self._left = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Reception {self._ledger!r} {self._places!r}>"
@@ -84,6 +91,16 @@ class Reception:
                 self._fail(entry, "failed", _LEAVING)
         raise AssertionError("a reception ends by an exception")
 
+    def drain(self) -> None:
+        """Let nobody else in."""
+        self._is_draining = True
+
+    async def idle(self) -> None:
+        """Wait until no request is at work."""
+        while self._ledger.at_work:
+            self._left.clear()
+            await self._left.wait()
+
     def take(self, reading: Accepted) -> None:
         """Answer what was asked before, start what is new, refuse what there is no room for."""
         ticket = reading.ticket
@@ -94,6 +111,8 @@ class Reception:
                 return
             if not self._is_open:
                 raise _LEAVING
+            if self._is_draining:
+                raise _DRAINING
             choices = choices_of(reading.request)
             self._places.check(choices)
             entry = self._ledger.admit(ticket, reading.request, self._now())
@@ -153,7 +172,8 @@ class Reception:
             self._fail(entry, "failed", error)
         except EdgecosineError as error:
             logger.warning("request failed request=%s error=%r", entry.ticket.key, error)
-            self._fail(entry, "failed", _INTERNAL)
+            # A node that ends takes its actors along, some of them before us.
+            self._fail(entry, "failed", _INTERNAL if self._is_open else _LEAVING)
         except asyncio.CancelledError:
             # A task group inside the session that has failed once makes Python 3.11 take our
             # time-out for somebody's cancellation.
@@ -221,6 +241,7 @@ class Reception:
         # Also of choices that ended before their first step.
         self._places.leave(self._turns.pop(entry))
         self._ledger.finish(entry, state, final, self._now())
+        self._left.set()
         self._send_piece(entry, "", None, is_last=True)
         self._send(final)
         self._send_state(entry)

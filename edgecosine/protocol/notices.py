@@ -16,8 +16,10 @@ CONTRACT_VERSION = 1
 """Of the topics and bodies; counts up when a reader must change."""
 ONLINE = b"online"
 OFFLINE = b"offline"
+DRAINING = b"draining"
+"""Online for those who have asked, and closed for others."""
 
-NodePresence = Literal["starting", "ready", "leaving", "offline", "lost"]
+NodePresence = Literal["starting", "ready", "draining", "offline", "lost"]
 """`offline` was said by the node, `lost` by the broker in its name."""
 
 
@@ -30,7 +32,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
-    """The cluster's `online` or `offline`."""
+    """The cluster's `online`, `draining` or `offline`."""
     return Outgoing(topics.status, payload, retain=True, content_type=TEXT_TYPE)
 
 

@@ -112,7 +112,7 @@ class Topics:
 
     @property
     def status(self) -> str:
-        """Retained `online` or `offline`."""
+        """Retained `online`, `draining` or `offline`."""
         return f"{self.root}/status"
 
     @property
