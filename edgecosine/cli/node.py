@@ -18,7 +18,16 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
-from edgecosine.config import DRAIN_TIMEOUT_S, NodeConfig, Quantize, Role, parse_cores, read_file
+from edgecosine.config import (
+    DRAIN_TIMEOUT_S,
+    KEEPALIVE_S,
+    STALL_TIMEOUT_S,
+    NodeConfig,
+    Quantize,
+    Role,
+    parse_cores,
+    read_file,
+)
 from edgecosine.errors import ConfigError
 from edgecosine.node.draining import Drain
 from edgecosine.node.node import run_node
@@ -156,6 +165,14 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     help="After SIGTERM, how long what is at work may take to end; a second one stops now.",
 )  # fmt: skip
 @_option(
+    "--stall-timeout", type=click.FloatRange(0.1, 24 * 3600), default=STALL_TIMEOUT_S,
+    metavar="SECONDS", help="A target whose engine ends no pass for so long is unavailable.",
+)  # fmt: skip
+@_option(
+    "--broker-keepalive", type=click.IntRange(1, 3600), default=KEEPALIVE_S, metavar="SECONDS",
+    help="Silent for one and a half times this, a node is lost to its broker.",
+)  # fmt: skip
+@_option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     help="How much to say.",
 )  # fmt: skip
@@ -179,7 +196,7 @@ def node_config(
     *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
     max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
     insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
-    broker_password_file: Path | None, drain_timeout: float = DRAIN_TIMEOUT_S, **rest: Any,
+    broker_password_file: Path | None, drain_timeout: float, stall_timeout: float, **rest: Any,
 ) -> NodeConfig:  # fmt: skip
     """The command line's options as settings.
 
@@ -210,5 +227,6 @@ def node_config(
         slots=slots,
         max_sessions=min(max_sessions, slots),
         drain_timeout_s=drain_timeout,
+        stall_timeout_s=stall_timeout,
         **rest,
     )

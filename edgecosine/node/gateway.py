@@ -108,6 +108,10 @@ class Gateway:
         self._courier.send(status_notice(self._topics, DRAINING))
         await self._reception.idle()
 
+    def heed(self, reason: str | None) -> None:
+        """Refuse new requests for this reason; None: take them."""
+        self._reception.heed(reason)
+
     def publish_state(self, node_id: str, state: NodeState) -> None:
         """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
         notice = node_state_notice(self._topics, node_id, state)

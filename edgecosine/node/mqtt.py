@@ -30,7 +30,6 @@ Version = Literal["5", "3.1.1"]
 _PROBE_TIMEOUT_S = 2.0
 _REPLY_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
-_KEEPALIVE_S = 15
 _LOOK_S = 1.0
 _MAX_INCOMING = 10_000
 _MAX_SENDERS = 64
@@ -183,7 +182,7 @@ async def _enter(
         protocol=_PROTOCOLS[version],
         will=_will(will, version),
         timeout=timeout_s,
-        keepalive=_KEEPALIVE_S,
+        keepalive=address.keepalive_s,
         max_queued_incoming_messages=_MAX_INCOMING,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         tls_context=address.tls(),

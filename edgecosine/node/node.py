@@ -31,6 +31,7 @@ from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
+from edgecosine.node.readiness import Readiness
 from edgecosine.node.serving import Serving
 from edgecosine.node.state import drafter_state, target_state
 from edgecosine.node.verifying import Verifying
@@ -41,6 +42,7 @@ from edgecosine.protocol.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
+_CANARY_PROMPT = "Are you there?"
 _LAST_ASKS_S = 0.25
 
 Result = TypeVar("Result")
@@ -85,6 +87,7 @@ def _broker_address(config: NodeConfig) -> BrokerAddress | None:
         password=config.broker_password,
         ca_file=config.broker_ca,
         certificate_file=config.broker_certificate,
+        keepalive_s=config.broker_keepalive,
     )
 
 
@@ -126,6 +129,18 @@ async def _run_target(
     gateway = Gateway(serving, broker=broker, cluster=config.cluster, node_id=config.node_id)
     presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
+    def on_readiness(reason: str | None) -> None:
+        presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
+        gateway.heed(reason)
+
+    readiness = Readiness(
+        passes=verifying,
+        prompt=loaded.codec.encode(_CANARY_PROMPT),
+        is_exact=loaded.exactness == "bitwise",
+        on_change=on_readiness,
+        stall_s=config.stall_timeout_s,
+    )
+
     async def wind_down() -> None:
         presence.publish_presence("draining")
         await gateway.drain()
@@ -139,6 +154,7 @@ async def _run_target(
         config.node_id,
         peers=peers.run(),
         verifying=verifying.run(),
+        readiness=readiness.run(),
         gateway=gateway.run(),
         presence=presence.run(),
         state=_publish_state(presence, state),
@@ -215,6 +231,7 @@ async def _run_drafter(
         def state() -> NodeState:
             return drafter_state(loaded, drafting, peers)
 
+        presence.publish_presence("ready")
         loops |= {"presence": presence.run(), "state": _publish_state(presence, state)}
     await _run_all(config.node_id, **loops)
 
@@ -325,7 +342,6 @@ def _log_lost(link: Link) -> None:
 
 async def _publish_state(presence: Presence, state: Callable[[], NodeState]) -> None:
     """Tell the node's state when it changes, looking once a period."""
-    presence.publish_presence("ready")
     told: NodeState | None = None
     while True:
         now = state()

@@ -41,6 +41,7 @@ class Presence:
         self._session = session or secrets.token_hex(8)
         self._wall_clock_s = wall_clock_s
         self._presence: NodePresence = "starting"
+        self._reason = ""
         self._state: NodeState | None = None
         self._courier = Courier(
             broker,
@@ -63,9 +64,11 @@ class Presence:
         """Wait until the broker is there."""
         await self._courier.connected()
 
-    def publish_presence(self, presence: NodePresence) -> None:
-        """Say that the node is starting, ready or draining."""
-        self._presence = presence
+    def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
+        """Say how the node is, and why it is not ready. Who drains is not ready again."""
+        if self._presence == "draining":
+            return
+        self._presence, self._reason = presence, reason
         self._courier.send(self._status(presence))
 
     def publish_state(self, state: NodeState) -> None:
@@ -88,6 +91,7 @@ class Presence:
             presence,
             session=self._session,
             now_s=self._wall_clock_s(),
+            reason=self._reason if presence == self._presence else "",
         )
 
     def _announcement(self) -> Sequence[Outgoing]:

@@ -70,7 +70,8 @@ class Reception:
         self._turns: dict[Entry, list[Turn]] = {}
         self._scopes: dict[Entry, asyncio.Timeout] = {}
         self._sessions = asyncio.TaskGroup()
-        self._is_open = self._is_draining = False
+        self._is_open = False
+        self._objection: RequestError | None = None
         self._left = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -93,7 +94,12 @@ class Reception:
 
     def drain(self) -> None:
         """Let nobody else in."""
-        self._is_draining = True
+        self._objection = _DRAINING
+
+    def heed(self, reason: str | None) -> None:
+        """Why requests cannot be answered now, which new ones are told; None: they can."""
+        if self._objection is not _DRAINING:
+            self._objection = None if reason is None else _unavailable(reason)
 
     async def idle(self) -> None:
         """Wait until no request is at work."""
@@ -111,8 +117,8 @@ class Reception:
                 return
             if not self._is_open:
                 raise _LEAVING
-            if self._is_draining:
-                raise _DRAINING
+            if self._objection is not None:
+                raise self._objection
             choices = choices_of(reading.request)
             self._places.check(choices)
             entry = self._ledger.admit(ticket, reading.request, self._now())
@@ -264,6 +270,15 @@ class Reception:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _unavailable(reason: str) -> RequestError:
+    return RequestError(
+        f"the target cannot answer now: {reason}",
+        code="unavailable",
+        status=503,
+        retry_after_s=10.0,
+    )
 
 
 def _when(entry: Entry) -> float | None:

@@ -19,8 +19,9 @@ OFFLINE = b"offline"
 DRAINING = b"draining"
 """Online for those who have asked, and closed for others."""
 
-NodePresence = Literal["starting", "ready", "draining", "offline", "lost"]
-"""`offline` was said by the node, `lost` by the broker in its name."""
+NodePresence = Literal["starting", "ready", "unavailable", "draining", "offline", "lost"]
+"""`offline` was said by the node, `lost` by the broker in its name. `unavailable` is a target whose
+engine does not answer."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -29,6 +30,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     state: NodePresence
     session: str
     ts: float
+    reason: str = ""
+    """Why it is not ready."""
 
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
@@ -60,12 +63,18 @@ def info_notice(
 
 
 def node_status_notice(
-    topics: Topics, node_id: str, state: NodePresence, *, session: str, now_s: float
+    topics: Topics,
+    node_id: str,
+    state: NodePresence,
+    *,
+    session: str,
+    now_s: float,
+    reason: str = "",
 ) -> Outgoing:
     """Whether a node is there, for all who come later too."""
     return Outgoing(
         topics.node_status(node_id),
-        msgspec.json.encode(NodeStatus(state, session, now_s)),
+        msgspec.json.encode(NodeStatus(state, session, now_s, reason)),
         retain=True,
         content_type=JSON_TYPE,
     )
