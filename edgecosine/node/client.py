@@ -24,6 +24,7 @@ from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
+from edgecosine.node.health import concerns
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
 from edgecosine.protocol.notices import NodeView
@@ -188,6 +189,16 @@ class Client:
         """
         await self._complete()
         return await self._watch.online()
+
+    async def concerns(self) -> list[str]:
+        """What is not as it should be in the cluster, in words.
+
+        Raises BrokerLost.
+        """
+        is_online = await self.is_online()
+        return concerns(
+            is_online=is_online, is_draining=self._watch.is_draining, nodes=self._watch.nodes()
+        )
 
     async def changed(self) -> None:
         """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""

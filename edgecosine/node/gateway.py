@@ -18,6 +18,7 @@ from edgecosine import __version__
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.reception import Reception
 from edgecosine.node.service import Service
@@ -55,6 +56,7 @@ class Gateway:
         max_queued: int = 64,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
     ) -> None:
         self._service = service
         self._topics = Topics(cluster)
@@ -67,6 +69,7 @@ class Gateway:
             send=self._send,
             admission=self.admission,
             wall_clock_s=wall_clock_s,
+            counters=counters or Counters(),
         )
         self._status = ONLINE
         self._node_states: dict[str, Outgoing] = {}
@@ -84,6 +87,7 @@ class Gateway:
             will=status_notice(self._topics, OFFLINE),
             announce=self._announcement,
             farewell=lambda: (status_notice(self._topics, OFFLINE),),
+            counters=counters,
         )
 
     def __repr__(self) -> str:
@@ -111,6 +115,11 @@ class Gateway:
     def heed(self, reason: str | None) -> None:
         """Refuse new requests for this reason; None: take them."""
         self._reception.heed(reason)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the broker takes less than we have to say."""
+        return self._courier.is_congested
 
     def publish_state(self, node_id: str, state: NodeState) -> None:
         """Tell what a node is and how it does; retained, and told again to a broker that forgot."""

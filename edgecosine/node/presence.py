@@ -6,12 +6,14 @@ node's, and the gateway's connection carries the cluster's.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.protocol.notices import (
     NodePresence,
@@ -22,6 +24,8 @@ from edgecosine.protocol.notices import (
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import NodeStatusTopic, Topics
+
+STATE_PERIOD_S = 1.0
 
 
 class Presence:
@@ -35,6 +39,7 @@ class Presence:
         node_id: str,
         session: str | None = None,
         wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
     ) -> None:
         self._topics = Topics(cluster)
         self._node_id = node_id
@@ -51,6 +56,7 @@ class Presence:
             will=self._status("lost"),
             announce=self._announcement,
             farewell=self._farewell,
+            counters=counters,
         )
 
     def __repr__(self) -> str:
@@ -105,3 +111,14 @@ class Presence:
             node_state_notice(self._topics, self._node_id, None),
             self._status("offline"),
         )
+
+
+async def publish_state(presence: Presence, state: Callable[[], NodeState]) -> NoReturn:
+    """Tell the node's state when it changes, looking once a period, until cancelled."""
+    told: NodeState | None = None
+    while True:
+        now = state()
+        if now != told:
+            presence.publish_state(now)
+            told = now
+        await asyncio.sleep(STATE_PERIOD_S)

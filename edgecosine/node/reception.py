@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import EdgecosineError, RequestError
+from edgecosine.node.counters import Counters
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places, Turn
 from edgecosine.node.service import Service
@@ -60,11 +61,13 @@ class Reception:
         send: Callable[[Outgoing], None],
         admission: Admission,
         wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
     ) -> None:
         self._service = service
         self._topics = topics
         self._send = send
         self._wall_clock_s = wall_clock_s
+        self._counters = counters or Counters()
         self._ledger = Ledger(max_sessions=service.max_sessions)
         self._places = Places(admission)
         self._turns: dict[Entry, list[Turn]] = {}
@@ -131,6 +134,7 @@ class Reception:
 
     def _repeat(self, ticket: Ticket, known: Entry | Finished) -> None:
         """The same request came again, maybe from a new connection: the newest address counts."""
+        self._counters.count("repeated")
         if isinstance(known, Finished):
             self._send(
                 replace(
@@ -145,6 +149,7 @@ class Reception:
 
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
+        self._counters.count("refused", error.code)
         logger.info("request refused request=%s code=%s", ticket.key, error.code)
         self._send(error_message(ticket, error))
 
@@ -238,6 +243,7 @@ class Reception:
             self._fail(entry, "expired", _EXPIRED)
 
     def _fail(self, entry: Entry, state: State, error: RequestError) -> None:
+        self._counters.count("failed", error.code)
         self._finish(entry, state, error_message(entry.ticket, error))
 
     def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
@@ -251,7 +257,9 @@ class Reception:
         self._send_piece(entry, "", None, is_last=True)
         self._send(final)
         self._send_state(entry)
-        logger.info("request finished request=%s state=%s", entry.ticket.key, state)
+        # What was answered has its line from the session.
+        level = logging.DEBUG if state == "done" else logging.INFO
+        logger.log(level, "request finished request=%s state=%s", entry.ticket.key, state)
 
     def _advance(self, entry: Entry, state: State) -> None:
         if self._ledger.advance(entry, state):
