@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -25,9 +24,10 @@ from edgecosine.node.asking import Asking
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.node.health import concerns
+from edgecosine.node.retrying import RETRY_PATIENCE_S, Retrying
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import NodeView
+from edgecosine.protocol.notices import OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.openai import render_body
 from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
@@ -44,12 +44,7 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 10.0
 """How long a running request waits for a gateway or a broker that went away."""
-RETRY_PATIENCE_S = 30.0
-"""How long a request is put again and again to a cluster that says when to come again."""
 _MAX_SENDINGS = 5
-_CROWD = 0.25
-"""Of a pause, at most, is added by chance, so that the refused do not come back in one moment."""
-_RETURN_S = 1.0
 _MARK = "mark"
 
 
@@ -72,6 +67,7 @@ class Client:
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         self.client_id = client_id or _known_as(address) or connection
+        self._is_alone = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
         self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
@@ -93,7 +89,9 @@ class Client:
                 topics.response(self.client_id, "+"),
                 topics.stream(self.client_id, "+"),
             ),
-            announce=self._mark,
+            will=self._presence(OFFLINE),
+            announce=self._arrive,
+            farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
         )
 
@@ -127,22 +125,14 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
-        clock = asyncio.get_running_loop().time
-        patience_s = min(self._retry_patience_s, request.deadline_s)
-        begun, is_awaited = clock(), False
+        retrying = Retrying(request, self._retry_patience_s)
         while True:
-            left_s = request.deadline_s - (clock() - begun)
             try:
-                async with contextlib.aclosing(
-                    self._ask_once(replace(request, deadline_s=left_s))
-                ) as steps:
+                async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
                     async for step in steps:
                         yield step
             except RequestError as refusal:
-                pause_s = _pause_s(refusal, is_awaited=is_awaited)
-                if pause_s is None or clock() - begun + pause_s > patience_s:
-                    raise
-                is_awaited |= refusal.code == "draining"
+                pause_s = retrying.pause_s(refusal)
             else:
                 return
             self.num_retries += 1
@@ -268,9 +258,19 @@ class Client:
             )
         )
 
-    def _mark(self) -> tuple[Outgoing, ...]:
-        """A message to ourselves: when it arrives, the retained ones have arrived before."""
-        return (Outgoing(self._topics.response(self.client_id, self._mark_id), b""),)
+    def _arrive(self) -> tuple[Outgoing, ...]:
+        """Our presence, and a message to ourselves: when that arrives, the retained ones have."""
+        mark = Outgoing(self._topics.response(self.client_id, self._mark_id), b"")
+        return tuple(filter(None, [self._presence(ONLINE), mark]))
+
+    def _presence(self, payload: bytes) -> Outgoing | None:
+        """Whether we are here, by which a gateway learns who waits for answers no more.
+
+        Who shares a user's name is not alone under it, and cannot say so for the others.
+        """
+        if not self._is_alone:
+            return None
+        return Outgoing(self._topics.client_status(self.client_id), payload)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
@@ -332,13 +332,6 @@ def _known_as(address: BrokerAddress) -> str | None:
     """Who we are to the broker, where that can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None
-
-
-def _pause_s(refusal: RequestError, *, is_awaited: bool) -> float | None:
-    """When to ask again; None: never. A gateway that was draining comes back."""
-    if refusal.retry_after_s is not None:
-        return refusal.retry_after_s * (1 + _CROWD * random.random())
-    return _RETURN_S if is_awaited and refusal.code == "gateway_offline" else None
 
 
 def _no_gateway(cluster: str) -> RequestError:

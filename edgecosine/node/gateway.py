@@ -17,6 +17,7 @@ from typing import NoReturn
 from edgecosine import __version__
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
+from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
@@ -35,7 +36,13 @@ from edgecosine.protocol.notices import (
 from edgecosine.protocol.openai import Limits
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
-from edgecosine.protocol.topics import CancelTopic, RequestTopic, StatusTopic, Topics
+from edgecosine.protocol.topics import (
+    CancelTopic,
+    ClientStatusTopic,
+    RequestTopic,
+    StatusTopic,
+    Topics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,7 @@ class Gateway:
         max_request_bytes: int = MAX_REQUEST_BYTES,
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
+        absence_s: float = GRACE_S,
     ) -> None:
         self._service = service
         self._topics = Topics(cluster)
@@ -71,6 +79,7 @@ class Gateway:
             wall_clock_s=wall_clock_s,
             counters=counters or Counters(),
         )
+        self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
         self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
@@ -83,7 +92,12 @@ class Gateway:
             broker,
             name=f"edgecosine-{cluster}-{node_id}-gateway",
             receive=self._receive,
-            filters=(self._topics.requests, self._topics.cancels, self._topics.status),
+            filters=(
+                self._topics.requests,
+                self._topics.cancels,
+                self._topics.client_status("+"),
+                self._topics.status,
+            ),
             will=status_notice(self._topics, OFFLINE),
             announce=self._announcement,
             farewell=lambda: (status_notice(self._topics, OFFLINE),),
@@ -98,7 +112,10 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._courier.run(), name=f"{self._node_id}.gateway.courier")
             # Here and not in a task beside, so that last words come before the courier leaves.
-            await self._reception.run()
+            try:
+                await self._reception.run()
+            finally:
+                self._absences.close()
         raise AssertionError("a gateway ends by an exception")
 
     async def connected(self) -> None:
@@ -162,6 +179,11 @@ class Gateway:
                     self._reception.take(reading)
                 else:
                     self._reception.refuse(reading.ticket, reading.error)
+            case ClientStatusTopic(client_id) if not message.retain:
+                if message.payload == OFFLINE:
+                    self._absences.left(client_id)
+                else:
+                    self._absences.came(client_id)
             case CancelTopic(request_id):
                 self._reception.cancel(request_id, message.client or _client_of(message.payload))
 

@@ -156,8 +156,16 @@ class Reception:
     def cancel(self, request_id: str, client_id: str | None) -> None:
         """End a request at work, if there is one of that name."""
         entry = self._ledger.find(request_id, client_id)
-        if entry is None:
-            return
+        if entry is not None:
+            self._cancel(entry)
+
+    def cancel_all(self, client_id: str) -> None:
+        """End all requests of a client that has gone."""
+        for entry in self._ledger.at_work:
+            if entry.ticket.client_id == client_id:
+                self._cancel(entry)
+
+    def _cancel(self, entry: Entry) -> None:
         scope = self._scopes.get(entry)
         if scope is None:
             entry.is_cancelled = True

@@ -57,6 +57,7 @@ def info_notice(
             "stream": topics.stream("<client>", "<id>"),
             "state": topics.job_state("<id>"),
             "cancel": topics.job_cancel("<id>"),
+            "client": topics.client_status("<client>"),
         },
     }
     return Outgoing(topics.info, msgspec.json.encode(body), retain=True, content_type=JSON_TYPE)
