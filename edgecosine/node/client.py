@@ -27,7 +27,7 @@ from edgecosine.node.health import concerns
 from edgecosine.node.retrying import RETRY_PATIENCE_S, Retrying
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import OFFLINE, ONLINE, NodeView
+from edgecosine.protocol.notices import CONTRACT_VERSION, OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.openai import render_body
 from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
@@ -142,6 +142,7 @@ class Client:
         request = replace(request, client_id=self.client_id)
         if not await self.is_online():
             raise _no_gateway(self._topics.cluster)
+        self._check_contract()
         asking = self._open(request)
         try:
             self._send(asking)
@@ -201,6 +202,17 @@ class Client:
                 await self._watch.complete()
         except TimeoutError as error:
             raise BrokerLost("the broker does not answer") from error
+
+    def _check_contract(self) -> None:
+        """Whether we can read what the gateway will say."""
+        theirs = self._watch.info().get("contract")
+        if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
+            raise RequestError(
+                f"the gateway speaks version {theirs} of the MQTT contract, this client "
+                f"{CONTRACT_VERSION}: install the gateway's release here",
+                code="contract_mismatch",
+                status=505,
+            )
 
     def _open(self, request: Request) -> Asking:
         if request.request_id in self._asked:

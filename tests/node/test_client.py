@@ -241,3 +241,21 @@ def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
             await steps.aclose()
 
     run(story())
+
+
+@pytest.mark.parametrize(("contract", "is_served"), [(1, True), (2, False), ("?", True)])
+def test_gateway_of_a_later_contract_is_refused_by_name(
+    contract: int | str, *, is_served: bool
+) -> None:
+    async def story() -> None:
+        async with house() as home:
+            home.listener.send(HOME.info, {"contract": contract}, retain=True)
+            await home.listener.expect(HOME.info)
+            async with Client(home.broker.url, "home") as client:
+                if is_served:
+                    assert (await whole(client, completion("1")))[1].text == "to be"
+                    return
+                with pytest.raises(RequestError, match="version 2 of the MQTT contract"):
+                    await whole(client, completion("1"))
+
+    run(story())
