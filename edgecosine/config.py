@@ -22,6 +22,9 @@ Exactness = Literal["auto", "bitwise", "rounding"]
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 MAX_FILE_BYTES = 1 << 20
+DRAIN_TIMEOUT_S = 30.0
+STALL_TIMEOUT_S = 20.0
+KEEPALIVE_S = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class NodeConfig:
     broker_certificate: Path | None = None
     broker_username: str = ""
     broker_password: str = field(default="", repr=False)
+    broker_keepalive: int = KEEPALIVE_S
     listen: str = ""
     credentials: Path | None = None
     insecure: bool = False
@@ -57,6 +61,8 @@ class NodeConfig:
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
     max_sessions: int = 8
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    stall_timeout_s: float = STALL_TIMEOUT_S
 
     def __post_init__(self) -> None:
         for key in ("cluster", "node_id"):

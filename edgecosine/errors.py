@@ -40,7 +40,8 @@ class RequestError(EdgecosineError):
     """A request cannot be served as it was put.
 
     `code` is an OpenAI error code, `parameter` the field at fault, `status` the HTTP number that
-    rule engines branch on.
+    rule engines branch on. `retry_after_s` says in how many seconds the same request may be served;
+    None where asking again is of no use.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RequestError(EdgecosineError):
         code: str = "invalid_request",
         parameter: str | None = None,
         status: int = 400,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.code, self.parameter, self.status = (
@@ -58,18 +60,21 @@ class RequestError(EdgecosineError):
             parameter,
             status,
         )
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(RequestError):
     """No room for another request now."""
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(
+        self, retry_after_s: float, why: str = "the cluster is at capacity", status: int = 503
+    ) -> None:
         super().__init__(
-            f"the cluster is at capacity; try again in {retry_after_s:.1f} s",
+            f"{why}; try again in {retry_after_s:.1f} s",
             code="overloaded",
-            status=429,
+            status=status,
+            retry_after_s=retry_after_s,
         )
-        self.retry_after_s = retry_after_s
 
 
 class LinkError(EdgecosineError):

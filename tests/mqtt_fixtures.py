@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
+from edgecosine.node.absences import GRACE_S
 from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
@@ -150,6 +151,7 @@ async def house(
     node_id: str = "t1",
     max_queued: int = 64,
     max_request_bytes: int = MAX_REQUEST_BYTES,
+    absence_s: float = GRACE_S,
 ) -> AsyncIterator[House]:
     """A whole house, torn down at the end; on a broker that stands, when one is given."""
     service = service or ScriptedService()
@@ -163,6 +165,7 @@ async def house(
             node_id=node_id,
             max_queued=max_queued,
             max_request_bytes=max_request_bytes,
+            absence_s=absence_s,
         )
         task = await stack.enter_async_context(running(gateway.run()))
         await gateway.connected()

@@ -18,8 +18,18 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
-from edgecosine.config import NodeConfig, Quantize, Role, parse_cores, read_file
+from edgecosine.config import (
+    DRAIN_TIMEOUT_S,
+    KEEPALIVE_S,
+    STALL_TIMEOUT_S,
+    NodeConfig,
+    Quantize,
+    Role,
+    parse_cores,
+    read_file,
+)
 from edgecosine.errors import ConfigError
+from edgecosine.node.draining import Drain
 from edgecosine.node.node import run_node
 from edgecosine.security.credentials import Credentials
 
@@ -150,11 +160,24 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     help="Requests at one time.",
 )
 @_option(
+    "--drain-timeout", type=click.FloatRange(0, 24 * 3600), default=DRAIN_TIMEOUT_S,
+    metavar="SECONDS",
+    help="After SIGTERM, how long what is at work may take to end; a second one stops now.",
+)  # fmt: skip
+@_option(
+    "--stall-timeout", type=click.FloatRange(0.1, 24 * 3600), default=STALL_TIMEOUT_S,
+    metavar="SECONDS", help="A target whose engine ends no pass for so long is unavailable.",
+)  # fmt: skip
+@_option(
+    "--broker-keepalive", type=click.IntRange(1, 3600), default=KEEPALIVE_S, metavar="SECONDS",
+    help="Silent for one and a half times this, a node is lost to its broker.",
+)  # fmt: skip
+@_option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     help="How much to say.",
 )  # fmt: skip
 def command(config: Path | None, log_level: str, **options: Any) -> None:
-    """Run one node until interrupted.
+    """Run one node until interrupted. SIGTERM lets it finish what is at work.
 
     A target serves --model and takes requests from the broker; its gateway lives in the same
     process. A drafter guesses ahead for the targets of its cluster that have the same vocabulary.
@@ -165,14 +188,15 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
         settings = node_config(**options)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    run_command(run_node(settings))
+    drain = Drain(settings.drain_timeout_s)
+    run_command(run_node(settings, drain), drain.request)
 
 
 def node_config(
     *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
     max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
     insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
-    broker_password_file: Path | None, **rest: Any,
+    broker_password_file: Path | None, drain_timeout: float, stall_timeout: float, **rest: Any,
 ) -> NodeConfig:  # fmt: skip
     """The command line's options as settings.
 
@@ -202,5 +226,7 @@ def node_config(
         quantize=quantize,
         slots=slots,
         max_sessions=min(max_sessions, slots),
+        drain_timeout_s=drain_timeout,
+        stall_timeout_s=stall_timeout,
         **rest,
     )

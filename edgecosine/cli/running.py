@@ -104,14 +104,16 @@ def host_name() -> str:
     return name[:32] or "host"
 
 
-def run_command(story: Coroutine[Any, Any, None]) -> None:
+def run_command(story: Coroutine[Any, Any, None], drain: Callable[[], bool] | None = None) -> None:
     """Run a command's coroutine. Signals cancel it, so that it leaves as it should.
+
+    With `drain`, SIGTERM calls that instead, which gives whether the story will end by itself.
 
     Exits with 130 after Ctrl-C, with 143 after SIGTERM, and with 1 and a plain reason after an
     error of ours.
     """
     try:
-        is_terminated = uvloop.run(_until_terminated(story))
+        is_terminated = uvloop.run(_until_terminated(story, drain))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except EdgecosineError as error:
@@ -120,13 +122,17 @@ def run_command(story: Coroutine[Any, Any, None]) -> None:
         sys.exit(TERMINATED)
 
 
-async def _until_terminated(story: Coroutine[Any, Any, None]) -> bool:
+async def _until_terminated(
+    story: Coroutine[Any, Any, None], drain: Callable[[], bool] | None
+) -> bool:
     """Whether SIGTERM ended the story."""
     is_terminated = False
 
     def terminate() -> None:
         nonlocal is_terminated
         is_terminated = True
+        if drain is not None and drain():
+            return
         telling.cancel()
 
     async with asyncio.TaskGroup() as group:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ from rich.text import Text
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
+from edgecosine.node.health import counted
 from edgecosine.protocol.notices import NodeView
 
 _NOTHING = "-"
@@ -27,6 +28,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("rtt ms", "rtt_ms", "{:.1f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("acceptance", "acceptance", "{:.2f}"),
+    ("queued", "queued", "{}"),
     ("plan", "plan", "{}"),
 )
 """Heading, key in the node's state, and format."""
@@ -37,7 +39,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 @click.option("--json", "as_json", is_flag=True, help="Print data; with --watch a line per change.")
 @broker_options
 def command(watch: bool, as_json: bool, broker: BrokerAddress, cluster: str) -> None:
-    """Show the nodes of the cluster."""
+    """Show the nodes of the cluster, whether they are well, and what they have counted."""
     run_command(_show(broker, cluster, watch=watch, as_json=as_json))
 
 
@@ -50,7 +52,7 @@ async def _show(broker: BrokerAddress, cluster: str, *, watch: bool, as_json: bo
         else:
             # Into a pipe a row is a line; on a terminal rich finds the width.
             width = None if sys.stdout.isatty() else _WIDE
-            Console(width=width).print(await _table(client, cluster))
+            Console(width=width).print(await _view(client, cluster))
 
 
 async def _print_data(client: Client, cluster: str, *, watch: bool) -> None:
@@ -58,6 +60,7 @@ async def _print_data(client: Client, cluster: str, *, watch: bool) -> None:
         data = {
             "cluster": cluster,
             "online": await client.is_online(),
+            "concerns": await client.concerns(),
             "info": await client.info(),
             "nodes": {name: _data(view) for name, view in (await client.nodes()).items()},
         }
@@ -68,10 +71,18 @@ async def _print_data(client: Client, cluster: str, *, watch: bool) -> None:
 
 
 async def _watch(client: Client, cluster: str) -> None:
-    with Live(await _table(client, cluster), auto_refresh=False) as live:
+    with Live(await _view(client, cluster), auto_refresh=False) as live:
         while True:
             await client.changed()
-            live.update(await _table(client, cluster), refresh=True)
+            live.update(await _view(client, cluster), refresh=True)
+
+
+async def _view(client: Client, cluster: str) -> Group:
+    """The nodes, whether they are well and why not, and what they have counted."""
+    concerns = await client.concerns()
+    verdict = "healthy" if not concerns else f"degraded: {'; '.join(concerns)}"
+    lines = [verdict, *counted(await client.nodes())]
+    return Group(await _table(client, cluster), *map(Text, lines))
 
 
 async def _table(client: Client, cluster: str) -> Table:
@@ -106,5 +117,6 @@ def _data(view: NodeView) -> dict[str, Any]:
     return {
         "is_here": view.is_here,
         "presence": None if view.status is None else view.status.state,
+        "reason": view.status.reason if view.status is not None else "",
         **view.state,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from edgecosine.config import KEEPALIVE_S
 from edgecosine.errors import BrokerLost, ConfigError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -19,6 +20,7 @@ class BrokerAddress:
 
     ca_file           whose certificates to believe; None: the system's
     certificate_file  our own certificate with its key, for brokers that ask for one
+    keepalive_s       after one and a half times this without a word we count as lost
     """
 
     host: str
@@ -28,6 +30,7 @@ class BrokerAddress:
     is_encrypted: bool = False
     ca_file: Path | None = None
     certificate_file: Path | None = None
+    keepalive_s: int = KEEPALIVE_S
 
     @classmethod
     def parse(
@@ -38,6 +41,7 @@ class BrokerAddress:
         password: str = "",
         ca_file: Path | None = None,
         certificate_file: Path | None = None,
+        keepalive_s: int = KEEPALIVE_S,
     ) -> Self:
         """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
 
@@ -64,6 +68,7 @@ class BrokerAddress:
             is_encrypted=is_encrypted,
             ca_file=ca_file,
             certificate_file=certificate_file,
+            keepalive_s=keepalive_s,
         )
 
     def __str__(self) -> str:

@@ -1,13 +1,14 @@
 """The other side of the door: asks a cluster over MQTT, for people and for tools.
 
 One connection carries any number of requests at once. A broken connection is survived: requests are
-sent again under their ids, which the gateway answers without running them twice. That no gateway is
-there is said, never waited for without end.
+sent again under their ids, which the gateway answers without running them twice. A refusal that
+tells when to come again is heeded. That no gateway is there is said, never waited for without end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -22,9 +23,11 @@ from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
+from edgecosine.node.health import concerns
+from edgecosine.node.retrying import RETRY_PATIENCE_S, Retrying
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import NodeView
+from edgecosine.protocol.notices import CONTRACT_VERSION, OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.openai import render_body
 from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
@@ -59,13 +62,16 @@ class Client:
         *,
         client_id: str | None = None,
         patience_s: float = PATIENCE_S,
+        retry_patience_s: float = RETRY_PATIENCE_S,
     ) -> None:
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         self.client_id = client_id or _known_as(address) or connection
+        self._is_alone = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
-        self._patience_s = patience_s
+        self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self.num_retries = 0
         self._asked: dict[str, Asking] = {}
         self._watch = Watch()
         self._group = asyncio.TaskGroup()
@@ -83,7 +89,9 @@ class Client:
                 topics.response(self.client_id, "+"),
                 topics.stream(self.client_id, "+"),
             ),
-            announce=self._mark,
+            will=self._presence(OFFLINE),
+            announce=self._arrive,
+            farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
         )
 
@@ -117,9 +125,24 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
+        retrying = Retrying(request, self._retry_patience_s)
+        while True:
+            try:
+                async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
+                    async for step in steps:
+                        yield step
+            except RequestError as refusal:
+                pause_s = retrying.pause_s(refusal)
+            else:
+                return
+            self.num_retries += 1
+            await asyncio.sleep(pause_s)
+
+    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         request = replace(request, client_id=self.client_id)
         if not await self.is_online():
             raise _no_gateway(self._topics.cluster)
+        self._check_contract()
         asking = self._open(request)
         try:
             self._send(asking)
@@ -158,6 +181,16 @@ class Client:
         await self._complete()
         return await self._watch.online()
 
+    async def concerns(self) -> list[str]:
+        """What is not as it should be in the cluster, in words.
+
+        Raises BrokerLost.
+        """
+        is_online = await self.is_online()
+        return concerns(
+            is_online=is_online, is_draining=self._watch.is_draining, nodes=self._watch.nodes()
+        )
+
     async def changed(self) -> None:
         """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
         await self._watch.changed()
@@ -169,6 +202,17 @@ class Client:
                 await self._watch.complete()
         except TimeoutError as error:
             raise BrokerLost("the broker does not answer") from error
+
+    def _check_contract(self) -> None:
+        """Whether we can read what the gateway will say."""
+        theirs = self._watch.info().get("contract")
+        if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
+            raise RequestError(
+                f"the gateway speaks version {theirs} of the MQTT contract, this client "
+                f"{CONTRACT_VERSION}: install the gateway's release here",
+                code="contract_mismatch",
+                status=505,
+            )
 
     def _open(self, request: Request) -> Asking:
         if request.request_id in self._asked:
@@ -226,9 +270,19 @@ class Client:
             )
         )
 
-    def _mark(self) -> tuple[Outgoing, ...]:
-        """A message to ourselves: when it arrives, the retained ones have arrived before."""
-        return (Outgoing(self._topics.response(self.client_id, self._mark_id), b""),)
+    def _arrive(self) -> tuple[Outgoing, ...]:
+        """Our presence, and a message to ourselves: when that arrives, the retained ones have."""
+        mark = Outgoing(self._topics.response(self.client_id, self._mark_id), b"")
+        return tuple(filter(None, [self._presence(ONLINE), mark]))
+
+    def _presence(self, payload: bytes) -> Outgoing | None:
+        """Whether we are here, by which a gateway learns who waits for answers no more.
+
+        Who shares a user's name is not alone under it, and cannot say so for the others.
+        """
+        if not self._is_alone:
+            return None
+        return Outgoing(self._topics.client_status(self.client_id), payload)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
 from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
@@ -30,7 +31,6 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
 _QUIET_S = 10.0
 """A connection that lasted this long was a good one; two nodes of one name never have it."""
-_OUTBOX_MESSAGES = 10_000
 
 
 class _Work:
@@ -90,6 +90,7 @@ class Courier:
         announce: Callable[[], Sequence[Outgoing]] = tuple,
         farewell: Callable[[], Sequence[Outgoing]] = tuple,
         lost: Callable[[], None] = lambda: None,
+        counters: Counters | None = None,
     ) -> None:
         self._address = address
         self._name = name
@@ -99,7 +100,9 @@ class Courier:
         self._announce = announce
         self._farewell = farewell
         self._lost = lost
-        self._outbox = Outbox(_OUTBOX_MESSAGES)
+        self._counters = counters or Counters()
+        self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
+        self._has_connected = False
         self._version: Version | None = None
         self._is_connected = asyncio.Event()
         self._has_tried = asyncio.Event()
@@ -113,6 +116,16 @@ class Courier:
     def is_connected(self) -> bool:
         """Whether the broker is there, with our subscriptions and announcements in place."""
         return self._is_connected.is_set()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the broker takes less than we have to say."""
+        return self._outbox.is_full
+
+    @property
+    def num_unsent(self) -> int:
+        """Messages that the broker does not have yet."""
+        return len(self._outbox)
 
     @property
     def version(self) -> Version | None:
@@ -207,12 +220,17 @@ class Courier:
             self._address,
             connection.version,
         )
+        if self._has_connected:
+            self._counters.count("reconnected")
+        self._has_connected = True
         self._failure = None
         self._is_connected.set()
         self._has_tried.set()
 
     async def _read(self, connection: Connection) -> None:
         async for message in connection.messages():
+            # Whatever comes in may call for an answer, and answers must find room.
+            await self._outbox.room()
             self._receive(message)
 
     async def _arrive_and_write(

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,8 +68,11 @@ class Drafting:
         self._waiting: OrderedDict[tuple[str, bool], _Ask] = OrderedDict()
         self._is_awaited = False
         """Whether the target waits for a draft; read by the engine's thread between steps."""
-        self._released: list[str] = []
+        self._released: deque[str] = deque(maxlen=MAX_REQUESTS)
+        """Of more than so many the engine finds out by itself, when it needs their room."""
         self._arrived = asyncio.Event()
+        self._is_at_work = False
+        self._rested = asyncio.Event()
         self.num_tokens = 0
         self.num_stale = 0
         self.busy_s = 0.0
@@ -109,16 +112,26 @@ class Drafting:
         for request_id in list(self._prefixes):
             self._forget(request_id)
 
+    async def idle(self) -> None:
+        """Wait until nothing is drafted and nobody waits."""
+        while self._waiting or self._is_at_work:
+            self._rested.clear()
+            await self._rested.wait()
+
     async def run(self) -> None:
         """Draft as long as there are requests."""
         while True:
             self._arrived.clear()
             if not self._waiting and not self._released:
                 await self._arrived.wait()
+            self._is_at_work = True
             await self._step()
+            self._is_at_work = False
+            self._rested.set()
 
     def _forget(self, request_id: str) -> None:
-        self._prefixes.pop(request_id, None)
+        if self._prefixes.pop(request_id, None) is None:
+            return
         for key in [key for key in self._waiting if key[0] == request_id]:
             del self._waiting[key]
         self._released.append(request_id)
@@ -139,7 +152,8 @@ class Drafting:
 
     async def _step(self) -> None:
         batch = self._take()
-        released, self._released = self._released, []
+        released = list(self._released)
+        self._released.clear()
         works = [_work(ask) for ask in batch]
         call = functools.partial(
             _timed_draft, self._engine, works, released, lambda: self._is_awaited

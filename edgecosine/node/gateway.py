@@ -15,14 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgecosine import __version__
+from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
+from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.reception import Reception
 from edgecosine.node.service import Service
 from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.intake import Accepted, Intake
 from edgecosine.protocol.notices import (
+    DRAINING,
     OFFLINE,
     ONLINE,
     info_notice,
@@ -32,7 +36,13 @@ from edgecosine.protocol.notices import (
 from edgecosine.protocol.openai import Limits
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
-from edgecosine.protocol.topics import CancelTopic, RequestTopic, StatusTopic, Topics
+from edgecosine.protocol.topics import (
+    CancelTopic,
+    ClientStatusTopic,
+    RequestTopic,
+    StatusTopic,
+    Topics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +63,24 @@ class Gateway:
         max_queued: int = 64,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
+        absence_s: float = GRACE_S,
     ) -> None:
         self._service = service
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
+        self.admission = Admission(num_places=service.max_sessions, max_queued=max_queued)
         self._reception = Reception(
             service,
             topics=self._topics,
             send=self._send,
-            max_queued=max_queued,
+            admission=self.admission,
             wall_clock_s=wall_clock_s,
+            counters=counters or Counters(),
         )
+        self._absences = Absences(self._reception.cancel_all, absence_s)
+        self._status = ONLINE
         self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
@@ -76,10 +92,16 @@ class Gateway:
             broker,
             name=f"edgecosine-{cluster}-{node_id}-gateway",
             receive=self._receive,
-            filters=(self._topics.requests, self._topics.cancels, self._topics.status),
+            filters=(
+                self._topics.requests,
+                self._topics.cancels,
+                self._topics.client_status("+"),
+                self._topics.status,
+            ),
             will=status_notice(self._topics, OFFLINE),
             announce=self._announcement,
             farewell=lambda: (status_notice(self._topics, OFFLINE),),
+            counters=counters,
         )
 
     def __repr__(self) -> str:
@@ -90,12 +112,31 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._courier.run(), name=f"{self._node_id}.gateway.courier")
             # Here and not in a task beside, so that last words come before the courier leaves.
-            await self._reception.run()
+            try:
+                await self._reception.run()
+            finally:
+                self._absences.close()
         raise AssertionError("a gateway ends by an exception")
 
     async def connected(self) -> None:
         """Wait until the broker is there and requests are heard."""
         await self._courier.connected()
+
+    async def drain(self) -> None:
+        """Let nobody else in, say so, and wait until who is in was served."""
+        self._status = DRAINING
+        self._reception.drain()
+        self._courier.send(status_notice(self._topics, DRAINING))
+        await self._reception.idle()
+
+    def heed(self, reason: str | None) -> None:
+        """Refuse new requests for this reason; None: take them."""
+        self._reception.heed(reason)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the broker takes less than we have to say."""
+        return self._courier.is_congested
 
     def publish_state(self, node_id: str, state: NodeState) -> None:
         """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
@@ -112,10 +153,11 @@ class Gateway:
             limits={
                 "max_sessions": self._service.max_sessions,
                 "max_queued": self._max_queued,
+                "max_queued_per_client": self.admission.max_queued_per_client,
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )
-        return (info, *self._node_states.values(), status_notice(self._topics, ONLINE))
+        return (info, *self._node_states.values(), status_notice(self._topics, self._status))
 
     def _send(self, message: Outgoing) -> None:
         self._courier.send(message)
@@ -128,7 +170,7 @@ class Gateway:
         match self._topics.parse(message.topic):
             case StatusTopic() if message.payload == OFFLINE:
                 # The will of a connection that died late, or another gateway's farewell.
-                self._courier.send(status_notice(self._topics, ONLINE))
+                self._courier.send(status_notice(self._topics, self._status))
             case RequestTopic() | CancelTopic() if message.retain:
                 logger.warning("retained message ignored topic=%s", message.topic)
             case RequestTopic(kind):
@@ -137,6 +179,11 @@ class Gateway:
                     self._reception.take(reading)
                 else:
                     self._reception.refuse(reading.ticket, reading.error)
+            case ClientStatusTopic(client_id) if not message.retain:
+                if message.payload == OFFLINE:
+                    self._absences.left(client_id)
+                else:
+                    self._absences.came(client_id)
             case CancelTopic(request_id):
                 self._reception.cancel(request_id, message.client or _client_of(message.payload))
 

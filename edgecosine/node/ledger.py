@@ -1,7 +1,7 @@
-"""Which requests are at work and which were answered: admission, duplicates, monotonic states.
+"""Which requests are at work and which were answered: duplicates, monotonic states.
 
-Pure: no await, and the clock is passed in. Bounded on both sides, by admission for requests at work
-and by count and bytes for the answers that are kept for those who ask twice.
+Pure: no await, and the clock is passed in. Bounded on both sides: requests at work by who is let in
+(`balance/admission.py`), and by count and bytes the answers that are kept for those who ask twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from edgecosine.errors import Overloaded, RequestError
+from edgecosine.errors import RequestError
 from edgecosine.protocol.intake import ANONYMOUS, Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.replies import State
@@ -27,9 +27,6 @@ _ORDER: dict[State, int] = {
     "cancelled": 3,
     "expired": 3,
 }
-_SMOOTHING = 0.2
-_SHORTEST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -56,13 +53,11 @@ class Finished:
 class Ledger:
     """All requests that this gateway knows of."""
 
-    def __init__(self, *, max_sessions: int, max_queued: int) -> None:
+    def __init__(self, *, max_sessions: int) -> None:
         self._max_sessions = max_sessions
-        self._max_entries = max_sessions + max_queued
         self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Finished] = OrderedDict()
         self._kept_bytes = 0
-        self._mean_s = 1.0
 
     def __repr__(self) -> str:
         return f"<Ledger {len(self._entries)} at work, {len(self._finished)} answers kept>"
@@ -75,7 +70,7 @@ class Ledger:
     def admit(self, ticket: Ticket, request: Request, now: float) -> Entry:
         """Take a new request in; each of its choices needs a place.
 
-        Raises Overloaded when there is no room, RequestError when there never is.
+        Raises RequestError when there can never be so many.
         """
         if request.n > self._max_sessions:
             raise RequestError(
@@ -83,9 +78,6 @@ class Ledger:
                 code="invalid_value",
                 parameter="n",
             )
-        num_taken = sum(entry.request.n for entry in self._entries.values())
-        if num_taken + request.n > self._max_entries:
-            raise Overloaded(self._retry_after_s())
         entry = Entry(ticket, request, since=now)
         self._entries[ticket.key] = entry
         return entry
@@ -135,15 +127,8 @@ class Ledger:
         self.advance(entry, state)
         key = entry.ticket.key
         del self._entries[key]
-        if state == "done":
-            self._mean_s += _SMOOTHING * (now - entry.since - self._mean_s)
         self._finished[key] = Finished(entry.ticket.digest, state, final)
         self._kept_bytes += len(final.payload)
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
             _, oldest = self._finished.popitem(last=False)
             self._kept_bytes -= len(oldest.final.payload)
-
-    def _retry_after_s(self) -> float:
-        """Time until a place may be free: requests leave `max_sessions` at a time."""
-        wait_s = self._mean_s / max(1, self._max_sessions)
-        return min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)

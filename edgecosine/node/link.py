@@ -34,6 +34,7 @@ from edgecosine.protocol.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Leave,
     OutOfStep,
     Ping,
     Pong,
@@ -78,6 +79,8 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[LinkError] = self._loop.create_future()
         self.is_dialled = is_dialled
+        self.is_leaving = False
+        """Whether the peer takes no more work."""
         self._settings, self._timing = settings, settings.timing
         self._on_ready, self._on_request = on_ready, settings.on_request
         self._may_send = WORK_BY_SENDER[settings.hello.role]
@@ -239,6 +242,8 @@ class Link(asyncio.Protocol):
                 self._asks.settle(message)
             case DraftRequest() | Release():
                 self._on_request(self, message)
+            case Leave():
+                self.is_leaving = True
             case Ping(number):
                 self._write(Pong(number))
             case Pong(number):

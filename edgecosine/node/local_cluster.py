@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 180.0
 _QUICK_DEATH_S = 5.0
 _LAST_LINES = 3
+_DRAIN_TIMEOUT_S = 5.0
+"""Less than the patience with which a process is stopped."""
 
 Environment = Mapping[str, str]
 Launch = Callable[[str, Sequence[str], Path, Environment], Awaitable[asyncio.subprocess.Process]]
@@ -143,7 +145,8 @@ class LocalCluster:
     async def _start(self, member: Member) -> None:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
-            "--cluster", self._plan.cluster, "--credentials", "none", *member.options,
+            "--cluster", self._plan.cluster, "--credentials", "none",
+            "--drain-timeout", str(_DRAIN_TIMEOUT_S), *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
         env = {"EDGECOSINE_BROKER": self.broker_url}

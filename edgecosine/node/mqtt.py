@@ -21,7 +21,7 @@ from paho.mqtt.properties import Properties
 
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ Version = Literal["5", "3.1.1"]
 _PROBE_TIMEOUT_S = 2.0
 _REPLY_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
-_KEEPALIVE_S = 15
 _LOOK_S = 1.0
 _MAX_INCOMING = 10_000
+_MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
 _UNSUPPORTED_VERSION = (1, 132)
@@ -119,6 +119,9 @@ class Connection:
         with _broker_errors():
             async for message in self._client.messages:
                 yield _incoming(message)
+                # aiomqtt needs turns of the loop for each message, in which several more come in.
+                while not self._client._queue.empty():
+                    yield _incoming(self._client._queue.get_nowait())
 
 
 @contextlib.asynccontextmanager
@@ -182,8 +185,9 @@ async def _enter(
         identifier=client_id,
         protocol=_PROTOCOLS[version],
         will=_will(will, version),
+        properties=_connect_properties() if version == "5" else None,
         timeout=timeout_s,
-        keepalive=_KEEPALIVE_S,
+        keepalive=address.keepalive_s,
         max_queued_incoming_messages=_MAX_INCOMING,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         tls_context=address.tls(),
@@ -247,6 +251,13 @@ def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Prop
     properties = Properties(packet)  # type: ignore[no-untyped-call]
     for name, value in given:
         setattr(properties, name, list(value) if isinstance(value, tuple) else value)
+    return properties
+
+
+def _connect_properties() -> Properties:
+    """The broker keeps larger packets to itself."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = _MAX_PACKET_BYTES
     return properties
 
 

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from edgecosine.config import NodeConfig
-from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.model_files import NGRAM
-from edgecosine.engine.ngram import load_ngram
-from edgecosine.engine.options import Loaded, LoadOptions
-from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError
+from edgecosine.engine.options import Loaded
+from edgecosine.errors import BrokerLost, ConfigError, EdgecosineError, LinkError
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.consulting import DrafterLink
+from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
+from edgecosine.node.draining import Drain, Drained
 from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.engines import load_drafter, load_target
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.guard import is_loopback
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
-from edgecosine.node.presence import Presence
+from edgecosine.node.presence import Presence, publish_state
+from edgecosine.node.readiness import Readiness
 from edgecosine.node.serving import Serving
 from edgecosine.node.state import drafter_state, target_state
 from edgecosine.node.verifying import Verifying
-from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Leave, Release
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-STATE_PERIOD_S = 1.0
+_CANARY_PROMPT = "Are you there?"
+_LAST_ASKS_S = 0.25
 
-Result = TypeVar("Result")
 
-
-async def run_node(config: NodeConfig) -> None:
-    """Run one node until cancelled.
+async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
+    """Run one node until cancelled, or until it has finished its work after `drain.request()`.
 
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
@@ -60,12 +59,17 @@ async def run_node(config: NodeConfig) -> None:
         )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = _run_target if config.role == "target" else _run_drafter
-        # Others can be let in while the model is loading.
-        await _run_all(
-            config.node_id,
-            membership=membership.run(),
-            node=run(config, broker, thread, membership),
-        )
+        drain = drain or Drain(config.drain_timeout_s)
+        try:
+            # Others can be let in while the model is loading.
+            await _run_all(
+                config.node_id,
+                membership=membership.run(),
+                node=run(config, broker, thread, membership, drain),
+                drain=drain.run(),
+            )
+        except Drained as reason:
+            logger.info("drained: node=%s reason=%s", config.node_id, reason)
 
 
 def _broker_address(config: NodeConfig) -> BrokerAddress | None:
@@ -77,16 +81,18 @@ def _broker_address(config: NodeConfig) -> BrokerAddress | None:
         password=config.broker_password,
         ca_file=config.broker_ca,
         certificate_file=config.broker_certificate,
+        keepalive_s=config.broker_keepalive,
     )
 
 
 async def _run_target(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
-) -> None:
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
     assert broker is not None
     await _refuse_second_target(config, broker)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
-    engine, loaded = await thread.run(functools.partial(_load_target, config))
+    engine, loaded = await thread.run(functools.partial(load_target, config))
     assert loaded.codec is not None
     balancer = Balancer()
     verifying = Verifying(
@@ -96,13 +102,19 @@ async def _run_target(
         costs=balancer,
     )
 
+    counters = Counters()
+
+    def on_lost(link: Link) -> None:
+        counters.count("lost_links")
+        _log_lost(link)
+
     def on_joined(link: Link) -> None:
         _log_joined(link)
         balancer.welcome(link.peer.node_id)
 
     peers = _peers(
         config, loaded, membership,
-        on_request=_refuse_work, on_joined=on_joined, on_lost=_log_lost,
+        on_request=_refuse_work, on_joined=on_joined, on_lost=on_lost,
     )  # fmt: skip
     serving = Serving(
         model=loaded.name,
@@ -112,21 +124,46 @@ async def _run_target(
         exactness=loaded.exactness,
         verifying=verifying,
         balancer=balancer,
-        drafters=lambda: cast(Mapping[str, DrafterLink], peers.links),
+        drafters=lambda: _drafters(peers),
     )
-    gateway = Gateway(serving, broker=broker, cluster=config.cluster, node_id=config.node_id)
-    presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
+    gateway = Gateway(
+        serving, broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
+    )
+    presence = Presence(
+        broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
+    )
+
+    def on_readiness(reason: str | None) -> None:
+        presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
+        gateway.heed(reason)
+        if reason is not None:
+            counters.count("stalls")
+
+    readiness = Readiness(
+        passes=verifying,
+        prompt=loaded.codec.encode(_CANARY_PROMPT),
+        is_exact=loaded.exactness == "bitwise",
+        on_change=on_readiness,
+        stall_s=config.stall_timeout_s,
+    )
+
+    async def wind_down() -> None:
+        presence.publish_presence("draining")
+        await gateway.drain()
+
+    drain.by(wind_down)
 
     def state() -> NodeState:
-        return target_state(loaded, serving, verifying, balancer, peers)
+        return target_state(loaded, serving, verifying, balancer, peers, gateway, counters)
 
     await _run_all(
         config.node_id,
         peers=peers.run(),
         verifying=verifying.run(),
+        readiness=readiness.run(),
         gateway=gateway.run(),
         presence=presence.run(),
-        state=_publish_state(presence, state),
+        state=publish_state(presence, state),
     )
 
 
@@ -152,10 +189,11 @@ async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> No
 
 
 async def _run_drafter(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
-) -> None:
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
-    engine, loaded = await thread.run(functools.partial(_load_drafter, config))
+    engine, loaded = await thread.run(functools.partial(load_drafter, config))
     drafting = Drafting(
         engine=engine,
         thread=thread,
@@ -166,22 +204,46 @@ async def _run_drafter(
     def on_request(link: Link, message: DraftRequest | Release) -> None:
         drafting.on_request(message, link.send)
 
+    counters = Counters()
+
     def on_lost(link: Link) -> None:
+        counters.count("lost_links")
         _log_lost(link)
         if not peers.links:
             drafting.forget_all()
 
+    def on_joined(link: Link) -> None:
+        _log_joined(link)
+        if drain.is_requested:
+            link.send(Leave())
+
     peers = _peers(
-        config, loaded, membership, on_request=on_request, on_joined=_log_joined, on_lost=on_lost
+        config, loaded, membership, on_request=on_request, on_joined=on_joined, on_lost=on_lost
     )
+    presence: Presence | None = None
+
+    async def wind_down() -> None:
+        if presence is not None:
+            presence.publish_presence("draining")
+        for link in peers.links.values():
+            with contextlib.suppress(LinkError):
+                link.send(Leave())
+        # What was asked before they heard of it may still be on its way.
+        await asyncio.sleep(_LAST_ASKS_S)
+        await drafting.idle()
+
+    drain.by(wind_down)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
-        presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
+        presence = Presence(
+            broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
+        )
 
         def state() -> NodeState:
-            return drafter_state(loaded, drafting, peers)
+            return drafter_state(loaded, drafting, peers, counters)
 
-        loops |= {"presence": presence.run(), "state": _publish_state(presence, state)}
+        presence.publish_presence("ready")
+        loops |= {"presence": presence.run(), "state": publish_state(presence, state)}
     await _run_all(config.node_id, **loops)
 
 
@@ -196,43 +258,6 @@ async def _run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
         while isinstance(reason, BaseExceptionGroup):
             reason = reason.exceptions[0]
         raise reason from None
-
-
-def _load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
-    from edgecosine.engine.loading import load_target  # imports torch, which takes seconds
-
-    return _pinned(load_target(_load_options(config)), config)
-
-
-def _load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
-    if config.model == NGRAM:
-        return _pinned(load_ngram(), config)
-    from edgecosine.engine.loading import load_drafter
-
-    return _pinned(load_drafter(_load_options(config)), config)
-
-
-def _pinned(loaded: Result, config: NodeConfig) -> Result:
-    """Keep all threads of the process on the node's cores, now that loading is over."""
-    if config.cores:
-        for thread in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(thread.name), config.cores)
-    return loaded
-
-
-def _load_options(config: NodeConfig) -> LoadOptions:
-    return LoadOptions(
-        model=config.model,
-        device=config.device,
-        dtype=config.dtype,
-        quantize=config.quantize,
-        threads=config.threads or len(config.cores),
-        slots=config.slots,
-        context=config.context,
-        ballast=config.ballast,
-        tensor_parallel=config.tensor_parallel,
-        exactness=config.exactness,
-    )
 
 
 def _peers(
@@ -268,6 +293,11 @@ def _peers(
     )
 
 
+def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:
+    """Who may be asked now, by node id."""
+    return {node_id: link for node_id, link in peers.links.items() if not link.is_leaving}
+
+
 def _refuse_work(link: Link, _: DraftRequest | Release) -> None:
     link.close("a target drafts for nobody")
 
@@ -282,15 +312,3 @@ def _log_joined(link: Link) -> None:
 
 def _log_lost(link: Link) -> None:
     logger.info("lost: peer=%s reason=%s", link.peer.node_id, link.closed.result())
-
-
-async def _publish_state(presence: Presence, state: Callable[[], NodeState]) -> None:
-    """Tell the node's state when it changes, looking once a period."""
-    presence.publish_presence("ready")
-    told: NodeState | None = None
-    while True:
-        now = state()
-        if now != told:
-            presence.publish_state(now)
-            told = now
-        await asyncio.sleep(STATE_PERIOD_S)

@@ -1,30 +1,45 @@
 """Publications that wait for a broker: in order, bounded, kept until the broker has them.
 
-A message of QoS 1 leaves when it was acknowledged and is sent again after a broken connection. One
-of QoS 0 may be lost, and is the one that is left out when there is no room.
+What must arrive, such as a final message, is never left out, so whoever makes more of it waits for
+`room` first. A retained message takes the place of an older one on its topic. Of QoS 0, such as the
+parts of an answer, is left out what finds no room: the final message has all text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections.abc import Callable
 
 from edgecosine.protocol.publication import Outgoing
 
 logger = logging.getLogger(__name__)
 
+MAX_MESSAGES = 10_000
+MAX_BYTES = 16 << 20
+
 
 class Outbox:
     """A queue with one taker. `put` never waits, so no session ever waits for a slow broker."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._waiting: deque[Outgoing] = deque()
+    def __init__(
+        self,
+        max_messages: int = MAX_MESSAGES,
+        max_bytes: int = MAX_BYTES,
+        on_drop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._max_messages, self._max_bytes = max_messages, max_bytes
+        self._on_drop = on_drop
+        self._waiting: dict[int, Outgoing] = {}
+        """By number, in the order in which they leave."""
+        self._retained: dict[str, int] = {}
+        """Numbers of the retained ones that wait, by topic."""
         self._in_flight: dict[int, Outgoing] = {}
-        self._num_taken = 0
+        self._last_number = 0
+        self._num_bytes = 0
         self._num_dropped = 0
         self._has_message = asyncio.Event()
+        self._has_left = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._in_flight)
@@ -35,40 +50,71 @@ class Outbox:
             f"{self._num_dropped} dropped>"
         )
 
+    @property
+    def is_full(self) -> bool:
+        """Whether only what must arrive finds room."""
+        return len(self) >= self._max_messages or self._num_bytes >= self._max_bytes
+
+    async def room(self) -> None:
+        """Wait until the outbox is not full."""
+        while self.is_full:
+            self._has_left.clear()
+            await self._has_left.wait()
+
     def put(self, message: Outgoing) -> None:
-        """Queue a message; in a full outbox QoS 0 is dropped, and at twice the limit the oldest."""
-        if len(self) >= self._limit and message.qos == 0:
+        """Queue a message; in a full outbox QoS 0 is dropped."""
+        if message.retain and (older := self._retained.pop(message.topic, None)) is not None:
+            self._forget(self._waiting.pop(older))
+        if message.qos == 0 and self.is_full:
             self._drop()
             return
-        if len(self._waiting) >= 2 * self._limit:
-            self._waiting.popleft()
-            self._drop()
-        self._waiting.append(message)
-        self._has_message.set()
+        self._last_number += 1
+        self._add(self._last_number, message)
 
     async def take(self) -> tuple[int, Outgoing]:
         """Wait for the next message; `settle` or `rewind` ends its time in flight."""
         while not self._waiting:
             self._has_message.clear()
             await self._has_message.wait()
-        message = self._waiting.popleft()
-        self._num_taken += 1
-        self._in_flight[self._num_taken] = message
-        return self._num_taken, message
+        number, message = next(iter(self._waiting.items()))
+        del self._waiting[number]
+        if self._retained.get(message.topic) == number:
+            del self._retained[message.topic]
+        self._in_flight[number] = message
+        return number, message
 
     def settle(self, number: int) -> None:
         """The broker has message `number`."""
-        self._in_flight.pop(number, None)
+        message = self._in_flight.pop(number, None)
+        if message is not None:
+            self._forget(message)
 
     def rewind(self) -> None:
         """The connection broke: what was in flight with QoS 1 is sent again, in its old order."""
-        again = [message for message in self._in_flight.values() if message.qos]
-        self._in_flight.clear()
-        self._waiting.extendleft(reversed(again))
-        if self._waiting:
-            self._has_message.set()
+        later, self._waiting = self._waiting, {}
+        in_flight, self._in_flight = self._in_flight, {}
+        self._retained.clear()
+        self._num_bytes = 0
+        for number, message in (*in_flight.items(), *later.items()):
+            if message.qos or number in later:
+                if message.retain and (older := self._retained.pop(message.topic, None)):
+                    self._forget(self._waiting.pop(older))
+                self._add(number, message)
+        self._has_left.set()
+
+    def _add(self, number: int, message: Outgoing) -> None:
+        self._waiting[number] = message
+        self._num_bytes += len(message.payload)
+        if message.retain:
+            self._retained[message.topic] = number
+        self._has_message.set()
+
+    def _forget(self, message: Outgoing) -> None:
+        self._num_bytes -= len(message.payload)
+        self._has_left.set()
 
     def _drop(self) -> None:
         self._num_dropped += 1
+        self._on_drop()
         if self._num_dropped & (self._num_dropped - 1) == 0:
             logger.warning("outbox is full, messages dropped=%d", self._num_dropped)

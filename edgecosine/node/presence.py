@@ -6,12 +6,14 @@ node's, and the gateway's connection carries the cluster's.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.protocol.notices import (
     NodePresence,
@@ -22,6 +24,8 @@ from edgecosine.protocol.notices import (
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import NodeStatusTopic, Topics
+
+STATE_PERIOD_S = 1.0
 
 
 class Presence:
@@ -35,12 +39,14 @@ class Presence:
         node_id: str,
         session: str | None = None,
         wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
     ) -> None:
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._session = session or secrets.token_hex(8)
         self._wall_clock_s = wall_clock_s
         self._presence: NodePresence = "starting"
+        self._reason = ""
         self._state: NodeState | None = None
         self._courier = Courier(
             broker,
@@ -50,6 +56,7 @@ class Presence:
             will=self._status("lost"),
             announce=self._announcement,
             farewell=self._farewell,
+            counters=counters,
         )
 
     def __repr__(self) -> str:
@@ -63,9 +70,11 @@ class Presence:
         """Wait until the broker is there."""
         await self._courier.connected()
 
-    def publish_presence(self, presence: NodePresence) -> None:
-        """Say that the node is starting, ready or leaving."""
-        self._presence = presence
+    def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
+        """Say how the node is, and why it is not ready. Who drains is not ready again."""
+        if self._presence == "draining":
+            return
+        self._presence, self._reason = presence, reason
         self._courier.send(self._status(presence))
 
     def publish_state(self, state: NodeState) -> None:
@@ -88,6 +97,7 @@ class Presence:
             presence,
             session=self._session,
             now_s=self._wall_clock_s(),
+            reason=self._reason if presence == self._presence else "",
         )
 
     def _announcement(self) -> Sequence[Outgoing]:
@@ -101,3 +111,14 @@ class Presence:
             node_state_notice(self._topics, self._node_id, None),
             self._status("offline"),
         )
+
+
+async def publish_state(presence: Presence, state: Callable[[], NodeState]) -> NoReturn:
+    """Tell the node's state when it changes, looking once a period, until cancelled."""
+    told: NodeState | None = None
+    while True:
+        now = state()
+        if now != told:
+            presence.publish_state(now)
+            told = now
+        await asyncio.sleep(STATE_PERIOD_S)

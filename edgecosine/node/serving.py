@@ -43,6 +43,8 @@ class Serving:
         self.num_tokens = 0
         self.num_rounds = 0
         self.num_accepted = 0
+        self.num_late = 0
+        """Drafts that came after their deadline."""
 
     def __repr__(self) -> str:
         return f"<Serving {self._model} [{len(self._sessions)} sessions, {self.num_answers} done]>"
@@ -124,9 +126,11 @@ class Serving:
         self.num_tokens += answer.num_tokens
         self.num_rounds += metrics.num_rounds
         self.num_accepted += metrics.num_accepted_tokens
+        self.num_late += sum(share.late for share in metrics.drafters.values())
         logger.info(
             "answered: request=%s prompt_tokens=%d tokens=%d rounds=%d accepted=%d elapsed_s=%.3f "
-            "finish=%s plan=%s",
+            "finish=%s plan=%s drafters=%s",
             request.key, answer.num_prompt_tokens, answer.num_tokens, metrics.num_rounds,
             metrics.num_accepted_tokens, elapsed_s, answer.finish_reason, metrics.plan,
+            ",".join(sorted(metrics.drafters)) or "none",
         )  # fmt: skip

@@ -9,6 +9,7 @@ late is not in the tree.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 
@@ -35,6 +36,8 @@ from edgecosine.protocol.request import (
     Started,
 )
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+
+logger = logging.getLogger(__name__)
 
 FIRST_GRACE_S = 0.01
 """How long the first drafts may take after the target has read the prompt."""
@@ -133,7 +136,12 @@ class Session:
         ahead = self._balancer.ahead(self._state, linked, plan, tree)
         trial = self._balancer.trial(self._state, linked, plan)
         verdict, foreseen, tried = await self._verify_beside(tree, ahead, trial)
-        self._tally.count_round(tree, [draft.node_id for draft in drafts], verdict)
+        drafters = [draft.node_id for draft in drafts]
+        self._tally.count_round(tree, drafters, verdict)
+        logger.debug(
+            "round: request=%s drafters=%s nodes=%d accepted=%d plan=%s",
+            self._request.key, drafters, len(tree), len(verdict.path), plan.reason,
+        )  # fmt: skip
         if plan.drafters:
             self._balancer.observe_round(
                 self._state, was_ready=is_ready, num_accepted=len(verdict.path)

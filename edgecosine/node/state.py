@@ -6,7 +6,9 @@ from typing import Any
 
 from edgecosine.engine.options import Loaded
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import Drafting
+from edgecosine.node.gateway import Gateway
 from edgecosine.node.peers import Peers
 from edgecosine.node.serving import Serving
 from edgecosine.node.verifying import Verifying
@@ -19,9 +21,12 @@ def target_state(
     verifying: Verifying,
     balancer: Balancer,
     peers: Peers,
+    gateway: Gateway,
+    counters: Counters,
 ) -> NodeState:
     """What a target tells on its state topic."""
     rounds = max(1, serving.num_rounds)
+    admission = gateway.admission
     return {
         "role": "target",
         "model": loaded.name,
@@ -36,6 +41,11 @@ def target_state(
         "busy_s": round(verifying.busy_s, 3),
         "idle_s": round(verifying.idle_s, 3),
         "plan": balancer.last_reason,
+        "at_work": admission.num_at_work,
+        "queued": admission.num_queued,
+        "is_full": admission.is_full,
+        "is_congested": gateway.is_congested,
+        "counters": _counts(counters, late_drafts=serving.num_late),
         "drafters": {
             node_id: {
                 "rtt_ms": round(link.rtt_s * 1e3, 2),
@@ -45,6 +55,11 @@ def target_state(
         },
         "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if e.standing != "linked"],
     }
+
+
+def _counts(counters: Counters, **more: int) -> dict[str, Any]:
+    """All that was counted, here and by the actors themselves."""
+    return {**counters.view(), **{name: number for name, number in more.items() if number}}
 
 
 def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
@@ -57,7 +72,9 @@ def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
     }
 
 
-def drafter_state(loaded: Loaded, drafting: Drafting, peers: Peers) -> NodeState:
+def drafter_state(
+    loaded: Loaded, drafting: Drafting, peers: Peers, counters: Counters
+) -> NodeState:
     """What a drafter tells on its state topic."""
     rtts = [link.rtt_s for link in peers.links.values()]
     return {
@@ -70,4 +87,5 @@ def drafter_state(loaded: Loaded, drafting: Drafting, peers: Peers) -> NodeState
         else None,
         "drafted": drafting.num_tokens,
         "targets": sorted(peers.links),
+        "counters": _counts(counters, stale_drafts=drafting.num_stale),
     }

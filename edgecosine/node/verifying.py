@@ -76,6 +76,11 @@ class Verifying:
     def __repr__(self) -> str:
         return f"<Verifying [{len(self._mailbox)} waiting, {self.num_passes} passes]>"
 
+    @property
+    def num_held(self) -> int:
+        """Works that wait for a pass or are in one."""
+        return len(self._mailbox) + len(self._batch)
+
     async def verify(self, work: VerifyWork) -> Verdict:
         """The target's verdict on a tree.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.protocol.notices import ONLINE, NodeView, view_nodes
+from edgecosine.protocol.notices import DRAINING, ONLINE, NodeView, view_nodes
 from edgecosine.protocol.topics import (
     AnyTopic,
     InfoTopic,
@@ -31,6 +31,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.is_online = False
+        self.is_draining = False
+        """Whether the gateway that is there lets nobody else in."""
         self.offline_since = math.inf
         """In the loop's time; infinite when the gateway was never seen."""
         self._info = b"{}"
@@ -77,7 +79,8 @@ class Watch:
 
     def take_status(self, payload: bytes) -> bool:
         """The cluster said whether it is there; True when that is news."""
-        is_online = payload == ONLINE
+        self.is_draining = payload == DRAINING
+        is_online = payload in (ONLINE, DRAINING)
         if is_online == self.is_online:
             return False
         self.is_online = is_online

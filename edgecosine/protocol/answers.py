@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.errors import Overloaded, RequestError
+from edgecosine.errors import RequestError
 from edgecosine.protocol.request import (
     Answer,
     Choice,
@@ -22,7 +22,6 @@ from edgecosine.protocol.request import (
     TokenLogprobs,
 )
 
-_RATE_LIMITED = 429
 _SERVER_FAULT = 500
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no word for; vLLM's figure."""
@@ -117,7 +116,7 @@ def render_error(error: RequestError, request_id: str) -> bytes:
         "code": error.code,
         "status": error.status,
     }
-    if isinstance(error, Overloaded):
+    if error.retry_after_s is not None:
         fault["retry_after_s"] = error.retry_after_s
     return msgspec.json.encode({"id": request_id, "error": fault})
 
@@ -214,12 +213,11 @@ def _sayable(logprob: float) -> float:
 def _error(message: str, fault: Mapping[str, Any]) -> RequestError:
     status = fault.get("status")
     retry_after_s = fault.get("retry_after_s")
-    if status == _RATE_LIMITED and isinstance(retry_after_s, int | float):
-        return Overloaded(retry_after_s)
     parameter = fault.get("param")
     return RequestError(
         message,
         code=str(fault.get("code")),
         parameter=parameter if isinstance(parameter, str) else None,
         status=status if isinstance(status, int) else _SERVER_FAULT,
+        retry_after_s=retry_after_s if isinstance(retry_after_s, int | float) else None,
     )

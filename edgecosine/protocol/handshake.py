@@ -24,6 +24,7 @@ from edgecosine.protocol.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Leave,
     OutOfStep,
     Ping,
     Pong,
@@ -46,7 +47,7 @@ class State(Enum):
 
 WORK_BY_SENDER: Final[Mapping[Role, frozenset[type[AnyMessage]]]] = {
     "target": frozenset({DraftRequest, Release}),
-    "drafter": frozenset({Draft, OutOfStep}),
+    "drafter": frozenset({Draft, OutOfStep, Leave}),
 }
 
 

@@ -148,7 +148,11 @@ class OutOfStep(Message, frozen=True, tag="outofstep"):
     is_ahead: bool = False
 
 
-AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep
+class Leave(Message, frozen=True, tag="leave"):
+    """The drafter is going: it is not to be asked any more, and answers what it was asked."""
+
+
+AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep | Leave
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

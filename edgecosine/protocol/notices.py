@@ -16,9 +16,12 @@ CONTRACT_VERSION = 1
 """Of the topics and bodies; counts up when a reader must change."""
 ONLINE = b"online"
 OFFLINE = b"offline"
+DRAINING = b"draining"
+"""Online for those who have asked, and closed for others."""
 
-NodePresence = Literal["starting", "ready", "leaving", "offline", "lost"]
-"""`offline` was said by the node, `lost` by the broker in its name."""
+NodePresence = Literal["starting", "ready", "unavailable", "draining", "offline", "lost"]
+"""`offline` was said by the node, `lost` by the broker in its name. `unavailable` is a target whose
+engine does not answer."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -27,10 +30,12 @@ class NodeStatus(msgspec.Struct, frozen=True):
     state: NodePresence
     session: str
     ts: float
+    reason: str = ""
+    """Why it is not ready."""
 
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
-    """The cluster's `online` or `offline`."""
+    """The cluster's `online`, `draining` or `offline`."""
     return Outgoing(topics.status, payload, retain=True, content_type=TEXT_TYPE)
 
 
@@ -52,18 +57,25 @@ def info_notice(
             "stream": topics.stream("<client>", "<id>"),
             "state": topics.job_state("<id>"),
             "cancel": topics.job_cancel("<id>"),
+            "client": topics.client_status("<client>"),
         },
     }
     return Outgoing(topics.info, msgspec.json.encode(body), retain=True, content_type=JSON_TYPE)
 
 
 def node_status_notice(
-    topics: Topics, node_id: str, state: NodePresence, *, session: str, now_s: float
+    topics: Topics,
+    node_id: str,
+    state: NodePresence,
+    *,
+    session: str,
+    now_s: float,
+    reason: str = "",
 ) -> Outgoing:
     """Whether a node is there, for all who come later too."""
     return Outgoing(
         topics.node_status(node_id),
-        msgspec.json.encode(NodeStatus(state, session, now_s)),
+        msgspec.json.encode(NodeStatus(state, session, now_s, reason)),
         retain=True,
         content_type=JSON_TYPE,
     )

@@ -1,9 +1,9 @@
 """Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
 
 The standard fields under their standard names, plus vLLM's top_k, min_p, repetition_penalty,
-min_tokens, stop_token_ids and ignore_eos, and our id, client, reply_to, deadline_ms, policy and
-trace. Fields that we do not know are ignored, since OpenAI clients send many; fields that we know
-and cannot honour are refused. A null field is an absent one.
+min_tokens, stop_token_ids, ignore_eos and priority, and our id, client, reply_to, deadline_ms,
+policy and trace. Fields that we do not know are ignored, since OpenAI clients send many; fields
+that we know and cannot honour are refused. A null field is an absent one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MAX_CHOICES = 8
 MAX_TOP_LOGPROBS_CHAT = 20
 MAX_TOP_LOGPROBS_COMPLETION = 5
 MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
+MAX_PRIORITY = (1 << 31) - 1
 
 _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
@@ -88,6 +89,7 @@ def parse_request(
         deadline_s=_deadline_s(fields),
         top_logprobs=_top_logprobs(kind, fields),
         n=fields.integer("n", 1, low=1, high=MAX_CHOICES),
+        priority=fields.integer("priority", 0, low=-MAX_PRIORITY, high=MAX_PRIORITY),
         trace=fields.boolean("trace", default=False),
     )
 
@@ -129,6 +131,7 @@ def render_body(request: Request) -> bytes:
         "ignore_eos": request.ignore_eos,
         "n": request.n,
         "policy": request.policy,
+        "priority": request.priority,
         "stream": request.stream,
         "trace": request.trace,
     }

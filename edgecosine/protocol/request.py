@@ -88,6 +88,8 @@ class Request:
     """Choices wanted: independent samples, each from a seed of its own."""
     choice: int = 0
     """Which of the choices a session makes; the asker's request has 0."""
+    priority: int = 0
+    """Lower goes first, as in vLLM."""
     trace: bool = False
     """Whether the answer tells the course of its rounds."""
 

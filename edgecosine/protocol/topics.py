@@ -65,6 +65,13 @@ class NodeStateTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientStatusTopic:
+    """An asker says whether it is there."""
+
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseTopic:
     """A final message, for whoever asked."""
 
@@ -87,6 +94,7 @@ AnyTopic = (
     | InfoTopic
     | NodeStatusTopic
     | NodeStateTopic
+    | ClientStatusTopic
     | ResponseTopic
     | StreamTopic
 )
@@ -112,7 +120,7 @@ class Topics:
 
     @property
     def status(self) -> str:
-        """Retained `online` or `offline`."""
+        """Retained `online`, `draining` or `offline`."""
         return f"{self.root}/status"
 
     @property
@@ -148,6 +156,10 @@ class Topics:
         """Where an asker ends a request."""
         return f"{self.root}/job/{request_id}/cancel"
 
+    def client_status(self, client_id: str) -> str:
+        """Where an asker, or its will, says `online` or `offline`; not retained."""
+        return f"{self.root}/client/{client_id}/status"
+
     @property
     def requests(self) -> str:
         """Filter for requests of all kinds."""
@@ -180,6 +192,8 @@ class Topics:
                 return NodeStatusTopic(node_id)
             case ["node", node_id, "state"]:
                 return NodeStateTopic(node_id)
+            case ["client", client_id, "status"]:
+                return ClientStatusTopic(client_id)
             case ["response", client_id, request_id]:
                 return ResponseTopic(client_id, request_id)
             case ["stream", client_id, request_id]:

@@ -148,7 +148,7 @@ def hash_password(password: str) -> str:
 def _client_rules(topics: Topics, name: str) -> str:
     lines = [f"user {name}"]
     lines += [f"topic write {topics.request(kind)}" for kind in REQUEST_KINDS]
-    lines += [f"topic write {topics.cancels}"]
+    lines += [f"topic write {topics.cancels}", f"topic write {topics.client_status(name)}"]
     lines += [
         f"topic read {topic}"
         for topic in (

@@ -11,6 +11,7 @@ from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
+from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import HOME, free_port, house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
@@ -196,5 +197,65 @@ def test_strange_messages_on_our_topics_are_passed_over() -> None:
             gate.set()
             rest = [step async for step in steps]
             assert isinstance(rest[-1], Final)
+
+    run(story())
+
+
+def test_refused_request_comes_again_when_it_was_told_to() -> None:
+    async def story() -> None:
+        service = ScriptedService(max_sessions=1)
+        async with house(service, max_queued=0) as home, Client(home.broker.url, "home") as client:
+            gate = service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            async with asyncio.TaskGroup() as group:
+                second = group.create_task(whole(client, completion("2")))
+                await home.listener.expect(HOME.response(client.client_id, "2"))
+                gate.set()
+                async for _ in steps:
+                    pass
+            assert second.result()[1].text == "to be"
+            assert client.num_retries >= 1
+
+    run(story())
+
+
+@pytest.mark.parametrize(("retry_patience_s", "deadline_s"), [(0.0, 60.0), (30.0, 0.01)])
+def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
+    retry_patience_s: float, deadline_s: float
+) -> None:
+    async def story() -> None:
+        service = ScriptedService(max_sessions=1)
+        async with (
+            house(service, max_queued=0) as home,
+            Client(home.broker.url, "home", retry_patience_s=retry_patience_s) as client,
+        ):
+            service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            with pytest.raises(RequestError) as refusal:
+                await whole(client, completion("2", deadline_s=deadline_s))
+            assert refusal.value.code == "overloaded"
+            assert refusal.value.retry_after_s
+            assert client.num_retries == 0
+            await steps.aclose()
+
+    run(story())
+
+
+@pytest.mark.parametrize(("contract", "is_served"), [(1, True), (2, False), ("?", True)])
+def test_gateway_of_a_later_contract_is_refused_by_name(
+    contract: int | str, *, is_served: bool
+) -> None:
+    async def story() -> None:
+        async with house() as home:
+            home.listener.send(HOME.info, {"contract": contract}, retain=True)
+            await home.listener.expect(HOME.info)
+            async with Client(home.broker.url, "home") as client:
+                if is_served:
+                    assert (await whole(client, completion("1")))[1].text == "to be"
+                    return
+                with pytest.raises(RequestError, match="version 2 of the MQTT contract"):
+                    await whole(client, completion("1"))
 
     run(story())

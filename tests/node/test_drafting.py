@@ -299,6 +299,36 @@ def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> Non
     run(main())
 
 
+def test_flood_of_releases_is_no_work() -> None:
+    async def main() -> None:
+        post, engine = Post(), CountingDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(2 * rules.MAX_REQUESTS):
+                drafting.on_request(Release(f"unknown-{number}"), post)
+                drafting.on_request(ask(PREFIX, key=f"known-{number}"), post)
+                drafting.on_request(Release(f"known-{number}"), post)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX), post)
+                await post.drafts(1)
+        assert len(engine.released) == rules.MAX_REQUESTS
+        assert all(key.startswith("known") for key in engine.released)
+
+    run(main())
+
+
+class CountingDrafter(ScriptedDrafter):
+    """Keeps what it was told to release."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.released: list[str] = []
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
+        super().release(key)
+
+
 def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
     async def main() -> None:
         replies: list[AnyMessage] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgecosine.errors import Overloaded, RequestError
+from edgecosine.errors import RequestError
 from edgecosine.node.ledger import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, Finished, Ledger
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Outgoing
@@ -22,7 +22,7 @@ def request(request_id: str = "1", n: int = 1) -> Request:
 
 
 def test_states_only_go_forward() -> None:
-    ledger = Ledger(max_sessions=1, max_queued=0)
+    ledger = Ledger(max_sessions=1)
     entry = ledger.admit(ticket("1"), request(), 0.0)
     assert ledger.advance(entry, "running")
     assert not ledger.advance(entry, "queued")
@@ -32,50 +32,15 @@ def test_states_only_go_forward() -> None:
     assert entry.state == "done"
 
 
-def test_door_is_full_until_somebody_leaves() -> None:
-    ledger = Ledger(max_sessions=1, max_queued=1)
-    first = ledger.admit(ticket("1"), request(), 0.0)
-    ledger.admit(ticket("2"), request(), 0.0)
-    with pytest.raises(Overloaded) as refusal:
-        ledger.admit(ticket("3"), request(), 0.0)
-    assert refusal.value.retry_after_s > 0
-    ledger.finish(first, "done", FINAL, 1.0)
-    assert ledger.admit(ticket("3"), request(), 0.0)
-
-
-def test_each_choice_takes_a_place() -> None:
-    ledger = Ledger(max_sessions=3, max_queued=2)
-    first = ledger.admit(ticket("1"), request(n=3), 0.0)
-    with pytest.raises(Overloaded):
-        ledger.admit(ticket("2"), request(n=3), 0.0)
-    ledger.admit(ticket("2"), request(n=2), 0.0)
-    ledger.finish(first, "done", FINAL, 1.0)
-    assert ledger.admit(ticket("3"), request(n=3), 0.0)
-
-
 def test_more_choices_than_sessions_never_find_room() -> None:
-    ledger = Ledger(max_sessions=3, max_queued=9)
+    ledger = Ledger(max_sessions=3)
     with pytest.raises(RequestError, match="n is 4") as refusal:
         ledger.admit(ticket("1"), request(n=4), 0.0)
     assert (refusal.value.parameter, refusal.value.status) == ("n", 400)
 
 
-def test_hint_follows_how_long_requests_take() -> None:
-    hints = []
-    for duration_s in (0.01, 300.0):
-        ledger = Ledger(max_sessions=1, max_queued=0)
-        for number in range(50):
-            entry = ledger.admit(ticket(str(number)), request(), 0.0)
-            ledger.finish(entry, "done", FINAL, duration_s)
-        ledger.admit(ticket("last"), request(), 0.0)
-        with pytest.raises(Overloaded) as refusal:
-            ledger.admit(ticket("more"), request(), 0.0)
-        hints.append(refusal.value.retry_after_s)
-    assert hints == [0.1, 60.0]
-
-
 def test_name_is_remembered_at_work_and_after() -> None:
-    ledger = Ledger(max_sessions=1, max_queued=0)
+    ledger = Ledger(max_sessions=1)
     assert ledger.recall(ticket("1")) is None
     entry = ledger.admit(ticket("1"), request(), 0.0)
     assert ledger.recall(ticket("1")) is entry
@@ -87,7 +52,7 @@ def test_name_is_remembered_at_work_and_after() -> None:
 
 
 def test_cancel_finds_whose_request_is_meant() -> None:
-    ledger = Ledger(max_sessions=9, max_queued=0)
+    ledger = Ledger(max_sessions=9)
     mine = ledger.admit(ticket("1", "a"), request(), 0.0)
     assert ledger.find("1", None) is mine
     ledger.admit(ticket("1", "b"), request(), 0.0)
@@ -103,7 +68,7 @@ def test_cancel_finds_whose_request_is_meant() -> None:
     [(b"", MAX_KEPT_ANSWERS), (bytes(MAX_KEPT_BYTES // 4), 4)],
 )
 def test_kept_answers_are_bounded_and_the_asked_for_stay(payload: bytes, num_kept: int) -> None:
-    ledger = Ledger(max_sessions=1, max_queued=0)
+    ledger = Ledger(max_sessions=1)
     for number in range(num_kept + 5):
         entry = ledger.admit(ticket(str(number)), request(), 0.0)
         ledger.finish(entry, "done", Outgoing("t", payload), 1.0)

@@ -19,7 +19,7 @@ from edgecosine.node.guard import Guard
 from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link
 from edgecosine.node.sockets import connect, listen
-from edgecosine.protocol.messages import Draft, DraftRequest, OutOfStep, Release
+from edgecosine.protocol.messages import Draft, DraftRequest, Leave, OutOfStep, Release
 from edgecosine.protocol.vocabulary import Vocabulary
 from tests.node.wire_fixtures import (
     QUICK,
@@ -98,6 +98,25 @@ def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
             assert await task == OutOfStep(asked.request_id, 1, have=2)
             link.send(Release(asked.request_id))
             assert (await inbox.asked.get())[1] == Release(asked.request_id)
+            link.abort("done")
+
+    run(main())
+
+
+def test_drafter_that_leaves_says_so_and_still_answers_what_it_was_asked() -> None:
+    async def main() -> None:
+        inbox = Inbox()
+        async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+            link = await connect(drafter.address, target_settings())
+            first, second = group.create_task(link.ask(request(1))), request(2)
+            their_end, asked = await asked_of(inbox)
+            their_end.send(Leave())
+            their_end.send(draft_for(asked))
+            assert await first == draft_for(asked)
+            assert link.is_leaving
+            task = group.create_task(link.ask(second))
+            their_end.send(draft_for((await asked_of(inbox))[1]))
+            assert await task == draft_for(second)
             link.abort("done")
 
     run(main())

@@ -190,6 +190,7 @@ def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
         TOPICS.response("alice", "1"),
         TOPICS.stream("alice", "1"),
         TOPICS.job_state("1"),
+        TOPICS.client_status("alice"),
         "zigbee2mqtt/lock/set",
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from edgecosine.balance.admission import Admission
 from edgecosine.node.reception import Reception
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
@@ -26,7 +27,12 @@ class Desk:
     def __init__(self, service: ScriptedService) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
-        self.reception = Reception(service, topics=HOME, send=self._send, max_queued=4)
+        self.reception = Reception(
+            service,
+            topics=HOME,
+            send=self._send,
+            admission=Admission(num_places=service.max_sessions, max_queued=4),
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)

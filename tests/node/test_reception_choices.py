@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgecosine.balance.admission import Admission
 from edgecosine.errors import ActorStopped
 from edgecosine.node.reception import Reception
 from edgecosine.node.service import Service
@@ -32,7 +33,12 @@ class Desk:
     def __init__(self, service: Service) -> None:
         self.sent: list[Outgoing] = []
         self.finished = asyncio.Event()
-        self.reception = Reception(service, topics=HOME, send=self._send, max_queued=4)
+        self.reception = Reception(
+            service,
+            topics=HOME,
+            send=self._send,
+            admission=Admission(num_places=service.max_sessions, max_queued=4),
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)

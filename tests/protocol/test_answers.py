@@ -200,9 +200,10 @@ def test_error_is_read_again(status: int, kind: str) -> None:
 
 
 def test_overload_keeps_its_hint() -> None:
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(RequestError, match="capacity") as caught:
         parse_final(render_error(Overloaded(2.5), "1"))
     assert caught.value.retry_after_s == 2.5
+    assert (caught.value.code, caught.value.status) == ("overloaded", 503)
 
 
 @given(

@@ -12,6 +12,7 @@ from edgecosine.protocol.messages import (
     AnyMessage,
     Draft,
     DraftRequest,
+    Leave,
     OutOfStep,
     Ping,
     Pong,
@@ -35,6 +36,7 @@ SAMPLES: dict[str, AnyMessage] = {
     "release": Release("a"),
     "draft": Draft("a", 0, b"", b""),
     "outofstep": OutOfStep("a", 0, 0),
+    "leave": Leave(),
 }
 REACHED: dict[State, list[str]] = {
     State.GREETING: [],
@@ -51,6 +53,7 @@ EXPECTED: dict[State, dict[str, State]] = {
         "pong": State.READY,
         "draft": State.READY,
         "outofstep": State.READY,
+        "leave": State.READY,
         "refuse": State.CLOSED,
     },
     State.CLOSED: {},

@@ -338,6 +338,7 @@ kinds_and_prompts = st.one_of(
     deadline_s=st.one_of(st.just(math.inf), st.integers(1, 604_800).map(float)),
     stream=st.booleans(),
     trace=st.booleans(),
+    priority=st.integers(-(1 << 31) + 1, (1 << 31) - 1),
 )
 @settings(max_examples=100)
 def test_what_is_written_is_read_again(

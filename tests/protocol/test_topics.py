@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from edgecosine.errors import ConfigError, RequestError
 from edgecosine.protocol.topics import (
     CancelTopic,
+    ClientStatusTopic,
     InfoTopic,
     NodeStateTopic,
     NodeStatusTopic,
@@ -46,6 +47,7 @@ def test_every_name_can_be_read_again(client: str, request: str) -> None:
     assert HOME.parse(HOME.stream(client, request)) == StreamTopic(client, request)
     assert HOME.parse(HOME.node_status(client)) == NodeStatusTopic(client)
     assert HOME.parse(HOME.node_state(client)) == NodeStateTopic(client)
+    assert HOME.parse(HOME.client_status(client)) == ClientStatusTopic(client)
     assert HOME.parse(HOME.status) == StatusTopic()
     assert HOME.parse(HOME.info) == InfoTopic()
 

@@ -14,6 +14,7 @@ from edgecosine.protocol.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Leave,
     OutOfStep,
     Ping,
     Pong,
@@ -115,4 +116,5 @@ messages: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(Release, request_id=keys),
     drafts(),
     st.builds(OutOfStep, request_id=keys, round=counts, have=counts, is_ahead=st.booleans()),
+    st.builds(Leave),
 )

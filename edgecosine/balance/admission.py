@@ -1,0 +1,168 @@
+"""Who is let in, and when it is whose turn: expected completion against the deadline.
+
+A request is refused at once when the queue is full, when its client has its share of the queue, or
+when, by what is ahead of it and the speed that was measured, it would end after its deadline.
+Whoever would start at once is let in whatever is expected: only work can correct an expectation.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from edgecosine.balance.fairness import FairQueue, Job
+from edgecosine.errors import Overloaded
+
+_FORGETTING = 0.9
+"""Weight of what was learned before, at each new answer."""
+_FIRST_GUESS_S = 1.0
+_SHORTEST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 60.0
+_TOO_MANY = 429
+_SHORTEST_JOB = 1.0
+
+
+class Pace:
+    """How long sessions take and how many of the tokens that they may have, learned from answers.
+
+    Sums with a fading memory, so that long answers weigh more than short ones.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._tokens = self._allowed = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Pace {self.token_s:.4f} s a token>"
+
+    @property
+    def token_s(self) -> float:
+        """Seconds that one session needs for a token, all included; 0 before the first answer."""
+        return self._seconds / self._tokens if self._tokens else 0.0
+
+    def observe(self, num_tokens: int, max_tokens: int, elapsed_s: float) -> None:
+        """A session has made `num_tokens` of at most `max_tokens` in `elapsed_s` seconds."""
+        self._seconds = _FORGETTING * self._seconds + elapsed_s
+        self._tokens = _FORGETTING * self._tokens + max(1, num_tokens)
+        self._allowed = _FORGETTING * self._allowed + max_tokens
+
+    def tokens(self, max_tokens: int) -> float:
+        """How many tokens an answer that may have `max_tokens` is expected to have."""
+        share = min(1.0, self._tokens / self._allowed) if self._allowed else 1.0
+        return max(_SHORTEST_JOB, share * max_tokens)
+
+
+class Admission:
+    """Places for sessions, and the queue before them. `now` is in seconds of any steady clock."""
+
+    def __init__(
+        self, *, num_places: int, max_queued: int, max_queued_per_client: int | None = None
+    ) -> None:
+        self._num_places, self._max_queued = num_places, max_queued
+        # One client may not fill the queue for all others.
+        half = -(-max_queued // 2)
+        self.max_queued_per_client = (
+            half if max_queued_per_client is None else max_queued_per_client
+        )
+        self._queue = FairQueue()
+        self._since: dict[Job, float] = {}
+        """When each job at work has started."""
+        self.pace = Pace()
+
+    def __repr__(self) -> str:
+        return f"<Admission [{len(self._since)} at work, {len(self._queue)} queued]>"
+
+    @property
+    def num_queued(self) -> int:
+        """Jobs that wait."""
+        return len(self._queue)
+
+    @property
+    def at_work(self) -> tuple[Job, ...]:
+        """Jobs that have a place."""
+        return tuple(self._since)
+
+    @property
+    def num_at_work(self) -> int:
+        """Places that are taken."""
+        return len(self._since)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody else can be let in."""
+        return self.num_queued >= self._max_queued and self.num_at_work >= self._num_places
+
+    def check(self, jobs: Sequence[Job], deadline_s: float, now: float) -> None:
+        """Whether a request of one client, each choice a job, may come in.
+
+        Raises Overloaded.
+        """
+        num_free = max(0, self._num_places - len(self._since) - len(self._queue))
+        num_waiting = len(jobs) - num_free
+        if num_waiting <= 0:
+            return
+        if len(self._queue) + num_waiting > self._max_queued:
+            raise Overloaded(_sayable(self._next_place_s(now)))
+        if self._queue.num_waiting(jobs[0].client_id) + num_waiting > self.max_queued_per_client:
+            raise Overloaded(
+                _sayable(self._next_place_s(now)),
+                f"this client's share of the queue, {self.max_queued_per_client}, is used up",
+                status=_TOO_MANY,
+            )
+        late_s = self._completion_s(jobs, now) - deadline_s
+        if late_s > 0:
+            raise Overloaded(
+                _sayable(late_s), "the answer is not expected before the request's deadline"
+            )
+
+    def add(self, job: Job) -> None:
+        """A job waits for its turn; also one that was let in by an earlier life of this node."""
+        self._queue.add(job)
+
+    def start(self, now: float) -> Job | None:
+        """The job whose turn it is, which is at work from now on; None when none can start."""
+        if len(self._since) >= self._num_places or not self._queue:
+            return None
+        job = self._queue.pop()
+        self._since[job] = now
+        return job
+
+    def leave(self, job: Job, now: float, num_tokens: int | None = None) -> None:
+        """A job does not wait any more or has ended, with an answer of so many tokens if any."""
+        since = self._since.pop(job, None)
+        if since is None:
+            self._queue.discard(job)
+            return
+        if num_tokens is None:
+            token_s = self.pace.token_s
+            made = (now - since) / token_s if token_s else job.cost
+            num_tokens = math.ceil(min(made, job.cost))
+        self._queue.settle(job, num_tokens)
+
+    def _next_place_s(self, now: float) -> float:
+        if not self.pace.token_s:
+            return _FIRST_GUESS_S
+        return min((self._remaining_s(job, now) for job in self._since), default=0.0)
+
+    def _completion_s(self, jobs: Sequence[Job], now: float) -> float:
+        """Seconds until the last of `jobs` has ended, if all goes on as it went."""
+        ends = [self._remaining_s(job, now) for job in self._since]
+        ends += [0.0] * (self._num_places - len(ends))
+        heapq.heapify(ends)
+        wanted, completion_s = set(jobs), 0.0
+        for job in self._queue.order(jobs):
+            end_s = ends[0] + job.cost * self.pace.token_s
+            heapq.heapreplace(ends, end_s)
+            if job in wanted:
+                wanted.discard(job)
+                completion_s = max(completion_s, end_s)
+                if not wanted:
+                    break
+        return completion_s
+
+    def _remaining_s(self, job: Job, now: float) -> float:
+        return max(0.0, job.cost * self.pace.token_s - (now - self._since[job]))
+
+
+def _sayable(retry_s: float) -> float:
+    return round(min(max(retry_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S), 3)

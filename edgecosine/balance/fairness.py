@@ -1,0 +1,159 @@
+"""Whose turn it is: fair shares of the target's tokens for all clients, with priorities on loan.
+
+Start-time fair queueing (Goyal et al., 1996) over clients instead of flows: each client's next job
+has as tag the tokens that the client was given so far, and the lowest tag goes first. A client that
+comes back begins at the virtual time, so nobody saves up turns, nor pays for what nobody wanted.
+
+A step of priority, lower first as in vLLM, shifts a job's tag by `STEP_TOKENS`. So it is a head
+start and not a right of way: what a client was given counts all the same, and the virtual time,
+which grows with every job that starts, passes every tag in the end. That is the ageing; even a
+crowd that comes under ever new names cannot hold anybody back for ever.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+STEP_TOKENS: Final = 1024.0
+MAX_PRIORITY: Final = 16
+"""Priorities beyond this, in either direction, count as this."""
+MAX_CLIENTS: Final = 1024
+"""Those beyond it are remembered only while they want something."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What takes one place. `cost` is in tokens, expected and above 0."""
+
+    client_id: str
+    cost: float
+    priority: int = 0
+
+    @property
+    def shift(self) -> float:
+        """What its priority adds to its tag, in tokens."""
+        return STEP_TOKENS * max(-MAX_PRIORITY, min(MAX_PRIORITY, self.priority))
+
+
+@dataclass(slots=True)
+class _Client:
+    tag: float
+    """Tokens given, on the scale of the virtual time."""
+    waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+    """In the order of their turns: by tag at arrival and priority, then by arrival."""
+    num_at_work: int = 0
+
+    @property
+    def head(self) -> tuple[float, int]:
+        """The tag of the next job, priority included, and when it came."""
+        _, number, job = self.waiting[0]
+        return self.tag + job.shift, number
+
+
+class FairQueue:
+    """Jobs that wait, and what each client was given."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, _Client] = {}
+        self._numbers = itertools.count()
+        self._virtual = 0.0
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<FairQueue [{self._size} waiting, {len(self._clients)} clients]>"
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def num_known(self) -> int:
+        """Clients that are remembered."""
+        return len(self._clients)
+
+    def num_waiting(self, client_id: str) -> int:
+        """Jobs of one client that wait."""
+        client = self._clients.get(client_id)
+        return len(client.waiting) if client else 0
+
+    def add(self, job: Job) -> None:
+        """A job waits from now on."""
+        client = self._clients.setdefault(job.client_id, _Client(self._virtual))
+        if not client.waiting:
+            client.tag = max(client.tag, self._virtual)
+        insort(client.waiting, (client.tag + job.shift, next(self._numbers), job))
+        self._size += 1
+
+    def discard(self, job: Job) -> None:
+        """A job does not want its turn any more; nothing happens where it does not wait."""
+        client = self._clients.get(job.client_id)
+        if client is None:
+            return
+        kept = [entry for entry in client.waiting if entry[2] is not job]
+        self._size -= len(client.waiting) - len(kept)
+        client.waiting = kept
+        self._forget_idle()
+
+    def pop(self) -> Job:
+        """The job whose turn it is; it is at work until `settle`.
+
+        Raises IndexError when none waits.
+        """
+        backlogged = [client for client in self._clients.values() if client.waiting]
+        if not backlogged:
+            raise IndexError("no job waits")
+        client = min(backlogged, key=lambda each: each.head)
+        lowest = min(each.tag for each in backlogged)
+        _, _, job = client.waiting.pop(0)
+        num_active = sum(1 for each in self._clients.values() if each.waiting or each.num_at_work)
+        num_active += not client.waiting and not client.num_at_work
+        self._virtual = max(self._virtual + job.cost / num_active, lowest)
+        client.tag += job.cost
+        client.num_at_work += 1
+        self._size -= 1
+        return job
+
+    def settle(self, job: Job, cost: float) -> None:
+        """A job that was at work has ended, having cost so many tokens."""
+        client = self._clients[job.client_id]
+        client.tag += cost - job.cost
+        client.num_at_work -= 1
+        self._forget_idle()
+
+    def order(self, more: Iterable[Job] = ()) -> list[Job]:
+        """All turns in their order, if `more` came now and nobody after them."""
+        lines = {name: (c.tag, list(c.waiting)) for name, c in self._clients.items() if c.waiting}
+        for number, job in enumerate(more, start=1 << 62):
+            known = self._clients.get(job.client_id)
+            fresh = max(known.tag if known else self._virtual, self._virtual)
+            tag, waiting = lines.setdefault(job.client_id, (fresh, []))
+            insort(waiting, (tag + job.shift, number, job))
+        heads = [(tag + line[0][2].shift, line[0][1], tag, line) for tag, line in lines.values()]
+        heapq.heapify(heads)
+        turns: list[Job] = []
+        while heads:
+            _, _, tag, line = heads[0]
+            _, _, job = line.pop(0)
+            turns.append(job)
+            tag += job.cost
+            if line:
+                heapq.heapreplace(heads, (tag + line[0][2].shift, line[0][1], tag, line))
+            else:
+                heapq.heappop(heads)
+        return turns
+
+    def _forget_idle(self) -> None:
+        """Of too many clients, those who want nothing and were given least are as good as new."""
+        if len(self._clients) <= MAX_CLIENTS:
+            return
+        idle = [
+            (client.tag, name)
+            for name, client in self._clients.items()
+            if not client.waiting and not client.num_at_work
+        ]
+        for _, name in sorted(idle)[: (len(idle) + 1) // 2]:
+            del self._clients[name]

@@ -1,0 +1,54 @@
+"""A node's engine, loaded as its settings say, on the processors that they name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from edgecosine.config import NodeConfig
+from edgecosine.engine.base import DraftEngine, TargetEngine
+from edgecosine.engine.model_files import NGRAM
+from edgecosine.engine.ngram import load_ngram
+from edgecosine.engine.options import Loaded, LoadOptions
+
+Result = TypeVar("Result")
+
+
+def load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
+    """The target engine that the settings name; in the engine's thread."""
+    from edgecosine.engine import loading  # imports torch, which takes seconds
+
+    return _pinned(loading.load_target(_load_options(config)), config)
+
+
+def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
+    """The draft engine that the settings name; in the engine's thread."""
+    if config.model == NGRAM:
+        return _pinned(load_ngram(), config)
+    from edgecosine.engine import loading
+
+    return _pinned(loading.load_drafter(_load_options(config)), config)
+
+
+def _pinned(loaded: Result, config: NodeConfig) -> Result:
+    """Keep all threads of the process on the node's cores, now that loading is over."""
+    if config.cores:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), config.cores)
+    return loaded
+
+
+def _load_options(config: NodeConfig) -> LoadOptions:
+    return LoadOptions(
+        model=config.model,
+        device=config.device,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        threads=config.threads or len(config.cores),
+        slots=config.slots,
+        context=config.context,
+        ballast=config.ballast,
+        tensor_parallel=config.tensor_parallel,
+        exactness=config.exactness,
+    )

@@ -1,0 +1,61 @@
+"""Is the cluster well, and if not, why: read from what its broker holds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgecosine.protocol.notices import NodeView
+
+_SAID = ("unavailable", "draining", "lost", "starting")
+"""What a node may be that calls for attention; `offline` is somebody's wish."""
+
+
+def concerns(*, is_online: bool, is_draining: bool, nodes: Mapping[str, NodeView]) -> list[str]:
+    """What is not as it should be, in words; none when the cluster is healthy."""
+    found = []
+    if not is_online:
+        found.append("no gateway is online, so nobody is answered")
+    elif is_draining:
+        found.append("the gateway takes no more requests, for it is going")
+    for name, view in nodes.items():
+        if view.status is not None and view.status.state in _SAID:
+            why = f": {view.status.reason}" if view.status.reason else ""
+            found.append(f"{name} is {view.status.state}{why}")
+        if view.is_here and view.state.get("role") == "target":
+            found += [f"{name}: {concern}" for concern in _of_target(view.state)]
+    return found
+
+
+def _of_target(state: Mapping[str, Any]) -> list[str]:
+    found = []
+    if state.get("is_full"):
+        found.append(f"the queue is full, {state.get('queued')} wait")
+    if state.get("is_congested"):
+        found.append("the broker takes less than there is to say; parts of answers are left out")
+    if not state.get("drafters"):
+        found.append("no drafter is linked, so it decodes alone")
+    not_linked = state.get("not_linked")
+    if isinstance(not_linked, list):
+        found += [f"not linked: {peer}" for peer in not_linked]
+    return found
+
+
+def counted(nodes: Mapping[str, NodeView]) -> list[str]:
+    """What each node has counted, in words; nothing of nodes that had nothing to count."""
+    lines = []
+    for name, view in nodes.items():
+        counters = view.state.get("counters")
+        if isinstance(counters, dict) and counters:
+            shown = ", ".join(
+                f"{event.replace('_', ' ')} {_shown(count)}" for event, count in counters.items()
+            )
+            lines.append(f"{name}: {shown}")
+    return lines
+
+
+def _shown(count: object) -> str:
+    if isinstance(count, dict):
+        kinds = ", ".join(f"{kind} {number}" for kind, number in count.items())
+        return f"({kinds})"
+    return str(count)

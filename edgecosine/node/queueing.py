@@ -1,0 +1,95 @@
+"""Places at the target for those who were let in: who waits here goes on when its turn comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from edgecosine.balance.admission import Admission
+from edgecosine.balance.fairness import Job
+from edgecosine.protocol.request import Answer, Request
+
+
+class Turn:
+    """`async with turn:` waits for a place and gives it back."""
+
+    def __init__(self, places: Places, job: Job) -> None:
+        self.job = job
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.num_tokens: int | None = None
+        """Of the answer, once there is one."""
+        self._places = places
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.begun
+        except asyncio.CancelledError:
+            self._places.leave([self])
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._places.leave([self])
+
+
+class Places:
+    """The sessions that may be at work at one time, and the queue before them."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._turns: dict[Job, Turn] = {}
+
+    def __repr__(self) -> str:
+        return f"<Places {self._admission!r}>"
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Whether there is room for the choices of one request.
+
+        Raises Overloaded.
+        """
+        jobs = [self._job(request) for request in requests]
+        self._admission.check(jobs, requests[0].deadline_s, _now())
+
+    def book(self, requests: Sequence[Request]) -> list[Turn]:
+        """A turn for each of the choices, which count from now on."""
+        turns = [Turn(self, self._job(request)) for request in requests]
+        for turn in turns:
+            self._turns[turn.job] = turn
+            self._admission.add(turn.job)
+        self._start()
+        return turns
+
+    def leave(self, turns: Sequence[Turn]) -> None:
+        """The turns have been used, or are not wanted any more; once is enough."""
+        for turn in turns:
+            if self._turns.pop(turn.job, None) is not None:
+                turn.begun.cancel()
+                self._admission.leave(turn.job, _now(), turn.num_tokens)
+        self._start()
+
+    def learn(self, turn: Turn, request: Request, answer: Answer, elapsed_s: float) -> None:
+        """A turn's session has made its answer in so much time."""
+        turn.num_tokens = answer.num_tokens
+        self._admission.pace.observe(answer.num_tokens, request.max_tokens, elapsed_s)
+
+    def _job(self, request: Request) -> Job:
+        cost = self._admission.pace.tokens(request.max_tokens)
+        return Job(request.client_id, cost, request.priority)
+
+    def _start(self) -> None:
+        while (job := self._admission.start(_now())) is not None:
+            begun = self._turns[job].begun
+            # Whoever was cancelled while waiting leaves in a moment.
+            if not begun.done():
+                begun.set_result(None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

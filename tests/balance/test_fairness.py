@@ -1,0 +1,145 @@
+"""Turns: work-conserving, fair to clients, and nobody waits for ever, whoever comes meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.balance.fairness import MAX_CLIENTS, MAX_PRIORITY, STEP_TOKENS, FairQueue, Job
+
+COSTS = st.integers(1, 512).map(float)
+JOBS = st.builds(Job, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Job | str]:
+    """Jobs that come, and turns and ends in between."""
+    return draw(st.lists(st.one_of(JOBS, st.sampled_from(["turn", "end"])), max_size=60))
+
+
+def play(history: list[Job | str]) -> tuple[FairQueue, list[Job], list[Job]]:
+    """A queue after a history, who waits in it, and who is at work."""
+    queue, waiting, at_work = FairQueue(), [], []
+    for event in history:
+        if isinstance(event, Job):
+            queue.add(event)
+            waiting.append(event)
+        elif event == "turn" and waiting:
+            job = queue.pop()
+            waiting.remove(job)
+            at_work.append(job)
+        elif event == "end" and at_work:
+            job = at_work.pop(0)
+            queue.settle(job, job.cost / 2)
+        assert len(queue) == len(waiting)
+    return queue, waiting, at_work
+
+
+@given(histories())
+def test_every_job_has_one_turn(history: list[Job | str]) -> None:
+    queue, waiting, _ = play(history)
+    turns = [queue.pop() for _ in waiting]
+    assert Counter(turns) == Counter(waiting)
+    assert len(queue) == 0
+
+
+@given(histories(), st.lists(JOBS, max_size=5).filter(lambda jobs: len({*jobs}) == len(jobs)))
+def test_order_is_foretold(history: list[Job | str], more: list[Job]) -> None:
+    queue, waiting, _ = play(history)
+    foretold = queue.order(more)
+    for job in more:
+        queue.add(job)
+    assert [queue.pop() for _ in [*waiting, *more]] == foretold
+
+
+@given(histories())
+def test_who_leaves_has_no_turn(history: list[Job | str]) -> None:
+    queue, waiting, _ = play(history)
+    for leaver in waiting[::3]:
+        queue.discard(leaver)
+        queue.discard(leaver)
+    left = {*waiting[::3]}
+    turns = [queue.pop() for _ in range(len(queue))]
+    assert Counter(turns) == Counter(job for job in waiting if job not in left)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.lists(COSTS, min_size=1, max_size=30), min_size=2)
+)
+def test_clients_who_all_want_get_equal_shares(wants: dict[str, list[float]]) -> None:
+    """Fair to within one job, as long as all of them wait."""
+    queue = FairQueue()
+    for client, costs in wants.items():
+        for cost in costs:
+            queue.add(Job(client, cost))
+    dearest = max(max(costs) for costs in wants.values())
+    given_: defaultdict[str, float] = defaultdict(float)
+    while all(queue.num_waiting(client) for client in wants):
+        job = queue.pop()
+        given_[job.client_id] += job.cost
+        shares = [given_[client] for client in wants]
+        assert max(shares) - min(shares) <= dearest
+
+
+@given(st.integers(1, 40), st.integers(1, 20))
+def test_newcomer_goes_before_a_hogs_queue(num_hogged: int, num_before: int) -> None:
+    queue = FairQueue()
+    for _ in range(num_hogged + num_before):
+        queue.add(Job("hog", 100.0))
+    for _ in range(num_before):
+        queue.settle(queue.pop(), 100.0)
+    mine = Job("light", 10.0)
+    queue.add(mine)
+    assert mine in (queue.pop(), queue.pop())
+
+
+@given(st.integers(-MAX_PRIORITY, MAX_PRIORITY - 1), COSTS, COSTS)
+def test_lower_priority_number_goes_first(priority: int, cost: float, other: float) -> None:
+    for names in ("aa", "ab"):
+        queue = FairQueue()
+        later, first = Job(names[0], cost, priority + 1), Job(names[1], other, priority)
+        queue.add(later)
+        queue.add(first)
+        assert [queue.pop(), queue.pop()] == [first, later]
+
+
+@given(
+    st.integers(-1000, 1000),
+    st.lists(st.tuples(COSTS, st.integers(-1000, 0)), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_nobody_starves(
+    priority: int, newcomers: list[tuple[float, int]], is_under_new_names: bool
+) -> None:
+    """However urgent they are and under however many names they come, newcomers before each turn
+    hold up a waiting job for a bounded time."""
+    queue = FairQueue()
+    mine = Job("patient", 1.0, priority)
+    queue.add(mine)
+    cheapest = min(cost for cost, _ in newcomers)
+    num_active = len(newcomers) + 2
+    # Each turn moves the virtual time by its cost over the clients at work or waiting.
+    bound = 2 * MAX_PRIORITY * STEP_TOKENS * num_active / cheapest + num_active
+    step = max(1.0, bound / 400)
+    turns = 0
+    while True:
+        while len(queue) < num_active:
+            cost, urgency = newcomers[turns % len(newcomers)]
+            name = f"n{turns}-{len(queue)}" if is_under_new_names else "same"
+            queue.add(Job(name, cost * step, urgency))
+        job = queue.pop()
+        if job is mine:
+            break
+        queue.settle(job, job.cost)
+        turns += 1
+        assert turns <= bound / step + 2 * num_active
+
+
+def test_memory_is_bounded_under_ever_new_names() -> None:
+    queue = FairQueue()
+    for name in range(3 * MAX_CLIENTS):
+        queue.add(Job(str(name), 1.0))
+        queue.settle(queue.pop(), 1000.0 * (1 + name % 7))
+        assert queue.num_known <= MAX_CLIENTS + 1

@@ -1,0 +1,94 @@
+"""Nodes that are stopped in the middle of it, by real signals to real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from edgecosine import zoo
+from edgecosine.errors import RequestError
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import Request
+from tests.mqtt_fixtures import free_port, run_patiently
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@contextlib.asynccontextmanager
+async def _cluster() -> AsyncIterator[tuple[LocalCluster, Client]]:
+    plan = ClusterPlan(
+        cluster="frozen",
+        target=Member(
+            "t",
+            (
+                "--role", "target", "--model", zoo.TARGET, "--threads", "1",
+                "--broker-keepalive", "2",
+            ),
+        ),
+        drafters=(Member("d", ("--role", "drafter", "--model", "ngram")),),
+        broker_port=free_port(),
+    )  # fmt: skip
+    async with (
+        LocalCluster(plan, print) as cluster,
+        Client(cluster.broker_url, plan.cluster, retry_patience_s=0) as client,
+    ):
+        yield cluster, client
+
+
+async def _text(client: Client, request_id: str) -> str:
+    request = Request("", request_id, "completion", "def main():", max_tokens=16, ignore_eos=True)
+    async with contextlib.aclosing(client.ask(request)) as steps:
+        async for step in steps:
+            if isinstance(step, Final):
+                return step.text
+    raise AssertionError("no final message")
+
+
+async def _until(client: Client, node_id: str, state: str) -> None:
+    """Wait until a node is said to be in a state."""
+    while True:
+        view = (await client.nodes()).get(node_id)
+        if view is not None and view.status is not None and view.status.state == state:
+            return
+        await client.changed()
+
+
+def test_stopped_target_is_lost_to_its_askers_and_comes_back() -> None:
+    async def story() -> None:
+        async with _cluster() as (cluster, client):
+            await _until(client, "t", "ready")
+            text = await _text(client, "1")
+            os.kill(cluster.pid("t"), signal.SIGSTOP)
+            await _until(client, "t", "lost")
+            while await client.is_online():
+                await client.changed()
+            with pytest.raises(RequestError) as refusal:
+                await _text(client, "2")
+            assert refusal.value.code == "gateway_offline"
+            os.kill(cluster.pid("t"), signal.SIGCONT)
+            while not await client.is_online():
+                await client.changed()
+            await _until(client, "t", "ready")
+            assert await _text(client, "3") == text
+
+    run_patiently(story())
+
+
+def test_stopped_drafter_is_out_of_the_roster_and_comes_back_by_itself() -> None:
+    async def story() -> None:
+        async with _cluster() as (cluster, client):
+            text = await _text(client, "1")
+            os.kill(cluster.pid("d"), signal.SIGSTOP)
+            assert await _text(client, "2") == text
+            await cluster.wait_until_linked(0)
+            os.kill(cluster.pid("d"), signal.SIGCONT)
+            await cluster.wait_until_linked(1)
+            assert await _text(client, "3") == text
+
+    run_patiently(story())

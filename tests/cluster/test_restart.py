@@ -1,0 +1,142 @@
+"""Signals to real nodes: SIGTERM finishes what is at work, a second one does not; nothing is lost
+when every node is restarted in turn under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from collections import Counter
+
+import pytest
+
+from edgecosine import zoo
+from edgecosine.errors import RequestError
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import Delta, Request
+from tests.mqtt_fixtures import free_port, run_patiently
+
+pytestmark = pytest.mark.timeout(300)
+
+MAX_TOKENS = 48
+LONG = 700
+
+
+def _plan(*target_options: str) -> ClusterPlan:
+    target = ("--role", "target", "--model", zoo.TARGET, "--ballast", "4", "--threads", "1")
+    drafters = (zoo.drafter_names()[0], "ngram")
+    return ClusterPlan(
+        cluster="restart",
+        target=Member("t", (*target, *target_options)),
+        drafters=tuple(
+            Member(f"d{number}", ("--role", "drafter", "--model", model, "--threads", "1"))
+            for number, model in enumerate(drafters)
+        ),
+        broker_port=free_port(),
+    )
+
+
+def _request(prompt: str, max_tokens: int = MAX_TOKENS, *, stream: bool = False) -> Request:
+    return Request(
+        "", secrets.token_hex(8), "completion", prompt, max_tokens=max_tokens, ignore_eos=True,
+        stream=stream,
+    )  # fmt: skip
+
+
+async def _text(client: Client, prompt: str) -> str:
+    async with contextlib.aclosing(client.ask(_request(prompt))) as steps:
+        async for step in steps:
+            if isinstance(step, Final):
+                return step.text
+    raise AssertionError("no final message")
+
+
+async def _ask_on(
+    client: Client, prompts: list[str], said: list[tuple[str, str]], codes: Counter[str],
+    stop: asyncio.Event,
+) -> None:  # fmt: skip
+    """Ask one after the other; whoever finds the door closed asks again."""
+    number = 0
+    while not stop.is_set():
+        prompt = prompts[number % len(prompts)]
+        try:
+            said.append((prompt, await _text(client, prompt)))
+            number += 1
+        except RequestError as refusal:
+            codes[refusal.code] += 1
+            await asyncio.sleep(0.2)
+
+
+async def _restarted(cluster: LocalCluster, client: Client, node_id: str) -> None:
+    """SIGTERM one node and wait until another life of it is ready."""
+    before = (await client.nodes())[node_id].status
+    assert before is not None
+    os.kill(cluster.pid(node_id), signal.SIGTERM)
+    while True:
+        view = (await client.nodes()).get(node_id)
+        now = view.status if view else None
+        if now is not None and now.session != before.session and now.state == "ready":
+            return
+        await client.changed()
+
+
+def test_rolling_restart_under_load_loses_nothing() -> None:
+    async def story() -> None:
+        plan = _plan()
+        prompts = [texts[-1] for texts in zoo.prompts().values()]
+        said: list[tuple[str, str]] = []
+        codes: Counter[str] = Counter()
+        async with (
+            LocalCluster(plan, print) as cluster,
+            Client(
+                cluster.broker_url, plan.cluster, patience_s=120, retry_patience_s=120
+            ) as client,
+        ):
+            truth = {prompt: await _text(client, prompt) for prompt in prompts}
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                for asker in range(3):
+                    turned = prompts[asker:] + prompts[:asker]
+                    group.create_task(_ask_on(client, turned, said, codes, stop))
+                for node_id in ("d0", "t", "d1"):
+                    await _restarted(cluster, client, node_id)
+                    await cluster.wait_until_linked(2)
+                    truth_again = [await _text(client, prompt) for prompt in prompts]
+                    assert truth_again == list(truth.values())
+                stop.set()
+        assert {text == truth[prompt] for prompt, text in said} == {True}
+        # Only new requests are turned away, and only while nobody is there.
+        assert set(codes) <= {"gateway_offline"}
+        assert client.num_retries > 0
+
+    run_patiently(story())
+
+
+@pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "end of the grace"])
+def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool) -> None:
+    async def story() -> None:
+        plan = _plan("--drain-timeout", "60" if is_urged else "0.5", "--context", "2048")
+        async with (
+            LocalCluster(plan, print) as cluster,
+            Client(cluster.broker_url, plan.cluster) as client,
+        ):
+            steps = client.ask(_request("def main():", LONG, stream=True))
+            assert isinstance(await anext(steps), Delta)
+            pid = cluster.pid("t")
+            os.kill(pid, signal.SIGTERM)
+            while (status := (await client.nodes())["t"].status) is None or (
+                status.state != "draining"
+            ):
+                await client.changed()
+            if is_urged:
+                os.kill(pid, signal.SIGTERM)
+            with pytest.raises(RequestError) as ending:
+                async for _ in steps:
+                    pass
+            assert ending.value.code == "shutting_down"
+
+    run_patiently(story())
