@@ -19,16 +19,19 @@ def hold_s(
 ) -> tuple[float, int]:
     """How long a pass of `rows` rows is worth holding back, and for how many latecomers.
 
-    Whoever misses a pass needs one more. Held back for the first n, the target idles until the last
-    of these is there and makes one pass, `pass_s(rows + theirs)`; else it makes two. The n that
-    saves the most of the target's time is best; (0.0, 0) when none saves any.
+    Whoever misses it shares another one; only those count who come before it would be over. Held back for the first n, the target idles until the last
+    of these is there, and makes a pass with them and one for the rest. The n that takes the least
+    of its time is best; (0.0, 0) is to start at once.
     """
-    best_s, best_count, most_saved_s = 0.0, 0, 0.0
-    alone_s, late_rows = pass_s(rows), 0
-    for count, late in enumerate(sorted(latecomers, key=lambda late: late.in_s), start=1):
-        late_rows += late.rows
+    soon_s = pass_s(rows)
+    coming = [late for late in latecomers if late.in_s < soon_s]
+    coming.sort(key=lambda late: late.in_s)
+    rest = sum(late.rows for late in coming)
+    best, least_s = (0.0, 0), soon_s + (pass_s(rest) if coming else 0.0)
+    for count, late in enumerate(coming, start=1):
+        rows, rest = rows + late.rows, rest - late.rows
         wait_s = max(0.0, late.in_s)
-        saved_s = alone_s + pass_s(late_rows) - pass_s(rows + late_rows) - wait_s
-        if saved_s > most_saved_s:
-            best_s, best_count, most_saved_s = wait_s, count, saved_s
-    return best_s, best_count
+        taken_s = wait_s + pass_s(rows) + (pass_s(rest) if count < len(coming) else 0.0)
+        if taken_s < least_s:
+            best, least_s = (wait_s, count), taken_s
+    return best

@@ -206,6 +206,8 @@ class Session:
         committed = self._sequence.tokens
         self._balancer.observe_truth(self._state, proposals, committed)
         self._balancer.observe_text(self._state, committed)
+        if not self._state.policy.width:
+            foreseen = [proposal.chain() for proposal in foreseen]
         newest = {proposal.node_id: proposal for proposal in (*proposals, *foreseen)}
         left = [proposal.after(committed) for proposal in newest.values()]
         return [proposal for proposal in left if proposal is not None]

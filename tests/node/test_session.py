@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from contextlib import aclosing
 from typing import Any
@@ -337,7 +338,8 @@ def test_end_token_is_no_end_when_it_is_ignored() -> None:
     assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
 
 
-def test_text_is_shown_when_it_is_certain_and_not_before() -> None:
+def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", 0.0)
     language = recital("To be", "s€ stay stop".encode())
 
     async def main() -> list[str]:
@@ -347,6 +349,18 @@ def test_text_is_shown_when_it_is_certain_and_not_before() -> None:
             return [step.text for step in steps if isinstance(step, Delta)]
 
     assert run(main()) == ["s€", " ", "sta", "y", " "]
+
+
+def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", math.inf)
+    language = recital("To be", "one and all".encode())
+
+    async def main() -> list[str]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(request(max_tokens=11))
+            return [step.text for step in steps if isinstance(step, Delta)]
+
+    assert run(main()) == ["one and all"]
 
 
 def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:

@@ -1,0 +1,64 @@
+"""Speculation goes on where it was measured to be worth it, and is tried again where it was not."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.balance.regime import FIRST_REST, LONGEST_REST, TRIAL_PASSES, Regimes
+
+PLAIN_S = 0.010
+
+
+def play(regimes: Regimes, passes: int, speculating_per_s: float, requests: int = 4) -> int:
+    """Passes at these speeds; returns how many of them were plain."""
+    num_plain = 0
+    for _ in range(passes):
+        if regimes.speculates(requests):
+            regimes.observe(requests, 100, 100 / speculating_per_s, PLAIN_S)
+        else:
+            num_plain += 1
+            regimes.observe(requests, requests, PLAIN_S, PLAIN_S)
+    return num_plain
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5, 4.0])
+def test_speculation_that_gains_never_stops(gain: float) -> None:
+    assert play(Regimes(), 1000, gain * 4 / PLAIN_S) == 0
+
+
+@pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
+def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
+    regimes = Regimes()
+    first = play(regimes, 1000, gain * 4 / PLAIN_S)
+    later = play(regimes, 10000, gain * 4 / PLAIN_S)
+    assert first >= 0.8 * 1000
+    assert later >= 0.99 * 10000
+
+
+def test_speculation_that_gains_again_is_found_within_one_rest() -> None:
+    regimes = Regimes()
+    play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
+    assert play(regimes, 2 * LONGEST_REST, 2.0 * 4 / PLAIN_S) <= LONGEST_REST
+    assert regimes.speculates(4)
+
+
+def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
+    regimes = Regimes()
+    play(regimes, 100 * TRIAL_PASSES, 2.0 * 4 / PLAIN_S)
+    bad = 0
+    while regimes.speculates(4):
+        regimes.observe(4, 1, 1.0, PLAIN_S)
+        bad += 1
+        assert bad < 10
+    assert play(regimes, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST
+
+
+def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_next_smaller() -> None:
+    regimes = Regimes()
+    play(regimes, 100, 2.0 * 1 / PLAIN_S, requests=1)
+    play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
+    assert regimes.speculates(1)
+    assert not regimes.speculates(4)
+    assert not regimes.speculates(6)
+    assert regimes.speculates(2)
+    assert "4 requests" in regimes.reason(4)
