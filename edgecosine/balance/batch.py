@@ -19,9 +19,10 @@ def hold_s(
 ) -> tuple[float, int]:
     """How long a pass of `rows` rows is worth holding back, and for how many latecomers.
 
-    Whoever misses it shares another one; only those count who come before it would be over. Held back for the first n, the target idles until the last
-    of these is there, and makes a pass with them and one for the rest. The n that takes the least
-    of its time is best; (0.0, 0) is to start at once.
+    Whoever misses it shares another one; only those count who come before it would be over. Held
+    back for the first n, the target idles until the last of these is there, and makes a pass with
+    them and one for the rest. The n that takes the least of its time is best; (0.0, 0) is to start
+    at once.
     """
     soon_s = pass_s(rows)
     coming = [late for late in latecomers if late.in_s < soon_s]

@@ -353,7 +353,7 @@ def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.Mon
 
 def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", math.inf)
-    language = recital("To be", "one and all".encode())
+    language = recital("To be", b"one and all")
 
     async def main() -> list[str]:
         async with house(ScriptedTarget(language)) as home:
