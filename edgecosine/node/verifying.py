@@ -20,6 +20,7 @@ from edgecosine.engine.base import (
 )
 from edgecosine.engine.profile import profile
 from edgecosine.errors import ActorStopped
+from edgecosine.node.clock import now
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.mailbox import Envelope, Mailbox
 
@@ -71,10 +72,9 @@ class Verifying:
     async def run(self) -> None:
         """Measure what passes cost, then run them as long as there are works."""
         try:
-            costs = await self._thread.run(functools.partial(profile, self._engine))
-            for num_rows, elapsed_s in costs.items():
+            for num_rows, elapsed_s in (await self._profile()).items():
                 self._observe_pass(num_rows, elapsed_s)
-            self._ended = time.perf_counter()
+            self._ended = now()
             while True:
                 self._batch = await self._next_batch()
                 result = await self._pass()
@@ -96,15 +96,23 @@ class Verifying:
     async def _pass(self) -> PassResult:
         works = [envelope.message for envelope in self._batch]
         released, self._released = self._released, []
-        call = functools.partial(_timed_step, self._engine, works, released)
-        result, elapsed_s = await self._thread.run(call)
+        result, elapsed_s = await self._run_engine(works, released)
         self.num_passes += 1
-        now = time.perf_counter()
+        ended = now()
         self.busy_s += elapsed_s
-        self.idle_s += now - self._ended - elapsed_s
-        self._ended, self.last_pass_s = now, elapsed_s
+        self.idle_s += ended - self._ended - elapsed_s
+        self._ended, self.last_pass_s = ended, elapsed_s
         self._observe_pass(result.num_rows, elapsed_s)
         return result
+
+    async def _profile(self) -> dict[int, float]:
+        return await self._thread.run(functools.partial(profile, self._engine))
+
+    async def _run_engine(
+        self, works: list[VerifyWork], released: list[str]
+    ) -> tuple[PassResult, float]:
+        call = functools.partial(_timed_step, self._engine, works, released)
+        return await self._thread.run(call)
 
     def _settle(self, result: PassResult) -> list[Waiting]:
         """Give out the verdicts; returns who is still in prefill."""
