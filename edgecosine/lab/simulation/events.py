@@ -1,10 +1,10 @@
 """Virtual time for asyncio code: events in order, processors that are shared, loops that are busy.
 
-The actors of all nodes run in one `VirtualLoop`. Each node's callbacks belong to its `Strand`, which
-stands for that node's event loop: it runs one at a time, in order, and what a callback says that it
-costs (`charge`) passes before the next one begins. Strands and engines take their time from a
-`Core`, whose jobs share it evenly. Between events no time passes, and nothing depends on the speed
-of the machine that simulates.
+The actors of all nodes run in one `VirtualLoop`. Each node's callbacks belong to its `Strand`,
+which stands for that node's event loop: it runs one at a time, in order, and what a callback says
+that it costs (`charge`) passes before the next one begins. Strands and engines take their time from
+a `Core`, whose jobs share it evenly. Between events no time passes, and nothing depends on the
+speed of the machine that simulates.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from edgecosine.errors import LabError
 from edgecosine.node.clock import clock
 
 Result = TypeVar("Result")
-Event = Callable[[], None]
+Event = Callable[[], object]
 
 _strand: contextvars.ContextVar[Strand] = contextvars.ContextVar("strand")
 
@@ -103,6 +103,14 @@ class Strand:
         """The callback that runs now costs so much."""
         self.charged += seconds
 
+    async def pause(self, seconds: float) -> None:
+        """Wait on this strand, nobody being busy with it."""
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.at(
+            self._loop.time() + seconds, lambda: None if ended.done() else ended.set_result(None)
+        )
+        await ended
+
     def take(self, handle: asyncio.Handle, call: Event) -> None:
         """A callback is due."""
         self._queue.append((handle, call))
@@ -134,10 +142,10 @@ class Strand:
             self._core.run(seconds, self._go_on)
 
 
-class VirtualLoop(asyncio.AbstractEventLoop):
+class VirtualLoop:
     """An event loop whose time passes only from event to event.
 
-    Implements what asyncio's tasks, futures, task groups and time-outs ask of a loop.
+    Has what asyncio's tasks, futures, task groups and time-outs ask of a loop, and no more.
     """
 
     def __init__(self) -> None:
@@ -149,6 +157,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._failure: BaseException | None = None
         self._outside = Strand(self, "outside")
         self.num_events = 0
+
+    @property
+    def _as_loop(self) -> asyncio.AbstractEventLoop:
+        return cast(asyncio.AbstractEventLoop, self)
 
     def time(self) -> float:
         """Virtual seconds, with what the running callback has cost so far."""
@@ -165,7 +177,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
         Raises what `main` raises, and LabError when nothing can happen any more.
         """
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self._as_loop)
         try:
             task = self._outside.context.run(self.create_task, main)
             while not task.done():
@@ -180,7 +192,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(None)
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self,
         when: float,
         callback: Callable[..., object],
@@ -189,7 +201,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """A callback at a time, on the strand of its context."""
         context = contextvars.copy_context() if context is None else context
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = asyncio.TimerHandle(when, callback, args, self._as_loop, context)
         strand = context.get(_strand, self._outside)
         call = context.run
         self.at(
@@ -198,7 +210,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         )
         return handle
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self,
         delay: float,
         callback: Callable[..., object],
@@ -208,7 +220,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """A callback after a while."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_soon(  # type: ignore[override]
+    def call_soon(
         self,
         callback: Callable[..., object],
         *args: Any,
@@ -219,9 +231,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self._as_loop)
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Coroutine[Any, Any, Result],
         *,
@@ -229,7 +241,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Result]:
         """A task of this loop."""
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        return asyncio.Task(coro, loop=self._as_loop, name=name, context=context)
 
     def get_debug(self) -> bool:
         """Never."""

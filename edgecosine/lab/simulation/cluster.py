@@ -1,0 +1,224 @@
+"""One simulated run: askers in a closed loop, sessions, one target, drafters and their links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgecosine.engine.text import TextCodec
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.decisions import TimedBalancer
+from edgecosine.lab.simulation.engines import (
+    RecallingDrafter,
+    RecitingTarget,
+    SimulatedDrafting,
+    SimulatedVerifying,
+    check_room,
+)
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.wire import VirtualLink
+from edgecosine.node.session import Session
+from edgecosine.protocol.request import Answer, Delta, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is simulated. `drafters` are recorded models, one node each."""
+
+    policy: str
+    sessions: int
+    drafters: tuple[str, ...] = ()
+    requests: int = 0
+    """In all; by default two for each session."""
+    max_tokens: int = 128
+    first_text: int = 0
+    """The first prompt's number, domains in turn."""
+    is_core_shared: bool = False
+    """Whether all drafters, the broker and the askers share one processor."""
+    warm_up: int = 0
+    """Requests before the measured ones, one at a time, so that drafters are known."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it; times in virtual seconds but for `decision_s`."""
+
+    elapsed_s: float = 0.0
+    num_tokens: int = 0
+    num_rounds: int = 0
+    num_accepted: int = 0
+    num_passes: int = 0
+    num_rows: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+    answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens by request."""
+    pass_s: float = 0.0
+    """In passes, all together."""
+    loop_s: float = 0.0
+    """The target's event loop at work."""
+    num_messages: int = 0
+    drafters_s: float = 0.0
+    """All drafters' engines and loops at work."""
+    decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Calls of the balancer, and the seconds that they really took here."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput."""
+        return self.num_tokens / self.elapsed_s
+
+    @property
+    def decision_s(self) -> float:
+        """Real seconds of all decisions."""
+        return sum(seconds for _, seconds in self.decisions.values())
+
+
+class _Letters:
+    """A tokenizer whose tokens are letters, a codec being no part of what is simulated."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - 0x4E00 for letter in text]
+
+    def decode(self, tokens: Sequence[int], **_: object) -> str:
+        return "".join(chr(0x4E00 + token) for token in tokens)
+
+
+class VirtualCluster:
+    """The nodes of one run."""
+
+    def __init__(self, loop: VirtualLoop, scenario: Scenario, costs: Costs, texts: Texts) -> None:
+        check_room(texts, scenario.max_tokens)
+        self._loop, self._scenario, self._costs, self._texts = loop, scenario, costs, texts
+        self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())
+        self._turns = texts.turns()
+        self.target_core = Core(loop)
+        self.target = Strand(loop, "target", self.target_core)
+        self.balancer = TimedBalancer()
+        self.verifying = SimulatedVerifying(
+            engine=RecitingTarget(texts),
+            balancer=self.balancer,
+            max_batch=scenario.sessions,
+            costs=costs,
+            core=self.target_core,
+            strand=self.target,
+        )
+        self._shared = Core(loop) if scenario.is_core_shared else None
+        self.cores: list[Core] = [self._shared] if self._shared else []
+        self.links: dict[str, VirtualLink] = {}
+        self._draftings: list[tuple[SimulatedDrafting, Strand]] = []
+        for number, model in enumerate(scenario.drafters):
+            self._add_drafter(f"{model}-{number}", model)
+
+    def _add_drafter(self, node_id: str, model: str) -> None:
+        core = self._shared or Core(self._loop)
+        if self._shared is None:
+            self.cores.append(core)
+        strand = Strand(self._loop, node_id, core)
+        which = self._texts.drafters.index(model)
+        slots = max(16, self._scenario.sessions)
+        drafting = SimulatedDrafting(
+            engine=RecallingDrafter(self._texts, which, slots=slots),
+            max_batch=slots,
+            costs=self._costs,
+            core=core,
+            strand=strand,
+        )
+        self._draftings.append((drafting, strand))
+        self.balancer.welcome(node_id)
+        self.links[node_id] = VirtualLink(
+            loop=self._loop, costs=self._costs,
+            target=self.target, drafter=strand, drafting=drafting,
+        )  # fmt: skip
+
+    async def play(self) -> Outcome:
+        """Run all requests, and count what they did."""
+        outcome = Outcome()
+        scenario = self._scenario
+        count = scenario.requests or 2 * scenario.sessions
+        async with asyncio.TaskGroup() as group:
+            actors = [
+                group.create_task(self.verifying.run(), context=self.target.context),
+                *(group.create_task(d.run(), context=s.context) for d, s in self._draftings),
+            ]
+            if scenario.warm_up:
+                await self._ask_all(range(-scenario.warm_up, 0), 1, Outcome())
+            before = self._counters()
+            self.balancer.times.clear()
+            await self._ask_all(range(count), scenario.sessions, outcome)
+            after = self._counters()
+            for actor in actors:
+                actor.cancel()
+        spent = {name: after[name] - before[name] for name in after}
+        outcome.elapsed_s, outcome.pass_s = spent["elapsed_s"], spent["pass_s"]
+        outcome.loop_s, outcome.drafters_s = spent["loop_s"], spent["drafters_s"]
+        outcome.num_passes = round(spent["passes"])
+        outcome.num_rows = round(spent["rows"])
+        outcome.num_messages = round(spent["messages"])
+        outcome.decisions = {
+            name: (len(times), sum(times)) for name, times in self.balancer.times.items()
+        }
+        return outcome
+
+    def _counters(self) -> Mapping[str, float]:
+        return {
+            "elapsed_s": self._loop.time(),
+            "pass_s": self.verifying.busy_s,
+            "passes": self.verifying.num_passes,
+            "rows": self.verifying.num_rows,
+            "loop_s": self.target.busy_s,
+            "drafters_s": sum(core.busy_s for core in self.cores),
+            "messages": sum(link.num_messages for link in self.links.values()),
+        }
+
+    async def _ask_all(self, numbers: range, sessions: int, outcome: Outcome) -> None:
+        waiting = iter(numbers)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(sessions):
+                group.create_task(self._ask_in_turn(waiting, outcome), context=self.target.context)
+
+    async def _ask_in_turn(self, waiting: Iterator[int], outcome: Outcome) -> None:
+        for number in waiting:
+            await self._ask(number, outcome)
+            await self.target.pause(self._costs.between_s)
+
+    async def _ask(self, number: int, outcome: Outcome) -> None:
+        place = self._turns[(self._scenario.first_text + number) % len(self._turns)]
+        prompt = self._texts.lists[place][:NUM_PROMPT]
+        request = Request(
+            client_id="lab", request_id=str(number), kind="completion", prompt="",
+            max_tokens=self._scenario.max_tokens, ignore_eos=True, policy=self._scenario.policy,
+        )  # fmt: skip
+        session = Session(
+            request=request, prompt=prompt, model="zoo", codec=self._codec,
+            verifying=self.verifying, balancer=self.balancer, drafters=lambda: self.links,
+        )  # fmt: skip
+        started = self._loop.time()
+        async with contextlib.aclosing(session.run()) as steps:
+            async for step in steps:
+                if isinstance(step, Delta):
+                    self._deliver()
+                elif isinstance(step, Answer):
+                    outcome.latencies_s.append(self._loop.time() - started)
+                    outcome.answers[number] = step.tokens
+                    outcome.num_tokens += step.num_tokens
+                    outcome.num_rounds += step.metrics.num_rounds
+                    outcome.num_accepted += step.metrics.num_accepted_tokens
+
+    def _deliver(self) -> None:
+        if self._shared is not None and self._costs.delivery_s:
+            self._shared.run(self._costs.delivery_s, lambda: None)
+
+
+def simulate(scenario: Scenario, costs: Costs, texts: Texts) -> Outcome:
+    """Run one scenario; the same one gives the same outcome, but for real decision times."""
+    loop = VirtualLoop()
+    return loop.complete(VirtualCluster(loop, scenario, costs, texts).play())

@@ -1,0 +1,62 @@
+"""What things cost on one machine, in seconds: measured by `measuring`, charged in simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from edgecosine.balance.estimates import PassCost
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Tables by rows are interpolated, and continued in proportion to their last slope."""
+
+    pass_s: Mapping[int, float]
+    """A target pass by its rows."""
+    step_s: Mapping[int, float]
+    """A drafter's step by its rows."""
+    round_s: float = 0.0
+    """The target's event loop, for one round of one session without drafters."""
+    message_s: float = 0.0
+    """The target's event loop, for one message of a link, sent or received, and what it entails."""
+    request_s: float = 0.0
+    """The drafter's event loop, for one draft request with its answer."""
+    hop_s: float = 0.0
+    """From a loop to its engine's thread and back, for one call; no processor is busy with it."""
+    delivery_s: float = 0.0
+    """Broker, asker and traffic, for one round's text, on the drafters' processors."""
+    between_s: float = 0.0
+    """From the end of a request to the start of the same asker's next one."""
+    one_way_s: float = 0.0
+    """A message on the wire between target and drafter."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, for the record."""
+
+    @cached_property
+    def _pass(self) -> PassCost:
+        return _table(self.pass_s)
+
+    @cached_property
+    def _step(self) -> PassCost:
+        return _table(self.step_s)
+
+    def target_pass(self, rows: int) -> float:
+        """Seconds of a target pass."""
+        return self._pass.expected_s(rows)
+
+    def drafter_step(self, rows: int) -> float:
+        """Seconds of one step of a drafter."""
+        return self._step.expected_s(rows)
+
+    def with_dearer_passes(self, factor: float) -> Costs:
+        """The same with target passes that take `factor` times as long."""
+        return replace(self, pass_s={rows: factor * s for rows, s in self.pass_s.items()})
+
+
+def _table(by_rows: Mapping[int, float]) -> PassCost:
+    cost = PassCost()
+    for rows, seconds in by_rows.items():
+        cost.observe(rows, seconds)
+    return cost
