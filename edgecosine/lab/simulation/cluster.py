@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,20 +27,26 @@ from edgecosine.protocol.request import Answer, Delta, Request
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is simulated. `drafters` are recorded models, one node each."""
+    """The nodes of a cluster. `drafters` are recorded models, one node each."""
+
+    drafters: tuple[str, ...] = ()
+    is_core_shared: bool = False
+    """Whether all drafters, the broker and the askers share one processor."""
+    slots: int = 16
+    """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedLoad:
+    """So many askers, each with one request at work until there are none left."""
 
     policy: str
     sessions: int
-    drafters: tuple[str, ...] = ()
-    requests: int = 0
-    """In all; by default two for each session."""
+    requests: int
+    """In all."""
     max_tokens: int = 128
     first_text: int = 0
     """The first prompt's number, domains in turn."""
-    is_core_shared: bool = False
-    """Whether all drafters, the broker and the askers share one processor."""
-    warm_up: int = 0
-    """Requests before the measured ones, one at a time, so that drafters are known."""
 
 
 @dataclass(slots=True)
@@ -96,17 +103,17 @@ class VirtualCluster:
     """The nodes of one run."""
 
     def __init__(self, loop: VirtualLoop, scenario: Scenario, costs: Costs, texts: Texts) -> None:
-        check_room(texts, scenario.max_tokens)
         self._loop, self._scenario, self._costs, self._texts = loop, scenario, costs, texts
         self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())
         self._turns = texts.turns()
+        self._numbers = itertools.count()
         self.target_core = Core(loop)
         self.target = Strand(loop, "target", self.target_core)
         self.balancer = TimedBalancer()
         self.verifying = SimulatedVerifying(
             engine=RecitingTarget(texts),
             balancer=self.balancer,
-            max_batch=scenario.sessions,
+            max_batch=scenario.slots,
             costs=costs,
             core=self.target_core,
             strand=self.target,
@@ -124,7 +131,7 @@ class VirtualCluster:
             self.cores.append(core)
         strand = Strand(self._loop, node_id, core)
         which = self._texts.drafters.index(model)
-        slots = max(16, self._scenario.sessions)
+        slots = self._scenario.slots
         drafting = SimulatedDrafting(
             engine=RecallingDrafter(self._texts, which, slots=slots),
             max_batch=slots,
@@ -136,28 +143,36 @@ class VirtualCluster:
         self.balancer.welcome(node_id)
         self.links[node_id] = VirtualLink(
             loop=self._loop, costs=self._costs,
-            target=self.target, drafter=strand, drafting=drafting,
+            target=self.target, drafter=strand, drafting=drafting, carrier=self._shared,
         )  # fmt: skip
 
-    async def play(self) -> Outcome:
-        """Run all requests, and count what they did."""
-        outcome = Outcome()
-        scenario = self._scenario
-        count = scenario.requests or 2 * scenario.sessions
+    async def play(self, loads: Sequence[SimulatedLoad]) -> list[Outcome]:
+        """Run the loads one after the other; what was learned under one stays for the next.
+
+        Raises LabError when a load asks for longer answers than are recorded.
+        """
+        for load in loads:
+            check_room(self._texts, load.max_tokens)
         async with asyncio.TaskGroup() as group:
             actors = [
                 group.create_task(self.verifying.run(), context=self.target.context),
                 *(group.create_task(d.run(), context=s.context) for d, s in self._draftings),
             ]
-            if scenario.warm_up:
-                await self._ask_all(range(-scenario.warm_up, 0), 1, Outcome())
-            before = self._counters()
-            self.balancer.times.clear()
-            await self._ask_all(range(count), scenario.sessions, outcome)
-            after = self._counters()
+            outcomes = [await self._run(load) for load in loads]
             for actor in actors:
                 actor.cancel()
-        spent = {name: after[name] - before[name] for name in after}
+        return outcomes
+
+    async def _run(self, load: SimulatedLoad) -> Outcome:
+        outcome = Outcome()
+        self.balancer.times.clear()
+        before = self._counters()
+        waiting = iter(range(load.requests))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(load.sessions):
+                asking = self._ask_in_turn(load, waiting, outcome)
+                group.create_task(asking, context=self.target.context)
+        spent = {name: count - before[name] for name, count in self._counters().items()}
         outcome.elapsed_s, outcome.pass_s = spent["elapsed_s"], spent["pass_s"]
         outcome.loop_s, outcome.drafters_s = spent["loop_s"], spent["drafters_s"]
         outcome.num_passes = round(spent["passes"])
@@ -179,23 +194,19 @@ class VirtualCluster:
             "messages": sum(link.num_messages for link in self.links.values()),
         }
 
-    async def _ask_all(self, numbers: range, sessions: int, outcome: Outcome) -> None:
-        waiting = iter(numbers)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(sessions):
-                group.create_task(self._ask_in_turn(waiting, outcome), context=self.target.context)
-
-    async def _ask_in_turn(self, waiting: Iterator[int], outcome: Outcome) -> None:
+    async def _ask_in_turn(
+        self, load: SimulatedLoad, waiting: Iterator[int], outcome: Outcome
+    ) -> None:
         for number in waiting:
-            await self._ask(number, outcome)
+            await self._ask(load, number, outcome)
             await self.target.pause(self._costs.between_s)
 
-    async def _ask(self, number: int, outcome: Outcome) -> None:
-        place = self._turns[(self._scenario.first_text + number) % len(self._turns)]
+    async def _ask(self, load: SimulatedLoad, number: int, outcome: Outcome) -> None:
+        place = self._turns[(load.first_text + number) % len(self._turns)]
         prompt = self._texts.lists[place][:NUM_PROMPT]
         request = Request(
-            client_id="lab", request_id=str(number), kind="completion", prompt="",
-            max_tokens=self._scenario.max_tokens, ignore_eos=True, policy=self._scenario.policy,
+            client_id="lab", request_id=f"{next(self._numbers)}", kind="completion", prompt="",
+            max_tokens=load.max_tokens, ignore_eos=True, policy=load.policy,
         )  # fmt: skip
         session = Session(
             request=request, prompt=prompt, model="zoo", codec=self._codec,
@@ -218,7 +229,13 @@ class VirtualCluster:
             self._shared.run(self._costs.delivery_s, lambda: None)
 
 
-def simulate(scenario: Scenario, costs: Costs, texts: Texts) -> Outcome:
-    """Run one scenario; the same one gives the same outcome, but for real decision times."""
+def simulate(
+    scenario: Scenario, loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
+) -> list[Outcome]:
+    """An outcome for each load. The same arguments give the same outcomes, but for the real
+    seconds of decisions.
+
+    Raises LabError.
+    """
     loop = VirtualLoop()
-    return loop.complete(VirtualCluster(loop, scenario, costs, texts).play())
+    return loop.complete(VirtualCluster(loop, scenario, costs, texts).play(loads))

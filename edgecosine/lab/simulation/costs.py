@@ -17,6 +17,10 @@ class Costs:
     """A target pass by its rows."""
     step_s: Mapping[int, float]
     """A drafter's step by its rows."""
+    session_s: float = 0.0
+    """What each session but the first adds to a pass, beside its rows."""
+    work_s: float = 0.0
+    """What each request adds to a call of a draft engine, beside its rows."""
     round_s: float = 0.0
     """The target's event loop, for one round of one session without drafters."""
     message_s: float = 0.0
@@ -26,7 +30,9 @@ class Costs:
     hop_s: float = 0.0
     """From a loop to its engine's thread and back, for one call; no processor is busy with it."""
     delivery_s: float = 0.0
-    """Broker, asker and traffic, for one round's text, on the drafters' processors."""
+    """Broker, asker and traffic, for one round's text, where they share the drafters' processor."""
+    carriage_s: float = 0.0
+    """What carries one message of a link, where it shares the drafters' processor."""
     between_s: float = 0.0
     """From the end of a request to the start of the same asker's next one."""
     one_way_s: float = 0.0
@@ -42,9 +48,9 @@ class Costs:
     def _step(self) -> PassCost:
         return _table(self.step_s)
 
-    def target_pass(self, rows: int) -> float:
+    def target_pass(self, rows: int, sessions: int = 1) -> float:
         """Seconds of a target pass."""
-        return self._pass.expected_s(rows)
+        return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
 
     def drafter_step(self, rows: int) -> float:
         """Seconds of one step of a drafter."""
@@ -52,7 +58,11 @@ class Costs:
 
     def with_dearer_passes(self, factor: float) -> Costs:
         """The same with target passes that take `factor` times as long."""
-        return replace(self, pass_s={rows: factor * s for rows, s in self.pass_s.items()})
+        return replace(
+            self,
+            pass_s={rows: factor * seconds for rows, seconds in self.pass_s.items()},
+            session_s=factor * self.session_s,
+        )
 
 
 def _table(by_rows: Mapping[int, float]) -> PassCost:

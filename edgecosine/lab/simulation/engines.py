@@ -34,6 +34,8 @@ from edgecosine.protocol.tree import ROOT
 
 PREFILL_CHUNK = 64
 """As in `TransformerTarget`."""
+LOOK_AHEAD = 16
+"""Recorded tokens behind the end of an answer: a last tree may reach so far."""
 PROFILED = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 """Rows that a target measures before its first request, as in `engine.profile`."""
 
@@ -146,7 +148,7 @@ class SimulatedVerifying(Verifying):
         self.num_rows += result.num_rows
         await _pause(self._strand, self._costs.hop_s)
         started = now()
-        await self._core.spend(self._costs.target_pass(result.num_rows))
+        await self._core.spend(self._costs.target_pass(result.num_rows, len(works)))
         return result, now() - started
 
 
@@ -176,6 +178,7 @@ class SimulatedDrafting(Drafting):
         return proposals, now() - started
 
     async def _grow(self, works: list[DraftWork], is_awaited: Callable[[], bool]) -> list[Proposal]:
+        await self._core.spend(len(works) * self._costs.work_s)
         steps = self._recalling.steps(works, is_awaited)
         while True:
             try:
@@ -193,5 +196,5 @@ async def _pause(strand: Strand, seconds: float) -> None:
 
 def check_room(texts: Texts, max_tokens: int) -> None:
     """Raises LabError when the recorded answers are too short."""
-    if max_tokens + 2 > texts.longest_answer:
-        raise LabError(f"answers of {texts.longest_answer - 2} tokens at most are recorded")
+    if max_tokens + LOOK_AHEAD > texts.longest_answer:
+        raise LabError(f"answers of {texts.longest_answer - LOOK_AHEAD} tokens at most are recorded")

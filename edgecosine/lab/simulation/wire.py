@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.events import Strand, VirtualLoop
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.node.asks import Asks
 from edgecosine.node.drafting import Drafting
 from edgecosine.protocol.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
@@ -20,9 +20,11 @@ class VirtualLink:
         target: Strand,
         drafter: Strand,
         drafting: Drafting,
+        carrier: Core | None,
     ) -> None:
         self._loop, self._costs = loop, costs
         self._target, self._drafter, self._drafting = target, drafter, drafting
+        self._carrier = carrier
         self._asks = Asks()
         self.num_messages = 0
 
@@ -40,6 +42,7 @@ class VirtualLink:
     def _send(self, message: DraftRequest | Release) -> None:
         self.num_messages += 1
         self._target.charge(self._costs.message_s)
+        self._carry()
         self._loop.call_later(
             self._costs.one_way_s, self._arrive, message, context=self._drafter.context
         )
@@ -50,6 +53,7 @@ class VirtualLink:
 
     def _answer(self, message: AnyMessage) -> None:
         self._drafter.charge(self._costs.request_s / 2)
+        self._carry()
         self._loop.call_later(
             self._costs.one_way_s, self._settle, message, context=self._target.context
         )
@@ -58,3 +62,11 @@ class VirtualLink:
         self.num_messages += 1
         self._target.charge(self._costs.message_s)
         self._asks.settle(message)
+
+    def _carry(self) -> None:
+        if self._carrier is not None and self._costs.carriage_s:
+            self._carrier.run(self._costs.carriage_s, _nothing)
+
+
+def _nothing() -> None:
+    """Nobody waits for the processor that a message took."""
