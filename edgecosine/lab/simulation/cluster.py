@@ -120,6 +120,8 @@ class VirtualCluster:
         )
         self._shared = Core(loop) if scenario.is_core_shared else None
         self.cores: list[Core] = [self._shared] if self._shared else []
+        self._askers = Strand(loop, "askers", self._shared)
+        """Broker and askers, who do one thing after the other."""
         self.links: dict[str, VirtualLink] = {}
         self._draftings: list[tuple[SimulatedDrafting, Strand]] = []
         for number, model in enumerate(scenario.drafters):
@@ -198,8 +200,8 @@ class VirtualCluster:
         self, load: SimulatedLoad, waiting: Iterator[int], outcome: Outcome
     ) -> None:
         for number in waiting:
+            await self._askers.serve(self._costs.between_s)
             await self._ask(load, number, outcome)
-            await self.target.pause(self._costs.between_s)
 
     async def _ask(self, load: SimulatedLoad, number: int, outcome: Outcome) -> None:
         place = self._turns[(load.first_text + number) % len(self._turns)]
@@ -225,8 +227,9 @@ class VirtualCluster:
                     outcome.num_accepted += step.metrics.num_accepted_tokens
 
     def _deliver(self) -> None:
-        if self._shared is not None and self._costs.delivery_s:
-            self._shared.run(self._costs.delivery_s, lambda: None)
+        if self._shared is not None:
+            delivery_s = self._costs.delivery_s
+            self._loop.call_soon(self._askers.charge, delivery_s, context=self._askers.context)
 
 
 def simulate(

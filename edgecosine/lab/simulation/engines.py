@@ -197,4 +197,6 @@ async def _pause(strand: Strand, seconds: float) -> None:
 def check_room(texts: Texts, max_tokens: int) -> None:
     """Raises LabError when the recorded answers are too short."""
     if max_tokens + LOOK_AHEAD > texts.longest_answer:
-        raise LabError(f"answers of {texts.longest_answer - LOOK_AHEAD} tokens at most are recorded")
+        raise LabError(
+            f"answers of {texts.longest_answer - LOOK_AHEAD} tokens at most are recorded"
+        )

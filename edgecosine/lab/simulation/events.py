@@ -81,7 +81,7 @@ class Strand:
 
     def __init__(self, loop: VirtualLoop, name: str, core: Core | None = None) -> None:
         self._loop, self.name, self._core = loop, name, core
-        self._queue: deque[tuple[asyncio.Handle, Event]] = deque()
+        self._queue: deque[Event] = deque()
         self._is_busy = False
         self.charged = 0.0
         """What the running callback costs so far."""
@@ -111,18 +111,26 @@ class Strand:
         )
         await ended
 
-    def take(self, handle: asyncio.Handle, call: Event) -> None:
+    async def serve(self, seconds: float) -> None:
+        """Wait until this strand has worked so long for us, after all that came before."""
+        served: asyncio.Future[None] = self._loop.create_future()
+        self._loop.call_soon(self._serve, seconds, served, context=self.context)
+        await served
+
+    def _serve(self, seconds: float, served: asyncio.Future[None]) -> None:
+        self.charge(seconds)
+        self._queue.appendleft(lambda: None if served.done() else served.set_result(None))
+
+    def take(self, call: Event) -> None:
         """A callback is due."""
-        self._queue.append((handle, call))
+        self._queue.append(call)
         if not self._is_busy:
             self._go_on()
 
     def _go_on(self) -> None:
         self._is_busy = True
         while self._queue:
-            handle, call = self._queue.popleft()
-            if handle.cancelled():
-                continue
+            call = self._queue.popleft()
             self.charged = 0.0
             self._loop.running = self
             call()
@@ -203,11 +211,12 @@ class VirtualLoop:
         context = contextvars.copy_context() if context is None else context
         handle = asyncio.TimerHandle(when, callback, args, self._as_loop, context)
         strand = context.get(_strand, self._outside)
-        call = context.run
-        self.at(
-            max(when, self.event_time),
-            lambda: strand.take(handle, lambda: call(callback, *args)),
-        )
+
+        def call() -> None:
+            if not handle.cancelled():
+                context.run(callback, *args)
+
+        self.at(max(when, self.event_time), lambda: strand.take(call))
         return handle
 
     def call_later(

@@ -47,9 +47,7 @@ def measure_engines(
 ) -> EngineCosts:
     """Load the target and a drafter here, and time them on the thread that calls."""
     say("measuring the target's passes by rows")
-    engine, _ = load_target(
-        LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
-    )
+    engine, _ = load_target(LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS))
     pass_s, session_s = _passes(engine, texts, repeats)
     say("measuring a drafter's steps by rows")
     drafter, _ = load_drafter(LoadOptions(zoo.drafter_names()[0], threads=1, slots=SESSIONS))
@@ -58,9 +56,7 @@ def measure_engines(
     return EngineCosts(pass_s, session_s, step_s, work_s)
 
 
-def _passes(
-    engine: TargetEngine, texts: Texts, repeats: int
-) -> tuple[dict[int, float], float]:
+def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int, float], float]:
     works = [_work(f"{n}", texts.lists[n][:LENGTH]) for n in range(SESSIONS)]
     while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
         pass
@@ -135,9 +131,7 @@ def _steps(
     return table, max(0.0, _quick(extra))
 
 
-def _batch(
-    texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool
-) -> list[DraftWork]:
+def _batch(texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool) -> list[DraftWork]:
     works = []
     for number in range(size):
         tokens = tuple(texts.lists[(number + size * repeat) % len(texts.lists)][:place])
