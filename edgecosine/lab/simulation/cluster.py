@@ -1,27 +1,18 @@
-"""One simulated run: askers in a closed loop, sessions, one target, drafters and their links."""
+"""One simulated cluster under load: askers in a closed loop, sessions, targets, drafters."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.engine.text import TextCodec
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.decisions import TimedBalancer
-from edgecosine.lab.simulation.engines import (
-    RecallingDrafter,
-    RecitingTarget,
-    SimulatedDrafting,
-    SimulatedVerifying,
-    check_room,
-)
+from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.lab.simulation.wire import VirtualLink
-from edgecosine.node.session import Session
 from edgecosine.protocol.request import Answer, Delta, Request
 
 
@@ -34,6 +25,8 @@ class Scenario:
     """Whether all drafters, the broker and the askers share one processor."""
     slots: int = 16
     """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
+    targets: int = 1
+    """Each with its own balancer, its own share of the requests, and links to all drafters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +40,35 @@ class SimulatedLoad:
     max_tokens: int = 128
     first_text: int = 0
     """The first prompt's number, domains in turn."""
+    window: tuple[int, int] | None = None
+    """Count from the first number of tokens to the second, and stop there; None counts all. The
+    first requests are then of different lengths, as if they had begun earlier."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it; times in virtual seconds but for `decision_s`."""
+    """What came of it, in virtual seconds but for the last."""
 
-    elapsed_s: float = 0.0
-    num_tokens: int = 0
-    num_rounds: int = 0
-    num_accepted: int = 0
-    num_passes: int = 0
-    num_rows: int = 0
+    elapsed_s: float
+    num_tokens: int
+    num_rounds: int
+    """Prefills included."""
+    num_passes: int
+    num_rows: int
+    num_messages: int
+    pass_s: float
+    """In passes, of all targets together."""
+    loop_s: float
+    """The targets' event loops at work."""
     latencies_s: list[float] = field(default_factory=list)
     answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Tokens by request."""
-    pass_s: float = 0.0
-    """In passes, all together."""
-    loop_s: float = 0.0
-    """The target's event loop at work."""
-    num_messages: int = 0
-    drafters_s: float = 0.0
-    """All drafters' engines and loops at work."""
+    num_accepted: int = 0
+    """Draft tokens, of the rounds of whole answers; `num_answer_rounds` are these, prefills not
+    counted."""
+    num_answer_rounds: int = 0
     decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Calls of the balancer, and the seconds that they really took here."""
+    """Calls of the balancer, and the seconds that they really took on this machine."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -78,75 +76,61 @@ class Outcome:
         return self.num_tokens / self.elapsed_s
 
     @property
+    def tokens_per_round(self) -> float:
+        """Committed tokens, the target's own included."""
+        return self.num_tokens / self.num_rounds
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean accepted draft tokens a round of the whole answers."""
+        return self.num_accepted / max(1, self.num_answer_rounds)
+
+    @property
     def decision_s(self) -> float:
         """Real seconds of all decisions."""
         return sum(seconds for _, seconds in self.decisions.values())
 
 
-class _Letters:
-    """A tokenizer whose tokens are letters, a codec being no part of what is simulated."""
+@dataclass(slots=True)
+class _Answers:
+    """Whole answers as they come."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    latencies_s: list[float] = field(default_factory=list)
+    tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    num_accepted: int = 0
+    num_rounds: int = 0
 
-    def __len__(self) -> int:
-        return self._size
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) - 0x4E00 for letter in text]
-
-    def decode(self, tokens: Sequence[int], **_: object) -> str:
-        return "".join(chr(0x4E00 + token) for token in tokens)
+    def add(self, number: int, answer: Answer, latency_s: float) -> None:
+        self.latencies_s.append(latency_s)
+        self.tokens[number] = answer.tokens
+        self.num_accepted += answer.metrics.num_accepted_tokens
+        self.num_rounds += answer.metrics.num_rounds
 
 
 class VirtualCluster:
-    """The nodes of one run."""
+    """The nodes of one run, and who asks them."""
 
     def __init__(self, loop: VirtualLoop, scenario: Scenario, costs: Costs, texts: Texts) -> None:
-        self._loop, self._scenario, self._costs, self._texts = loop, scenario, costs, texts
-        self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())
-        self._turns = texts.turns()
-        self._numbers = itertools.count()
-        self.target_core = Core(loop)
-        self.target = Strand(loop, "target", self.target_core)
-        self.balancer = TimedBalancer()
-        self.verifying = SimulatedVerifying(
-            engine=RecitingTarget(texts),
-            balancer=self.balancer,
-            max_batch=scenario.slots,
-            costs=costs,
-            core=self.target_core,
-            strand=self.target,
-        )
-        self._shared = Core(loop) if scenario.is_core_shared else None
-        self.cores: list[Core] = [self._shared] if self._shared else []
-        self._askers = Strand(loop, "askers", self._shared)
+        self._loop, self._costs, self._texts = loop, costs, texts
+        self._turns, self._numbers = texts.turns(), itertools.count()
+        shared = Core(loop) if scenario.is_core_shared else None
+        self._is_core_shared = scenario.is_core_shared
+        self._askers = Strand(loop, "askers", shared)
         """Broker and askers, who do one thing after the other."""
-        self.links: dict[str, VirtualLink] = {}
-        self._draftings: list[tuple[SimulatedDrafting, Strand]] = []
-        for number, model in enumerate(scenario.drafters):
-            self._add_drafter(f"{model}-{number}", model)
-
-    def _add_drafter(self, node_id: str, model: str) -> None:
-        core = self._shared or Core(self._loop)
-        if self._shared is None:
-            self.cores.append(core)
-        strand = Strand(self._loop, node_id, core)
-        which = self._texts.drafters.index(model)
-        slots = self._scenario.slots
-        drafting = SimulatedDrafting(
-            engine=RecallingDrafter(self._texts, which, slots=slots),
-            max_batch=slots,
-            costs=self._costs,
-            core=core,
-            strand=strand,
-        )
-        self._draftings.append((drafting, strand))
-        self.balancer.welcome(node_id)
-        self.links[node_id] = VirtualLink(
-            loop=self._loop, costs=self._costs,
-            target=self.target, drafter=strand, drafting=drafting, carrier=self._shared,
-        )  # fmt: skip
+        self.drafters = [
+            DrafterNode(
+                loop, f"{model}-{number}", model,
+                core=shared or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
+            )
+            for number, model in enumerate(scenario.drafters)
+        ]  # fmt: skip
+        self.targets = [
+            TargetNode(
+                loop, f"target-{number}", self.drafters,
+                slots=scenario.slots, costs=costs, texts=texts, carrier=shared,
+            )
+            for number in range(scenario.targets)
+        ]  # fmt: skip
 
     async def play(self, loads: Sequence[SimulatedLoad]) -> list[Outcome]:
         """Run the loads one after the other; what was learned under one stays for the next.
@@ -156,80 +140,117 @@ class VirtualCluster:
         for load in loads:
             check_room(self._texts, load.max_tokens)
         async with asyncio.TaskGroup() as group:
-            actors = [
-                group.create_task(self.verifying.run(), context=self.target.context),
-                *(group.create_task(d.run(), context=s.context) for d, s in self._draftings),
-            ]
+            actors = [target.start(group) for target in self.targets]
+            actors += [drafter.start(group) for drafter in self.drafters]
             outcomes = [await self._run(load) for load in loads]
             for actor in actors:
                 actor.cancel()
         return outcomes
 
     async def _run(self, load: SimulatedLoad) -> Outcome:
-        outcome = Outcome()
-        self.balancer.times.clear()
-        before = self._counters()
-        waiting = iter(range(load.requests))
+        answers, waiting = _Answers(), iter(range(load.requests))
+        self._start_counting()
         async with asyncio.TaskGroup() as group:
-            for _ in range(load.sessions):
-                asking = self._ask_in_turn(load, waiting, outcome)
-                group.create_task(asking, context=self.target.context)
-        spent = {name: count - before[name] for name, count in self._counters().items()}
-        outcome.elapsed_s, outcome.pass_s = spent["elapsed_s"], spent["pass_s"]
-        outcome.loop_s, outcome.drafters_s = spent["loop_s"], spent["drafters_s"]
-        outcome.num_passes = round(spent["passes"])
-        outcome.num_rows = round(spent["rows"])
-        outcome.num_messages = round(spent["messages"])
-        outcome.decisions = {
-            name: (len(times), sum(times)) for name, times in self.balancer.times.items()
-        }
-        return outcome
+            asking = [
+                group.create_task(
+                    self._ask_in_turn(load, place, waiting, answers),
+                    context=self.targets[place % len(self.targets)].strand.context,
+                )
+                for place in range(load.sessions)
+            ]
+            if load.window is not None:
+                start, stop = load.window
+                await self._reach(start)
+                answers = _Answers()
+                self._start_counting()
+                await self._reach(stop - start)
+                outcome = self._outcome(answers)
+                for task in asking:
+                    task.cancel()
+        return self._outcome(answers) if load.window is None else outcome
 
-    def _counters(self) -> Mapping[str, float]:
-        return {
-            "elapsed_s": self._loop.time(),
-            "pass_s": self.verifying.busy_s,
-            "passes": self.verifying.num_passes,
-            "rows": self.verifying.num_rows,
-            "loop_s": self.target.busy_s,
-            "drafters_s": sum(core.busy_s for core in self.cores),
-            "messages": sum(link.num_messages for link in self.links.values()),
-        }
+    async def _reach(self, num_tokens: int) -> None:
+        """Wait until so many tokens were committed since counting started."""
+        while self._spent()["num_tokens"] < num_tokens:
+            passed = asyncio.Event()
+            for target in self.targets:
+                target.verifying.on_pass = passed.set
+            await passed.wait()
+
+    def _start_counting(self) -> None:
+        self._former = self._counters()
+        for target in self.targets:
+            target.balancer.times.clear()
+
+    def _counters(self) -> dict[str, float]:
+        each = [target.counters() for target in self.targets]
+        counters = {name: sum(counted[name] for counted in each) for name in each[0]}
+        return {**counters, "elapsed_s": self._loop.time()}
+
+    def _spent(self) -> dict[str, float]:
+        return {name: now - self._former[name] for name, now in self._counters().items()}
+
+    def _outcome(self, answers: _Answers) -> Outcome:
+        spent = self._spent()
+        return Outcome(
+            elapsed_s=spent["elapsed_s"],
+            num_tokens=round(spent["num_tokens"]),
+            num_rounds=round(spent["num_rounds"]),
+            num_passes=round(spent["num_passes"]),
+            num_rows=round(spent["num_rows"]),
+            num_messages=round(spent["num_messages"]),
+            pass_s=spent["pass_s"],
+            loop_s=spent["loop_s"],
+            latencies_s=answers.latencies_s,
+            answers=answers.tokens,
+            num_accepted=answers.num_accepted,
+            num_answer_rounds=answers.num_rounds,
+            decisions=_together(target.balancer.times for target in self.targets),
+        )
 
     async def _ask_in_turn(
-        self, load: SimulatedLoad, waiting: Iterator[int], outcome: Outcome
+        self, load: SimulatedLoad, place: int, waiting: Iterator[int], answers: _Answers
     ) -> None:
+        """One asker; it stays with one target."""
+        target, is_first = self.targets[place % len(self.targets)], load.window is not None
         for number in waiting:
             await self._askers.serve(self._costs.between_s)
-            await self._ask(load, number, outcome)
+            share = (place + 1) / load.sessions if is_first else 1.0
+            is_first = False
+            max_tokens = max(1, round(share * load.max_tokens))
+            request = Request(
+                client_id="lab", request_id=f"{next(self._numbers)}", kind="completion",
+                prompt="", max_tokens=max_tokens, ignore_eos=True, policy=load.policy,
+            )  # fmt: skip
+            text = self._turns[(load.first_text + number) % len(self._turns)]
+            started = self._loop.time()
+            answer = await self._ask(target, request, self._texts.lists[text][:NUM_PROMPT])
+            answers.add(number, answer, self._loop.time() - started)
 
-    async def _ask(self, load: SimulatedLoad, number: int, outcome: Outcome) -> None:
-        place = self._turns[(load.first_text + number) % len(self._turns)]
-        prompt = self._texts.lists[place][:NUM_PROMPT]
-        request = Request(
-            client_id="lab", request_id=f"{next(self._numbers)}", kind="completion", prompt="",
-            max_tokens=load.max_tokens, ignore_eos=True, policy=load.policy,
-        )  # fmt: skip
-        session = Session(
-            request=request, prompt=prompt, model="zoo", codec=self._codec,
-            verifying=self.verifying, balancer=self.balancer, drafters=lambda: self.links,
-        )  # fmt: skip
-        started = self._loop.time()
-        async with contextlib.aclosing(session.run()) as steps:
+    async def _ask(self, target: TargetNode, request: Request, prompt: list[int]) -> Answer:
+        answer: Answer | None = None
+        async with contextlib.aclosing(target.session(request, prompt).run()) as steps:
             async for step in steps:
                 if isinstance(step, Delta):
                     self._deliver()
                 elif isinstance(step, Answer):
-                    outcome.latencies_s.append(self._loop.time() - started)
-                    outcome.answers[number] = step.tokens
-                    outcome.num_tokens += step.num_tokens
-                    outcome.num_rounds += step.metrics.num_rounds
-                    outcome.num_accepted += step.metrics.num_accepted_tokens
+                    answer = step
+        assert answer is not None, "a session yields its answer last"
+        return answer
 
     def _deliver(self) -> None:
-        if self._shared is not None:
+        """Broker and askers carry text; how long they take matters to whom they share with."""
+        if self._is_core_shared:
             delivery_s = self._costs.delivery_s
             self._loop.call_soon(self._askers.charge, delivery_s, context=self._askers.context)
+
+
+def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:
+    found: dict[str, tuple[int, float]] = {}
+    for name, seconds in itertools.chain.from_iterable(each.items() for each in times):
+        count, total_s = found.get(name, (0, 0.0))
+        found[name] = count + len(seconds), total_s + sum(seconds)
+    return found
 
 
 def simulate(

@@ -64,6 +64,12 @@ class Costs:
             session_s=factor * self.session_s,
         )
 
+    def with_flat_passes(self, rows: int) -> Costs:
+        """The same with passes that cost what one row does, up to so many rows, and then so much
+        more for each further one."""
+        one_s = self.target_pass(1)
+        return replace(self, pass_s={1: one_s, rows: one_s, 2 * rows: 2 * one_s}, session_s=0.0)
+
 
 def _table(by_rows: Mapping[int, float]) -> PassCost:
     cost = PassCost()

@@ -128,7 +128,9 @@ class SimulatedVerifying(Verifying):
             observe_pass=balancer.observe_pass,
         )
         self._costs, self._core, self._strand = costs, core, strand
-        self.num_rows = 0
+        self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
+        self.on_pass: Callable[[], None] = _nothing
+        """Called once more after each pass."""
 
     async def verify(self, work: VerifyWork) -> Verdict:
         """The target's verdict; whoever goes on with it keeps the event loop busy."""
@@ -145,11 +147,20 @@ class SimulatedVerifying(Verifying):
         for key in released:
             self._engine.release(key)
         result = self._engine.step(works)
-        self.num_rows += result.num_rows
         await _pause(self._strand, self._costs.hop_s)
         started = now()
         await self._core.spend(self._costs.target_pass(result.num_rows, len(works)))
+        self._count(works, result)
         return result, now() - started
+
+    def _count(self, works: Sequence[VerifyWork], result: PassResult) -> None:
+        self.num_rows += result.num_rows
+        for work, outcome in zip(works, result.outcomes, strict=True):
+            if isinstance(outcome, Verdict):
+                self.num_verdicts += 1
+                self.num_nodes += len(work.tree)
+                self.num_tokens += len(outcome.path) + 1
+        self.on_pass()
 
 
 class SimulatedDrafting(Drafting):
@@ -187,6 +198,10 @@ class SimulatedDrafting(Drafting):
                 return cast(list[Proposal], done.value)
             if rows:
                 await self._core.spend(self._costs.drafter_step(rows))
+
+
+def _nothing() -> None:
+    """Nobody counts passes."""
 
 
 async def _pause(strand: Strand, seconds: float) -> None:

@@ -196,7 +196,7 @@ async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> Load:
 async def _rtt_s(cluster: LabCluster) -> float:
     views = await cluster.client.nodes()
     state = next(v.state for v in views.values() if v.state.get("role") == "target")
-    return statistics.median(d["rtt_ms"] for d in state["drafters"].values()) / 1e3
+    return statistics.median(float(d["rtt_ms"]) for d in state["drafters"].values()) / 1e3
 
 
 def _record(
@@ -209,7 +209,7 @@ def _record(
         "measured_tokens_per_s": real.tokens_per_s,
         "simulated_tokens_per_s": outcome.tokens_per_s,
         "measured_acceptance": real.acceptance_length,
-        "simulated_acceptance": outcome.num_accepted / max(1, outcome.num_rounds),
+        "simulated_acceptance": outcome.acceptance_length,
         "ratio": outcome.tokens_per_s / real.tokens_per_s,
     }
 
