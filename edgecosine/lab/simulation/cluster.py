@@ -27,6 +27,8 @@ class Scenario:
     """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
     targets: int = 1
     """Each with its own balancer, its own share of the requests, and links to all drafters."""
+    has_device: bool = False
+    """Whether a target's passes run beside its event loop, on an accelerator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class VirtualCluster:
             TargetNode(
                 loop, f"target-{number}", self.drafters,
                 slots=scenario.slots, costs=costs, texts=texts, carrier=shared,
+                has_device=scenario.has_device,
             )
             for number in range(scenario.targets)
         ]  # fmt: skip

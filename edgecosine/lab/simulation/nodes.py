@@ -51,7 +51,8 @@ class DrafterNode:
 
 
 class TargetNode:
-    """A target: its event loop and engine on one processor, its balancer, its links."""
+    """A target: its event loop, its engine on the same processor or on a device of its own, its
+    balancer and its links."""
 
     def __init__(
         self,
@@ -63,16 +64,17 @@ class TargetNode:
         costs: Costs,
         texts: Texts,
         carrier: Core | None,
+        has_device: bool,
     ) -> None:
-        self.core = Core(loop)
-        self.strand = Strand(loop, name, self.core)
+        core = Core(loop)
+        self.strand = Strand(loop, name, core)
         self.balancer = TimedBalancer()
         self.verifying = SimulatedVerifying(
             engine=RecitingTarget(texts),
             balancer=self.balancer,
             max_batch=slots,
             costs=costs,
-            core=self.core,
+            core=Core(loop) if has_device else core,
             strand=self.strand,
         )
         self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())

@@ -14,8 +14,9 @@ from edgecosine.lab.simulation.texts import Texts
 
 Say = Callable[[str], None]
 Hardware = Literal["here", "flat"]
-"""here: passes cost what was measured; flat: a pass of up to FLAT_ROWS rows costs what one row does
-here, and beyond in proportion, as where memory bounds a pass and not arithmetic."""
+"""here: passes cost what was measured, on the processor of the target's event loop; flat: on a
+device beside it, and a pass of up to FLAT_ROWS rows costs what one row does here, then more in
+proportion, as where memory bounds a pass and not arithmetic."""
 
 FLAT_ROWS = 256
 DRAFTERS = (1, 4, 16, 64, 256)
@@ -64,7 +65,9 @@ def run_cell(cell: Cell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any
     """
     models = tuple(texts.drafters[n % len(texts.drafters)] for n in range(cell.drafters))
     share = -(-cell.sessions // cell.targets)
-    scenario = Scenario(models, slots=max(16, share), targets=cell.targets)
+    scenario = Scenario(
+        models, slots=max(16, share), targets=cell.targets, has_device=cell.hardware == "flat"
+    )
     low, high = (
         max(least, per * cell.sessions) for least, per in zip(_LEAST, _PER_SESSION, strict=True)
     )
