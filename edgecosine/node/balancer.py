@@ -114,8 +114,10 @@ class Balancer(Learning):
         all others, but nobody waits for them, so that trying costs the request no time.
         """
         request.rounds_since_trial += 1
-        others = self._candidates(request, set(drafters) - set(plan.drafters))
         is_due = request.rounds_since_trial >= TRIAL_EVERY * max(1, len(self._at_work))
+        if not is_due and len(self._at_work) > 1:
+            return Plan()
+        others = self._candidates(request, set(drafters) - set(plan.drafters))
         is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
         untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
         pool = others if is_due else untried if is_new else []
