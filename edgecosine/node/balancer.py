@@ -28,6 +28,11 @@ from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
+FIRST_ASKED = 8
+"""Drafters that are asked while the prompt is read, at most: each ask keeps the loop busy."""
+PROMISING = 5
+"""Those among them that are chosen by what is expected of them; the others by how little is known.
+"""
 FIRST_TRIALS = 3
 """Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
@@ -64,8 +69,14 @@ class Balancer(Learning):
         return plan
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
-        """Whom to ask while the target reads the prompt: everybody, for a first impression."""
+        """Whom to ask while the target reads the prompt, for a first impression: everybody; of many
+        the most promising, and some of those who are known the least."""
         candidates = self._candidates(request, drafters)
+        if len(candidates) > FIRST_ASKED:
+            by_rate = sorted(candidates, key=lambda c: -c.rate)
+            promising, others = by_rate[:PROMISING], by_rate[PROMISING:]
+            others.sort(key=lambda c: self.drafter(c.node_id).record.rate.evidence)
+            candidates = [*promising, *others[: FIRST_ASKED - PROMISING]]
         return probe_plan(candidates, room) if candidates and room > 1 else Plan()
 
     def is_enough(self, request: RequestState, ready: Sequence[Proposal], plan: Plan) -> bool:
