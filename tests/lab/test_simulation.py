@@ -229,6 +229,16 @@ def test_waiting_for_nothing_is_told() -> None:
         VirtualLoop().complete(run())
 
 
+def test_simulation_leaves_the_loop_alone_that_runs_around_it() -> None:
+    async def run() -> None:
+        around = asyncio.get_running_loop()
+        assert play("edgecosine", 1, MODELS[:1]).num_tokens == 128
+        assert asyncio.get_running_loop() is around
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
 def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
     runs = [run_cell(Cell("here", drafters, 8), COSTS, TEXTS, seed=0) for drafters in (0, 2)]
     assert all(0.0 < run["target_busy"] <= 1.0 for run in runs)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from edgecosine.balance.policy import POLICIES
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
@@ -152,6 +153,9 @@ class VirtualCluster:
 
     async def _run(self, load: SimulatedLoad) -> Outcome:
         answers, waiting = _Answers(), iter(range(load.requests))
+        plans = POLICIES[load.policy].max_drafters > 0
+        for target in self.targets:
+            target.verifying.round_s = self._costs.round_with(len(self.drafters) * plans)
         self._start_counting()
         async with asyncio.TaskGroup() as group:
             asking = [

@@ -21,6 +21,8 @@ class Costs:
     """What each session but the first adds to a pass, beside its rows."""
     work_s: float = 0.0
     """What each request adds to a call of a draft engine, beside its rows."""
+    plan_s: Mapping[int, float] = field(default_factory=dict)
+    """A plan by the number of drafters to choose from; that for one is part of `round_s`."""
     round_s: float = 0.0
     """The target's event loop, for one round of one session without drafters."""
     message_s: float = 0.0
@@ -45,12 +47,21 @@ class Costs:
         return _table(self.pass_s)
 
     @cached_property
+    def _plan(self) -> PassCost:
+        return _table(self.plan_s)
+
+    @cached_property
     def _step(self) -> PassCost:
         return _table(self.step_s)
 
     def target_pass(self, rows: int, sessions: int = 1) -> float:
         """Seconds of a target pass."""
         return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
+
+    def round_with(self, drafters: int) -> float:
+        """Seconds of the target's event loop for a round with so many drafters linked."""
+        more_s = self._plan.expected_s(drafters) - self._plan.expected_s(1) if drafters else 0.0
+        return self.round_s + more_s
 
     def drafter_step(self, rows: int) -> float:
         """Seconds of one step of a drafter."""

@@ -128,6 +128,8 @@ class SimulatedVerifying(Verifying):
             observe_pass=balancer.observe_pass,
         )
         self._costs, self._core, self._strand = costs, core, strand
+        self.round_s = costs.round_s
+        """What a verdict's session goes on to spend on the event loop."""
         self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
         self.on_pass: Callable[[], None] = _nothing
         """Called once more after each pass."""
@@ -135,7 +137,7 @@ class SimulatedVerifying(Verifying):
     async def verify(self, work: VerifyWork) -> Verdict:
         """The target's verdict; whoever goes on with it keeps the event loop busy."""
         verdict = await super().verify(work)
-        self._strand.charge(self._costs.round_s)
+        self._strand.charge(self.round_s)
         return verdict
 
     async def _profile(self) -> dict[int, float]:

@@ -181,10 +181,11 @@ class VirtualLoop:
         heapq.heappush(self._events, (when, next(self._number), event))
 
     def complete(self, main: Coroutine[Any, Any, Result]) -> Result:
-        """Run `main` on a strand of nobody, until it ends.
+        """Run `main` on a strand of nobody, until it ends; a real loop may be running around it.
 
         Raises what `main` raises, and LabError when nothing can happen any more.
         """
+        around = asyncio._get_running_loop()
         asyncio._set_running_loop(self._as_loop)
         try:
             task = self._outside.context.run(self.create_task, main)
@@ -198,7 +199,7 @@ class VirtualLoop:
                     raise self._failure
             return task.result()
         finally:
-            asyncio._set_running_loop(None)
+            asyncio._set_running_loop(around)
 
     def call_at(
         self,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgecosine import zoo
+from edgecosine.balance.plan import MAX_NODES
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.node.balancer import Balancer
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
@@ -26,6 +29,7 @@ SHAPES = (
     *((16, nodes) for nodes in (0, 3, 7, 15)),
 )
 """Sessions in a pass, and the tree nodes of each."""
+PLANNED = (1, 4, 16, 64, 256)
 LENGTH = 112
 """Tokens of a sequence: a prompt and half of an answer."""
 _GAMMA, _AHEAD_GAMMA, _AHEAD_WIDTH = 5, 8, 6
@@ -40,6 +44,8 @@ class EngineCosts:
     session_s: float
     step_s: dict[int, float]
     work_s: float
+    plan_s: dict[int, float]
+    """Of the balancer; it is measured beside them."""
 
 
 def measure_engines(
@@ -53,7 +59,8 @@ def measure_engines(
     drafter, _ = load_drafter(LoadOptions(zoo.drafter_names()[0], threads=1, slots=SESSIONS))
     assert isinstance(drafter, TransformerDrafter)
     step_s, work_s = _steps(drafter, texts, repeats)
-    return EngineCosts(pass_s, session_s, step_s, work_s)
+    say("measuring plans by drafters")
+    return EngineCosts(pass_s, session_s, step_s, work_s, _plans(pass_s, repeats))
 
 
 def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int, float], float]:
@@ -129,6 +136,28 @@ def _steps(
         if min(abs(row - rows) for row in known) <= 1
     ]
     return table, max(0.0, _quick(extra))
+
+
+def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
+    """Seconds of a plan by the number of drafters, of which no two are alike."""
+    found = {}
+    for count in PLANNED:
+        balancer, chance = Balancer(), random.Random(count)
+        for rows, seconds in pass_s.items():
+            balancer.observe_pass(rows, seconds)
+        names = [f"drafter-{number}" for number in range(count)]
+        for name in names:
+            compute_s = chance.uniform(0.001, 0.003)
+            balancer.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
+            balancer.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
+        request = balancer.open("edgecosine")
+        times = []
+        for _ in range(10 * repeats):
+            started = time.perf_counter()
+            balancer.plan(request, names, MAX_NODES)
+            times.append(time.perf_counter() - started)
+        found[count] = _quick(times)
+    return found
 
 
 def _batch(texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool) -> list[DraftWork]:

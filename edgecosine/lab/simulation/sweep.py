@@ -24,9 +24,9 @@ SESSIONS = (1, 8, 64, 256, 1000)
 QUICK_DRAFTERS = (1, 16)
 QUICK_SESSIONS = (1, 8, 64)
 _MAX_TOKENS = 128
-_PER_SESSION = (24, 40)
+_PER_SESSION = (12, 24)
 """Tokens for each session after which counting begins and ends."""
-_LEAST = (256, 1536)
+_LEAST = (256, 2048)
 
 
 @dataclass(frozen=True, slots=True)

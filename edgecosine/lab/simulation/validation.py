@@ -139,6 +139,7 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Cali
         session_s=engines.session_s,
         step_s=engines.step_s,
         work_s=engines.work_s,
+        plan_s=engines.plan_s,
         round_s=round_s,
         hop_s=max(0.0, overhead_s - round_s),
         delivery_s=delivery_s + carried_s,
