@@ -11,6 +11,8 @@ from edgecosine.errors import LabError
 from edgecosine.lab.cluster import LabCluster
 
 _PROC = Path("/proc")
+_RAN, _WAITED = 0, 1
+"""Fields of a thread's schedstat, in nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class Spent:
     """What carries the traffic of links and of MQTT."""
     delivery_s: float
     """Broker and asker."""
+    target_waited_s: float
+    """That the target's threads were ready, and somebody else had the processor."""
 
     def since(self, former: Spent) -> Spent:
         """The difference."""
@@ -31,6 +35,7 @@ class Spent:
             self.drafter_loops_s - former.drafter_loops_s,
             self.carrier_s - former.carrier_s,
             self.delivery_s - former.delivery_s,
+            self.target_waited_s - former.target_waited_s,
         )
 
 
@@ -54,6 +59,7 @@ def look(cluster: LabCluster) -> Spent:
         drafter_loops_s=sum(loops.values()),
         carrier_s=carrier_s,
         delivery_s=delivery_s + _process_s(os.getpid()),
+        target_waited_s=_process_s(cluster.local.pid("target"), _WAITED),
     )
 
 
@@ -66,15 +72,15 @@ def _descendants(pid: int) -> Mapping[int, str]:
     return found
 
 
-def _process_s(pid: int) -> float:
+def _process_s(pid: int, field: int = _RAN) -> float:
     tasks = (_PROC / str(pid) / "task").iterdir()
-    return sum(_thread_s(pid, int(task.name)) for task in tasks)
+    return sum(_thread_s(pid, int(task.name), field) for task in tasks)
 
 
-def _thread_s(pid: int, thread: int) -> float:
+def _thread_s(pid: int, thread: int, field: int = _RAN) -> float:
     """A process's event loop runs on its first thread, whose number is the process's."""
     try:
         told = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
     except FileNotFoundError as error:
         raise LabError("this kernel does not tell what threads spend") from error
-    return int(told.split()[0]) / 1e9
+    return int(told.split()[field]) / 1e9

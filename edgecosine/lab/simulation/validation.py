@@ -70,8 +70,8 @@ async def validate(
         scenario = Scenario(drafters, is_core_shared=True, slots=_SLOTS)
         simulated = simulate(scenario, [*_warm_up(), *loads], calibration.costs, texts)
         simulated = simulated[len(_warm_up()) :]
-        for load, real, outcome in zip(loads, measured, simulated, strict=True):
-            records.append(_record(drafters, load, real, outcome))
+        for load, (real, waited), outcome in zip(loads, measured, simulated, strict=True):
+            records.append({**_record(drafters, load, real, outcome), "target_waited": waited})
         first = first or calibration.costs
     assert first is not None
     return _medians(records), first
@@ -185,13 +185,17 @@ async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> 
     return await closed_loop(cluster.client, jobs, load.sessions)
 
 
-async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> Load:
+async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> tuple[Load, float]:
+    """What came of it, and the share of time in which the target waited for its processor: a third
+    or more says that somebody else is at work on this machine."""
+    start = look(cluster)
     answered = await _ask(cluster, load, is_traced=False)
+    waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
     say(
         f"measured: {load.policy}, {load.sessions} sessions, {len(cluster.drafters)} drafters: "
-        f"{answered.tokens_per_s:.0f} tokens/s"
+        f"{answered.tokens_per_s:.0f} tokens/s, target waited for its processor {waited:.2f}"
     )
-    return answered
+    return answered, waited
 
 
 async def _rtt_s(cluster: LabCluster) -> float:
