@@ -76,13 +76,15 @@ class PassCost:
     """Target pass time by number of rows: smoothed measurements, interpolated between."""
 
     by_rows: dict[int, float] = field(default_factory=dict)
-    _knots: list[tuple[int, float]] = field(default_factory=list)
-    """Sizes in order, each with the shortest time from it on; empty when out of date."""
+    _sizes: list[int] = field(default_factory=list)
+    """In order; empty when out of date."""
+    _shortest: list[float] = field(default_factory=list)
+    """For each size the shortest time from it on."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
         self.by_rows[rows] = smooth(self.by_rows.get(rows), elapsed_s, 0.1)
-        self._knots = []
+        self._sizes = []
 
     def expected_s(self, rows: int) -> float:
         """Expected time of a pass; 0 before the first measurement.
@@ -90,21 +92,22 @@ class PassCost:
         Between measured sizes linear, beyond them in proportion to the last slope; never less than
         a smaller pass.
         """
-        knots = self._curve()
-        if not knots:
+        sizes, shortest = self._curve()
+        if not sizes:
             return 0.0
-        at = bisect_right(knots, rows, key=lambda knot: knot[0])
-        if at == 0 or len(knots) == 1:
-            return knots[0][1]
-        (low, low_s), (high, high_s) = knots[at - 1 : at + 1] if at < len(knots) else knots[-2:]
+        at = bisect_right(sizes, rows)
+        if at == 0 or len(sizes) == 1:
+            return shortest[0]
+        at = min(at, len(sizes) - 1)
+        low, high, low_s, high_s = sizes[at - 1], sizes[at], shortest[at - 1], shortest[at]
         return low_s + (rows - low) / (high - low) * (high_s - low_s)
 
-    def _curve(self) -> list[tuple[int, float]]:
-        if not self._knots:
-            sizes = sorted(self.by_rows)
+    def _curve(self) -> tuple[list[int], list[float]]:
+        if not self._sizes:
+            self._sizes = sorted(self.by_rows)
             # A smaller pass costs no more than a larger one. Of two that disagree the quicker is
             # believed: a size that is thought too cheap is tried and corrected, one that is
             # thought too dear would never be tried again.
-            shortest = [*accumulate((self.by_rows[size] for size in reversed(sizes)), min)]
-            self._knots = list(zip(sizes, reversed(shortest), strict=True))
-        return self._knots
+            falling = accumulate((self.by_rows[size] for size in reversed(self._sizes)), min)
+            self._shortest = [*falling][::-1]
+        return self._sizes, self._shortest

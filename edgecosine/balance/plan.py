@@ -94,7 +94,7 @@ def choose_plan(
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
     best_speed = _speed(1.0, 0.0, pass_s[1], company)
     best = Plan(speed=best_speed, reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
-    for candidate in candidates:
+    for candidate in contenders(candidates):
         for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             tokens = expected_tokens(candidate.rate, gamma)
@@ -118,6 +118,24 @@ def choose_plan(
                     ),
                 )
     return best
+
+
+def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that may be the best at some draft length, in their order.
+
+    Whoever is no better in rate, overhead and time per token than another one never is; of two that
+    are alike the first one stays.
+    """
+    kept: list[tuple[int, Candidate]] = []
+    ranked = sorted(enumerate(candidates), key=lambda numbered: -numbered[1].rate)
+    for place, candidate in ranked:
+        overhead_s, token_s = candidate.overhead_s, candidate.token_s
+        for _, other in kept:
+            if other.overhead_s <= overhead_s and other.token_s <= token_s:
+                break
+        else:
+            kept.append((place, candidate))
+    return [candidate for _, candidate in sorted(kept, key=lambda numbered: numbered[0])]
 
 
 def _speed(tokens: float, draft_s: float, pass_s: float, company: Company) -> float:
@@ -173,13 +191,15 @@ def add_rescuers(
     while len(members) < most:
         rows = min(1 + plan.gamma + len(members) * (plan.gamma + 1) // 2, len(pass_s) - 1)
         best, joined = plan, None
+        names = {member.node_id for member in members}
+        slowest_s = max(c.overhead_s + plan.gamma * c.token_s for c in members)
         for other in candidates:
-            if other in members or not other.is_measured:
+            if not other.is_measured or other.node_id in names:
                 continue
             # Nobody is right more often where another is wrong than anywhere.
             joint = rate + (1 - rate) * min(other.rate, rescue(lead.node_id, other.node_id))
             tokens = expected_tokens(joint, plan.gamma)
-            draft_s = max(c.overhead_s + plan.gamma * c.token_s for c in (*members, other))
+            draft_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
             wait_s = _wait_s(draft_s, pass_s[rows], hidden)
             speed = _speed(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import click
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
-from edgecosine.errors import LabError
+from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, write_report
@@ -161,6 +162,57 @@ def gpu(device: str, repeats: int, report: Path | None) -> None:
     _tell(figures)
     if report is not None:
         write_report(report, figures, runs, weather="none", device=device)
+
+
+@command.command("simulation")
+@_ballast
+@click.option("--validate", "is_validated", is_flag=True,
+              help="Run the same loads on a real cluster here, and compare.")  # fmt: skip
+@click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
+              help="From 1 drafter and 1 session to 256 and 1,000.")  # fmt: skip
+@click.option("--costs", "former", metavar="RECORD",
+              type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Charge what this record's run measured, instead of measuring.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True,
+              help="Of each load that is compared.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Another one, other prompts.")  # fmt: skip
+@click.option("--quick", "is_quick", is_flag=True, help="Fewer repetitions and a small sweep.")
+@_report
+def simulation(
+    ballast: int, former: Path | None, repeats: int, seed: int, report: Path | None, *,
+    is_validated: bool, is_swept: bool, is_quick: bool,
+) -> None:  # fmt: skip
+    """Many sessions, drafters and targets in virtual time, by the same code as the runtime's.
+
+    Costs of passes, drafting steps, event loops and links are measured here first, on a cluster of
+    this machine. Decisions are timed for real. Progress goes to stderr.
+    """
+    from edgecosine.lab.simulation.bench import (
+        SimulationSettings,
+        costs_record,
+        read_costs,
+        run_simulation_bench,
+    )
+
+    log_to_stderr("warning")
+    target_cores, drafter_cores = split_cores()
+    settings = SimulationSettings(
+        ballast=ballast, seed=seed, is_quick=is_quick, is_validated=is_validated,
+        is_swept=is_swept, repeats=repeats, target_cores=target_cores,
+        drafter_cores=drafter_cores,
+    )  # fmt: skip
+    try:
+        costs = None if former is None else read_costs(former)
+        found = run_simulation_bench(settings, costs, functools.partial(click.echo, err=True))
+    except EdgecosineError as error:
+        raise click.ClickException(str(error)) from error
+    _tell(found.figures)
+    if report is not None:
+        write_report(
+            report, found.figures, found.runs, settings=asdict(settings),
+            costs=costs_record(found.costs),
+        )  # fmt: skip
 
 
 def _tell(figures: Mapping[str, Figure]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from edgecosine.engine.base import DraftWork, Proposal, never
 from edgecosine.engine.growth import Growth
@@ -90,10 +91,21 @@ class TransformerDrafter:
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[Proposal]:
         """Propose tokens for every work; at most as many works as there are slots."""
+        steps = self.steps(batch, is_awaited)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return cast(list[Proposal], done.value)
+
+    def steps(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool]
+    ) -> Generator[int, None, list[Proposal]]:
+        """`draft`, one step of the model at a time; yields each step's rows."""
         busy = {work.key for work in batch}
         draftings = [self._open(work, busy) for work in batch]
         while growing := [drafting for drafting in draftings if not drafting.is_done]:
-            self._step(growing)
+            yield self._step(growing)
             if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
                 break
         return [drafting.proposal() for drafting in draftings]
@@ -123,8 +135,8 @@ class TransformerDrafter:
         slot.tokens[start:] = tokens[start : left.length]
         return left
 
-    def _step(self, growing: list[_Drafting]) -> None:
-        """One pass: feed what each cache lacks, else read the most probable nodes."""
+    def _step(self, growing: list[_Drafting]) -> int:
+        """One pass: feed what each cache lacks, else read the most probable nodes. Its rows."""
         rows, keep, heads = RowBuilder(), list[int](), list[tuple[_Drafting, int]]()
         for drafting in growing:
             if pending := drafting.pending[: self._chunk]:
@@ -143,6 +155,7 @@ class TransformerDrafter:
             drafting.num_steps += 1
         if len(rows):
             self._guess(rows, keep, heads)
+        return len(rows)
 
     def _guess(self, rows: RowBuilder, keep: list[int], heads: list[tuple[_Drafting, int]]) -> None:
         logits = self._model.forward(rows.build(), keep)

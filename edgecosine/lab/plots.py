@@ -22,6 +22,7 @@ from edgecosine.lab.charts import (
     rtt_sweeps,
     timelines,
 )
+from edgecosine.lab.simulation.curves import Curves, sweep_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +70,9 @@ def write_plots(record: Path, directory: Path, kind: Format = "svg") -> list[Pat
 
 
 def _figures(runs: list[dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
+    for curves in sweep_curves(runs):
+        yield _name("sweep", curves.title), _draw_curves(curves)
+    runs = [run for run in runs if "kind" not in run]
     policies = dict.fromkeys(run["policy"] for run in runs)
     colours = dict(zip(policies, itertools.cycle(_COLOURS), strict=False))
     for chart in frontiers(runs):
@@ -118,6 +122,23 @@ def _draw_sweep(chart: Chart, colours: Mapping[str, str]) -> Figure:
     axes.set_xticks([], minor=True)
     axes.set(xlabel="round trip (ms)", ylabel="times the target alone", title=chart.title)
     axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _draw_curves(curves: Curves) -> Figure:
+    figure, axes = _new(6, 4)
+    for (name, points), colour in zip(
+        curves.lines.items(), itertools.cycle(_COLOURS), strict=False
+    ):
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, marker="o", color=colour, label=name)
+    axes.set_xscale("log")
+    if curves.is_log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set(xlabel=curves.x_label, ylabel=curves.y_label, title=curves.title)
     axes.legend(frameon=False)
     return figure
 

@@ -29,6 +29,11 @@ from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
+FIRST_ASKED = 8
+"""Drafters that are asked while the prompt is read, at most: each ask keeps the loop busy."""
+PROMISING = 5
+"""Those among them that are chosen by what is expected of them; the others by how little is known.
+"""
 FIRST_TRIALS = 3
 """Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
@@ -70,8 +75,14 @@ class Balancer(Learning):
         return plan
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
-        """Whom to ask while the target reads the prompt: everybody, for a first impression."""
+        """Whom to ask while the target reads the prompt, for a first impression: everybody; of many
+        the most promising, and some of those who are known the least."""
         candidates = self._candidates(request, drafters)
+        if len(candidates) > FIRST_ASKED:
+            by_rate = sorted(candidates, key=lambda c: -c.rate)
+            promising, others = by_rate[:PROMISING], by_rate[PROMISING:]
+            others.sort(key=lambda c: self.drafter(c.node_id).record.rate.evidence)
+            candidates = [*promising, *others[: FIRST_ASKED - PROMISING]]
         return probe_plan(candidates, room) if candidates and room > 1 else Plan()
 
     def is_enough(self, request: RequestState, ready: Sequence[Proposal], plan: Plan) -> bool:
@@ -120,8 +131,10 @@ class Balancer(Learning):
         all others, but nobody waits for them, so that trying costs the request no time.
         """
         request.rounds_since_trial += 1
-        others = self._candidates(request, set(drafters) - set(plan.drafters))
         is_due = request.rounds_since_trial >= TRIAL_EVERY * max(1, len(self._at_work))
+        if not is_due and len(self._at_work) > 1:
+            return Plan()
+        others = self._candidates(request, set(drafters) - set(plan.drafters))
         is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
         untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
         pool = others if is_due else untried if is_new else []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from edgecosine.balance.plan import Plan
 from edgecosine.errors import LinkError
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.clock import now
 from edgecosine.node.tally import Tally
 from edgecosine.protocol.messages import (
     AnyMessage,
@@ -124,7 +124,7 @@ class Consulting:
         ahead: TokenTree | None,
     ) -> Proposal | None:
         """One drafter's proposal, or None when it is late or lost."""
-        started = time.perf_counter()
+        started = now()
         prefix_len = len(self._sequence) + len(trunk)
         try:
             async with asyncio.timeout(plan.deadline_s):
@@ -136,7 +136,7 @@ class Consulting:
         except LinkError:
             self._held.pop(node_id, None)
             return None
-        elapsed_s = time.perf_counter() - started
+        elapsed_s = now() - started
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
         proposal = self._proposal(node_id, prefix_len, draft)
         if ahead is None:
@@ -168,7 +168,7 @@ class Consulting:
         ahead: TokenTree | None,
     ) -> Draft | None:
         """Ask once; a drafter that is out of step is told what it lacks and asked again."""
-        asked = time.perf_counter()
+        asked = now()
         draft: Draft | None = None
         try:
             for _ in range(2):

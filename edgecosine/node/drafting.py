@@ -155,14 +155,19 @@ class Drafting:
         released = list(self._released)
         self._released.clear()
         works = [_work(ask) for ask in batch]
-        call = functools.partial(
-            _timed_draft, self._engine, works, released, lambda: self._is_awaited
-        )
-        proposals, elapsed_s = await self._thread.run(call)
+        proposals, elapsed_s = await self._run_engine(works, released)
         self.busy_s += elapsed_s
         for ask, proposal in zip(batch, proposals, strict=True):
             self.num_tokens += len(proposal.tokens)
             _send(ask.reply, _draft(ask.request, proposal, elapsed_s))
+
+    async def _run_engine(
+        self, works: list[DraftWork], released: list[str]
+    ) -> tuple[list[Proposal], float]:
+        call = functools.partial(
+            _timed_draft, self._engine, works, released, lambda: self._is_awaited
+        )
+        return await self._thread.run(call)
 
 
 def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | None:

@@ -95,7 +95,10 @@ class Learning:
 
     def drafter(self, node_id: str) -> DrafterState:
         """What is known of a drafter; a new one is taken up."""
-        return self._drafters.setdefault(node_id, DrafterState())
+        state = self._drafters.get(node_id)
+        if state is None:
+            state = self._drafters[node_id] = DrafterState()
+        return state
 
     def welcome(self, node_id: str) -> None:
         """A drafter was linked anew: how slow its former life was says nothing any more."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
@@ -19,6 +18,7 @@ from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
+from edgecosine.node.clock import now
 from edgecosine.node.consulting import Ask, Consulting, DrafterLinks, answers
 from edgecosine.node.stepwise import gather_by_steps
 from edgecosine.node.tally import Tally
@@ -88,25 +88,25 @@ class Session:
         index, unsent, sent_at = 0, "", 0.0
         try:
             yield Started()
-            started = time.perf_counter()
+            started = now()
             self._balancer.observe_text(self._state, self._sequence.tokens)
             ready = await self._prefill()
-            prefilled = time.perf_counter()
+            prefilled = now()
             while True:
                 seen = len(self._transcript.tokens)
                 unsent += self._transcript.push(
                     self._sequence.tokens[self._num_prompt + seen :], self._logprobs[seen:]
                 )
                 is_over = self._transcript.finish_reason is not None
-                now = time.perf_counter()
-                if unsent and (is_over or now - sent_at >= DELTA_EVERY_S):
+                moment = now()
+                if unsent and (is_over or moment - sent_at >= DELTA_EVERY_S):
                     yield Delta(index, unsent)
-                    index, unsent, sent_at = index + 1, "", now
+                    index, unsent, sent_at = index + 1, "", moment
                 if is_over:
                     break
                 ready = await self._play_round(ready)
             self._tally.prefill_s = prefilled - started
-            self._tally.decode_s = time.perf_counter() - prefilled
+            self._tally.decode_s = now() - prefilled
             yield self._answer()
         finally:
             self._balancer.close(self._state)
@@ -125,13 +125,13 @@ class Session:
         for the next round."""
         self._consulting.begin_round()
         self._tally.trace.begin()
-        started = time.perf_counter()
+        started = now()
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.plan(self._state, linked, room)
         self._tally.plan = plan.reason
         is_ready = self._balancer.is_enough(self._state, ready, plan)
         drafts = ready if is_ready else await self._draft(plan, ready)
-        waited_s = time.perf_counter() - started
+        waited_s = now() - started
         tree = self._balancer.fuse(self._state, drafts, room - 1, waited_s)
         ahead = self._balancer.ahead(self._state, linked, plan, tree)
         trial = self._balancer.trial(self._state, linked, plan)

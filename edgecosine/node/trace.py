@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from edgecosine.node.clock import now
 from edgecosine.protocol.messages import Draft
 from edgecosine.protocol.request import DraftTimes, RoundTimes
 
@@ -16,7 +15,7 @@ class Trace:
 
     def __init__(self, *, is_on: bool = False) -> None:
         self._is_on = is_on
-        self._origin = time.perf_counter()
+        self._origin = now()
         self._started_s = self._submitted_s = self._verified_s = self._pass_s = 0.0
         self._drafts: list[DraftTimes] = []
         self.rounds: list[RoundTimes] = []
@@ -63,7 +62,7 @@ class Trace:
             )
 
     def _now_s(self) -> float:
-        return _rounded(time.perf_counter() - self._origin) if self._is_on else 0.0
+        return _rounded(now() - self._origin) if self._is_on else 0.0
 
 
 def _rounded(seconds: float) -> float:

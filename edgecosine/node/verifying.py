@@ -24,6 +24,7 @@ from edgecosine.engine.base import (
 )
 from edgecosine.engine.profile import profile
 from edgecosine.errors import ActorStopped
+from edgecosine.node.clock import now
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.mailbox import Envelope, Mailbox
 
@@ -91,7 +92,7 @@ class Verifying:
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
         """The session will ask again in so many seconds, with about so many rows."""
         if key in self._expected:
-            self._expected[key] = (time.perf_counter() + in_s, num_rows)
+            self._expected[key] = (now() + in_s, num_rows)
 
     def release(self, key: str) -> None:
         """The session has ended; its slot is given back before the next pass."""
@@ -101,10 +102,9 @@ class Verifying:
     async def run(self) -> None:
         """Measure what passes cost, then run them as long as there are works."""
         try:
-            profiled = await self._thread.run(functools.partial(profile, self._engine))
-            for num_rows, elapsed_s in profiled.items():
+            for num_rows, elapsed_s in (await self._profile()).items():
                 self._costs.observe_pass(PassReport(num_rows, elapsed_s))
-            self._ended = time.perf_counter()
+            self._ended = now()
             while True:
                 self._batch = await self._next_batch()
                 result = await self._pass()
@@ -122,22 +122,22 @@ class Verifying:
         ends = math.inf
         while len(batch) < self._max_batch:
             batch += self._mailbox.take_nowait(self._max_batch - len(batch))
-            now = time.perf_counter()
-            held_s, count = self._hold_s(batch, now)
+            moment = now()
+            held_s, count = self._hold_s(batch, moment)
             if not count:
                 break
-            ends = min(ends, now + held_s + GRACE_S)
-            if not await self._mailbox.arrival(ends - now):
+            ends = min(ends, moment + held_s + GRACE_S)
+            if not await self._mailbox.arrival(ends - moment):
                 self._give_up(batch, ends)
                 break
         for envelope in batch:
             self._expected.pop(envelope.message.key, None)
         return batch
 
-    def _hold_s(self, batch: list[Waiting], now: float) -> tuple[float, int]:
+    def _hold_s(self, batch: list[Waiting], moment: float) -> tuple[float, int]:
         here = {envelope.message.key for envelope in batch}
         latecomers = [
-            Latecomer(at - now, num_rows)
+            Latecomer(at - moment, num_rows)
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
@@ -159,16 +159,24 @@ class Verifying:
     async def _pass(self) -> PassResult:
         works = [envelope.message for envelope in self._batch]
         released, self._released = self._released, []
-        call = functools.partial(_timed_step, self._engine, works, released)
-        result, elapsed_s = await self._thread.run(call)
+        result, elapsed_s = await self._run_engine(works, released)
         self.num_passes += 1
-        now = time.perf_counter()
+        ended = now()
         self.busy_s += elapsed_s
-        cycle_s = now - self._ended
+        cycle_s = ended - self._ended
         self.idle_s += cycle_s - elapsed_s
-        self._ended, self.last_pass_s = now, elapsed_s
+        self._ended, self.last_pass_s = ended, elapsed_s
         self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
         return result
+
+    async def _profile(self) -> dict[int, float]:
+        return await self._thread.run(functools.partial(profile, self._engine))
+
+    async def _run_engine(
+        self, works: list[VerifyWork], released: list[str]
+    ) -> tuple[PassResult, float]:
+        call = functools.partial(_timed_step, self._engine, works, released)
+        return await self._thread.run(call)
 
     def _settle(self, result: PassResult) -> list[Waiting]:
         """Give out the verdicts; returns who is still in prefill."""
@@ -178,7 +186,7 @@ class Verifying:
                 prefilling.append(envelope)
             else:
                 work = envelope.message
-                at = time.perf_counter() + NEXT_ROUND_S
+                at = now() + NEXT_ROUND_S
                 self._expected[work.key] = at, 1 + len(work.tree)
                 envelope.answer(outcome)
         return prefilling

@@ -92,6 +92,28 @@ def test_plan_is_the_best_of_all_by_brute_force(
     assert speeds[chosen] == pytest.approx(max(speeds.values()))
 
 
+coarse = st.sampled_from([0.0, 0.1, 0.5, 1.0])
+alike = st.builds(
+    Candidate,
+    node_id=st.sampled_from("abcdefgh"),
+    rate=coarse,
+    evidence=st.just(9.0),
+    token_s=coarse,
+    overhead_s=coarse,
+    is_measured=st.booleans(),
+)
+
+
+@given(st.lists(alike, min_size=1, max_size=12), passes, companies, st.floats(0, 1))
+def test_many_drafters_are_compared_as_if_one_by_one(
+    drafters: list[Candidate], pass_s: list[float], company: Company, hidden: float
+) -> None:
+    each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
+    best = max(plan.speed for plan in each)
+    first = next(plan for plan in each if plan.speed == best)
+    assert choose_plan(drafters, pass_s, 40, company, hidden) == first
+
+
 def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
     crowd = Company(requests=7, rows=7, tokens=7.0)

@@ -10,7 +10,7 @@ from edgecosine.balance.estimates import PassReport
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
 from edgecosine.balance.policy import POLICIES
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.node.balancer import Balancer
+from edgecosine.node.balancer import FIRST_ASKED, Balancer
 from edgecosine.node.learning import RequestState
 
 PASS_S = 0.03
@@ -44,6 +44,22 @@ def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
         assert plan.drafters == ("b",)
         teach(made, request, "b", hits=4)
     assert made.last_reason == plan.reason
+
+
+def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> None:
+    made, names = balancer(), [f"d{number:02}" for number in range(40)]
+    asked: list[set[str]] = []
+    for _ in range(40):
+        request = made.open("edgecosine")
+        plan = made.first_plan(request, names, 100)
+        asked.append(set(plan.drafters))
+        for node_id in plan.drafters:
+            teach(made, request, node_id, hits=4 if node_id == "d33" else 1)
+        made.close(request)
+    assert all(len(each) == FIRST_ASKED for each in asked)
+    assert set.union(*asked) == set(names)
+    met = next(number for number, each in enumerate(asked) if "d33" in each)
+    assert all("d33" in each for each in asked[met:])
 
 
 @pytest.mark.parametrize("size", [0, 4])

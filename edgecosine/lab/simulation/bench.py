@@ -1,0 +1,124 @@
+"""The simulation as a benchmark: costs, the comparison with the lab, and the sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgecosine import zoo
+from edgecosine.errors import LabError
+from edgecosine.lab.figures import Figure
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.measuring import EngineCosts, measure_engines
+from edgecosine.lab.simulation.sweep import run_sweep
+from edgecosine.lab.simulation.texts import load_texts
+from edgecosine.lab.simulation.validation import DRAFTERS, ValidationSettings, validate
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """What to do; core lists as for `edgecosine node`."""
+
+    ballast: int = zoo.BALLAST
+    seed: int = 0
+    is_quick: bool = False
+    is_validated: bool = False
+    is_swept: bool = True
+    repeats: int = 3
+    target_cores: str = ""
+    drafter_cores: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationFound:
+    """Figures, the records behind them, and the costs that were charged."""
+
+    figures: dict[str, Figure]
+    runs: list[dict[str, Any]]
+    costs: Costs
+
+
+def run_simulation_bench(
+    settings: SimulationSettings, costs: Costs | None, say: Say
+) -> SimulationFound:
+    """Measure costs, unless they are given; compare with the lab and sweep, as asked.
+
+    Costs of engines are measured in this process, those of loops and links on a cluster.
+    Raises LabError and whatever ends a cluster.
+    """
+    texts, runs = load_texts(), list[dict[str, Any]]()
+    if settings.is_validated or costs is None:
+        repeats = 3 if settings.is_quick else 9
+        engines = _on_core(settings, lambda: measure_engines(texts, settings.ballast, repeats, say))
+        runs, costs = asyncio.run(validate(_validation(settings), engines, texts, say))
+    if settings.is_swept:
+        runs += run_sweep(costs, texts, is_quick=settings.is_quick, seed=settings.seed, say=say)
+    return SimulationFound(simulation_figures(runs), runs, costs)
+
+
+def read_costs(record: Path) -> Costs:
+    """The costs that a former record holds.
+
+    Raises LabError when it holds none.
+    """
+    try:
+        held = msgspec.json.decode(record.read_bytes())["environment"]["costs"]
+        return msgspec.convert(held, Costs, strict=False)
+    except (KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise LabError(f"{record} holds no costs of a simulation: {error}") from error
+
+
+def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """How far off the simulation was, and what decisions took at 256 sessions, at worst."""
+    figures = {}
+    ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
+    if ratios:
+        middle = statistics.median(ratios)
+        figures["simulated_over_measured"] = Figure(middle, min(ratios), max(ratios), "ratio")
+    crowd = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
+    for name, key in _DECISIONS.items():
+        shares = [100 * run[key] for run in crowd if run["drafters"]]
+        if shares:
+            figures[name] = Figure(statistics.median(shares), min(shares), max(shares), "percent")
+    return figures
+
+
+_DECISIONS = {
+    "decision_percent_of_pass_256": "decision_over_pass",
+    "all_decisions_percent_of_pass_256": "decisions_over_pass",
+}
+"""Decisions of one round, and of all rounds of a pass, at 256 sessions."""
+
+
+def costs_record(costs: Costs) -> dict[str, Any]:
+    """The costs as JSON values."""
+    return {name: value for name, value in asdict(costs).items() if value != {}}
+
+
+def _validation(settings: SimulationSettings) -> ValidationSettings:
+    """Where nothing is to be validated, what a cluster's loops cost is learned all the same."""
+    whole = ValidationSettings(
+        ballast=settings.ballast, repeats=1 if settings.is_quick else settings.repeats,
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
+    )  # fmt: skip
+    return whole if settings.is_validated else replace(whole, drafters=DRAFTERS[:1], sessions=())
+
+
+def _on_core(settings: SimulationSettings, measure: Callable[[], EngineCosts]) -> EngineCosts:
+    """Measure on the target's core, then be free again."""
+    everywhere = os.sched_getaffinity(0)
+    if settings.target_cores:
+        os.sched_setaffinity(0, {int(settings.target_cores)})
+    try:
+        return measure()
+    finally:
+        os.sched_setaffinity(0, everywhere)

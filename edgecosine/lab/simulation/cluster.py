@@ -1,0 +1,272 @@
+"""One simulated cluster under load: askers in a closed loop, sessions, targets, drafters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from edgecosine.balance.policy import POLICIES
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.engines import check_room
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.protocol.request import Answer, Delta, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """The nodes of a cluster. `drafters` are recorded models, one node each."""
+
+    drafters: tuple[str, ...] = ()
+    is_core_shared: bool = False
+    """Whether all drafters, the broker and the askers share one processor."""
+    slots: int = 16
+    """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
+    targets: int = 1
+    """Each with its own balancer, its own share of the requests, and links to all drafters."""
+    has_device: bool = False
+    """Whether a target's passes run beside its event loop, on an accelerator."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedLoad:
+    """So many askers, each with one request at work until there are none left."""
+
+    policy: str
+    sessions: int
+    requests: int
+    """In all."""
+    max_tokens: int = 128
+    first_text: int = 0
+    """The first prompt's number, domains in turn."""
+    window: tuple[int, int] | None = None
+    """Count from the first number of tokens to the second, and stop there; None counts all. The
+    first requests are then of different lengths, as if they had begun earlier."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it, in virtual seconds but for the last."""
+
+    elapsed_s: float
+    num_tokens: int
+    num_rounds: int
+    """Prefills included."""
+    num_passes: int
+    num_rows: int
+    num_messages: int
+    pass_s: float
+    """In passes, of all targets together."""
+    loop_s: float
+    """The targets' event loops at work."""
+    latencies_s: list[float] = field(default_factory=list)
+    answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens by request."""
+    num_accepted: int = 0
+    """Draft tokens, of the rounds of whole answers; `num_answer_rounds` are these, prefills not
+    counted."""
+    num_answer_rounds: int = 0
+    decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Calls of the balancer, and the seconds that they really took on this machine."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput."""
+        return self.num_tokens / self.elapsed_s
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Committed tokens, the target's own included."""
+        return self.num_tokens / self.num_rounds
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean accepted draft tokens a round of the whole answers."""
+        return self.num_accepted / max(1, self.num_answer_rounds)
+
+    @property
+    def decision_s(self) -> float:
+        """Real seconds of all decisions."""
+        return sum(seconds for _, seconds in self.decisions.values())
+
+
+@dataclass(slots=True)
+class _Answers:
+    """Whole answers as they come."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    num_accepted: int = 0
+    num_rounds: int = 0
+
+    def add(self, number: int, answer: Answer, latency_s: float) -> None:
+        self.latencies_s.append(latency_s)
+        self.tokens[number] = answer.tokens
+        self.num_accepted += answer.metrics.num_accepted_tokens
+        self.num_rounds += answer.metrics.num_rounds
+
+
+class VirtualCluster:
+    """The nodes of one run, and who asks them."""
+
+    def __init__(self, loop: VirtualLoop, scenario: Scenario, costs: Costs, texts: Texts) -> None:
+        self._loop, self._costs, self._texts = loop, costs, texts
+        self._turns, self._numbers = texts.turns(), itertools.count()
+        shared = Core(loop) if scenario.is_core_shared else None
+        self._is_core_shared = scenario.is_core_shared
+        self._askers = Strand(loop, "askers", shared)
+        """Broker and askers, who do one thing after the other."""
+        self.drafters = [
+            DrafterNode(
+                loop, f"{model}-{number}", model,
+                core=shared or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
+            )
+            for number, model in enumerate(scenario.drafters)
+        ]  # fmt: skip
+        self.targets = [
+            TargetNode(
+                loop, f"target-{number}", self.drafters,
+                slots=scenario.slots, costs=costs, texts=texts, carrier=shared,
+                has_device=scenario.has_device,
+            )
+            for number in range(scenario.targets)
+        ]  # fmt: skip
+
+    async def play(self, loads: Sequence[SimulatedLoad]) -> list[Outcome]:
+        """Run the loads one after the other; what was learned under one stays for the next.
+
+        Raises LabError when a load asks for longer answers than are recorded.
+        """
+        for load in loads:
+            check_room(self._texts, load.max_tokens)
+        async with asyncio.TaskGroup() as group:
+            actors = [target.start(group) for target in self.targets]
+            actors += [drafter.start(group) for drafter in self.drafters]
+            outcomes = [await self._run(load) for load in loads]
+            for actor in actors:
+                actor.cancel()
+        return outcomes
+
+    async def _run(self, load: SimulatedLoad) -> Outcome:
+        answers, waiting = _Answers(), iter(range(load.requests))
+        plans = POLICIES[load.policy].max_drafters > 0
+        for target in self.targets:
+            target.verifying.round_s = self._costs.round_with(len(self.drafters) * plans)
+        self._start_counting()
+        async with asyncio.TaskGroup() as group:
+            asking = [
+                group.create_task(
+                    self._ask_in_turn(load, place, waiting, answers),
+                    context=self.targets[place % len(self.targets)].strand.context,
+                )
+                for place in range(load.sessions)
+            ]
+            if load.window is not None:
+                start, stop = load.window
+                await self._reach(start)
+                answers = _Answers()
+                self._start_counting()
+                await self._reach(stop - start)
+                outcome = self._outcome(answers)
+                for task in asking:
+                    task.cancel()
+        return self._outcome(answers) if load.window is None else outcome
+
+    async def _reach(self, num_tokens: int) -> None:
+        """Wait until so many tokens were committed since counting started."""
+        while self._spent()["num_tokens"] < num_tokens:
+            passed = asyncio.Event()
+            for target in self.targets:
+                target.verifying.on_pass = passed.set
+            await passed.wait()
+
+    def _start_counting(self) -> None:
+        self._former = self._counters()
+        for target in self.targets:
+            target.balancer.times.clear()
+
+    def _counters(self) -> dict[str, float]:
+        each = [target.counters() for target in self.targets]
+        counters = {name: sum(counted[name] for counted in each) for name in each[0]}
+        return {**counters, "elapsed_s": self._loop.time()}
+
+    def _spent(self) -> dict[str, float]:
+        return {name: now - self._former[name] for name, now in self._counters().items()}
+
+    def _outcome(self, answers: _Answers) -> Outcome:
+        spent = self._spent()
+        return Outcome(
+            elapsed_s=spent["elapsed_s"],
+            num_tokens=round(spent["num_tokens"]),
+            num_rounds=round(spent["num_rounds"]),
+            num_passes=round(spent["num_passes"]),
+            num_rows=round(spent["num_rows"]),
+            num_messages=round(spent["num_messages"]),
+            pass_s=spent["pass_s"],
+            loop_s=spent["loop_s"],
+            latencies_s=answers.latencies_s,
+            answers=answers.tokens,
+            num_accepted=answers.num_accepted,
+            num_answer_rounds=answers.num_rounds,
+            decisions=_together(target.balancer.times for target in self.targets),
+        )
+
+    async def _ask_in_turn(
+        self, load: SimulatedLoad, place: int, waiting: Iterator[int], answers: _Answers
+    ) -> None:
+        """One asker; it stays with one target."""
+        target, is_first = self.targets[place % len(self.targets)], load.window is not None
+        for number in waiting:
+            await self._askers.serve(self._costs.between_s)
+            share = (place + 1) / load.sessions if is_first else 1.0
+            is_first = False
+            max_tokens = max(1, round(share * load.max_tokens))
+            request = Request(
+                client_id="lab", request_id=f"{next(self._numbers)}", kind="completion",
+                prompt="", max_tokens=max_tokens, ignore_eos=True, policy=load.policy,
+            )  # fmt: skip
+            text = self._turns[(load.first_text + number) % len(self._turns)]
+            started = self._loop.time()
+            answer = await self._ask(target, request, self._texts.lists[text][:NUM_PROMPT])
+            answers.add(number, answer, self._loop.time() - started)
+
+    async def _ask(self, target: TargetNode, request: Request, prompt: list[int]) -> Answer:
+        answer: Answer | None = None
+        async with contextlib.aclosing(target.session(request, prompt).run()) as steps:
+            async for step in steps:
+                if isinstance(step, Delta):
+                    self._deliver()
+                elif isinstance(step, Answer):
+                    answer = step
+        assert answer is not None, "a session yields its answer last"
+        return answer
+
+    def _deliver(self) -> None:
+        """Broker and askers carry text; how long they take matters to whom they share with."""
+        if self._is_core_shared:
+            delivery_s = self._costs.delivery_s
+            self._loop.call_soon(self._askers.charge, delivery_s, context=self._askers.context)
+
+
+def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:
+    found: dict[str, tuple[int, float]] = {}
+    for name, seconds in itertools.chain.from_iterable(each.items() for each in times):
+        count, total_s = found.get(name, (0, 0.0))
+        found[name] = count + len(seconds), total_s + sum(seconds)
+    return found
+
+
+def simulate(
+    scenario: Scenario, loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
+) -> list[Outcome]:
+    """An outcome for each load. The same arguments give the same outcomes, but for the real
+    seconds of decisions.
+
+    Raises LabError.
+    """
+    loop = VirtualLoop()
+    return loop.complete(VirtualCluster(loop, scenario, costs, texts).play(loads))

@@ -1,0 +1,89 @@
+"""What things cost on one machine, in seconds: measured by `measuring`, charged in simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from edgecosine.balance.estimates import PassCost
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Tables by rows are interpolated, and continued in proportion to their last slope."""
+
+    pass_s: Mapping[int, float]
+    """A target pass by its rows."""
+    step_s: Mapping[int, float]
+    """A drafter's step by its rows."""
+    session_s: float = 0.0
+    """What each session but the first adds to a pass, beside its rows."""
+    work_s: float = 0.0
+    """What each request adds to a call of a draft engine, beside its rows."""
+    plan_s: Mapping[int, float] = field(default_factory=dict)
+    """A plan by the number of drafters to choose from; that for one is part of `round_s`."""
+    round_s: float = 0.0
+    """The target's event loop, for one round of one session without drafters."""
+    message_s: float = 0.0
+    """The target's event loop, for one message of a link, sent or received, and what it entails."""
+    request_s: float = 0.0
+    """The drafter's event loop, for one draft request with its answer."""
+    hop_s: float = 0.0
+    """From a loop to its engine's thread and back, for one call; no processor is busy with it."""
+    delivery_s: float = 0.0
+    """Broker, asker and traffic, for one round's text, where they share the drafters' processor."""
+    carriage_s: float = 0.0
+    """What carries one message of a link, where it shares the drafters' processor."""
+    between_s: float = 0.0
+    """From the end of a request to the start of the same asker's next one."""
+    one_way_s: float = 0.0
+    """A message on the wire between target and drafter."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What else was measured, for the record."""
+
+    @cached_property
+    def _pass(self) -> PassCost:
+        return _table(self.pass_s)
+
+    @cached_property
+    def _plan(self) -> PassCost:
+        return _table(self.plan_s)
+
+    @cached_property
+    def _step(self) -> PassCost:
+        return _table(self.step_s)
+
+    def target_pass(self, rows: int, sessions: int = 1) -> float:
+        """Seconds of a target pass."""
+        return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
+
+    def round_with(self, drafters: int) -> float:
+        """Seconds of the target's event loop for a round with so many drafters linked."""
+        more_s = self._plan.expected_s(drafters) - self._plan.expected_s(1) if drafters else 0.0
+        return self.round_s + more_s
+
+    def drafter_step(self, rows: int) -> float:
+        """Seconds of one step of a drafter."""
+        return self._step.expected_s(rows)
+
+    def with_dearer_passes(self, factor: float) -> Costs:
+        """The same with target passes that take `factor` times as long."""
+        return replace(
+            self,
+            pass_s={rows: factor * seconds for rows, seconds in self.pass_s.items()},
+            session_s=factor * self.session_s,
+        )
+
+    def with_flat_passes(self, rows: int) -> Costs:
+        """The same with passes that cost what one row does, up to so many rows, and then so much
+        more for each further one."""
+        one_s = self.target_pass(1)
+        return replace(self, pass_s={1: one_s, rows: one_s, 2 * rows: 2 * one_s}, session_s=0.0)
+
+
+def _table(by_rows: Mapping[int, float]) -> PassCost:
+    cost = PassCost()
+    for rows, seconds in by_rows.items():
+        cost.observe(rows, seconds)
+    return cost

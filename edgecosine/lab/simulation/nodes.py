@@ -1,0 +1,130 @@
+"""The nodes of a simulated cluster: targets and drafters, each with the actors of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from edgecosine.engine.text import TextCodec
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.decisions import TimedBalancer
+from edgecosine.lab.simulation.engines import (
+    RecallingDrafter,
+    RecitingTarget,
+    SimulatedDrafting,
+    SimulatedVerifying,
+)
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.simulation.wire import VirtualLink
+from edgecosine.node.session import Session
+from edgecosine.protocol.request import Request
+
+
+class DrafterNode:
+    """A drafter: its event loop, and its engine on a processor that others may share."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        node_id: str,
+        model: str,
+        *,
+        core: Core,
+        slots: int,
+        costs: Costs,
+        texts: Texts,
+    ) -> None:
+        self.node_id, self.core = node_id, core
+        self.strand = Strand(loop, node_id, core)
+        self.drafting = SimulatedDrafting(
+            engine=RecallingDrafter(texts, texts.drafters.index(model), slots=slots),
+            max_batch=slots,
+            costs=costs,
+            core=core,
+            strand=self.strand,
+        )
+
+    def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
+        """Set the actors to work."""
+        return group.create_task(self.drafting.run(), context=self.strand.context)
+
+
+class TargetNode:
+    """A target: its event loop, its engine on the same processor or on a device of its own, its
+    balancer and its links."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        name: str,
+        drafters: Sequence[DrafterNode],
+        *,
+        slots: int,
+        costs: Costs,
+        texts: Texts,
+        carrier: Core | None,
+        has_device: bool,
+    ) -> None:
+        core = Core(loop)
+        self.strand = Strand(loop, name, core)
+        self.balancer = TimedBalancer()
+        self.verifying = SimulatedVerifying(
+            engine=RecitingTarget(texts),
+            balancer=self.balancer,
+            max_batch=slots,
+            costs=costs,
+            core=Core(loop) if has_device else core,
+            strand=self.strand,
+        )
+        self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())
+        self._links: dict[str, VirtualLink] = {}
+        for drafter in drafters:
+            self.balancer.welcome(drafter.node_id)
+            self._links[drafter.node_id] = VirtualLink(
+                loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
+                drafting=drafter.drafting, carrier=carrier,
+            )  # fmt: skip
+
+    def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
+        """Set the actors to work."""
+        return group.create_task(self.verifying.run(), context=self.strand.context)
+
+    def session(self, request: Request, prompt: list[int]) -> Session:
+        """A session for a request; it must run on this node's strand."""
+        return Session(
+            request=request, prompt=prompt, model="zoo", codec=self._codec,
+            verifying=self.verifying, balancer=self.balancer, drafters=lambda: self._links,
+        )  # fmt: skip
+
+    def counters(self) -> Mapping[str, float]:
+        """What was done until now; times in virtual seconds."""
+        return {
+            "pass_s": self.verifying.busy_s,
+            "num_passes": self.verifying.num_passes,
+            "num_rows": self.verifying.num_rows,
+            "num_rounds": self.verifying.num_verdicts,
+            "num_tokens": self.verifying.num_tokens,
+            "num_drafted": self.verifying.num_nodes,
+            "loop_s": self.strand.busy_s,
+            "num_messages": sum(link.num_messages for link in self._links.values()),
+        }
+
+
+class _Letters:
+    """A tokenizer whose tokens are letters, since text is no part of what is simulated."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - _FIRST_LETTER for letter in text]
+
+    def decode(self, tokens: Sequence[int], **_: object) -> str:
+        return "".join(chr(_FIRST_LETTER + token) for token in tokens)
+
+
+_FIRST_LETTER = 0x4E00

@@ -1,0 +1,86 @@
+"""What the processes of a lab spend on processors, thread by thread (Linux)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecosine.errors import LabError
+from edgecosine.lab.cluster import LabCluster
+
+_PROC = Path("/proc")
+_RAN, _WAITED = 0, 1
+"""Fields of a thread's schedstat, in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Processor seconds since processes started: of event loops, of all threads beside them."""
+
+    target_loop_s: float
+    drafter_loops_s: float
+    carrier_s: float
+    """What carries the traffic of links and of MQTT."""
+    delivery_s: float
+    """Broker and asker."""
+    target_waited_s: float
+    """That the target's threads were ready, and somebody else had the processor."""
+
+    def since(self, former: Spent) -> Spent:
+        """The difference."""
+        return Spent(
+            self.target_loop_s - former.target_loop_s,
+            self.drafter_loops_s - former.drafter_loops_s,
+            self.carrier_s - former.carrier_s,
+            self.delivery_s - former.delivery_s,
+            self.target_waited_s - former.target_waited_s,
+        )
+
+
+def look(cluster: LabCluster) -> Spent:
+    """What was spent until now.
+
+    Raises LabError where the kernel does not tell.
+    """
+    nodes = {cluster.local.pid(node_id): node_id for node_id in cluster.hosts}
+    carrier_s = delivery_s = 0.0
+    for pid, command in _descendants(os.getpid()).items():
+        if pid in nodes:
+            continue
+        if "edgecosine.lab.hub" in command or "edgecosine.lab.relay" in command:
+            carrier_s += _process_s(pid)
+        else:
+            delivery_s += _process_s(pid)
+    loops = {node_id: _thread_s(pid, pid) for pid, node_id in nodes.items()}
+    return Spent(
+        target_loop_s=loops.pop("target"),
+        drafter_loops_s=sum(loops.values()),
+        carrier_s=carrier_s,
+        delivery_s=delivery_s + _process_s(os.getpid()),
+        target_waited_s=_process_s(cluster.local.pid("target"), _WAITED),
+    )
+
+
+def _descendants(pid: int) -> Mapping[int, str]:
+    found: dict[int, str] = {}
+    for task in (_PROC / str(pid) / "task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found[child] = (_PROC / str(child) / "cmdline").read_text().replace("\0", " ")
+            found |= _descendants(child)
+    return found
+
+
+def _process_s(pid: int, field: int = _RAN) -> float:
+    tasks = (_PROC / str(pid) / "task").iterdir()
+    return sum(_thread_s(pid, int(task.name), field) for task in tasks)
+
+
+def _thread_s(pid: int, thread: int, field: int = _RAN) -> float:
+    """A process's event loop runs on its first thread, whose number is the process's."""
+    try:
+        told = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
+    except FileNotFoundError as error:
+        raise LabError("this kernel does not tell what threads spend") from error
+    return int(told.split()[field]) / 1e9

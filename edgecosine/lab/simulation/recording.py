@@ -1,0 +1,72 @@
+"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgecosine import zoo
+from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.loading import load_drafter, load_target
+from edgecosine.engine.options import LoadOptions
+from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
+from edgecosine.protocol.messages import Coupling, pack_shares
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE
+
+PROMPTS = 16
+"""Of each domain."""
+ANSWER = 144
+"""Tokens of each answer: 128, and what drafters may look ahead."""
+_GUESSES = 4
+
+
+def record() -> Texts:
+    """Let the target answer, and ask every drafter at every position; some minutes."""
+    engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
+    assert loaded.codec is not None
+    prompts = [(d, text) for d, texts in zoo.prompts().items() for text in texts[:PROMPTS]]
+    texts = [_answer(engine, loaded.codec.encode(text)) for _, text in prompts]
+    names = zoo.drafter_names()
+    guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
+    shares = np.zeros(guesses.shape, np.uint8)
+    for which, name in enumerate(names):
+        drafter, _ = load_drafter(LoadOptions(name, threads=1))
+        for number, text in enumerate(texts):
+            for place in range(ANSWER):
+                said = _guess(drafter, text[: NUM_PROMPT + place])
+                guesses[which, number, place] = said.tokens[:_GUESSES]
+                packed = pack_shares(said.confidences[:_GUESSES])
+                shares[which, number, place] = np.frombuffer(packed, np.uint8)
+        sys.stderr.write(f"{name}: {len(texts)} texts\n")
+    tokens = np.array(texts, dtype=np.uint16)
+    return Texts(tokens, tuple(domain for domain, _ in prompts), names, guesses, shares)
+
+
+def _answer(engine: TargetEngine, prompt: list[int]) -> list[int]:
+    text = list(prompt)
+    while len(text) < NUM_PROMPT + ANSWER:
+        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, Sampling())
+        [outcome] = engine.step([work]).outcomes
+        if not isinstance(outcome, Prefilling):
+            text.append(outcome.bonus)
+    return text
+
+
+class _Said:
+    def __init__(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
+        self.tokens, self.confidences = tokens, confidences
+
+
+def _guess(drafter: DraftEngine, tokens: Sequence[int]) -> _Said:
+    """The children of the root alone."""
+    [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, Coupling())])
+    above = said.parents or range(-1, len(said.tokens) - 1)
+    roots = [node for node, parent in enumerate(above) if parent == -1]
+    return _Said([said.tokens[n] for n in roots], [said.confidences[n] for n in roots])
+
+
+if __name__ == "__main__":
+    record().save(RECORDED)

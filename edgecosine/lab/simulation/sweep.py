@@ -1,0 +1,132 @@
+"""From one drafter and one session to hundreds and a thousand: where throughput saturates, and what
+the target's own code costs there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.texts import Texts
+
+Say = Callable[[str], None]
+Hardware = Literal["here", "flat"]
+"""here: passes cost what was measured, on the processor of the target's event loop; flat: on a
+device beside it, and a pass of up to FLAT_ROWS rows costs what one row does here, then more in
+proportion, as where memory bounds a pass and not arithmetic."""
+
+FLAT_ROWS = 256
+DRAFTERS = (1, 4, 16, 64, 256)
+SESSIONS = (1, 8, 64, 256, 1000)
+QUICK_DRAFTERS = (1, 16)
+QUICK_SESSIONS = (1, 8, 64)
+_MAX_TOKENS = 128
+_PER_SESSION = (12, 24)
+"""Tokens for each session after which counting begins and ends."""
+_LEAST = (256, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the sweep; without drafters the target is alone."""
+
+    hardware: Hardware
+    drafters: int
+    sessions: int
+    targets: int = 1
+
+    @property
+    def policy(self) -> str:
+        """Who plans."""
+        return "edgecosine" if self.drafters else "target-alone"
+
+
+def cells(*, is_quick: bool) -> Iterator[Cell]:
+    """All points."""
+    drafters = QUICK_DRAFTERS if is_quick else DRAFTERS
+    sessions = QUICK_SESSIONS if is_quick else SESSIONS
+    kinds: tuple[Hardware, ...] = ("here", "flat")
+    for hardware in kinds:
+        for many in sessions:
+            for number in (0, *drafters):
+                # Drafters beyond what sessions can use say nothing that fewer do not.
+                if hardware == "flat" or number <= 4 * many or number <= 16:
+                    yield Cell(hardware, number, many)
+        yield Cell(hardware, 16, 64, targets=4)
+
+
+def run_cell(cell: Cell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
+    """Simulate one point; its record. `seed` shifts the prompts.
+
+    Raises LabError.
+    """
+    models = tuple(texts.drafters[n % len(texts.drafters)] for n in range(cell.drafters))
+    share = -(-cell.sessions // cell.targets)
+    scenario = Scenario(
+        models, slots=max(16, share), targets=cell.targets, has_device=cell.hardware == "flat"
+    )
+    low, high = (
+        max(least, per * cell.sessions) for least, per in zip(_LEAST, _PER_SESSION, strict=True)
+    )
+    load = SimulatedLoad(
+        cell.policy, cell.sessions, requests=1 << 30, max_tokens=_MAX_TOKENS, first_text=seed,
+        window=(low, high),
+    )  # fmt: skip
+    started = time.perf_counter()
+    [outcome] = simulate(scenario, [load], _on(cell.hardware, costs), texts)
+    return {**_record(cell, outcome), "took_s": round(time.perf_counter() - started, 2)}
+
+
+def _on(hardware: Hardware, costs: Costs) -> Costs:
+    return costs if hardware == "here" else costs.with_flat_passes(FLAT_ROWS)
+
+
+def _record(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    targets_s = cell.targets * outcome.elapsed_s
+    pass_s = outcome.pass_s / outcome.num_passes
+    decision_s = outcome.decision_s / outcome.num_rounds
+    per_pass = outcome.num_rounds / outcome.num_passes
+    return {
+        "kind": "sweep",
+        "hardware": cell.hardware,
+        "policy": cell.policy,
+        "drafters": cell.drafters,
+        "sessions": cell.sessions,
+        "targets": cell.targets,
+        "tokens_per_s": outcome.tokens_per_s,
+        "tokens_per_round": outcome.tokens_per_round,
+        "target_busy": outcome.pass_s / targets_s,
+        "loop_share": outcome.loop_s / targets_s,
+        "pass_ms": 1e3 * pass_s,
+        "rows_per_pass": outcome.num_rows / outcome.num_passes,
+        "rounds_per_pass": per_pass,
+        "messages_per_round": outcome.num_messages / outcome.num_rounds,
+        "decision_us_per_round": 1e6 * decision_s,
+        "decision_over_pass": decision_s / pass_s,
+        "decisions_over_pass": decision_s * per_pass / pass_s,
+        "decisions_us": {
+            name: [count, 1e6 * seconds / max(1, count)]
+            for name, (count, seconds) in sorted(outcome.decisions.items())
+        },
+    }
+
+
+def run_sweep(
+    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, say: Say
+) -> list[dict[str, Any]]:
+    """A record for each point."""
+    records = []
+    todo = list(cells(is_quick=is_quick))
+    for number, cell in enumerate(todo, 1):
+        record = run_cell(cell, costs, texts, seed)
+        records.append(record)
+        say(
+            f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, {cell.sessions} "
+            f"sessions, {cell.targets} targets: {record['tokens_per_s']:.0f} tokens/s, target busy "
+            f"{record['target_busy']:.2f}, its loop {record['loop_share']:.2f}, decisions "
+            f"{record['decision_us_per_round']:.0f} us a round ({record['took_s']:.0f} s)"
+        )
+    return records

@@ -1,0 +1,111 @@
+"""What target and drafters of the zoo say, recorded once, so that simulated drafts are true ones.
+
+Of each held-out prompt: the target's text at temperature 0, and what every drafter guesses at every
+position of it, with its confidences. Confidences, agreement between drafters and expertise by
+domain are therefore those of real models. Below a wrong token nothing was recorded; there a
+drafter says what it says at another place, chosen by the wrong token, the same for all drafters.
+Nothing below a wrong token is ever accepted, so such guesses matter by their confidences alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgecosine.engine.guessing import Guesses
+from edgecosine.protocol.messages import pack_tokens
+
+RECORDED = Path(__file__).parent / "texts.npz"
+NUM_PROMPT = 48
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Recorded texts.
+
+    tokens   [texts, length] uint16, each with a prompt of NUM_PROMPT tokens
+    domains  [texts] names
+    drafters [drafters] names
+    guesses  [drafters, texts, length - NUM_PROMPT, guesses] uint16, best first
+    shares   the same, uint8: round(255 * confidence)
+    """
+
+    tokens: npt.NDArray[np.uint16]
+    domains: tuple[str, ...]
+    drafters: tuple[str, ...]
+    guesses: npt.NDArray[np.uint16]
+    shares: npt.NDArray[np.uint8]
+
+    @cached_property
+    def lists(self) -> list[list[int]]:
+        """The texts as plain integers."""
+        found: list[list[int]] = self.tokens.tolist()
+        return found
+
+    @cached_property
+    def by_prompt(self) -> dict[tuple[int, ...], int]:
+        """Number of the text that begins with a prompt."""
+        return {tuple(text[:NUM_PROMPT]): number for number, text in enumerate(self.lists)}
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that are recorded after each prompt."""
+        return len(self.lists[0]) - NUM_PROMPT
+
+    def turns(self) -> list[int]:
+        """The texts' numbers, domains in turn."""
+        places: dict[str, int] = {}
+        order = []
+        for number, domain in enumerate(self.domains):
+            places[domain] = places.get(domain, -1) + 1
+            order.append((places[domain], list(dict.fromkeys(self.domains)).index(domain), number))
+        return [number for _, _, number in sorted(order)]
+
+    def text_of(self, tokens: Sequence[int]) -> int:
+        """Which text a sequence belongs to, by its prompt."""
+        return self.by_prompt[tuple(tokens[:NUM_PROMPT])]
+
+    def guess(self, drafter: int, text: int, tokens: Sequence[int], path: Sequence[int]) -> Guesses:
+        """A drafter's best guesses for what follows a sequence and a path below it."""
+        sequence, truth = [*tokens, *path], self.lists[text]
+        place = len(sequence) - NUM_PROMPT
+        if place >= self.longest_answer or sequence != truth[: len(sequence)]:
+            text, place = self._elsewhere(sequence)
+        return Guesses(
+            self.guesses[drafter, text, place].tolist(),
+            (self.shares[drafter, text, place] / 255.0).tolist(),
+        )
+
+    def _elsewhere(self, sequence: Sequence[int]) -> tuple[int, int]:
+        chance = zlib.crc32(pack_tokens(sequence[-8:]), len(sequence))
+        num_texts = len(self.lists)
+        return chance % num_texts, chance // num_texts % self.longest_answer
+
+    def save(self, path: Path) -> None:
+        """Write all arrays into one compressed file."""
+        np.savez_compressed(
+            path,
+            tokens=self.tokens,
+            domains=np.array(self.domains),
+            drafters=np.array(self.drafters),
+            guesses=self.guesses,
+            shares=self.shares,
+        )
+
+
+def load_texts(path: Path = RECORDED) -> Texts:
+    """Read recorded texts."""
+    with np.load(path, allow_pickle=False) as held:
+        return Texts(
+            tokens=held["tokens"],
+            domains=tuple(held["domains"].tolist()),
+            drafters=tuple(held["drafters"].tolist()),
+            guesses=held["guesses"],
+            shares=held["shares"],
+        )

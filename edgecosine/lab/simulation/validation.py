@@ -1,0 +1,237 @@
+"""The simulation against the lab: the same loads on a real cluster and on a simulated one, whose
+costs are measured in the same run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edgecosine.lab.asking import Asked
+from edgecosine.lab.cells import LAN
+from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.load import Load, closed_loop, make_jobs
+from edgecosine.lab.overhead import overheads_s
+from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.measuring import EngineCosts
+from edgecosine.lab.simulation.processors import Spent, look
+from edgecosine.lab.simulation.texts import Texts
+
+Say = Callable[[str], None]
+
+POLICIES = ("target-alone", "specedge", "edgecosine")
+SESSIONS = (1, 4, 8)
+DRAFTERS = (("generalist",), ("python", "manual", "legal", "home"))
+_SLOTS = 16
+_CALIBRATION_TEXT = 40
+"""The first prompt of the loads that costs are learned from; others than those that validate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSettings:
+    """How a validation is made; core lists as for `edgecosine node`."""
+
+    ballast: int
+    repeats: int = 3
+    max_tokens: int = 128
+    network: NetworkKind = "auto"
+    target_cores: str = ""
+    drafter_cores: str = ""
+    drafters: tuple[tuple[str, ...], ...] = DRAFTERS
+    sessions: tuple[int, ...] = SESSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one cluster's loops, links and neighbours cost."""
+
+    costs: Costs
+    one_row_s: float
+    """A pass of one row as the cluster's own target saw it."""
+
+
+async def validate(
+    settings: ValidationSettings, engines: EngineCosts, texts: Texts, say: Say
+) -> tuple[list[dict[str, Any]], Costs]:
+    """A record for each load; and the costs of the first cluster, for what cannot be run here.
+
+    Raises LabError.
+    """
+    records: list[dict[str, Any]] = []
+    first: Costs | None = None
+    for drafters in settings.drafters:
+        loads = _loads(settings, first is not None)
+        async with _cluster(settings, drafters, say) as cluster:
+            calibration = await calibrate(cluster, engines, say)
+            measured = [await _run(cluster, load, say) for load in loads]
+        scenario = Scenario(drafters, is_core_shared=True, slots=_SLOTS)
+        simulated = simulate(scenario, [*_warm_up(), *loads], calibration.costs, texts)
+        simulated = simulated[len(_warm_up()) :]
+        for load, (real, waited), outcome in zip(loads, measured, simulated, strict=True):
+            records.append({**_record(drafters, load, real, outcome), "target_waited": waited})
+        first = first or calibration.costs
+    assert first is not None
+    return _medians(records), first
+
+
+def _loads(settings: ValidationSettings, is_known: bool) -> list[SimulatedLoad]:
+    policies = POLICIES[1:] if is_known else POLICIES
+    return [
+        SimulatedLoad(policy, sessions, max(4, 2 * sessions), settings.max_tokens)
+        for _ in range(settings.repeats)
+        for sessions in settings.sessions
+        for policy in policies
+    ]
+
+
+def _warm_up() -> list[SimulatedLoad]:
+    """What calibration asks."""
+    text, tokens = _CALIBRATION_TEXT, 96
+    return [
+        SimulatedLoad("edgecosine", 1, 2, tokens, text),
+        SimulatedLoad("target-alone", 4, 8, tokens, text),
+        SimulatedLoad("target-alone", 1, 2, tokens, text),
+        SimulatedLoad("specedge", 1, 4, tokens, text),
+    ]
+
+
+@asynccontextmanager
+async def _cluster(
+    settings: ValidationSettings, drafters: tuple[str, ...], say: Say
+) -> AsyncIterator[LabCluster]:
+    slots = ("--slots", str(_SLOTS))
+    plan = LabPlan(
+        drafters=drafters,
+        ballast=settings.ballast,
+        weather=LAN,
+        network=settings.network,
+        target_cores=settings.target_cores,
+        drafter_cores=settings.drafter_cores,
+        target_options=(*slots, "--max-sessions", str(_SLOTS)),
+        drafter_options=slots,
+    )
+    async with lab_cluster(plan, say) as cluster:
+        yield cluster
+
+
+async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Calibration:
+    """Learn what loops, links, broker and askers cost from loads that are not validated."""
+    say("learning what event loops, links and broker cost")
+    warm, crowd, lone, paired = _warm_up()
+    await _ask(cluster, warm, is_traced=False)
+    start = look(cluster)
+    load = await _ask(cluster, crowd, is_traced=False)
+    alone = look(cluster).since(start)
+    rounds = _rounds(load)
+    round_s, delivery_s = alone.target_loop_s / rounds, alone.delivery_s / rounds
+    carried_s = alone.carrier_s / rounds
+    traced = await _ask(cluster, lone, is_traced=True)
+    overhead_s = statistics.median(s for asked in traced.asked for s in overheads_s(asked.rounds))
+    one_row_s = statistics.median(_passes(traced))
+    start = look(cluster)
+    load = await _ask(cluster, paired, is_traced=True)
+    spent = look(cluster).since(start)
+    costs = Costs(
+        pass_s=engines.pass_s,
+        session_s=engines.session_s,
+        step_s=engines.step_s,
+        work_s=engines.work_s,
+        plan_s=engines.plan_s,
+        round_s=round_s,
+        hop_s=max(0.0, overhead_s - round_s),
+        delivery_s=delivery_s + carried_s,
+        between_s=statistics.median(map(_between_s, traced.asked)),
+        one_way_s=await _rtt_s(cluster) / 2,
+    )
+    costs = _with_links(costs, load, spent, carried_s)
+    return Calibration(costs, one_row_s)
+
+
+def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:
+    """What messages cost: what is left when rounds have had theirs."""
+    rounds = _rounds(load)
+    asks = sum(len(each["drafts"]) for asked in load.asked for each in asked.rounds)
+    messages = max(1, 2 * asks)
+    return replace(
+        costs,
+        message_s=max(0.0, spent.target_loop_s - rounds * costs.round_s) / messages,
+        request_s=spent.drafter_loops_s / max(1, asks),
+        carriage_s=max(0.0, spent.carrier_s - rounds * carried_s) / messages,
+    )
+
+
+def _rounds(load: Load) -> int:
+    """Rounds, prefills among them."""
+    return sum(asked.num_rounds + 1 for asked in load.asked)
+
+
+def _passes(load: Load) -> list[float]:
+    return [each["pass_s"] for asked in load.asked for each in asked.rounds[1:]]
+
+
+def _between_s(asked: Asked) -> float:
+    """What an asker waits for beside the session."""
+    return max(0.0, asked.elapsed_s - float(asked.rounds[-1]["verified_s"]))
+
+
+async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> Load:
+    jobs = make_jobs(
+        load.requests, offset=load.first_text, policy=load.policy, temperature=0.0,
+        max_tokens=load.max_tokens, trace=is_traced,
+    )  # fmt: skip
+    return await closed_loop(cluster.client, jobs, load.sessions)
+
+
+async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> tuple[Load, float]:
+    """What came of it, and the share of time in which the target waited for its processor: a third
+    or more says that somebody else is at work on this machine."""
+    start = look(cluster)
+    answered = await _ask(cluster, load, is_traced=False)
+    waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
+    say(
+        f"measured: {load.policy}, {load.sessions} sessions, {len(cluster.drafters)} drafters: "
+        f"{answered.tokens_per_s:.0f} tokens/s, target waited for its processor {waited:.2f}"
+    )
+    return answered, waited
+
+
+async def _rtt_s(cluster: LabCluster) -> float:
+    views = await cluster.client.nodes()
+    state = next(v.state for v in views.values() if v.state.get("role") == "target")
+    return statistics.median(float(d["rtt_ms"]) for d in state["drafters"].values()) / 1e3
+
+
+def _record(
+    drafters: Sequence[str], load: SimulatedLoad, real: Load, outcome: Outcome
+) -> dict[str, Any]:
+    return {
+        "kind": "validation",
+        "drafters": len(drafters),
+        **asdict(load),
+        "measured_tokens_per_s": real.tokens_per_s,
+        "simulated_tokens_per_s": outcome.tokens_per_s,
+        "measured_acceptance": real.acceptance_length,
+        "simulated_acceptance": outcome.acceptance_length,
+        "ratio": outcome.tokens_per_s / real.tokens_per_s,
+    }
+
+
+def _medians(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record for each load, of the medians of its repetitions."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        key = (record["drafters"], record["policy"], record["sessions"])
+        groups.setdefault(key, []).append(record)
+    merged = []
+    for group in groups.values():
+        figures = {
+            name: statistics.median(record[name] for record in group)
+            for name in group[0]
+            if isinstance(group[0][name], float)
+        }
+        ratio = figures["simulated_tokens_per_s"] / figures["measured_tokens_per_s"]
+        merged.append({**group[0], **figures, "ratio": ratio, "repeats": len(group)})
+    return merged

@@ -1,0 +1,72 @@
+"""Links in virtual time: messages take their time on the wire, and both ends' loops to handle."""
+
+from __future__ import annotations
+
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.node.asks import Asks
+from edgecosine.node.drafting import Drafting
+from edgecosine.protocol.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
+
+
+class VirtualLink:
+    """The target's end of a link to a drafter; implements `DrafterLink`."""
+
+    def __init__(
+        self,
+        *,
+        loop: VirtualLoop,
+        costs: Costs,
+        target: Strand,
+        drafter: Strand,
+        drafting: Drafting,
+        carrier: Core | None,
+    ) -> None:
+        self._loop, self._costs = loop, costs
+        self._target, self._drafter, self._drafting = target, drafter, drafting
+        self._carrier = carrier
+        self._asks = Asks()
+        self.num_messages = 0
+
+    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
+        """Send a request and wait for its answer."""
+        with self._asks.waiting(request) as answer:
+            self._send(request)
+            return await answer
+
+    def send(self, message: AnyMessage) -> None:
+        """Send a message that nobody answers."""
+        assert isinstance(message, Release)
+        self._send(message)
+
+    def _send(self, message: DraftRequest | Release) -> None:
+        self.num_messages += 1
+        self._target.charge(self._costs.message_s)
+        self._carry()
+        self._loop.call_later(
+            self._costs.one_way_s, self._arrive, message, context=self._drafter.context
+        )
+
+    def _arrive(self, message: DraftRequest | Release) -> None:
+        self._drafter.charge(self._costs.request_s / 2)
+        self._drafting.on_request(message, self._answer)
+
+    def _answer(self, message: AnyMessage) -> None:
+        self._drafter.charge(self._costs.request_s / 2)
+        self._carry()
+        self._loop.call_later(
+            self._costs.one_way_s, self._settle, message, context=self._target.context
+        )
+
+    def _settle(self, message: Draft | OutOfStep) -> None:
+        self.num_messages += 1
+        self._target.charge(self._costs.message_s)
+        self._asks.settle(message)
+
+    def _carry(self) -> None:
+        if self._carrier is not None and self._costs.carriage_s:
+            self._carrier.run(self._costs.carriage_s, _nothing)
+
+
+def _nothing() -> None:
+    """Nobody waits for the processor that a message took."""

@@ -1,0 +1,259 @@
+"""The simulation: virtual time that only goes on, work that is conserved, and loads whose answers
+are those of the recorded target whatever is simulated around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecosine import zoo
+from edgecosine.balance.policy import POLICIES
+from edgecosine.cli import main
+from edgecosine.errors import LabError
+from edgecosine.lab.simulation.bench import costs_record, read_costs
+from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.curves import sweep_curves
+from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.sweep import Cell, run_cell
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
+
+TEXTS = load_texts()
+COSTS = Costs(
+    pass_s={1: 0.010, 8: 0.011, 16: 0.014, 64: 0.030},
+    step_s={1: 0.0002, 16: 0.0006, 48: 0.0015},
+    session_s=0.0001,
+    work_s=0.0001,
+    round_s=0.0004,
+    message_s=0.0002,
+    request_s=0.0003,
+    hop_s=0.0002,
+    delivery_s=0.0003,
+    carriage_s=0.0001,
+    between_s=0.004,
+    one_way_s=0.0002,
+)
+MODELS = TEXTS.drafters
+few = settings(max_examples=12, deadline=None)
+
+
+def play(
+    policy: str,
+    sessions: int,
+    drafters: tuple[str, ...] = (),
+    *,
+    costs: Costs = COSTS,
+    texts: Texts = TEXTS,
+    is_core_shared: bool = False,
+    targets: int = 1,
+    max_tokens: int = 64,
+) -> Outcome:
+    load = SimulatedLoad(policy, sessions, 2 * sessions, max_tokens)
+    scenario = Scenario(drafters, is_core_shared=is_core_shared, targets=targets)
+    return simulate(scenario, [load], costs, texts)[0]
+
+
+def without_real_time(outcome: Outcome) -> Outcome:
+    return replace(outcome, decisions={})
+
+
+@given(
+    policy=st.sampled_from(sorted(POLICIES)),
+    sessions=st.integers(1, 5),
+    drafters=st.lists(st.sampled_from(MODELS), max_size=4),
+    is_core_shared=st.booleans(),
+    max_tokens=st.integers(1, 40),
+)
+@few
+def test_every_request_ends_with_the_targets_own_text(
+    policy: str, sessions: int, drafters: list[str], is_core_shared: bool, max_tokens: int
+) -> None:
+    outcome = play(
+        policy, sessions, tuple(drafters), is_core_shared=is_core_shared, max_tokens=max_tokens
+    )
+    turns = TEXTS.turns()
+    assert outcome.answers == {
+        number: tuple(TEXTS.lists[turns[number]][NUM_PROMPT : NUM_PROMPT + max_tokens])
+        for number in range(2 * sessions)
+    }
+    assert outcome.num_tokens == 2 * sessions * max_tokens
+    assert outcome.num_rounds <= outcome.num_tokens
+    assert outcome.num_rows >= outcome.num_tokens - outcome.num_accepted
+    assert outcome.pass_s <= outcome.elapsed_s
+
+
+@pytest.mark.parametrize("policy", ["target-alone", "cosine-paper", "edgecosine"])
+def test_simulation_is_decided_by_its_arguments(policy: str) -> None:
+    first, again = (play(policy, 6, MODELS, is_core_shared=True) for _ in range(2))
+    assert without_real_time(first) == without_real_time(again)
+
+
+def test_loads_follow_each_other_on_one_cluster() -> None:
+    load = SimulatedLoad("edgecosine", 2, 4, 32)
+    first, second = simulate(Scenario(MODELS), [load, load], COSTS, TEXTS)
+    [alone] = simulate(Scenario(MODELS), [load], COSTS, TEXTS)
+    assert without_real_time(first) == without_real_time(alone)
+    assert second.answers == first.answers
+
+
+def test_drafters_make_one_request_faster() -> None:
+    alone, helped = play("target-alone", 1), play("edgecosine", 1, MODELS)
+    assert helped.tokens_per_s > 1.5 * alone.tokens_per_s
+
+
+@pytest.mark.parametrize("sessions", [1, 4])
+def test_drafter_that_is_never_right_costs_next_to_nothing(sessions: int) -> None:
+    wrong = replace(TEXTS, guesses=(TEXTS.guesses + np.uint16(1)) % np.uint16(4000))
+    alone = play("target-alone", sessions)
+    hindered = play("edgecosine", sessions, MODELS[:1], texts=wrong)
+    assert hindered.tokens_per_s >= 0.93 * alone.tokens_per_s
+
+
+@pytest.mark.parametrize("policy", ["target-alone", "specedge", "edgecosine"])
+@pytest.mark.parametrize("sessions", [1, 6])
+def test_dearer_passes_never_raise_throughput(policy: str, sessions: int) -> None:
+    speeds = [
+        play(policy, sessions, MODELS, costs=COSTS.with_dearer_passes(factor)).tokens_per_s
+        for factor in (1.0, 2.0, 4.0)
+    ]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_targets_side_by_side_serve_as_many_times_the_load() -> None:
+    costs = replace(COSTS, between_s=0.0)
+    one = play("target-alone", 3, costs=costs)
+    two = play("target-alone", 6, costs=costs, targets=2)
+    assert two.elapsed_s == pytest.approx(one.elapsed_s)
+    assert two.num_passes == 2 * one.num_passes
+
+
+def test_longer_answers_than_were_recorded_are_refused() -> None:
+    with pytest.raises(LabError, match="at most are recorded"):
+        play("target-alone", 1, max_tokens=TEXTS.longest_answer)
+
+
+def test_specialists_are_best_where_the_zoo_says() -> None:
+    truth = TEXTS.tokens[:, NUM_PROMPT:]
+    hits = TEXTS.guesses[:, :, :, 0] == truth[None]
+    for domain, best in zoo.best_drafters().items():
+        here = [number for number, name in enumerate(TEXTS.domains) if name == domain]
+        shares = hits[:, here].mean(axis=(1, 2))
+        assert TEXTS.drafters[int(shares.argmax())] == best
+
+
+def test_guess_on_the_recorded_path_is_the_recorded_one() -> None:
+    tokens = TEXTS.lists[3]
+    for length, below in ((NUM_PROMPT, 0), (NUM_PROMPT + 9, 4)):
+        path = tokens[length : length + below]
+        said = TEXTS.guess(1, 3, tokens[:length], path)
+        assert said.tokens == TEXTS.guesses[1, 3, length + below - NUM_PROMPT].tolist()
+        assert said.confidences == sorted(said.confidences, reverse=True)
+    wrong = [tokens[NUM_PROMPT] + 1]
+    assert TEXTS.guess(1, 3, tokens[:NUM_PROMPT], wrong) == TEXTS.guess(
+        1, 3, tokens[:NUM_PROMPT], wrong
+    )
+
+
+@given(jobs=st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 5)), min_size=1, max_size=8))
+@few
+def test_core_gives_each_job_what_it_asked_for(jobs: list[tuple[float, float]]) -> None:
+    loop = VirtualLoop()
+    core, ends = Core(loop), dict[int, float]()
+
+    async def job(number: int, start_s: float, seconds: float) -> None:
+        await asyncio.sleep(start_s)
+        await core.spend(seconds)
+        ends[number] = loop.time()
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number, (start_s, seconds) in enumerate(jobs):
+                group.create_task(job(number, start_s, seconds))
+
+    loop.complete(run())
+    assert core.busy_s == pytest.approx(sum(seconds for _, seconds in jobs))
+    for number, (start_s, seconds) in enumerate(jobs):
+        rivals = sum(other for n, (_, other) in enumerate(jobs) if n != number)
+        lasted_s = ends[number] - start_s
+        assert seconds - 1e-6 <= lasted_s <= seconds + rivals + 1e-6
+
+
+def test_strand_does_one_thing_after_the_other_while_others_go_on() -> None:
+    loop = VirtualLoop()
+    busy, free = Strand(loop, "busy"), Strand(loop, "free")
+    seen: list[tuple[str, float]] = []
+
+    async def work(strand: Strand, number: int) -> None:
+        seen.append((f"{strand.name} {number}", loop.time()))
+        strand.charge(1.0)
+        assert loop.time() == seen[-1][1] + 1.0
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(2):
+                for strand in (busy, free):
+                    group.create_task(work(strand, number), context=strand.context)
+
+    loop.complete(run())
+    assert seen == [("busy 0", 0.0), ("free 0", 0.0), ("busy 1", 1.0), ("free 1", 1.0)]
+
+
+def test_time_goes_on_and_time_outs_end_waiting() -> None:
+    loop = VirtualLoop()
+
+    async def run() -> float:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await asyncio.sleep(1000.0)
+        with pytest.raises(LabError, match="too late"):
+            loop.at(loop.time() - 1.0, lambda: None)
+        return loop.time()
+
+    assert loop.complete(run()) == 3.0
+
+
+def test_waiting_for_nothing_is_told() -> None:
+    async def run() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(LabError, match="never happens"):
+        VirtualLoop().complete(run())
+
+
+def test_simulation_leaves_the_loop_alone_that_runs_around_it() -> None:
+    async def run() -> None:
+        around = asyncio.get_running_loop()
+        assert play("edgecosine", 1, MODELS[:1]).num_tokens == 128
+        assert asyncio.get_running_loop() is around
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
+    runs = [run_cell(Cell("here", drafters, 8), COSTS, TEXTS, seed=0) for drafters in (0, 2)]
+    assert all(0.0 < run["target_busy"] <= 1.0 for run in runs)
+    assert all(0.0 < run["loop_share"] <= 1.0 for run in runs)
+    assert runs[1]["decision_us_per_round"] > 0
+    curves = {curve.title: curve for curve in sweep_curves(runs)}
+    assert set(curves["throughput, passes as measured"].lines) == {"no drafters", "2 drafters"}
+
+
+def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
+    record, report = tmp_path / "former.json", tmp_path / "new.json"
+    record.write_text(json.dumps({"environment": {"costs": costs_record(COSTS)}}))
+    assert read_costs(record) == COSTS
+    command = ["bench", "simulation", "--no-sweep", "--costs", str(record), "--json", str(report)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert read_costs(report) == COSTS
+    record.write_text("{}")
+    assert "holds no costs" in CliRunner().invoke(main, command).output
