@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 SMOOTHING = 0.2
+MOST_CROWDED = 8.0
 
 
 def smooth(old: float | None, new: float, share: float = SMOOTHING) -> float:
@@ -55,6 +56,25 @@ class DrafterSpeed:
     def expected_s(self, num_tokens: int) -> float:
         """Ask to answer for a draft of `num_tokens`; optimistic before the first measurement."""
         return (self.overhead_s or 0.0) + num_tokens * (self.token_s or 0.0)
+
+
+@dataclass(slots=True)
+class Crowding:
+    """How much longer several drafters take together than the slowest of them alone: some of them
+    share a machine."""
+
+    by_count: dict[int, float] = field(default_factory=dict)
+
+    def observe(self, count: int, expected_s: float, waited_s: float) -> None:
+        """So many were asked at once; `expected_s` is what the slowest takes alone."""
+        if count > 1 and expected_s > 0.0:
+            ratio = min(MOST_CROWDED, max(1.0, waited_s / expected_s))
+            self.by_count[count] = smooth(self.by_count.get(count), ratio)
+
+    def factor(self, count: int) -> float:
+        """1 for one drafter; for a number not seen yet that of the next smaller one."""
+        known = [seen for seen in self.by_count if seen <= count]
+        return self.by_count[max(known)] if count > 1 and known else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,11 +177,13 @@ def add_rescuers(
     pass_s: Sequence[float],
     company: Company = ALONE,
     hidden: float = 0.0,
+    crowding: Callable[[int], float] = lambda _: 1.0,
 ) -> Plan:
     """The plan with the drafters that add more than they cost, `most` in all.
 
     rescue(a, b) is the probability that b is right where a is wrong. Whoever joins is waited for,
     and its nodes are rows; it is taken for its coverage beyond the first, not for its own rate.
+    crowding(n) is how much longer n drafters take together than the slowest of them alone.
     """
     if not plan.drafters:
         return plan
@@ -199,7 +201,8 @@ def add_rescuers(
             # Nobody is right more often where another is wrong than anywhere.
             joint = rate + (1 - rate) * min(other.rate, rescue(lead.node_id, other.node_id))
             tokens = expected_tokens(joint, plan.gamma)
-            draft_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
+            alone_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
+            draft_s = alone_s * crowding(len(members) + 1)
             wait_s = _wait_s(draft_s, pass_s[rows], hidden)
             speed = _speed(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):

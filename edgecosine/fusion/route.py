@@ -98,13 +98,19 @@ class RequestRates:
         """Expected acceptance rate of a drafter for this request."""
         prior, weight = record.prior, PRIOR_WEIGHT
         if expectation := self.expected.get(drafter):
-            known = expectation.weight / (expectation.weight + DOUBT)
+            known = self._known(drafter)
             prior = known * expectation.rate + (1 - known) * prior
             weight += known * CONTEXT_WEIGHT
         rate = self.rates.get(drafter)
         return rate.mean(prior, weight) if rate else prior
 
     def evidence(self, drafter: str) -> float:
-        """Tokens of this drafter that were judged in this request."""
+        """Tokens of this drafter that were judged in this request, and what texts of its kind count
+        for."""
         rate = self.rates.get(drafter)
-        return rate.evidence if rate else 0.0
+        return (rate.evidence if rate else 0.0) + self._known(drafter) * CONTEXT_WEIGHT
+
+    def _known(self, drafter: str) -> float:
+        """How much experience with texts of this kind is believed, 0 to 1."""
+        expectation = self.expected.get(drafter)
+        return expectation.weight / (expectation.weight + DOUBT) if expectation else 0.0

@@ -185,7 +185,8 @@ class Balancer(Learning):
             return Plan(reason="K=0: more tokens when nobody speculates")
         most = request.policy.max_drafters
         rescue = self._rescues.estimate
-        return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden)
+        crowding = self._crowding.factor
+        return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden, crowding)
 
     def _fixed_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         """As many tokens as ever, of the best drafters, of everybody, or by the paper's rule."""

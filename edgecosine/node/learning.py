@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.estimates import DrafterSpeed, PassCost, PassReport, smooth
+from edgecosine.balance.estimates import Crowding, DrafterSpeed, PassCost, PassReport, smooth
+from edgecosine.balance.plan import Plan
 from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.regime import Regimes
 from edgecosine.fusion.calibrate import Calibration
@@ -75,6 +76,7 @@ class Learning:
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
+        self._crowding = Crowding()
         self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
         """By policy."""
         self._rescues = Rescues()
@@ -156,6 +158,11 @@ class Learning:
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
+
+    def observe_wait(self, plan: Plan, waited_s: float) -> None:
+        """The drafters of a plan were waited for so long."""
+        count = len(plan.drafters)
+        self._crowding.observe(count, plan.draft_s / self._crowding.factor(count), waited_s)
 
     def observe_round(self, request: RequestState, *, was_ready: bool, num_accepted: int) -> None:
         """A round has ended: whether its drafts had been made ahead, and what became of them."""

@@ -153,7 +153,9 @@ class Session:
         self._verifying.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
         if self._state.policy.interval:
             return await gather_by_steps(self._consulting, self._balancer, self._state, plan)
+        asked = now()
         drafts = await self._consulting.gather(plan)
+        self._balancer.observe_wait(plan, now() - asked)
         answered = {draft.node_id for draft in drafts}
         return [*drafts, *(draft for draft in ready if draft.node_id not in answered)]
 
