@@ -109,9 +109,10 @@ class Balancer(Learning):
         if not policy.is_ahead or not asked:
             return Plan()
         fewest, most = AHEAD_STEPS
-        step_s = self.drafter(asked[0]).speed.ahead_step_s
+        speed = self.drafter(asked[0]).speed
         pass_s = self._pass_s(self._company(request))[1 + len(tree)]
-        steps = round(pass_s / step_s) if step_s else plan.gamma + 1
+        time_s = pass_s - (speed.overhead_s or 0.0)
+        steps = int(time_s / speed.ahead_step_s) if speed.ahead_step_s else plan.gamma + 1
         return Plan(
             drafters=asked,
             gamma=min(most, max(fewest, steps)),
