@@ -100,11 +100,22 @@ class PassCost:
     """In order; empty when out of date."""
     _shortest: list[float] = field(default_factory=list)
     """For each size the shortest time from it on."""
+    _spans: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    """What `span` gave since the last measurement."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
         self.by_rows[rows] = smooth(self.by_rows.get(rows), elapsed_s, 0.1)
         self._sizes = []
+        self._spans = {}
+
+    def span(self, first: int, count: int) -> list[float]:
+        """Expected times of passes of first, first + 1, ... rows; not to be changed."""
+        found = self._spans.get((first, count))
+        if found is None:
+            found = [self.expected_s(rows) for rows in range(first, first + count)]
+            self._spans[first, count] = found
+        return found
 
     def expected_s(self, rows: int) -> float:
         """Expected time of a pass; 0 before the first measurement.

@@ -92,32 +92,40 @@ def choose_plan(
     if not candidates or room < 2:
         why = "no drafters" if not candidates else "one token left"
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
-    best_speed = _speed(1.0, 0.0, pass_s[1], company)
-    best = Plan(speed=best_speed, reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
+    plain_speed = best_speed = _speed(1.0, 0.0, pass_s[1], company)
+    best: tuple[Candidate, int] | None = None
     for candidate in contenders(candidates):
+        tokens, reach = 1.0, 1.0
         for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
+            reach *= candidate.rate
+            tokens += reach
             draft_s = candidate.overhead_s + gamma * candidate.token_s
-            tokens = expected_tokens(candidate.rate, gamma)
             round_s = pass_s[gamma + 1]
             speed = _speed(tokens, _wait_s(draft_s, round_s, hidden), round_s, company)
             if speed > best_speed:
-                best_speed = speed
-                best = Plan(
-                    drafters=(candidate.node_id,),
-                    gamma=gamma,
-                    speed=speed,
-                    asking_speed=_speed(tokens, draft_s, round_s, company),
-                    draft_s=draft_s,
-                    deadline_s=deadline(
-                        draft_s, gamma * pass_s[1], is_measured=candidate.is_measured
-                    ),
-                    reason=(
-                        f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, "
-                        f"t_d {_ms(candidate.token_s)}, t_v {_ms(pass_s[gamma + 1])}, "
-                        f"acceptance {candidate.rate:.2f}"
-                    ),
-                )
-    return best
+                best_speed, best = speed, (candidate, gamma)
+    if best is None:
+        return Plan(speed=plain_speed, reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
+    return _asking(*best, best_speed, pass_s, company)
+
+
+def _asking(
+    candidate: Candidate, gamma: int, speed: float, pass_s: Sequence[float], company: Company
+) -> Plan:
+    """The plan to ask one drafter for so many tokens."""
+    draft_s, round_s = candidate.overhead_s + gamma * candidate.token_s, pass_s[gamma + 1]
+    return Plan(
+        drafters=(candidate.node_id,),
+        gamma=gamma,
+        speed=speed,
+        asking_speed=_speed(expected_tokens(candidate.rate, gamma), draft_s, round_s, company),
+        draft_s=draft_s,
+        deadline_s=deadline(draft_s, gamma * pass_s[1], is_measured=candidate.is_measured),
+        reason=(
+            f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, t_d {_ms(candidate.token_s)}, "
+            f"t_v {_ms(round_s)}, acceptance {candidate.rate:.2f}"
+        ),
+    )
 
 
 def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -68,12 +68,16 @@ class RowBuilder:
         """The pass as tensors."""
         longest = max(1, max(map(len, self._paths), default=1))
         padded = [path + [0] * (longest - len(path)) for path in self._paths]
+        lengths = [len(path) for path in self._paths]
+        # One tensor for several columns: making a tensor takes longer than filling it.
+        wide = torch.tensor([self._tokens, self._positions])
+        narrow = torch.tensor([self._slot, self._cell, self._length, lengths], dtype=torch.int32)
         return Rows(
-            tokens=torch.tensor(self._tokens),
-            positions=torch.tensor(self._positions),
-            slot=torch.tensor(self._slot, dtype=torch.int32),
-            cell=torch.tensor(self._cell, dtype=torch.int32),
-            length=torch.tensor(self._length, dtype=torch.int32),
+            tokens=wide[0],
+            positions=wide[1],
+            slot=narrow[0],
+            cell=narrow[1],
+            length=narrow[2],
             path=torch.tensor(padded, dtype=torch.int32),
-            path_length=torch.tensor([len(path) for path in self._paths], dtype=torch.int32),
+            path_length=narrow[3],
         )

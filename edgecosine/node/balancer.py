@@ -241,8 +241,7 @@ class Balancer(Learning):
 
     def _pass_s(self, company: Company) -> list[float]:
         """Expected time of a pass in this company, by the rows that the request adds."""
-        sizes = range(company.rows, company.rows + MAX_NODES + 2)
-        return [self._pass_cost.expected_s(rows) for rows in sizes]
+        return self._pass_cost.span(company.rows, MAX_NODES + 2)
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, in a fixed order."""
