@@ -46,6 +46,8 @@ class Company:
     requests: int = 0
     rows: int = 0
     tokens: float = 0.0
+    bookkeeping_s: float = 0.0
+    """Time between two passes in which the target plans, fuses and commits for all of them."""
 
 
 ALONE = Company()
@@ -152,7 +154,7 @@ def _speed(tokens: float, draft_s: float, pass_s: float, company: Company) -> fl
     While one request waits for its drafts the others' passes run, so the wait costs the target's
     time only as far as nobody else fills it.
     """
-    total_s = draft_s / (1 + company.requests) + pass_s
+    total_s = draft_s / (1 + company.requests) + pass_s + company.bookkeeping_s
     return (company.tokens + tokens) / total_s if total_s > 0.0 else 0.0
 
 

@@ -3,7 +3,8 @@
 Plans rest on estimates of drafters and passes. What they leave out (the target's own bookkeeping,
 drafters that share a machine, requests that come late to a pass) shows in one figure only: tokens
 committed per second of the target's time. Where speculation gave fewer of them than plain decoding,
-requests decode plainly, and speculation is tried again ever less often.
+requests decode plainly, and speculation is tried again ever less often. A single request is left
+to its plans, which know its text: nobody else pays for what it tries.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ MEMORY = 0.95
 """Weight of what was known before a pass against the pass."""
 TRIAL_PASSES = 16
 """Passes after which speculation is judged."""
-FIRST_REST = 128
+FIRST_REST = 64
 LONGEST_REST = 4096
 """Plain passes between two trials, at most."""
-LEAST = 0.97
+LEAST = 0.95
 """Share of plain decoding's speed below which speculation does not go on."""
 _MOVING = 2
 """Passes after a change in which both ways of decoding mix."""
@@ -67,13 +68,13 @@ class _Size:
             self.plain.observe(tokens, cycle_s)
             if self.num_passes >= self.rest:
                 self.change(is_plain=False)
+                self.rest = min(LONGEST_REST, 2 * self.rest)
             return
         self.speculating.observe(tokens, cycle_s)
         if self.speculating.num_passes < TRIAL_PASSES:
             return
         if self.speculating.per_s < LEAST * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
-            self.rest = min(LONGEST_REST, 2 * self.rest)
         elif self.speculating.num_passes > 2 * TRIAL_PASSES:
             self.rest = FIRST_REST
 
@@ -89,7 +90,7 @@ class Regimes:
 
         A number that was not seen yet does as the next smaller one does.
         """
-        return not self._size(num_requests).is_plain
+        return num_requests == 1 or not self._size(num_requests).is_plain
 
     def observe(self, num_requests: int, tokens: int, cycle_s: float, plain_pass_s: float) -> None:
         """A pass committed `tokens`, `cycle_s` after the end of the one before it.

@@ -109,10 +109,9 @@ class Balancer(Learning):
         if not policy.is_ahead or not asked:
             return Plan()
         fewest, most = AHEAD_STEPS
-        speed = self.drafter(asked[0]).speed
+        step_s = self.drafter(asked[0]).speed.ahead_step_s
         pass_s = self._pass_s(self._company(request))[1 + len(tree)]
-        time_s = pass_s - (speed.overhead_s or 0.0)
-        steps = int(time_s / speed.ahead_step_s) if speed.ahead_step_s else plan.gamma + 1
+        steps = round(pass_s / step_s) if step_s else plan.gamma + 1
         return Plan(
             drafters=asked,
             gamma=min(most, max(fewest, steps)),
@@ -212,7 +211,7 @@ class Balancer(Learning):
         """
         size = company.requests + 1
         pass_s = self._pass_cost.expected_s(size)
-        return size / pass_s if pass_s > 0.0 else 0.0
+        return size / (pass_s + size * self._bookkeeping_s[True]) if pass_s > 0.0 else 0.0
 
     def _union(self, request: RequestState, proposals: Sequence[Proposal]) -> Union:
         policy = request.policy
@@ -237,6 +236,7 @@ class Balancer(Learning):
             requests=len(others),
             rows=sum(other.rows for other in others),
             tokens=sum(other.tokens for other in others),
+            bookkeeping_s=len(self._at_work) * self._bookkeeping_s[False],
         )
 
     def _pass_s(self, company: Company) -> list[float]:

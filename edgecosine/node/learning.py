@@ -77,6 +77,8 @@ class Learning:
         self._drafters: dict[str, DrafterState] = {}
         self._pass_cost = PassCost()
         self._crowding = Crowding()
+        self._bookkeeping_s = {True: 0.0, False: 0.0}
+        """Per round of one request, by whether it is plain; smoothed."""
         self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
         """By policy."""
         self._rescues = Rescues()
@@ -158,6 +160,11 @@ class Learning:
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
+
+    def observe_bookkeeping(self, seconds: float, *, is_plain: bool) -> None:
+        """A round cost the event loop so much between its verdict and the next work."""
+        known_s = self._bookkeeping_s[is_plain] or None
+        self._bookkeeping_s[is_plain] = smooth(known_s, seconds, 0.05)
 
     def observe_wait(self, plan: Plan, waited_s: float) -> None:
         """The drafters of a plan were waited for so long."""

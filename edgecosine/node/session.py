@@ -65,6 +65,8 @@ class Session:
         self._verifying, self._balancer = verifying, balancer
         self._num_prompt = len(prompt)
         self._sequence = Prefix(prompt)
+        self._committing = 0.0
+        """When the last round's verdict was there, and nobody drafted any more."""
         self._logprobs: list[Logprobs] = []
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
@@ -130,11 +132,15 @@ class Session:
         plan = self._balancer.plan(self._state, linked, room)
         self._tally.plan = plan.reason
         is_ready = self._balancer.is_enough(self._state, ready, plan)
+        asked = now()
         drafts = ready if is_ready else await self._draft(plan, ready)
-        waited_s = now() - started
+        drafted = now()
+        waited_s = drafted - started
         tree = self._balancer.fuse(self._state, drafts, room - 1, waited_s)
         ahead = self._balancer.ahead(self._state, linked, plan, tree)
         trial = self._balancer.trial(self._state, linked, plan)
+        busy_s = (now() - drafted) + (asked - self._committing)
+        self._balancer.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
         verdict, foreseen, tried = await self._verify_beside(tree, ahead, trial)
         drafters = [draft.node_id for draft in drafts]
         self._tally.count_round(tree, drafters, verdict)
@@ -179,6 +185,7 @@ class Session:
         except* ActorStopped as stopped:
             raise stopped.exceptions[0] from None
         self._tally.trace.end(len(tree), len(verdict.path))
+        self._committing = now()
         return verdict, answers(asks), answers(tries)
 
     async def _verify(self, tree: TokenTree) -> Verdict:

@@ -53,12 +53,17 @@ def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
     assert play(regimes, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST
 
 
+def test_a_single_request_is_left_to_its_plans() -> None:
+    regimes = Regimes()
+    assert play(regimes, 1000, 0.1 / PLAIN_S, requests=1) == 0
+
+
 def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_next_smaller() -> None:
     regimes = Regimes()
-    play(regimes, 100, 2.0 * 1 / PLAIN_S, requests=1)
+    play(regimes, 100, 2.0 * 2 / PLAIN_S, requests=2)
     play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
-    assert regimes.speculates(1)
+    assert regimes.speculates(2)
     assert not regimes.speculates(4)
     assert not regimes.speculates(6)
-    assert regimes.speculates(2)
+    assert regimes.speculates(3)
     assert "4 requests" in regimes.reason(4)
