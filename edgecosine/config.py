@@ -29,6 +29,8 @@ class NodeConfig:
     """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits.
 
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
+    state_dir    where a target keeps its journal; None: it keeps none
+    keep_answers seconds for which answers are kept for those who ask again
     credentials  what `edgecosine cluster join` wrote; None: links stay on this machine
     """
 
@@ -57,6 +59,8 @@ class NodeConfig:
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
     max_sessions: int = 8
+    state_dir: Path | None = None
+    keep_answers: int = 3600
 
     def __post_init__(self) -> None:
         for key in ("cluster", "node_id"):

@@ -6,14 +6,16 @@ and by count and bytes for the answers that are kept for those who ask twice.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edgecosine.errors import Overloaded, RequestError
 from edgecosine.protocol.intake import ANONYMOUS, Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.replies import State
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.request import Committed, Request
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
@@ -41,7 +43,10 @@ class Entry:
     since: float
     state: State = "accepted"
     is_cancelled: bool = False
-    num_pieces: int = 0
+    said: Mapping[int, Committed] = field(default_factory=dict)
+    """What a former process has committed, by choice."""
+    num_chars: Counter[int] = field(default_factory=Counter)
+    """Characters that were passed on, by choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +56,17 @@ class Finished:
     digest: bytes
     state: State
     final: Outgoing
+    until: float = math.inf
+    """When it may be forgotten."""
 
 
 class Ledger:
     """All requests that this gateway knows of."""
 
-    def __init__(self, *, max_sessions: int, max_queued: int) -> None:
+    def __init__(self, *, max_sessions: int, max_queued: int, keep_s: float = math.inf) -> None:
         self._max_sessions = max_sessions
         self._max_entries = max_sessions + max_queued
+        self._keep_s = keep_s
         self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Finished] = OrderedDict()
         self._kept_bytes = 0
@@ -90,12 +98,24 @@ class Ledger:
         self._entries[ticket.key] = entry
         return entry
 
-    def recall(self, ticket: Ticket) -> Entry | Finished | None:
+    def restore(self, entry: Entry) -> None:
+        """Take in a request that was let in before."""
+        self._entries[entry.ticket.key] = entry
+
+    def drop(self, entry: Entry) -> None:
+        """Forget a request that was not let in after all."""
+        del self._entries[entry.ticket.key]
+
+    def recall(self, ticket: Ticket, now: float = 0.0) -> Entry | Finished | None:
         """What is known of a request that may have come before.
 
         Raises RequestError when the name stands for another request.
         """
         known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
+        if isinstance(known, Finished) and known.until < now:
+            del self._finished[ticket.key]
+            self._kept_bytes -= len(known.final.payload)
+            known = None
         if known is None:
             return None
         digest = known.ticket.digest if isinstance(known, Entry) else known.digest
@@ -137,8 +157,12 @@ class Ledger:
         del self._entries[key]
         if state == "done":
             self._mean_s += _SMOOTHING * (now - entry.since - self._mean_s)
-        self._finished[key] = Finished(entry.ticket.digest, state, final)
-        self._kept_bytes += len(final.payload)
+        self.keep(key, Finished(entry.ticket.digest, state, final, now + self._keep_s))
+
+    def keep(self, key: str, finished: Finished) -> None:
+        """Keep an answer for those who ask again."""
+        self._finished[key] = finished
+        self._kept_bytes += len(finished.final.payload)
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
             _, oldest = self._finished.popitem(last=False)
             self._kept_bytes -= len(oldest.final.payload)

@@ -143,7 +143,8 @@ class LocalCluster:
     async def _start(self, member: Member) -> None:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
-            "--cluster", self._plan.cluster, "--credentials", "none", *member.options,
+            "--cluster", self._plan.cluster, "--credentials", "none",
+            "--state-dir", str(self.logs / f"{member.node_id}.state"), *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
         env = {"EDGECOSINE_BROKER": self.broker_url}

@@ -25,10 +25,14 @@ from edgecosine.node.drafting import MAX_TOKEN, Drafting
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.gateway import Gateway
 from edgecosine.node.guard import is_loopback
+from edgecosine.node.journal import DiskJournal
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
+from edgecosine.node.moments import Moment
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence
+from edgecosine.node.reception import model_of
+from edgecosine.node.resume import NO_PAST, read_past
 from edgecosine.node.serving import Serving
 from edgecosine.node.state import drafter_state, target_state
 from edgecosine.node.verifying import Verifying
@@ -84,6 +88,7 @@ async def _run_target(
     config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership
 ) -> None:
     assert broker is not None
+    journal = DiskJournal(config.state_dir) if config.state_dir is not None else None
     await _refuse_second_target(config, broker)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(_load_target, config))
@@ -114,7 +119,16 @@ async def _run_target(
         balancer=balancer,
         drafters=lambda: cast(Mapping[str, DrafterLink], peers.links),
     )
-    gateway = Gateway(serving, broker=broker, cluster=config.cluster, node_id=config.node_id)
+    past = read_past(journal, model_of(serving), Moment.now()) if journal else NO_PAST
+    gateway = Gateway(
+        serving,
+        broker=broker,
+        cluster=config.cluster,
+        node_id=config.node_id,
+        journal=journal,
+        past=past,
+        keep_answers_s=config.keep_answers,
+    )
     presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
     def state() -> NodeState:

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.base import Logprobs, Verdict, VerifyWork
+from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.fusion.proposal import Proposal
@@ -28,7 +28,9 @@ from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.prefix import Prefix
 from edgecosine.protocol.request import (
     Answer,
+    Committed,
     Delta,
+    Logprobs,
     Progress,
     Request,
     Sampling,
@@ -57,8 +59,8 @@ class Session:
         self._request, self._model = request, model
         self._verifying, self._balancer = verifying, balancer
         self._num_prompt = len(prompt)
-        self._sequence = Prefix(prompt)
-        self._logprobs: list[Logprobs] = []
+        self._sequence = Prefix([*prompt, *request.said.tokens])
+        self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
         self._state = balancer.open(request.policy, is_greedy=request.sampling.is_greedy)
@@ -77,25 +79,29 @@ class Session:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
 
     async def run(self) -> AsyncGenerator[Progress, None]:
-        """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
+        """Yield `Started`, the deltas as they are certain, and the `Answer` last.
+
+        What was said in a former life is shown again, from the first character on.
+        """
         index = 0
         try:
             yield Started()
-            started = time.perf_counter()
+            started = prefilled = time.perf_counter()
+            ready: list[Proposal] | None = None
             self._balancer.observe_text(self._state, self._sequence.tokens)
-            ready = await self._prefill()
-            prefilled = time.perf_counter()
-            while True:
-                seen = len(self._transcript.tokens)
-                piece = self._transcript.push(
-                    self._sequence.tokens[self._num_prompt + seen :], self._logprobs[seen:]
-                )
-                if piece:
-                    yield Delta(index, piece)
-                    index += 1
-                if self._transcript.finish_reason is not None:
-                    break
-                ready = await self._play_round(ready)
+            text, _ = self._show()
+            if text:
+                yield Delta(index, text)
+                index += 1
+            while self._transcript.finish_reason is None:
+                if ready is None:
+                    ready = await self._prefill()
+                    prefilled = time.perf_counter()
+                else:
+                    ready = await self._play_round(ready)
+                text, committed = self._show()
+                yield Delta(index, text, committed=committed) if text else committed
+                index += bool(text)
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = time.perf_counter() - prefilled
             yield self._answer()
@@ -103,6 +109,13 @@ class Session:
             self._balancer.close(self._state)
             self._verifying.release(self._request.key)
             self._consulting.release()
+
+    def _show(self) -> tuple[str, Committed]:
+        """The text that is certain now, and the tokens that made it so."""
+        seen = len(self._transcript.tokens)
+        tokens = tuple(self._sequence.tokens[self._num_prompt + seen :])
+        logprobs = tuple(self._logprobs[seen:])
+        return self._transcript.push(tokens, logprobs), Committed(tokens, logprobs)
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.errors import Overloaded, RequestError
+from edgecosine.errors import JournalUnavailable, Overloaded, RequestError
 from edgecosine.protocol.request import (
     Answer,
     Choice,
@@ -23,6 +23,7 @@ from edgecosine.protocol.request import (
 )
 
 _RATE_LIMITED = 429
+_NO_JOURNAL = "journal_unavailable"
 _SERVER_FAULT = 500
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no word for; vLLM's figure."""
@@ -31,9 +32,12 @@ _ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One part of a streamed answer, number `index` from 0; the last one says so.
+    """One part of a streamed answer; the last one says so.
 
-    Where an answer has several choices, `choice` names the one that the text belongs to.
+    `index` is the number of characters (Unicode code points) of the same text before this part, so
+    that a part that comes again, or otherwise divided, after a restart is known for what it is: a
+    reader keeps `text[:index] + part`. Where an answer has several choices, `choice` names the one
+    that the text belongs to; the last part's index counts the characters of all choices.
     """
 
     index: int
@@ -117,7 +121,7 @@ def render_error(error: RequestError, request_id: str) -> bytes:
         "code": error.code,
         "status": error.status,
     }
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | JournalUnavailable):
         fault["retry_after_s"] = error.retry_after_s
     return msgspec.json.encode({"id": request_id, "error": fault})
 
@@ -216,6 +220,8 @@ def _error(message: str, fault: Mapping[str, Any]) -> RequestError:
     retry_after_s = fault.get("retry_after_s")
     if status == _RATE_LIMITED and isinstance(retry_after_s, int | float):
         return Overloaded(retry_after_s)
+    if fault.get("code") == _NO_JOURNAL and isinstance(retry_after_s, int | float):
+        return JournalUnavailable(retry_after_s)
     parameter = fault.get("param")
     return RequestError(
         message,

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
-from edgecosine.engine.base import Logprobs
-from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
+from edgecosine.protocol.request import Answer, Delta, Logprobs, Request, Sampling, Started
 from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
 from tests.house import House, Neighbour, Weather, house
 from tests.node.wire_fixtures import run
