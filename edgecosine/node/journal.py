@@ -179,7 +179,8 @@ class DiskJournal:
             return
         values = (ticket.key, model, *map(_encode, (self._now(), ticket, request)))
         self._tell(
-            (("INSERT OR REPLACE INTO jobs (key, model, moment, ticket, request) "
+            (("DELETE FROM rounds WHERE key = ?", (ticket.key,)),
+             ("INSERT OR REPLACE INTO jobs (key, model, moment, ticket, request) "
               "VALUES (?, ?, ?, ?, ?)", values),),
             is_lasting=True,
         )  # fmt: skip

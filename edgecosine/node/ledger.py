@@ -7,7 +7,7 @@ and by count and bytes for the answers that are kept for those who ask twice.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -45,8 +45,8 @@ class Entry:
     is_cancelled: bool = False
     said: Mapping[int, Committed] = field(default_factory=dict)
     """What a former process has committed, by choice."""
-    num_chars: Counter[int] = field(default_factory=Counter)
-    """Characters that were passed on, by choice."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """What was passed on to a reader of the stream, by choice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,10 @@ class Reception:
             known.ticket = ticket
             self._journal.readdress(ticket)
         self._send_state(known)
+        # Parts may have been lost with the asker's connection, or the broker.
+        texts, known.texts = known.texts, {}
+        for choice, text in texts.items():
+            self._send_piece(known, text, choice if known.request.n > 1 else None)
 
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
@@ -330,8 +334,9 @@ class Reception:
         self, entry: Entry, text: str, choice: int | None, *, is_last: bool = False
     ) -> None:
         if entry.ticket.wants_stream:
-            index = entry.num_chars.total() if is_last else entry.num_chars[choice or 0]
-            entry.num_chars[choice or 0] += len(text)
+            before = entry.texts.get(choice or 0, "")
+            entry.texts[choice or 0] = before + text
+            index = sum(map(len, entry.texts.values())) if is_last else len(before)
             message = piece_message(self._topics, entry.ticket, Piece(index, text, is_last, choice))
             # Where all that a former process said is too long for one part, the final has it.
             if len(message.payload) <= MAX_PAYLOAD_BYTES:
