@@ -76,6 +76,9 @@ class Journal(Protocol):
     def begin(self, key: str) -> None:
         """The request's sessions begin."""
 
+    def leave(self, key: str) -> None:
+        """The request's sessions end with this process, which ends in order."""
+
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
         """One choice has more tokens, behind `position` others."""
 
@@ -109,6 +112,8 @@ class NoJournal:
     def readdress(self, ticket: Ticket) -> None: ...
 
     def begin(self, key: str) -> None: ...
+
+    def leave(self, key: str) -> None: ...
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None: ...
 
@@ -194,6 +199,10 @@ class DiskJournal:
     def begin(self, key: str) -> None:
         """The request's sessions begin. Counted since the last token, to know deadly requests."""
         self._tell(((_BEGIN, (key, key, key)),))
+
+    def leave(self, key: str) -> None:
+        """The request's sessions end with this process, which ends in order."""
+        self._tell((("UPDATE jobs SET num_starts = 0 WHERE key = ?", (key,)),))
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
         """One choice has more tokens, behind `position` others."""

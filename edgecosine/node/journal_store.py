@@ -1,4 +1,4 @@
-"""The journal on disk: an SQLite file in WAL mode. The only file that knows sqlite3.
+"""The journal on disk: an SQLite file in WAL mode.
 
 Statements come in batches, each one transaction. A process that is killed loses nothing that was
 written; a machine that loses power loses nothing that was written with `is_lasting`. The file holds

@@ -132,7 +132,7 @@ async def _run_target(
     presence = Presence(broker=broker, cluster=config.cluster, node_id=config.node_id)
 
     def state() -> NodeState:
-        return target_state(loaded, serving, verifying, balancer, peers)
+        return target_state(loaded, serving, verifying, balancer, peers, journal)
 
     await _run_all(
         config.node_id,

@@ -169,6 +169,7 @@ class Reception:
         """This process ends: the next one goes on with what is in the journal."""
         if self._journal.is_durable:
             logger.info("request left to the next start request=%s", entry.ticket.key)
+            self._journal.leave(entry.ticket.key)
         else:
             self._fail(entry, "failed", _LEAVING)
 

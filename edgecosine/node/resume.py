@@ -83,7 +83,9 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
             fault = _DEADLY
         said = {choice: join(parts) for choice, parts in rounds[key].items()}
         age_s = now.since(_moment(moment))
-        jobs.append(Job(_ticket(ticket), _request(request), age_s, said, num_starts > 0, fault))
+        jobs.append(
+            Job(_ticket(ticket), _request(request), age_s, said, num_starts + num_rounds > 0, fault)
+        )
     answers = tuple(
         Kept(key, digest, _state(f'"{state}"'), _outgoing(final), kept_until, bool(is_delivered))
         for key, digest, state, final, kept_until, is_delivered in read(

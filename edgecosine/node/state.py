@@ -7,6 +7,7 @@ from typing import Any
 from edgecosine.engine.options import Loaded
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.drafting import Drafting
+from edgecosine.node.journal import DiskJournal
 from edgecosine.node.peers import Peers
 from edgecosine.node.serving import Serving
 from edgecosine.node.verifying import Verifying
@@ -19,6 +20,7 @@ def target_state(
     verifying: Verifying,
     balancer: Balancer,
     peers: Peers,
+    journal: DiskJournal | None,
 ) -> NodeState:
     """What a target tells on its state topic."""
     rounds = max(1, serving.num_rounds)
@@ -36,6 +38,7 @@ def target_state(
         "busy_s": round(verifying.busy_s, 3),
         "idle_s": round(verifying.idle_s, 3),
         "plan": balancer.last_reason,
+        "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
             node_id: {
                 "rtt_ms": round(link.rtt_s * 1e3, 2),

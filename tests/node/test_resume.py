@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgecosine.errors import JournalLost
 from edgecosine.node import journal as journal_module
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.journal_store import Statement
 from edgecosine.node.moments import Moment
 from edgecosine.node.reception import Reception, model_of
-from edgecosine.node.resume import read_past
+from edgecosine.node.resume import MAX_STARTS, read_past
 from edgecosine.node.service import Service
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import Request, Sampling
 from edgecosine.protocol.topics import Topics
+from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.house import Neighbour, house
 from tests.mqtt_fixtures import run
@@ -181,5 +185,182 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
             if not world.num_deaths:
                 break
         assert dies_at > 5
+
+    run(story())
+
+
+@pytest.mark.parametrize("deaths", [[(3, False), (3, False)], [(4, True), (2, True), (6, False)]])
+def test_killed_several_times_it_ends_as_it_would_have(
+    deaths: list[tuple[int, bool]], tmp_path: Path
+) -> None:
+    async def story() -> None:
+        for request in REQUESTS:
+            world = await lives(request, tmp_path / str(request.n), *deaths)
+            assert world.num_deaths == len(deaths)
+            assert_as_if_nothing_had_happened(world, request)
+
+    run(story())
+
+
+class Desk:
+    """A reception over a journal, and all that it sent; `is_acknowledging` is the broker."""
+
+    def __init__(self, directory: Path, service: ScriptedService) -> None:
+        self.journal = DiskJournal(directory)
+        self.sent: list[Outgoing] = []
+        self.is_acknowledging = True
+        self._news = asyncio.Event()
+        past = read_past(self.journal, model_of(service), Moment.now())
+        self.reception = Reception(
+            service, topics=HOME, send=self._send, max_queued=4, journal=self.journal, past=past
+        )
+
+    def _send(self, message: Outgoing) -> None:
+        self.sent.append(message)
+        if self.is_acknowledging:
+            self.reception.delivered(message)
+        self._news.set()
+
+    def take(self, **fields: Any) -> None:
+        ticket = Ticket("a", "1", "completion", fields.pop("reply", FINAL), digest=b"d")
+        self.reception.take(Accepted(ticket, Request("a", "1", "completion", "hm", **fields)))
+
+    async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
+        while len(found := [m for m in self.sent if m.topic == topic]) < count:
+            self._news.clear()
+            await self._news.wait()
+        return [json.loads(message.payload) for message in found]
+
+    async def expect_state(self, state: str) -> None:
+        topic = HOME.job_state("1")
+        while state not in [body["state"] for body in await self.expect(topic, 0)]:
+            self._news.clear()
+            await self._news.wait()
+
+
+@asynccontextmanager
+async def desk(directory: Path, service: ScriptedService | None = None) -> AsyncIterator[Desk]:
+    """A reception that is stopped as by SIGTERM."""
+    at = Desk(directory, service or ScriptedService())
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(at.journal.run())
+        open_ = group.create_task(at.reception.run())
+        await asyncio.sleep(0)
+        yield at
+        await at.journal.settled()
+        open_.cancel()
+        await asyncio.wait([open_])
+        writing.cancel()
+
+
+def holding() -> ScriptedService:
+    service = ScriptedService()
+    service.hold("hm")
+    return service
+
+
+def test_stopped_gateway_leaves_its_requests_to_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["choices"][0]["text"] == "to be"
+            await at.expect_state("done")
+            assert [body["state"] for body in await at.expect(HOME.job_state("1"))] == [
+                "accepted", "queued", "running", "done",
+            ]  # fmt: skip
+
+    run(story())
+
+
+def test_deadline_goes_on_while_nobody_is_there(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take(deadline_s=0.2)
+            await at.expect_state("running")
+        await asyncio.sleep(0.25)  # the deadline is what is waited for
+        async with desk(tmp_path, holding()) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "deadline_exceeded"
+
+    run(story())
+
+
+def test_answer_that_the_broker_has_is_sent_on_demand_only(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path) as at:
+            at.is_acknowledging = False
+            at.take()
+            [first] = await at.expect(FINAL)
+        async with desk(tmp_path) as at:
+            assert await at.expect(FINAL) == [first]
+        service = ScriptedService()
+        async with desk(tmp_path, service) as at:
+            at.take(reply=HOME.response("a", "elsewhere"))
+            assert await at.expect(HOME.response("a", "elsewhere")) == [first]
+            assert not await at.expect(FINAL, 0)
+            assert not service.requests
+
+    run(story())
+
+
+def test_answer_goes_where_the_request_came_from_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+            at.take(reply=HOME.response("a", "elsewhere"))
+        async with desk(tmp_path) as at:
+            await at.expect(HOME.response("a", "elsewhere"))
+            assert not await at.expect(FINAL, 0)
+
+    run(story())
+
+
+def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        async with desk(tmp_path, service) as at:
+            write = at.journal.store.write
+
+            def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
+                raise JournalLost("full")
+
+            at.journal.store.write = refuse  # type: ignore[method-assign]
+            at.take()
+            [final] = await at.expect(FINAL)
+            assert (final["error"]["code"], final["error"]["status"]) == (
+                "journal_unavailable", 503,
+            )  # fmt: skip
+            assert final["error"]["retry_after_s"] > 0
+            assert not service.requests
+            at.journal.store.write = write  # type: ignore[method-assign]
+            at.take()
+            finals = await at.expect(FINAL, 2)
+            assert "choices" in finals[1]
+        async with desk(tmp_path, service) as at:
+            assert not await at.expect(FINAL, 0)
+            assert len(service.requests) == 1
+
+    run(story())
+
+
+def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        for _ in range(MAX_STARTS + 1):
+            async with desk(tmp_path, holding()) as at:
+                at.take()
+                await at.expect_state("running")
+        for _ in range(MAX_STARTS):
+            async with desk(tmp_path, holding()) as at:
+                at.journal.leave = lambda _: None  # type: ignore[method-assign]
+                at.take()
+                await at.expect_state("running")
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "internal_error"
 
     run(story())
