@@ -19,8 +19,8 @@ from edgecosine import __version__
 from edgecosine.errors import RequestError
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
-from edgecosine.node.journal import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.reception import Reception
+from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
 from edgecosine.node.service import Service
 from edgecosine.protocol.fields import read_object

@@ -18,21 +18,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import msgspec
 
 from edgecosine.errors import JournalLost
 from edgecosine.node.journal_store import JournalStore, Statement
 from edgecosine.node.moments import Moment
+from edgecosine.node.records import Kept, Then
 from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.replies import State
 from edgecosine.protocol.request import Committed, Request
 
 logger = logging.getLogger(__name__)
 
-KEEP_ANSWERS_S: Final = 3600.0
 MAX_KEPT_ANSWERS: Final = 1024
 MAX_KEPT_BYTES: Final = 16 << 20
 _MAX_WAITING = 10_000
@@ -43,92 +41,7 @@ _MAX_OWED = 4096
 _STUCK_S = 5.0
 _LOOK_S = 1.0
 
-Then = Callable[[bool], None]
-"""Called in the loop, with whether the record was written."""
-
 _encode = msgspec.msgpack.Encoder().encode
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """The end of a request, and when it may be forgotten (seconds since 1970)."""
-
-    key: str
-    digest: bytes
-    state: State
-    final: Outgoing
-    kept_until: float
-    is_delivered: bool = False
-    """Whether the broker has it."""
-
-
-class Journal(Protocol):
-    """What a reception tells; nothing here waits or raises."""
-
-    is_durable: bool
-
-    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
-        """A request was let in; it is accepted once this is written."""
-
-    def readdress(self, ticket: Ticket) -> None:
-        """The same request came again and is to be answered elsewhere."""
-
-    def begin(self, key: str) -> None:
-        """The request's sessions begin."""
-
-    def leave(self, key: str) -> None:
-        """The request's sessions end with this process, which ends in order."""
-
-    def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
-        """One choice has more tokens, behind `position` others."""
-
-    def finish(self, kept: Kept) -> None:
-        """The request has had its final message."""
-
-    def deliver(self, key: str) -> None:
-        """The broker has the final message."""
-
-    def forget(self, key: str) -> None:
-        """The request was not accepted after all."""
-
-    def then(self, call: Callable[[], None]) -> None:
-        """Call when all that was told before is written, or cannot be."""
-
-    async def settled(self) -> None:
-        """Wait until all that was told is written, or cannot be."""
-
-    async def run(self) -> None:
-        """Write until cancelled."""
-
-
-class NoJournal:
-    """Forgets everything, at once."""
-
-    is_durable = False
-
-    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
-        then(True)
-
-    def readdress(self, ticket: Ticket) -> None: ...
-
-    def begin(self, key: str) -> None: ...
-
-    def leave(self, key: str) -> None: ...
-
-    def commit(self, key: str, choice: int, position: int, committed: Committed) -> None: ...
-
-    def finish(self, kept: Kept) -> None: ...
-
-    def deliver(self, key: str) -> None: ...
-
-    def forget(self, key: str) -> None: ...
-
-    def then(self, call: Callable[[], None]) -> None:
-        call()
-
-    async def settled(self) -> None: ...
-
-    async def run(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from functools import partial
 from typing import NoReturn
 
 from edgecosine.errors import ActorStopped, EdgecosineError, JournalUnavailable, RequestError
-from edgecosine.node.journal import KEEP_ANSWERS_S, Journal, Kept, NoJournal
 from edgecosine.node.ledger import Entry, Finished, Ledger
+from edgecosine.node.records import KEEP_ANSWERS_S, Journal, Kept, NoJournal
 from edgecosine.node.resume import NO_PAST, Job, Past
 from edgecosine.node.service import Service
 from edgecosine.protocol.answers import Piece

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.node.journal import DiskJournal, Kept
+from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
+from edgecosine.node.records import Kept
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.replies import State

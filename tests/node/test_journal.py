@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgecosine.errors import ConfigError
-from edgecosine.node.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal, Kept
+from edgecosine.node.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal
 from edgecosine.node.journal_store import FILE_NAME, JournalStore, Statement
 from edgecosine.node.moments import Moment
+from edgecosine.node.records import Kept
 from edgecosine.node.resume import MAX_STARTS, Past, read_past
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Outgoing
