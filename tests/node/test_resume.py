@@ -14,6 +14,8 @@ import pytest
 
 from edgecosine.errors import JournalLost
 from edgecosine.node import journal as journal_module
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.gateway import Gateway
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.journal_store import Statement
 from edgecosine.node.moments import Moment
@@ -22,7 +24,7 @@ from edgecosine.node.resume import MAX_STARTS, read_past
 from edgecosine.node.service import Service
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Request, Sampling
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
@@ -362,5 +364,36 @@ def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> 
         async with desk(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"
+
+    run(story())
+
+
+def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -> None:
+    async def story() -> None:
+        journal = DiskJournal(tmp_path)
+        gateway = Gateway(
+            ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
+            node_id="t1", journal=journal,
+        )  # fmt: skip
+        is_acknowledged = asyncio.Event()
+        message = Incoming(
+            HOME.request("completion"), b'{"id": "1", "prompt": "hm"}',
+            acknowledge=is_acknowledged.set,
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            open_ = group.create_task(gateway._reception.run())
+            await asyncio.sleep(0)
+            gateway._receive(message)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not is_acknowledged.is_set()
+            writing = group.create_task(journal.run())
+            await is_acknowledged.wait()
+            assert journal.store.read("SELECT key FROM jobs") == [("anon/1",)] or (
+                journal.store.read("SELECT key FROM answers") == [("anon/1",)]
+            )
+            open_.cancel()
+            await asyncio.wait([open_])
+            writing.cancel()
 
     run(story())
