@@ -119,7 +119,8 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
 @pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "end of the grace"])
 def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool) -> None:
     async def story() -> None:
-        plan = _plan("--drain-timeout", "60" if is_urged else "0.5", "--context", "2048")
+        grace = ("--drain-timeout", "60" if is_urged else "0.5")
+        plan = _plan(*grace, "--context", "2048", "--no-journal")
         async with (
             LocalCluster(plan, print) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
