@@ -78,7 +78,8 @@ class Places:
 
     def learn(self, turn: Turn, request: Request, answer: Answer, elapsed_s: float) -> None:
         """A turn's session has made its answer in so much time."""
-        turn.num_tokens = answer.num_tokens - len(request.said.tokens)
+        # An end token that was said is none of the answer's.
+        turn.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
         self._admission.pace.observe(turn.num_tokens, _room(request), elapsed_s)
 
     def _job(self, request: Request) -> Job:

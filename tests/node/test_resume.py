@@ -229,9 +229,10 @@ class Desk:
         self.sent: list[Outgoing] = []
         self.is_acknowledging = True
         self._news = asyncio.Event()
+        self.admission = admission(service)
         past = read_past(self.journal, model_of(service), Moment.now())
         self.reception = Reception(
-            service, topics=HOME, send=self._send, admission=admission(service),
+            service, topics=HOME, send=self._send, admission=self.admission,
             journal=self.journal, past=past,
         )  # fmt: skip
 
@@ -292,6 +293,39 @@ def test_stopped_gateway_leaves_its_requests_to_the_next(tmp_path: Path) -> None
             assert [body["state"] for body in await at.expect(HOME.job_state("1"))] == [
                 "accepted", "queued", "running", "done",
             ]  # fmt: skip
+
+    run(story())
+
+
+def test_drain_that_is_out_of_time_leaves_the_rest_to_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+            at.reception.drain()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await at.reception.idle()
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["choices"][0]["text"] == "to be"
+            await at.reception.idle()
+
+    run(story())
+
+
+def test_resumed_request_has_a_place_as_every_other(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take(n=2)
+            await at.expect_state("running")
+        async with desk(tmp_path, holding()) as at:
+            await at.expect_state("running")
+            assert at.admission.num_at_work == 2
+        async with desk(tmp_path) as at:
+            await at.expect(FINAL)
+            assert at.admission.num_at_work == at.admission.num_queued == 0
 
     run(story())
 
@@ -357,6 +391,8 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             )  # fmt: skip
             assert final["error"]["retry_after_s"] > 0
             assert not service.requests
+            assert at.admission.num_at_work == 0
+            await at.reception.idle()
             at.journal.store.write = write  # type: ignore[method-assign]
             at.take()
             finals = await at.expect(FINAL, 2)
