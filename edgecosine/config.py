@@ -32,6 +32,8 @@ class NodeConfig:
     """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits.
 
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
+    state_dir    where a target keeps its journal; None: it keeps none
+    keep_answers seconds for which answers are kept for those who ask again
     credentials  what `edgecosine cluster join` wrote; None: links stay on this machine
     """
 
@@ -63,6 +65,8 @@ class NodeConfig:
     max_sessions: int = 8
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
+    state_dir: Path | None = None
+    keep_answers: int = 3600
 
     def __post_init__(self) -> None:
         for key in ("cluster", "node_id"):

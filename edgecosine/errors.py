@@ -3,7 +3,8 @@
 EdgecosineError
 ├── ConfigError            the operator's: a setting is wrong; says key, value and what is allowed
 ├── RequestError           the asker's: carries an OpenAI error code and the parameter at fault
-│   └── Overloaded         nobody's: the door is full; says when to try again
+│   ├── Overloaded         nobody's: the door is full; says when to try again
+│   └── JournalUnavailable the disk's: the request could not be journalled; says when to try again
 ├── LinkError              a link between two nodes ended
 │   ├── LinkLost           the network's: end of file, reset, silence
 │   ├── LocalProtocolError ours: we tried to send what the protocol forbids
@@ -13,6 +14,7 @@ EdgecosineError
 ├── BrokerLost             the MQTT connection ended
 ├── EnrolmentError         the cluster's authority cannot be reached, or is not the one it should be
 │   └── EnrolmentRefused   the authority says no; says why
+├── JournalLost            the journal cannot be written or read
 ├── ActorStopped           the actor that was asked has ended
 ├── LabError               the lab cannot make the network that it was told to; says why
 └── EngineError            a model cannot be loaded or run
@@ -77,6 +79,19 @@ class Overloaded(RequestError):
         )
 
 
+class JournalUnavailable(RequestError):
+    """The request could not be made to outlive this process, so it was not accepted."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(
+            "the cluster cannot write its journal, so it takes no requests; try again in "
+            f"{retry_after_s:.1f} s",
+            code="journal_unavailable",
+            status=503,
+            retry_after_s=retry_after_s,
+        )
+
+
 class LinkError(EdgecosineError):
     """A link between two nodes ended."""
 
@@ -111,6 +126,10 @@ class EnrolmentError(EdgecosineError):
 
 class EnrolmentRefused(EnrolmentError):
     """The cluster's authority does not admit, renew or tell; the message says why."""
+
+
+class JournalLost(EdgecosineError):
+    """The journal cannot be written or read; the message says why."""
 
 
 class ActorStopped(EdgecosineError):

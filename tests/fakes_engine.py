@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
-    Logprobs,
     PassResult,
     Prefilling,
     Proposal,
@@ -31,7 +30,7 @@ from edgecosine.protocol.messages import (
     Coupling,
     pack_tokens,
 )
-from edgecosine.protocol.request import FinishReason, Request, Sampling
+from edgecosine.protocol.request import FinishReason, Logprobs, Request, Sampling
 
 EOS = 256
 NUM_TOKENS = 257

@@ -18,6 +18,7 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
+from edgecosine.cli.state import default_state, lasting_name
 from edgecosine.config import (
     DRAIN_TIMEOUT_S,
     KEEPALIVE_S,
@@ -173,6 +174,19 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     help="Silent for one and a half times this, a node is lost to its broker.",
 )  # fmt: skip
 @_option(
+    "--state-dir", type=click.Path(file_okay=False, path_type=Path), show_default=False,
+    metavar="DIR", help="Where a target keeps the journal of its requests.  [default: of the "
+    "cluster and the node, in the user's state directory]",
+)  # fmt: skip
+@_option(
+    "--journal/--no-journal", default=True,
+    help="Whether accepted requests outlive this process; prompts and answers are on disk then.",
+)  # fmt: skip
+@_option(
+    "--keep-answers", type=click.IntRange(1, 30 * 86400), default=3600, metavar="SECONDS",
+    help="How long answers are kept for those who ask again, and requests while we are away.",
+)  # fmt: skip
+@_option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     help="How much to say.",
 )  # fmt: skip
@@ -196,7 +210,8 @@ def node_config(
     *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
     max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
     insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
-    broker_password_file: Path | None, drain_timeout: float, stall_timeout: float, **rest: Any,
+    broker_password_file: Path | None, drain_timeout: float, stall_timeout: float,
+    state_dir: Path | None, journal: bool, **rest: Any,
 ) -> NodeConfig:  # fmt: skip
     """The command line's options as settings.
 
@@ -204,15 +219,19 @@ def node_config(
     """
     ours = node_credentials(credentials, cluster)
     if node_id is None:
-        own = Credentials.load(ours).identity.node_id if ours else None
-        node_id = own or f"{host_name()}-{role}-{secrets.token_hex(2)}"
+        node_id = Credentials.load(ours).identity.node_id if ours else None
+    if journal and role == "target":
+        state_dir = state_dir or default_state(cluster, node_id or role)
+        node_id = node_id or lasting_name(state_dir, _drawn_name(role))
+    else:
+        state_dir = None
     access = broker_access(
         broker, ours, broker_ca=broker_ca, broker_certificate=broker_certificate,
         broker_username=broker_username, broker_password_file=broker_password_file,
     )  # fmt: skip
     return NodeConfig(
         role=role,
-        node_id=node_id,
+        node_id=node_id or _drawn_name(role),
         cluster=cluster,
         broker=broker,
         broker_ca=access["ca_file"],
@@ -228,5 +247,10 @@ def node_config(
         max_sessions=min(max_sessions, slots),
         drain_timeout_s=drain_timeout,
         stall_timeout_s=stall_timeout,
+        state_dir=state_dir,
         **rest,
     )
+
+
+def _drawn_name(role: Role) -> str:
+    return f"{host_name()}-{role}-{secrets.token_hex(2)}"

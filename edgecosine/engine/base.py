@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.request import Logprobs, Sampling
 from edgecosine.protocol.tree import TokenTree
 
 
@@ -31,17 +31,6 @@ class VerifyWork:
     sampling: Sampling
     top_logprobs: int | None = None
     """Alternatives to tell at each committed token; None computes no log-probabilities."""
-
-
-@dataclass(frozen=True, slots=True)
-class Logprobs:
-    """Natural log-probabilities at one position, by the model's own distribution: the log-softmax
-    of its logits, before penalties, bias, temperature and cuts (as vLLM's)."""
-
-    drawn: float
-    """Of the token that was drawn."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The most probable tokens, best first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from edgecosine.engine.base import Logprobs
 from edgecosine.engine.noise import gumbel
 from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.request import Logprobs, Sampling
 
 _FIRST_GUESS = 256
 """Tokens looked at before the whole vocabulary is sorted for top-p."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgecosine.engine.acceptance import walk
-from edgecosine.engine.base import Logprobs, PassResult, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
+from edgecosine.protocol.request import Logprobs
 from edgecosine.protocol.tree import ROOT
 
 

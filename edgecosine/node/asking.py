@@ -24,7 +24,6 @@ class Asking:
         self._texts = [""] * request.n
         """Of each choice."""
         self._lengths_taken = [0] * request.n
-        self._next_piece = 0
         self._result: Final | RequestError | None = None
         self._news = asyncio.Event()
 
@@ -55,14 +54,16 @@ class Asking:
         return delta
 
     def take_piece(self, piece: Piece) -> None:
-        """Add a part. Number 0 begins anew, since a new gateway begins anew; gaps are left open."""
-        if piece.index == 0:
-            self._texts, self._next_piece = [""] * self.request.n, 0
+        """Add a part; its index says where. What comes again changes nothing, gaps are left open,
+        and a part that contradicts what came is believed, since it is a new gateway's."""
         choice = piece.choice or 0
-        if piece.index == self._next_piece and 0 <= choice < len(self._texts):
-            self._texts[choice] += piece.text
-            self._next_piece += 1
-            self.wake()
+        if piece.is_last or not 0 <= choice < len(self._texts):
+            return
+        text = self._texts[choice]
+        if piece.index > len(text) or text.startswith(piece.text, piece.index):
+            return
+        self._texts[choice] = text[: piece.index] + piece.text
+        self.wake()
 
     def finish(self, final: Final) -> None:
         """The final message came."""

@@ -76,7 +76,9 @@ class Courier:
     """One actor's connection to the broker.
 
     `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
-    `lost` is called when a connection that stood has broken.
+    `lost` is called when a connection that stood has broken, `delivered` for each message of ours
+    that the broker has. With `session_s` the broker keeps what comes while we are away, and each
+    incoming message is to be acknowledged.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Courier:
         farewell: Callable[[], Sequence[Outgoing]] = tuple,
         lost: Callable[[], None] = lambda: None,
         counters: Counters | None = None,
+        delivered: Callable[[Outgoing], None] = lambda _: None,
+        session_s: int = 0,
     ) -> None:
         self._address = address
         self._name = name
@@ -99,7 +103,7 @@ class Courier:
         self._will = will
         self._announce = announce
         self._farewell = farewell
-        self._lost = lost
+        self._lost, self._delivered, self._session_s = lost, delivered, session_s
         self._counters = counters or Counters()
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
         self._has_connected = False
@@ -162,7 +166,11 @@ class Courier:
             begun = loop.time()
             try:
                 async with connect(
-                    self._address, client_id=self._name, will=self._will, version=self._version
+                    self._address,
+                    client_id=self._name,
+                    will=self._will,
+                    version=self._version,
+                    session_s=self._session_s,
                 ) as connection:
                     self._version = connection.version
                     await self._attend(connection)
@@ -254,6 +262,7 @@ class Courier:
         try:
             await connection.publish(message)
             self._outbox.settle(number)
+            self._delivered(message)
         finally:
             room.release()
 
@@ -266,5 +275,6 @@ class Courier:
                     number, message = await self._outbox.take()
                     await connection.publish(message)
                     self._outbox.settle(number)
+                    self._delivered(message)
                 for message in self._farewell():
                     await connection.publish(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.reception import Reception
+from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
+from edgecosine.node.resume import NO_PAST, Past
 from edgecosine.node.service import Service
 from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.intake import Accepted, Intake
@@ -65,12 +68,16 @@ class Gateway:
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
         absence_s: float = GRACE_S,
+        journal: Journal | None = None,
+        past: Past = NO_PAST,
+        keep_answers_s: float = KEEP_ANSWERS_S,
     ) -> None:
         self._service = service
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
         self.admission = Admission(num_places=service.max_sessions, max_queued=max_queued)
+        self._journal = journal or NoJournal()
         self._reception = Reception(
             service,
             topics=self._topics,
@@ -78,6 +85,9 @@ class Gateway:
             admission=self.admission,
             wall_clock_s=wall_clock_s,
             counters=counters or Counters(),
+            journal=self._journal,
+            past=past,
+            keep_answers_s=keep_answers_s,
         )
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
@@ -102,6 +112,8 @@ class Gateway:
             announce=self._announcement,
             farewell=lambda: (status_notice(self._topics, OFFLINE),),
             counters=counters,
+            delivered=self._reception.delivered,
+            session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
         )
 
     def __repr__(self) -> str:
@@ -111,6 +123,7 @@ class Gateway:
         """Serve until cancelled; then every request at work gets its final message."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._courier.run(), name=f"{self._node_id}.gateway.courier")
+            group.create_task(self._journal.run(), name=f"{self._node_id}.journal")
             # Here and not in a task beside, so that last words come before the courier leaves.
             try:
                 await self._reception.run()
@@ -167,6 +180,11 @@ class Gateway:
         return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
 
     def _receive(self, message: Incoming) -> None:
+        self._handle(message)
+        # A request that was let in is the broker's until it is in the journal.
+        self._journal.then(message.acknowledge)
+
+    def _handle(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case StatusTopic() if message.payload == OFFLINE:
                 # The will of a connection that died late, or another gateway's farewell.

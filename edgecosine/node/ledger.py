@@ -6,14 +6,16 @@ Pure: no await, and the clock is passed in. Bounded on both sides: requests at w
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.intake import ANONYMOUS, Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.replies import State
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.request import Committed, Request
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
@@ -38,7 +40,10 @@ class Entry:
     since: float
     state: State = "accepted"
     is_cancelled: bool = False
-    num_pieces: int = 0
+    said: Mapping[int, Committed] = field(default_factory=dict)
+    """What a former process has committed, by choice."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """What was passed on to a reader of the stream, by choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,15 @@ class Finished:
     digest: bytes
     state: State
     final: Outgoing
+    until: float = math.inf
+    """When it may be forgotten."""
 
 
 class Ledger:
     """All requests that this gateway knows of."""
 
-    def __init__(self, *, max_sessions: int) -> None:
-        self._max_sessions = max_sessions
+    def __init__(self, *, max_sessions: int, keep_s: float = math.inf) -> None:
+        self._max_sessions, self._keep_s = max_sessions, keep_s
         self._entries: dict[str, Entry] = {}
         self._finished: OrderedDict[str, Finished] = OrderedDict()
         self._kept_bytes = 0
@@ -82,12 +89,24 @@ class Ledger:
         self._entries[ticket.key] = entry
         return entry
 
-    def recall(self, ticket: Ticket) -> Entry | Finished | None:
+    def restore(self, entry: Entry) -> None:
+        """Take in a request that was let in before."""
+        self._entries[entry.ticket.key] = entry
+
+    def drop(self, entry: Entry) -> None:
+        """Forget a request that was not let in after all."""
+        del self._entries[entry.ticket.key]
+
+    def recall(self, ticket: Ticket, now: float = 0.0) -> Entry | Finished | None:
         """What is known of a request that may have come before.
 
         Raises RequestError when the name stands for another request.
         """
         known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
+        if isinstance(known, Finished) and known.until < now:
+            del self._finished[ticket.key]
+            self._kept_bytes -= len(known.final.payload)
+            known = None
         if known is None:
             return None
         digest = known.ticket.digest if isinstance(known, Entry) else known.digest
@@ -127,8 +146,12 @@ class Ledger:
         self.advance(entry, state)
         key = entry.ticket.key
         del self._entries[key]
-        self._finished[key] = Finished(entry.ticket.digest, state, final)
-        self._kept_bytes += len(final.payload)
+        self.keep(key, Finished(entry.ticket.digest, state, final, now + self._keep_s))
+
+    def keep(self, key: str, finished: Finished) -> None:
+        """Keep an answer for those who ask again."""
+        self._finished[key] = finished
+        self._kept_bytes += len(finished.final.payload)
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
             _, oldest = self._finished.popitem(last=False)
             self._kept_bytes -= len(oldest.final.payload)

@@ -146,7 +146,8 @@ class LocalCluster:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
             "--cluster", self._plan.cluster, "--credentials", "none",
-            "--drain-timeout", str(_DRAIN_TIMEOUT_S), *member.options,
+            "--drain-timeout", str(_DRAIN_TIMEOUT_S),
+            "--state-dir", str(self.logs / f"{member.node_id}.state"), *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
         env = {"EDGECOSINE_BROKER": self.broker_url}

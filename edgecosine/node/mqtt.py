@@ -11,10 +11,11 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 import aiomqtt
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -69,6 +70,12 @@ class Connection:
         self._client = client
         self.version = version
 
+    def _incoming(self, message: aiomqtt.Message) -> Incoming:
+        return _incoming(message, functools.partial(self._acknowledge, message))
+
+    def _acknowledge(self, message: aiomqtt.Message) -> None:
+        self._client._client.ack(message.mid, message.qos)
+
     async def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe with QoS 1.
 
@@ -118,10 +125,10 @@ class Connection:
         """
         with _broker_errors():
             async for message in self._client.messages:
-                yield _incoming(message)
+                yield self._incoming(message)
                 # aiomqtt needs turns of the loop for each message, in which several more come in.
                 while not self._client._queue.empty():
-                    yield _incoming(self._client._queue.get_nowait())
+                    yield self._incoming(self._client._queue.get_nowait())
 
 
 @contextlib.asynccontextmanager
@@ -131,12 +138,17 @@ async def connect(
     client_id: str,
     will: Outgoing | None = None,
     version: Version | None = None,
+    session_s: int = 0,
 ) -> AsyncIterator[Connection]:
     """Connect, and disconnect on the way out, so that the will is sent only when we are torn away.
 
-    Without `version`, MQTT 5 is tried and then 3.1.1. Raises BrokerLost.
+    With `session_s` the broker keeps our subscriptions, and for them what comes with QoS 1, while
+    we are away (MQTT 5: so many seconds); each message is then ours to acknowledge. Without
+    `version`, MQTT 5 is tried and then 3.1.1. Raises BrokerLost.
     """
-    client, spoken = await _dial(address, client_id=client_id, will=will, version=version)
+    client, spoken = await _dial(
+        address, client_id=client_id, will=will, version=version, session_s=session_s
+    )
     try:
         yield Connection(client, spoken)
     finally:
@@ -147,18 +159,23 @@ async def connect(
 
 
 async def _dial(
-    address: BrokerAddress, *, client_id: str, will: Outgoing | None, version: Version | None
+    address: BrokerAddress,
+    *,
+    client_id: str,
+    will: Outgoing | None,
+    version: Version | None,
+    session_s: int,
 ) -> tuple[aiomqtt.Client, Version]:
     if version is None:
         try:
-            return await _enter(address, client_id, will, "5", _PROBE_TIMEOUT_S), "5"
+            return await _enter(address, client_id, will, "5", _PROBE_TIMEOUT_S, session_s), "5"
         except aiomqtt.MqttError as error:
             if not _may_be_older(error):
                 raise BrokerLost(f"no connection to {address}: {error}") from error
             logger.info("broker does not answer MQTT 5, trying 3.1.1 broker=%s", address)
     spoken = version or "3.1.1"
     try:
-        return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S), spoken
+        return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S, session_s), spoken
     except aiomqtt.MqttError as error:
         raise BrokerLost(f"no connection to {address}: {error}") from error
 
@@ -176,7 +193,9 @@ async def _enter(
     will: Outgoing | None,
     version: Version,
     timeout_s: float,
+    session_s: int,
 ) -> aiomqtt.Client:
+    is_kept = session_s > 0
     client = _Client(
         address.host,
         address.port,
@@ -185,7 +204,9 @@ async def _enter(
         identifier=client_id,
         protocol=_PROTOCOLS[version],
         will=_will(will, version),
-        properties=_connect_properties() if version == "5" else None,
+        clean_session=not is_kept if version == "3.1.1" else None,
+        clean_start=False if is_kept and version == "5" else MQTT_CLEAN_START_FIRST_ONLY,
+        properties=_connect_properties(session_s) if version == "5" else None,
         timeout=timeout_s,
         keepalive=address.keepalive_s,
         max_queued_incoming_messages=_MAX_INCOMING,
@@ -194,6 +215,8 @@ async def _enter(
         logger=logger,
     )
     client.pending_calls_threshold = _MAX_SENDERS
+    # Otherwise paho acknowledges what it has read, whether anybody has written it down or not.
+    client._client.manual_ack_set(is_kept)
     try:
         await client.__aenter__()
     except BaseException:
@@ -233,6 +256,15 @@ def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:
     return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
 
 
+def _connect_properties(session_s: int) -> Properties:
+    """The broker keeps larger packets to itself, and our session, where we want one, so long."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = _MAX_PACKET_BYTES
+    if session_s:
+        properties.SessionExpiryInterval = session_s
+    return properties
+
+
 def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties | None:
     """The MQTT 5 properties of a message; making them costs more than sending a small message."""
     given = {
@@ -254,14 +286,7 @@ def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Prop
     return properties
 
 
-def _connect_properties() -> Properties:
-    """The broker keeps larger packets to itself."""
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.MaximumPacketSize = _MAX_PACKET_BYTES
-    return properties
-
-
-def _incoming(message: aiomqtt.Message) -> Incoming:
+def _incoming(message: aiomqtt.Message, acknowledge: Callable[[], None]) -> Incoming:
     properties = message.properties
     users = getattr(properties, "UserProperty", None) or []
     return Incoming(
@@ -273,4 +298,5 @@ def _incoming(message: aiomqtt.Message) -> Incoming:
         expiry_s=getattr(properties, "MessageExpiryInterval", None),
         content_type=getattr(properties, "ContentType", None),
         client=next((value for name, value in users if name == "client"), None),
+        acknowledge=acknowledge,
     )

@@ -17,9 +17,11 @@ class Turn:
 
     def __init__(self, places: Places, job: Job) -> None:
         self.job = job
+        self.since = _now()
+        """When it was booked."""
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.num_tokens: int | None = None
-        """Of the answer, once there is one."""
+        """That the session has made, once it has ended with an answer."""
         self._places = places
 
     async def __aenter__(self) -> Self:
@@ -76,11 +78,12 @@ class Places:
 
     def learn(self, turn: Turn, request: Request, answer: Answer, elapsed_s: float) -> None:
         """A turn's session has made its answer in so much time."""
-        turn.num_tokens = answer.num_tokens
-        self._admission.pace.observe(answer.num_tokens, request.max_tokens, elapsed_s)
+        # An end token that was said is none of the answer's.
+        turn.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
+        self._admission.pace.observe(turn.num_tokens, _room(request), elapsed_s)
 
     def _job(self, request: Request) -> Job:
-        cost = self._admission.pace.tokens(request.max_tokens)
+        cost = self._admission.pace.tokens(_room(request))
         return Job(request.client_id, cost, request.priority)
 
     def _start(self) -> None:
@@ -89,6 +92,11 @@ class Places:
             # Whoever was cancelled while waiting leaves in a moment.
             if not begun.done():
                 begun.set_result(None)
+
+
+def _room(request: Request) -> int:
+    """Tokens that a session may still make; what was said before costs it nothing."""
+    return request.max_tokens - len(request.said.tokens)
 
 
 def _now() -> float:

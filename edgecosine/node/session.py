@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.base import Logprobs, Verdict, VerifyWork
+from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.fusion.proposal import Proposal
@@ -29,7 +29,9 @@ from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.prefix import Prefix
 from edgecosine.protocol.request import (
     Answer,
+    Committed,
     Delta,
+    Logprobs,
     Progress,
     Request,
     Sampling,
@@ -64,10 +66,10 @@ class Session:
         self._request, self._model = request, model
         self._verifying, self._balancer = verifying, balancer
         self._num_prompt = len(prompt)
-        self._sequence = Prefix(prompt)
+        self._sequence = Prefix([*prompt, *request.said.tokens])
         self._committing = 0.0
         """When the last round's verdict was there, and nobody drafted any more."""
-        self._logprobs: list[Logprobs] = []
+        self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
         self._state = balancer.open(request.policy, is_greedy=request.sampling.is_greedy)
@@ -86,27 +88,36 @@ class Session:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
 
     async def run(self) -> AsyncGenerator[Progress, None]:
-        """Yield `Started`, the deltas as they are certain, and the `Answer` last."""
-        index, unsent, sent_at = 0, "", 0.0
+        """Yield `Started`, the deltas as they are certain, and the `Answer` last.
+
+        What was said in a former life is shown again, from the first character on. Every round's
+        tokens come with it, also where its text waits for the next delta.
+        """
+        index, sent_at = 0, 0.0
         try:
             yield Started()
-            started = now()
+            started = prefilled = now()
+            ready: list[Proposal] | None = None
             self._balancer.observe_text(self._state, self._sequence.tokens)
-            ready = await self._prefill()
-            prefilled = now()
-            while True:
-                seen = len(self._transcript.tokens)
-                unsent += self._transcript.push(
-                    self._sequence.tokens[self._num_prompt + seen :], self._logprobs[seen:]
-                )
+            unsent, _ = self._show()
+            if unsent:
+                yield Delta(index, unsent)
+                index, unsent, sent_at = index + 1, "", now()
+            while self._transcript.finish_reason is None:
+                if ready is None:
+                    ready = await self._prefill()
+                    prefilled = now()
+                else:
+                    ready = await self._play_round(ready)
+                text, committed = self._show()
+                unsent += text
                 is_over = self._transcript.finish_reason is not None
                 moment = now()
                 if unsent and (is_over or moment - sent_at >= DELTA_EVERY_S):
-                    yield Delta(index, unsent)
+                    yield Delta(index, unsent, committed=committed)
                     index, unsent, sent_at = index + 1, "", moment
-                if is_over:
-                    break
-                ready = await self._play_round(ready)
+                else:
+                    yield committed
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = now() - prefilled
             yield self._answer()
@@ -114,6 +125,13 @@ class Session:
             self._balancer.close(self._state)
             self._verifying.release(self._request.key)
             self._consulting.release()
+
+    def _show(self) -> tuple[str, Committed]:
+        """The text that is certain now, and the tokens that made it so."""
+        seen = len(self._transcript.tokens)
+        tokens = tuple(self._sequence.tokens[self._num_prompt + seen :])
+        logprobs = tuple(self._logprobs[seen:])
+        return self._transcript.push(tokens, logprobs), Committed(tokens, logprobs)
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""

@@ -9,6 +9,7 @@ from edgecosine.node.balancer import Balancer
 from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.gateway import Gateway
+from edgecosine.node.journal import DiskJournal
 from edgecosine.node.peers import Peers
 from edgecosine.node.serving import Serving
 from edgecosine.node.verifying import Verifying
@@ -22,6 +23,7 @@ def target_state(
     balancer: Balancer,
     peers: Peers,
     gateway: Gateway,
+    journal: DiskJournal | None,
     counters: Counters,
 ) -> NodeState:
     """What a target tells on its state topic."""
@@ -46,6 +48,7 @@ def target_state(
         "is_full": admission.is_full,
         "is_congested": gateway.is_congested,
         "counters": _counts(counters, late_drafts=serving.num_late),
+        "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
             node_id: {
                 "rtt_ms": round(link.rtt_s * 1e3, 2),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecosine.engine.base import Logprobs
 from edgecosine.engine.text import Detokenizer, TextCodec
 from edgecosine.protocol.request import (
     Choice,
     FinishReason,
+    Logprobs,
     Request,
     ScoredToken,
     TokenLogprobs,

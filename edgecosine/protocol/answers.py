@@ -30,9 +30,12 @@ _ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One part of a streamed answer, number `index` from 0; the last one says so.
+    """One part of a streamed answer; the last one says so.
 
-    Where an answer has several choices, `choice` names the one that the text belongs to.
+    `index` is the number of characters (Unicode code points) of the same text before this part, so
+    that a part that comes again, or otherwise divided, after a restart is known for what it is: a
+    reader keeps `text[:index] + part`. Where an answer has several choices, `choice` names the one
+    that the text belongs to; the last part's index counts the characters of all choices.
     """
 
     index: int

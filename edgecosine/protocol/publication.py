@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_PAYLOAD_BYTES = 960 << 10
 """Below the packet limit of the embedded broker (1 MiB), which hangs up on more."""
+
+
+def nothing() -> None:
+    """Nobody waits for an acknowledgement."""
+
 
 Qos = Literal[0, 1]
 
@@ -28,6 +34,8 @@ class Incoming:
     content_type: str | None = None
     client: str | None = None
     """The user property `client`: how the asker calls itself."""
+    acknowledge: Callable[[], None] = field(default=nothing, compare=False, repr=False)
+    """Tell a broker that keeps our session that it need not send this again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,28 @@ class ChatMessage:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural log-probabilities at one position, by the model's own distribution: the log-softmax
+    of its logits, before penalties, bias, temperature and cuts (as vLLM's)."""
+
+    drawn: float
+    """Of the token that was drawn."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Tokens of one choice that are certain, its end token included; `logprobs` has an entry for
+    each where the request asks for them."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+
+
+NOTHING = Committed()
+
 RequestKind = Literal["chat", "completion", "ask"]
 
 
@@ -92,6 +114,8 @@ class Request:
     """Lower goes first, as in vLLM."""
     trace: bool = False
     """Whether the answer tells the course of its rounds."""
+    said: Committed = NOTHING
+    """What a session of a former process has committed; this one goes on behind it."""
 
     @property
     def key(self) -> str:
@@ -254,10 +278,13 @@ class Delta:
     index: int
     text: str
     choice: int = 0
+    committed: Committed = NOTHING
+    """The tokens of the round that made the text certain."""
 
 
-Progress = Started | Delta | Answer
-"""What a request yields: `Started` once, any number of deltas, and one `Answer` last."""
+Progress = Started | Committed | Delta | Answer
+"""What a request yields: `Started` once, any number of deltas, `Committed` for rounds that show no
+text, and one `Answer` last."""
 
 NodeState = Mapping[str, Any]
 """What a node tells about itself on its state topic; plain JSON values."""

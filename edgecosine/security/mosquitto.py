@@ -34,10 +34,16 @@ _CONFIGURATION: Final = """\
 # Made by `edgecosine cluster broker-config`, which may be run again to add clients or targets, to
 # renew the broker's certificate and to tell it who was revoked.
 # Start: mosquitto -c {directory}/mosquitto.conf
-# The user that Mosquitto runs as must be able to read this directory, and nobody else should be.
+# The user that Mosquitto runs as must be able to read this directory and to write into it, and
+# nobody else should be.
 per_listener_settings true
 max_packet_size 1048576
 max_queued_messages 10000
+# Requests that come while the target restarts wait for it, also when this broker restarts.
+persistence true
+persistence_location {directory}/
+autosave_interval 60
+persistent_client_expiration 1d
 
 # People and tools, each with a password of its own.
 listener {client_port}

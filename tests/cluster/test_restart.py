@@ -47,8 +47,8 @@ def _request(prompt: str, max_tokens: int = MAX_TOKENS, *, stream: bool = False)
     )  # fmt: skip
 
 
-async def _text(client: Client, prompt: str) -> str:
-    async with contextlib.aclosing(client.ask(_request(prompt))) as steps:
+async def _text(client: Client, prompt: str, max_tokens: int = MAX_TOKENS) -> str:
+    async with contextlib.aclosing(client.ask(_request(prompt, max_tokens))) as steps:
         async for step in steps:
             if isinstance(step, Final):
                 return step.text
@@ -119,7 +119,8 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
 @pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "end of the grace"])
 def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool) -> None:
     async def story() -> None:
-        plan = _plan("--drain-timeout", "60" if is_urged else "0.5", "--context", "2048")
+        grace = ("--drain-timeout", "60" if is_urged else "0.5")
+        plan = _plan(*grace, "--context", "2048", "--no-journal")
         async with (
             LocalCluster(plan, print) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
@@ -138,5 +139,31 @@ def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool)
                 async for _ in steps:
                     pass
             assert ending.value.code == "shutting_down"
+
+    run_patiently(story())
+
+
+def test_target_that_is_out_of_time_leaves_the_rest_to_its_next_life() -> None:
+    async def story() -> None:
+        plan = _plan("--drain-timeout", "0.5", "--context", "2048")
+        async with (
+            LocalCluster(plan, print) as cluster,
+            Client(cluster.broker_url, plan.cluster, patience_s=120) as client,
+        ):
+            texts: list[str] = []
+            async for step in client.ask(_request("def main():", LONG, stream=True)):
+                match step:
+                    case Delta(_, text):
+                        if not texts:
+                            os.kill(cluster.pid("t"), signal.SIGTERM)
+                        texts.append(text)
+                    case Final():
+                        assert step.text == "".join(texts)
+                        assert step.body["usage"]["completion_tokens"] == LONG
+            log = (cluster.logs / "t.log").read_text()
+            assert "request left to the next start" in log
+            assert "request resumed" in log
+            again = await _text(client, "def main():", LONG)
+        assert again == "".join(texts)
 
     run_patiently(story())

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from edgecosine.engine.base import Logprobs, Prefilling, VerifyWork
+from edgecosine.engine.base import Prefilling, VerifyWork
 from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.sampling import logprobs_of
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.request import Logprobs, Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 from tests.engine.decoding import Drafts, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of

@@ -24,17 +24,24 @@ FINAL = Final("1", ("to be or not",), "stop", {})
 
 
 def pieces(*texts: str, start: int = 0) -> list[Piece]:
-    return [Piece(start + n, text, False) for n, text in enumerate(texts)]
+    """Parts that follow each other, the first of them behind `start` characters."""
+    return [
+        Piece(start + len("".join(texts[:number])), text, False)
+        for number, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         (pieces("to", " be"), []),
-        (pieces("to", " be"), pieces(" not", start=3)),
+        (pieces("to", " be"), pieces(" not", start=8)),
         (pieces("to", " be"), pieces("to", " be", " or", " not")),
         (pieces("to", " be"), pieces("to be", " or not")),
         (pieces("to be or not"), pieces("to")),
+        (pieces("to", " be"), pieces("o be or", start=1)),
+        (pieces("to", " be or"), pieces(" be", " or", " not", start=2)),
+        (pieces("to"), pieces("to be or not")),
         ([], pieces(" be", start=1)),
         ([], []),
     ],
@@ -72,8 +79,8 @@ def test_request_without_stream_has_no_text_but_the_final() -> None:
 def test_choices_are_taken_apart_and_made_whole() -> None:
     async def story() -> None:
         asking = Asking(Request("a", "1", "completion", "x", stream=True, n=3))
-        for number, (choice, text) in enumerate([(0, "to"), (2, "or"), (0, " be"), (9, "?")]):
-            asking.take_piece(Piece(number, text, False, choice))
+        for index, choice, text in [(0, 0, "to"), (0, 2, "or"), (2, 0, " be"), (0, 9, "?")]:
+            asking.take_piece(Piece(index, text, False, choice))
         assert [asking.take(), asking.take()] == [Delta(0, "to be"), Delta(1, "or", 2)]
         assert asking.take() is None
         asking.finish(Final("1", ("to be", "hm", "or not", "too many"), "stop", {}))

@@ -57,8 +57,8 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
             pieces = await home.listener.expect(HOME.stream("cli", "2"), 3)
             assert [json.loads(piece.payload) for piece in pieces] == [
                 {"i": 0, "delta": "to", "fin": False},
-                {"i": 1, "delta": " be", "fin": False},
-                {"i": 2, "delta": "", "fin": True},
+                {"i": 2, "delta": " be", "fin": False},
+                {"i": 5, "delta": "", "fin": True},
             ]
             final = await answer(home, "2")
             assert final["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
@@ -78,7 +78,7 @@ def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
             pieces = await home.listener.expect(HOME.stream("cli", "1"), 7)
             bodies = [json.loads(piece.payload) for piece in pieces]
             assert sorted(body["choice"] for body in bodies[:-1]) == [0, 0, 1, 1, 2, 2]
-            assert bodies[-1] == {"i": 6, "delta": "", "fin": True}
+            assert bodies[-1] == {"i": 15, "delta": "", "fin": True}
             assert {request.sampling.seed for request in home.service.requests} > {5}
             assert {request.key for request in home.service.requests} == {
                 "cli/1", "cli/1/1", "cli/1/2",

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -213,5 +214,40 @@ def test_wrong_password_is_said_and_not_tried_again() -> None:
                 async with connect(address, client_id="me"):
                     pass
             assert versions == [5]
+
+    run(story())
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_broker_keeps_what_was_not_acknowledged_and_what_came_meanwhile(version: Version) -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            address = BrokerAddress.parse(broker.url)
+            ours = partial(connect, address, client_id="me", version=version, session_s=60)
+
+            async def say(*payloads: bytes) -> None:
+                async with connect(address, client_id="you", version=version) as connection:
+                    for payload in payloads:
+                        await connection.publish(Outgoing("a/b", payload))
+
+            async def hear(count: int, *acknowledged: bytes) -> list[bytes]:
+                heard = []
+                async with ours() as connection:
+                    await connection.subscribe(["a/b"])
+                    if count == 2:
+                        await say(b"1", b"2")
+                    async with contextlib.aclosing(connection.messages()) as messages:
+                        while len(heard) < count:
+                            message = await anext(messages)
+                            heard.append(message.payload)
+                            if message.payload in acknowledged:
+                                message.acknowledge()
+                return heard
+
+            assert await hear(2, b"1") == [b"1", b"2"]
+            await say(b"3", b"4")
+            assert await hear(3, b"2", b"3") == [b"2", b"3", b"4"]
+            assert await hear(1, b"4") == [b"4"]
 
     run(story())

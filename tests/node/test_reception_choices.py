@@ -67,14 +67,15 @@ class Desk:
         return final
 
     def texts(self, n: int) -> list[str]:
-        """The streamed text of each choice; parts are numbered through, the last one is bare."""
+        """The streamed text of each choice; parts say where they stand, the last one is bare."""
         *pieces, last = self.bodies(HOME.stream("a", "1"))
-        assert [piece["i"] for piece in pieces] == list(range(len(pieces)))
-        assert last == {"i": len(pieces), "delta": "", "fin": True}
-        return [
-            "".join(piece["delta"] for piece in pieces if piece.get("choice", 0) == choice)
-            for choice in range(n)
-        ]
+        texts = [""] * n
+        for piece in pieces:
+            choice = piece.get("choice", 0)
+            assert piece["i"] == len(texts[choice])
+            texts[choice] += piece["delta"]
+        assert last == {"i": sum(map(len, texts)), "delta": "", "fin": True}
+        return texts
 
 
 @asynccontextmanager

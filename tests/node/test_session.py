@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
-from edgecosine.engine.base import Logprobs
-from edgecosine.protocol.request import Answer, Delta, Request, Sampling, Started
+from edgecosine.protocol.request import (
+    Answer,
+    Committed,
+    Delta,
+    Logprobs,
+    Request,
+    Sampling,
+    Started,
+)
 from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
 from tests.house import House, Neighbour, Weather, house
 from tests.node.wire_fixtures import run
@@ -362,6 +369,52 @@ def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch)
             return [step.text for step in steps if isinstance(step, Delta)]
 
     assert run(main()) == ["one and all"]
+
+
+@pytest.mark.parametrize("delta_every_s", [0.0, math.inf])
+def test_tokens_are_told_with_their_round_whenever_the_text_goes_out(
+    delta_every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", delta_every_s)
+    language = babble()
+    asked = request(max_tokens=12, ignore_eos=True)
+
+    async def main() -> tuple[list[tuple[int, ...]], Answer]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(asked)
+            told = [
+                step.committed if isinstance(step, Delta) else step
+                for step in steps
+                if isinstance(step, Delta | Committed)
+            ]
+            answer = steps[-1]
+            assert isinstance(answer, Answer)
+            return [committed.tokens for committed in told], answer
+
+    rounds, answer = run(main())
+    assert [len(tokens) for tokens in rounds] == [1] * answer.num_tokens
+    assert [token for tokens in rounds for token in tokens] == list(alone(language, asked).tokens)
+
+
+@pytest.mark.parametrize("delta_every_s", [0.0, math.inf])
+def test_resumed_session_shows_all_text_whenever_it_goes_out(
+    delta_every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", delta_every_s)
+    language = babble()
+    asked = request(max_tokens=12, ignore_eos=True)
+    whole = alone(language, asked)
+
+    async def main(num_said: int) -> list[Delta]:
+        async with house(ScriptedTarget(language)) as home:
+            said = Committed(tuple(whole.tokens[:num_said]))
+            steps = await home.ask(replace(asked, said=said))
+            return [step for step in steps if isinstance(step, Delta)]
+
+    for num_said in range(1, len(whole.tokens) + 1):
+        deltas = run(main(num_said))
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert [delta.index for delta in deltas] == list(range(len(deltas)))
 
 
 def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:

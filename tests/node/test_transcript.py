@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.base import Logprobs
 from edgecosine.node.transcript import Transcript
-from edgecosine.protocol.request import Request, Sampling, ScoredToken
+from edgecosine.protocol.request import Logprobs, Request, Sampling, ScoredToken
 from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
 
 letters = [*"aé€😀b".encode(), 0xFF, EOS]

@@ -1,0 +1,91 @@
+"""A drafter: the engine that guesses, and the links of those who ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+
+from edgecosine.config import NodeConfig
+from edgecosine.errors import LinkError
+from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.counters import Counters
+from edgecosine.node.drafting import MAX_TOKEN, Drafting
+from edgecosine.node.draining import Drain
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.engines import load_drafter
+from edgecosine.node.link import Link
+from edgecosine.node.membership import Membership
+from edgecosine.node.presence import Presence, publish_state
+from edgecosine.node.state import drafter_state
+from edgecosine.protocol.messages import DraftRequest, Leave, Release
+from edgecosine.protocol.request import NodeState
+
+logger = logging.getLogger(__name__)
+
+_LAST_ASKS_S = 0.25
+
+
+async def run_drafter(
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
+    """Draft for the cluster's target until cancelled.
+
+    Raises EngineError.
+    """
+    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    drafting = Drafting(
+        engine=engine,
+        thread=thread,
+        max_batch=config.slots,
+        num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
+    )
+
+    def on_request(link: Link, message: DraftRequest | Release) -> None:
+        drafting.on_request(message, link.send)
+
+    counters = Counters()
+
+    def on_lost(link: Link) -> None:
+        counters.count("lost_links")
+        log_lost(link)
+        if not peers.links:
+            drafting.forget_all()
+
+    def on_joined(link: Link) -> None:
+        log_joined(link)
+        if drain.is_requested:
+            link.send(Leave())
+
+    peers = linked_peers(
+        config, loaded, membership, on_request=on_request, on_joined=on_joined, on_lost=on_lost
+    )
+    presence: Presence | None = None
+
+    async def wind_down() -> None:
+        if presence is not None:
+            presence.publish_presence("draining")
+        for link in peers.links.values():
+            with contextlib.suppress(LinkError):
+                link.send(Leave())
+        # What was asked before they heard of it may still be on its way.
+        await asyncio.sleep(_LAST_ASKS_S)
+        await drafting.idle()
+
+    drain.by(wind_down)
+    loops = {"peers": peers.run(), "drafting": drafting.run()}
+    if broker is not None:
+        presence = Presence(
+            broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
+        )
+
+        def state() -> NodeState:
+            return drafter_state(loaded, drafting, peers, counters)
+
+        presence.publish_presence("ready")
+        loops |= {"presence": presence.run(), "state": publish_state(presence, state)}
+    await run_all(config.node_id, **loops)

@@ -1,0 +1,99 @@
+"""What a reception tells a journal, and the journal of those who keep none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from edgecosine.protocol.intake import Ticket
+from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.replies import State
+from edgecosine.protocol.request import Committed, Request
+
+KEEP_ANSWERS_S: Final = 3600.0
+
+Then = Callable[[bool], None]
+"""Called in the loop, with whether the record was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The end of a request, and when it may be forgotten (seconds since 1970)."""
+
+    key: str
+    digest: bytes
+    state: State
+    final: Outgoing
+    kept_until: float
+    is_delivered: bool = False
+    """Whether the broker has it."""
+
+
+class Journal(Protocol):
+    """What a reception tells; nothing here waits or raises."""
+
+    is_durable: bool
+
+    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
+        """A request was let in; it is accepted once this is written."""
+
+    def readdress(self, ticket: Ticket) -> None:
+        """The same request came again and is to be answered elsewhere."""
+
+    def begin(self, key: str) -> None:
+        """The request's sessions begin."""
+
+    def leave(self, key: str) -> None:
+        """The request's sessions end with this process, which ends in order."""
+
+    def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
+        """One choice has more tokens, behind `position` others."""
+
+    def finish(self, kept: Kept) -> None:
+        """The request has had its final message."""
+
+    def deliver(self, key: str) -> None:
+        """The broker has the final message."""
+
+    def forget(self, key: str) -> None:
+        """The request was not accepted after all."""
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call when all that was told before is written, or cannot be."""
+
+    async def settled(self) -> None:
+        """Wait until all that was told is written, or cannot be."""
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+
+
+class NoJournal:
+    """Forgets everything, at once."""
+
+    is_durable = False
+
+    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
+        then(True)
+
+    def readdress(self, ticket: Ticket) -> None: ...
+
+    def begin(self, key: str) -> None: ...
+
+    def leave(self, key: str) -> None: ...
+
+    def commit(self, key: str, choice: int, position: int, committed: Committed) -> None: ...
+
+    def finish(self, kept: Kept) -> None: ...
+
+    def deliver(self, key: str) -> None: ...
+
+    def forget(self, key: str) -> None: ...
+
+    def then(self, call: Callable[[], None]) -> None:
+        call()
+
+    async def settled(self) -> None: ...
+
+    async def run(self) -> None: ...

@@ -1,0 +1,163 @@
+"""A target: the engine, the sessions that share it, and the door before them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+
+from edgecosine.config import NodeConfig
+from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.balancer import Balancer
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.client import Client
+from edgecosine.node.consulting import DrafterLink
+from edgecosine.node.counters import Counters
+from edgecosine.node.draining import Drain
+from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.engines import load_target
+from edgecosine.node.gateway import Gateway
+from edgecosine.node.journal import DiskJournal
+from edgecosine.node.link import Link
+from edgecosine.node.membership import Membership
+from edgecosine.node.moments import Moment
+from edgecosine.node.peers import Peers
+from edgecosine.node.presence import Presence, publish_state
+from edgecosine.node.readiness import Readiness
+from edgecosine.node.reception import model_of
+from edgecosine.node.resume import NO_PAST, read_past
+from edgecosine.node.serving import Serving
+from edgecosine.node.state import target_state
+from edgecosine.node.verifying import Verifying
+from edgecosine.protocol.messages import DraftRequest, Release
+from edgecosine.protocol.request import NodeState
+
+logger = logging.getLogger(__name__)
+
+_CANARY_PROMPT = "Are you there?"
+
+
+async def run_target(
+    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
+    drain: Drain,
+) -> None:  # fmt: skip
+    """Serve the cluster's target until cancelled.
+
+    Raises ConfigError, EngineError, JournalLost.
+    """
+    assert broker is not None
+    journal = DiskJournal(config.state_dir) if config.state_dir is not None else None
+    await _refuse_second_target(config, broker)
+    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    engine, loaded = await thread.run(functools.partial(load_target, config))
+    assert loaded.codec is not None
+    balancer = Balancer()
+    verifying = Verifying(
+        engine=engine,
+        thread=thread,
+        max_batch=config.max_sessions,
+        costs=balancer,
+    )
+
+    counters = Counters()
+
+    def on_lost(link: Link) -> None:
+        counters.count("lost_links")
+        log_lost(link)
+
+    def on_joined(link: Link) -> None:
+        log_joined(link)
+        balancer.welcome(link.peer.node_id)
+
+    peers = linked_peers(
+        config, loaded, membership,
+        on_request=_refuse_work, on_joined=on_joined, on_lost=on_lost,
+    )  # fmt: skip
+    serving = Serving(
+        model=loaded.name,
+        codec=loaded.codec,
+        max_context=loaded.max_context,
+        max_sessions=config.max_sessions,
+        exactness=loaded.exactness,
+        verifying=verifying,
+        balancer=balancer,
+        drafters=lambda: _drafters(peers),
+    )
+    past = read_past(journal, model_of(serving), Moment.now()) if journal else NO_PAST
+    gateway = Gateway(
+        serving,
+        broker=broker,
+        cluster=config.cluster,
+        node_id=config.node_id,
+        counters=counters,
+        journal=journal,
+        past=past,
+        keep_answers_s=config.keep_answers,
+    )
+    presence = Presence(
+        broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
+    )
+
+    def on_readiness(reason: str | None) -> None:
+        presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
+        gateway.heed(reason)
+        if reason is not None:
+            counters.count("stalls")
+
+    readiness = Readiness(
+        passes=verifying,
+        prompt=loaded.codec.encode(_CANARY_PROMPT),
+        is_exact=loaded.exactness == "bitwise",
+        on_change=on_readiness,
+        stall_s=config.stall_timeout_s,
+    )
+
+    async def wind_down() -> None:
+        presence.publish_presence("draining")
+        await gateway.drain()
+
+    drain.by(wind_down)
+
+    def state() -> NodeState:
+        return target_state(loaded, serving, verifying, balancer, peers, gateway, journal, counters)
+
+    await run_all(
+        config.node_id,
+        peers=peers.run(),
+        verifying=verifying.run(),
+        readiness=readiness.run(),
+        gateway=gateway.run(),
+        presence=presence.run(),
+        state=publish_state(presence, state),
+    )
+
+
+async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> None:
+    """Two targets of one cluster would answer every request twice.
+
+    Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
+    gateway goes on trying, and says so.
+    """
+    try:
+        async with Client(broker, config.cluster) as client:
+            views = await client.nodes()
+    except BrokerLost as error:
+        logger.warning(
+            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
+            "trying on", broker, error,
+        )  # fmt: skip
+        return
+    for node_id, view in views.items():
+        if view.is_here and view.state.get("role") == "target" and node_id != config.node_id:
+            allowed = f"a cluster without a target; {node_id} serves this one: stop it or choose"
+            raise ConfigError("cluster", config.cluster, f"{allowed} another --cluster")
+
+
+def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:
+    """Who may be asked now, by node id."""
+    return {node_id: link for node_id, link in peers.links.items() if not link.is_leaving}
+
+
+def _refuse_work(link: Link, _: DraftRequest | Release) -> None:
+    link.close("a target drafts for nobody")
