@@ -28,22 +28,25 @@ class DrafterSpeed:
     """Compute per step of a draft ahead."""
 
     def observe(
-        self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_shared: bool = False
+        self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_disturbed: bool = False
     ) -> None:
         """Learn from one answered ask.
 
-        `is_shared` says that other drafters were asked at the same moment. When they share a
-        machine that slows them all down, so such an answer may only lower an estimate; the
-        overhead is then learned from the first ask of this drafter alone.
+        `is_disturbed` says that other drafters were asked at the same moment, or that the target
+        was at work beside. Where they share a machine that slows them all down, so such an answer
+        may only lower an estimate; the overhead is first learned from an ask that was waited for.
         """
         if num_tokens:
             token_s = compute_s / num_tokens
-            if not is_shared or self.token_s is None:
+            if not is_disturbed or self.token_s is None:
                 self.token_s = smooth(self.token_s, token_s)
             else:
                 self.token_s = min(self.token_s, token_s)
-        if not is_shared:
-            self.overhead_s = smooth(self.overhead_s, max(0.0, elapsed_s - compute_s))
+        overhead_s = max(0.0, elapsed_s - compute_s)
+        if not is_disturbed:
+            self.overhead_s = smooth(self.overhead_s, overhead_s)
+        elif self.overhead_s is not None:
+            self.overhead_s = min(self.overhead_s, overhead_s)
 
     def observe_ahead(self, compute_s: float, num_steps: int) -> None:
         """Learn from a draft ahead that was not cut short."""

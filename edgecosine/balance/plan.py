@@ -60,6 +60,8 @@ class Plan:
     drafters: tuple[str, ...] = ()
     gamma: int = 0
     width: int = 1
+    is_trial: bool = False
+    """Nobody waits for its drafts; they are asked for the sake of learning."""
     draft_s: float = 0.0
     """Expected wait for the drafts."""
     deadline_s: float = 0.0

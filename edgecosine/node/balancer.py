@@ -38,6 +38,9 @@ FIRST_TRIALS = 3
 """Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
 """Rounds between two trials of drafters that were tried before: subjects change."""
+HOPEFUL = 0.5
+"""Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
+what is believed of its speed may be out of date."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
@@ -83,7 +86,9 @@ class Balancer(Learning):
             promising, others = by_rate[:PROMISING], by_rate[PROMISING:]
             others.sort(key=lambda c: self.drafter(c.node_id).record.rate.evidence)
             candidates = [*promising, *others[: FIRST_ASKED - PROMISING]]
-        return probe_plan(candidates, room) if candidates and room > 1 else Plan()
+        if not candidates or room < 2:
+            return Plan()
+        return replace(probe_plan(candidates, room), is_trial=True)
 
     def is_enough(self, request: RequestState, ready: Sequence[Proposal], plan: Plan) -> bool:
         """Whether to verify what is there, rather than to wait for the drafts of `plan`."""
@@ -135,14 +140,22 @@ class Balancer(Learning):
         if not is_due and len(self._at_work) > 1:
             return Plan()
         others = self._candidates(request, set(drafters) - set(plan.drafters))
+        best = max(others, key=lambda candidate: candidate.rate, default=None)
+        is_hopeful = best is not None and best.rate >= HOPEFUL and not plan.drafters
+        is_others_turn = request.num_trials % 4 == 3
+        if best and is_hopeful and not is_others_turn and request.rounds_since_trial > 1:
+            return self._try(request, best)
         is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
         untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
         pool = others if is_due else untried if is_new else []
         if not pool:
             return Plan()
+        return self._try(request, pool[request.num_trials % len(pool)])
+
+    def _try(self, request: RequestState, drafter: Candidate) -> Plan:
         request.rounds_since_trial = 0
         request.num_trials += 1
-        return probe_plan([pool[request.num_trials % len(pool)]], PROBE_GAMMA + 1)
+        return replace(probe_plan([drafter], PROBE_GAMMA + 1), is_trial=True)
 
     def fuse(
         self, request: RequestState, proposals: Sequence[Proposal], room: int, waited_s: float

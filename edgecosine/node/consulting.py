@@ -141,9 +141,9 @@ class Consulting:
         proposal = self._proposal(node_id, prefix_len, draft)
         if ahead is None:
             num_tokens = min(plan.gamma, len(proposal))
-            is_shared = len(plan.drafters) > 1
+            is_disturbed = plan.is_trial or len(plan.drafters) > 1
             self._balancer.observe_answer(
-                node_id, elapsed_s, compute_s, num_tokens, is_shared=is_shared
+                node_id, elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed
             )
         elif draft is not None:
             self._balancer.observe_ahead(node_id, compute_s, plan.gamma)

@@ -139,14 +139,14 @@ class Learning:
         compute_s: float,
         num_tokens: int,
         *,
-        is_shared: bool = False,
+        is_disturbed: bool = False,
     ) -> None:
-        """A drafter answered in time, `num_tokens` deep; `is_shared` when others were asked at the
-        same moment."""
+        """A drafter answered in time, `num_tokens` deep; `is_disturbed` when others were asked at
+        the same moment, or the target was at work."""
         state = self.drafter(node_id)
         state.num_drafted += num_tokens
         state.rest = 0
-        state.speed.observe(elapsed_s, compute_s, num_tokens, is_shared=is_shared)
+        state.speed.observe(elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed)
 
     def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
         """A drafter answered a question ahead."""

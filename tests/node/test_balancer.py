@@ -229,3 +229,20 @@ def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
         made.close(request)
     assert made.plan(requests[0], ["d"], 100).drafters
     assert len(made.fuse(requests[0], [draft], 50, 0.0)) > 2
+
+
+def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
+    made, request = balancer(), RequestState()
+    for _ in range(20):
+        teach(made, request, "far", hits=4)
+        teach(made, request, "near", hits=2)
+        for node_id in ("far", "near"):
+            made.observe_answer(node_id, 10.0, 0.001, 4)
+    assert not made.plan(request, ["far", "near"], 100).drafters
+    tried: list[str] = []
+    for _ in range(40):
+        plan = made.plan(request, ["far", "near"], 100)
+        tried += made.trial(request, ["far", "near"], plan).drafters
+    assert tried.count("far") > tried.count("near") > 1
+    made.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
+    assert made.plan(request, ["far", "near"], 100).drafters == ("far",)
