@@ -3,8 +3,8 @@
 Plans rest on estimates of drafters and passes. What they leave out (the target's own bookkeeping,
 drafters that share a machine, requests that come late to a pass) shows in one figure only: tokens
 committed per second of the target's time. Where speculation gave fewer of them than plain decoding,
-requests decode plainly, and speculation is tried again ever less often. A single request is left
-to its plans, which know its text: nobody else pays for what it tries.
+requests decode plainly, and speculation is tried again ever less often, or when drafters change. A
+single request is left to its plans, which know its text: nobody else pays for what it tries.
 """
 
 from __future__ import annotations
@@ -99,6 +99,13 @@ class Regimes:
         """
         plain_per_s = num_requests / plain_pass_s if plain_pass_s else 0.0
         self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
+
+    def reconsider(self) -> None:
+        """Drafters have become better than they were when speculation was judged: it is tried again
+        at once, and not only after its rest."""
+        for size in self._sizes.values():
+            if size.is_plain:
+                size.change(is_plain=False)
 
     def reason(self, num_requests: int) -> str:
         """What was measured."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.balance.estimates import Crowding, DrafterSpeed, PassCost, PassReport, smooth
-from edgecosine.balance.plan import Plan
+from edgecosine.balance.plan import PROBE_GAMMA, Plan
 from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.regime import Regimes
 from edgecosine.fusion.calibrate import Calibration
@@ -23,6 +23,8 @@ from edgecosine.fusion.route import Record, RequestRates, Rescues
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST
 """Plans that a drafter which keeps silent is left out of, at most."""
+MUCH_QUICKER = 0.5
+"""Share of the time that a drafter once took, from which on speculation is tried again."""
 SUBJECT_LASTS = 48
 """Tokens after which a text is looked at anew."""
 
@@ -35,6 +37,8 @@ class DrafterState:
     record: Record = field(default_factory=Record)
     greedy_calibration: Calibration = field(default_factory=Calibration)
     sampled_calibration: Calibration = field(default_factory=Calibration)
+    slowest_s: float = 0.0
+    """Longest that a short draft of it was expected to take, since it last became much quicker."""
     num_drafted: int = 0
     num_late: int = 0
     rest: int = 0
@@ -107,8 +111,9 @@ class Learning:
     def welcome(self, node_id: str) -> None:
         """A drafter was linked anew: how slow its former life was says nothing any more."""
         state = self.drafter(node_id)
-        state.speed = DrafterSpeed()
+        state.speed, state.slowest_s = DrafterSpeed(), 0.0
         state.rest = state.back_at = 0
+        self._reconsider()
 
     def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
         """What the request is about now; called with its prompt, and as its text goes on.
@@ -147,6 +152,11 @@ class Learning:
         state.num_drafted += num_tokens
         state.rest = 0
         state.speed.observe(elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed)
+        expected_s = state.speed.expected_s(PROBE_GAMMA)
+        if expected_s < MUCH_QUICKER * state.slowest_s:
+            state.slowest_s = expected_s
+            self._reconsider()
+        state.slowest_s = max(state.slowest_s, expected_s)
 
     def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
         """A drafter answered a question ahead."""
@@ -157,6 +167,7 @@ class Learning:
         state = self.drafter(node_id)
         state.num_late += 1
         state.speed.observe_late(waited_s)
+        state.slowest_s = max(state.slowest_s, state.speed.expected_s(PROBE_GAMMA))
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
@@ -196,6 +207,11 @@ class Learning:
             if one.prefix_len == other.prefix_len and right < len(truth):
                 is_rescued = other.covers(truth) > right
                 self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
+
+    def _reconsider(self) -> None:
+        """Where speculation did not pay, it may with drafters as they are now."""
+        for regimes in self._regimes.values():
+            regimes.reconsider()
 
     def _remember(self, request: RequestState) -> None:
         if request.text is not None:

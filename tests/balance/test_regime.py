@@ -67,3 +67,12 @@ def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_next_smaller()
     assert not regimes.speculates(6)
     assert regimes.speculates(3)
     assert "4 requests" in regimes.reason(4)
+
+
+def test_speculation_with_drafters_that_have_become_better_is_tried_again_at_once() -> None:
+    regimes = Regimes()
+    play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
+    while regimes.speculates(4):
+        play(regimes, 1, 0.5 * 4 / PLAIN_S)
+    regimes.reconsider()
+    assert play(regimes, 1000, 2.0 * 4 / PLAIN_S) == 0

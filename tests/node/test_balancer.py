@@ -209,6 +209,35 @@ def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
     assert made.first_plan(request, ["d"], 100).drafters == ("d",)
 
 
+def plain_by_measurement(made: Balancer, request: RequestState) -> None:
+    """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
+    passes = 0
+    while made.plan(request, ["d"], 100).drafters:
+        made.observe_pass(PassReport(5, PASS_S, 1.0, 1, 1, is_prefill=False))
+        passes += 1
+        assert passes < 100
+
+
+def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> None:
+    made = balancer()
+    request = made.open("edgecosine")
+    for _ in range(20):
+        made.observe_answer("d", 0.022, 0.002, 4)
+        made.observe_truth(request, [Proposal("d", 5, TRUTH[:4], (0.9,) * 4)], (0,) * 5 + TRUTH[:5])
+    plain_by_measurement(made, request)
+    made.observe_answer("d", 0.022, 0.002, 4)
+    assert not made.plan(request, ["d"], 100).drafters
+    for _ in range(30):
+        made.observe_answer("d", 0.003, 0.002, 4)
+    assert made.plan(request, ["d"], 100).drafters == ("d",)
+    plain_by_measurement(made, request)
+    for _ in range(20):
+        made.observe_answer("d", 0.003, 0.002, 4)
+    assert not made.plan(request, ["d"], 100).drafters
+    made.welcome("new")
+    assert made.plan(request, ["d"], 100).drafters == ("d",)
+
+
 def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
     """Beyond eight rows each row costs what its draft token is worth to its request alone."""
     made = Balancer()
