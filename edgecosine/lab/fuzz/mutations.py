@@ -98,7 +98,7 @@ def _change(value: Any, random: Random, hostile: tuple[Any, ...]) -> Any:
             changed[place] = value[random.choice(places)]
         case 2 if isinstance(changed, list):
             changed.insert(random.randint(0, len(changed)), random.choice(hostile))
-        case 2:
+        case 2 if isinstance(changed, dict):
             changed[random.choice(("", "x", "id", "type"))] = value[place]
         case _:
             changed[place] = _change(value[place], random, hostile)
