@@ -139,7 +139,8 @@ def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> N
                     spoofed.add_answer_at_time(
                         zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, name), 0
                     )
-                voice.zeroconf.send(spoofed)
+                await voice.zeroconf.async_wait_for_start()
+                voice.zeroconf.async_send(spoofed)
                 async with node(late):
                     assert await hear_of(heard, "mdns-late") == late
             finally:
