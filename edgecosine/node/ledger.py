@@ -128,7 +128,7 @@ class Ledger:
         key = entry.ticket.key
         del self._entries[key]
         self._finished[key] = Finished(entry.ticket.digest, state, final)
-        self._kept_bytes += len(final.payload)
+        self._kept_bytes += final.num_bytes
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
             _, oldest = self._finished.popitem(last=False)
-            self._kept_bytes -= len(oldest.final.payload)
+            self._kept_bytes -= oldest.final.num_bytes
