@@ -50,7 +50,11 @@ from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import PREFIX, read_token, write_token
 
 _CAP: Final = 512
+_MAX_PIECES: Final = 64
 _WORDS: Final = Vocabulary.of([f"word{number}" for number in range(300)])
+_INTAKE: Final = Intake(
+    seeds.HOME, max_request_bytes=1 << 16, draw_id=lambda: "drawn", draw_seed=lambda: 7
+)
 _LIMITS: Final = Limits(frozenset({"toy"}), max_tokens=512)
 
 
@@ -72,7 +76,8 @@ class Target:
 
 def take_frames(data: bytes) -> bool:
     """A stream in pieces of the first byte's size, against the same stream in one piece."""
-    size, stream = max(1, data[0] if data else 1), data[1:]
+    stream = data[1:]
+    size = max(data[0] if data else 1, len(stream) // _MAX_PIECES, 1)
     whole, pieces = FrameBuffer(_CAP), FrameBuffer(_CAP)
     whole.feed(stream)
     expected, is_sound = _drain(whole)
@@ -238,11 +243,8 @@ def _drain(buffer: FrameBuffer) -> tuple[list[bytes], bool]:
 
 
 def _take(message: Incoming, kind: str) -> bool:
-    intake = Intake(
-        seeds.HOME, max_request_bytes=1 << 16, draw_id=lambda: "drawn", draw_seed=lambda: 7
-    )
     kinds = [each for each in REQUEST_KINDS if each == kind]
-    reading = intake.read(kinds[0], message, _LIMITS)
+    reading = _INTAKE.read(kinds[0], message, _LIMITS)
     topic = reading.ticket.reply_topic
     _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
     if not isinstance(reading, Accepted):
@@ -250,7 +252,7 @@ def _take(message: Incoming, kind: str) -> bool:
         return False
     request = reading.request
     if kind != "ask":
-        again = intake.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
+        again = _INTAKE.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
         _require(isinstance(again, Accepted), "what was written cannot be read")
         assert isinstance(again, Accepted)
         _require(_timeless(again.request) == _timeless(request), "a request comes back as another")
