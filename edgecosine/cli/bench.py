@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
@@ -254,3 +255,6 @@ def table(record: Path, document: Path | None) -> None:
         document.write_text(fill(document.read_text(), str(record), made))
     except LabError as error:
         raise click.ClickException(str(error)) from error
+
+
+command.add_command(fuzz)

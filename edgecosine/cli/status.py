@@ -108,8 +108,8 @@ def _cell(state: Mapping[str, Any], key: str, shape: str) -> str:
         return _NOTHING
     try:
         return shape.format(value)
-    except ValueError:
-        # A node of another version may say it in words.
+    except (TypeError, ValueError):
+        # A node of another version may say it in words, and a hostile one in a list.
         return str(value)
 
 

@@ -36,10 +36,11 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The last link to a node ended."""
+    """The last link to a node ended; `is_farewell` when the node itself said that it ends."""
 
     node_id: str
     reason: str
+    is_farewell: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +62,15 @@ Event = PeerSeen | PeerGone | LinkUp | LinkDown | DialFailed | Ticked
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Dial a contact; `node_id` is who should be there, None when nobody knows."""
+    """Dial a contact; `node_id` is who should be there, None when nobody knows.
+
+    Who is known was there before, or was named by an operator; others are only said to be there.
+    """
 
     contact: str
     endpoints: tuple[Address, ...]
     node_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """End the link to a node."""
-
-    node_id: str
-    reason: str
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Explained:
     standing: Standing
 
 
-Effect = Dial | Drop | Explained
+Effect = Dial | Explained
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Mdns:
             if name == info.name:
                 self.heard_itself.set()
             else:
-                self._name_changed(name, state_change, on_event)
+                self._name_changed(voice, name, state_change, on_event)
 
         info = service_info(advert, self._service_type)
         browser = AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
@@ -129,12 +129,21 @@ class Mdns:
             _warn(f"our own announcement did not come back within {self._hearing_s:g} s")
 
     def _name_changed(
-        self, name: str, change: zeroconf.ServiceStateChange, on_event: OnEvent
+        self,
+        voice: AsyncZeroconf,
+        name: str,
+        change: zeroconf.ServiceStateChange,
+        on_event: OnEvent,
     ) -> None:
         if change is zeroconf.ServiceStateChange.Removed:
             node_id = self._node_ids.pop(name, None)
             if node_id is not None:
                 on_event(PeerGone(node_id))
+            return
+        # Nodes tell all at once; who has to be asked waits behind others, who may never answer.
+        info = AsyncServiceInfo(self._service_type, name)
+        if info.load_from_cache(voice.zeroconf):
+            self._take(name, info, on_event)
         elif name not in self._queued and len(self._queued) < MAX_NAMES:
             self._queued.add(name)
             self._names.put_nowait(name)
@@ -143,14 +152,25 @@ class Mdns:
         while True:
             name = await self._names.get()
             self._queued.discard(name)
+            info = AsyncServiceInfo(self._service_type, name)
             try:
-                advert = await _resolve(voice, name, self._service_type)
-            except (HostileAdvert, zeroconf.Error, UnicodeError) as error:
+                is_told = await info.async_request(voice.zeroconf, _RESOLVE_MS)
+            except (zeroconf.Error, UnicodeError) as error:
                 self._ignore(name, error)
                 continue
-            if advert is not None and len(self._node_ids) < MAX_NAMES:
-                self._node_ids[name] = advert.node_id
-                on_event(PeerSeen(advert))
+            if is_told:
+                self._take(name, info, on_event)
+
+    def _take(self, name: str, info: AsyncServiceInfo, on_event: OnEvent) -> None:
+        try:
+            advert = _advert_of(info)
+        except (HostileAdvert, UnicodeError) as error:
+            self._ignore(name, error)
+            return
+        if name not in self._node_ids and len(self._node_ids) >= MAX_NAMES:
+            del self._node_ids[next(iter(self._node_ids))]  # whose good-bye will not be heard
+        self._node_ids[name] = advert.node_id
+        on_event(PeerSeen(advert))
 
     def _ignore(self, name: str, error: Exception) -> None:
         if name in self._ignored or len(self._ignored) >= MAX_NAMES:
@@ -193,11 +213,7 @@ def service_info(advert: Advert, service_type: str = SERVICE_TYPE) -> AsyncServi
     )
 
 
-async def _resolve(voice: AsyncZeroconf, name: str, service_type: str) -> Advert | None:
-    info = AsyncServiceInfo(service_type, name)
-    is_known = info.load_from_cache(voice.zeroconf)
-    if not is_known and not await info.async_request(voice.zeroconf, _RESOLVE_MS):
-        return None
+def _advert_of(info: AsyncServiceInfo) -> Advert:
     addresses = [text for text in info.parsed_scoped_addresses() if _is_reachable(text)]
     return from_txt(info.properties, by_reach(addresses), info.port)
 

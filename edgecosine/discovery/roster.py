@@ -6,21 +6,21 @@ who lives; links are believed about who lives. Every peer that is seen but not l
 A peer that fits and is not linked is dialled, and dialled again after a growing pause. One that
 can never be linked as it is waits until it tells something new about itself. Static peers are
 dialled for ever. Of two lives of a node the newer one counts, unless the newer one has long gone.
+What is announced in a node's name ends no link to it and hides it from nobody who was linked.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
 from edgecosine.discovery.backoff import Backoff
+from edgecosine.discovery.contact import Contact, misfit_of
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Drop,
     Effect,
     Event,
     Explained,
@@ -40,23 +40,6 @@ STABLE_S: Final = 5.0
 """A link that lasted this long was no accident: the next dial starts without a pause."""
 STALE_LIFE_S: Final = 30.0
 """After so long an older life is no echo, but a node whose clock went back."""
-
-
-@dataclass(slots=True)
-class _Contact:
-    """Somebody whom we may dial: an advert's node, or a static address."""
-
-    key: str
-    endpoints: tuple[Address, ...]
-    advert: Advert | None = None
-    node_id: str | None = None
-    standing: Standing = "waiting"
-    reason: str = "not dialled yet"
-    attempts: int = 0
-    dial_at: float = -math.inf
-    dialled_at: float = -math.inf
-    seen_at: float = -math.inf
-    has_left: bool = False
 
 
 @dataclass(slots=True)
@@ -82,7 +65,7 @@ class Roster:
         self._backoff, self._chance = backoff or Backoff(), chance
         self._linked: dict[str, _Linked] = {}
         self._told: dict[str, str] = {}
-        self._contacts = {str(address): _Contact(str(address), (address,)) for address in static}
+        self._contacts = {str(address): Contact(str(address), (address,)) for address in static}
 
     def __repr__(self) -> str:
         return f"<Roster {len(self._contacts)} contacts, {len(self._linked)} linked>"
@@ -109,8 +92,8 @@ class Roster:
                 self._leave(node_id)
             case LinkUp(node_id, incarnation, key):
                 self._link_up(node_id, incarnation, key, now)
-            case LinkDown(node_id, reason):
-                self._link_down(node_id, reason, now)
+            case LinkDown(node_id, reason, is_farewell):
+                self._link_down(node_id, reason, now, is_farewell=is_farewell)
             case DialFailed(key, reason, is_final):
                 self._dial_failed(key, reason, is_final, now)
             case Ticked():
@@ -126,55 +109,60 @@ class Roster:
             reason = "another node announces our name: give each node its own"
             return self._tell_once(advert.node_id, reason, "refused")
         known = self._contacts.get(advert.node_id)
-        if known is None and len(self._contacts) >= MAX_PEERS:
+        if known is None and not self._has_room():
             reason = f"more than {MAX_PEERS} peers are announced"
             return self._tell_once("other peers", reason, "left out")
         if known is not None and self._tells_nothing_new(known, advert, now):
             return []
-        contact = _Contact(advert.node_id, advert.endpoints, advert, advert.node_id)
+        contact = Contact(advert.node_id, advert.endpoints, advert, advert.node_id)
         contact.seen_at = contact.dial_at = now
         if known is not None:
-            contact.dialled_at = known.dialled_at
+            contact.also_at(known.endpoints)
+            contact.proven, contact.dialled_at = known.proven, known.dialled_at
             contact.dial_at = max(now, known.dialled_at + self._backoff.first_s)
         self._contacts[advert.node_id] = contact
         self._judge(contact)
-        return self._drop_ghost(contact, advert.incarnation)
+        linked = self._linked.get(contact.key)
+        if linked is not None and linked.incarnation >= advert.incarnation:
+            contact.standing, contact.reason = "linked", ""
+        return []
 
-    def _tells_nothing_new(self, known: _Contact, advert: Advert, now: float) -> bool:
+    def _has_room(self) -> bool:
+        """Whether one more peer can be known; who was tried in vain makes room."""
+        if len(self._contacts) < MAX_PEERS:
+            return True
+        spare = next((c for c in self._contacts.values() if self._is_spare(c)), None)
+        if spare is not None:
+            self._forget(spare)
+        return spare is not None
+
+    def _is_spare(self, contact: Contact) -> bool:
+        return contact.is_spare and not self._is_linked(contact)
+
+    def _tells_nothing_new(self, known: Contact, advert: Advert, now: float) -> bool:
+        """Whether a claim changes nothing but where else to look for the node."""
         if known.advert is None:
             return False
         if known.advert == advert:
             known.seen_at, known.has_left = now, False
             return True
-        is_older = advert.incarnation < known.advert.incarnation
-        return is_older and (self._is_linked(known) or now - known.seen_at < STALE_LIFE_S)
+        was_fit, is_fit = (self._misfit(each) is None for each in (known.advert, advert))
+        is_less = (is_fit, advert.incarnation) < (was_fit, known.advert.incarnation)
+        is_settled = known.is_known or self._is_linked(known)
+        if is_less and (is_settled or now - known.seen_at < STALE_LIFE_S):
+            if is_fit:
+                known.also_at(advert.endpoints)
+            return True
+        return False
 
-    def _judge(self, contact: _Contact) -> None:
-        """Decide whether the contact is ours to dial, from what it tells about itself."""
-        ours, advert = self._ours, contact.advert
-        if advert is None:
-            return
-        standing: Standing = "refused"
-        if advert.protocol != ours.protocol:
-            reason = f"protocol {advert.protocol} there, {ours.protocol} here: install one release"
-        elif advert.cluster != ours.cluster:
-            reason = f"cluster {advert.cluster} there, {ours.cluster} here"
-        elif advert.role == ours.role:
-            standing, reason = "left out", f"is a {advert.role} too"
-        elif not self._dials_seen:
-            standing, reason = "left out", f"a {ours.role} waits to be dialled"
-        else:
-            return
-        contact.standing, contact.reason = standing, reason
+    def _misfit(self, advert: Advert) -> tuple[Standing, str] | None:
+        return misfit_of(self._ours, advert, dials_seen=self._dials_seen)
 
-    def _drop_ghost(self, contact: _Contact, incarnation: int) -> list[Effect]:
-        linked = self._linked.get(contact.key)
-        if linked is None:
-            return []
-        if linked.incarnation >= incarnation:
-            contact.standing, contact.reason = "linked", ""
-            return []
-        return [Drop(contact.key, "the node has started anew")]
+    def _judge(self, contact: Contact) -> None:
+        """Decide whether the contact is ours to dial, from what is told about it."""
+        misfit = None if contact.advert is None else self._misfit(contact.advert)
+        if misfit is not None:
+            contact.standing, contact.reason = misfit
 
     def _leave(self, node_id: str) -> None:
         known = self._contacts.get(node_id)
@@ -185,7 +173,7 @@ class Roster:
         else:
             self._forget(known)
 
-    def _forget(self, contact: _Contact) -> None:
+    def _forget(self, contact: Contact) -> None:
         del self._contacts[contact.key]
         self._told.pop(contact.key, None)
 
@@ -194,17 +182,18 @@ class Roster:
         dialled = self._contacts.get(key) if key is not None else None
         if dialled is not None:
             dialled.node_id = node_id
+            dialled.prove()
         for contact in self._of(node_id):
             contact.standing, contact.reason = "linked", ""
             self._told.pop(contact.key, None)
 
-    def _link_down(self, node_id: str, reason: str, now: float) -> None:
+    def _link_down(self, node_id: str, reason: str, now: float, *, is_farewell: bool) -> None:
         linked = self._linked.pop(node_id, None)
         was_stable = linked is not None and now - linked.since >= STABLE_S
         for contact in self._of(node_id):
             if contact.standing != "linked":
                 continue
-            if contact.has_left:
+            if contact.has_left and is_farewell:
                 self._forget(contact)
                 continue
             if was_stable:
@@ -216,11 +205,16 @@ class Roster:
         contact = self._contacts.get(key)
         if contact is None or contact.standing != "dialling":
             return
+        if contact.advert is not None and self._is_linked(contact):
+            contact.standing, contact.reason = "linked", ""  # the claim of another life was false
+            return
         self._wait(contact, reason, now)
-        if is_final and contact.advert is not None:
+        if contact.is_given_up:
+            self._forget(contact)
+        elif is_final and contact.advert is not None:
             contact.standing = "refused"
 
-    def _wait(self, contact: _Contact, reason: str, now: float) -> None:
+    def _wait(self, contact: Contact, reason: str, now: float) -> None:
         contact.attempts += 1
         contact.standing, contact.reason = "waiting", reason
         contact.dial_at = now + self._backoff.delay_s(contact.attempts, self._chance())
@@ -229,7 +223,12 @@ class Roster:
         due = [c for c in self._contacts.values() if c.standing == "waiting" and c.dial_at <= now]
         for contact in due:
             contact.standing, contact.dialled_at = "dialling", now
-        return [Dial(c.key, c.endpoints, c.node_id if c.advert is not None else None) for c in due]
+        return [self._dial(contact) for contact in due]
+
+    def _dial(self, contact: Contact) -> Dial:
+        where = contact.where(is_linked=self._is_linked(contact))
+        wanted = contact.node_id if contact.advert is not None else None
+        return Dial(contact.key, where, wanted, contact.is_known)
 
     def _explain_anew(self) -> list[Effect]:
         effects: list[Effect] = []
@@ -245,8 +244,8 @@ class Roster:
         self._told[key] = reason
         return [Explained(key, reason, standing)]
 
-    def _of(self, node_id: str) -> list[_Contact]:
+    def _of(self, node_id: str) -> list[Contact]:
         return [c for c in self._contacts.values() if node_id in (c.node_id, c.key)]
 
-    def _is_linked(self, contact: _Contact) -> bool:
+    def _is_linked(self, contact: Contact) -> bool:
         return contact.node_id in self._linked

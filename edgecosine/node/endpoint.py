@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, assert_never
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.guard import explain
 from edgecosine.node.sockets import bind
 from edgecosine.security.authority import Authority
@@ -37,6 +38,8 @@ from edgecosine.security.identity import PeerCertificate
 from edgecosine.security.trust import listening_context
 
 MAX_CONNECTIONS: Final = 512
+MAX_STRANGERS: Final = 64
+"""Of those, who have not shown a node's certificate; when one more comes, the oldest goes."""
 WATCH_S: Final = 60.0
 """A watch is answered after this long even if nothing changed, so that the dead are noticed."""
 _PATIENCE_S: Final = 10.0
@@ -69,6 +72,8 @@ class Endpoint:
         self._context_for = (0, now())
         self._sockets: list[socket.socket] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}
+        self._complaints = Complaints()
         self.addresses: tuple[Address, ...] = ()
 
     def __repr__(self) -> str:
@@ -124,12 +129,26 @@ class Endpoint:
                 await asyncio.sleep(_LOOK_S)
                 continue
             if len(self._connections) >= MAX_CONNECTIONS:
-                logger.warning("too many connections: one is dropped: from=%s", peer[0])
+                self._complain("too many connections: one is dropped", peer[0])
                 accepted.close()
                 continue
+            if len(self._strangers) >= MAX_STRANGERS:
+                self._complain("too many strangers: the oldest is dropped", peer[0])
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
             task = group.create_task(self._attend(accepted, peer[0]), name="enrolment")
             self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            self._strangers[task] = None
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._strangers.pop(task, None)
+
+    def _complain(self, about: str, host: str) -> None:
+        if self._complaints.is_due(about, asyncio.get_running_loop().time()):
+            logger.warning("%s: from=%s", about, host)
 
     async def _attend(self, accepted: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
@@ -144,6 +163,9 @@ class Endpoint:
             logger.info("no enrolment: from=%s reason=%s", host, explain(error))
             accepted.close()
             return
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             await self._converse(reader, writer, host)
@@ -188,6 +210,8 @@ class Endpoint:
                 return renewed
             case Watch(known):
                 self._authority.check_member(_serial(peercert))
+                if (own := asyncio.current_task()) is not None:
+                    self._strangers.pop(own, None)
                 await self._until_other_than(known)
                 self._authority.check_member(_serial(peercert))
                 return self._authority.trust_list(self._now())

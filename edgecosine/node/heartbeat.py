@@ -25,6 +25,8 @@ class Timing:
     silent_heartbeats: int = 3
     handshake_s: float = 5.0
     linger_s: float = 1.0
+    unanswered_heartbeats: int = 30
+    """Who sends bytes, but answers no ping for so long, is dropped: it may never end a message."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -35,9 +37,11 @@ class Heartbeat:
 
     rtt_s     moving average of the round-trip time in seconds; infinite before the first answer
     jitter_s  moving average of its deviation in seconds
+    num_unanswered  intervals since a ping was answered
     """
 
     def __init__(self) -> None:
+        self.num_unanswered = 0
         self.rtt_s = math.inf
         self.jitter_s = 0.0
         self._sent_at: dict[int, float] = {}
@@ -53,6 +57,7 @@ class Heartbeat:
         """One interval is over; gives the number of intervals in a row without a sound."""
         self._silent_beats = 0 if self._has_heard else self._silent_beats + 1
         self._has_heard = False
+        self.num_unanswered += 1
         return self._silent_beats
 
     def next_ping(self, now: float) -> int:
@@ -71,6 +76,7 @@ class Heartbeat:
         """
         if number >= self._next_number:
             raise RemoteProtocolError(f"the peer sent pong {number} to a ping that was never sent")
+        self.num_unanswered = 0
         sent_at = self._sent_at.pop(number, None)
         if sent_at is None:
             return

@@ -151,7 +151,7 @@ class Ledger:
     def keep(self, key: str, finished: Finished) -> None:
         """Keep an answer for those who ask again."""
         self._finished[key] = finished
-        self._kept_bytes += len(finished.final.payload)
+        self._kept_bytes += finished.final.num_bytes
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
             _, oldest = self._finished.popitem(last=False)
-            self._kept_bytes -= len(oldest.final.payload)
+            self._kept_bytes -= oldest.final.num_bytes

@@ -278,6 +278,10 @@ class Link(asyncio.Protocol):
             silence_s = self._timing.silent_heartbeats * self._timing.heartbeat_s
             self.abort(f"the peer was silent for {silence_s:g} s")
             return
+        if self._heartbeat.num_unanswered >= self._timing.unanswered_heartbeats:
+            num_beats = self._timing.unanswered_heartbeats
+            self.abort(f"the peer sends, but has answered no ping for {num_beats} heartbeats")
+            return
         self._write(Ping(self._heartbeat.next_ping(perf_counter())))
         self._beating = self._loop.call_later(self._timing.heartbeat_s, self._beat)
 

@@ -104,13 +104,13 @@ class Outbox:
 
     def _add(self, number: int, message: Outgoing) -> None:
         self._waiting[number] = message
-        self._num_bytes += len(message.payload)
+        self._num_bytes += message.num_bytes
         if message.retain:
             self._retained[message.topic] = number
         self._has_message.set()
 
     def _forget(self, message: Outgoing) -> None:
-        self._num_bytes -= len(message.payload)
+        self._num_bytes -= message.num_bytes
         self._has_left.set()
 
     def _drop(self) -> None:

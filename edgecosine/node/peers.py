@@ -19,7 +19,6 @@ from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Drop,
     Effect,
     Event,
     Explained,
@@ -33,7 +32,7 @@ from edgecosine.discovery.events import (
 from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
 from edgecosine.discovery.peer import Address, Advert, advert_of
 from edgecosine.discovery.roster import Roster
-from edgecosine.errors import LinkError, LinkLost, PeerMismatched
+from edgecosine.errors import LinkError, LinkLost, PeerMismatched, PeerRefused
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect
 
@@ -77,6 +76,7 @@ class Peers:
         self._is_listening = asyncio.Event()
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._dial_slots = asyncio.Semaphore(_MAX_DIALS)
+        self._known_slots = asyncio.Semaphore(_MAX_DIALS)
         self._group: asyncio.TaskGroup | None = None
         self._alarm: asyncio.TimerHandle | None = None
         settings.guard.on_change(self._review)
@@ -158,14 +158,11 @@ class Peers:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case Dial(contact, _, _):
+            case Dial(contact):
                 replaced = self._dials.get(contact)
                 if replaced is not None:
                     replaced.cancel()
                 self._dials[contact] = self._start(f"dial-{contact}", self._dial(effect))
-            case Drop(node_id, reason):
-                if node_id in self._links:
-                    self._links[node_id].close(reason)
             case Explained(contact, reason, standing):
                 level = {"left out": logging.DEBUG, "refused": logging.WARNING}
                 logger.log(
@@ -177,7 +174,8 @@ class Peers:
 
     async def _dial(self, dial: Dial) -> None:
         try:
-            async with self._dial_slots:
+            # so that strangers, however many are announced, keep nobody waiting who is known
+            async with self._known_slots if dial.is_known else self._dial_slots:
                 outcome = await self._first_answer(dial)
         finally:
             if self._dials.get(dial.contact) is asyncio.current_task():
@@ -290,8 +288,9 @@ class Peers:
                 return
 
     def _forget(self, link: Link) -> None:
-        node_id, reason = link.peer.node_id, str(link.closed.result())
+        node_id, ending = link.peer.node_id, link.closed.result()
+        reason = str(ending)
         del self._links[node_id]
         logger.info("lost: peer=%s reason=%s", node_id, reason)
         self._on_lost(link)
-        self._take(LinkDown(node_id, reason))
+        self._take(LinkDown(node_id, reason, isinstance(ending, PeerRefused)))

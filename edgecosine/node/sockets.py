@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import ConfigError, LinkError, LinkLost, PeerRefused
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.guard import ADVICE, explain
 from edgecosine.node.link import Link, LinkSettings
 
@@ -25,8 +26,7 @@ MAX_UNFINISHED: Final = 32
 _BACKLOG: Final = 128
 _ANY_HOST: Final = ("", "*")
 _ACCEPT_AGAIN_S: Final = 0.1
-_QUIET_S: Final = 60.0
-_MAX_COMPLAINTS: Final = 256
+_CROWD: Final = "a crowd"
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Listener:
         self.addresses: tuple[Address, ...] = ()
         self._settings, self._on_ready = settings, on_ready
         self._max_unfinished = max_unfinished
-        self._complained_at: dict[str, float] = {}
+        self._complaints = Complaints()
         self._servers: list[asyncio.Server] = []
         self._secured: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -149,19 +149,15 @@ class Listener:
 
     def _complain(self, host: str, reason: LinkError) -> None:
         """Tell why somebody was not let in."""
-        now = asyncio.get_running_loop().time()
-        if now < self._complained_at.get(host, -_QUIET_S) + _QUIET_S:
-            return
-        if len(self._complained_at) >= _MAX_COMPLAINTS:
-            self._complained_at.clear()
-        self._complained_at[host] = now
-        logger.warning("not let in: from=%s reason=%s", host, reason)
+        if self._complaints.is_due(host, asyncio.get_running_loop().time()):
+            logger.warning("not let in: from=%s reason=%s", host, reason)
 
     def _make_link(self) -> Link:
         if len(self._unfinished) >= self._max_unfinished:
             oldest = next(iter(self._unfinished))
             del self._unfinished[oldest]
-            logger.warning("too many unfinished greetings: the oldest is dropped")
+            if self._complaints.is_due(_CROWD, asyncio.get_running_loop().time()):
+                logger.warning("too many unfinished greetings: the oldest is dropped")
             oldest.abort("too many unfinished greetings")
         link = Link(settings=self._settings, is_dialled=False, on_ready=self._finish)
         self._unfinished[link] = None

@@ -11,9 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from edgecosine.protocol.notices import DRAINING, ONLINE, NodeView, view_nodes
+from edgecosine.protocol.notices import DRAINING, ONLINE, NodeView, read_facts, view_nodes
 from edgecosine.protocol.topics import (
     AnyTopic,
     InfoTopic,
@@ -67,11 +65,7 @@ class Watch:
 
     def info(self) -> Mapping[str, Any]:
         """What the cluster says that it serves; empty when it says nothing that can be read."""
-        try:
-            info = msgspec.json.decode(self._info)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return {}
-        return info if isinstance(info, dict) else {}
+        return read_facts(self._info)
 
     def take_mark(self) -> None:
         """The message to ourselves has come."""

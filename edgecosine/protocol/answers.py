@@ -137,7 +137,7 @@ def parse_piece(payload: bytes) -> Piece:
 
     Raises ValueError.
     """
-    match msgspec.json.decode(payload):
+    match _read(payload):
         case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
             choice = more.get("choice")
             return Piece(index, text, is_last, choice if isinstance(choice, int) else None)
@@ -149,13 +149,20 @@ def parse_final(payload: bytes) -> Final:
 
     Raises the RequestError that it carries, and ValueError when it is no final message.
     """
-    body = msgspec.json.decode(payload)
+    body = _read(payload)
     match body:
         case {"error": {"message": str(message)} as fault}:
             raise _error(message, fault)
         case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
             return Final(request_id, tuple(map(_text_of, choices)), reason, body)
     raise ValueError("not a final message")
+
+
+def _read(payload: bytes) -> Any:
+    try:
+        return msgspec.json.decode(payload)
+    except RecursionError as error:
+        raise ValueError("the message is nested too deeply") from error
 
 
 def _text_of(choice: object) -> str:

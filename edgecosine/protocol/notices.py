@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -18,6 +18,10 @@ ONLINE = b"online"
 OFFLINE = b"offline"
 DRAINING = b"draining"
 """Online for those who have asked, and closed for others."""
+
+_MAX_LEVELS: Final = 16
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading a stranger's JSON may raise; RecursionError where it is nested too deeply."""
 
 NodePresence = Literal["starting", "ready", "unavailable", "draining", "offline", "lost"]
 """`offline` was said by the node, `lost` by the broker in its name. `unavailable` is a target whose
@@ -85,7 +89,7 @@ def read_node_status(payload: bytes) -> NodeStatus | None:
     """What a node said of itself; None when it is unreadable."""
     try:
         return msgspec.json.decode(payload, type=NodeStatus)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
 
 
@@ -119,16 +123,25 @@ def view_nodes(messages: Mapping[str, Mapping[str, bytes]]) -> dict[str, NodeVie
         node_id: NodeView(
             node_id,
             read_node_status(said.get("status", b"")),
-            _read_state(said.get("state", b"")),
+            read_facts(said.get("state", b"")),
         )
         for node_id, said in sorted(messages.items())
         if any(said.values())
     }
 
 
-def _read_state(payload: bytes) -> NodeState:
+def read_facts(payload: bytes) -> Mapping[str, Any]:
+    """The JSON object that a node or a gateway tells of itself; empty when it is unreadable."""
     try:
-        state = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        facts = msgspec.json.decode(payload)
+    except _UNREADABLE:
         return {}
-    return state if isinstance(state, dict) else {}
+    return facts if isinstance(facts, dict) and _is_shallow(facts) else {}
+
+
+def _is_shallow(value: object, levels: int = _MAX_LEVELS) -> bool:
+    """Whether the value can be shown, written and compared without running out of stack."""
+    if not isinstance(value, (dict, list)):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts)

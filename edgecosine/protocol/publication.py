@@ -51,3 +51,8 @@ class Outgoing:
     content_type: str | None = None
     expiry_s: int | None = None
     user: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes to keep: an asker may choose long correlation data and a long topic."""
+        return len(self.payload) + len(self.correlation or b"") + len(self.topic)

@@ -80,6 +80,8 @@ class Denial(_Line, frozen=True, tag="denial"):
 Request = Introduce | Join | Renew | Watch
 Answer = TrustList | Admission | Denial
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
@@ -96,7 +98,7 @@ def read_request(line: bytes) -> Request:
     """
     try:
         return _requests.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise EnrolmentError(f"the request cannot be read: {error}") from error
 
 
@@ -107,5 +109,5 @@ def read_answer(line: bytes) -> Answer:
     """
     try:
         return _answers.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise EnrolmentError(f"the authority's answer cannot be read: {error}") from error

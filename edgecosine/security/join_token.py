@@ -69,7 +69,7 @@ def read_token(text: str) -> JoinToken:
         if _check(raw[_CHECK_BYTES:]) != raw[:_CHECK_BYTES]:
             raise ConfigError("TOKEN", f"{PREFIX}…", f"{_ALLOWED}; this one is mistyped or cut off")
         return msgspec.msgpack.decode(raw[_CHECK_BYTES:], type=JoinToken)
-    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError("TOKEN", f"{PREFIX}…", _ALLOWED) from error
 
 

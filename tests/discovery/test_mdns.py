@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import uvloop
+import zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.mdns import SERVICE_TYPE, Mdns, hears_itself, service_info
+from edgecosine.discovery.mdns import MAX_NAMES, SERVICE_TYPE, Mdns, hears_itself, service_info
 from edgecosine.discovery.peer import Advert
 from tests.discovery.adverts import advert
 
+_ANSWER, _PTR, _IN, _TTL_S = 0x8400, 12, 1, 4500
+"""Of the DNS: flags of an answer, a record's type and class, and its life."""
 LOOPBACK = ["127.0.0.1"]
 Heard = asyncio.Queue[PeerSeen | PeerGone]
 
@@ -122,6 +125,42 @@ def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFix
         uvloop.run(main())
     assert "announcement ignored: name='mdns-hostile" in caplog.text
     assert "reason=role 'king'" in caplog.text
+
+
+def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> None:
+    async def main() -> None:
+        late = own("mdns-late")
+        async with asyncio.timeout(20), node(own("mdns-patient", role="target")) as heard:
+            voice = AsyncZeroconf(interfaces=LOOPBACK)
+            try:
+                spoofed = zeroconf.DNSOutgoing(_ANSWER)
+                for number in range(2 * MAX_NAMES):
+                    name = f"nobody-{number}.{SERVICE_TYPE}"
+                    spoofed.add_answer_at_time(
+                        zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, name), 0
+                    )
+                await voice.zeroconf.async_wait_for_start()
+                voice.zeroconf.async_send(spoofed)
+                async with node(late):
+                    assert await hear_of(heard, "mdns-late") == late
+            finally:
+                await voice.async_close()
+
+    uvloop.run(main())
+
+
+def test_false_records_of_many_names_are_bounded() -> None:
+    async def main() -> None:
+        heard: list[PeerSeen | PeerGone] = []
+        mdns = Mdns(interfaces=LOOPBACK)
+        told = service_info(own("mdns-many"))
+        for number in range(3 * MAX_NAMES):
+            mdns._take(f"{number}.{SERVICE_TYPE}", told, heard.append)
+            mdns._ignore(f"{number}.{SERVICE_TYPE}", ValueError("no"))
+        assert len(heard) == 3 * MAX_NAMES
+        assert repr(mdns) == f"<Mdns {MAX_NAMES} nodes, {MAX_NAMES} ignored>"
+
+    uvloop.run(main())
 
 
 def test_multicast_is_proved_by_hearing_oneself() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.discovery.backoff import Backoff
+from edgecosine.discovery.contact import MAX_DIALS_AFTER_GOODBYE, MAX_ENDPOINTS
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Drop,
     Effect,
     Event,
     Explained,
@@ -30,6 +31,7 @@ from tests.protocol.wire_values import hello
 FIRST_S, LONGEST_S = 1.0, 8.0
 STATIC = Address("10.0.0.9", 7000)
 DIAL = Dial("drafter-1", (Address("10.0.0.5", 7000),), "drafter-1")
+KNOWN = replace(DIAL, is_known=True)
 UP = LinkUp("drafter-1", 5, "drafter-1")
 
 
@@ -124,14 +126,14 @@ def test_a_peer_that_changes_all_the_time_is_not_dialled_all_the_time() -> None:
 
 def test_drafters_wait_to_be_dialled_but_dial_their_static_peers() -> None:
     play = Played(ours=hello(node_id="d", role="drafter"), static=[STATIC])
-    assert play(Ticked()) == [Dial("10.0.0.9:7000", (STATIC,), None)]
+    assert play(Ticked()) == [Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)]
     effects = play(PeerSeen(advert(node_id="t", role="target")))
     assert effects == [Explained("t", "a drafter waits to be dialled", "left out")]
 
 
 def test_static_peers_are_dialled_for_ever() -> None:
     play = Played(static=[STATIC])
-    dial = Dial("10.0.0.9:7000", (STATIC,), None)
+    dial = Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)
     assert play(Ticked()) == [dial]
     for is_final in (False, True) * 20:
         play(DialFailed("10.0.0.9:7000", "no", is_final))
@@ -160,7 +162,7 @@ def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
     assert play(LinkDown("drafter-1", "end of file"), after_s=STABLE_S) == [
         Explained("drafter-1", "end of file", "waiting")
     ]
-    assert play(Ticked(), after_s=FIRST_S) == [DIAL]
+    assert play(Ticked(), after_s=FIRST_S) == [KNOWN]
 
 
 def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
@@ -186,7 +188,7 @@ def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
     play(UP)
     assert play(PeerGone("drafter-1")) == []
     assert play.standing() == ("linked", "")
-    assert play(LinkDown("drafter-1", "stopped")) == []
+    assert play(LinkDown("drafter-1", "stopped", is_farewell=True)) == []
     assert play.roster.explain() == []
 
 
@@ -195,9 +197,63 @@ def test_a_newer_life_replaces_its_ghost_at_once() -> None:
     play(PeerSeen(advert()))
     play(UP)
     newer = PeerSeen(advert(incarnation=6))
-    assert play(newer, after_s=60) == [Drop("drafter-1", "the node has started anew"), DIAL]
-    assert play(LinkDown("drafter-1", "the node has started anew")) == []
+    assert play(newer, after_s=60) == [KNOWN]
+    assert play(LinkDown("drafter-1", "another link to this node takes over")) == []
     assert play(LinkUp("drafter-1", 6, "drafter-1")) == []
+    assert play.standing() == ("linked", "")
+
+
+FALSE = {"incarnation": 99, "addresses": ("10.6.6.6",)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"cluster": "other"}, {"role": "target"}, {"protocol": 9}])
+def test_a_false_claim_ends_no_link_and_hides_nobody_who_was_linked(
+    changes: dict[str, Any],
+) -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    effects = play(PeerSeen(advert(**FALSE, **changes)), after_s=60)
+    assert all(isinstance(effect, Dial) for effect in effects)
+    if effects:
+        assert play(DialFailed("drafter-1", "nobody there")) == []
+    assert play.standing() == ("linked", "")
+    play(LinkDown("drafter-1", "cable"))
+    [dial] = play(Ticked(), after_s=LONGEST_S)
+    assert isinstance(dial, Dial)
+    assert (dial.endpoints[0], dial.is_known) == (Address("10.0.0.5", 7000), True)
+
+
+def test_a_name_that_was_claimed_before_its_node_came_is_dialled_at_both_places() -> None:
+    play = Played()
+    play(PeerSeen(advert(**FALSE)))
+    play(PeerSeen(advert()))
+    play(DialFailed("drafter-1", "nobody there"))
+    [dial] = play(Ticked(), after_s=FIRST_S)
+    assert isinstance(dial, Dial)
+    assert dial.endpoints == (Address("10.6.6.6", 7000), Address("10.0.0.5", 7000))
+
+
+def test_places_that_are_claimed_are_bounded() -> None:
+    play = Played()
+    for number in range(100):
+        play(PeerSeen(advert(addresses=(f"10.6.6.{number}",), incarnation=number)))
+    [dial] = play(Ticked(), after_s=FIRST_S)
+    assert isinstance(dial, Dial)
+    assert len(dial.endpoints) == MAX_ENDPOINTS
+
+
+def test_a_false_goodbye_does_not_end_the_search_for_a_node_that_is_lost() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    play(PeerGone("drafter-1"))
+    play(LinkDown("drafter-1", "cable"))
+    for _ in range(MAX_DIALS_AFTER_GOODBYE - 1):
+        assert KNOWN in play(Ticked(), after_s=LONGEST_S)
+        play(DialFailed("drafter-1", "off"))
+    assert play.roster.explain() == []
+    assert play(Ticked(), after_s=1000) == []
 
 
 def test_an_echo_of_an_older_life_is_ignored() -> None:
@@ -213,7 +269,8 @@ def test_a_node_whose_clock_went_back_is_found_again() -> None:
     play(PeerSeen(advert(incarnation=6)))
     play(DialFailed("drafter-1", "off"))
     effects = play(PeerSeen(advert(incarnation=1, port=1)), after_s=STALE_LIFE_S)
-    assert Dial("drafter-1", (Address("10.0.0.5", 1),), "drafter-1") in effects
+    [dial] = [effect for effect in effects if isinstance(effect, Dial)]
+    assert dial.endpoints[0] == Address("10.0.0.5", 1)
 
 
 def test_a_peer_that_dialled_us_is_not_dialled() -> None:
@@ -240,6 +297,22 @@ def test_the_number_of_announced_peers_is_bounded() -> None:
     effects = play(PeerSeen(advert(node_id="one-more")))
     assert effects == [Explained("other peers", "more than 1024 peers are announced", "left out")]
     assert len(play.roster.explain()) == MAX_PEERS
+
+
+def test_who_was_tried_in_vain_makes_room() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    for number in range(MAX_PEERS - 1):
+        play(PeerSeen(advert(node_id=f"d{number}", addresses=("10.6.6.6",))))
+    play(DialFailed("d7", "nobody there"))
+    assert DIAL.contact in {e.peer for e in play.roster.explain()}
+    late = Dial("late", DIAL.endpoints, "late")
+    assert play(PeerSeen(advert(node_id="late"))) == [late]
+    names = {explanation.peer for explanation in play.roster.explain()}
+    assert len(names) == MAX_PEERS
+    assert "d7" not in names
+    assert "drafter-1" in names
 
 
 def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
@@ -275,21 +348,25 @@ def test_whatever_happens_nobody_is_dialled_who_should_not_be(
     story: list[tuple[Event, float]],
 ) -> None:
     play = Played(static=[STATIC])
-    linked: set[str] = set()
+    linked: dict[str, int] = {}
+    claimed: dict[str, int] = {}
     for event, after_s in story:
         match event:
-            case LinkUp(node_id, _, _):
-                linked.add(node_id)
-            case LinkDown(node_id, _):
-                linked.discard(node_id)
+            case LinkUp(node_id, life, _):
+                linked[node_id] = life
+            case LinkDown(node_id):
+                linked.pop(node_id, None)
+            case PeerSeen(advert):
+                known = claimed.get(advert.node_id, 0)
+                claimed[advert.node_id] = max(known, advert.incarnation)
             case _:
                 pass
         dials = [e for e in play(event, after_s) if isinstance(e, Dial)]
         assert len({dial.contact for dial in dials}) == len(dials)
         for dial in dials:
             assert dial.contact in ("a", "b", str(STATIC))
-            is_restart = isinstance(event, PeerSeen) and event.advert.node_id == dial.contact
-            assert dial.contact not in linked or is_restart
+            if dial.contact in linked:
+                assert claimed[dial.contact] > linked[dial.contact]
         due = play.roster.wake_at
         assert due is None or due > play.now
         assert len(play.roster.explain()) <= 3

@@ -213,13 +213,14 @@ def plain_by_measurement(made: Balancer, request: RequestState) -> None:
     """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
-        made.observe_pass(PassReport(5, PASS_S, 1.0, 1, 1, is_prefill=False))
+        made.observe_pass(PassReport(5, PASS_S, 1.0, 2, 2, is_prefill=False))
         passes += 1
         assert passes < 100
 
 
 def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> None:
     made = balancer()
+    made.open("edgecosine")
     request = made.open("edgecosine")
     for _ in range(20):
         made.observe_answer("d", 0.022, 0.002, 4)

@@ -15,7 +15,7 @@ import pytest
 from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
-from edgecosine.node.endpoint import Endpoint
+from edgecosine.node.endpoint import MAX_STRANGERS, Endpoint
 from edgecosine.node.enrolling import join, renew, watch
 from edgecosine.node.guard import Guard
 from edgecosine.node.upkeep import Upkeep
@@ -215,10 +215,36 @@ def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
 
             assert b"that takes a node" in await said(b'{"type":"watch","known":0}\n')
             assert b"that takes a node" in await said(b'{"type":"renew","signing_request":""}\n')
-            for garbage in (b"\n", b"{}\n", b"[1]\n", b"\xff" * 9 + b"\n", b"{" * 9000 + b"\n"):
+            for garbage in (b"\n", b"{}\n", b"[1]\n", b"\xff" * 9 + b"\n", b'{"x":' * 3000 + b"\n"):
                 assert await said(garbage) == b""
             assert await said(b"x" * (2 * MAX_REQUEST_BYTES)) == b""
             read_answer(await said(write_line(Introduce())))
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_greeted", [True, False], ids=["half a line", "no TLS"])
+def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) -> None:
+    async def main() -> None:
+        async with served(home) as address:
+            member = home.admit("kitchen", "drafter", [address])
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(watch(member), name="watching")
+                host, _, port = address.rpartition(":")
+                tls = unverified_context() if is_greeted else None
+                crowd = []
+                with logbook() as book:
+                    for _ in range(MAX_STRANGERS + 8):
+                        crowd.append(await asyncio.open_connection(host, int(port), ssl=tls))
+                        if is_greeted:
+                            crowd[-1][1].write(b'{"type":')
+                    joined = await join(token(home), "attic", home.folder / "attic", [address])
+                assert joined.identity.node_id == "attic"
+                assert sum("too many strangers" in line for line in book.lines) == 1
+                assert await crowd[0][0].read() == b""
+                assert (await watching).revision >= member.revision
+                for _, writer in crowd:
+                    writer.close()
 
     run(main())
 

@@ -40,6 +40,16 @@ def test_silence_is_counted_in_beats() -> None:
     assert [heartbeat.beat(), heartbeat.beat()] == [0, 1]
 
 
+def test_who_is_not_silent_may_still_answer_nothing() -> None:
+    heartbeat = Heartbeat()
+    for _ in range(5):
+        heartbeat.heard()
+        assert heartbeat.beat() == 0
+    assert heartbeat.num_unanswered == 5
+    answered(heartbeat, 0.1)
+    assert heartbeat.num_unanswered == 0
+
+
 def test_a_pong_without_a_ping_is_the_peers_error() -> None:
     heartbeat = Heartbeat()
     answered(heartbeat, 0.1)

@@ -29,11 +29,13 @@ from edgecosine.protocol.messages import (
 )
 from edgecosine.protocol.vocabulary import Vocabulary
 from tests.node.wire_fixtures import (
+    QUICK,
     WORDS,
     Door,
     assert_serves_a_good_peer,
     door,
     drafter_settings,
+    logbook,
     run,
     target_hello,
 )
@@ -212,6 +214,82 @@ def test_a_slow_greeting_runs_out_of_time() -> None:
             guest.writer.write(frame(encode(target_hello()))[:7])
             await guest.hear_the_end()
             assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_a_greeting_byte_by_byte_is_taken_if_it_comes_in_time() -> None:
+    async def main() -> None:
+        async with haunted() as (drafter, guest):
+            for byte in frame(encode(target_hello())) + frame(encode(Ping(0))):
+                guest.writer.write(bytes((byte,)))
+                await guest.writer.drain()
+            while not isinstance(message := await guest.hear(), Ping):
+                assert message is not None
+            guest.say(Pong(message.number))
+            (await drafter.ready.get()).abort("seen")
+
+    run(main())
+
+
+async def drip(guest: Stranger, data: bytes) -> None:
+    """Say something byte by byte, slowly, until nobody listens any more."""
+    for byte in data:
+        if guest.writer.is_closing():
+            return
+        guest.writer.write(bytes((byte,)))
+        await asyncio.sleep(0.01)
+
+
+def test_a_greeting_byte_by_byte_runs_out_of_time() -> None:
+    async def main() -> None:
+        patience = Timing(heartbeat_s=30.0, handshake_s=0.2, linger_s=0.1)
+        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
+            async with asyncio.TaskGroup() as group:
+                endless = frame(encode(target_hello(model="x" * 250)))[:-1] + bytes(1000)
+                dripping = group.create_task(drip(guest, endless), name="dripping")
+                await guest.hear_the_end()
+                dripping.cancel()
+            assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_half_a_frame_and_silence_ends_a_link_at_work() -> None:
+    async def main() -> None:
+        async with haunted(drafter_settings(timing=QUICK)) as (drafter, guest):
+            await guest.get_ready()
+            link = await drafter.ready.get()
+            guest.writer.write(frame(bytes(1 << 20))[:1000])
+            assert "silent for 0.15 s" in str(await link.closed)
+
+    run(main())
+
+
+def test_a_frame_byte_by_byte_without_an_answer_ends_a_link_at_work() -> None:
+    async def main() -> None:
+        strict = replace(QUICK, unanswered_heartbeats=5)
+        async with haunted(drafter_settings(timing=strict)) as (drafter, guest):
+            await guest.get_ready()
+            link = await drafter.ready.get()
+            async with asyncio.TaskGroup() as group:
+                frame_without_end = frame(bytes(1 << 20))
+                dripping = group.create_task(drip(guest, frame_without_end), name="dripping")
+                assert "answered no ping for 5 heartbeats" in str(await link.closed)
+                dripping.cancel()
+
+    run(main())
+
+
+def test_a_flood_of_connections_is_complained_about_once() -> None:
+    async def main() -> None:
+        with logbook() as book:
+            async with door(max_unfinished=2) as drafter:
+                crowd = [await asyncio.open_connection(*drafter.address) for _ in range(200)]
+                await assert_serves_a_good_peer(drafter.address)
+                for _, writer in crowd:
+                    writer.close()
+        assert sum("too many unfinished greetings" in line for line in book.lines) == 1
 
     run(main())
 

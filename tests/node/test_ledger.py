@@ -64,14 +64,19 @@ def test_cancel_finds_whose_request_is_meant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "num_kept"),
-    [(b"", MAX_KEPT_ANSWERS), (bytes(MAX_KEPT_BYTES // 4), 4)],
+    ("final", "num_kept"),
+    [
+        (Outgoing("t", b""), MAX_KEPT_ANSWERS),
+        (Outgoing("t", bytes(MAX_KEPT_BYTES // 4 - 1)), 4),
+        (Outgoing("t", b"", correlation=bytes(MAX_KEPT_BYTES // 4 - 1)), 4),
+    ],
+    ids=["many", "long", "long correlation data"],
 )
-def test_kept_answers_are_bounded_and_the_asked_for_stay(payload: bytes, num_kept: int) -> None:
+def test_kept_answers_are_bounded_and_the_asked_for_stay(final: Outgoing, num_kept: int) -> None:
     ledger = Ledger(max_sessions=1)
     for number in range(num_kept + 5):
         entry = ledger.admit(ticket(str(number)), request(), 0.0)
-        ledger.finish(entry, "done", Outgoing("t", payload), 1.0)
+        ledger.finish(entry, "done", final, 1.0)
         assert ledger.recall(ticket("0")) is not None
     assert f"{num_kept} answers" in repr(ledger)
     assert ledger.recall(ticket("1")) is None

@@ -12,6 +12,7 @@ import pytest
 
 from edgecosine.node.broker import EmbeddedBroker
 from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run, shell
+from tests.node.gateway_talk import assert_still_answers
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -117,20 +118,35 @@ def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
     run(story())
 
 
-def test_foreign_response_topic_gets_nothing() -> None:
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "zigbee2mqtt/lock/set",
+        HOME.request("ask"),
+        HOME.status,
+        HOME.node_status("target-1"),
+        HOME.stream("other", "1"),
+        HOME.response("", "").rstrip("/") + "/",
+        "edgecosine/another/response/shell/7",
+        HOME.response("shell", "7" * 300),
+    ],
+    ids=lambda topic: topic[:40],
+)
+def test_foreign_response_topic_gets_nothing(topic: str) -> None:
     async def story() -> None:
         async with house() as home:
             await shell(
                 "mosquitto_pub",
                 *at(home.broker),
                 *("-t", HOME.request("ask"), "-m", "or not"),
-                *("-D", "publish", "response-topic", "zigbee2mqtt/lock/set"),
+                *("-D", "publish", "response-topic", topic),
                 *("-D", "publish", "correlation-data", "7"),
                 *("-D", "publish", "user-property", "client", "shell"),
             )
             final = await home.listener.expect_json(HOME.response("shell", "7"))
             assert final["error"]["code"] == "reply_topic_refused"
             assert home.service.requests == []
+            await assert_still_answers(home)
 
     run(story())
 

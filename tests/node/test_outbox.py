@@ -76,6 +76,14 @@ def test_few_large_messages_fill_it_too() -> None:
     assert len(outbox) == 2
 
 
+def test_long_correlation_data_fill_it_too() -> None:
+    outbox = Outbox(max_bytes=100)
+    outbox.put(Outgoing("a", b"", correlation=bytes(60)))
+    assert not outbox.is_full
+    outbox.put(Outgoing("b", b"", correlation=bytes(60)))
+    assert outbox.is_full
+
+
 def test_newer_retained_message_takes_the_place_of_the_older_one() -> None:
     async def story() -> None:
         outbox = Outbox(10)

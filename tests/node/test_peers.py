@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.events import PeerGone, PeerSeen
 from edgecosine.discovery.peer import Address, Advert
+from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.peers import Discover, Peers
 from tests.node.wire_fixtures import (
@@ -215,6 +217,64 @@ def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
                 assert target.told.count(("lost", "drafter-1")) == 1
 
     run(main())
+
+
+def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
+    async def main() -> None:
+        air = Air()
+        asked: asyncio.Queue[None] = asyncio.Queue()
+
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.put_nowait(None)
+            await reader.read()
+            writer.close()
+
+        liar = await asyncio.start_server(hold, "127.0.0.1", 0)
+        async with (
+            living(drafter_settings(incarnation=1), discover=air.run) as drafter,
+            living(target_settings(Timing(30.0, 3, 0.2, 0.5)), discover=air.run) as target,
+        ):
+            await target.until_linked("drafter-1")
+            link = target.peers.links["drafter-1"]
+            for life in (7, 8, 9):
+                air.tell(_advert("drafter-1", life, *liar.sockets[0].getsockname()[:2]))
+            await asked.get()
+            assert await link.ask(request(4)) == draft_for(request(4))
+            for their_end in drafter.peers.links.values():
+                their_end.abort("cable")
+            await target.until(lambda: ("lost", "drafter-1") in target.told)
+            await target.until_linked("drafter-1")
+            assert _life(target) == 1
+        liar.close()
+        await liar.wait_closed()
+
+    run(main())
+
+
+def test_a_crowd_of_false_names_does_not_keep_a_known_peer_waiting() -> None:
+    async def main() -> None:
+        air = Air()
+        async with (
+            silence() as pit,
+            living(drafter_settings(), discover=air.run) as drafter,
+            living(target_settings(), discover=air.run) as target,
+        ):
+            await target.until_linked("drafter-1")
+            for number in range(100):
+                air.tell(_advert(f"nobody-{number}", 1, *pit))
+            for their_end in drafter.peers.links.values():
+                their_end.abort("cable")
+            await target.until(lambda: ("lost", "drafter-1") in target.told)
+            await target.until_linked("drafter-1")
+
+    run(main())
+
+
+@asynccontextmanager
+async def silence() -> AsyncIterator[Address]:
+    """Where connections are taken, and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as deaf:
+        yield Address(*deaf.getsockname()[:2])
 
 
 def _life(node: Node) -> int | None:

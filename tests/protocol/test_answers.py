@@ -229,7 +229,16 @@ def test_strange_bytes_are_no_answer(payload: bytes) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"{}", b"[]", b"1", b'{"id": "1", "choices": []}', b'{"error": {}}', b'{"i": true}'],
+    [
+        b"{}",
+        b"[]",
+        b"1",
+        b'{"id": "1", "choices": []}',
+        b'{"error": {}}',
+        b'{"i": true}',
+        b"[" * 100_000,
+    ],
+    ids=lambda payload: payload[:30],
 )
 def test_strange_json_is_no_answer(payload: bytes) -> None:
     for parse in (parse_final, parse_piece):

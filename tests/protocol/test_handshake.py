@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgecosine.errors import PeerMismatched, PeerRefused, RemoteProtocolError
 from edgecosine.protocol.handshake import Handshake, State, printable
@@ -20,7 +22,7 @@ from edgecosine.protocol.messages import (
     Release,
 )
 from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary
-from tests.protocol.wire_values import hello
+from tests.protocol.wire_values import hello, messages
 
 OURS = hello()
 DRAFTER: dict[str, Any] = {"node_id": "drafter-1", "role": "drafter"}
@@ -142,6 +144,24 @@ def test_a_refusal_of_another_block_names_nothing(block_index: int) -> None:
 def test_an_equal_vocabulary_or_none_is_taken(theirs: bytes) -> None:
     handshake = Handshake(OURS, WORDS)
     assert handshake.receive(hello(**DRAFTER, vocabulary=theirs)) is State.AGREED
+
+
+@given(st.lists(messages), st.sampled_from(State))
+def test_any_messages_in_any_order_end_in_a_state_or_are_the_peers_error(
+    said: list[AnyMessage], start: State
+) -> None:
+    handshake = Handshake(OURS, WORDS)
+    handshake.state = start if start is not State.REFUSING else State.GREETING
+    for message in said:
+        was = handshake.state
+        try:
+            assert handshake.receive(message) is handshake.state
+        except RemoteProtocolError:
+            assert handshake.state is was
+        if handshake.state in (State.REFUSING, State.CLOSED) and was is not handshake.state:
+            assert handshake.ending is not None
+        if was is State.CLOSED:
+            assert handshake.state is State.CLOSED
 
 
 def test_a_strangers_reason_cannot_write_into_the_log() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.node.watch import Watch
 from edgecosine.protocol.notices import (
     OFFLINE,
     NodeStatus,
@@ -17,7 +19,7 @@ from edgecosine.protocol.notices import (
     status_notice,
     view_nodes,
 )
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.topics import InfoTopic, Topics
 
 HOME = Topics("home")
 
@@ -49,6 +51,24 @@ def test_nodes_are_seen_in_order_and_cleared_ones_are_not() -> None:
     assert views["a"].is_here
     assert views["a"].state == {"role": "target"}
     assert not views["b"].is_here
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[" * 100_000,
+        b'{"state":"ready","x":' + b"[" * 100_000,
+        b'{"x":' + b"[" * 40 + b"]" * 40 + b"}",
+    ],
+    ids=["array", "field", "whole"],
+)
+def test_what_is_nested_too_deeply_is_as_if_unsaid(payload: bytes) -> None:
+    [view] = view_nodes({"a": {"status": payload, "state": payload}}).values()
+    assert view.status is None
+    assert view.state == {}
+    watch = Watch()
+    watch.take(InfoTopic(), payload)
+    assert not watch.info()
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgecosine.errors import EnrolmentError
 from edgecosine.security.enrolment import (
+    MAX_REQUEST_BYTES,
     Admission,
     Denial,
     Introduce,
@@ -60,6 +61,13 @@ def test_wrong_fields_are_read_or_refused(kind: str, fields: dict[str, object]) 
     line = msgspec.json.encode({"type": kind, **fields})
     for read in (read_request, read_answer):
         with contextlib.suppress(EnrolmentError):
+            read(line)
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    line = b'{"type":"introduce","more":' + b"[" * (MAX_REQUEST_BYTES - 30) + b"\n"
+    for read in (read_request, read_answer):
+        with pytest.raises(EnrolmentError, match="cannot be read"):
             read(line)
 
 

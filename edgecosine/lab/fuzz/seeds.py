@@ -1,0 +1,162 @@
+"""Valid inputs of every kind, from which fuzzing starts."""
+
+from __future__ import annotations
+
+from edgecosine.discovery.peer import Advert, to_txt
+from edgecosine.errors import Overloaded
+from edgecosine.protocol.answers import Piece, render_error, render_final, render_piece
+from edgecosine.protocol.codec import encode
+from edgecosine.protocol.framing import frame
+from edgecosine.protocol.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    Coupling,
+    Draft,
+    DraftRequest,
+    Hello,
+    Leave,
+    OutOfStep,
+    Ping,
+    Pong,
+    Refuse,
+    Release,
+    pack_tokens,
+)
+from edgecosine.protocol.notices import info_notice, node_state_notice, node_status_notice
+from edgecosine.protocol.openai import render_body
+from edgecosine.protocol.request import Answer, ChatMessage, Choice, Request, Sampling
+from edgecosine.protocol.topics import Topics
+from edgecosine.security.enrolment import (
+    Admission,
+    Denial,
+    Introduce,
+    Join,
+    Renew,
+    TrustList,
+    Watch,
+    write_line,
+)
+from edgecosine.security.join_token import JoinToken, write_token
+
+HOME = Topics("home")
+TARGET = Hello(PROTOCOL_VERSION, "home", "target-1", 1000, "target", "toy", "none", b"")
+DRAFTER = Hello(PROTOCOL_VERSION, "home", "drafter-1", 1000, "drafter", "toy", "none", bytes(16))
+TOKENS = pack_tokens([1, 2, 3])
+MESSAGES: tuple[AnyMessage, ...] = (
+    TARGET,
+    DRAFTER,
+    Refuse("no", 1, [b"word", b""]),
+    Ping(1),
+    Pong(1),
+    DraftRequest("cli/1", 1, 9, 7, TOKENS, 4, 2, Coupling(0.7, 40, 0.9, 0.1, b"12345678")),
+    DraftRequest("cli/1", 1, 9, 7, b"", 4, 1, Coupling(), True, TOKENS, b"\0\1\1", b"\xff" * 3),
+    Release("cli/1"),
+    Draft("cli/1", 1, TOKENS, b"\xff\x80\x00", b"\0\1\1", 900),
+    OutOfStep("cli/1", 1, 5),
+    Leave(),
+)
+_REQUEST = Request(
+    "cli", "1", "chat", (ChatMessage("system", "Be brief."), ChatMessage("user", "Why?")),
+    max_tokens=64, stop=("\n\n",), stream=True, model="toy", deadline_s=30.0, top_logprobs=3, n=2,
+    priority=-1, trace=True,
+    sampling=Sampling(0.7, 40, 0.9, 0.1, 3, 0.5, -0.5, 1.1, ((5, -100.0), (7, 2.5)), 4, (2,)),
+)  # fmt: skip
+_ANSWER = Answer((Choice("To be.", (1, 2), "stop"),), 5, 3, "toy")
+_TRUST = TrustList(3, "-----BEGIN CERTIFICATE-----", "", "home 1")
+_ADVERT = Advert(
+    "drafter-1", 1000, "home", PROTOCOL_VERSION, "drafter", "große Fabel", "0" * 16, ("10.0.0.5",),
+    7000,
+)  # fmt: skip
+TOKEN = JoinToken("home", bytes(32), b"0123456789abcdef", ["10.0.0.5:7443", "[fe80::1]:7443"])
+
+
+def frames() -> list[bytes]:
+    """Rows of frames, the first byte being the size of the pieces in which they come."""
+    row = _row(*MESSAGES)
+    return [b"\x03" + row[:90], b"\x40" + row, b"\x40" + frame(b""), b"\x02" + frame(bytes(200))]
+
+
+def _row(*said: AnyMessage) -> bytes:
+    return b"".join(frame(encode(message)) for message in said)
+
+
+def messages() -> list[bytes]:
+    """A message of each kind."""
+    return [encode(message) for message in MESSAGES]
+
+
+def conversations() -> list[bytes]:
+    """What a peer says from its greeting on; the first byte draws who hears it."""
+    greeting: tuple[AnyMessage, ...] = (Ping(0), Pong(0), Ping(1))
+    drafter, target = (DRAFTER, *greeting, *MESSAGES[8:]), (TARGET, *greeting, *MESSAGES[5:8])
+    refusal = Refuse("other", 0, [b"word0", b"word2"])
+    return [
+        b"\0" + _row(*drafter, Refuse("going")),
+        b"\1" + _row(*target),
+        b"\2" + _row(DRAFTER, Ping(0), refusal),
+        b"\0" + _row(refusal),
+    ]
+
+
+def requests() -> list[bytes]:
+    """Bodies of requests; the first byte draws the kind."""
+    completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
+    parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
+    limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
+    bodies = (render_body(_REQUEST), render_body(completion), b"To be, or", parts, limits)
+    return [bytes((kind,)) + body for kind, body in zip((0, 1, 2, 0, 1), bodies, strict=True)]
+
+
+def topics() -> list[bytes]:
+    """Topics of all kinds."""
+    names = (
+        HOME.request("chat"), HOME.job_cancel("1"), HOME.status, HOME.info, HOME.node_status("a"),
+        HOME.node_state("a"), HOME.client_status("cli"), HOME.response("cli", "1"),
+        HOME.stream("cli", "1"), f"{HOME.response('cli', '1')}/more",
+    )  # fmt: skip
+    return [name.encode() for name in names]
+
+
+def answers() -> list[bytes]:
+    """Final messages, errors and parts of answers."""
+    return [
+        render_final(_REQUEST, _ANSWER, created_s=1),
+        render_error(Overloaded(2.5), "1"),
+        render_piece(Piece(0, "To be", is_last=False, choice=1)),
+        render_piece(Piece(1, "", is_last=True)),
+    ]
+
+
+def retained() -> list[bytes]:
+    """What a broker holds about a cluster."""
+    state = {
+        "role": "target", "model": "toy", "drafters": {"drafter-1": {"rtt_ms": 1.5}}, "queued": 3,
+        "is_full": True, "is_congested": False, "not_linked": ["a: no answer"],
+        "counters": {"refused": {"overloaded": 3}, "restarts": 1},
+    }  # fmt: skip
+    notices = (
+        node_status_notice(HOME, "a", "unavailable", session="s", now_s=5.0, reason="silent"),
+        node_state_notice(HOME, "a", state),
+        info_notice(HOME, version="1", info={"models": ["toy"], "max_tokens": 64}, limits={"n": 1}),
+    )
+    return [notice.payload for notice in notices]
+
+
+def enrolment() -> list[bytes]:
+    """Lines to an authority and from it."""
+    lines = (
+        Introduce(), Join(b"0123456789abcdef", "kitchen", "-----BEGIN"), Renew("-----BEGIN"),
+        Watch(3), _TRUST, Admission("-----BEGIN", "drafter", _TRUST), Denial("no"),
+    )  # fmt: skip
+    return [write_line(line) for line in lines]
+
+
+def adverts() -> list[bytes]:
+    """TXT records as they travel, behind two bytes of the port."""
+    entries = [f"{key}={value}".encode() for key, value in to_txt(_ADVERT).items()]
+    return [_ADVERT.port.to_bytes(2, "big") + b"".join(bytes((len(e),)) + e for e in entries)]
+
+
+def tokens() -> list[bytes]:
+    """Words that invite."""
+    return [write_token(TOKEN).encode()]

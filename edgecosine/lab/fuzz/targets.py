@@ -1,0 +1,295 @@
+"""What strangers' bytes reach, and what must hold whatever they are.
+
+Each target takes bytes to where a node would, and knows the errors that a node is ready for. Any
+other error is a crash. What is accepted must come back as it was when it is written and read again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from edgecosine.discovery.peer import MAX_MODEL_BYTES, HostileAdvert, from_txt, to_txt
+from edgecosine.errors import ConfigError, EnrolmentError, RemoteProtocolError, RequestError
+from edgecosine.lab.fuzz import seeds
+from edgecosine.lab.fuzz.mutations import (
+    Mutation,
+    mutate_bytes,
+    mutate_frames,
+    mutate_json,
+    mutate_msgpack,
+)
+from edgecosine.node.health import concerns, counted
+from edgecosine.node.watch import Watch
+from edgecosine.protocol.answers import parse_final, parse_piece, render_error, render_piece
+from edgecosine.protocol.codec import decode, encode
+from edgecosine.protocol.framing import HEADER_BYTES, FrameBuffer, frame
+from edgecosine.protocol.handshake import Handshake, State
+from edgecosine.protocol.intake import Accepted, Intake
+from edgecosine.protocol.messages import (
+    MAX_REASON_CHARACTERS,
+    Draft,
+    DraftRequest,
+    Refuse,
+    read_tree,
+)
+from edgecosine.protocol.notices import view_nodes
+from edgecosine.protocol.openai import Limits, render_body
+from edgecosine.protocol.publication import Incoming
+from edgecosine.protocol.request import Request
+from edgecosine.protocol.topics import REQUEST_KINDS, InfoTopic
+from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary
+from edgecosine.security.enrolment import read_answer, read_request, write_line
+from edgecosine.security.identity import NodeIdentity
+from edgecosine.security.join_token import PREFIX, read_token, write_token
+
+_CAP: Final = 512
+_MAX_PIECES: Final = 64
+_WORDS: Final = Vocabulary.of([f"word{number}" for number in range(300)])
+_INTAKE: Final = Intake(
+    seeds.HOME, max_request_bytes=1 << 16, draw_id=lambda: "drawn", draw_seed=lambda: 7
+)
+_LIMITS: Final = Limits(frozenset({"toy"}), max_tokens=512)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One kind of input.
+
+    attempt    takes an input; whether it was accepted. Raises what should never be raised.
+    mutate     changes an input in its form; its first `num_head` bytes are left alone
+    max_bytes  of an input; what is longer is refused elsewhere
+    """
+
+    seeds: Callable[[], list[bytes]]
+    attempt: Callable[[bytes], bool]
+    mutate: Mutation = mutate_bytes
+    num_head: int = 0
+    max_bytes: int = 4096
+
+
+def take_frames(data: bytes) -> bool:
+    """A stream in pieces of the first byte's size, against the same stream in one piece."""
+    stream = data[1:]
+    size = max(data[0] if data else 1, len(stream) // _MAX_PIECES, 1)
+    whole, pieces = FrameBuffer(_CAP), FrameBuffer(_CAP)
+    whole.feed(stream)
+    expected, is_sound = _drain(whole)
+    found: list[bytes] = []
+    was_refused = False
+    for start in range(0, len(stream), size):
+        pieces.feed(stream[start : start + size])
+        more, is_in_order = _drain(pieces)
+        found += more
+        was_refused |= not is_in_order
+        _require(len(pieces) < HEADER_BYTES + _CAP, "a buffer holds more than a frame")
+    _require(found == expected and was_refused is not is_sound, "pieces change the frames")
+    _require(stream.startswith(b"".join(map(frame, found))), "frames that were not in the stream")
+    return is_sound
+
+
+def take_message(data: bytes) -> bool:
+    """The payload of one frame."""
+    try:
+        message = decode(data)
+    except RemoteProtocolError as error:
+        _require_refusable(error)
+        return False
+    _require(decode(encode(message)) == message, "a message comes back as another")
+    if isinstance(message, Draft):
+        _require(
+            read_tree(message.tokens, message.parents, message.confidences) is None
+            or len(message.tokens) == 4 * len(message.confidences),
+            "a tree of another size than its draft",
+        )
+    elif isinstance(message, DraftRequest):
+        read_tree(message.tree_tokens, message.tree_parents, message.tree_confidences)
+    return True
+
+
+def take_conversation(data: bytes) -> bool:
+    """All that a peer says; the first byte draws who hears it."""
+    who = data[0] % 3 if data else 0
+    ours = seeds.DRAFTER if who == 1 else seeds.TARGET
+    handshake = Handshake(ours, _WORDS if who == 2 else ANY_VOCABULARY)
+    buffer = FrameBuffer()
+    buffer.feed(data[1:])
+    try:
+        while handshake.state is not State.CLOSED and (payload := buffer.next_frame()) is not None:
+            handshake.receive(decode(payload))
+    except RemoteProtocolError as error:
+        _require_refusable(error)
+        return False
+    if handshake.state in (State.REFUSING, State.CLOSED):
+        _require(handshake.ending is not None, "a link that ends for no reason")
+    if handshake.state is State.REFUSING:
+        assert handshake.refusal is not None
+        frame(encode(handshake.refusal))
+    return True
+
+
+def take_request(data: bytes) -> bool:
+    """The payload of a request; the first byte draws its kind."""
+    kind = REQUEST_KINDS[data[0] % len(REQUEST_KINDS) if data else 0]
+    return _take(Incoming(seeds.HOME.request(kind), data[1:]), kind)
+
+
+def take_topic(data: bytes) -> bool:
+    """A topic, a reply topic, the properties beside it, and the name in a certificate."""
+    text = data.decode("utf-8", "replace")
+    identity = NodeIdentity.parse(text)
+    _require(identity is None or identity.uri == text, "a name comes back as another")
+    _take(
+        Incoming("", b'{"prompt":"x"}', response_topic=text, correlation=data, client=text[-64:]),
+        "completion",
+    )
+    return seeds.HOME.parse(text) is not None or text.startswith(f"{seeds.HOME.root}/response/")
+
+
+def take_answer(data: bytes) -> bool:
+    """What a client reads on its answer topics."""
+    is_read = False
+    try:
+        piece = parse_piece(data)
+        _require(parse_piece(render_piece(piece)) == piece, "a part comes back as another")
+        is_read = True
+    except Broken:
+        raise
+    except ValueError:
+        pass
+    try:
+        return bool(parse_final(data).texts) or is_read
+    except RequestError as error:
+        render_error(error, "1")
+        return True
+    except ValueError:
+        return is_read
+
+
+def take_retained(data: bytes) -> bool:
+    """What a broker holds in the name of a node, or of the cluster."""
+    views = view_nodes({"a": {"status": data, "state": data}})
+    concerns(is_online=True, is_draining=False, nodes=views)
+    counted(views)
+    watch = Watch()
+    watch.take(InfoTopic(), data)
+    msgspec.json.encode(watch.info())
+    return any(view.status or msgspec.json.encode(view.state) != b"{}" for view in views.values())
+
+
+def take_line(data: bytes) -> bool:
+    """A line between a node and its authority, in either direction."""
+    is_read = False
+    for read in (read_request, read_answer):
+        try:
+            line = read(data)
+        except EnrolmentError:
+            continue
+        _require(read(write_line(line)) == line, "a line comes back as another")
+        is_read = True
+    return is_read
+
+
+def take_advert(data: bytes) -> bool:
+    """A TXT record behind two bytes of the port."""
+    port = int.from_bytes(data[:2], "big")
+    try:
+        advert = from_txt(dict(_entries(data[2:])), ("10.0.0.5",), port)
+    except HostileAdvert as error:
+        _require(len(str(error)) < 8 * MAX_MODEL_BYTES, "a reason without end")
+        return False
+    txt: dict[bytes, bytes | None] = {
+        key.encode(): value.encode() for key, value in to_txt(advert).items()
+    }
+    _require(from_txt(txt, advert.addresses, port) == advert, "an advert comes back as another")
+    return True
+
+
+def take_token(data: bytes) -> bool:
+    """A word that somebody pastes; and one whose checksum is right, whatever it holds."""
+    payload = hashlib.sha256(data).digest()[:4] + data
+    checked = PREFIX + base64.urlsafe_b64encode(payload).decode()
+    return _is_token(data.decode("utf-8", "surrogateescape")) | _is_token(checked)
+
+
+class Broken(AssertionError):
+    """What must hold does not."""
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise Broken(what)
+
+
+def _require_refusable(error: RemoteProtocolError) -> None:
+    """The peer is told why, so the reason must be one that can be sent."""
+    decode(encode(Refuse(str(error)[:MAX_REASON_CHARACTERS])))
+
+
+def _drain(buffer: FrameBuffer) -> tuple[list[bytes], bool]:
+    frames = []
+    try:
+        while (payload := buffer.next_frame()) is not None:
+            frames.append(payload)
+    except RemoteProtocolError:
+        return frames, False
+    return frames, True
+
+
+def _take(message: Incoming, kind: str) -> bool:
+    kinds = [each for each in REQUEST_KINDS if each == kind]
+    reading = _INTAKE.read(kinds[0], message, _LIMITS)
+    topic = reading.ticket.reply_topic
+    _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
+    if not isinstance(reading, Accepted):
+        render_error(reading.error, reading.ticket.request_id)
+        return False
+    request = reading.request
+    if kind != "ask":
+        again = _INTAKE.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
+        _require(isinstance(again, Accepted), "what was written cannot be read")
+        assert isinstance(again, Accepted)
+        _require(_timeless(again.request) == _timeless(request), "a request comes back as another")
+        _require(math.isclose(again.request.deadline_s, request.deadline_s), "another deadline")
+    return True
+
+
+def _timeless(request: Request) -> Request:
+    """Milliseconds are rounded on the way."""
+    return replace(request, deadline_s=0.0)
+
+
+def _entries(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+    while data:
+        entry, data = data[1 : 1 + data[0]], data[1 + data[0] :]
+        key, is_there, value = entry.partition(b"=")
+        yield key, value if is_there else None
+
+
+def _is_token(word: str) -> bool:
+    try:
+        token = read_token(word)
+    except ConfigError:
+        return False
+    _require(read_token(write_token(token)) == token, "a token comes back as another")
+    return True
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "frames": Target(seeds.frames, take_frames, mutate_frames, num_head=1, max_bytes=1024),
+    "messages": Target(seeds.messages, take_message, mutate_msgpack),
+    "handshakes": Target(seeds.conversations, take_conversation, mutate_frames, num_head=1),
+    "requests": Target(seeds.requests, take_request, mutate_json, num_head=1),
+    "topics": Target(seeds.topics, take_topic, max_bytes=512),
+    "answers": Target(seeds.answers, take_answer, mutate_json),
+    "retained": Target(seeds.retained, take_retained, mutate_json),
+    "enrolment": Target(seeds.enrolment, take_line, mutate_json),
+    "adverts": Target(seeds.adverts, take_advert, num_head=2, max_bytes=1024),
+    "tokens": Target(seeds.tokens, take_token, max_bytes=1024),
+}

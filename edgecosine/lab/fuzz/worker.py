@@ -1,0 +1,79 @@
+"""A process that fuzzes one target by coverage: libFuzzer through atheris.
+
+`python -m edgecosine.lab.fuzz.worker TARGET CORPUS [-runs=N] …`; it speaks as libFuzzer
+does, and ends when the first input breaks something. `bench.py` starts it and reads.
+"""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+import atheris
+
+if TYPE_CHECKING:
+    from edgecosine.lab.fuzz.targets import Target
+
+_WEIGHED = 1024
+"""Every so manieth input is weighed, for weighing is slow."""
+_BASE_BYTES = 1 << 20
+_BYTES_PER_BYTE = 256
+"""What an input may take at its peak, and for each of its bytes."""
+_FORM_SHARE = 0.5
+_UNUSABLE = (ValueError, RecursionError)
+
+
+def watched(target: Target) -> Callable[[bytes], None]:
+    """The attempt, every now and then with an eye on its memory."""
+    count = 0
+
+    def attempt(data: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count % _WEIGHED:
+            target.attempt(data)
+            return
+        tracemalloc.start()
+        try:
+            target.attempt(data)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        limit = _BASE_BYTES + _BYTES_PER_BYTE * len(data)
+        if peak > limit:
+            raise MemoryError(f"{len(data)} bytes of input took {peak} bytes; {limit} are granted")
+
+    return attempt
+
+
+def mutator(target: Target) -> Callable[[bytes, int, int], bytes]:
+    """Changes in the target's form and changes of libFuzzer's own by turns."""
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        random = Random(seed)
+        if random.random() < _FORM_SHARE:
+            head = target.num_head
+            try:
+                return (data[:head] + target.mutate(data[head:], random))[:max_size]
+            except _UNUSABLE:
+                pass
+        return bytes(atheris.Mutate(data, max_size))
+
+    return mutate
+
+
+def main(arguments: list[str]) -> None:
+    """Fuzz; does not return."""
+    name, *options = arguments
+    with atheris.instrument_imports(include=["edgecosine"]):
+        from edgecosine.lab.fuzz.targets import TARGETS
+    target = TARGETS[name]
+    atheris.Setup([name, *options], watched(target), custom_mutator=mutator(target))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
