@@ -97,6 +97,8 @@ class Regimes:
 
         `plain_pass_s` is what a pass of one row for each request is expected to take.
         """
+        if num_requests < 2:
+            return
         plain_per_s = num_requests / plain_pass_s if plain_pass_s else 0.0
         self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
 

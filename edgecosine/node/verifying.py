@@ -75,7 +75,8 @@ class Verifying:
         self._ended = 0.0
 
     def __repr__(self) -> str:
-        return f"<Verifying [{len(self._mailbox)} waiting, {self.num_passes} passes]>"
+        waiting, expected = len(self._mailbox), len(self._expected)
+        return f"<Verifying [{waiting} waiting, {expected} expected, {self.num_passes} passes]>"
 
     @property
     def num_held(self) -> int:
@@ -116,11 +117,10 @@ class Verifying:
 
     async def _next_batch(self) -> list[Waiting]:
         """The works still in prefill, those that came meanwhile, and those worth waiting for."""
-        batch = [envelope for envelope in self._batch if envelope.is_open]
-        if not batch:
-            batch = await self._mailbox.take(self._max_batch)
-        ends = math.inf
-        while len(batch) < self._max_batch:
+        batch, ends = self._batch, math.inf
+        while True:
+            batch = [envelope for envelope in batch if envelope.is_open]
+            batch = batch or await self._mailbox.take(self._max_batch)
             batch += self._mailbox.take_nowait(self._max_batch - len(batch))
             moment = now()
             held_s, count = self._hold_s(batch, moment)
@@ -141,7 +141,7 @@ class Verifying:
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
-        if not latecomers:
+        if not latecomers or len(batch) == self._max_batch:
             return 0.0, 0
         return self._costs.hold_s(sum(self._num_rows(e.message) for e in batch), latecomers)
 
@@ -184,10 +184,9 @@ class Verifying:
         for envelope, outcome in zip(self._batch, result.outcomes, strict=True):
             if isinstance(outcome, Prefilling):
                 prefilling.append(envelope)
-            else:
+            elif envelope.is_open:
                 work = envelope.message
-                at = now() + NEXT_ROUND_S
-                self._expected[work.key] = at, 1 + len(work.tree)
+                self._expected[work.key] = now() + NEXT_ROUND_S, 1 + len(work.tree)
                 envelope.answer(outcome)
         return prefilling
 

@@ -467,6 +467,7 @@ async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) ->
     home.balancer.close(newcomer)
     await home.answer(request("another", request_id="2", max_tokens=12))
     assert set(home.target.fed) <= {"a/2"}
+    assert "[0 waiting, 0 expected" in repr(home.verifying)
     for engine in engines:
         # A thread of its own gives slots back, when it comes to it.
         await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
