@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -11,3 +12,10 @@ import pytest
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nodes keep their state in a place of their own, also those that are processes."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state", numbered=True))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hears_interrupts() -> None:
+    """Shells start what they put in the background deaf to Ctrl-C, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
