@@ -107,7 +107,7 @@ class Verifying:
                 self._costs.observe_pass(PassReport(num_rows, elapsed_s))
             self._ended = now()
             while True:
-                self._batch = await self._next_batch()
+                await self._gather_batch()
                 result = await self._pass()
                 self._batch = self._settle(result)
         finally:
@@ -115,43 +115,47 @@ class Verifying:
             for envelope in self._batch:
                 envelope.fail(ActorStopped("verifying has stopped"))
 
-    async def _next_batch(self) -> list[Waiting]:
-        """The works still in prefill, those that came meanwhile, and those worth waiting for."""
-        batch, ends = self._batch, math.inf
+    async def _gather_batch(self) -> None:
+        """The works still in prefill, those that came meanwhile, and those worth waiting for.
+
+        Whoever is taken is in the batch at once, so that all hear of it when the actor ends.
+        """
+        ends = math.inf
         while True:
-            batch = [envelope for envelope in batch if envelope.is_open]
-            batch = batch or await self._mailbox.take(self._max_batch)
-            batch += self._mailbox.take_nowait(self._max_batch - len(batch))
+            self._batch = [envelope for envelope in self._batch if envelope.is_open]
+            if not self._batch:
+                self._batch = await self._mailbox.take(self._max_batch)
+            self._batch += self._mailbox.take_nowait(self._max_batch - len(self._batch))
             moment = now()
-            held_s, count = self._hold_s(batch, moment)
+            held_s, count = self._hold_s(moment)
             if not count:
                 break
             ends = min(ends, moment + held_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
-                self._give_up(batch, ends)
+                self._give_up(ends)
                 break
-        for envelope in batch:
+        for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
-        return batch
 
-    def _hold_s(self, batch: list[Waiting], moment: float) -> tuple[float, int]:
-        here = {envelope.message.key for envelope in batch}
+    def _hold_s(self, moment: float) -> tuple[float, int]:
+        here = {envelope.message.key for envelope in self._batch}
         latecomers = [
             Latecomer(at - moment, num_rows)
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
-        if not latecomers or len(batch) == self._max_batch:
+        if not latecomers or len(self._batch) == self._max_batch:
             return 0.0, 0
-        return self._costs.hold_s(sum(self._num_rows(e.message) for e in batch), latecomers)
+        num_rows = sum(self._num_rows(envelope.message) for envelope in self._batch)
+        return self._costs.hold_s(num_rows, latecomers)
 
     def _num_rows(self, work: VerifyWork) -> int:
         is_prefill = work.key not in self._expected
         return 1 + len(work.tree) + (len(work.tokens) if is_prefill else 0)
 
-    def _give_up(self, batch: list[Waiting], until: float) -> None:
+    def _give_up(self, until: float) -> None:
         """Whoever should have been there by now is not waited for again."""
-        here = {envelope.message.key for envelope in batch}
+        here = {envelope.message.key for envelope in self._batch}
         for key, (at, num_rows) in self._expected.items():
             if key not in here and at <= until:
                 self._expected[key] = math.inf, num_rows

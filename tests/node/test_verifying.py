@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -40,13 +41,17 @@ class Costs:
 
     def __init__(self, hold_s: float = 0.0) -> None:
         self.seen: list[PassReport] = []
+        self.is_holding = asyncio.Event()
         self._hold_s = hold_s
 
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
 
     def hold_s(self, _num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
-        return (self._hold_s, len(latecomers)) if self._hold_s else (0.0, 0)
+        if not self._hold_s:
+            return 0.0, 0
+        self.is_holding.set()
+        return self._hold_s, len(latecomers)
 
 
 class Gate:
@@ -275,3 +280,58 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
 
 def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifying:
     return Verifying(engine=target, thread=thread, max_batch=4, costs=Costs())
+
+
+@asynccontextmanager
+async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifying, Costs]]:
+    """Passes are held back for whoever has had a verdict and is not there again."""
+    costs = Costs(hold_s)
+    with EngineThread("target") as thread:
+        verifying = Verifying(engine=target, thread=thread, max_batch=4, costs=costs)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(verifying.run())
+            yield verifying, costs
+            running.cancel()
+
+
+def test_pass_is_held_back_for_who_is_about_to_come() -> None:
+    target = ScriptedTarget(LANGUAGE)
+
+    async def main() -> None:
+        async with holding(30.0, target) as (verifying, costs), asyncio.TaskGroup() as group:
+            await verifying.verify(work("late"))
+            group.create_task(verifying.verify(work("early")))
+            await costs.is_holding.wait()
+            again = work("late", 5)
+            assert await verifying.verify(again) == verdict(again)
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches == [["late"], ["early", "late"]]
+
+
+def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
+    async def main() -> None:
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
+            await verifying.verify(work("gone"))
+            assert await verifying.verify(work("here")) == verdict(work("here"))
+            verifying.release("gone")
+            assert "1 expected" in repr(verifying)
+
+    run(main())
+
+
+def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+
+            async def ask(verifying: Verifying) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work("early"))
+
+            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
+                await verifying.verify(work("late"))
+                group.create_task(ask(verifying))
+                await costs.is_holding.wait()
+
+    run(main())
