@@ -87,7 +87,6 @@ class PassReport:
     num_rows: int
     elapsed_s: float
     cycle_s: float = 0.0
-    num_requests: int = 0
     num_tokens: int = 0
     """Tokens committed by it."""
     is_prefill: bool = True

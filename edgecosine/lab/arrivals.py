@@ -8,14 +8,6 @@ import random
 from edgecosine.errors import ConfigError
 
 
-def poisson(rate_per_s: float, duration_s: float, seed: int) -> list[float]:
-    """Arrivals of a Poisson process: pauses between them are exponential.
-
-    Raises ConfigError for a rate that is not positive.
-    """
-    return fluctuating(rate_per_s, rate_per_s, duration_s, duration_s, seed)
-
-
 def fluctuating(
     low_per_s: float, high_per_s: float, period_s: float, duration_s: float, seed: int
 ) -> list[float]:

@@ -201,7 +201,6 @@ def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
         num_rows=result.num_rows,
         elapsed_s=elapsed_s,
         cycle_s=cycle_s,
-        num_requests=len(result.outcomes),
         num_tokens=sum(1 + len(verdict.path) for verdict in verdicts),
         is_prefill=len(verdicts) < len(result.outcomes),
     )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import ConfigError, RequestError
-from edgecosine.lab.arrivals import fluctuating, poisson
+from edgecosine.lab.arrivals import fluctuating
 from edgecosine.lab.load import Load, closed_loop, make_jobs, open_loop
 from edgecosine.lab.record import (
     ClosedLoad,
@@ -113,8 +113,8 @@ def test_arrivals_are_in_order_and_the_same_for_the_same_seed(
     assert arrivals == fluctuating(low, high, 3.0, 10.0, seed)
 
 
-def test_poisson_arrivals_have_their_rate_and_its_spread() -> None:
-    arrivals = poisson(10.0, 1000.0, seed=1)
+def test_arrivals_at_one_rate_have_it_and_its_spread() -> None:
+    arrivals = fluctuating(10.0, 10.0, 1000.0, 1000.0, seed=1)
     assert 9_400 < len(arrivals) < 10_600
     a_second = Counter(int(arrival) for arrival in arrivals)
     counts = [a_second[second] for second in range(1000)]
@@ -132,7 +132,7 @@ def test_fluctuating_arrivals_are_dense_in_the_middle_of_each_period() -> None:
 
 def test_rates_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="rates above 0"):
-        poisson(0.0, 1.0, 0)
+        fluctuating(0.0, 0.0, 1.0, 1.0, 0)
     with pytest.raises(ConfigError, match="rates above 0"):
         fluctuating(2.0, 1.0, 1.0, 1.0, 0)
 

@@ -213,7 +213,7 @@ def plain_by_measurement(made: Balancer, request: RequestState) -> None:
     """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
-        made.observe_pass(PassReport(5, PASS_S, 1.0, 2, 2, is_prefill=False))
+        made.observe_pass(PassReport(5, PASS_S, 1.0, 2, is_prefill=False))
         passes += 1
         assert passes < 100
 
