@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Logprobs, Sampling
 from edgecosine.protocol.tree import TokenTree
@@ -98,6 +99,7 @@ class Proposal:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
+    hindsight: Hindsight = NO_HINDSIGHT
 
 
 def never() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
+
+import torch
 
 from edgecosine.engine.base import DraftWork, Proposal, never
 from edgecosine.engine.growth import Growth
@@ -13,6 +15,7 @@ from edgecosine.engine.model import PassModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.slots import Slot, Slots
+from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
 from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
 from edgecosine.protocol.tree import ROOT
 
@@ -24,10 +27,25 @@ TREE_ROOM = 128
 
 PLAIN_NODES = 24
 """Nodes of an answer that somebody waits for."""
+HINDSIGHT = MAX_DRAFT_TOKENS
+"""Newest tokens of those that it reads of which a drafter says how it would have guessed them."""
 
 
 @dataclass(slots=True)
-class _Drafting:
+class Reading:
+    """What a model would have said of tokens while it read them."""
+
+    foretold: list[bool] = field(default_factory=list)
+    surprise: float = 0.0
+    """Sum of -log q over them."""
+
+    def hindsight(self) -> Hindsight:
+        count = len(self.foretold)
+        return Hindsight(tuple(self.foretold), self.surprise / count) if count else NO_HINDSIGHT
+
+
+@dataclass(slots=True)
+class Drafting:
     """One work under way."""
 
     work: DraftWork
@@ -36,6 +54,7 @@ class _Drafting:
     laid: list[int]
     """Nodes of the verified tree that are still to be read."""
     num_steps: int = 0
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def pending(self) -> list[int]:
@@ -61,7 +80,25 @@ class _Drafting:
     def proposal(self) -> Proposal:
         """What is known now."""
         most = PLAIN_NODES if self.work.ahead is None else MAX_DRAFT_TOKENS
-        return self.growth.proposal(most)
+        return replace(self.growth.proposal(most), hindsight=self.reading.hindsight())
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A node whose continuations a pass tells, and the pass' row for it."""
+
+    drafting: Drafting
+    node: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A token that was read, by its place in the sequence, and the row of the one before it."""
+
+    drafting: Drafting
+    position: int
+    row: int
 
 
 class TransformerDrafter:
@@ -114,7 +151,7 @@ class TransformerDrafter:
         """Give the request's slot back."""
         self._slots.release(key)
 
-    def _open(self, work: DraftWork, busy: set[str]) -> _Drafting:
+    def _open(self, work: DraftWork, busy: set[str]) -> Drafting:
         slot = self._slots.acquire(work.key, work.tokens, busy)
         coupling, growth = self._growths.get(slot.index, (None, Growth(0)))
         is_current = coupling == work.coupling and growth.length == len(slot.tokens)
@@ -125,7 +162,7 @@ class TransformerDrafter:
             growth = Growth(len(work.tokens))
         self._growths[slot.index] = work.coupling, growth
         laid = growth.lay(work.ahead) if work.ahead is not None else []
-        return _Drafting(work, slot, growth, laid)
+        return Drafting(work, slot, growth, laid)
 
     def _follow(self, growth: Growth, slot: Slot, tokens: Sequence[int]) -> Growth:
         """Turn the nodes that `tokens` go through into tokens of the slot."""
@@ -135,35 +172,72 @@ class TransformerDrafter:
         slot.tokens[start:] = tokens[start : left.length]
         return left
 
-    def _step(self, growing: list[_Drafting]) -> int:
+    def _step(self, growing: list[Drafting]) -> int:
         """One pass: feed what each cache lacks, else read the most probable nodes. Its rows."""
-        rows, keep, heads = RowBuilder(), list[int](), list[tuple[_Drafting, int]]()
+        rows, heads, told = RowBuilder(), list[Head](), list[Told]()
         for drafting in growing:
             if pending := drafting.pending[: self._chunk]:
-                rows.add_sequence(drafting.slot.index, len(drafting.slot.tokens), pending)
-                drafting.slot.tokens.extend(pending)
-                if not drafting.pending:
-                    keep.append(len(rows) - 1)
-                    heads.append((drafting, ROOT))
+                self._feed(drafting, pending, rows, heads, told)
                 continue
             for node in drafting.next_nodes(self._max_context - drafting.growth.length):
                 path = drafting.growth.read(node)
                 token = drafting.growth.nodes[node].token
                 rows.add_node(drafting.slot.index, drafting.growth.length, token, path)
-                keep.append(len(rows) - 1)
-                heads.append((drafting, node))
+                heads.append(Head(drafting, node, len(rows) - 1))
             drafting.num_steps += 1
-        if len(rows):
-            self._guess(rows, keep, heads)
+        self._evaluate(rows, heads, told)
         return len(rows)
 
-    def _guess(self, rows: RowBuilder, keep: list[int], heads: list[tuple[_Drafting, int]]) -> None:
+    def _evaluate(self, rows: RowBuilder, heads: list[Head], told: list[Told]) -> None:
+        if not len(rows):
+            return
+        keep = [head.row for head in heads] + [token.row for token in told]
         logits = self._model.forward(rows.build(), keep)
-        positions = [_position(drafting.growth, node) for drafting, node in heads]
-        couplings = [drafting.work.coupling for drafting, _ in heads]
+        self._guess(logits[: len(heads)], heads)
+        if told:
+            self._look_back(logits[len(heads) :], told)
+
+    def _feed(
+        self,
+        drafting: Drafting,
+        pending: list[int],
+        rows: RowBuilder,
+        heads: list[Head],
+        told: list[Told],
+    ) -> None:
+        """Rows for tokens of the sequence; of the newest that follow another one the model also
+        says whether it would have guessed them."""
+        slot, tokens = drafting.slot, drafting.work.tokens
+        start, first_row = len(slot.tokens), len(rows)
+        rows.add_sequence(slot.index, start, pending)
+        slot.tokens.extend(pending)
+        told += (
+            Told(drafting, position, first_row + position - start - 1)
+            for position in range(
+                max(start + 1, len(tokens) - HINDSIGHT), min(len(tokens), len(slot.tokens) + 1)
+            )
+        )
+        if not drafting.pending:
+            heads.append(Head(drafting, ROOT, len(rows) - 1))
+
+    def _guess(self, logits: torch.Tensor, heads: list[Head]) -> None:
+        positions = [_position(head.drafting.growth, head.node) for head in heads]
+        couplings = [head.drafting.work.coupling for head in heads]
         guesses = guess(logits, positions, couplings, GUESSES, self._kernels)
-        for (drafting, node), found in zip(heads, guesses, strict=True):
-            drafting.growth.add_guesses(node, found)
+        for head, found in zip(heads, guesses, strict=True):
+            head.drafting.growth.add_guesses(head.node, found)
+
+    def _look_back(self, logits: torch.Tensor, told: list[Told]) -> None:
+        """Compare what the model says of tokens with what they are."""
+        positions = [at.position for at in told]
+        couplings = [at.drafting.work.coupling for at in told]
+        truth = [at.drafting.work.tokens[at.position] for at in told]
+        guesses = guess(logits, positions, couplings, 1, self._kernels)
+        of_truth = logits.gather(1, torch.tensor(truth, device=logits.device)[:, None])[:, 0]
+        surprises = (torch.logsumexp(logits, 1) - of_truth).tolist()
+        for at, token, found, surprise in zip(told, truth, guesses, surprises, strict=True):
+            at.drafting.reading.foretold.append(found.tokens[0] == token)
+            at.drafting.reading.surprise += max(0.0, surprise)
 
 
 def _position(growth: Growth, node: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
 from edgecosine.protocol.tree import ROOT
 
 
@@ -26,6 +27,8 @@ class Proposal:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
+    hindsight: Hindsight = NO_HINDSIGHT
+    """Of the newest of the `prefix_len` tokens."""
 
     def __len__(self) -> int:
         return len(self.tokens)

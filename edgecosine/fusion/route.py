@@ -1,12 +1,14 @@
 """Which drafter is good for which request, learned online from what the target accepts.
 
 Every draft that arrives is judged against the target's own tokens, whether or not its nodes were in
-the tree, so a round teaches about every drafter that was asked. A request starts from what
-earlier requests taught about each drafter; its own rounds then weigh more and more.
+the tree, so a round teaches about every drafter that was asked. A drafter that reads tokens which
+it has not drafted says what it would have guessed there: of the prompt before the first round, of
+the answer when it is tried later. Verdicts then weigh more and more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +24,20 @@ CONTEXT_WEIGHT = 8.0
 """Tokens that experience with texts of the same kind counts for in a new request, at most."""
 DOUBT = 2.0
 """Texts of no likeness that experience must outweigh before it is half believed."""
+TOLD_MEMORY = 48.0
+"""Tokens after which what a drafter told of an answer has faded to 1/e."""
+TOLD_WEIGHT = 24.0
+"""Tokens that its telling counts for, at most; verdicts may outweigh it."""
+SURPRISE_WEIGHT = 12.0
+"""Tokens that the surprise at the prompt counts for in a new request."""
+SURPRISE_SCALE = 2.1
+"""Nats more than the least surprised drafter by which acceptance falls to 1/e of its (measured on
+the zoo: within 15% of 2.1 from a quarter of a nat to nine)."""
+LEAD = 0.75
+"""Acceptance rate that the least surprised drafter is expected to reach."""
+WORD_MEMORY = 200.0
+WORD_PRIOR = 6.0
+"""Tokens that a drafter's word is believed for in advance."""
 RESCUE_MEMORY = 200.0
 FIRST_RESCUE = 0.05
 
@@ -52,10 +68,35 @@ class AcceptanceRate:
 
 
 @dataclass(slots=True)
+class Word:
+    """What a drafter tells of itself, against verdicts: nobody is chosen for long by boasting."""
+
+    claimed: float = 0.0
+    kept: float = 0.0
+
+    def observe(self, claim: float, hits: int, misses: int) -> None:
+        """Its drafts were judged where it had told an acceptance rate of `claim`."""
+        fade = max(0.0, 1.0 - (hits + misses) / WORD_MEMORY)
+        self.claimed = self.claimed * fade + claim * (hits + misses)
+        self.kept = self.kept * fade + hits
+
+    @property
+    def trust(self) -> float:
+        """Share of what it claims that can be expected, at most 1."""
+        return min(1.0, (self.kept + WORD_PRIOR) / (self.claimed + WORD_PRIOR))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether what it says of a prompt counts, for itself and in comparison with others."""
+        return self.trust >= 0.5
+
+
+@dataclass(slots=True)
 class Record:
     """What all requests taught about one drafter."""
 
     rate: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(RECORD_MEMORY))
+    word: Word = field(default_factory=Word)
 
     @property
     def prior(self) -> float:
@@ -81,12 +122,29 @@ class Rescues:
         return rate.mean(FIRST_RESCUE, 4.0) if rate else FIRST_RESCUE
 
 
+def foresee(surprises: Mapping[str, float]) -> dict[str, float]:
+    """Acceptance rates to expect of drafters that have read the same text with these surprises, in
+    nats per token."""
+    least = min(surprises.values(), default=0.0)
+    return {
+        drafter: LEAD * math.exp((least - surprise) / SURPRISE_SCALE)
+        for drafter, surprise in surprises.items()
+    }
+
+
 @dataclass(slots=True)
 class RequestRates:
-    """What one request's rounds taught about each drafter, by node id, on top of what is expected
-    of it on a text of this kind."""
+    """What is known of each drafter within one request, by node id.
+
+    Verdicts on its drafts (`rates`) come first, then what it told of the answer's tokens when it
+    read them (`told`), then what its surprise at the prompt lets `foresee`, or, of a drafter that
+    has not read it, what is `expected` on a text of this kind; at last its record.
+    """
 
     rates: dict[str, AcceptanceRate] = field(default_factory=dict)
+    told: dict[str, AcceptanceRate] = field(default_factory=dict)
+    foreseen: Mapping[str, float] = field(default_factory=dict)
+    foreseen_weight: float = SURPRISE_WEIGHT
     expected: Mapping[str, Expectation] = field(default_factory=dict)
 
     def observe(self, drafter: str, hits: int, misses: int) -> None:
@@ -94,21 +152,43 @@ class RequestRates:
         rate = self.rates.setdefault(drafter, AcceptanceRate(REQUEST_MEMORY))
         rate.observe(hits, misses)
 
+    def hear(self, drafter: str, hits: int, misses: int) -> None:
+        """Learn from what a drafter says of tokens of the answer that it has read."""
+        self.told.setdefault(drafter, AcceptanceRate(TOLD_MEMORY)).observe(hits, misses)
+
+    def claim(self, drafter: str) -> float | None:
+        """The acceptance rate that a drafter's own words amount to; None if it said nothing."""
+        told = self.told.get(drafter)
+        if told and told.evidence >= 1.0:
+            return told.hits / told.evidence
+        return self.foreseen.get(drafter)
+
     def estimate(self, drafter: str, record: Record) -> float:
         """Expected acceptance rate of a drafter for this request."""
         prior, weight = record.prior, PRIOR_WEIGHT
-        if expectation := self.expected.get(drafter):
+        if drafter in self.foreseen:
+            weight += self.foreseen_weight
+            prior += (self.foreseen[drafter] - prior) * self.foreseen_weight / weight
+        elif expectation := self.expected.get(drafter):
             known = self._known(drafter)
             prior = known * expectation.rate + (1 - known) * prior
             weight += known * CONTEXT_WEIGHT
+        if told := self.told.get(drafter):
+            heard = min(TOLD_WEIGHT, told.evidence)
+            weight += heard
+            claim = told.hits / told.evidence if told.evidence else prior
+            prior += (record.word.trust * claim - prior) * heard / weight
         rate = self.rates.get(drafter)
         return rate.mean(prior, weight) if rate else prior
 
     def evidence(self, drafter: str) -> float:
-        """Tokens of this drafter that were judged in this request, and what texts of its kind count
-        for."""
-        rate = self.rates.get(drafter)
-        return (rate.evidence if rate else 0.0) + self._known(drafter) * CONTEXT_WEIGHT
+        """Tokens of this drafter that were judged in this request or told by it, and what its
+        surprise or texts of this kind count for."""
+        known = (seen.get(drafter) for seen in (self.rates, self.told))
+        evidence = sum(rate.evidence for rate in known if rate)
+        if drafter in self.foreseen:
+            return evidence + self.foreseen_weight
+        return evidence + self._known(drafter) * CONTEXT_WEIGHT
 
     def _known(self, drafter: str) -> float:
         """How much experience with texts of this kind is believed, 0 to 1."""

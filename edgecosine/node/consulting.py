@@ -16,6 +16,7 @@ from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.clock import now
 from edgecosine.node.tally import Tally
+from edgecosine.protocol.hindsight import Hindsight
 from edgecosine.protocol.messages import (
     AnyMessage,
     Coupling,
@@ -157,7 +158,9 @@ class Consulting:
         if tree is None or any(token >= self._num_vocabulary for token in tree.tokens):
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
             return Proposal(node_id, prefix_len, (), ())
-        return Proposal(node_id, prefix_len, tree.tokens, tree.confidences, tree.parents)
+        hindsight = Hindsight(tuple(map(bool, draft.foretold)), draft.surprise)
+        shares, parents = tree.confidences, tree.parents
+        return Proposal(node_id, prefix_len, tree.tokens, shares, parents, hindsight)
 
     async def _draft_from(
         self,

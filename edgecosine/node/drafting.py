@@ -18,6 +18,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
 from edgecosine.errors import LinkError
 from edgecosine.node.engine_thread import EngineThread
 from edgecosine.protocol.messages import (
+    MAX_SURPRISE,
     AnyMessage,
     Draft,
     DraftRequest,
@@ -207,6 +208,8 @@ def _draft(request: DraftRequest, proposal: Proposal, compute_s: float) -> Draft
         parents=bytes(parent + 1 for parent in proposal.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
+        foretold=bytes(proposal.hindsight.foretold),
+        surprise=min(MAX_SURPRISE, proposal.hindsight.surprise),
     )
 
 

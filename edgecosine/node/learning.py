@@ -18,7 +18,8 @@ from edgecosine.balance.regime import Regimes
 from edgecosine.fusion.calibrate import Calibration
 from edgecosine.fusion.context import Experience, Features, features
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.route import Record, RequestRates, Rescues
+from edgecosine.fusion.route import Record, RequestRates, Rescues, foresee
+from edgecosine.protocol.messages import MAX_DRAFT_TOKENS
 
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST
@@ -54,6 +55,11 @@ class RequestState:
 
     policy: Policy = POLICIES["edgecosine"]
     is_greedy: bool = True
+    num_prompt: int = 0
+    surprises: dict[str, float] = field(default_factory=dict)
+    """Of the drafters that have read the text as it was before the first round."""
+    first_length: int = 0
+    """Tokens of that text."""
     rates: RequestRates = field(default_factory=RequestRates)
     num_trials: int = 0
     rounds_since_trial: int = 0
@@ -90,9 +96,9 @@ class Learning:
         self._at_work: set[RequestState] = set()
         self._num_plans = 0
 
-    def open(self, policy: str, *, is_greedy: bool = True) -> RequestState:
+    def open(self, policy: str, *, is_greedy: bool = True, num_prompt: int = 0) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
-        request = RequestState(POLICIES[policy], is_greedy)
+        request = RequestState(POLICIES[policy], is_greedy, num_prompt)
         self._at_work.add(request)
         return request
 
@@ -122,6 +128,10 @@ class Learning:
         """
         if len(tokens) - request.text_length < SUBJECT_LASTS and request.text is not None:
             return
+        if request.text is None:
+            request.first_length = len(tokens)
+        else:
+            request.rates.foreseen_weight /= 2
         self._remember(request)
         request.text, request.text_length = features(tokens), len(tokens)
         request.on_text = RequestRates()
@@ -198,15 +208,41 @@ class Learning:
             request.rates.observe(proposal.node_id, hits, misses)
             request.on_text.observe(proposal.node_id, hits, misses)
             state.record.rate.observe(hits, misses)
+            claim = request.rates.claim(proposal.node_id)
+            if claim is not None:
+                state.record.word.observe(claim, hits, misses)
+            self._hear(request, proposal)
             calibration = request.calibration(state)
             for judged in proposal.judged(truth):
                 calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
+        self._foresee(request)
         for one, other in itertools.permutations(proposals, 2):
             truth = committed[one.prefix_len :]
             right = one.covers(truth)
             if one.prefix_len == other.prefix_len and right < len(truth):
                 is_rescued = other.covers(truth) > right
                 self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
+
+    def _hear(self, request: RequestState, proposal: Proposal) -> None:
+        """Take in what a drafter says of tokens that it has read for this proposal."""
+        foretold = proposal.hindsight.foretold
+        num_answer = max(0, proposal.prefix_len - request.num_prompt)
+        of_answer = foretold[max(0, len(foretold) - num_answer) :]
+        if of_answer:
+            hits = sum(of_answer)
+            request.rates.hear(proposal.node_id, hits, len(of_answer) - hits)
+        is_whole = len(foretold) == min(MAX_DRAFT_TOKENS, request.first_length - 1)
+        if foretold and is_whole and proposal.prefix_len == request.first_length:
+            request.surprises[proposal.node_id] = proposal.hindsight.surprise
+
+    def _foresee(self, request: RequestState) -> None:
+        """What the surprises at the prompt let expect, of drafters whose word is good."""
+        believed = {
+            node_id: surprise
+            for node_id, surprise in request.surprises.items()
+            if self.drafter(node_id).record.word.is_good
+        }
+        request.rates.foreseen = foresee(believed)
 
     def _reconsider(self) -> None:
         """Where speculation did not pay, it may with drafters as they are now."""

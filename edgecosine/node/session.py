@@ -72,7 +72,9 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
-        self._state = balancer.open(request.policy, is_greedy=request.sampling.is_greedy)
+        self._state = balancer.open(
+            request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
+        )
         self._tally = Tally(trace=Trace(is_on=request.trace))
         self._consulting = Consulting(
             key=request.key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from edgecosine.engine.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
+from edgecosine.protocol.hindsight import NO_HINDSIGHT
 from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
 from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
@@ -71,6 +73,11 @@ def _trunk(proposal: Proposal) -> list[int]:
     return trunk
 
 
+def _bare(proposal: Proposal) -> Proposal:
+    """What is proposed, whatever was read for it."""
+    return replace(proposal, hindsight=NO_HINDSIGHT)
+
+
 def _greedy(prompt: list[int], length: int) -> list[int]:
     tokens = torch.tensor([prompt])
     out = build("llama").generate(tokens, max_new_tokens=length, do_sample=False, eos_token_id=None)
@@ -117,7 +124,7 @@ def test_batch_and_history_change_nothing(coupling: Coupling) -> None:
     fresh = [_drafter().draft([work])[0] for work in works]
     drafter = _drafter()
     drafter.draft([_work(str(i), [*p[:-4], 5, 6], 5) for i, p in enumerate(prompts)])
-    assert drafter.draft(works) == fresh
+    assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
 
 
 @pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
@@ -157,7 +164,8 @@ def test_verdict_that_was_not_foreseen_drops_what_was_read() -> None:
     drafter.draft([_work("a", prompt, 8, 4, ahead=EMPTY_TREE)])
     for other in ([*prompt, 3, 3, 3], [*prompt[:-1], 9], prompt[:-5]):
         [later] = drafter.draft([_work("a", other, 4)])
-        assert [later] == _drafter().draft([_work("a", other, 4)])
+        [fresh] = _drafter().draft([_work("a", other, 4)])
+        assert _bare(later) == _bare(fresh)
 
 
 def test_nodes_of_other_drafters_are_read_and_continued() -> None:
@@ -182,7 +190,8 @@ def test_another_coupling_starts_anew() -> None:
     drafter = _drafter()
     drafter.draft([_work("a", prompt, 4, coupling=COUPLED)])
     [proposal] = drafter.draft([_work("a", prompt, 4)])
-    assert [proposal] == _drafter().draft([_work("a", prompt, 4)])
+    [fresh] = _drafter().draft([_work("a", prompt, 4)])
+    assert _bare(proposal) == _bare(fresh)
 
 
 def test_full_growth_is_not_explored_further() -> None:
@@ -206,3 +215,33 @@ def test_ngram_continues_the_last_repetition() -> None:
     assert proposal.tokens == (7, 2)
     [proposal] = drafter.draft([_work("b", [1, 2, 3], 3)])
     assert proposal.tokens == ()
+
+
+def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> None:
+    """The model's own text is foretold whole and surprises least; chunks change nothing."""
+    prompt = prompt_of(20)
+    own = [*prompt, *_greedy(prompt, 12)]
+    said = _drafter().draft([_work("a", own, 2)])[0].hindsight
+    assert len(said.foretold) == len(own) - 1
+    assert all(said.foretold[len(prompt) - 1 :])
+    strange = [*prompt, *prompt_of(12, seed=9)]
+    other = _drafter().draft([_work("a", strange, 2)])[0].hindsight
+    assert not all(other.foretold[len(prompt) - 1 :])
+    assert other.surprise > said.surprise > 0
+
+
+def test_only_tokens_that_are_new_are_judged() -> None:
+    drafter, prompt = _drafter(), prompt_of(20)
+    drafter.draft([_work("a", prompt, 2)])
+    truth = _greedy(prompt, 8)
+    # The first new token was not read before, but guessed; those behind a wrong guess are read.
+    wrong = (truth[0] + 1) % VOCABULARY
+    [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert len(said.hindsight.foretold) == 5
+    [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert again.hindsight == NO_HINDSIGHT
+
+
+def test_what_is_told_of_a_long_text_is_bounded() -> None:
+    [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
+    assert len(said.hindsight.foretold) == MAX_DRAFT_TOKENS

@@ -18,14 +18,15 @@ from edgecosine.engine.base import (
     Verdict,
     VerifyWork,
 )
-from edgecosine.engine.drafter import TransformerDrafter
+from edgecosine.engine.drafter import Head, Told, TransformerDrafter
 from edgecosine.engine.growth import Growth
+from edgecosine.engine.guessing import Guesses
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.events import Core, Strand
-from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.clock import now
 from edgecosine.node.drafting import Drafting
@@ -92,12 +93,26 @@ class RecallingDrafter(TransformerDrafter):
         super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
         self._texts, self._drafter = texts, drafter
 
-    def _guess(self, rows: RowBuilder, keep: list[int], heads: list[tuple[Any, int]]) -> None:
-        for drafting, node in heads:
-            tokens, growth = drafting.work.tokens, drafting.growth
+    def _evaluate(self, rows: RowBuilder, heads: list[Head], told: list[Told]) -> None:
+        for head in heads:
+            growth = head.drafting.growth
+            path = _path(growth, head.node)
+            growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
+        for token in told:
+            tokens, reading = token.drafting.work.tokens, token.drafting.reading
+            reading.foretold.append(self._foretells(tokens, token.position))
+            # The same for every token, so that their mean is what was recorded.
             text = self._texts.text_of(tokens)
-            found = self._texts.guess(self._drafter, text, tokens, _path(growth, node))
-            growth.add_guesses(node, found)
+            reading.surprise += float(self._texts.surprises[self._drafter, text])
+
+    def _foretells(self, tokens: Sequence[int], position: int) -> bool:
+        """Whether a token of the answer was the first guess; of prompts nothing was recorded."""
+        if position < NUM_PROMPT:
+            return False
+        return self._recall(tokens[:position], ()).tokens[0] == tokens[position]
+
+    def _recall(self, tokens: Sequence[int], path: Sequence[int]) -> Guesses:
+        return self._texts.guess(self._drafter, self._texts.text_of(tokens), tokens, path)
 
 
 def _path(growth: Growth, node: int) -> list[int]:

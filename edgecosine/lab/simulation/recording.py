@@ -32,9 +32,11 @@ def record() -> Texts:
     names = zoo.drafter_names()
     guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
     shares = np.zeros(guesses.shape, np.uint8)
+    surprises = np.zeros(guesses.shape[:2], np.float32)
     for which, name in enumerate(names):
         drafter, _ = load_drafter(LoadOptions(name, threads=1))
         for number, text in enumerate(texts):
+            surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
                 said = _guess(drafter, text[: NUM_PROMPT + place])
                 guesses[which, number, place] = said.tokens[:_GUESSES]
@@ -42,7 +44,8 @@ def record() -> Texts:
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)
         sys.stderr.write(f"{name}: {len(texts)} texts\n")
     tokens = np.array(texts, dtype=np.uint16)
-    return Texts(tokens, tuple(domain for domain, _ in prompts), names, guesses, shares)
+    domains = tuple(domain for domain, _ in prompts)
+    return Texts(tokens, domains, names, guesses, shares, surprises)
 
 
 def _answer(engine: TargetEngine, prompt: list[int]) -> list[int]:
@@ -58,6 +61,13 @@ def _answer(engine: TargetEngine, prompt: list[int]) -> list[int]:
 class _Said:
     def __init__(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
         self.tokens, self.confidences = tokens, confidences
+
+
+def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
+    """At a prompt that the drafter has not read yet, in nats per token."""
+    [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, Coupling())])
+    drafter.release("surprise")
+    return said.hindsight.surprise
 
 
 def _guess(drafter: DraftEngine, tokens: Sequence[int]) -> _Said:

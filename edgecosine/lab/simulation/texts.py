@@ -34,6 +34,7 @@ class Texts:
     drafters [drafters] names
     guesses  [drafters, texts, length - NUM_PROMPT, guesses] uint16, best first
     shares   the same, uint8: round(255 * confidence)
+    surprises [drafters, texts] float32: at the prompt, in nats per token
     """
 
     tokens: npt.NDArray[np.uint16]
@@ -41,6 +42,7 @@ class Texts:
     drafters: tuple[str, ...]
     guesses: npt.NDArray[np.uint16]
     shares: npt.NDArray[np.uint8]
+    surprises: npt.NDArray[np.float32]
 
     @cached_property
     def lists(self) -> list[list[int]]:
@@ -96,6 +98,7 @@ class Texts:
             drafters=np.array(self.drafters),
             guesses=self.guesses,
             shares=self.shares,
+            surprises=self.surprises,
         )
 
 
@@ -108,4 +111,5 @@ def load_texts(path: Path = RECORDED) -> Texts:
             drafters=tuple(held["drafters"].tolist()),
             guesses=held["guesses"],
             shares=held["shares"],
+            surprises=held["surprises"],
         )

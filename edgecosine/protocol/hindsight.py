@@ -1,0 +1,20 @@
+"""What a model would have said of tokens that it was told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hindsight:
+    """About the newest tokens of a prefix that a drafter had not guessed but read.
+
+    foretold    for each, oldest first, whether it was the drafter's own first guess there
+    surprise    mean of -log q(token), in nats per token
+    """
+
+    foretold: tuple[bool, ...] = ()
+    surprise: float = 0.0
+
+
+NO_HINDSIGHT = Hindsight()
