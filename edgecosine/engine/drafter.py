@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -9,10 +10,12 @@ from typing import cast
 import torch
 
 from edgecosine.engine.base import DraftWork, Proposal, never
-from edgecosine.engine.growth import Growth
-from edgecosine.engine.guessing import guess
+from edgecosine.engine.fused import FusedModel
+from edgecosine.engine.growth import Growing, Growth
+from edgecosine.engine.guessing import cuts_nothing, guess, seed_of
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.native import Kernels
+from edgecosine.engine.noise import noise_seed
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.slots import Slot, Slots
 from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
@@ -66,15 +69,21 @@ class Drafting:
         if not self.growth.is_root_read or self.laid:
             return False
         is_deep = self.work.ahead is None and self.growth.trunk_depth >= self.work.num_tokens
-        return is_deep or self.num_steps >= self.work.num_tokens
+        return is_deep or self.num_steps >= self.most_steps
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of the model after which the work is done."""
+        return self.work.num_tokens
 
     def next_nodes(self, deepest: int) -> list[int]:
         """Nodes to read in the next step: above the `deepest` level, as far as there is room."""
-        room = TREE_ROOM - self.growth.num_read
-        nodes, self.laid = self.laid or self.growth.most_probable(self.work.width), []
-        chosen = [node for node in nodes if self.growth.nodes[node].depth < deepest][:room]
+        growth = self.growth
+        room = min(TREE_ROOM - growth.num_read, growth.room // GUESSES)
+        nodes, self.laid = self.laid or growth.most_probable(self.work.width), []
+        chosen = [node for node in nodes if growth.nodes.depth[node] < deepest][: max(0, room)]
         if not chosen:
-            self.num_steps = self.work.num_tokens
+            self.num_steps = self.most_steps
         return chosen
 
     def proposal(self) -> Proposal:
@@ -118,6 +127,7 @@ class TransformerDrafter:
         chunk: int = 256,
     ) -> None:
         self._model, self._kernels = model, kernels
+        self._fused = model if isinstance(model, FusedModel) else None
         self._slots = Slots(slots)
         self._growths: dict[int, tuple[Coupling, Growth]] = {}
         """By slot; below the sequence that the slot holds."""
@@ -142,7 +152,7 @@ class TransformerDrafter:
         busy = {work.key for work in batch}
         draftings = [self._open(work, busy) for work in batch]
         while growing := [drafting for drafting in draftings if not drafting.is_done]:
-            yield self._step(growing)
+            yield self._native_step(growing) if self._is_native(growing) else self._step(growing)
             if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
                 break
         return [drafting.proposal() for drafting in draftings]
@@ -172,6 +182,40 @@ class TransformerDrafter:
         slot.tokens[start:] = tokens[start : left.length]
         return left
 
+    def _is_native(self, growing: list[Drafting]) -> bool:
+        """Whether the kernels can do a whole step: nothing is to be fed, all tokens are ranked."""
+        return self._fused is not None and all(
+            len(drafting.slot.tokens) == len(drafting.work.tokens)
+            and cuts_nothing(drafting.work.coupling)
+            for drafting in growing
+        )
+
+    def _native_step(self, growing: list[Drafting]) -> int:
+        """`_step` without Python between the choice of the nodes and their guesses."""
+        assert self._fused is not None
+        works = (Growing * len(growing))(*map(self._growing, growing))
+        rows = self._fused.grow(works)
+        for drafting, work in zip(growing, works, strict=True):
+            drafting.laid = []
+            drafting.num_steps = drafting.num_steps + 1 if work.num_chosen else drafting.most_steps
+        return rows
+
+    def _growing(self, drafting: Drafting) -> Growing:
+        work, laid = drafting.work, drafting.laid
+        temperature = work.coupling.temperature
+        return Growing(
+            nodes=ctypes.pointer(drafting.growth.nodes),
+            laid=(ctypes.c_int32 * len(laid))(*laid),
+            noise_seed=noise_seed(seed_of(work.coupling)) if temperature else 0,
+            num_laid=len(laid),
+            slot=drafting.slot.index,
+            width=work.width,
+            room=TREE_ROOM,
+            deepest=self._max_context - drafting.growth.length,
+            inverse_temperature=1.0 / (temperature or 1.0),
+            is_noisy=temperature > 0.0,
+        )
+
     def _step(self, growing: list[Drafting]) -> int:
         """One pass: feed what each cache lacks, else read the most probable nodes. Its rows."""
         rows, heads, told = RowBuilder(), list[Head](), list[Told]()
@@ -181,7 +225,7 @@ class TransformerDrafter:
                 continue
             for node in drafting.next_nodes(self._max_context - drafting.growth.length):
                 path = drafting.growth.read(node)
-                token = drafting.growth.nodes[node].token
+                token = drafting.growth.nodes.token[node]
                 rows.add_node(drafting.slot.index, drafting.growth.length, token, path)
                 heads.append(Head(drafting, node, len(rows) - 1))
             drafting.num_steps += 1
@@ -242,4 +286,4 @@ class TransformerDrafter:
 
 def _position(growth: Growth, node: int) -> int:
     """The position in the sequence that is guessed after a node."""
-    return growth.length + (0 if node == ROOT else growth.nodes[node].depth)
+    return growth.length + (0 if node == ROOT else growth.nodes.depth[node])

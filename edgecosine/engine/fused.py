@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import LayerCache, Rows
+from edgecosine.engine.growth import Growing
 from edgecosine.engine.model import bytes_of
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import narrowest, pack, take_weight
@@ -165,6 +166,13 @@ class FusedModel:
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
         return logits
+
+    def grow(self, works: ctypes.Array[Growing]) -> int:
+        """One step of drafting for all works in one pass; returns its rows."""
+        rows: int = self._kernels.library.edgecosine_grow(
+            ctypes.byref(self._decoder), works, len(works)
+        )
+        return rows
 
     @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:

@@ -3,70 +3,133 @@
 Bookkeeping only, no tensors. A node is read when the model has evaluated it, so that its own best
 continuations are known; the others are leaves that came for free. A node's reach is the
 probability, by the drafter's confidences, that the target will say everything down to it.
+
+The nodes lie in plain arrays, which the kernels' `grow` (kernels/growth.h) reads and extends in
+place: a whole step there is what `most_probable`, `read` and `add_guesses` are here.
 """
 
 from __future__ import annotations
 
+import ctypes
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from edgecosine.engine.base import Proposal
 from edgecosine.engine.guessing import Guesses
 from edgecosine.protocol.tree import ROOT, TokenTree
 
 UNREAD = -1
+NO_NODE = -1
+CAPACITY = 1024
+"""Nodes of a growth; a full one is not explored further."""
 
 
-@dataclass(slots=True)
-class _Node:
-    token: int
-    parent: int
-    depth: int
-    confidence: float
-    reach: float
-    cell: int = UNREAD
-    """Where its keys and values lie; UNREAD until the model has read it."""
+class Nodes(ctypes.Structure):
+    """The nodes as columns; a row is written once, but for its cell and its first child."""
+
+    _fields_ = (
+        ("length", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("num_read", ctypes.c_int32),
+        ("first_of_root", ctypes.c_int32),
+        *((name, ctypes.c_int32 * CAPACITY) for name in ("token", "parent", "depth")),
+        ("cell", ctypes.c_int32 * CAPACITY),
+        ("first", ctypes.c_int32 * CAPACITY),
+        *((name, ctypes.c_double * CAPACITY) for name in ("confidence", "reach")),
+    )
 
 
-@dataclass(slots=True)
+class Growing(ctypes.Structure):
+    """One work of a step in the kernels."""
+
+    _fields_ = (
+        ("nodes", ctypes.POINTER(Nodes)),
+        ("laid", ctypes.POINTER(ctypes.c_int32)),
+        ("noise_seed", ctypes.c_uint64),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("num_laid", "slot", "width", "room", "deepest", "num_chosen")
+        ),
+        ("inverse_temperature", ctypes.c_float),
+        ("is_noisy", ctypes.c_int32),
+    )
+
+
 class Growth:
-    """The guesses below the last of `length` tokens, which is their root."""
+    """The guesses below the last of `length` tokens, which is their root.
 
-    length: int
-    is_root_read: bool = False
-    num_read: int = 0
-    nodes: list[_Node] = field(default_factory=list)
-    _children: dict[tuple[int, int], int] = field(default_factory=dict)
-    _first: dict[int, int] = field(default_factory=dict)
-    """The best guess after each node that has one."""
-    _unread: list[tuple[float, int]] = field(default_factory=list)
-    """Heap of nodes to read, the highest reach first; entries may be out of date."""
+    nodes.token[i], .parent[i]   token id of node i; its parent (< i), or ROOT
+    nodes.depth[i], .reach[i]    levels below the root, from 1; probability of the path
+    nodes.confidence[i]          by the drafter, given that the parent is right
+    nodes.cell[i]                where its keys and values lie; UNREAD until the model has read it
+    nodes.first[i]               its first and best guess, or NO_NODE
+    """
+
+    __slots__ = ("_children", "_num_known", "_unread", "is_root_read", "nodes")
+
+    def __init__(self, length: int, *, is_root_read: bool = False) -> None:
+        self.nodes = Nodes(length=length, first_of_root=NO_NODE)
+        self.is_root_read = is_root_read
+        self._children: dict[tuple[int, int], int] = {}
+        self._unread: list[tuple[float, int]] = []
+        """Heap of nodes to read, the highest reach first; entries may be out of date."""
+        self._num_known = 0
+        """Nodes that the two above know of; the kernels may have added more."""
 
     def __len__(self) -> int:
-        return len(self.nodes)
+        return int(self.nodes.count)
+
+    def __repr__(self) -> str:
+        return f"<Growth below {self.length} tokens [{len(self)} nodes, {self.num_read} read]>"
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that it hangs below."""
+        return int(self.nodes.length)
+
+    @property
+    def num_read(self) -> int:
+        """Nodes that the model has read; each has a cell behind the sequence."""
+        return int(self.nodes.num_read)
+
+    @property
+    def room(self) -> int:
+        """Nodes that may still be added."""
+        return CAPACITY - len(self)
 
     @property
     def trunk_depth(self) -> int:
         """How far the best guess after the best guess is known."""
-        depth, at = 0, ROOT
-        while (below := self._first.get(at)) is not None:
-            depth, at = depth + 1, below
+        depth, at = 0, self.nodes.first_of_root
+        while at != NO_NODE:
+            depth, at = depth + 1, self.nodes.first[at]
         return depth
+
+    def path(self, node: int) -> list[int]:
+        """The nodes down to `node`, its own number last."""
+        found: list[int] = []
+        while node != ROOT:
+            found.append(node)
+            node = self.nodes.parent[node]
+        return found[::-1]
 
     def add_guesses(self, parent: int, guesses: Guesses) -> None:
         """The model's best continuations of a node that was read, or of the root."""
+        self._catch_up()
         if parent == ROOT:
             self.is_root_read = True
         for token, confidence in zip(guesses.tokens, guesses.confidences, strict=True):
-            if (parent, token) not in self._children:
+            if (parent, token) not in self._children and self.room:
                 self._add(parent, token, confidence)
 
     def lay(self, tree: TokenTree) -> list[int]:
         """Take in a tree that the target verifies: its nodes matter, whoever guessed them.
 
-        Returns those that the model has not read, parents first.
+        Returns those that the model has not read, parents first; none where there is no room.
         """
+        if self.room < len(tree):
+            return []
+        self._catch_up()
         index: list[int] = []
         for token, parent, confidence in zip(
             tree.tokens, tree.parents, tree.confidences, strict=True
@@ -74,40 +137,37 @@ class Growth:
             above = ROOT if parent == ROOT else index[parent]
             node = self._children.get((above, token))
             index.append(self._add(above, token, confidence) if node is None else node)
-        return [node for node in index if self.nodes[node].cell == UNREAD]
+        return [node for node in index if self.nodes.cell[node] == UNREAD]
 
     def most_probable(self, count: int) -> list[int]:
         """The `count` most probable nodes that can be read next."""
-        chosen: list[int] = []
+        self._catch_up()
+        nodes, chosen = self.nodes, list[int]()
         while self._unread and len(chosen) < count:
             _, node = heapq.heappop(self._unread)
-            entry = self.nodes[node]
-            is_next = entry.parent == ROOT or self.nodes[entry.parent].cell != UNREAD
-            if entry.cell == UNREAD and is_next:
+            parent = nodes.parent[node]
+            is_next = parent == ROOT or nodes.cell[parent] != UNREAD
+            if nodes.cell[node] == UNREAD and is_next:
                 chosen.append(node)
         return chosen
 
     def read(self, node: int) -> list[int]:
         """The node gets a cell; returns the cells of the path to it, its own last."""
-        entry = self.nodes[node]
-        entry.cell = self.length + self.num_read
-        self.num_read += 1
-        path: list[int] = []
-        at = node
-        while at != ROOT:
-            path.append(self.nodes[at].cell)
-            at = self.nodes[at].parent
-        return path[::-1]
+        nodes = self.nodes
+        nodes.cell[node] = nodes.length + nodes.num_read
+        nodes.num_read += 1
+        return [nodes.cell[at] for at in self.path(node)]
 
     def proposal(self, most: int) -> Proposal:
         """The `most` most probable nodes, parents first."""
-        ranked = sorted(range(len(self.nodes)), key=lambda n: (-self.nodes[n].reach, n))[:most]
-        index = {ROOT: ROOT} | {node: place for place, node in enumerate(ranked)}
-        chosen = [self.nodes[node] for node in ranked]
+        nodes, size = self.nodes, len(self)
+        ranks = [-reach for reach in nodes.reach[:size]]
+        chosen = sorted(range(size), key=ranks.__getitem__)[:most]
+        index = {ROOT: ROOT} | {node: place for place, node in enumerate(chosen)}
         return Proposal(
-            tokens=tuple(entry.token for entry in chosen),
-            confidences=tuple(entry.confidence for entry in chosen),
-            parents=tuple(index[entry.parent] for entry in chosen),
+            tokens=tuple(nodes.token[node] for node in chosen),
+            confidences=tuple(nodes.confidence[node] for node in chosen),
+            parents=tuple(index[nodes.parent[node]] for node in chosen),
         )
 
     def follow(self, tokens: Sequence[int]) -> tuple[Growth, list[int]]:
@@ -119,35 +179,54 @@ class Growth:
         """
         if not tokens:
             return self, []
+        self._catch_up()
         at, cells = ROOT, list[int]()
         for token in tokens:
             child = self._children.get((at, token))
-            if child is None or self.nodes[child].cell == UNREAD:
+            if child is None or self.nodes.cell[child] == UNREAD:
                 return Growth(self.length + len(cells)), cells
             at = child
-            cells.append(self.nodes[child].cell)
+            cells.append(self.nodes.cell[child])
         left = Growth(self.length + len(cells), is_root_read=True)
         return left, cells + left._graft(self, at)
 
     def _graft(self, source: Growth, root: int) -> list[int]:
         """Take over what hangs below `root`; returns the cells of the nodes that were read."""
-        index, cells = {root: ROOT}, list[int]()
-        for node, entry in enumerate(source.nodes):
-            if node == root or entry.parent not in index:
+        index, cells, size = {root: ROOT}, list[int](), len(source)
+        tokens, parents = source.nodes.token[:size], source.nodes.parent[:size]
+        shares, held = source.nodes.confidence[:size], source.nodes.cell[:size]
+        for node in range(root + 1, size):
+            above = index.get(parents[node])
+            if above is None:
                 continue
-            index[node] = self._add(index[entry.parent], entry.token, entry.confidence)
-            if entry.cell != UNREAD:
-                cells.append(entry.cell)
-                self.read(index[node])
+            index[node] = self._add(above, tokens[node], shares[node])
+            if held[node] != UNREAD:
+                cells.append(held[node])
+                self.nodes.cell[index[node]] = self.length + self.num_read
+                self.nodes.num_read += 1
         return cells
 
     def _add(self, parent: int, token: int, confidence: float) -> int:
-        above = self.nodes[parent] if parent != ROOT else None
-        reach = confidence * (above.reach if above else 1.0)
-        node = len(self.nodes)
-        depth = above.depth + 1 if above else 1
-        self.nodes.append(_Node(token, parent, depth, confidence, reach))
-        self._children[(parent, token)] = node
-        self._first.setdefault(parent, node)
-        heapq.heappush(self._unread, (-reach, node))
+        nodes, node = self.nodes, len(self)
+        is_below = parent != ROOT
+        nodes.token[node], nodes.parent[node] = token, parent
+        nodes.depth[node] = nodes.depth[parent] + 1 if is_below else 1
+        nodes.confidence[node] = confidence
+        nodes.reach[node] = confidence * (nodes.reach[parent] if is_below else 1.0)
+        nodes.cell[node], nodes.first[node] = UNREAD, NO_NODE
+        nodes.count += 1
+        if is_below and nodes.first[parent] == NO_NODE:
+            nodes.first[parent] = node
+        elif not is_below and nodes.first_of_root == NO_NODE:
+            nodes.first_of_root = node
+        self._catch_up()
         return node
+
+    def _catch_up(self) -> None:
+        """Know of the nodes that were added."""
+        nodes = self.nodes
+        while self._num_known < nodes.count:
+            node = self._num_known
+            self._children[nodes.parent[node], nodes.token[node]] = node
+            heapq.heappush(self._unread, (-nodes.reach[node], node))
+            self._num_known += 1

@@ -36,7 +36,7 @@ def guess(
     kernels: Kernels | None,
 ) -> list[Guesses]:
     """The `count` best guesses for each row."""
-    if kernels is not None and logits.device.type == "cpu" and all(map(_cuts_nothing, couplings)):
+    if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, couplings)):
         return _guess_by_kernel(logits, positions, couplings, count, kernels)
     if any(coupling.temperature for coupling in couplings):
         rows = zip(logits, positions, couplings, strict=True)
@@ -46,7 +46,8 @@ def guess(
     return _read(list(zip(best.indices, shares, strict=True)))
 
 
-def _cuts_nothing(coupling: Coupling) -> bool:
+def cuts_nothing(coupling: Coupling) -> bool:
+    """Whether all tokens stay in the draw."""
     is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
     return is_whole or coupling.temperature == 0.0
 
@@ -59,7 +60,7 @@ def _rank(
     else:
         candidates = support(logits, coupling)
         tokens = candidates.tokens
-        ranked = scores(candidates, _seed(coupling), position)
+        ranked = scores(candidates, seed_of(coupling), position)
     best = torch.topk(ranked, min(count, ranked.numel()))
     shares = (best.values - torch.logsumexp(ranked, 0)).exp()
     return tokens[best.indices], shares
@@ -92,7 +93,7 @@ def _guess_by_kernel(
     is_noisy = (ctypes.c_uint8 * rows)(*(c.temperature > 0.0 for c in couplings))
     keys = (ctypes.c_uint64 * rows)(
         *(
-            noise_key(_seed(coupling), position) if coupling.temperature else 0
+            noise_key(seed_of(coupling), position) if coupling.temperature else 0
             for position, coupling in zip(positions, couplings, strict=True)
         )
     )
@@ -103,5 +104,6 @@ def _guess_by_kernel(
     return [Guesses(tokens[i : i + count], shares[i : i + count]) for i in starts]
 
 
-def _seed(coupling: Coupling) -> int:
+def seed_of(coupling: Coupling) -> int:
+    """The noise's 64-bit seed."""
     return int.from_bytes(coupling.seed, "little")

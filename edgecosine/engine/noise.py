@@ -29,9 +29,14 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def noise_seed(seed: int) -> int:
+    """What a seed adds to the positions before they are mixed; 64 bits."""
+    return _mix(seed + _GOLDEN)
+
+
 def noise_key(seed: int, position: int) -> int:
     """What one position adds to its tokens before they are mixed; 64 bits."""
-    return _mix(_mix(seed + _GOLDEN) + position * _GOLDEN)
+    return _mix(noise_seed(seed) + position * _GOLDEN)
 
 
 def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:

@@ -31,25 +31,23 @@ def _guesses(draw: st.DrawFn) -> Guesses:
 
 
 def path(growth: Growth, node: int) -> list[int]:
-    tokens: list[int] = []
-    while node != ROOT:
-        tokens.append(growth.nodes[node].token)
-        node = growth.nodes[node].parent
-    return tokens[::-1]
+    return [growth.nodes.token[at] for at in growth.path(node)]
 
 
 def known(growth: Growth) -> dict[tuple[int, ...], bool]:
     """Token paths, and whether the model has read them."""
-    return {
-        tuple(path(growth, node)): entry.cell != UNREAD for node, entry in enumerate(growth.nodes)
-    }
+    return {path_: cell != UNREAD for path_, cell in cells_by_path(growth).items()}
+
+
+def cells_by_path(growth: Growth) -> dict[tuple[int, ...], int]:
+    return {tuple(path(growth, node)): growth.nodes.cell[node] for node in range(len(growth))}
 
 
 @given(growths())
 def test_most_probable_nodes_come_first_and_never_twice(growth: Growth) -> None:
-    before = {node for node, entry in enumerate(growth.nodes) if entry.cell != UNREAD}
+    before = {node for node in range(len(growth)) if growth.nodes.cell[node] != UNREAD}
     order = growth.most_probable(100)
-    reach = [growth.nodes[node].reach for node in order]
+    reach = [growth.nodes.reach[node] for node in order]
     assert reach == sorted(reach, reverse=True)
     assert len(set(order)) == len(order)
     assert not before & set(order)
@@ -57,7 +55,7 @@ def test_most_probable_nodes_come_first_and_never_twice(growth: Growth) -> None:
 
 @given(growths())
 def test_cells_are_those_behind_the_sequence_each_once(growth: Growth) -> None:
-    cells = sorted(entry.cell for entry in growth.nodes if entry.cell != UNREAD)
+    cells = sorted(cell for cell in growth.nodes.cell[: len(growth)] if cell != UNREAD)
     assert cells == list(range(LENGTH, LENGTH + growth.num_read))
 
 
@@ -78,9 +76,7 @@ def test_what_is_left_is_what_hung_below(growth: Growth, data: st.DataObject) ->
         st.sampled_from([path(growth, node) for node in range(len(growth))])
         | st.lists(st.integers(0, 5), min_size=1, max_size=4)
     )
-    before, cells_of = known(growth), {
-        tuple(path(growth, node)): entry.cell for node, entry in enumerate(growth.nodes)
-    }  # fmt: skip
+    before, cells_of = known(growth), cells_by_path(growth)
     left, cells = growth.follow(tokens)
     read = 0
     while read < len(tokens) and before.get(tuple(tokens[: read + 1])):
@@ -93,11 +89,7 @@ def test_what_is_left_is_what_hung_below(growth: Growth, data: st.DataObject) ->
         return
     below = {p[read:]: seen for p, seen in before.items() if p[:read] == tuple(tokens) and p[read:]}
     assert known(left) == below
-    moved = {
-        tuple(path(left, node)): entry.cell
-        for node, entry in enumerate(left.nodes)
-        if entry.cell != UNREAD
-    }
+    moved = cells_by_path(left)
     for place, cell in enumerate(cells[read:]):
         [whole] = [p for p, old in cells_of.items() if old == cell]
         assert moved[whole[read:]] == left.length + place

@@ -11,6 +11,7 @@
 // Weights are float32, or bfloat16 widened exactly; sums are float32.
 #include "attention.h"
 #include "decoder.h"
+#include "growth.h"
 #include "linear.h"
 #include "rank.h"
 
@@ -91,6 +92,11 @@ void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
   for (int64_t r = 0; r < rows; r++)
     rank(logits + r * vocabulary, vocabulary, inverse_temperatures[r], is_noisy[r], keys[r], best,
          tokens + r * best, shares + r * best);
+}
+
+// One step of drafting for `count` works in one pass; returns its rows.
+int64_t edgecosine_grow(const Decoder* decoder, Growing* works, int64_t count) {
+  return grow(*decoder, works, count);
 }
 
 }

@@ -19,7 +19,6 @@ from edgecosine.engine.base import (
     VerifyWork,
 )
 from edgecosine.engine.drafter import Head, Told, TransformerDrafter
-from edgecosine.engine.growth import Growth
 from edgecosine.engine.guessing import Guesses
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
@@ -31,7 +30,6 @@ from edgecosine.node.balancer import Balancer
 from edgecosine.node.clock import now
 from edgecosine.node.drafting import Drafting
 from edgecosine.node.verifying import Verifying
-from edgecosine.protocol.tree import ROOT
 
 PREFILL_CHUNK = 64
 """As in `TransformerTarget`."""
@@ -96,7 +94,7 @@ class RecallingDrafter(TransformerDrafter):
     def _evaluate(self, rows: RowBuilder, heads: list[Head], told: list[Told]) -> None:
         for head in heads:
             growth = head.drafting.growth
-            path = _path(growth, head.node)
+            path = [growth.nodes.token[node] for node in growth.path(head.node)]
             growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
         for token in told:
             tokens, reading = token.drafting.work.tokens, token.drafting.reading
@@ -113,14 +111,6 @@ class RecallingDrafter(TransformerDrafter):
 
     def _recall(self, tokens: Sequence[int], path: Sequence[int]) -> Guesses:
         return self._texts.guess(self._drafter, self._texts.text_of(tokens), tokens, path)
-
-
-def _path(growth: Growth, node: int) -> list[int]:
-    path: list[int] = []
-    while node != ROOT:
-        path.append(growth.nodes[node].token)
-        node = growth.nodes[node].parent
-    return path[::-1]
 
 
 class SimulatedVerifying(Verifying):
