@@ -19,7 +19,7 @@ from edgecosine.cli.up import split_cores
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.liar import LIAR, write_liar
-from edgecosine.lab.weather import Weather
+from edgecosine.lab.network.weather import Weather
 from tests.mqtt_fixtures import run_patiently
 
 TARGET_CORES, DRAFTER_CORES = split_cores()
