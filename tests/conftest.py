@@ -7,6 +7,9 @@ import signal
 
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+"""No test asks the hub, also none that names a model in vain; read when its client is imported."""
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -16,10 +16,10 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import EdgecosineError, LabError
-from edgecosine.lab.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
+from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
+from edgecosine.lab.bench.table import fill, read_report, tables
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, write_report
-from edgecosine.lab.table import fill, read_report, tables
 from edgecosine.zoo import BALLAST
 
 _ballast = click.option(
@@ -71,10 +71,10 @@ def command(
         return
     if resume and report is None:
         raise click.UsageError("--resume needs the FILE of --json")
-    from edgecosine.lab.bench import run_bench
-    from edgecosine.lab.bench_report import BenchReport
-    from edgecosine.lab.sites import possible, stages
-    from edgecosine.lab.stage import BenchSettings
+    from edgecosine.lab.bench.driver import run_bench
+    from edgecosine.lab.bench.report import BenchReport
+    from edgecosine.lab.bench.sites import possible, stages
+    from edgecosine.lab.bench.stage import BenchSettings
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
@@ -107,7 +107,7 @@ def command(
 @_report
 def engine(ballast: int, repeats: int, report: Path | None) -> None:
     """The engine against transformers, on the same weights and one thread of one core."""
-    from edgecosine.lab.engine_bench import run_engine_bench
+    from edgecosine.lab.bench.engine import run_engine_bench
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -133,7 +133,7 @@ def exactness(
     Drafts are good, bad and hostile; sessions share passes, come, go and lose their slots; engines
     are replaced. Fails when an answer diverges where the policy is bitwise.
     """
-    from edgecosine.lab.exactness_bench import ExactnessSettings, run_exactness_bench
+    from edgecosine.lab.exactness.bench import ExactnessSettings, run_exactness_bench
 
     log_to_stderr("warning")
     settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
@@ -153,7 +153,7 @@ def exactness(
 def gpu(device: str, repeats: int, report: Path | None) -> None:
     """Decoding and verifying on a GPU against its memory bandwidth, quantised drafters, and how
     often rounding changes an answer. Nothing is downloaded; 20 GiB of GPU memory are needed."""
-    from edgecosine.lab.gpu_bench import GpuSettings, run_gpu_bench
+    from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench
 
     log_to_stderr("warning")
     try:
@@ -232,7 +232,7 @@ _record = click.argument("record", type=click.Path(exists=True, dir_okay=False, 
               show_default=True)  # fmt: skip
 def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
     """Draw a record: latency against throughput, round trips, acceptance, one request's course."""
-    from edgecosine.lab.plots import write_plots
+    from edgecosine.lab.bench.plots import write_plots
 
     try:
         for path in write_plots(record, directory, kind):

@@ -20,11 +20,11 @@ from typing import Literal
 from edgecosine import zoo
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab import namespaces
-from edgecosine.lab.namespaces import NamespaceNetwork
-from edgecosine.lab.network import Host, Network, free_port
-from edgecosine.lab.relays import LOOPBACK, RelayNetwork
-from edgecosine.lab.weather import FINE, Weather
+from edgecosine.lab.network import namespaces
+from edgecosine.lab.network.hosts import Host, Network, free_port
+from edgecosine.lab.network.namespaces import NamespaceNetwork
+from edgecosine.lab.network.relays import LOOPBACK, RelayNetwork
+from edgecosine.lab.network.weather import FINE, Weather
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
 

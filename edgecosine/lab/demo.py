@@ -21,7 +21,7 @@ from rich.table import Table
 from edgecosine import zoo
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.figures import Figure, interval, write_report
-from edgecosine.lab.network import free_port
+from edgecosine.lab.network.hosts import free_port
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
 

@@ -20,7 +20,7 @@ import msgspec
 
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.cluster import LabCluster
-from edgecosine.lab.weather import Weather
+from edgecosine.lab.network.weather import Weather
 
 MAX_LINE_BYTES = 1 << 16
 _PATIENCE_S = 10.0

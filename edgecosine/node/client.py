@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import math
 import secrets
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.node.asking import Asking
+from edgecosine.node.askings import Askings, no_gateway
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.node.health import concerns
 from edgecosine.node.retrying import RETRY_PATIENCE_S, Retrying
 from edgecosine.node.watch import Watch
-from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import CONTRACT_VERSION, OFFLINE, ONLINE, NodeView
-from edgecosine.protocol.openai import render_body
-from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Incoming, Outgoing
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.notices import OFFLINE, ONLINE, NodeView
+from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import (
     ResponseTopic,
@@ -39,12 +33,9 @@ from edgecosine.protocol.topics import (
     is_identifier,
 )
 
-logger = logging.getLogger(__name__)
-
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 10.0
 """How long a running request waits for a gateway or a broker that went away."""
-_MAX_SENDINGS = 5
 _MARK = "mark"
 
 
@@ -70,9 +61,8 @@ class Client:
         self._is_alone = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
-        self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self._retry_patience_s = retry_patience_s
         self.num_retries = 0
-        self._asked: dict[str, Asking] = {}
         self._watch = Watch()
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
@@ -94,9 +84,16 @@ class Client:
             farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
         )
+        self._askings = Askings(
+            topics=topics,
+            client_id=self.client_id,
+            watch=self._watch,
+            send=self._courier.send,
+            patience_s=patience_s,
+        )
 
     def __repr__(self) -> str:
-        return f"<Client {self.client_id} {len(self._asked)} asked {self._courier!r}>"
+        return f"<Client {self.client_id} {len(self._askings)} asked {self._courier!r}>"
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -128,7 +125,8 @@ class Client:
         retrying = Retrying(request, self._retry_patience_s)
         while True:
             try:
-                async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
+                await self._find_gateway()
+                async with contextlib.aclosing(self._askings.ask(retrying.request)) as steps:
                     async for step in steps:
                         yield step
             except RequestError as refusal:
@@ -137,25 +135,6 @@ class Client:
                 return
             self.num_retries += 1
             await asyncio.sleep(pause_s)
-
-    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
-        request = replace(request, client_id=self.client_id)
-        if not await self.is_online():
-            raise _no_gateway(self._topics.cluster)
-        self._check_contract()
-        asking = self._open(request)
-        try:
-            self._send(asking)
-            while not asking.is_over:
-                if (delta := asking.take()) is not None:
-                    yield delta
-                    continue
-                await self._news(asking)
-            yield asking.result()
-        finally:
-            del self._asked[request.request_id]
-            if not asking.is_over:
-                self._cancel(request.request_id)
 
     async def nodes(self) -> dict[str, NodeView]:
         """What the broker holds about every node of the cluster.
@@ -191,6 +170,10 @@ class Client:
             is_online=is_online, is_draining=self._watch.is_draining, nodes=self._watch.nodes()
         )
 
+    async def _find_gateway(self) -> None:
+        if not await self.is_online():
+            raise no_gateway(self._topics.cluster)
+
     async def changed(self) -> None:
         """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
         await self._watch.changed()
@@ -202,73 +185,6 @@ class Client:
                 await self._watch.complete()
         except TimeoutError as error:
             raise BrokerLost("the broker does not answer") from error
-
-    def _check_contract(self) -> None:
-        """Whether we can read what the gateway will say."""
-        theirs = self._watch.info().get("contract")
-        if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
-            raise RequestError(
-                f"the gateway speaks version {theirs} of the MQTT contract, this client "
-                f"{CONTRACT_VERSION}: install the gateway's release here",
-                code="contract_mismatch",
-                status=505,
-            )
-
-    def _open(self, request: Request) -> Asking:
-        if request.request_id in self._asked:
-            raise RequestError(
-                "this id is at work already", code="duplicate_id", parameter="id", status=409
-            )
-        if len(render_body(request)) > MAX_PAYLOAD_BYTES:
-            raise RequestError(
-                f"the request has more than {MAX_PAYLOAD_BYTES} bytes",
-                code="request_too_large",
-                status=413,
-            )
-        asking = Asking(request)
-        self._asked[request.request_id] = asking
-        return asking
-
-    async def _news(self, asking: Asking) -> None:
-        """Wait for something to happen to a request; the end of patience is something, too."""
-        until = self._until(asking)
-        try:
-            async with asyncio.timeout_at(None if math.isinf(until) else until):
-                await asking.news()
-        except TimeoutError:
-            if not self._watch.is_online:
-                asking.fail(_no_gateway(self._topics.cluster))
-            else:
-                asking.fail(RequestError("no answer in time", code="deadline_exceeded", status=408))
-
-    def _until(self, asking: Asking) -> float:
-        if not self._watch.is_online:
-            return self._watch.offline_since + self._patience_s
-        # The gateway keeps the deadline; its word on that comes a little later.
-        return asking.since + asking.request.deadline_s + self._patience_s
-
-    def _send(self, asking: Asking) -> None:
-        if asking.num_sendings >= _MAX_SENDINGS:
-            asking.fail(_no_gateway(self._topics.cluster))
-            return
-        asking.num_sendings += 1
-        kind = asking.request.kind
-        self._courier.send(
-            Outgoing(
-                self._topics.request("chat" if kind == "chat" else "completion"),
-                render_body(asking.request),
-                content_type=JSON_TYPE,
-            )
-        )
-
-    def _cancel(self, request_id: str) -> None:
-        self._courier.send(
-            Outgoing(
-                self._topics.job_cancel(request_id),
-                msgspec.json.encode({"client": self.client_id}),
-                content_type=JSON_TYPE,
-            )
-        )
 
     def _arrive(self) -> tuple[Outgoing, ...]:
         """Our presence, and a message to ourselves: when that arrives, the retained ones have."""
@@ -287,52 +203,26 @@ class Client:
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case StreamTopic(_, request_id):
-                self._take_piece(request_id, message.payload)
+                self._askings.take_piece(request_id, message.payload)
             case ResponseTopic(_, request_id) if (
                 request_id == self._mark_id and not message.payload
             ):
                 self._watch.take_mark()
             case ResponseTopic(_, request_id):
-                self._take_final(request_id, message.payload)
+                self._askings.take_final(request_id, message.payload)
             case StatusTopic():
                 self._take_status(message.payload)
             case topic:
                 self._watch.take(topic, message.payload)
 
-    def _take_piece(self, request_id: str, payload: bytes) -> None:
-        asking = self._asked.get(request_id)
-        if asking is None:
-            return
-        try:
-            asking.take_piece(parse_piece(payload))
-        except ValueError as error:
-            logger.warning("unreadable piece request=%s reason=%s", request_id, error)
-
-    def _take_final(self, request_id: str, payload: bytes) -> None:
-        asking = self._asked.get(request_id)
-        if asking is None:
-            return
-        try:
-            asking.finish(parse_final(payload))
-        except RequestError as error:
-            asking.fail(error)
-        except ValueError as error:
-            logger.warning("unreadable final message request=%s reason=%s", request_id, error)
-
     def _take_status(self, payload: bytes) -> None:
-        if not self._watch.take_status(payload):
-            return
-        for asking in self._asked.values():
-            # It may be another gateway, or the same one that has forgotten nothing.
-            if self._watch.is_online:
-                self._send(asking)
-            asking.wake()
+        if self._watch.take_status(payload):
+            self._askings.on_gateway()
 
     def _lose(self) -> None:
         """The connection broke."""
         if self._watch.lose():
-            for asking in self._asked.values():
-                asking.wake()
+            self._askings.on_gateway()
 
     async def _end(self) -> None:
         if self._task is not None:
@@ -344,11 +234,3 @@ def _known_as(address: BrokerAddress) -> str | None:
     """Who we are to the broker, where that can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None
-
-
-def _no_gateway(cluster: str) -> RequestError:
-    return RequestError(
-        f"no gateway of cluster {cluster!r} is online on this broker",
-        code="gateway_offline",
-        status=503,
-    )

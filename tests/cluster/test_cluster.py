@@ -31,7 +31,7 @@ class Question:
 
 
 def _questions() -> list[Question]:
-    prompts = [prompt for texts in zoo.prompts().values() for prompt in texts[-2:]]
+    prompts = [prompt for texts in zoo.prompts().values() for prompt in texts[-1:]]
     return [Question(prompt, sampling) for prompt in prompts for sampling in SAMPLINGS]
 
 
@@ -71,7 +71,7 @@ def _texts(answers: list[Asked]) -> list[str]:
 async def _acceptance(client: Client, questions: list[Question]) -> float:
     """Mean acceptance length of one request at a time."""
     answers = []
-    for question in questions[::4]:
+    for question in questions[::2]:
         answers += await _ask_all(client, [question], "edgecosine")
     return sum(a.num_accepted for a in answers) / sum(a.num_rounds for a in answers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +15,19 @@ from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Request
+from tests.cluster.standing import standing
 from tests.mqtt_fixtures import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(240)
 
+CLUSTER = "frozen"
 
-@contextlib.asynccontextmanager
-async def _cluster() -> AsyncIterator[tuple[LocalCluster, Client]]:
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A target and a drafter, which every test leaves as it found them."""
     plan = ClusterPlan(
-        cluster="frozen",
+        cluster=CLUSTER,
         target=Member(
             "t",
             (
@@ -34,11 +38,12 @@ async def _cluster() -> AsyncIterator[tuple[LocalCluster, Client]]:
         drafters=(Member("d", ("--role", "drafter", "--model", "ngram")),),
         broker_port=free_port(),
     )  # fmt: skip
-    async with (
-        LocalCluster(plan, print) as cluster,
-        Client(cluster.broker_url, plan.cluster, retry_patience_s=0) as client,
-    ):
-        yield cluster, client
+    with standing(plan) as cluster:
+        yield cluster
+
+
+def _client(cluster: LocalCluster) -> Client:
+    return Client(cluster.broker_url, CLUSTER, retry_patience_s=0)
 
 
 async def _text(client: Client, request_id: str) -> str:
@@ -59,9 +64,9 @@ async def _until(client: Client, node_id: str, state: str) -> None:
         await client.changed()
 
 
-def test_stopped_target_is_lost_to_its_askers_and_comes_back() -> None:
+def test_stopped_target_is_lost_to_its_askers_and_comes_back(cluster: LocalCluster) -> None:
     async def story() -> None:
-        async with _cluster() as (cluster, client):
+        async with _client(cluster) as client:
             await _until(client, "t", "ready")
             text = await _text(client, "1")
             os.kill(cluster.pid("t"), signal.SIGSTOP)
@@ -80,9 +85,11 @@ def test_stopped_target_is_lost_to_its_askers_and_comes_back() -> None:
     run_patiently(story())
 
 
-def test_stopped_drafter_is_out_of_the_roster_and_comes_back_by_itself() -> None:
+def test_stopped_drafter_is_out_of_the_roster_and_comes_back_by_itself(
+    cluster: LocalCluster,
+) -> None:
     async def story() -> None:
-        async with _cluster() as (cluster, client):
+        async with _client(cluster) as client:
             text = await _text(client, "1")
             os.kill(cluster.pid("d"), signal.SIGSTOP)
             assert await _text(client, "2") == text

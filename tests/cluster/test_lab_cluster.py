@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from edgecosine import zoo
 from edgecosine.cli import main
 from edgecosine.errors import LabError
-from edgecosine.lab import namespaces
 from edgecosine.lab.asking import ask
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.network import namespaces
+from edgecosine.lab.network.weather import FINE, Weather
 from edgecosine.lab.remote import Wish, listening, wish_of
-from edgecosine.lab.weather import FINE, Weather
 from tests.mqtt_fixtures import run_patiently
 
 FAULT = namespaces.why_not()

@@ -16,14 +16,12 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
-from edgecosine.lab import namespaces
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.liar import LIAR, write_liar
-from edgecosine.lab.weather import Weather
+from edgecosine.lab.network.weather import Weather
 from tests.mqtt_fixtures import run_patiently
 
-FAULT = namespaces.why_not()
 TARGET_CORES, DRAFTER_CORES = split_cores()
 NEAR = Weather(delay_ms=0.15)
 FAR = Weather(delay_ms=250)
@@ -169,22 +167,9 @@ def _slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        pytest.param(
-            "namespaces",
-            marks=[
-                pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}"),
-                pytest.mark.network,
-            ],
-        ),
-        "relays",
-    ],
-)
-def test_drafter_that_is_far_is_not_waited_for_and_near_again_is_used(network: NetworkKind) -> None:
+def test_drafter_that_is_far_is_not_waited_for_and_near_again_is_used() -> None:
     async def story() -> None:
-        async with _talk(("generalist",), network) as talk:
+        async with _talk(("generalist",), "auto") as talk:
             (drafter,) = talk.cluster.drafters
             await talk.answers_until(_speculates)
 

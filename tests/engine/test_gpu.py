@@ -17,7 +17,7 @@ from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.lab.divergence import count_diverging
+from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.protocol.messages import Coupling
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of

@@ -17,7 +17,7 @@ from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.packing import pack, take_weight
-from edgecosine.lab.memory_use import measure_memory
+from edgecosine.lab.bench.memory_use import measure_memory
 from tests.engine.models import build
 
 MIB = 1 << 20

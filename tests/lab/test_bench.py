@@ -17,9 +17,7 @@ from click.testing import CliRunner
 
 from edgecosine.cli import main
 from edgecosine.errors import LabError
-from edgecosine.lab.bench import run_bench
-from edgecosine.lab.bench_report import BenchReport, seconds_left
-from edgecosine.lab.cells import (
+from edgecosine.lab.bench.cells import (
     ALONE,
     CELL_NAMES,
     OURS,
@@ -30,9 +28,11 @@ from edgecosine.lab.cells import (
     only,
     schedule,
 )
-from edgecosine.lab.charts import acceptance, compared, frontiers
-from edgecosine.lab.record import ClosedLoad
-from edgecosine.lab.table import policy_table
+from edgecosine.lab.bench.charts import acceptance, compared, frontiers
+from edgecosine.lab.bench.driver import run_bench
+from edgecosine.lab.bench.record import ClosedLoad
+from edgecosine.lab.bench.report import BenchReport, seconds_left
+from edgecosine.lab.bench.table import policy_table
 from tests.lab.bench_runs import made_run
 
 ONE = ClosedLoad(1)

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.policy import PARTS
-from edgecosine.lab.bench_figures import (
+from edgecosine.lab.bench.cells import all_cells, quick_cells, schedule
+from edgecosine.lab.bench.figures import (
     TO_BEAT,
     bench_figures,
     best_latency,
     best_throughput,
     identical,
 )
-from edgecosine.lab.cells import all_cells, quick_cells, schedule
-from edgecosine.lab.overhead import overheads_s
-from edgecosine.lab.stage import target_busy
+from edgecosine.lab.bench.overhead import overheads_s
+from edgecosine.lab.bench.stage import target_busy
 from tests.lab.bench_runs import made_run
 
 FIRST_SEVEN = [

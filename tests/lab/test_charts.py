@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from edgecosine.cli import main
 from edgecosine.errors import LabError
-from edgecosine.lab.charts import Span, acceptance, frontiers, rtt_sweeps, timeline, timelines
-from edgecosine.lab.table import figure_table, fill, places, policy_table, read_report, tables
+from edgecosine.lab.bench.charts import Span, acceptance, frontiers, rtt_sweeps, timeline, timelines
+from edgecosine.lab.bench.table import figure_table, fill, places, policy_table, read_report, tables
 
 ROOT = Path(__file__).parents[2]
 SPEED = {"target-alone": 60.0, "edgecosine": 150.0}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.lab.corpus import (
+from edgecosine.lab.zoo.corpus import (
     CorpusSettings,
     MissingSourceError,
     document_hash,
@@ -12,7 +12,7 @@ from edgecosine.lab.corpus import (
     is_held_out,
     split_documents,
 )
-from edgecosine.lab.home import END, home_documents
+from edgecosine.lab.zoo.home import END, home_documents
 
 
 def test_home_generator_is_a_function_of_its_seed() -> None:

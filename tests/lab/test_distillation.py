@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from edgecosine.lab.distillation import (
+from edgecosine.lab.zoo.distillation import (
     DistillationLoss,
     Pool,
     inherit_embedding,
     pool_batches,
 )
-from edgecosine.lab.training import TrainSettings, learning_rate_factor, windows
-from edgecosine.lab.zoo_models import VOCABULARY, new_drafter
+from edgecosine.lab.zoo.models import VOCABULARY, new_drafter
+from edgecosine.lab.zoo.training import TrainSettings, learning_rate_factor, windows
 
 
 def pool(token: int, rows: int, length: int) -> Pool:

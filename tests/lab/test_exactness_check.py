@@ -19,7 +19,7 @@ from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.lab.exactness_check import (
+from edgecosine.lab.exactness.check import (
     EngineShape,
     Opened,
     Recorder,
@@ -28,8 +28,8 @@ from edgecosine.lab.exactness_check import (
     Tally,
     plain_answer,
 )
-from edgecosine.lab.exactness_drafts import MOODS, MOST_NODES, Mood, good
-from edgecosine.lab.exactness_models import Questions
+from edgecosine.lab.exactness.drafts import MOODS, MOST_NODES, Mood, good
+from edgecosine.lab.exactness.models import Questions
 from tests.engine.models import VOCABULARY, build, prompt_of
 
 try:

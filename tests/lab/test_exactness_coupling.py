@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from edgecosine.lab.exactness_coupling import measure_agreement
+from edgecosine.lab.exactness.coupling import measure_agreement
 
 
 def test_drafter_agrees_with_the_target_as_often_as_the_bound() -> None:

@@ -14,9 +14,9 @@ from edgecosine.cli.bench import command
 from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.lab.divergence import count_diverging
+from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench
+from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import write_report
-from edgecosine.lab.gpu_bench import GpuSettings, run_gpu_bench
 
 TINY = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,

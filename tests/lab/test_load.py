@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import ConfigError, RequestError
-from edgecosine.lab.arrivals import fluctuating
-from edgecosine.lab.load import Load, closed_loop, make_jobs, open_loop
-from edgecosine.lab.record import (
+from edgecosine.lab.bench.arrivals import fluctuating
+from edgecosine.lab.bench.record import (
     ClosedLoad,
     Conditions,
     LoadPoint,
@@ -23,7 +22,8 @@ from edgecosine.lab.record import (
     percentiles,
     run_record,
 )
-from edgecosine.lab.weather import Weather
+from edgecosine.lab.load import Load, closed_loop, make_jobs, open_loop
+from edgecosine.lab.network.weather import Weather
 from edgecosine.node.client import Client
 from edgecosine.protocol.request import Answer, Progress, Request
 from tests.fakes import ScriptedService

@@ -23,11 +23,11 @@ import pytest
 import uvloop
 
 from edgecosine.errors import LabError
-from edgecosine.lab import namespaces
-from edgecosine.lab.namespaces import NamespaceNetwork
-from edgecosine.lab.network import Host, Network
-from edgecosine.lab.relays import RelayNetwork
-from edgecosine.lab.weather import FINE, Weather
+from edgecosine.lab.network import namespaces
+from edgecosine.lab.network.hosts import Host, Network
+from edgecosine.lab.network.namespaces import NamespaceNetwork
+from edgecosine.lab.network.relays import RelayNetwork
+from edgecosine.lab.network.weather import FINE, Weather
 
 MACHINE = Path(__file__).with_name("machine.py")
 FAULT = namespaces.why_not()
@@ -215,7 +215,7 @@ def test_multicast_reaches_all_hosts() -> None:
 
 OWNER = """
 import asyncio, sys, uvloop
-from edgecosine.lab.namespaces import NamespaceNetwork
+from edgecosine.lab.network.namespaces import NamespaceNetwork
 
 async def main():
     async with NamespaceNetwork() as network:

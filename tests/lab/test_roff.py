@@ -1,6 +1,6 @@
 """The manual-page stripper on small pages."""
 
-from edgecosine.lab.roff import arguments, is_mdoc, strip_roff, unescape
+from edgecosine.lab.zoo.roff import arguments, is_mdoc, strip_roff, unescape
 
 PAGE = r""".\" a comment
 .TH demo 1 2024 "Demo"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from edgecosine import zoo
+from edgecosine.lab.bench.stock import Stock
+from edgecosine.lab.bench.stock_orders import Order, Setting
+from edgecosine.lab.bench.stock_process import stock_process
 from edgecosine.lab.load import make_jobs
-from edgecosine.lab.stock import Stock
-from edgecosine.lab.stock_orders import Order, Setting
-from edgecosine.lab.stock_process import stock_process
 from tests.mqtt_fixtures import run_patiently
 
 TOKENS = 12

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import ConfigError
-from edgecosine.lab.switch import Switch
-from edgecosine.lab.weather import FINE, Cable, Lane, Weather
+from edgecosine.lab.network.switch import Switch
+from edgecosine.lab.network.weather import FINE, Cable, Lane, Weather
 
 BROADCAST = b"\xff" * 6
 

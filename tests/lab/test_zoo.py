@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgecosine
-from edgecosine.lab.corpus import DOMAINS
-from edgecosine.lab.zoo_recipe import DRAFTERS
+from edgecosine.lab.zoo.corpus import DOMAINS
+from edgecosine.lab.zoo.recipe import DRAFTERS
 
 ZOO = Path(edgecosine.__file__).parent / "zoo"
 NAMES = ("target", *DRAFTERS)

@@ -3,16 +3,16 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgecosine.lab.generation import Sampling, generate
 from edgecosine.lab.loops import loop_share
-from edgecosine.lab.muon import orthogonalise
-from edgecosine.lab.zoo_evaluation import (
+from edgecosine.lab.zoo.evaluation import (
     accepted_per_round,
     drafter_choices,
     held_out_loss,
     held_out_rows,
     mean_accepted,
 )
+from edgecosine.lab.zoo.generation import Sampling, generate
+from edgecosine.lab.zoo.muon import orthogonalise
 
 VOCABULARY = 32
 

@@ -49,7 +49,7 @@ def look(cluster: LabCluster) -> Spent:
     for pid, command in _descendants(os.getpid()).items():
         if pid in nodes:
             continue
-        if "edgecosine.lab.hub" in command or "edgecosine.lab.relay" in command:
+        if "edgecosine.lab.network.hub" in command or "edgecosine.lab.network.relay" in command:
             carrier_s += _process_s(pid)
         else:
             delivery_s += _process_s(pid)

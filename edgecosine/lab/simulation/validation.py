@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgecosine.lab.asking import Asked
-from edgecosine.lab.cells import LAN
+from edgecosine.lab.bench.cells import LAN
+from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.load import Load, closed_loop, make_jobs
-from edgecosine.lab.overhead import overheads_s
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measuring import EngineCosts

@@ -1,0 +1,120 @@
+"""What the benchmark measures: cells, and the order in which policies take turns in them.
+
+A cell is one load in one weather at one temperature. Within a repetition all its policies run one
+after the other, and each repetition begins with another one, so that a machine whose speed drifts
+drifts for all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edgecosine.balance.policy import BASELINES, PARTS
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.record import ClosedLoad, OpenLoad
+from edgecosine.lab.network.weather import Weather
+
+ALONE, OURS = "target-alone", "edgecosine"
+BATCHED, ASSISTED = "hf-batched", "hf-assisted"
+STOCK = (BATCHED, ASSISTED)
+"""transformers' own generation, outside the runtime, in place of a policy."""
+COLOCATED = "colocated"
+
+Site = Literal["network", "hostile", "loopback"]
+"""network: drafters on cables with weather; hostile: the same, but drafters that are sure of wrong
+tokens; loopback: all nodes on one host, so that nothing of a round is the network's."""
+
+LAN = Weather(delay_ms=0.15, rate_mbps=1000)
+OPEN_LOAD_S = 30.0
+
+_IN_THE_RUNTIME = (*BASELINES, OURS)
+_ON_CABLES = tuple(policy for policy in _IN_THE_RUNTIME if policy != COLOCATED)
+_ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One condition, and who is measured in it. `weather` is that of the drafters' cables."""
+
+    name: str
+    load: ClosedLoad | OpenLoad
+    policies: tuple[str, ...]
+    weather: Weather = LAN
+    temperature: float = 0.0
+    site: Site = "network"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run: a policy in a cell, in one repetition from 0 on."""
+
+    cell: Cell
+    policy: str
+    repeat: int
+
+
+def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
+    """Every cell, by site; the rates are those of the open loads, in requests per second."""
+    one, eight = ClosedLoad(1), ClosedLoad(8)
+    swinging = OpenLoad(low_per_s, high_per_s, OPEN_LOAD_S / 2)
+    return (
+        Cell("single", one, (*_IN_THE_RUNTIME, ASSISTED)),
+        Cell("four", ClosedLoad(4), _IN_THE_RUNTIME),
+        Cell("eight", eight, (*_IN_THE_RUNTIME, BATCHED)),
+        Cell("sixteen", ClosedLoad(16), _IN_THE_RUNTIME),
+        Cell("single-sampled", one, _IN_THE_RUNTIME, temperature=0.8),
+        Cell("eight-sampled", eight, _IN_THE_RUNTIME, temperature=0.8),
+        Cell("open-low", OpenLoad(low_per_s, low_per_s), _IN_THE_RUNTIME),
+        Cell("open-high", OpenLoad(high_per_s, high_per_s), _IN_THE_RUNTIME),
+        Cell("open-fluctuating", swinging, _IN_THE_RUNTIME),
+        Cell("ablations", one, _ABLATIONS),
+        Cell("ablations-eight", eight, _ABLATIONS),
+        Cell("slow", one, _ON_CABLES, Weather(delay_ms=0.15, rate_mbps=100)),
+        Cell("loss", one, _ON_CABLES, Weather(delay_ms=0.15, rate_mbps=1000, loss=0.01)),
+        Cell("rtt2", one, _ON_CABLES, Weather(delay_ms=1, rate_mbps=1000)),
+        Cell("jitter", one, _ON_CABLES, Weather(delay_ms=1, jitter_ms=0.8, rate_mbps=1000)),
+        Cell("rtt15", one, _ON_CABLES, Weather(delay_ms=7.5, rate_mbps=1000)),
+        Cell("rtt50", one, _ON_CABLES, Weather(delay_ms=25, rate_mbps=1000)),
+        Cell("hostile", one, (ALONE, OURS), site="hostile"),
+        Cell("hostile-eight", eight, (ALONE, OURS), site="hostile"),
+        Cell("loopback", one, _ON_CABLES, Weather(), site="loopback"),
+    )
+
+
+CELL_NAMES = tuple(cell.name for cell in all_cells(1.0, 1.0))
+
+
+def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Those of the first seven figures, with nobody whom they do not need."""
+    needed = {
+        "single": (ALONE, OURS, ASSISTED),
+        "eight": (*_IN_THE_RUNTIME, BATCHED),
+        "rtt15": (ALONE, OURS),
+    }
+    return tuple(replace(cell, policies=needed[cell.name]) for cell in cells if cell.name in needed)
+
+
+def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells of these names, of all when there are none.
+
+    Raises LabError.
+    """
+    there = [cell.name for cell in cells]
+    if unknown := set(names) - set(there):
+        raise LabError(f"no cell {', '.join(sorted(unknown))} here; there are {', '.join(there)}")
+    return tuple(cell for cell in cells if not names or cell.name in names)
+
+
+def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
+    """All runs in their order: site by site, in each all repetitions, in each all cells."""
+    steps = []
+    for site in dict.fromkeys(cell.site for cell in cells):
+        here = [cell for cell in cells if cell.site == site]
+        for repeat, cell in itertools.product(range(repeats), here):
+            first = repeat % len(cell.policies)
+            turn = (*cell.policies[first:], *cell.policies[:first])
+            steps += [Step(cell, policy, repeat) for policy in turn]
+    return steps

@@ -1,0 +1,230 @@
+"""What the plots show, worked out of a benchmark's record: plain numbers, nothing drawn.
+
+Runs that were repeated are told by medians; ratios are taken within one repetition, so that a
+machine whose speed drifts does not blur them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from edgecosine.lab.network.weather import Weather
+
+Runs = Sequence[Mapping[str, Any]]
+
+BASELINE = "target-alone"
+_ABLATION = "-without-"
+_OUTSIDE = "hf-"
+
+Activity = Literal["draft", "network", "waiting", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves by policy: (x, y) in the order of x."""
+
+    title: str
+    curves: dict[str, list[tuple[float, float]]]
+    labels: tuple[str, ...] = ()
+    """Of the points, the same for all curves; empty when they have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Accepted share of each drafter's tokens by domain; None where it proposed nothing."""
+
+    title: str
+    drafters: tuple[str, ...]
+    domains: tuple[str, ...]
+    shares: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one lane of a timeline did, in seconds since the session started."""
+
+    lane: str
+    activity: Activity
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One request, the target's lane first. `committed_s` are the ends of its rounds."""
+
+    title: str
+    lanes: tuple[str, ...]
+    spans: tuple[Span, ...]
+    committed_s: tuple[float, ...]
+
+
+def compared(runs: Runs) -> list[Mapping[str, Any]]:
+    """The runs that stand side by side: no ablations, and none whose drafters lie or whose nodes
+    share a host."""
+    return [
+        run for run in runs
+        if run.get("site", "network") == "network" and _ABLATION not in run["policy"]
+    ]  # fmt: skip
+
+
+def frontiers(runs: Runs) -> list[Chart]:
+    """Median inter-token latency in milliseconds against tokens per second, a point for each
+    concurrency; a chart for each weather and temperature with more than one concurrency."""
+    charts = []
+    closed = [run for run in _closed(compared(runs)) if not _policy(run).startswith(_OUTSIDE)]
+    for (weather, temperature), group in _grouped(closed, _weather, _temperature).items():
+        concurrencies = sorted({_concurrency(run) for run in group})
+        curves = {
+            policy: [
+                (1e3 * _median(cell, _inter_token_s), _median(cell, _tokens_per_s))
+                for _, cell in sorted(_grouped(of_policy, _concurrency).items())
+            ]
+            for policy, of_policy in _grouped(group, _policy).items()
+        }
+        if len(concurrencies) > 1:
+            labels = tuple(map(str, concurrencies))
+            charts.append(Chart(f"{weather}, temperature {temperature:g}", curves, labels))
+    return charts
+
+
+def rtt_sweeps(runs: Runs) -> list[Chart]:
+    """Round-trip time in milliseconds against throughput over the target alone; a chart for each
+    concurrency, temperature and kind of weather with more than one delay."""
+    charts = []
+    groups = _grouped(_closed(compared(runs)), _concurrency, _temperature, _still)
+    for (concurrency, temperature, still), group in groups.items():
+        delays = {_delay_ms(run) for run in group}
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for policy, of_policy in _grouped(group, _policy).items():
+            points = []
+            for delay_ms, cell in sorted(_grouped(of_policy, _delay_ms).items()):
+                ratios = _over_baseline(cell, group)
+                if ratios:
+                    points.append((2 * delay_ms, statistics.median(ratios)))
+            if points and policy != BASELINE:
+                curves[policy] = points
+        if len(delays) > 1 and curves:
+            title = f"{concurrency} at a time, temperature {temperature:g}{still}"
+            charts.append(Chart(title, curves))
+    return charts
+
+
+def acceptance(runs: Runs) -> list[Matrix]:
+    """Each drafter's accepted share by domain, over all runs of a policy that drafted."""
+    matrices = []
+    for policy, group in _grouped(compared(runs), _policy).items():
+        counts: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        for run in group:
+            for node_id, domains in run["drafters"].items():
+                for domain, share in domains.items():
+                    cell = counts[node_id.rpartition("-")[0] or node_id, domain]
+                    cell[0] += share["accepted"]
+                    cell[1] += share["proposed"]
+        drafters, domains = (tuple(sorted({key[i] for key in counts})) for i in (0, 1))
+        rows = tuple(tuple(_share(*counts[name, d]) for d in domains) for name in drafters)
+        if drafters:
+            matrices.append(Matrix(policy, drafters, domains, rows))
+    return matrices
+
+
+def timelines(runs: Runs, max_rounds: int = 16) -> list[Timeline]:
+    """The first recorded request of each policy, its first rounds."""
+    found: dict[str, Timeline] = {}
+    for run in runs:
+        for request in run.get("requests", ()):
+            if request["rounds"] and run["policy"] not in found:
+                title = f"{run['policy']}, {request['domain']}"
+                found[run["policy"]] = timeline(title, request["rounds"][:max_rounds])
+    return list(found.values())
+
+
+def timeline(title: str, rounds: Sequence[Mapping[str, Any]]) -> Timeline:
+    """The course of a request out of its rounds, each a `RoundTimes` as plain data.
+
+    What an answer took beyond the drafter's own time is split evenly before and after it.
+    """
+    spans = []
+    for times in rounds:
+        passed_s = times["verified_s"] - times["pass_s"]
+        spans.append(Span("target", "waiting", times["submitted_s"], passed_s))
+        spans.append(Span("target", "verify", passed_s, times["verified_s"]))
+        for draft in times["drafts"]:
+            lane, asked_s, ended_s = draft["drafter"], draft["asked_s"], draft["ended_s"]
+            way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
+            spans.append(Span(lane, "network", asked_s, asked_s + way_s))
+            spans.append(Span(lane, "draft", asked_s + way_s, ended_s - way_s))
+            spans.append(Span(lane, "network", ended_s - way_s, ended_s))
+    lanes = dict.fromkeys(["target", *sorted({span.lane for span in spans} - {"target"})])
+    real = tuple(span for span in spans if span.end_s > span.start_s)
+    return Timeline(title, tuple(lanes), real, tuple(times["verified_s"] for times in rounds))
+
+
+def _grouped(runs: Iterable[Mapping[str, Any]], *keys: Any) -> dict[Any, list[Mapping[str, Any]]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        values = tuple(key(run) for key in keys)
+        groups.setdefault(values if len(keys) > 1 else values[0], []).append(run)
+    return groups
+
+
+def _over_baseline(cell: Runs, group: Runs) -> list[float]:
+    """Throughput of each run over the target alone's in the same repetition and weather."""
+    alone = {(_delay_ms(r), r["repeat"]): r for r in group if _policy(r) == BASELINE}
+    pairs = [(run, alone.get((_delay_ms(run), run["repeat"]))) for run in cell]
+    return [_tokens_per_s(run) / _tokens_per_s(base) for run, base in pairs if base is not None]
+
+
+def _closed(runs: Runs) -> list[Mapping[str, Any]]:
+    return [run for run in runs if run["load"]["kind"] == "closed"]
+
+
+def _median(cell: Runs, of: Callable[[Mapping[str, Any]], float]) -> float:
+    return statistics.median(of(run) for run in cell)
+
+
+def _share(accepted: int, proposed: int) -> float | None:
+    return accepted / proposed if proposed else None
+
+
+def _policy(run: Mapping[str, Any]) -> str:
+    return str(run["policy"])
+
+
+def _concurrency(run: Mapping[str, Any]) -> int:
+    return int(run["load"]["concurrency"])
+
+
+def _temperature(run: Mapping[str, Any]) -> float:
+    return float(run["temperature"])
+
+
+def _tokens_per_s(run: Mapping[str, Any]) -> float:
+    return float(run["tokens_per_s"])
+
+
+def _inter_token_s(run: Mapping[str, Any]) -> float:
+    return float(run["inter_token_s"]["p50"])
+
+
+def _delay_ms(run: Mapping[str, Any]) -> float:
+    return float(run["weather"]["delay_ms"])
+
+
+def _weather(run: Mapping[str, Any]) -> str:
+    weather = msgspec.convert(run["weather"], Weather)
+    rtt = f"RTT {2 * weather.delay_ms:g} ms"
+    return f"{rtt}{_still(run)}"
+
+
+def _still(run: Mapping[str, Any]) -> str:
+    """The weather without its delay, as the end of a title."""
+    weather = msgspec.convert(run["weather"], Weather)
+    parts = str(weather).split(", ")[1:]
+    return "".join(f", {part}" for part in parts)

@@ -1,0 +1,74 @@
+"""The benchmark: all runs in their order, on the stages that they need, into one record."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from edgecosine.lab.bench.cells import Cell, Site, Step
+from edgecosine.lab.bench.report import BenchReport, seconds_left
+
+Say = Callable[[str], None]
+
+
+class Stage(Protocol):
+    """What is needed to make the runs of a site."""
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What the record should tell of it."""
+
+    async def play(self, step: Step) -> dict[str, Any]:
+        """Make one run; its record."""
+
+
+OpenStage = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Stage]]
+"""Sets up what these cells of a site need, and takes it down."""
+
+
+async def run_bench(
+    steps: Sequence[Step], open_stage: OpenStage, report: BenchReport, say: Say
+) -> None:
+    """Make all runs that the report lacks; each is in the report as soon as it is over.
+
+    Raises what stages raise.
+    """
+    todo = [step for step in steps if not report.has(step)]
+    if len(todo) < len(steps):
+        say(f"going on: {len(steps) - len(todo)} of {len(steps)} runs are there already")
+    number = len(steps) - len(todo)
+    for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
+        here = list(group)
+        cells = tuple(dict.fromkeys(step.cell for step in here))
+        async with open_stage(site, cells) as stage:
+            report.notes |= {site: dict(stage.notes)}
+            for step in here:
+                started = time.perf_counter()
+                run = await stage.play(step)
+                number += 1
+                report.add({**run, "took_s": round(time.perf_counter() - started, 3)})
+                left_s = seconds_left(report.runs, todo[number - len(steps) + len(todo) :])
+                say(f"[{number}/{len(steps)}] {_line(step, run)}; {_left(left_s)}")
+
+
+def _line(step: Step, run: Mapping[str, Any]) -> str:
+    latency_s = run["latency_s"]["mean"]
+    parts = [
+        f"{step.cell.name}, repetition {step.repeat + 1}, {step.policy}: "
+        f"{run['tokens_per_s']:.0f} tokens/s",
+        "no answers" if latency_s is None else f"{latency_s:.2f} s each",
+        f"{run['acceptance_length']:.2f} accepted a round",
+    ]
+    if run["refused"]:
+        parts.append(f"{len(run['refused'])} refused")
+    return ", ".join(parts)
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "no idea how long the rest takes"
+    minutes = seconds / 60
+    return f"{seconds:.0f} s left" if minutes < 2 else f"about {minutes:.0f} min left"

@@ -1,0 +1,140 @@
+"""The benchmark's figures, worked out of its runs: pure functions from the record.
+
+Ratios are taken within one repetition of one cell. A figure whose runs are not in the record is
+left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edgecosine.balance.policy import PARTS
+from edgecosine.lab.bench.cells import ALONE, ASSISTED, BATCHED, COLOCATED, OURS, STOCK
+from edgecosine.lab.figures import Figure, interval
+
+Run = Mapping[str, Any]
+Runs = Sequence[Run]
+Value = Callable[[Run], float]
+
+TO_BEAT = (COLOCATED, "specinfer", "specedge", "cosine-paper")
+
+
+def bench_figures(runs: Runs) -> dict[str, Figure]:
+    """Every figure that the runs have data for, by name."""
+    samples: dict[str, list[float]] = {
+        "single_over_target_alone": ratios(runs, "single", OURS, ALONE),
+        "single_over_hf_assisted": ratios(runs, "single", OURS, ASSISTED),
+        "eight_throughput_over_best_baseline": ratios(
+            runs, "eight", OURS, best_throughput(runs, "eight")
+        ),
+        "eight_latency_over_best_baseline": ratios(
+            runs, "eight", OURS, best_latency(runs, "eight"), latency_s
+        ),
+        "eight_over_target_alone": ratios(runs, "eight", OURS, ALONE),
+        "eight_over_hf_batched": ratios(runs, "eight", OURS, BATCHED),
+        "rtt15_over_target_alone": ratios(runs, "rtt15", OURS, ALONE),
+        "rtt50_over_target_alone": ratios(runs, "rtt50", OURS, ALONE),
+        "hostile_over_target_alone": ratios(runs, "hostile", OURS, ALONE),
+        "hostile_over_target_alone_8": ratios(runs, "hostile-eight", OURS, ALONE),
+        "sampled_over_greedy_speedup": _sampled_over_greedy(runs),
+        "target_busy_8": _told(runs, "eight", "target_busy"),
+    }
+    for part in PARTS:
+        without = f"{OURS}-without-{part}"
+        samples[f"ablation_{part}"] = ratios(runs, "ablations", OURS, without)
+        samples[f"ablation_{part}_8"] = ratios(runs, "ablations-eight", OURS, without)
+    figures = {name: interval(values) for name, values in samples.items() if values}
+    if overheads := _told(runs, "loopback", "round_overhead_ms"):
+        figures["round_overhead_ms"] = interval(overheads, unit="ms")
+    if same := identical(runs):
+        figures["identical_share"] = interval(same, statistics.fmean)
+    return figures
+
+
+def tokens_per_s(run: Run) -> float:
+    """Throughput of a run."""
+    return float(run["tokens_per_s"])
+
+
+def latency_s(run: Run) -> float:
+    """Mean latency of a run's requests."""
+    return float(run["latency_s"]["mean"])
+
+
+def ratios(
+    runs: Runs, cell: str, over: str, under: str | None, value: Value = tokens_per_s
+) -> list[float]:
+    """One policy over another, for each repetition of a cell that has both."""
+    ours, theirs = (
+        {run["repeat"]: value(run) for run in _of(runs, cell, policy)} for policy in (over, under)
+    )
+    return [ours[repeat] / theirs[repeat] for repeat in sorted(ours.keys() & theirs.keys())]
+
+
+def best_throughput(runs: Runs, cell: str) -> str | None:
+    """The baseline with the highest median throughput in a cell; None where there is none."""
+    medians = _medians(runs, cell, tokens_per_s)
+    return max(medians, key=medians.__getitem__, default=None)
+
+
+def best_latency(runs: Runs, cell: str) -> str | None:
+    """The baseline with the lowest median of its mean latencies; None where there is none."""
+    medians = _medians(runs, cell, latency_s)
+    return min(medians, key=medians.__getitem__, default=None)
+
+
+def identical(runs: Runs) -> list[float]:
+    """Of each run, the share of its answers that are the target's own, word for word.
+
+    Answers are matched by temperature and by the number of their job. Runs outside the runtime, and
+    of the target alone, do not count.
+    """
+    ours = [run for run in runs if run["policy"] not in STOCK]
+    alone = {
+        place: text
+        for run in ours if run["policy"] == ALONE
+        for place, text in _texts(run).items()
+    }  # fmt: skip
+    shares = []
+    for run in ours:
+        judged = [alone[place] == text for place, text in _texts(run).items() if place in alone]
+        if run["policy"] != ALONE and judged:
+            shares.append(statistics.fmean(judged))
+    return shares
+
+
+def _texts(run: Run) -> dict[tuple[float, int], str]:
+    return {
+        (run["temperature"], number): text
+        for number, text in enumerate(run["texts"], start=run["first_job"])
+    }
+
+
+def _sampled_over_greedy(runs: Runs) -> list[float]:
+    """The speed-up at temperature 0.8 over that at 0, by repetition."""
+    sampled, greedy = (_speedups(runs, cell) for cell in ("single-sampled", "single"))
+    return [sampled[repeat] / greedy[repeat] for repeat in sorted(sampled.keys() & greedy.keys())]
+
+
+def _speedups(runs: Runs, cell: str) -> dict[int, float]:
+    ours, alone = (
+        {run["repeat"]: tokens_per_s(run) for run in _of(runs, cell, policy)}
+        for policy in (OURS, ALONE)
+    )
+    return {repeat: ours[repeat] / alone[repeat] for repeat in ours.keys() & alone.keys()}
+
+
+def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
+    values = {policy: [value(run) for run in _of(runs, cell, policy)] for policy in TO_BEAT}
+    return {policy: statistics.median(each) for policy, each in values.items() if each}
+
+
+def _told(runs: Runs, cell: str, field: str) -> list[float]:
+    """A field of our own runs in a cell, where it is told."""
+    return [run[field] for run in _of(runs, cell, OURS) if run[field] is not None]
+
+
+def _of(runs: Runs, cell: str, policy: str | None) -> list[Run]:
+    return [run for run in runs if run["cell"] == cell and run["policy"] == policy]

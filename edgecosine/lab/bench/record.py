@@ -1,0 +1,120 @@
+"""One run of a benchmark as plain data: the contract between what measures and what draws.
+
+Latencies are told by percentiles, throughput as a whole; requests one by one where they are asked
+for. Nothing here measures anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgecosine.lab.asking import Asked
+from edgecosine.lab.load import Load
+from edgecosine.lab.network.weather import FINE, Weather
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoad:
+    """So many requests always at work."""
+
+    concurrency: int
+    kind: str = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoad:
+    """Arrivals that nobody holds back; `low_per_s` and `high_per_s` are equal when steady."""
+
+    low_per_s: float
+    high_per_s: float
+    period_s: float | None = None
+    kind: str = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under what a run was made. `weather` is that of the drafters' cables."""
+
+    policy: str
+    load: ClosedLoad | OpenLoad
+    temperature: float = 0.0
+    weather: Weather = FINE
+    repeat: int = 0
+
+
+def run_record(
+    conditions: Conditions, load: Load, *, with_requests: bool = False
+) -> dict[str, Any]:
+    """A run as JSON values; a percentile that nothing tells is null."""
+    asked = load.asked
+    record = {
+        **msgspec.to_builtins(conditions),
+        "elapsed_s": load.elapsed_s,
+        "num_requests": len(asked),
+        "num_tokens": load.num_tokens,
+        "tokens_per_s": load.tokens_per_s,
+        "refused": [error.code for error in load.refused],
+        "latency_s": percentiles(a.elapsed_s for a in asked),
+        "first_text_s": percentiles(a.first_text_s for a in asked if a.first_text_s is not None),
+        "inter_token_s": percentiles(a.inter_token_s for a in asked if a.inter_token_s is not None),
+        "queue_s": percentiles(a.queue_s for a in asked),
+        "acceptance_length": load.acceptance_length,
+        "drafters": shares(asked),
+    }
+    if with_requests:
+        record["requests"] = [a.record() for a in asked]
+    return record
+
+
+def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
+    """Mean and percentiles, linear between samples."""
+    values = np.fromiter(samples, dtype=float)
+    if not len(values):
+        return {"mean": None, **{f"p{share}": None for share in PERCENTILES}}
+    points = np.percentile(values, PERCENTILES)
+    named = {f"p{n}": float(point) for n, point in zip(PERCENTILES, points, strict=True)}
+    return {"mean": float(values.mean()), **named}
+
+
+def shares(asked: Iterable[Asked]) -> dict[str, dict[str, dict[str, int]]]:
+    """Proposed and accepted draft tokens, by drafter's node id and by domain."""
+    counts: defaultdict[str, defaultdict[str, dict[str, int]]] = defaultdict(
+        lambda: defaultdict(lambda: {"proposed": 0, "accepted": 0})
+    )
+    for answer in asked:
+        for node_id, share in answer.drafters.items():
+            for key in ("proposed", "accepted"):
+                counts[node_id][answer.domain][key] += share[key]
+    return {node_id: dict(domains) for node_id, domains in sorted(counts.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPoint:
+    """Throughput under one load, and the inter-token latency that its users had."""
+
+    tokens_per_s: float
+    inter_token_s: float
+
+
+def capacity(points: Sequence[LoadPoint], limit_s: float) -> float:
+    """The highest throughput whose inter-token latency is at most `limit_s`, in tokens per second.
+
+    `points` in the order of growing load; between two of them both figures are taken to be linear.
+    0 when no load is light enough, and the highest throughput measured when none is too heavy.
+    """
+    within = [point.tokens_per_s for point in points if point.inter_token_s <= limit_s]
+    for lighter, heavier in itertools.pairwise(points):
+        low, high = sorted((lighter, heavier), key=lambda point: point.inter_token_s)
+        if low.inter_token_s <= limit_s < high.inter_token_s:
+            share = (limit_s - low.inter_token_s) / (high.inter_token_s - low.inter_token_s)
+            within.append(low.tokens_per_s + share * (high.tokens_per_s - low.tokens_per_s))
+    return max(within, default=0.0)

@@ -1,0 +1,86 @@
+"""The benchmark's record on disk: written after every run, so that one that is cut off is not lost,
+and read again by one that goes on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.cells import Step
+from edgecosine.lab.bench.figures import bench_figures, best_latency, best_throughput
+from edgecosine.lab.bench.table import read_report
+from edgecosine.lab.figures import Figure, machine, write_report
+
+_MUST_AGREE = ("commit", "cpu", "settings")
+
+
+class BenchReport:
+    """Runs as they come. Without a path they are held in memory alone."""
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._environment: dict[str, Any] = {**machine(), "settings": dict(settings)}
+        self.runs: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = {}
+        """What the stages have to say of themselves."""
+
+    def resume(self) -> None:
+        """Go on with what the file holds, if there is one.
+
+        Raises LabError when it was measured with other settings, code or hardware.
+        """
+        if self._path is None or not self._path.exists():
+            return
+        former = read_report(self._path)
+        for key in _MUST_AGREE:
+            there, here = former["environment"].get(key), self._environment[key]
+            if there != here:
+                raise LabError(f"{self._path} has another {key}: {there} there, {here} here")
+        self.runs = former["runs"]
+        self.notes = former["environment"].get("notes", {})
+
+    def has(self, step: Step) -> bool:
+        """Whether a run was made already."""
+        place = (step.cell.name, step.policy, step.repeat)
+        return any((run["cell"], run["policy"], run["repeat"]) == place for run in self.runs)
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep a run, on disk, too."""
+        self.runs.append(run)
+        self.write()
+
+    def figures(self) -> dict[str, Figure]:
+        """What follows from the runs so far."""
+        return bench_figures(self.runs)
+
+    def write(self) -> None:
+        """Write what there is."""
+        if self._path is None:
+            return
+        best = {
+            "throughput": best_throughput(self.runs, "eight"),
+            "latency": best_latency(self.runs, "eight"),
+        }
+        environment = {**self._environment, "notes": self.notes, "best_baseline_8": best}
+        write_report(self._path, self.figures(), self.runs, **environment)
+
+
+def seconds_left(done: Sequence[Mapping[str, Any]], todo: Sequence[Step]) -> float | None:
+    """How long the rest will take, if each run takes what the same one took in former repetitions;
+    else what others of its cell took, else what any took. None while nothing is known."""
+    if not done:
+        return None
+    seconds: list[float] = [run["took_s"] for run in done]
+    by_cell: dict[str, list[float]] = {}
+    by_run: dict[tuple[str, str], list[float]] = {}
+    for run, took_s in zip(done, seconds, strict=True):
+        by_cell.setdefault(run["cell"], []).append(took_s)
+        by_run.setdefault((run["cell"], run["policy"]), []).append(took_s)
+    alike = (
+        by_run.get((step.cell.name, step.policy)) or by_cell.get(step.cell.name) or seconds
+        for step in todo
+    )
+    return sum(map(statistics.fmean, alike))

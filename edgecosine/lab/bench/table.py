@@ -1,0 +1,101 @@
+"""Tables for the documentation, made from a benchmark's record and from nothing else.
+
+A document says where a table goes, and of which record, between two comments:
+`<!-- table of docs/bench.json -->` and `<!-- end of table -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.charts import BASELINE, Runs, compared
+
+_PLACE = re.compile(
+    r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
+    re.DOTALL,
+)
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """All tables of a record as Markdown: policies in the mildest weather, then the figures."""
+    parts = [policy_table(report["runs"]), figure_table(report["figures"])]
+    return "\n".join(part for part in parts if part)
+
+
+def policy_table(runs: Runs) -> str:
+    """Throughput and mean latency by policy and concurrency, medians of the repetitions; greedy, in
+    the weather with the least delay."""
+    closed = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
+    greedy = [run for run in compared(closed) if run["temperature"] == 0]
+    if not greedy:
+        return ""
+    calmest = min((run["weather"] for run in greedy), key=lambda weather: weather["delay_ms"])
+    shown = [run for run in greedy if run["weather"] == calmest]
+    numbers = sorted({run["load"]["concurrency"] for run in shown})
+    policies = dict.fromkeys([BASELINE, *(run["policy"] for run in shown)])
+    head = ["policy", *(f"{n} at a time, tokens/s (latency)" for n in numbers)]
+    rows = [
+        [policy, *(_cell(shown, policy, number) for number in numbers)]
+        for policy in policies
+        if any(run["policy"] == policy for run in shown)
+    ]
+    return _markdown(head, rows)
+
+
+def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every figure with its 95% interval."""
+    rows = [
+        [f"`{name}`", f"{f['value']:.2f}", f"{f['low']:.2f} to {f['high']:.2f}", f["unit"]]
+        for name, f in figures.items()
+    ]
+    return _markdown(["figure", "value", "95% interval", "unit"], rows) if rows else ""
+
+
+def places(document: str) -> dict[str, str]:
+    """The tables that stand in a document, by the path of their record."""
+    return {match["record"]: match["table"] for match in _PLACE.finditer(document)}
+
+
+def fill(document: str, record: str, table: str) -> str:
+    """The document with the table of one record in its place.
+
+    Raises LabError when the document has no place for it.
+    """
+    if record not in places(document):
+        raise LabError(f"the document has no line <!-- table of {record} -->")
+
+    def place(match: re.Match[str]) -> str:
+        if match["record"] != record:
+            return match[0]
+        return f"{match['start']}{table}{match['end']}"
+
+    return _PLACE.sub(place, document)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A record that a benchmark wrote."""
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report
+
+
+def _cell(runs: Runs, policy: str, concurrency: int) -> str:
+    cell = [
+        run for run in runs
+        if run["policy"] == policy and run["load"]["concurrency"] == concurrency
+    ]  # fmt: skip
+    if not cell:
+        return "–"
+    tokens = statistics.median(run["tokens_per_s"] for run in cell)
+    latency = statistics.median(run["latency_s"]["mean"] for run in cell)
+    return f"{tokens:.0f} ({latency:.2f} s)"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *("--:" for _ in head[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

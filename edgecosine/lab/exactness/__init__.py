@@ -1,0 +1,1 @@
+"""Whether answers under speculation are those of plain decoding."""

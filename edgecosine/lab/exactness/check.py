@@ -1,0 +1,315 @@
+"""Checks answers under randomised speculation against plain decoding through the same engine.
+
+Everything that a server may do to a session is done here by chance: other sessions join and leave,
+drafts are good, bad and hostile, slots are fewer than sessions, slots are given away in the middle,
+sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits that
+each committed token was drawn from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from edgecosine.engine.attention import Rows
+from edgecosine.engine.base import Prefilling, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.model import PassModel
+from edgecosine.lab.exactness.drafts import MOODS, Mood
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE
+
+MOST_SESSIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """How an engine is built; none of it may change an answer."""
+
+    slots: int
+    chunk: int
+    threads: int
+
+
+class Recorder:
+    """A PassModel that keeps the logits of its last pass for whoever asks."""
+
+    def __init__(self, model: PassModel) -> None:
+        self._model = model
+        self.logits = torch.empty(0)
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for."""
+        return self._model.cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        return self._model.held
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """As `PassModel.forward`."""
+        self.logits = self._model.forward(rows, keep)
+        return self.logits
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """As `PassModel.move`."""
+        self._model.move(slot, source, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new engine, and the recorder between it and its model."""
+
+    engine: TargetEngine
+    recorder: Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model under test; `open` gives an engine that has seen nothing."""
+
+    name: str
+    vocabulary: int
+    open: Callable[[EngineShape], Opened]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the engine."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    is_followup: bool = False
+    """Whether the prompt goes on from an earlier answer, whose prefix may still be cached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What plain decoding answers, and a digest of the logits behind each token."""
+
+    question: Question
+    answer: tuple[int, ...]
+    digests: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done and what was found."""
+
+    answers: int = 0
+    answers_diverging: int = 0
+    tokens_diverging: int = 0
+    logits: int = 0
+    logits_diverging: int = 0
+    passes: int = 0
+    shared_passes: int = 0
+    """Passes of more than one session."""
+    most_sessions: int = 0
+    drafted_rounds: int = 0
+    accepted: int = 0
+    """Draft tokens that were committed in `drafted_rounds`."""
+    restarts: int = 0
+    cancellations: int = 0
+    releases: int = 0
+    crowded_passes: int = 0
+    """Passes while more sessions were running than there were slots."""
+    followups: int = 0
+
+    @property
+    def mean_accepted(self) -> float:
+        """Accepted draft tokens per round that had a draft."""
+        return self.accepted / max(1, self.drafted_rounds)
+
+    def add(self, other: Tally) -> None:
+        """Put another tally's counts to these."""
+        for entry in fields(Tally):
+            mine, others = getattr(self, entry.name), getattr(other, entry.name)
+            value = max(mine, others) if entry.name == "most_sessions" else mine + others
+            setattr(self, entry.name, value)
+
+
+def digests(
+    opened: Opened, works: Sequence[VerifyWork], outcomes: Sequence[object]
+) -> list[list[bytes]]:
+    """For each work of the last pass, digests of the logits behind its committed tokens.
+
+    The engine asks its model for the logits of the root and then of all nodes, work by work.
+    """
+    found, row = list[list[bytes]](), 0
+    for work, outcome in zip(works, outcomes, strict=True):
+        if not isinstance(outcome, Verdict):
+            found.append([])
+            continue
+        used = (row, *(row + 1 + node for node in outcome.path))
+        found.append([_digest(opened.recorder.logits[index]) for index in used])
+        row += 1 + len(work.tree)
+    return found
+
+
+def _digest(logits: torch.Tensor) -> bytes:
+    return hashlib.blake2b(logits.numpy().tobytes(), digest_size=16).digest()
+
+
+def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
+    """Decode one question alone, one token a pass."""
+    tokens, seen = list(question.prompt), list[bytes]()
+    while len(seen) < num_tokens:
+        work = VerifyWork(
+            "plain", tuple(tokens), len(question.prompt), EMPTY_TREE, question.sampling
+        )
+        result = opened.engine.step([work])
+        [found] = digests(opened, [work], result.outcomes)
+        [outcome] = result.outcomes
+        if isinstance(outcome, Verdict):
+            tokens.append(outcome.bonus)
+            seen += found
+    opened.engine.release("plain")
+    return Truth(question, tuple(tokens[len(question.prompt) :]), tuple(seen))
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    key: str
+    truth: Truth
+    mood: Mood
+    tokens: list[int]
+    seen: list[bytes] = field(default_factory=list)
+
+    @property
+    def said(self) -> list[int]:
+        return self.tokens[len(self.truth.question.prompt) :]
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.said) >= len(self.truth.answer)
+
+
+class Storm:
+    """Answers questions whose plain answers are known, under everything that chance brings."""
+
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self._subject = subject
+        self._chance = random.Random(f"{seed}:{subject.name}")
+        self._tally = Tally()
+        self._number = 0
+        self._live: list[_Session] = []
+        self._running_last: list[_Session] = []
+        self._restart()
+
+    def run(self, truths: Sequence[Truth]) -> Tally:
+        """Answer all questions at least once; what was found."""
+        self._tally = Tally()
+        waiting = deque(truths)
+        while waiting or self._live:
+            self._disturb(waiting)
+            self._join(waiting)
+            self._step()
+            for session in [s for s in self._live if s.is_done]:
+                self._leave(session)
+                self._judge(session, is_whole=True)
+        return self._tally
+
+    def _restart(self) -> None:
+        chance = self._chance
+        slots = chance.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
+        # Where sessions evict each other, prefill is most of the work: not in tiny chunks then.
+        chunk = chance.choice((1, 5, 16, 64) if slots >= 8 else (16, 64))
+        threads = chance.choice((1,) * 7 + (2,))
+        self._shape = EngineShape(slots, chunk, threads)
+        self._opened = self._subject.open(self._shape)
+        self._room = self._new_room()
+
+    def _new_room(self) -> int:
+        return self._chance.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
+
+    def _disturb(self, waiting: deque[Truth]) -> None:
+        chance = self._chance
+        if chance.random() < 0.02:
+            self._room = self._new_room()
+        if chance.random() < 0.01:
+            self._tally.restarts += 1
+            self._restart()
+        if self._live and chance.random() < 0.02:
+            self._tally.releases += 1
+            self._opened.engine.release(chance.choice(self._live).key)
+        if self._live and chance.random() < 0.01:
+            session = chance.choice(self._live)
+            self._tally.cancellations += 1
+            self._leave(session)
+            self._judge(session, is_whole=False)
+            waiting.append(session.truth)
+
+    def _join(self, waiting: deque[Truth]) -> None:
+        while waiting and len(self._live) < self._room:
+            if self._live and self._chance.random() < 0.5:
+                return
+            truth = waiting.popleft()
+            self._number += 1
+            mood, prompt = self._chance.choice(MOODS), truth.question.prompt
+            self._live.append(_Session(str(self._number), truth, mood, list(prompt)))
+
+    def _leave(self, session: _Session) -> None:
+        self._live.remove(session)
+        self._opened.engine.release(session.key)
+
+    def _running(self) -> list[_Session]:
+        """The sessions of the next pass: mostly those of the last one, so that all get on."""
+        chance = self._chance
+        running = [session for session in self._running_last if session in self._live]
+        if not running or chance.random() < (0.05 if self._is_crowded else 0.4):
+            most = min(len(self._live), self._shape.slots)
+            size = most if chance.random() < 0.7 else chance.randint(1, most)
+            running = chance.sample(self._live, size)
+        self._running_last = running[: self._shape.slots]
+        return self._running_last
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._live) > self._shape.slots
+
+    def _step(self) -> None:
+        tally = self._tally
+        sessions = self._running()
+        works = [self._work(session) for session in sessions]
+        outcomes = self._opened.engine.step(works).outcomes
+        tally.passes += 1
+        tally.shared_passes += len(sessions) > 1
+        tally.crowded_passes += self._is_crowded
+        tally.most_sessions = max(tally.most_sessions, len(sessions))
+        found = digests(self._opened, works, outcomes)
+        for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
+            if isinstance(outcome, Prefilling):
+                continue
+            session.tokens += [*(work.tree.tokens[node] for node in outcome.path), outcome.bonus]
+            session.seen += seen
+            if len(work.tree):
+                tally.drafted_rounds += 1
+                tally.accepted += len(outcome.path)
+
+    def _work(self, session: _Session) -> VerifyWork:
+        question, coming = session.truth.question, session.truth.answer[len(session.said) :]
+        tree = session.mood(self._chance, coming, self._subject.vocabulary)
+        return VerifyWork(
+            session.key, tuple(session.tokens), len(question.prompt), tree, question.sampling
+        )
+
+    def _judge(self, session: _Session, *, is_whole: bool) -> None:
+        """Compare with the plain answer; logits up to where the tokens part."""
+        truth, tally = session.truth, self._tally
+        pairs = list(zip(session.said, truth.answer, strict=False))
+        wrong = [index for index, (said, true) in enumerate(pairs) if said != true]
+        equal = wrong[0] + 1 if wrong else len(pairs)
+        seen = list(zip(session.seen[:equal], truth.digests, strict=False))
+        tally.logits += len(seen)
+        tally.logits_diverging += sum(one != other for one, other in seen)
+        tally.tokens_diverging += len(wrong)
+        tally.answers_diverging += bool(wrong)
+        if is_whole:
+            tally.answers += 1
+            tally.followups += truth.question.is_followup

@@ -1,0 +1,174 @@
+"""The models that exactness is checked on: the zoo's target, and dense random ones of real width.
+
+Random weights are awake to every sum: nothing is zero, nothing is learned away, and near-ties are
+frequent.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from edgecosine import zoo
+from edgecosine.engine.exactness import Decision, confirm, decide
+from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.model import PassModel, SlotModel
+from edgecosine.engine.native import Kernels
+from edgecosine.engine.target import TransformerTarget
+from edgecosine.lab.exactness.check import EngineShape, Opened, Question, Recorder, Subject, Truth
+from edgecosine.protocol.request import Sampling
+
+CONTEXT = 448
+CELLS = CONTEXT + 64
+VOCABULARY = 4096
+_WIDE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 2048,
+    "num_hidden_layers": 3, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64,
+    "max_position_embeddings": 1024, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 64},
+}
+_SPREAD = 0.05
+"""Standard deviation of random weights; large enough that attention matters."""
+
+SAMPLINGS = (
+    Sampling(),
+    Sampling(temperature=0.8),
+    Sampling(),
+    Sampling(temperature=1.0, top_p=0.9),
+    Sampling(repetition_penalty=1.2),
+    Sampling(temperature=0.7, presence_penalty=0.5, frequency_penalty=0.3),
+    Sampling(),
+    Sampling(temperature=1.2, top_k=50, min_p=0.02),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model under test, how to build it anew, and its part of all answers."""
+
+    name: str
+    dtype: torch.dtype
+    build: Callable[[], Any]
+    weight: int
+    drafter: str | None = None
+    """Zoo model that assists transformers' own generation; None: a copy of the model."""
+
+    def subject(self, device: str) -> tuple[Subject, Decision]:
+        """Engines for it, and the policy that holds."""
+        model = self.build().to(device)
+        decision = decide(device, self.dtype)
+        probe = _pass_model(model, EngineShape(1, 64, 1), decision.kernels)
+        decision = confirm(decision, "auto", probe, model)
+
+        def open_engine(shape: EngineShape) -> Opened:
+            recorder = Recorder(_pass_model(model, shape, decision.kernels))
+            engine = TransformerTarget(
+                recorder, slots=shape.slots, max_context=CONTEXT, chunk=shape.chunk
+            )
+            return Opened(engine, recorder)
+
+        return Subject(self.name, VOCABULARY, open_engine), decision
+
+
+def candidates() -> tuple[Candidate, ...]:
+    """All models, each in float32 and bfloat16."""
+    found = []
+    for dtype, weight in ((torch.float32, 7), (torch.bfloat16, 5)):
+        short = str(dtype).removeprefix("torch.")
+        found.append(
+            Candidate(f"zoo {short}", dtype, _zoo_builder(dtype), weight, zoo.drafter_names()[0])
+        )
+        found += [
+            Candidate(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2)
+            for family in _FAMILIES
+        ]
+    return tuple(found)
+
+
+def zoo_model(name: str, dtype: torch.dtype) -> Any:
+    """A zoo model as transformers loads it."""
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        zoo.DIRECTORY / name, dtype=dtype, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def _zoo_builder(dtype: torch.dtype) -> Callable[[], Any]:
+    return lambda: zoo_model(zoo.TARGET, dtype)
+
+
+def _wide_builder(family: str, dtype: torch.dtype) -> Callable[[], Any]:
+    return lambda: _wide_model(family, dtype)
+
+
+def _wide_model(family: str, dtype: torch.dtype) -> Any:
+    config = AutoConfig.for_model(family, **_WIDE, **_FAMILIES[family])
+    maker: Any = AutoModelForCausalLM
+    model = maker.from_config(config, attn_implementation="eager", dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=_SPREAD, generator=generator)
+    return model.eval()
+
+
+def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> PassModel:
+    model = copy.deepcopy(model)  # whoever packs weights takes them
+    if kernels is not None and can_fuse(model):
+        return FusedModel(
+            model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels
+        )
+    return SlotModel(model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+
+
+def prompts_of(candidate: Candidate) -> list[tuple[int, ...]]:
+    """Prompts of 48 tokens: the zoo's of all domains in turn, random tokens for random models."""
+    if candidate.drafter is None:
+        chance = random.Random(candidate.name)
+        return [tuple(chance.choices(range(VOCABULARY), k=48)) for _ in range(128)]
+    return list(itertools.chain.from_iterable(zip(*zoo_prompts().values(), strict=False)))
+
+
+def zoo_prompts() -> dict[str, list[tuple[int, ...]]]:
+    """The zoo's held-out prompts by domain, as tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(zoo.DIRECTORY / zoo.TARGET)
+    return {
+        domain: [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        for domain, texts in zoo.prompts().items()
+    }
+
+
+class Questions:
+    """Endless questions on a model; every sixth goes on from an earlier answer."""
+
+    def __init__(self, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
+        self._prompts = prompts
+        self._chance = random.Random(seed)
+        self._count = 0
+
+    def next(self, earlier: Sequence[Truth]) -> Question:
+        """The next question."""
+        number, chance = self._count, self._chance
+        self._count += 1
+        # Another sampling for each time that the prompts are gone through.
+        turn = number + number // len(self._prompts)
+        base = SAMPLINGS[turn % len(SAMPLINGS)]
+        sampling = base if base.is_greedy else replace(base, seed=number)
+        if number % 6 == 5 and earlier:
+            before = chance.choice(earlier)
+            cut = chance.randint(1, len(before.answer))
+            said = (*before.question.prompt, *before.answer[:cut])
+            more = chance.choices(range(VOCABULARY), k=chance.randint(1, 9))
+            if len(said) + len(more) <= CONTEXT // 2:
+                return Question((*said, *more), sampling, is_followup=True)
+        return Question(self._prompts[number % len(self._prompts)], sampling)

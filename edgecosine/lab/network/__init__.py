@@ -1,0 +1,1 @@
+"""Hosts with weather between them: namespaces joined by a hub, or processes joined by relays."""

@@ -1,0 +1,1 @@
+"""How the zoo is made: texts, training, distillation, evaluation, and the model card."""
