@@ -14,6 +14,7 @@ import click
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
+from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
@@ -258,3 +259,4 @@ def table(record: Path, document: Path | None) -> None:
 
 
 command.add_command(fuzz)
+command.add_command(soak)
