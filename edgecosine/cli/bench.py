@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
@@ -260,3 +261,4 @@ def table(record: Path, document: Path | None) -> None:
 
 command.add_command(fuzz)
 command.add_command(soak)
+command.add_command(faults)
