@@ -72,6 +72,8 @@ class Verifying:
         """Seconds between the end of each pass and that of the next one, outside of it."""
         self.last_pass_s = 0.0
         """Seconds of the pass that gave the latest verdicts."""
+        self.has_failed = False
+        """Whether the engine has, and so ended the actor."""
         self._ended = 0.0
 
     def __repr__(self) -> str:
@@ -110,6 +112,9 @@ class Verifying:
                 await self._gather_batch()
                 result = await self._pass()
                 self._batch = self._settle(result)
+        except Exception:
+            self.has_failed = True
+            raise
         finally:
             self._mailbox.close()
             for envelope in self._batch:
