@@ -2,7 +2,8 @@
 
 One connection carries any number of requests at once. A broken connection is survived: requests are
 sent again under their ids, which the gateway answers without running them twice. A refusal that
-tells when to come again is heeded. That no gateway is there is said, never waited for without end.
+tells when to come again is heeded. A gateway that went away is waited for up to the request's
+deadline or our patience, and whoever wants to know hears of it; one that never was there is not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import logging
 import math
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -42,8 +43,10 @@ from edgecosine.protocol.topics import (
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
-PATIENCE_S = 10.0
-"""How long a running request waits for a gateway or a broker that went away."""
+PATIENCE_S = 300.0
+"""How long a request waits for a gateway or a broker that went away: a restart loads the model."""
+_GRACE_S = 10.0
+"""How much later than the deadline the gateway's word on it may come."""
 _MAX_SENDINGS = 5
 _MARK = "mark"
 
@@ -63,7 +66,9 @@ class Client:
         client_id: str | None = None,
         patience_s: float = PATIENCE_S,
         retry_patience_s: float = RETRY_PATIENCE_S,
+        on_standstill: Callable[[str | None], None] = lambda _: None,
     ) -> None:
+        """`on_standstill` is told why requests of ours do not move; None: they do again."""
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         self.client_id = client_id or _known_as(address) or connection
@@ -71,6 +76,10 @@ class Client:
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
         self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self._on_standstill = on_standstill
+        self._standstill: str | None = None
+        """What was told last."""
+        self._num_asking = 0
         self.num_retries = 0
         self._asked: dict[str, Asking] = {}
         self._watch = Watch()
@@ -125,6 +134,17 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
+        self._num_asking += 1
+        self._tell_standstill()
+        try:
+            async with contextlib.aclosing(self._ask_again_and_again(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._num_asking -= 1
+            self._tell_standstill()
+
+    async def _ask_again_and_again(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         retrying = Retrying(request, self._retry_patience_s)
         while True:
             try:
@@ -139,9 +159,11 @@ class Client:
             await asyncio.sleep(pause_s)
 
     async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
-        request = replace(request, client_id=self.client_id)
-        if not await self.is_online():
-            raise _no_gateway(self._topics.cluster)
+        request = replace(
+            request,
+            client_id=self.client_id,
+            deadline_s=request.deadline_s - await self._gateway(request.deadline_s),
+        )
         self._check_contract()
         asking = self._open(request)
         try:
@@ -236,16 +258,52 @@ class Client:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
                 await asking.news()
         except TimeoutError:
-            if not self._watch.is_online:
+            if asyncio.get_running_loop().time() < asking.since + asking.request.deadline_s:
                 asking.fail(_no_gateway(self._topics.cluster))
             else:
-                asking.fail(RequestError("no answer in time", code="deadline_exceeded", status=408))
+                asking.fail(_too_late())
+
+    async def _gateway(self, deadline_s: float) -> float:
+        """Wait for a gateway that was there before; how many seconds that took.
+
+        Raises RequestError, and BrokerLost.
+        """
+        now = asyncio.get_running_loop().time
+        begun = now()
+        if await self.is_online():
+            return 0.0
+        patient_until = self._watch.offline_since + self._patience_s
+        late = begun + deadline_s
+        if math.isinf(self._watch.offline_since):
+            raise _no_gateway(self._topics.cluster)
+        try:
+            async with asyncio.timeout_at(min(patient_until, late)):
+                while not self._watch.is_online:
+                    await self.changed()
+        except TimeoutError:
+            raise _too_late() if now() >= late else _no_gateway(self._topics.cluster) from None
+        return now() - begun
+
+    def _tell_standstill(self) -> None:
+        """Tell why our requests do not move, if that is news."""
+        reason = self._why_still() if self._num_asking else None
+        if reason != self._standstill:
+            self._standstill = reason
+            self._on_standstill(reason)
+
+    def _why_still(self) -> str | None:
+        if not self._watch.is_online:
+            is_known = math.isfinite(self._watch.offline_since)
+            return "the gateway went away" if is_known else None
+        stalls = self._watch.unavailable.items()
+        return next((f"{name} is unavailable: {reason}" for name, reason in stalls), None)
 
     def _until(self, asking: Asking) -> float:
-        if not self._watch.is_online:
-            return self._watch.offline_since + self._patience_s
         # The gateway keeps the deadline; its word on that comes a little later.
-        return asking.since + asking.request.deadline_s + self._patience_s
+        late = asking.since + asking.request.deadline_s + _GRACE_S
+        if self._watch.is_online:
+            return late
+        return min(late, self._watch.offline_since + self._patience_s)
 
     def _send(self, asking: Asking) -> None:
         if asking.num_sendings >= _MAX_SENDINGS:
@@ -298,6 +356,7 @@ class Client:
                 self._take_status(message.payload)
             case topic:
                 self._watch.take(topic, message.payload)
+                self._tell_standstill()
 
     def _take_piece(self, request_id: str, payload: bytes) -> None:
         asking = self._asked.get(request_id)
@@ -327,10 +386,12 @@ class Client:
             if self._watch.is_online:
                 self._send(asking)
             asking.wake()
+        self._tell_standstill()
 
     def _lose(self) -> None:
         """The connection broke."""
         if self._watch.lose():
+            self._tell_standstill()
             for asking in self._asked.values():
                 asking.wake()
 
@@ -344,6 +405,10 @@ def _known_as(address: BrokerAddress) -> str | None:
     """Who we are to the broker, where that can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None
+
+
+def _too_late() -> RequestError:
+    return RequestError("no answer in time", code="deadline_exceeded", status=408)
 
 
 def _no_gateway(cluster: str) -> RequestError:
