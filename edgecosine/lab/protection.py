@@ -36,6 +36,7 @@ _DRAFTER = "generalist"
 _LOOPBACK = "127.0.0.1"
 _COMMAND_S = 60.0
 _START_S = 120.0
+_LOOKS, _LOOK_AGAIN_S = 500, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ async def _protected(settings: ProtectionSettings, folder: Path) -> AsyncIterato
     options = ("--broker", f"mqtts://{_LOOPBACK}:{nodes}")
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        await enter(_mosquitto(folder / "broker"))
+        await enter(_mosquitto(folder / "broker", people))
         state = ("--state-dir", str(folder / "state"))
         await enter(big.runs(*_target(settings, links), *options, *state))
         client = await enter(Client(access, _CLUSTER))
@@ -163,8 +164,11 @@ async def _linked(client: Client) -> None:
 
 
 @asynccontextmanager
-async def _mosquitto(folder: Path) -> AsyncIterator[None]:
-    """The broker of `cluster broker-config`."""
+async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
+    """The broker of `cluster broker-config`, when it accepts connections.
+
+    Raises LabError.
+    """
     conf = folder / "mosquitto.conf"
     if os.geteuid() == 0:
         # It would give up its rights, and cannot read what is ours then.
@@ -172,9 +176,22 @@ async def _mosquitto(folder: Path) -> AsyncIterator[None]:
     program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     process = await processes.spawn((program or "mosquitto", "-c", str(conf)), folder / "log")
     try:
+        await _accepts(port)
         yield
     finally:
         await processes.stop(process)
+
+
+async def _accepts(port: int) -> None:
+    for _ in range(_LOOKS):
+        try:
+            _, writer = await asyncio.open_connection(_LOOPBACK, port)
+        except OSError:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        else:
+            writer.close()
+            return
+    raise LabError("Mosquitto does not accept connections")
 
 
 class _Machine:
