@@ -21,7 +21,7 @@ class Service(Protocol):
 
     @property
     def has_broken(self) -> bool:
-        """Whether what makes the answers has failed, maybe because of one of its requests."""
+        """Whether what makes the answers failed at its requests, maybe because of one of them."""
 
     def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.

@@ -67,7 +67,7 @@ class Serving:
 
     @property
     def has_broken(self) -> bool:
-        """Whether the engine has failed."""
+        """Whether the engine failed in a pass."""
         return self._verifying.has_failed
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
