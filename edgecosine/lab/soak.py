@@ -203,7 +203,9 @@ class _Soak:
         return minute
 
     def _pids(self) -> dict[str, int]:
-        return {**self._cluster.pids, "asker": os.getpid()}
+        """By names that are the same in every run."""
+        nodes = {name.rpartition("-")[0] or name: pid for name, pid in self._cluster.pids.items()}
+        return {**nodes, "asker": os.getpid()}
 
 
 @asynccontextmanager
