@@ -31,6 +31,7 @@ class ScriptedService:
         self.errors: dict[str, Exception] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
+        self.has_broken = False
         self._news = asyncio.Event()
 
     @property

@@ -85,7 +85,7 @@ def command(
 
 async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
     async with (
-        Client(broker, cluster) as client,
+        Client(broker, cluster, on_standstill=_tell) as client,
         contextlib.aclosing(client.ask(request)) as steps,
     ):
         async for step in steps:
@@ -96,3 +96,7 @@ async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
                     click.echo(msgspec.json.encode(step.body))
                 case Final():
                     click.echo()
+
+
+def _tell(standstill: str | None) -> None:
+    click.echo("going on" if standstill is None else f"waiting: {standstill}", err=True)

@@ -11,9 +11,11 @@ from typing import Literal
 
 import click
 
+from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
+from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
@@ -258,3 +260,5 @@ def table(record: Path, document: Path | None) -> None:
 
 
 command.add_command(fuzz)
+command.add_command(soak)
+command.add_command(faults)

@@ -35,6 +35,8 @@ class Asked:
     plan: str
     rounds: tuple[dict[str, Any], ...] = ()
     """The course of each round, if it was recorded: `RoundTimes` as plain data."""
+    began_s: float = 0.0
+    """From when their times count, by the target's performance counter."""
 
     @property
     def inter_token_s(self) -> float | None:
@@ -118,4 +120,5 @@ async def ask(
         drafters=own["drafters"],
         plan=own["plan"],
         rounds=tuple(own.get("rounds", ())),
+        began_s=own.get("began_s", 0.0),
     )

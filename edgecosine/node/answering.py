@@ -98,7 +98,9 @@ class Answering:
         """This process ends: the next one goes on with what is in the journal."""
         if self._journal.is_durable:
             logger.info("request left to the next start request=%s", entry.ticket.key)
-            self._journal.leave(entry.ticket.key)
+            # After a failure any of them may be what the engine cannot bear, as after a kill.
+            if not self._service.has_broken:
+                self._journal.leave(entry.ticket.key)
         else:
             self.fail(entry, "failed", LEAVING)
 

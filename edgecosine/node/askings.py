@@ -26,6 +26,8 @@ from edgecosine.protocol.topics import Topics
 
 logger = logging.getLogger(__name__)
 
+_GRACE_S = 10.0
+"""How much later than the deadline the gateway's word on it may come."""
 _MAX_SENDINGS = 5
 
 
@@ -132,16 +134,17 @@ class Askings:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
                 await asking.news()
         except TimeoutError:
-            if not self._watch.is_online:
+            if asyncio.get_running_loop().time() < asking.since + asking.request.deadline_s:
                 asking.fail(no_gateway(self._topics.cluster))
             else:
-                asking.fail(RequestError("no answer in time", code="deadline_exceeded", status=408))
+                asking.fail(too_late())
 
     def _until(self, asking: Asking) -> float:
-        if not self._watch.is_online:
-            return self._watch.offline_since + self._patience_s
         # The gateway keeps the deadline; its word on that comes a little later.
-        return asking.since + asking.request.deadline_s + self._patience_s
+        late = asking.since + asking.request.deadline_s + _GRACE_S
+        if self._watch.is_online:
+            return late
+        return min(late, self._watch.offline_since + self._patience_s)
 
     def _send(self, asking: Asking) -> None:
         if asking.num_sendings >= _MAX_SENDINGS:
@@ -165,6 +168,11 @@ class Askings:
                 content_type=JSON_TYPE,
             )
         )
+
+
+def too_late() -> RequestError:
+    """The deadline has passed, and nobody said so."""
+    return RequestError("no answer in time", code="deadline_exceeded", status=408)
 
 
 def no_gateway(cluster: str) -> RequestError:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.node.askings import Askings, no_gateway
+from edgecosine.node.askings import Askings, no_gateway, too_late
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.node.health import concerns
@@ -34,8 +36,8 @@ from edgecosine.protocol.topics import (
 )
 
 CONNECT_TIMEOUT_S = 10.0
-PATIENCE_S = 10.0
-"""How long a running request waits for a gateway or a broker that went away."""
+PATIENCE_S = 300.0
+"""How long a request waits for a gateway or a broker that went away: a restart loads the model."""
 _MARK = "mark"
 
 
@@ -54,14 +56,20 @@ class Client:
         client_id: str | None = None,
         patience_s: float = PATIENCE_S,
         retry_patience_s: float = RETRY_PATIENCE_S,
+        on_standstill: Callable[[str | None], None] = lambda _: None,
     ) -> None:
+        """`on_standstill` is told why requests of ours do not move; None: they do again."""
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         self.client_id = client_id or _known_as(address) or connection
         self._is_alone = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
-        self._retry_patience_s = retry_patience_s
+        self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self._on_standstill = on_standstill
+        self._standstill: str | None = None
+        """What was told last."""
+        self._num_asking = 0
         self.num_retries = 0
         self._watch = Watch()
         self._group = asyncio.TaskGroup()
@@ -122,11 +130,21 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
+        self._num_asking += 1
+        self._tell_standstill()
+        try:
+            async with contextlib.aclosing(self._ask_again_and_again(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._num_asking -= 1
+            self._tell_standstill()
+
+    async def _ask_again_and_again(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
         retrying = Retrying(request, self._retry_patience_s)
         while True:
             try:
-                await self._find_gateway()
-                async with contextlib.aclosing(self._askings.ask(retrying.request)) as steps:
+                async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
                     async for step in steps:
                         yield step
             except RequestError as refusal:
@@ -135,6 +153,13 @@ class Client:
                 return
             self.num_retries += 1
             await asyncio.sleep(pause_s)
+
+    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        left_s = request.deadline_s - await self._gateway(request.deadline_s)
+        steps = self._askings.ask(replace(request, deadline_s=left_s))
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
 
     async def nodes(self) -> dict[str, NodeView]:
         """What the broker holds about every node of the cluster.
@@ -170,9 +195,40 @@ class Client:
             is_online=is_online, is_draining=self._watch.is_draining, nodes=self._watch.nodes()
         )
 
-    async def _find_gateway(self) -> None:
-        if not await self.is_online():
+    async def _gateway(self, deadline_s: float) -> float:
+        """Wait for a gateway that was there before; how many seconds that took.
+
+        Raises RequestError, and BrokerLost.
+        """
+        now = asyncio.get_running_loop().time
+        begun = now()
+        if await self.is_online():
+            return 0.0
+        patient_until = self._watch.offline_since + self._patience_s
+        late = begun + deadline_s
+        if math.isinf(self._watch.offline_since):
             raise no_gateway(self._topics.cluster)
+        try:
+            async with asyncio.timeout_at(min(patient_until, late)):
+                while not self._watch.is_online:
+                    await self.changed()
+        except TimeoutError:
+            raise too_late() if now() >= late else no_gateway(self._topics.cluster) from None
+        return now() - begun
+
+    def _tell_standstill(self) -> None:
+        """Tell why our requests do not move, if that is news."""
+        reason = self._why_still() if self._num_asking else None
+        if reason != self._standstill:
+            self._standstill = reason
+            self._on_standstill(reason)
+
+    def _why_still(self) -> str | None:
+        if not self._watch.is_online:
+            is_known = math.isfinite(self._watch.offline_since)
+            return "the gateway went away" if is_known else None
+        stalls = self._watch.unavailable.items()
+        return next((f"{name} is unavailable: {reason}" for name, reason in stalls), None)
 
     async def changed(self) -> None:
         """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
@@ -214,15 +270,18 @@ class Client:
                 self._take_status(message.payload)
             case topic:
                 self._watch.take(topic, message.payload)
+                self._tell_standstill()
 
     def _take_status(self, payload: bytes) -> None:
         if self._watch.take_status(payload):
             self._askings.on_gateway()
+            self._tell_standstill()
 
     def _lose(self) -> None:
         """The connection broke."""
         if self._watch.lose():
             self._askings.on_gateway()
+            self._tell_standstill()
 
     async def _end(self) -> None:
         if self._task is not None:

@@ -105,7 +105,7 @@ class Ledger:
         known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
         if isinstance(known, Finished) and known.until < now:
             del self._finished[ticket.key]
-            self._kept_bytes -= len(known.final.payload)
+            self._kept_bytes -= known.final.num_bytes
             known = None
         if known is None:
             return None
@@ -150,6 +150,8 @@ class Ledger:
 
     def keep(self, key: str, finished: Finished) -> None:
         """Keep an answer for those who ask again."""
+        if (former := self._finished.pop(key, None)) is not None:
+            self._kept_bytes -= former.final.num_bytes
         self._finished[key] = finished
         self._kept_bytes += finished.final.num_bytes
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:

@@ -96,6 +96,12 @@ class LocalCluster:
         """Process id of a node."""
         return self._processes[node_id].pid
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of all nodes, and of the broker that was started for them."""
+        found = {node_id: process.pid for node_id, process in self._processes.items()}
+        return found if self._broker is None else {**found, "broker": self._broker.pid}
+
     async def __aenter__(self) -> Self:
         try:
             await self._start_broker()

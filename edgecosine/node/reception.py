@@ -92,7 +92,11 @@ class Reception:
         self._objection = DRAINING
 
     def heed(self, reason: str | None) -> None:
-        """Why requests cannot be answered now, which new ones are told; None: they can."""
+        """Why requests cannot be answered now; None: they can. New ones are refused with it, and
+        those at work are told in their states."""
+        self._telling.stall = reason
+        for entry in self._ledger.at_work:
+            self._telling.state(entry)
         if self._objection is not DRAINING:
             self._objection = None if reason is None else unavailable(reason)
 

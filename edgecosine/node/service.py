@@ -19,6 +19,10 @@ class Service(Protocol):
     def max_sessions(self) -> int:
         """Sessions that may be at work at one time."""
 
+    @property
+    def has_broken(self) -> bool:
+        """Whether what makes the answers failed at its requests, maybe because of one of them."""
+
     def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.
 

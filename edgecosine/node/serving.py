@@ -65,6 +65,11 @@ class Serving:
         """Sessions that may be at work at one time."""
         return self._max_sessions
 
+    @property
+    def has_broken(self) -> bool:
+        """Whether the engine failed in a pass."""
+        return self._verifying.has_failed
+
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Run a session.
 

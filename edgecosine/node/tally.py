@@ -52,4 +52,5 @@ class Tally:
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
             rounds=tuple(self.trace.rounds),
+            began_s=self.trace.began_s,
         )

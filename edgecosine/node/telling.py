@@ -10,8 +10,10 @@ from edgecosine.node.records import Journal
 from edgecosine.protocol.answers import Piece
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.replies import piece_message, state_message
+from edgecosine.protocol.replies import State, piece_message, state_message
 from edgecosine.protocol.topics import Topics
+
+_AT_WORK: frozenset[State] = frozenset(("accepted", "queued", "running"))
 
 
 class Telling:
@@ -21,6 +23,8 @@ class Telling:
         self, *, topics: Topics, publish: Callable[[Outgoing], None], journal: Journal
     ) -> None:
         self._topics, self._publish, self._journal = topics, publish, journal
+        self.stall: str | None = None
+        """Why requests at work do not move now."""
         self._owed: dict[Outgoing, str] = {}
         """Final messages that the broker may not have, and their requests' keys."""
 
@@ -45,7 +49,8 @@ class Telling:
 
     def state(self, entry: Entry) -> None:
         """How far a request is."""
-        self.send(state_message(self._topics, entry.ticket, entry.state))
+        stall = self.stall if entry.state in _AT_WORK else None
+        self.send(state_message(self._topics, entry.ticket, entry.state, stall))
 
     def part(self, entry: Entry, choice: int, text: str) -> None:
         """More text of one choice, for those who read along."""

@@ -15,14 +15,19 @@ class Trace:
 
     def __init__(self, *, is_on: bool = False) -> None:
         self._is_on = is_on
-        self._origin = now()
+        self.began_s = now()
+        self._deadline_s = 0.0
         self._started_s = self._submitted_s = self._verified_s = self._pass_s = 0.0
         self._drafts: list[DraftTimes] = []
         self.rounds: list[RoundTimes] = []
 
     def begin(self) -> None:
         """A round begins; the prefill is one, too."""
-        self._started_s = self._now_s()
+        self._started_s, self._deadline_s = self._now_s(), 0.0
+
+    def plan(self, deadline_s: float) -> None:
+        """Drafts of the round are waited for no longer than this."""
+        self._deadline_s = deadline_s
 
     def submit(self) -> None:
         """The tree goes to the target."""
@@ -38,7 +43,7 @@ class Trace:
             self._drafts.append(
                 DraftTimes(
                     drafter=drafter,
-                    asked_s=_rounded(asked - self._origin),
+                    asked_s=_rounded(asked - self.began_s),
                     ended_s=self._now_s(),
                     compute_s=_rounded(draft.compute_us / 1e6) if draft else 0.0,
                     num_tokens=len(draft.confidences) if draft else 0,
@@ -58,11 +63,12 @@ class Trace:
                     num_nodes=num_nodes,
                     num_accepted=num_accepted,
                     drafts=tuple(drafts),
+                    deadline_s=_rounded(self._deadline_s),
                 )
             )
 
     def _now_s(self) -> float:
-        return _rounded(now() - self._origin) if self._is_on else 0.0
+        return _rounded(now() - self.began_s) if self._is_on else 0.0
 
 
 def _rounded(seconds: float) -> float:

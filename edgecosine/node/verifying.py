@@ -72,6 +72,8 @@ class Verifying:
         """Seconds between the end of each pass and that of the next one, outside of it."""
         self.last_pass_s = 0.0
         """Seconds of the pass that gave the latest verdicts."""
+        self.has_failed = False
+        """Whether the engine failed at works, which any of them may have caused."""
         self._ended = 0.0
 
     def __repr__(self) -> str:
@@ -163,7 +165,11 @@ class Verifying:
     async def _pass(self) -> PassResult:
         works = [envelope.message for envelope in self._batch]
         released, self._released = self._released, []
-        result, elapsed_s = await self._run_engine(works, released)
+        try:
+            result, elapsed_s = await self._run_engine(works, released)
+        except Exception:
+            self.has_failed = True
+            raise
         self.num_passes += 1
         ended = now()
         self.busy_s += elapsed_s

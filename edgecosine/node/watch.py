@@ -11,7 +11,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edgecosine.protocol.notices import DRAINING, ONLINE, NodeView, read_facts, view_nodes
+from edgecosine.protocol.notices import (
+    DRAINING,
+    ONLINE,
+    NodeView,
+    read_facts,
+    read_node_status,
+    view_nodes,
+)
 from edgecosine.protocol.topics import (
     AnyTopic,
     InfoTopic,
@@ -33,6 +40,8 @@ class Watch:
         """Whether the gateway that is there lets nobody else in."""
         self.offline_since = math.inf
         """In the loop's time; infinite when the gateway was never seen."""
+        self.unavailable: dict[str, str] = {}
+        """Nodes that say that they cannot work now, and why."""
         self._info = b"{}"
         self._node_messages: dict[str, dict[str, bytes]] = {}
         self._is_complete = asyncio.Event()
@@ -93,6 +102,7 @@ class Watch:
                 self._info = payload
             case NodeStatusTopic(node_id):
                 self._take_node(node_id, "status", payload)
+                self._note_unavailable(node_id, payload)
             case NodeStateTopic(node_id):
                 self._take_node(node_id, "state", payload)
         self._has_changed.set()
@@ -101,6 +111,13 @@ class Watch:
         """The connection broke, so nothing is known; True when a gateway had been there."""
         self._is_complete.clear()
         return self.take_status(b"")
+
+    def _note_unavailable(self, node_id: str, payload: bytes) -> None:
+        status = read_node_status(payload)
+        if status is not None and status.state == "unavailable" and node_id in self._node_messages:
+            self.unavailable[node_id] = status.reason
+        else:
+            self.unavailable.pop(node_id, None)
 
     def _take_node(self, node_id: str, which: str, payload: bytes) -> None:
         if node_id in self._node_messages or len(self._node_messages) < MAX_NODES:

@@ -83,10 +83,17 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
             "queue_s": metrics.queue_s,
             "prefill_s": metrics.prefill_s,
             "decode_s": metrics.decode_s,
-            **({"rounds": [asdict(times) for times in metrics.rounds]} if metrics.rounds else {}),
+            **_course(metrics),
         },
     }
     return msgspec.json.encode(body)
+
+
+def _course(metrics: Metrics) -> dict[str, Any]:
+    if not metrics.rounds:
+        return {}
+    rounds = [asdict(times) for times in metrics.rounds]
+    return {"began_s": metrics.began_s, "rounds": rounds}
 
 
 def speculation_figures(metrics: Metrics) -> dict[str, Any]:

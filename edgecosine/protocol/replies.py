@@ -18,13 +18,19 @@ State = Literal["accepted", "queued", "running", "done", "failed", "cancelled", 
 _OK = "200"
 
 
-def state_message(topics: Topics, ticket: Ticket, state: State) -> Outgoing:
-    """Where a request stands; the topic names only the request, so the body names its asker."""
+def state_message(
+    topics: Topics, ticket: Ticket, state: State, stall: str | None = None
+) -> Outgoing:
+    """Where a request stands; the topic names only the request, so the body names its asker.
+
+    `stall` is why it does not move now.
+    """
+    body = {"id": ticket.request_id, "client": ticket.client_id, "state": state}
+    if stall is not None:
+        body["stall"] = stall
     return Outgoing(
         topic=topics.job_state(ticket.request_id),
-        payload=msgspec.json.encode(
-            {"id": ticket.request_id, "client": ticket.client_id, "state": state}
-        ),
+        payload=msgspec.json.encode(body),
         content_type=JSON_TYPE,
     )
 

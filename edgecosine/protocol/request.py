@@ -166,6 +166,8 @@ class RoundTimes:
     num_nodes: int
     num_accepted: int
     drafts: tuple[DraftTimes, ...] = ()
+    deadline_s: float = 0.0
+    """How long the plan lets drafts take; 0 for a plain round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,8 @@ class Metrics:
     decode_s: float = 0.0
     rounds: tuple[RoundTimes, ...] = ()
     """Empty unless the request asked for them; of the first choice."""
+    began_s: float = 0.0
+    """The start of the session from which they count, by the target's performance counter."""
 
     @property
     def num_rounds(self) -> int:

@@ -8,11 +8,15 @@ import pytest
 
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
+from edgecosine.node.presence import Presence
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.notices import OFFLINE, ONLINE
+from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
 from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import HOME, free_port, house, needs_mosquitto, run
+from tests.mqtt_fixtures import HOME, free_port, house, listening, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -141,6 +145,73 @@ def test_gateway_that_leaves_fails_the_request() -> None:
             assert refusal.value.code == "shutting_down"
             with pytest.raises(RequestError, match="no gateway"):
                 await whole(client, completion("2"))
+
+    run(story())
+
+
+def test_gateway_that_comes_back_is_waited_for_and_that_is_told() -> None:
+    """By the request at work and by one that comes meanwhile."""
+
+    async def story() -> None:
+        told: asyncio.Queue[str | None] = asyncio.Queue()
+        async with (
+            EmbeddedBroker(port=free_port()) as broker,
+            listening(broker) as outside,
+        ):
+            say = outside.courier.send
+            say(Outgoing(HOME.status, ONLINE, retain=True))
+            await outside.expect(HOME.status)
+            async with (
+                Client(broker.url, "home", on_standstill=told.put_nowait) as client,
+                asyncio.TaskGroup() as group,
+            ):
+                first = group.create_task(whole(client, completion("1", stream=True)))
+                await outside.expect(HOME.request("completion"))
+                say(Outgoing(HOME.status, OFFLINE, retain=True))
+                assert "went away" in str(await told.get())
+                second = group.create_task(whole(client, completion("2")))
+                assert await _failure(client, completion("3", deadline_s=0.01)) == (
+                    "deadline_exceeded"
+                )
+                async with house(broker=broker) as home:
+                    assert await told.get() is None
+                    texts, final = await first
+                    assert "".join(texts) == final.text == "to be"
+                    assert (await second)[1].text == "to be"
+                    assert sorted(r.request_id for r in home.service.requests) == ["1", "2"]
+
+    run(story())
+
+
+async def _failure(client: Client, request: Request) -> str:
+    with pytest.raises(RequestError) as failure:
+        await whole(client, request)
+    return failure.value.code
+
+
+def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
+    async def story() -> None:
+        told: asyncio.Queue[str | None] = asyncio.Queue()
+        async with (
+            house() as home,
+            Client(home.broker.url, "home", on_standstill=told.put_nowait) as client,
+        ):
+            presence = Presence(
+                broker=BrokerAddress.parse(home.broker.url), cluster="home", node_id="t1"
+            )
+            hold = home.service.hold("hm")
+            async with running(presence.run()):
+                presence.publish_presence("unavailable", "the engine has ended no pass for 5 s")
+                while "t1" not in client._watch.unavailable:
+                    await client.changed()
+                assert told.empty()
+                steps = client.ask(completion("1", "hm", stream=True))
+                await anext(steps)
+                assert "t1 is unavailable: the engine" in str(await told.get())
+                presence.publish_presence("ready")
+                assert await told.get() is None
+                hold.set()
+                assert isinstance([step async for step in steps][-1], Final)
 
     run(story())
 

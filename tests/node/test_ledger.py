@@ -80,3 +80,16 @@ def test_kept_answers_are_bounded_and_the_asked_for_stay(final: Outgoing, num_ke
         assert ledger.recall(ticket("0")) is not None
     assert f"{num_kept} answers" in repr(ledger)
     assert ledger.recall(ticket("1")) is None
+
+
+def test_answers_that_were_forgotten_take_no_room() -> None:
+    """Neither those whose time is over nor those that are replaced."""
+    ledger = Ledger(max_sessions=4, keep_s=1.0)
+    final = Outgoing("t", b"", correlation=bytes(MAX_KEPT_BYTES // 4 - 1))
+    for number in range(8):
+        ledger.keep(ticket("1").key, Finished(b"d", "done", final, until=number))
+        ledger.keep(ticket("2").key, Finished(b"d", "done", final, until=number))
+        assert ledger.recall(ticket("1"), now=number + 1.0) is None
+    for number in range(3, 6):
+        ledger.keep(ticket(str(number)).key, Finished(b"d", "done", final))
+    assert "4 answers" in repr(ledger)

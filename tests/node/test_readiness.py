@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -200,6 +201,8 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
                 ask(listener, "me", 1)
                 reason = await told.changes(2)
                 gateway.heed(reason)
+                states = await listener.expect(HOME.job_state("me-1"), 4)
+                assert "no pass" in json.loads(states[-1].payload)["stall"]
                 presence.publish_presence("unavailable", reason or "")
                 error = (await listener.expect_json(ask(listener, "me", 2)))["error"]
                 assert (error["code"], error["status"]) == ("unavailable", 503)
@@ -209,6 +212,8 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
                 frost.thaw()
                 assert await told.changes(3) is None
                 gateway.heed(None)
+                states = await listener.expect(HOME.job_state("me-1"), 5)
+                assert "stall" not in json.loads(states[-1].payload)
                 assert "choices" in await listener.expect_json(HOME.response("me", "me-1"))
                 assert "choices" in await listener.expect_json(ask(listener, "me", 3))
 

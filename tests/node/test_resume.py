@@ -422,6 +422,26 @@ def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> 
     run(story())
 
 
+def test_request_that_breaks_the_engine_each_time_is_given_up(tmp_path: Path) -> None:
+    """The process ends by an error and not by a kill, in which order its parts may well end."""
+
+    async def story() -> None:
+        for number in range(MAX_STARTS):
+            service = holding()
+            async with desk(tmp_path, service) as at:
+                if not number:
+                    at.take()
+                await at.expect_state("running")
+                assert not await at.expect(FINAL, 0)
+                service.has_broken = True
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "internal_error"
+            assert str(MAX_STARTS) in final["error"]["message"]
+
+    run(story())
+
+
 def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)

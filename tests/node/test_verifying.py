@@ -195,6 +195,7 @@ def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
             async def broken() -> None:
                 with pytest.raises(EngineError):
                     await verifying.run()
+                assert verifying.has_failed is not is_profile
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(refused("in the pass"))

@@ -1,0 +1,97 @@
+"""`edgecosine bench faults`: what kills, restarts and protection cost, in figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from edgecosine.lab.drafter_kills import Kill, measure_kills
+from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.protection import ProtectionSettings, Turn, measure_protection
+from edgecosine.lab.target_restarts import Restart, measure_restarts
+
+Part = Literal["drafter", "target", "protection"]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSettings:
+    """How often; core lists as for `edgecosine node`."""
+
+    parts: tuple[Part, ...]
+    kills: int
+    restarts: int
+    protection: ProtectionSettings
+
+
+async def run_fault_bench(
+    settings: FaultSettings,
+    figures: dict[str, Figure],
+    runs: list[dict[str, Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Measure; each part adds its figures and runs.
+
+    Raises EngineError, BrokerLost, LabError and RequestError.
+    """
+    machine = settings.protection
+    if "drafter" in settings.parts:
+        kills = await measure_kills(
+            settings.kills, ballast=machine.ballast, target_cores=machine.target_cores,
+            drafter_cores=_numbers(machine.drafter_cores), say=say,
+        )  # fmt: skip
+        figures.update(kill_figures(kills))
+        runs += [{"part": "drafter", **asdict(each)} for each in kills]
+    if "target" in settings.parts:
+        restarts = await measure_restarts(
+            settings.restarts, ballast=machine.ballast, target_cores=machine.target_cores, say=say
+        )
+        figures.update(restart_figures(restarts))
+        runs += [{"part": "target", **asdict(each)} for each in restarts]
+    if "protection" in settings.parts:
+        turns = await measure_protection(machine, say)
+        figures["journal_tls_cost"] = protection_figure(turns)
+        runs += [{"part": "protection", **asdict(each)} for each in turns]
+
+
+def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
+    """With and without the pass that makes the token."""
+    over = [kill.over_deadline for kill in kills]
+    whole = [kill.to_next_token_s / kill.deadline_s for kill in kills]
+    return {
+        "drafter_kill_to_next_token_over_deadline_p99": interval(over, _percentile(99)),
+        "drafter_kill_to_next_token_over_deadline_p50": interval(over, _percentile(50)),
+        "drafter_kill_with_pass_over_deadline_p99": interval(whole, _percentile(99)),
+        "drafter_kills": Figure(len(kills), len(kills), len(kills), "kills"),
+    }
+
+
+def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
+    """Seconds beyond the load: the median, and the worst."""
+    extra_s = [restart.extra_s for restart in restarts]
+    return {
+        "target_restart_extra_s": interval(extra_s, unit="s"),
+        "target_restart_extra_s_worst": interval(extra_s, max, unit="s"),
+        "target_load_s": interval([restart.plain_s for restart in restarts], unit="s"),
+    }
+
+
+def protection_figure(turns: Sequence[Turn]) -> Figure:
+    """The median of the shares of throughput that were lost, repetition by repetition."""
+    return interval([turn.cost for turn in turns], statistics.median)
+
+
+def _percentile(share: int) -> Callable[[Sequence[float]], float]:
+    return partial(_percentile_of, share)
+
+
+def _percentile_of(share: int, samples: Sequence[float]) -> float:
+    return float(np.percentile(samples, share))
+
+
+def _numbers(cores: str) -> tuple[int, ...]:
+    return tuple(int(core) for core in cores.split(",") if core)

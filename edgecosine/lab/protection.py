@@ -1,0 +1,229 @@
+"""What journal and TLS cost: two clusters at the same time, with both and without, asked in turn.
+
+The protected one is made as its operator would: an authority, certificates on every link, Mosquitto
+by `cluster broker-config`, and a journal. The other has none of it, and a Mosquitto of the same
+settings otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecosine import zoo
+from edgecosine.errors import LabError
+from edgecosine.lab.load import closed_loop, make_jobs
+from edgecosine.lab.network.hosts import free_port
+from edgecosine.node import processes
+from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.client import Client
+from edgecosine.protocol.request import DEFAULT_POLICY
+
+_CLUSTER = "fort"
+_USER = "bench"
+_SESSIONS = 8
+_DRAFTER = "generalist"
+_LOOPBACK = "127.0.0.1"
+_COMMAND_S = 60.0
+_START_S = 120.0
+_LOOKS, _LOOK_AGAIN_S = 500, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionSettings:
+    """How much to ask; core lists as for `edgecosine node`."""
+
+    repeats: int
+    requests: int
+    max_tokens: int
+    ballast: int
+    target_cores: str
+    drafter_cores: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Tokens per second of one repetition."""
+
+    plain: float
+    protected: float
+
+    @property
+    def cost(self) -> float:
+        """Share of the throughput that is lost."""
+        return 1.0 - self.protected / self.plain
+
+
+async def measure_protection(
+    settings: ProtectionSettings, say: Callable[[str], None]
+) -> list[Turn]:
+    """Ask both in turn, each first every other time; the first repetition warms up.
+
+    Raises LabError, EngineError, BrokerLost and RequestError.
+    """
+    turns: list[Turn] = []
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
+        plain = await stack.enter_async_context(_plain(settings, folder / "plain"))
+        protected = await stack.enter_async_context(_protected(settings, folder / "fort"))
+        for repeat in range(settings.repeats + 1):
+            jobs = make_jobs(
+                settings.requests, offset=repeat * settings.requests, policy=DEFAULT_POLICY,
+                temperature=0.0, max_tokens=settings.max_tokens,
+            )  # fmt: skip
+            order = (plain, protected) if repeat % 2 else (protected, plain)
+            loads = {client: await closed_loop(client, jobs, _SESSIONS) for client in order}
+            turn = Turn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
+            if repeat:
+                turns.append(turn)
+                say(
+                    f"protection: {turn.plain:.0f} tokens/s without, {turn.protected:.0f} with "
+                    f"journal and TLS ({repeat} of {settings.repeats})"
+                )
+    return turns
+
+
+@asynccontextmanager
+async def _plain(settings: ProtectionSettings, folder: Path) -> AsyncIterator[Client]:
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        broker = await enter(EmbeddedBroker(port=free_port(), kind="mosquitto"))
+        machine, port = _Machine(folder), free_port()
+        options = ("--broker", broker.url, "--credentials", "none")
+        await enter(machine.runs(*_target(settings, port), *options, "--no-journal"))
+        await enter(machine.runs(*_drafter(settings, port), *options))
+        client = await enter(Client(broker.url, _CLUSTER))
+        await _linked(client)
+        yield client
+
+
+@asynccontextmanager
+async def _protected(settings: ProtectionSettings, folder: Path) -> AsyncIterator[Client]:
+    big, small = (_Machine(folder / role) for role in ("target", "drafter"))
+    people, nodes, links = free_port(), free_port(), free_port()
+    await big.types("init", "--node-id", "target", "--listen", f"{_LOOPBACK}:{free_port()}")
+    printed = await big.types(
+        "broker-config", str(folder / "broker"), "--host", _LOOPBACK, "--client", _USER,
+        "--port", str(people), "--node-port", str(nodes),
+    )  # fmt: skip
+    access = BrokerAddress.parse(
+        f"mqtts://{_LOOPBACK}:{people}", username=_USER, password=printed.split()[1],
+        ca_file=big.folder / "edgecosine" / _CLUSTER / "authorities.pem",
+    )  # fmt: skip
+    options = ("--broker", f"mqtts://{_LOOPBACK}:{nodes}")
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(_mosquitto(folder / "broker", people))
+        state = ("--state-dir", str(folder / "state"))
+        await enter(big.runs(*_target(settings, links), *options, *state))
+        client = await enter(Client(access, _CLUSTER))
+        while not await client.is_online():
+            await client.changed()
+        token = await big.types("invite")
+        await small.types("join", token.strip(), "--node-id", "drafter")
+        await enter(small.runs(*_drafter(settings, links), *options))
+        await _linked(client)
+        yield client
+
+
+def _target(settings: ProtectionSettings, port: int) -> tuple[str, ...]:
+    return (
+        "--role=target", f"--model={zoo.TARGET}", f"--ballast={settings.ballast}",
+        f"--listen={_LOOPBACK}:{port}", f"--cores={settings.target_cores}",
+    )  # fmt: skip
+
+
+def _drafter(settings: ProtectionSettings, port: int) -> tuple[str, ...]:
+    return (
+        "--role=drafter", f"--model={_DRAFTER}", f"--peer={_LOOPBACK}:{port}",
+        f"--listen={_LOOPBACK}:0", f"--cores={settings.drafter_cores}",
+    )  # fmt: skip
+
+
+async def _linked(client: Client) -> None:
+    """Wait until the target has its drafter.
+
+    Raises LabError.
+    """
+    try:
+        async with asyncio.timeout(_START_S):
+            while not any(view.state.get("drafters") for view in (await client.nodes()).values()):
+                await client.changed()
+    except TimeoutError:
+        raise LabError("the nodes did not find each other") from None
+
+
+@asynccontextmanager
+async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
+    """The broker of `cluster broker-config`, when it accepts connections.
+
+    Raises LabError.
+    """
+    conf = folder / "mosquitto.conf"
+    if os.geteuid() == 0:
+        # It would give up its rights, and cannot read what is ours then.
+        conf.write_text(f"{conf.read_text()}user root\n")
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    process = await processes.spawn((program or "mosquitto", "-c", str(conf)), folder / "log")
+    try:
+        await _accepts(port)
+        yield
+    finally:
+        await processes.stop(process)
+
+
+async def _accepts(port: int) -> None:
+    for _ in range(_LOOKS):
+        try:
+            _, writer = await asyncio.open_connection(_LOOPBACK, port)
+        except OSError:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        else:
+            writer.close()
+            return
+    raise LabError("Mosquitto does not accept connections")
+
+
+class _Machine:
+    """A user's account of its own, with credentials or without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self.environment = {"XDG_CONFIG_HOME": str(folder)}
+
+    async def types(self, *words: str) -> str:
+        """What a command of `edgecosine cluster` printed.
+
+        Raises LabError when it failed.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edgecosine", "cluster", "--cluster", _CLUSTER, *words,
+            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env={**os.environ, **self.environment},
+        )  # fmt: skip
+        async with asyncio.timeout(_COMMAND_S):
+            out, err = await process.communicate()
+        if process.returncode:
+            raise LabError(f"`edgecosine cluster {words[0]}` failed: {err.decode().strip()}")
+        return out.decode()
+
+    @asynccontextmanager
+    async def runs(self, *options: str) -> AsyncIterator[None]:
+        """A node that runs inside the block."""
+        command = (sys.executable, "-m", "edgecosine", "node", "--cluster", _CLUSTER, "--no-mdns")
+        log = self.folder / "node.log"
+        process = await processes.spawn((*command, *options), log, env=self.environment)
+        try:
+            yield
+        finally:
+            await processes.stop(process)

@@ -1,0 +1,132 @@
+"""What a soak puts down, minute by minute, and its figures."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgecosine.lab.bench.record import percentiles
+from edgecosine.lab.figures import Figure
+from edgecosine.lab.soak_clients import Tally
+
+MINUTE_S = 60.0
+Phase = Literal["capacity", "before", "overload", "rest", "after"]
+
+_MIB = 1 << 20
+_QUARTERS = 4
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What happened in a minute or the rest of a phase."""
+
+    phase: Phase
+    elapsed_s: float
+    arrivals_per_s: float
+    tally: Tally
+    num_at_work: int
+    """Requests that have not ended at the end of it."""
+    resident_bytes: Mapping[str, int]
+    """Of every process."""
+    pids: Mapping[str, int]
+
+    @property
+    def served_per_s(self) -> float:
+        """Answers, choices not counted."""
+        return self.tally.served / self.elapsed_s
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        tally = self.tally
+        return {
+            "phase": self.phase,
+            "elapsed_s": self.elapsed_s,
+            "arrivals_per_s": self.arrivals_per_s,
+            "served": tally.served,
+            "refused": dict(tally.refused),
+            "cancelled": tally.cancelled,
+            "expired": tally.expired,
+            "other_errors": dict(tally.other_errors),
+            "latency_s": percentiles(tally.latencies_s),
+            "num_at_work": self.num_at_work,
+            "resident_bytes": dict(self.resident_bytes),
+            "pids": dict(self.pids),
+        }
+
+    def __str__(self) -> str:
+        tally = self.tally
+        latency_s = percentiles(tally.latencies_s)
+        resident = ", ".join(f"{k} {v / _MIB:.0f}" for k, v in self.resident_bytes.items())
+        return (
+            f"{self.phase}: {self.arrivals_per_s:.2f}/s asked, {tally.served} served, "
+            f"{tally.refused.total()} refused, {tally.cancelled} cancelled, {tally.expired} "
+            f"expired, {tally.other_errors.total()} other errors, {self.num_at_work} at work; "
+            f"latency p50 {latency_s['p50'] or 0:.2f} s, p99 {latency_s['p99'] or 0:.2f} s; "
+            f"MiB: {resident}"
+        )
+
+
+def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
+    """Of what has been put down so far; memory and latency where there is enough.
+
+    Memory grows by the difference of the medians of the first and the last quarter of the overload.
+    """
+    overload = [m for m in minutes if m.phase == "overload"]
+    tallies = [m.tally for m in minutes if m.phase != "capacity"]
+    found = {
+        "soak_minutes": _exact(sum(m.elapsed_s for m in overload) / MINUTE_S, "min"),
+        "soak_asked": _exact(sum(t.num_ended for t in tallies)),
+        "soak_served": _exact(sum(t.served for t in tallies)),
+        "soak_refused_with_hint": _exact(sum(t.refused.total() for t in tallies)),
+        "soak_cancelled": _exact(sum(t.cancelled for t in tallies)),
+        "soak_expired": _exact(sum(t.expired for t in tallies)),
+        "soak_other_errors": _exact(sum(t.other_errors.total() for t in tallies)),
+        "soak_hung": _exact(sum(m.num_at_work for m in minutes if m.phase == "rest")),
+        "soak_restarts": _exact(_num_restarts(minutes)),
+    }
+    if len(overload) >= _QUARTERS:
+        growth = {name: _growth_mib(overload, name) for name in overload[0].resident_bytes}
+        found["soak_memory_growth_mib"] = _exact(max(growth.values()), "MiB")
+        for name, mib in growth.items():
+            found[f"soak_memory_growth_mib_{name}"] = _exact(mib, "MiB")
+    before, after = (_latencies_s(minutes, phase) for phase in ("before", "after"))
+    if before and after:
+        found["soak_after_latency_ratio"] = _ratio_of_medians(after, before)
+    return found
+
+
+def _exact(value: float, unit: str = "requests") -> Figure:
+    return Figure(value, value, value, unit)
+
+
+def _num_restarts(minutes: Sequence[Minute]) -> int:
+    """Processes that were not the ones that began."""
+    return len({pid for m in minutes for pid in m.pids.items()}) - (
+        len(minutes[0].pids) if minutes else 0
+    )
+
+
+def _growth_mib(overload: Sequence[Minute], name: str) -> float:
+    sizes = [m.resident_bytes.get(name, 0) for m in overload]
+    quarter = len(sizes) // _QUARTERS
+    return (statistics.median(sizes[-quarter:]) - statistics.median(sizes[:quarter])) / _MIB
+
+
+def _latencies_s(minutes: Sequence[Minute], phase: str) -> list[float]:
+    return [each for m in minutes if m.phase == phase for each in m.tally.latencies_s]
+
+
+def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> Figure:
+    """Its interval by the percentile bootstrap (seeded) of both."""
+    chance = random.Random(0)
+
+    def median(samples: Sequence[float]) -> float:
+        return statistics.median(chance.choices(samples, k=len(samples)))
+
+    drawn = sorted(median(over) / median(under) for _ in range(_RESAMPLES))
+    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
+    return Figure(statistics.median(over) / statistics.median(under), low, high, "ratio")
