@@ -40,6 +40,8 @@ class Entry:
     since: float
     state: State = "accepted"
     is_cancelled: bool = False
+    is_elsewhere: bool = False
+    """Whether another target has taken it."""
     said: Mapping[int, Committed] = field(default_factory=dict)
     """What a former process has committed, by choice."""
     texts: dict[int, str] = field(default_factory=dict)
@@ -96,6 +98,16 @@ class Ledger:
     def drop(self, entry: Entry) -> None:
         """Forget a request that was not let in after all."""
         del self._entries[entry.ticket.key]
+
+    def has_answered(self, key: str) -> bool:
+        """Whether an answer is kept."""
+        return key in self._finished
+
+    def forget(self, key: str) -> Entry | None:
+        """Forget a request that another target answers; the entry, if it was at work."""
+        if (finished := self._finished.pop(key, None)) is not None:
+            self._kept_bytes -= finished.final.num_bytes
+        return self._entries.pop(key, None)
 
     def recall(self, ticket: Ticket, now: float = 0.0) -> Entry | Finished | None:
         """What is known of a request that may have come before.
