@@ -89,10 +89,9 @@ class Sharing:
         model: str,
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._topics, self._wall_clock_s = topics, wall_clock_s
-        self._on_change, self._counters = on_change, counters or Counters()
+        self._counters = counters or Counters()
         us = Standing(
             node_id, secrets.token_hex(8), identity, model, wall_clock_s(), "ready"
         )  # fmt: skip
@@ -280,7 +279,6 @@ class Sharing:
             self._meet_stranger(standing)
             return
         self._do(self.book.stands(standing, _now()))
-        self._on_change()
 
     def _meet_stranger(self, standing: Standing) -> None:
         """Of two targets that would not say the same, the later one goes."""
@@ -305,7 +303,6 @@ class Sharing:
         is_remembered, self._is_remembered = self._is_remembered, False
         self._do(self.book.join(_now(), is_remembered=is_remembered))
         self._joined.set()
-        self._on_change()
 
     def _arrive(self) -> tuple[Outgoing, ...]:
         """A connection stands: what the broker holds comes before our own echo."""
