@@ -20,6 +20,13 @@ from edgecosine.protocol.request import Committed, Request
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
 
+DUPLICATE = RequestError(
+    "this id was used for another request; ids name one request each",
+    code="duplicate_id",
+    parameter="id",
+    status=409,
+)
+
 _ORDER: dict[State, int] = {
     "accepted": 0,
     "queued": 1,
@@ -123,12 +130,7 @@ class Ledger:
             return None
         digest = known.ticket.digest if isinstance(known, Entry) else known.digest
         if digest != ticket.digest:
-            raise RequestError(
-                "this id was used for another request; ids name one request each",
-                code="duplicate_id",
-                parameter="id",
-                status=409,
-            )
+            raise DUPLICATE
         if isinstance(known, Finished):
             self._finished.move_to_end(ticket.key)
         return known

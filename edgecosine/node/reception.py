@@ -19,13 +19,14 @@ from edgecosine.balance.admission import Admission
 from edgecosine.errors import JournalUnavailable, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
+from edgecosine.node.desk import Alone
 from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, LEAVING, unavailable
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import DEADLY, NO_PAST, Job, Past
 from edgecosine.node.service import Service
-from edgecosine.node.sharing import Alone, Sharing
+from edgecosine.node.sharing import Sharing
 from edgecosine.node.telling import Telling
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
@@ -126,16 +127,14 @@ class Reception:
         ticket = reading.ticket
         try:
             known = self._ledger.recall(ticket, _now())
+            if known is None:
+                self._cancelled.pop(ticket.key, None)
+                self._sharing.hear(ticket, reading.request, taken)
+                return
+            self._repeat(ticket, known)
         except RequestError as error:
             self.refuse(ticket, error)
-            taken()
-            return
-        if known is not None:
-            self._repeat(ticket, known)
-            taken()
-        else:
-            self._cancelled.pop(ticket.key, None)
-            self._sharing.hear(ticket, reading.request, taken)
+        taken()
 
     def start(self, claim: Claim) -> None:
         """A request is ours: go on with it, or start it, or refuse what there is no room for."""

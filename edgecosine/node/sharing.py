@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -20,16 +20,10 @@ from edgecosine.errors import ConfigError
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
-from edgecosine.node.workbook import (
-    Agree,
-    Clear,
-    Effect,
-    GiveUp,
-    Inform,
-    Start,
-    Tell,
-    WorkBook,
-)
+from edgecosine.node.desk import Desk
+from edgecosine.node.effects import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.ledger import DUPLICATE
+from edgecosine.node.workbook import WorkBook
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Request
@@ -44,6 +38,7 @@ from edgecosine.protocol.sharing import (
     clearance,
     inbox_note,
     known_notice,
+    other_model,
     read_note,
     read_standing,
     read_work,
@@ -58,19 +53,6 @@ LEASE_S: Final = 5.0
 out. Shorter than what any broker waits before it takes us for lost, with the grace after it."""
 _TICK_S: Final = 0.25
 _ECHO_TICKS: Final = 4
-
-
-class Desk(Protocol):
-    """What the answering side of a target does as it is told."""
-
-    def start(self, claim: Claim) -> None:
-        """The request is ours."""
-
-    def give_up(self, key: str) -> None:
-        """The request is another target's."""
-
-    def knows(self, key: str) -> bool:
-        """Whether the request was answered here."""
 
 
 class Sharing:
@@ -165,7 +147,12 @@ class Sharing:
             self._do(effects)
 
     def hear(self, ticket: Ticket, request: Request, taken: Callable[[], None]) -> None:
-        """A new request came; `taken` is called when it is started here or claimed elsewhere."""
+        """A new request came; `taken` is called when it is started here or claimed elsewhere.
+
+        Raises RequestError when another one of that name is about to be started.
+        """
+        if self.book.is_another(ticket):
+            raise DUPLICATE
         self._do(self.book.hear(self._claim(ticket, request, 0.0), _now()))
         if self.book.is_open(ticket.key):
             self._open[ticket.key] = taken
@@ -340,50 +327,6 @@ class Sharing:
     async def _refuse(self) -> NoReturn:
         assert self._stranger is not None
         raise await self._stranger
-
-
-class Alone:
-    """A target that never has company."""
-
-    has_stand_in = False
-
-    def __init__(self, wall_clock_s: Callable[[], float] = time.time) -> None:
-        self._wall_clock_s = wall_clock_s
-        self._desk: Desk | None = None
-
-    def serve(self, desk: Desk) -> None:
-        self._desk = desk
-
-    def hear(self, ticket: Ticket, request: Request, taken: Callable[[], None]) -> None:
-        self.resume(ticket, request, 0.0)
-        taken()
-
-    def resume(self, ticket: Ticket, request: Request, age_s: float) -> None:
-        assert self._desk is not None
-        self._desk.start(Claim("", "", ticket, request, self._wall_clock_s() - age_s))
-
-    def repeat(self, ticket: Ticket) -> None: ...
-
-    def withdraw(self, ticket: Ticket) -> None: ...
-
-    def owe(self, key: str) -> None: ...
-
-    def give(self, key: str, send: Callable[[], None]) -> None:
-        send()
-
-    def is_held(self, key: str) -> bool:
-        return False
-
-    def delivered(self, key: str) -> None: ...
-
-
-def other_model(cluster: str, node_id: str, model: str) -> ConfigError:
-    """Why a target cannot serve beside another one."""
-    allowed = (
-        f"a cluster whose targets serve one model, in one dtype and one way; {node_id} serves "
-        f"{model} otherwise here: stop it or choose another --cluster"
-    )
-    return ConfigError("cluster", cluster, allowed)
 
 
 def _now() -> float:

@@ -30,11 +30,11 @@ from edgecosine.node.readiness import Readiness
 from edgecosine.node.reception import model_of
 from edgecosine.node.resume import NO_PAST, read_past
 from edgecosine.node.serving import Serving
-from edgecosine.node.sharing import other_model
 from edgecosine.node.state import target_state
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import DraftRequest, Release
 from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.sharing import other_model
 
 logger = logging.getLogger(__name__)
 

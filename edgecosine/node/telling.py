@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from edgecosine.node.desk import Alone
 from edgecosine.node.ledger import Entry
 from edgecosine.node.records import Journal
-from edgecosine.node.sharing import Alone, Sharing
+from edgecosine.node.sharing import Sharing
 from edgecosine.protocol.answers import Piece
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing

@@ -12,14 +12,16 @@ see them, so of two claimants exactly one gives up.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import msgspec
 
 from edgecosine.balance.rendezvous import chosen, weight
+from edgecosine.node.effects import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.hearsay import Hearsay
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.sharing import Claim, Standing, StandingState
 
@@ -34,51 +36,7 @@ _MAX_HEARD: Final = 1024
 _MAX_THEIRS: Final = 4096
 _MAX_DONE: Final = 16384
 
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Publish our claim."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Clear the claim that is published."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Inform:
-    """Tell all that the request was answered or refused here."""
-
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class Agree:
-    """Consent to a claim."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The request is ours: have it answered."""
-
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """The request is another target's: drop whatever there is of it."""
-
-    key: str
-
-
 V = TypeVar("V")
-Effect = Tell | Clear | Inform | Agree | Start | GiveUp
 
 
 @dataclass(slots=True)
@@ -102,22 +60,6 @@ class _Peer:
     is_silent: bool = False
 
 
-@dataclass(slots=True)
-class _Heard:
-    """A request that another target is to claim."""
-
-    claim: Claim
-    since: float
-
-
-@dataclass(slots=True)
-class _Unnamed:
-    """Requests without an id are called otherwise by each target, and are known by their bodies."""
-
-    heard: dict[bytes, list[str]] = field(default_factory=dict)
-    claimed: Counter[bytes] = field(default_factory=Counter)
-
-
 class WorkBook:
     """One target's book. `knows` tells whether a request was answered here."""
 
@@ -130,8 +72,7 @@ class WorkBook:
         self._knows = knows
         self._mine: dict[str, _Work] = {}
         self._theirs: OrderedDict[str, Claim] = OrderedDict()
-        self._heard: OrderedDict[str, _Heard] = OrderedDict()
-        self._unnamed = _Unnamed()
+        self._heard = Hearsay(_MAX_HEARD)
         self._settled: OrderedDict[str, tuple[str, float]] = OrderedDict()
         """Requests that others have done, by whom and when."""
         self._done: OrderedDict[str, None] = OrderedDict()
@@ -167,6 +108,11 @@ class WorkBook:
             return self.has_joined
         return self.is_joined and work is not None and work.is_started and not work.waiting
 
+    def is_another(self, ticket: Ticket) -> bool:
+        """Whether we have a request of that name with another body."""
+        work = self._mine.get(ticket.key)
+        return work is not None and work.claim.ticket.digest != ticket.digest
+
     def is_open(self, key: str) -> bool:
         """Whether a request was heard, and is neither started here nor claimed elsewhere."""
         work = self._mine.get(key)
@@ -178,23 +124,21 @@ class WorkBook:
             return self._take(claim, now)
         key = claim.key
         if (work := self._mine.get(key)) is not None:
-            if work.claim.ticket.digest == claim.ticket.digest:
-                work.claim = msgspec.structs.replace(work.claim, ticket=claim.ticket)
+            work.claim = msgspec.structs.replace(work.claim, ticket=claim.ticket)
             return []
         self._done.pop(key, None)
         if (theirs := self._theirs.get(key)) is not None:
             if theirs.ticket.digest == claim.ticket.digest:
                 self._theirs[key] = msgspec.structs.replace(theirs, ticket=claim.ticket)
             return []
-        if not claim.ticket.is_named and self._unnamed.claimed[claim.ticket.digest] > 0:
-            self._unnamed.claimed[claim.ticket.digest] -= 1
+        if self._heard.is_claimed(claim.ticket):
             return []
         if self.is_joined and self._is_chosen(claim):
             return self._take(claim, now)
         node, when = self._settled.get(key, ("", now - UNCLAIMED_S))
         if node in self.others and when > now - UNCLAIMED_S:
             return []
-        self._keep(claim, now)
+        self._heard.keep(claim, now)
         return []
 
     def resume(self, claim: Claim, now: float) -> list[Effect]:
@@ -248,7 +192,7 @@ class WorkBook:
             if work.is_told:
                 # Ours may have been published after the one that counts.
                 effects.append(Tell(claim))
-        self._forget(claim.ticket)
+        self._heard.claim(claim.ticket)
         theirs = self._theirs.get(key)
         # A lesser claim is given up by whoever made it, as soon as it hears of the other.
         if theirs is None or _rank(claim) >= _rank(theirs) or self._is_gone(theirs, now):
@@ -264,7 +208,7 @@ class WorkBook:
         theirs = self._theirs.pop(key, None)
         if theirs is not None:
             _put(self._settled, key, (theirs.node, now), _MAX_THEIRS)
-        self._heard.pop(key, None)
+        self._heard.drop(key)
         work = self._mine.get(key)
         return self._tell(work) if work is not None and work.is_told else []
 
@@ -273,8 +217,7 @@ class WorkBook:
         if node == self.us.node:
             return []
         _put(self._settled, key, (node, now), _MAX_THEIRS)
-        if self._heard.pop(key, None) is None:
-            self._forget_unnamed(digest)
+        self._heard.settle(key, digest)
         if (theirs := self._theirs.get(key)) is not None and theirs.node == node:
             del self._theirs[key]
         work = self._mine.get(key)
@@ -437,12 +380,11 @@ class WorkBook:
         if not self.is_joined:
             return []
         effects: list[Effect] = []
-        for key, heard in list(self._heard.items()):
-            is_stale = heard.since + UNCLAIMED_S <= now and self.us.node in self._eligible()
-            if is_stale or self._is_chosen(heard.claim):
-                self._forget(heard.claim.ticket)
-                self._heard.pop(key, None)
-                effects += self._take(heard.claim, now)
+        for claim, since in self._heard.all():
+            is_stale = since + UNCLAIMED_S <= now and self.us.node in self._eligible()
+            if is_stale or self._is_chosen(claim):
+                self._heard.drop(claim.key)
+                effects += self._take(claim, now)
         for key, theirs in list(self._theirs.items()):
             if self._is_gone(theirs, now) and chosen(key, self._eligible()) == self.us.node:
                 del self._theirs[key]
@@ -468,29 +410,6 @@ class WorkBook:
             theirs, node=self.us.node, session=self.us.session,
             generation=theirs.generation + 1, taken_from=theirs.node,
         )  # fmt: skip
-
-    def _keep(self, claim: Claim, now: float) -> None:
-        _put(self._heard, claim.key, _Heard(claim, now), _MAX_HEARD)
-        if not claim.ticket.is_named:
-            self._unnamed.heard.setdefault(claim.ticket.digest, []).append(claim.key)
-
-    def _forget(self, ticket: Ticket) -> None:
-        """Somebody has the request that we have heard, under this or another name."""
-        if self._heard.pop(ticket.key, None) is not None or ticket.is_named:
-            return
-        if not self._forget_unnamed(ticket.digest):
-            self._unnamed.claimed[ticket.digest] += 1
-            if len(self._unnamed.claimed) > _MAX_HEARD:
-                self._unnamed.claimed.clear()
-
-    def _forget_unnamed(self, digest: bytes) -> bool:
-        keys = self._unnamed.heard.get(digest, [])
-        is_found = False
-        while keys and not is_found:
-            is_found = self._heard.pop(keys.pop(0), None) is not None
-        if not keys:
-            self._unnamed.heard.pop(digest, None)
-        return is_found
 
 
 def _rank(claim: Claim) -> tuple[int, bytes]:

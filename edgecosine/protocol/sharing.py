@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from edgecosine.errors import ConfigError
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import Request
@@ -59,7 +60,10 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 
 
 class Known(msgspec.Struct, frozen=True, tag="known"):
-    """A target has answered the request, or refused it; nobody else need do so."""
+    """A target has answered the request, or refused it; nobody else need do so.
+
+    digest  of a request without an id, which others call otherwise; else empty
+    """
 
     node: str
     digest: bytes
@@ -105,7 +109,8 @@ def clearance(topics: Topics, client_id: str, request_id: str) -> Outgoing:
 def known_notice(topics: Topics, ticket: Ticket, node_id: str) -> Outgoing:
     """A request that one of us has answered or refused."""
     topic = topics.work(ticket.client_id, ticket.request_id)
-    return Outgoing(topic, _encode(Known(node_id, ticket.digest)))
+    digest = b"" if ticket.is_named else ticket.digest
+    return Outgoing(topic, _encode(Known(node_id, digest)))
 
 
 def inbox_note(topics: Topics, node_id: str, note: Consent | Echo) -> Outgoing:
@@ -135,3 +140,12 @@ def read_note(payload: bytes) -> Consent | Echo | None:
         return _inbox.decode(payload)
     except msgspec.MsgspecError:
         return None
+
+
+def other_model(cluster: str, node_id: str, model: str) -> ConfigError:
+    """Why a target cannot serve beside another one."""
+    allowed = (
+        f"a cluster whose targets serve one model, in one dtype and one way; {node_id} serves "
+        f"{model} otherwise here: stop it or choose another --cluster"
+    )
+    return ConfigError("cluster", cluster, allowed)

@@ -1,4 +1,4 @@
-"""Two real targets on one queue: when one is killed or stopped the other answers, same text, once."""
+"""Two real targets on one queue: when one is killed or stopped the other answers, once."""
 
 from __future__ import annotations
 

@@ -12,18 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.rendezvous import chosen
-from edgecosine.node.workbook import (
-    GRACE_S,
-    UNCLAIMED_S,
-    Agree,
-    Clear,
-    Effect,
-    GiveUp,
-    Inform,
-    Start,
-    Tell,
-    WorkBook,
-)
+from edgecosine.node.effects import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.workbook import GRACE_S, UNCLAIMED_S, WorkBook
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.request import Request
 from edgecosine.protocol.sharing import Claim, Known, Standing
