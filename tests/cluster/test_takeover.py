@@ -97,7 +97,7 @@ async def pair(directory: Path, *options: str) -> AsyncIterator[Pair]:
     targets = {
         name: node(
             broker.url, directory, name, "--role", "target", "--model", zoo.TARGET, "--ballast",
-            "12", "--threads", "1", "--state-dir", str(directory / name), "--peer",
+            "8", "--threads", "1", "--state-dir", str(directory / name), "--peer",
             f"127.0.0.1:{port}", *options,
         )
         for name in NAMES
