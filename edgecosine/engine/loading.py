@@ -32,7 +32,7 @@ from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, fault_of
+from edgecosine.engine.model_files import NGRAM, fault_of, files_digest, find_model
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
@@ -173,9 +173,15 @@ def load_model(
     weights, cache = runner.held
     loaded = Loaded(
         name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason,
-        weights=weights, cache=cache, planned=plan.total,
+        weights=weights, cache=cache, planned=plan.total, dtype=str(dtype).removeprefix("torch."),
+        digest=_digest(options.model),
     )  # fmt: skip
     return runner, loaded, cells
+
+
+def _digest(name: str) -> str:
+    directory = find_model(name, zoo.DIRECTORY)
+    return "" if directory is None else files_digest(directory)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:

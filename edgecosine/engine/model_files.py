@@ -5,6 +5,7 @@ It looks at names and sizes alone; whether a model can be served is the engine's
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ NGRAM: Final = "ngram"
 _INDEX: Final = "model.safetensors.index.json"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SAMPLE_BYTES: Final = 64 << 10
+_NUM_SAMPLES: Final = 64
 _POINTER: Final = b"version https://git-lfs"
 
 
@@ -64,6 +67,23 @@ def find_model(name: str, zoo: Path) -> Path | None:
     cache = Path(os.environ.get("HF_HUB_CACHE", cache))
     snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
     return max(snapshots.glob("*/"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def files_digest(directory: Path) -> str:
+    """Tells a model from another one, and from another version of it, by its settings, vocabulary
+    and weights; of files of more than 4 MiB by samples of 64 KiB, the first of which has shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    names = ("config.json", *_TOKENIZERS)
+    for path in (*(directory / name for name in names), *_weights(directory)):
+        if not path.is_file():
+            continue
+        digest.update(path.name.encode() + b"\0")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for start in range(0, size, max(_SAMPLE_BYTES, size // _NUM_SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def is_hub_name(name: str) -> bool:

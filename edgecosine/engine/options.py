@@ -49,3 +49,7 @@ class Loaded:
     cache: int = 0
     planned: int = 0
     """Weights, cache and workspace as foreseen before the load."""
+    dtype: str = ""
+    """What is computed in."""
+    digest: str = ""
+    """Of the model's files."""

@@ -51,6 +51,7 @@ class Answering:
         self._turns: dict[Entry, list[tuple[Request, Turn]]] = {}
         """The choices of each request at work, and their places at the target."""
         self._scopes: dict[Entry, asyncio.Timeout] = {}
+        self._tasks: dict[Entry, asyncio.Task[None]] = {}
         self._sessions = asyncio.TaskGroup()
         self._left = asyncio.Event()
         self.is_open = False
@@ -78,12 +79,22 @@ class Answering:
 
     def start(self, entry: Entry) -> None:
         """Have a booked request answered."""
-        self._sessions.create_task(self._serve(entry), name=f"reception.{entry.ticket.key}")
+        name = f"reception.{entry.ticket.key}"
+        task = self._sessions.create_task(self._serve(entry), name=name)
+        self._tasks[entry] = task
+        task.add_done_callback(lambda _: self._tasks.pop(entry, None))
 
     def drop(self, entry: Entry) -> None:
         """A booked request was not let in after all."""
         self._ledger.drop(entry)
         self._vacate(entry)
+
+    def abandon(self, entry: Entry) -> None:
+        """Another target answers the request: not a word of it from here any more."""
+        entry.is_elsewhere = True
+        self._vacate(entry)
+        if (task := self._tasks.get(entry)) is not None:
+            task.cancel()
 
     def cancel(self, entry: Entry) -> None:
         """The asker does not want the answer any more."""
@@ -94,9 +105,11 @@ class Answering:
             entry.is_cancelled = True
             scope.reschedule(_now())
 
-    def leave(self, entry: Entry) -> None:
-        """This process ends: the next one goes on with what is in the journal."""
-        if self._journal.is_durable:
+    def leave(self, entry: Entry, *, is_handed_over: bool = False) -> None:
+        """This process ends: the next one, or another target, goes on."""
+        if is_handed_over and not self._journal.is_durable:
+            logger.info("request left to another target request=%s", entry.ticket.key)
+        elif self._journal.is_durable:
             logger.info("request left to the next start request=%s", entry.ticket.key)
             # After a failure any of them may be what the engine cannot bear, as after a kill.
             if not self._service.has_broken:
@@ -209,6 +222,8 @@ class Answering:
             self.fail(entry, "failed", INTERNAL if self.is_open else LEAVING)
 
     def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
+        if entry.is_elsewhere:
+            return
         if len(final.payload) > MAX_PAYLOAD_BYTES:
             state, final = "failed", error_message(entry.ticket, TOO_LONG)
         key, digest = entry.ticket.key, entry.ticket.digest

@@ -22,10 +22,11 @@ from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
-from edgecosine.node.reception import Reception
+from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
 from edgecosine.node.service import Service
+from edgecosine.node.sharing import Sharing
 from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.intake import Accepted, Intake
 from edgecosine.protocol.notices import (
@@ -71,6 +72,7 @@ class Gateway:
         journal: Journal | None = None,
         past: Past = NO_PAST,
         keep_answers_s: float = KEEP_ANSWERS_S,
+        identity: str = "",
     ) -> None:
         self._service = service
         self._topics = Topics(cluster)
@@ -78,6 +80,15 @@ class Gateway:
         self._max_queued = max_queued
         self.admission = Admission(num_places=service.max_sessions, max_queued=max_queued)
         self._journal = journal or NoJournal()
+        self.sharing = Sharing(
+            broker=broker,
+            topics=self._topics,
+            node_id=node_id,
+            identity=identity,
+            model=model_of(service),
+            wall_clock_s=wall_clock_s,
+            counters=counters,
+        )
         self._reception = Reception(
             service,
             topics=self._topics,
@@ -88,6 +99,7 @@ class Gateway:
             journal=self._journal,
             past=past,
             keep_answers_s=keep_answers_s,
+            sharing=self.sharing,
         )
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
@@ -110,7 +122,7 @@ class Gateway:
             ),
             will=status_notice(self._topics, OFFLINE),
             announce=self._announcement,
-            farewell=lambda: (status_notice(self._topics, OFFLINE),),
+            farewell=self._farewell,
             counters=counters,
             delivered=self._reception.delivered,
             session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
@@ -121,8 +133,8 @@ class Gateway:
 
     async def run(self) -> NoReturn:
         """Serve until cancelled; then every request at work gets its final message."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._courier.run(), name=f"{self._node_id}.gateway.courier")
+        async with self.sharing.open(), asyncio.TaskGroup() as group:
+            group.create_task(self._serve(), name=f"{self._node_id}.gateway.courier")
             group.create_task(self._journal.run(), name=f"{self._node_id}.journal")
             # Here and not in a task beside, so that last words come before the courier leaves.
             try:
@@ -131,19 +143,30 @@ class Gateway:
                 self._absences.close()
         raise AssertionError("a gateway ends by an exception")
 
+    async def _serve(self) -> NoReturn:
+        """Hear requests once it is known what other targets have done and do."""
+        await self.sharing.joined()
+        await self._courier.run()
+
     async def connected(self) -> None:
         """Wait until the broker is there and requests are heard."""
         await self._courier.connected()
 
     async def drain(self) -> None:
-        """Let nobody else in, say so, and wait until who is in was served."""
+        """Let nobody else in, say so, and wait until who is in was served.
+
+        Where another target takes new requests, the cluster's door stays open.
+        """
         self._status = DRAINING
+        self.sharing.say("draining")
         self._reception.drain()
-        self._courier.send(status_notice(self._topics, DRAINING))
+        for status in self._announced_status():
+            self._courier.send(status)
         await self._reception.idle()
 
     def heed(self, reason: str | None) -> None:
         """Refuse new requests for this reason; None: take them."""
+        self.sharing.say("ready" if reason is None else "unavailable")
         self._reception.heed(reason)
 
     @property
@@ -170,7 +193,16 @@ class Gateway:
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )
-        return (info, *self._node_states.values(), status_notice(self._topics, self._status))
+        return (info, *self._node_states.values(), *self._announced_status())
+
+    def _announced_status(self) -> Sequence[Outgoing]:
+        """The cluster's status, unless it is another target's to tell."""
+        if self._status == DRAINING and self.sharing.has_stand_in:
+            return ()
+        return (status_notice(self._topics, self._status),)
+
+    def _farewell(self) -> Sequence[Outgoing]:
+        return () if self.sharing.others else (status_notice(self._topics, OFFLINE),)
 
     def _send(self, message: Outgoing) -> None:
         self._courier.send(message)
@@ -180,23 +212,34 @@ class Gateway:
         return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
 
     def _receive(self, message: Incoming) -> None:
-        self._handle(message)
         # A request that was let in is the broker's until it is in the journal.
-        self._journal.then(message.acknowledge)
+        if not self._take(message):
+            self._handle(message)
+            self._journal.then(message.acknowledge)
+
+    def _take(self, message: Incoming) -> bool:
+        """Whether it is a request, which is acknowledged when somebody has taken it."""
+        match self._topics.parse(message.topic):
+            case RequestTopic(kind) if not message.retain:
+                reading = self._intake.read(kind, message, self._limits())
+                if isinstance(reading, Accepted):
+                    self._reception.take(reading, message.acknowledge)
+                    return True
+                self._reception.refuse(reading.ticket, reading.error)
+                self._journal.then(message.acknowledge)
+                return True
+        return False
 
     def _handle(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
-            case StatusTopic() if message.payload == OFFLINE:
-                # The will of a connection that died late, or another gateway's farewell.
-                self._courier.send(status_notice(self._topics, self._status))
+            case StatusTopic() if message.payload in (OFFLINE, DRAINING) and (
+                message.payload != self._status
+            ):
+                # The will of a connection that died late, or the word of another target.
+                for status in self._announced_status():
+                    self._courier.send(status)
             case RequestTopic() | CancelTopic() if message.retain:
                 logger.warning("retained message ignored topic=%s", message.topic)
-            case RequestTopic(kind):
-                reading = self._intake.read(kind, message, self._limits())
-                if isinstance(reading, Accepted):
-                    self._reception.take(reading)
-                else:
-                    self._reception.refuse(reading.ticket, reading.error)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
                     self._absences.left(client_id)

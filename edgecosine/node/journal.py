@@ -145,8 +145,9 @@ class DiskJournal:
         self._tell(((sql, (key,)),), is_owed=True)
 
     def forget(self, key: str) -> None:
-        """The request was not accepted after all."""
-        self._tell(_end(key), is_owed=True)
+        """The request was not accepted after all, or another target answers it."""
+        answer = ("DELETE FROM answers WHERE key = ?", (key,))
+        self._tell((*_end(key), answer), is_owed=True)
 
     def then(self, call: Callable[[], None]) -> None:
         """Call when all that was told before is written, or cannot be."""

@@ -20,6 +20,13 @@ from edgecosine.protocol.request import Committed, Request
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
 
+DUPLICATE = RequestError(
+    "this id was used for another request; ids name one request each",
+    code="duplicate_id",
+    parameter="id",
+    status=409,
+)
+
 _ORDER: dict[State, int] = {
     "accepted": 0,
     "queued": 1,
@@ -40,6 +47,8 @@ class Entry:
     since: float
     state: State = "accepted"
     is_cancelled: bool = False
+    is_elsewhere: bool = False
+    """Whether another target has taken it."""
     said: Mapping[int, Committed] = field(default_factory=dict)
     """What a former process has committed, by choice."""
     texts: dict[int, str] = field(default_factory=dict)
@@ -97,6 +106,16 @@ class Ledger:
         """Forget a request that was not let in after all."""
         del self._entries[entry.ticket.key]
 
+    def has_answered(self, key: str) -> bool:
+        """Whether an answer is kept."""
+        return key in self._finished
+
+    def forget(self, key: str) -> Entry | None:
+        """Forget a request that another target answers; the entry, if it was at work."""
+        if (finished := self._finished.pop(key, None)) is not None:
+            self._kept_bytes -= finished.final.num_bytes
+        return self._entries.pop(key, None)
+
     def recall(self, ticket: Ticket, now: float = 0.0) -> Entry | Finished | None:
         """What is known of a request that may have come before.
 
@@ -111,12 +130,7 @@ class Ledger:
             return None
         digest = known.ticket.digest if isinstance(known, Entry) else known.digest
         if digest != ticket.digest:
-            raise RequestError(
-                "this id was used for another request; ids name one request each",
-                code="duplicate_id",
-                parameter="id",
-                status=409,
-            )
+            raise DUPLICATE
         if isinstance(known, Finished):
             self._finished.move_to_end(ticket.key)
         return known

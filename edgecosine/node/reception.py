@@ -9,29 +9,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import JournalUnavailable, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
+from edgecosine.node.desk import Alone
 from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, LEAVING, unavailable
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
-from edgecosine.node.resume import NO_PAST, Job, Past
+from edgecosine.node.resume import DEADLY, NO_PAST, Job, Past
 from edgecosine.node.service import Service
+from edgecosine.node.sharing import Sharing
 from edgecosine.node.telling import Telling
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.publication import Outgoing, nothing
 from edgecosine.protocol.replies import error_message
+from edgecosine.protocol.sharing import Claim
 from edgecosine.protocol.topics import Topics
 
 logger = logging.getLogger(__name__)
+
+MAX_TAKEN_OVER: Final = 3
+"""A request that more targets than these did not survive is taken for what ends them."""
+_MAX_CANCELLED: Final = 256
 
 
 class Reception:
@@ -50,16 +58,25 @@ class Reception:
         journal: Journal | None = None,
         past: Past = NO_PAST,
         keep_answers_s: float = KEEP_ANSWERS_S,
+        sharing: Sharing | Alone | None = None,
     ) -> None:
         self._service = service
         self._wall_clock_s = wall_clock_s
         self._counters = counters or Counters()
         self._journal = journal or NoJournal()
         self._past = past
+        self._jobs: dict[str, Job] = {}
+        """Of the past, those that are not known to be ours yet."""
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        """Requests that are not at work here, and are not wanted if they come to be."""
+        self._sharing = sharing or Alone(wall_clock_s)
+        self._sharing.serve(self)
         self._keep_answers_s = keep_answers_s
         self._ledger = Ledger(max_sessions=service.max_sessions, keep_s=keep_answers_s)
         self._places = Places(admission)
-        self._telling = Telling(topics=topics, publish=send, journal=self._journal)
+        self._telling = Telling(
+            topics=topics, publish=send, journal=self._journal, sharing=self._sharing
+        )
         self._answering = Answering(
             service,
             ledger=self._ledger,
@@ -82,8 +99,9 @@ class Reception:
                 self._resume()
                 await asyncio.Event().wait()
         finally:
+            is_handed_over = self._sharing.has_stand_in
             for entry in self._ledger.at_work:
-                self._answering.leave(entry)
+                self._answering.leave(entry, is_handed_over=is_handed_over)
             await self._journal.settled()
         raise AssertionError("a reception ends by an exception")
 
@@ -104,27 +122,81 @@ class Reception:
         """Wait until no request is at work."""
         await self._answering.idle()
 
-    def take(self, reading: Accepted) -> None:
-        """Answer what was asked before, start what is new, refuse what there is no room for."""
+    def take(self, reading: Accepted, taken: Callable[[], None] = nothing) -> None:
+        """Answer what was asked before; what is new is started here, or by another target.
+
+        `taken` is called when the request need not come again.
+        """
+        taken = partial(self._journal.then, taken)
         ticket = reading.ticket
         try:
             known = self._ledger.recall(ticket, _now())
-            if known is not None:
-                self._repeat(ticket, known)
+            if known is None:
+                self._cancelled.pop(ticket.key, None)
+                self._sharing.hear(ticket, reading.request, taken)
                 return
+            self._repeat(ticket, known)
+        except RequestError as error:
+            self.refuse(ticket, error)
+        taken()
+
+    def start(self, claim: Claim) -> None:
+        """A request is ours: go on with it, or start it, or refuse what there is no room for."""
+        if not self._answering.is_open and self._sharing.has_stand_in:
+            return  # that one takes it over as soon as we have gone
+        if (job := self._jobs.pop(claim.key, None)) is not None:
+            self._go_on(job, _now())
+        elif claim.generation:
+            self._take_over(claim)
+        else:
+            self._let_in(claim)
+        if claim.key in self._cancelled:
+            del self._cancelled[claim.key]
+            self.cancel(claim.ticket.request_id, claim.ticket.client_id)
+
+    def give_up(self, key: str) -> None:
+        """Another target answers a request."""
+        logger.info("request given up, another target has it request=%s", key)
+        self._jobs.pop(key, None)
+        entry = self._ledger.forget(key)
+        if entry is not None:
+            self._answering.abandon(entry)
+        self._journal.forget(key)
+
+    def knows(self, key: str) -> bool:
+        """Whether a request was answered here."""
+        return self._ledger.has_answered(key)
+
+    def _let_in(self, claim: Claim) -> None:
+        ticket, request = claim.ticket, claim.request
+        try:
             if not self._answering.is_open:
                 raise LEAVING
             if self._objection is not None:
                 raise self._objection
-            self._places.check(choices_of(reading.request))
-            entry = self._ledger.admit(ticket, reading.request, _now())
+            self._places.check(choices_of(request))
+            entry = self._ledger.admit(ticket, request, _now() - self._age_s(claim))
         except RequestError as error:
+            self._sharing.withdraw(ticket)
             self.refuse(ticket, error)
             return
         # Its place counts from now on; whoever comes next finds one less.
         self._answering.book(entry)
         model = model_of(self._service)
         self._journal.accept(ticket, entry.request, model, partial(self._accepted, entry))
+
+    def _take_over(self, claim: Claim) -> None:
+        """Go on with what another target has let in; its tokens are made again."""
+        logger.info("request taken over request=%s from=%s", claim.key, claim.taken_from)
+        fault = DEADLY if claim.generation > MAX_TAKEN_OVER else None
+        job = Job(claim.ticket, claim.request, self._age_s(claim), {}, fault=fault)
+        entry = self._book(job, _now())
+        # Where it cannot be journalled it is answered all the same.
+        then = partial(self._go, job, entry)
+        self._journal.accept(claim.ticket, claim.request, model_of(self._service), then)
+
+    def _age_s(self, claim: Claim) -> float:
+        return max(0.0, self._wall_clock_s() - claim.asked_s)
 
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
@@ -137,6 +209,10 @@ class Reception:
         entry = self._ledger.find(request_id, client_id)
         if entry is not None:
             self._answering.cancel(entry)
+        elif client_id is not None:
+            self._cancelled[f"{client_id}/{request_id}"] = None
+            if len(self._cancelled) > _MAX_CANCELLED:
+                self._cancelled.popitem(last=False)
 
     def cancel_all(self, client_id: str) -> None:
         """End all requests of a client that has gone."""
@@ -150,9 +226,12 @@ class Reception:
 
     def _accepted(self, entry: Entry, is_journalled: bool) -> None:
         """A new request is in the journal, or cannot be."""
+        if entry.is_elsewhere:
+            return
         if not is_journalled:
             self._answering.drop(entry)
             self._journal.forget(entry.ticket.key)
+            self._sharing.withdraw(entry.ticket)
             self.refuse(entry.ticket, JournalUnavailable(JOURNAL_RETRY_S))
         elif self._answering.is_open:
             self._telling.state(entry)
@@ -162,6 +241,9 @@ class Reception:
         """The same request came again, maybe from a new connection: the newest address counts."""
         self._counters.count("repeated")
         if isinstance(known, Finished):
+            if self._sharing.is_held(ticket.key):
+                return
+            self._sharing.repeat(ticket)
             self._telling.send(
                 replace(
                     known.final,
@@ -177,20 +259,30 @@ class Reception:
         self._telling.parts_again(known)
 
     def _resume(self) -> None:
-        """Go on where a former process was."""
+        """Go on where a former process was, as far as no other target has."""
         now, self._past, past = _now(), NO_PAST, self._past
         for kept in past.answers:
             until = now + min(kept.kept_until - self._wall_clock_s(), self._keep_answers_s)
             self._ledger.keep(kept.key, Finished(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
+                self._sharing.owe(kept.key)
                 self._telling.owe(kept.key, kept.final)
         for job in past.jobs:
-            self._go_on(job, now)
+            self._jobs[job.ticket.key] = job
+            self._sharing.resume(job.ticket, job.request, job.age_s)
 
     def _go_on(self, job: Job, now: float) -> None:
+        self._go(job, self._book(job, now), True)
+
+    def _book(self, job: Job, now: float) -> Entry:
         entry = Entry(job.ticket, job.request, since=now - job.age_s, said=job.said)
         self._ledger.restore(entry)
         self._answering.book(entry)
+        return entry
+
+    def _go(self, job: Job, entry: Entry, _: bool) -> None:
+        if entry.is_elsewhere or not self._answering.is_open:
+            return
         if job.has_begun:
             entry.state = "queued"
         else:

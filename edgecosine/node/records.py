@@ -57,7 +57,7 @@ class Journal(Protocol):
         """The broker has the final message."""
 
     def forget(self, key: str) -> None:
-        """The request was not accepted after all."""
+        """The request was not accepted after all, or another target answers it."""
 
     def then(self, call: Callable[[], None]) -> None:
         """Call when all that was told before is written, or cannot be."""

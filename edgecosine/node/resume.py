@@ -25,7 +25,7 @@ MAX_STARTS = 5
 _OTHER_MODEL = RequestError(
     "the cluster was restarted with another model", code="model_changed", status=503
 )
-_DEADLY = RequestError(
+DEADLY = RequestError(
     f"the target ended {MAX_STARTS} times at this request", code="internal_error", status=500
 )
 _ticket = msgspec.msgpack.Decoder(Ticket).decode
@@ -81,7 +81,7 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
         if then != model:
             fault = _OTHER_MODEL
         elif num_starts >= MAX_STARTS and num_rounds == num_rounds_then:
-            fault = _DEADLY
+            fault = DEADLY
         said = {choice: join(parts) for choice, parts in rounds[key].items()}
         age_s = now.since(_moment(moment))
         jobs.append(

@@ -18,6 +18,7 @@ from edgecosine.protocol.request import NodeState
 
 def target_state(
     loaded: Loaded,
+    identity: str,
     serving: Serving,
     verifying: Verifying,
     balancer: Balancer,
@@ -34,6 +35,9 @@ def target_state(
         "model": loaded.name,
         "quantization": loaded.quantization,
         "exactness": loaded.exactness,
+        "dtype": loaded.dtype,
+        "identity": identity,
+        "beside": sorted(gateway.sharing.others),
         "parameters": loaded.num_parameters,
         "answers": serving.num_answers,
         "acceptance": round(serving.num_accepted / rounds, 2),

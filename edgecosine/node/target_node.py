@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Mapping
 
 from edgecosine.config import NodeConfig
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.engine.options import Loaded
+from edgecosine.errors import BrokerLost
 from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
@@ -32,6 +34,7 @@ from edgecosine.node.state import target_state
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import DraftRequest, Release
 from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.sharing import other_model
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +51,11 @@ async def run_target(
     """
     assert broker is not None
     journal = DiskJournal(config.state_dir) if config.state_dir is not None else None
-    await _refuse_second_target(config, broker)
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_target, config))
     assert loaded.codec is not None
+    identity = identity_of(config, loaded)
+    await _refuse_other_model(config, broker, identity)
     balancer = Balancer()
     verifying = Verifying(
         engine=engine,
@@ -94,6 +98,7 @@ async def run_target(
         journal=journal,
         past=past,
         keep_answers_s=config.keep_answers,
+        identity=identity,
     )
     presence = Presence(
         broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
@@ -120,7 +125,9 @@ async def run_target(
     drain.by(wind_down)
 
     def state() -> NodeState:
-        return target_state(loaded, serving, verifying, balancer, peers, gateway, journal, counters)
+        return target_state(
+            loaded, identity, serving, verifying, balancer, peers, gateway, journal, counters
+        )
 
     await run_all(
         config.node_id,
@@ -133,11 +140,20 @@ async def run_target(
     )
 
 
-async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> None:
-    """Two targets of one cluster would answer every request twice.
+def identity_of(config: NodeConfig, loaded: Loaded) -> str:
+    """Names what a target's texts depend on beside the requests."""
+    facts = (
+        loaded.digest, loaded.dtype, loaded.exactness, loaded.max_context, config.ballast,
+        config.tensor_parallel,
+    )  # fmt: skip
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
-    Raises ConfigError when another one is at work. Without a broker there is nobody to ask: the
-    gateway goes on trying, and says so.
+
+async def _refuse_other_model(config: NodeConfig, broker: BrokerAddress, identity: str) -> None:
+    """Targets of one cluster share its requests, so they must say the same.
+
+    Raises ConfigError when one is at work that does not, or is too old to share. Without
+    a broker there is nobody to ask: the gateway goes on trying, and says so.
     """
     try:
         async with Client(broker, config.cluster) as client:
@@ -149,9 +165,9 @@ async def _refuse_second_target(config: NodeConfig, broker: BrokerAddress) -> No
         )  # fmt: skip
         return
     for node_id, view in views.items():
-        if view.is_here and view.state.get("role") == "target" and node_id != config.node_id:
-            allowed = f"a cluster without a target; {node_id} serves this one: stop it or choose"
-            raise ConfigError("cluster", config.cluster, f"{allowed} another --cluster")
+        is_target = view.is_here and view.state.get("role") == "target"
+        if is_target and node_id != config.node_id and view.state.get("identity") != identity:
+            raise other_model(config.cluster, node_id, str(view.state.get("model")))
 
 
 def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from edgecosine.node.desk import Alone
 from edgecosine.node.ledger import Entry
 from edgecosine.node.records import Journal
+from edgecosine.node.sharing import Sharing
 from edgecosine.protocol.answers import Piece
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
@@ -20,11 +22,17 @@ class Telling:
     """States, parts of streams and final messages, which are owed until the broker has them."""
 
     def __init__(
-        self, *, topics: Topics, publish: Callable[[Outgoing], None], journal: Journal
+        self,
+        *,
+        topics: Topics,
+        publish: Callable[[Outgoing], None],
+        journal: Journal,
+        sharing: Sharing | Alone,
     ) -> None:
         self._topics, self._publish, self._journal = topics, publish, journal
         self.stall: str | None = None
         """Why requests at work do not move now."""
+        self._sharing = sharing
         self._owed: dict[Outgoing, str] = {}
         """Final messages that the broker may not have, and their requests' keys."""
 
@@ -37,15 +45,18 @@ class Telling:
 
     def owe(self, key: str, final: Outgoing) -> None:
         """Send a final message, in the next life of this process, too, until the broker has it."""
-        if self._journal.is_durable:
-            self._owed[final] = key
-        self.send(final)
+        self._sharing.give(key, partial(self._give, key, final))
 
     def delivered(self, message: Outgoing) -> None:
         """The broker has a message."""
         key = self._owed.pop(message, None)
         if key is not None:
             self._journal.deliver(key)
+            self._sharing.delivered(key)
+
+    def _give(self, key: str, final: Outgoing) -> None:
+        self._owed[final] = key
+        self.send(final)
 
     def state(self, entry: Entry) -> None:
         """How far a request is."""

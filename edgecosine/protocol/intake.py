@@ -39,6 +39,8 @@ class Ticket:
     wants_stream: bool = False
     digest: bytes = b""
     """Of kind and body: tells a request that came twice from another one of the same name."""
+    is_named: bool = True
+    """Whether the asker gave the id, so that everybody who hears the request calls it the same."""
 
     @property
     def key(self) -> str:
@@ -106,7 +108,8 @@ class Intake:
     def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
         client_id = message.client if message.client and is_identifier(message.client) else None
         client_id = client_id or _lenient("client", body) or ANONYMOUS
-        request_id = _lenient("id", body) or _spelt(message.correlation) or self._draw_id()
+        name = _lenient("id", body) or _spelt(message.correlation)
+        request_id = name or self._draw_id()
         return Ticket(
             client_id=client_id,
             request_id=request_id,
@@ -116,6 +119,7 @@ class Intake:
             digest=hashlib.blake2b(
                 kind.encode() + b"\0" + message.payload, digest_size=16
             ).digest(),
+            is_named=name is not None,
         )
 
     def _check_size(self, payload: bytes) -> None:

@@ -87,6 +87,33 @@ class StreamTopic:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkTopic:
+    """A target says which request it has taken, or that it is done."""
+
+    client_id: str
+    request_id: str
+
+    @property
+    def key(self) -> str:
+        """The request's name in the whole cluster."""
+        return f"{self.client_id}/{self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class StandingTopic:
+    """A target tells the other targets how it stands."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxTopic:
+    """A target says something to one other target, or to itself."""
+
+    node_id: str
+
+
 AnyTopic = (
     RequestTopic
     | CancelTopic
@@ -97,6 +124,9 @@ AnyTopic = (
     | ClientStatusTopic
     | ResponseTopic
     | StreamTopic
+    | WorkTopic
+    | StandingTopic
+    | InboxTopic
 )
 
 
@@ -160,6 +190,18 @@ class Topics:
         """Where an asker, or its will, says `online` or `offline`; not retained."""
         return f"{self.root}/client/{client_id}/status"
 
+    def work(self, client_id: str, request_id: str) -> str:
+        """Retained: which target has taken a request. Like the next two, for targets alone."""
+        return f"{self.root}/work/{client_id}/{request_id}"
+
+    def standing(self, node_id: str) -> str:
+        """Retained: how a target stands."""
+        return f"{self.root}/target/{node_id}/standing"
+
+    def inbox(self, node_id: str) -> str:
+        """What is for one target only."""
+        return f"{self.root}/target/{node_id}/inbox"
+
     @property
     def requests(self) -> str:
         """Filter for requests of all kinds."""
@@ -199,7 +241,7 @@ class Topics:
             case ["stream", client_id, request_id]:
                 return StreamTopic(client_id, request_id)
             case _:
-                return None
+                return _between_targets(levels)
 
     def check_reply(self, topic: str) -> str:
         """Return a reply topic that an asker has named, if it lies in the cluster's response tree.
@@ -225,3 +267,15 @@ class Topics:
                 status=403,
             )
         return topic
+
+
+def _between_targets(levels: list[str]) -> WorkTopic | StandingTopic | InboxTopic | None:
+    match levels:
+        case ["work", client_id, request_id]:
+            return WorkTopic(client_id, request_id)
+        case ["target", node_id, "standing"]:
+            return StandingTopic(node_id)
+        case ["target", node_id, "inbox"]:
+            return InboxTopic(node_id)
+        case _:
+            return None

@@ -272,7 +272,7 @@ def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
             await answer(home, "1")
             async with house(broker=home.broker, node_id="t2") as second:
                 await assert_still_answers(second)
-                assert [r.request_id for r in second.service.requests] == ["after"]
+                assert "1" not in [r.request_id for r in second.service.requests]
 
     run(story())
 

@@ -191,6 +191,9 @@ def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
         TOPICS.stream("alice", "1"),
         TOPICS.job_state("1"),
         TOPICS.client_status("alice"),
+        TOPICS.work("bob", "1"),
+        TOPICS.standing("bob"),
+        TOPICS.inbox("bob"),
         "zigbee2mqtt/lock/set",
     ],
 )
@@ -208,6 +211,9 @@ def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
         (TOPICS.status, False),
         (TOPICS.response("alice", "1"), False),
         (TOPICS.request("completion"), False),
+        (TOPICS.work("alice", "1"), False),
+        (TOPICS.standing("drafter-1"), False),
+        (TOPICS.inbox("target-1"), False),
     ],
 )
 def test_drafter_speaks_for_itself_only(tmp_path: Path, topic: str, is_allowed: bool) -> None:

@@ -449,6 +449,7 @@ def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -
             ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
             node_id="t1", journal=journal,
         )  # fmt: skip
+        gateway.sharing.book.join(0.0, is_remembered=False)
         is_acknowledged = asyncio.Event()
         message = Incoming(
             HOME.request("completion"), b'{"id": "1", "prompt": "hm"}',

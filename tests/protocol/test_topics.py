@@ -10,14 +10,17 @@ from edgecosine.errors import ConfigError, RequestError
 from edgecosine.protocol.topics import (
     CancelTopic,
     ClientStatusTopic,
+    InboxTopic,
     InfoTopic,
     NodeStateTopic,
     NodeStatusTopic,
     RequestTopic,
     ResponseTopic,
+    StandingTopic,
     StatusTopic,
     StreamTopic,
     Topics,
+    WorkTopic,
     is_identifier,
 )
 
@@ -48,6 +51,9 @@ def test_every_name_can_be_read_again(client: str, request: str) -> None:
     assert HOME.parse(HOME.node_status(client)) == NodeStatusTopic(client)
     assert HOME.parse(HOME.node_state(client)) == NodeStateTopic(client)
     assert HOME.parse(HOME.client_status(client)) == ClientStatusTopic(client)
+    assert HOME.parse(HOME.work(client, request)) == WorkTopic(client, request)
+    assert HOME.parse(HOME.standing(client)) == StandingTopic(client)
+    assert HOME.parse(HOME.inbox(client)) == InboxTopic(client)
     assert HOME.parse(HOME.status) == StatusTopic()
     assert HOME.parse(HOME.info) == InfoTopic()
 
