@@ -36,7 +36,7 @@ async def _cluster() -> AsyncIterator[tuple[LocalCluster, Client]]:
     )  # fmt: skip
     async with (
         LocalCluster(plan, print) as cluster,
-        Client(cluster.broker_url, plan.cluster, retry_patience_s=0) as client,
+        Client(cluster.broker_url, plan.cluster, patience_s=10, retry_patience_s=0) as client,
     ):
         yield cluster, client
 
