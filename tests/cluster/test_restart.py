@@ -122,7 +122,7 @@ def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool)
         plan = _plan(*grace, "--context", "2048", "--no-journal")
         async with (
             LocalCluster(plan, print) as cluster,
-            Client(cluster.broker_url, plan.cluster) as client,
+            Client(cluster.broker_url, plan.cluster, patience_s=10) as client,
         ):
             steps = client.ask(_request("def main():", LONG, stream=True))
             assert isinstance(await anext(steps), Delta)
