@@ -22,25 +22,17 @@ from edgecosine.balance.plan import (
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_GAMMA
+from edgecosine.balance.trials import may_try, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.learning import Learning, RequestState
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
-ENOUGH_EVIDENCE = 6.0
-"""Judged tokens after which a drafter counts as tried for a request."""
 FIRST_ASKED = 8
 """Drafters that are asked while the prompt is read, at most: each ask keeps the loop busy."""
 PROMISING = 5
 """Those among them that are chosen by what is expected of them; the others by how little is known.
 """
-FIRST_TRIALS = 3
-"""Trials per drafter that follow each other while a request is new."""
-TRIAL_EVERY = 6
-"""Rounds between two trials of drafters that were tried before: subjects change."""
-HOPEFUL = 0.5
-"""Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
-what is believed of its speed may be out of date."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
@@ -99,11 +91,9 @@ class Balancer(Learning):
         if not request.policy.is_adaptive:
             return True
         company = self._company(request)
-        union = self._union(request, ready)
-        return (
-            best_speed(union.reaches[:MAX_NODES], self._pass_s(company), company)
-            >= plan.asking_speed
-        )
+        request.ready = ready, self._union(request, ready)
+        reached = request.ready[1].reaches[:MAX_NODES]
+        return best_speed(reached, self._pass_s(company), company) >= plan.asking_speed
 
     def ahead(
         self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
@@ -136,26 +126,18 @@ class Balancer(Learning):
         all others, but nobody waits for them, so that trying costs the request no time.
         """
         request.rounds_since_trial += 1
-        is_due = request.rounds_since_trial >= TRIAL_EVERY * max(1, len(self._at_work))
-        if not is_due and len(self._at_work) > 1:
+        num_trials, since = request.num_trials, request.rounds_since_trial
+        num_requests = len(self._at_work)
+        if not may_try(since, num_requests):
             return Plan()
         others = self._candidates(request, set(drafters) - set(plan.drafters))
-        best = max(others, key=lambda candidate: candidate.rate, default=None)
-        is_hopeful = best is not None and best.rate >= HOPEFUL and not plan.drafters
-        is_others_turn = request.num_trials % 4 == 3
-        if best and is_hopeful and not is_others_turn and request.rounds_since_trial > 1:
-            return self._try(request, best)
-        is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
-        untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
-        pool = others if is_due else untried if is_new else []
-        if not pool:
+        is_plain = not plan.drafters
+        chosen = whom_to_try(others, num_trials, since, num_requests, is_plain=is_plain)
+        if chosen is None:
             return Plan()
-        return self._try(request, pool[request.num_trials % len(pool)])
-
-    def _try(self, request: RequestState, drafter: Candidate) -> Plan:
         request.rounds_since_trial = 0
         request.num_trials += 1
-        return replace(probe_plan([drafter], PROBE_GAMMA + 1), is_trial=True)
+        return replace(probe_plan([chosen], PROBE_GAMMA + 1), is_trial=True)
 
     def fuse(
         self, request: RequestState, proposals: Sequence[Proposal], room: int, waited_s: float
@@ -166,7 +148,9 @@ class Balancer(Learning):
         """
         tree = EMPTY_TREE
         if proposals and room > 0:
-            union = self._union(request, proposals)
+            ready, union = request.ready or (None, None)
+            if union is None or ready is not proposals:
+                union = self._union(request, proposals)
             most = min(MAX_NODES, room)
             if request.policy.is_adaptive:
                 company = self._company(request)
@@ -176,11 +160,12 @@ class Balancer(Learning):
                 if best_speed(reached, pass_s, company) < self._speed_of_all_plain(company):
                     most = 0
             tree = union.tree(most)
+        request.ready = None
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
-        """How long to hold a pass of so many rows back, and for how many of the latecomers."""
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+        """How long to hold a pass of so many rows back for latecomers; None: not at all."""
         return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
 
     def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
@@ -194,8 +179,12 @@ class Balancer(Learning):
         pass_s = self._pass_s(company)
         hidden = request.hidden if request.policy.is_ahead else 0.0
         plan = choose_plan(candidates, pass_s, room, company, hidden)
-        if plan.speed < self._speed_of_all_plain(company):
-            return Plan(reason="K=0: more tokens when nobody speculates")
+        if not plan.drafters:
+            return plan
+        plain_speed = self._speed_of_all_plain(company)
+        if plan.speed < plain_speed:
+            why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} if nobody drafts"
+            return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
         rescue = self._rescues.estimate
         crowding = self._crowding.factor

@@ -17,6 +17,7 @@ from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.regime import Regimes
 from edgecosine.fusion.calibrate import Calibration
 from edgecosine.fusion.context import Experience, Features, features
+from edgecosine.fusion.fuse import Union
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.fusion.route import Record, RequestRates, Rescues
 
@@ -68,6 +69,9 @@ class RequestState:
     """What its rounds taught since."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
+    ready: tuple[Sequence[Proposal], Union] | None = None
+    """What was there when the round began, and its union: made once, to judge it and to verify it.
+    """
 
     def calibration(self, drafter: DrafterState) -> Calibration:
         """What a drafter's word is worth for this request."""

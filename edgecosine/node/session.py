@@ -202,7 +202,7 @@ class Session:
                     ask.cancel()
         except* ActorStopped as stopped:
             raise stopped.exceptions[0] from None
-        self._tally.trace.end(len(tree), len(verdict.path))
+        self._tally.trace.end(len(tree), len(verdict.path), self._tally.plan)
         self._committing = now()
         return verdict, answers(asks), answers(tries)
 

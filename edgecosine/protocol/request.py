@@ -166,6 +166,8 @@ class RoundTimes:
     num_nodes: int
     num_accepted: int
     drafts: tuple[DraftTimes, ...] = ()
+    plan: str = ""
+    """What was planned, and why; empty for the prefill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,3 +276,22 @@ def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
     assert tried.count("far") > tried.count("near") > 1
     made.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
     assert made.plan(request, ["far", "near"], 100).drafters == ("far",)
+
+
+def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, request = balancer(), RequestState()
+    for _ in range(5):
+        teach(made, request, "d", hits=4)
+    plan = made.plan(request, ["d"], 100)
+    unions: list[object] = []
+    make = made._union
+    monkeypatch.setattr(made, "_union", lambda *args: unions.append(args) or make(*args))
+    ready = [Proposal("d", 3, TRUTH[:8], (0.95,) * 8)]
+    made.is_enough(request, ready, plan)
+    tree = made.fuse(request, ready, 50, 0.0)
+    assert tree.tokens == TRUTH[:8]
+    assert len(unions) == 1
+    fresh = [Proposal("d", 3, TRUTH[8:12], (0.95,) * 4)]
+    made.is_enough(request, ready, plan)
+    assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
+    assert made.fuse(request, ready, 50, 0.0).tokens == TRUTH[:8]

@@ -49,7 +49,8 @@ ANSWER = Answer(
 
 def test_rounds_are_told_when_they_were_recorded() -> None:
     draft = DraftTimes("d1", asked_s=0.01, ended_s=0.03, compute_s=0.005, num_tokens=4)
-    times = RoundTimes(0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,))
+    times = RoundTimes(0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,),
+                       plan="K=4: acceptance .71")  # fmt: skip
     answer = replace(ANSWER, metrics=replace(ANSWER.metrics, rounds=(times,)))
     request = Request("cli", "1", "completion", "x")
     (told,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
@@ -69,6 +70,7 @@ def test_rounds_are_told_when_they_were_recorded() -> None:
                 "num_tokens": 4,
             }
         ],
+        "plan": "K=4: acceptance .71",
     }
 
 
