@@ -60,6 +60,8 @@ class Plan:
     drafters: tuple[str, ...] = ()
     gamma: int = 0
     width: int = 1
+    interval: int = 0
+    """Tokens between two fusions of the round; 0: once, when drafts are whole."""
     is_trial: bool = False
     """Nobody waits for its drafts; they are asked for the sake of learning."""
     draft_s: float = 0.0

@@ -5,6 +5,7 @@ All calls are plain and quick; nobody awaits the balancer. The rules are in `fus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -18,13 +19,16 @@ from edgecosine.balance.plan import (
     add_rescuers,
     best_speed,
     choose_plan,
+    deadline,
     probe_plan,
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_GAMMA
+from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
 from edgecosine.balance.trials import may_try, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.route import PRIOR_WEIGHT
 from edgecosine.node.learning import Learning, RequestState
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
@@ -160,19 +164,13 @@ class Balancer(Learning):
                 if best_speed(reached, pass_s, company) < self._speed_of_all_plain(company):
                     most = 0
             tree = union.tree(most)
-        request.ready = None
+        request.ready, request.waited_s = None, waited_s
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
     def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
         """How long to hold a pass of so many rows back for latecomers; None: not at all."""
         return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
-
-    def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
-        """The proposal whose first token is the surest, by its drafter's word or its record."""
-        drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
-        best = max(drafts, key=lambda draft: (draft.probabilities[0], -draft.drafter))
-        return proposals[best.drafter]
 
     def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         company = self._company(request)
@@ -188,7 +186,51 @@ class Balancer(Learning):
         most = request.policy.max_drafters
         rescue = self._rescues.estimate
         crowding = self._crowding.factor
-        return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden, crowding)
+        plan = add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden, crowding)
+        if plan.drafters and request.policy.may_step and not company.requests:
+            return self._stepwise_plan(request, candidates, plan, pass_s, room)
+        return plan
+
+    def _stepwise_plan(
+        self,
+        request: RequestState,
+        candidates: Sequence[Candidate],
+        plan: Plan,
+        pass_s: Sequence[float],
+        room: int,
+    ) -> Plan:
+        """As many drafters as may take part, step by step, where that is better or to be tried."""
+        rate = max(c.rate for c in candidates if c.node_id in plan.drafters)
+        winner_rate = request.winner.mean(self._winner.mean(rate, PRIOR_WEIGHT), PRIOR_WEIGHT)
+        if winner_rate < rate + MUCH_SURER or request.since_whole >= WHOLE_EVERY:
+            return plan
+        ranked = sorted(candidates, key=lambda c: (c.node_id not in plan.drafters, -c.rate))
+        members = ranked[: request.policy.max_drafters]
+        if len(members) < 2:
+            return plan
+        crowding = self._crowding.factor(len(members))
+        team = Team(
+            size=len(members),
+            winner_rate=winner_rate,
+            rate=rate,
+            exchange_s=crowding * max(member.overhead_s for member in members),
+            token_s=crowding * max(member.token_s for member in members),
+        )
+        steps = best_steps(team, pass_s, room, self._bookkeeping_s[False])
+        if steps is None or not self._stepping.wants(steps.speed, request.whole):
+            return plan
+        piece_s = team.exchange_s + steps.interval * team.token_s
+        return replace(
+            plan,
+            drafters=tuple(member.node_id for member in members),
+            gamma=steps.gamma,
+            interval=steps.interval,
+            speed=steps.speed,
+            asking_speed=steps.speed,
+            draft_s=steps.draft_s,
+            deadline_s=deadline(piece_s, steps.gamma * pass_s[1], is_measured=True),
+            reason=explain(steps, team, request.whole.per_s),
+        )
 
     def _fixed_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         """As many tokens as ever, of the best drafters, of everybody, or by the paper's rule."""
@@ -202,8 +244,14 @@ class Balancer(Learning):
         if not chosen or gamma < 1:
             return Plan(reason=f"K=0: {policy.name}")
         plan = probe_plan(chosen, room)
-        draft_s = max(c.overhead_s + gamma * c.token_s for c in chosen)
-        return replace(plan, gamma=gamma, draft_s=draft_s, reason=f"K={gamma}: {policy.name}")
+        pieces = math.ceil(gamma / policy.interval) if policy.interval else 1
+        return replace(
+            plan,
+            gamma=gamma,
+            interval=policy.interval,
+            draft_s=max(pieces * c.overhead_s + gamma * c.token_s for c in chosen),
+            reason=f"K={gamma}: {policy.name}",
+        )
 
     def _speed_of_all_plain(self, company: Company) -> float:
         """Tokens per second of a pass in which nobody has drafts.
@@ -229,7 +277,7 @@ class Balancer(Learning):
         if request.policy.is_calibrated:
             calibration = request.calibration(self.drafter(proposal.node_id))
             probabilities = tuple(calibration.probability(c) for c in probabilities)
-        return Draft(bit, proposal.tokens, probabilities, proposal.parents)
+        return Draft(bit, proposal.tokens, probabilities, proposal.parents, proposal.trunk)
 
     def _company(self, request: RequestState) -> Company:
         """Who else will be in the next pass, if they do as they did last."""
