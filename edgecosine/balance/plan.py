@@ -9,8 +9,8 @@ alone, is always one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 MAX_GAMMA = 12
 MAX_NODES = 24
@@ -62,6 +62,8 @@ class Plan:
     width: int = 1
     interval: int = 0
     """Tokens between two fusions of the round; 0: once, when drafts are whole."""
+    shares: Mapping[str, bytes] = field(default_factory=dict)
+    """Of a question ahead to several: how much each drafter is to care about each outcome."""
     is_trial: bool = False
     """Nobody waits for its drafts; they are asked for the sake of learning."""
     draft_s: float = 0.0

@@ -29,6 +29,7 @@ class Policy:
     width          the most probable continuations that a drafter reads per step; 0: chains only
     is_calibrated  whether confidences are corrected by what verdicts taught
     is_ahead       whether drafters go on while the target verifies
+    fans_out       whether drafters that go on share the outcomes out among themselves
     is_adaptive    whether lengths, trees and waiting follow measured speeds
     interval       tokens between two fusions of every round; 0: once, when the drafts are whole
     may_step       whether plans may choose an interval, where that was measured to be worth it
@@ -41,6 +42,7 @@ class Policy:
     width: int = 2
     is_calibrated: bool = True
     is_ahead: bool = True
+    fans_out: bool = True
     is_adaptive: bool = True
     interval: int = 0
     may_step: bool = True
@@ -48,7 +50,13 @@ class Policy:
 
 _EDGECOSINE = Policy("edgecosine")
 _LOCK_STEP = replace(
-    _EDGECOSINE, width=0, is_calibrated=False, is_ahead=False, is_adaptive=False, may_step=False
+    _EDGECOSINE,
+    width=0,
+    is_calibrated=False,
+    is_ahead=False,
+    fans_out=False,
+    is_adaptive=False,
+    may_step=False,
 )
 
 _ABLATIONS: Mapping[str, Policy] = {
@@ -58,6 +66,7 @@ _ABLATIONS: Mapping[str, Policy] = {
     "routing": replace(_EDGECOSINE, routing="everybody"),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
+    "fanout": replace(_EDGECOSINE, fans_out=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
     "steps": replace(_EDGECOSINE, may_step=False),
 }

@@ -42,6 +42,8 @@ class Growth:
     """The best guess after each node that has one."""
     _unread: list[tuple[float, int]] = field(default_factory=list)
     """Heap of nodes to read, the highest reach first; entries may be out of date."""
+    _shares: dict[int, float] = field(default_factory=dict)
+    """What the reach of anything new counts for after nodes of the tree that is verified."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -62,19 +64,34 @@ class Growth:
             if (parent, token) not in self._children:
                 self._add(parent, token, confidence)
 
-    def lay(self, tree: TokenTree) -> list[int]:
+    def lay(self, tree: TokenTree, shares: Sequence[float] = ()) -> list[int]:
         """Take in a tree that the target verifies: its nodes matter, whoever guessed them.
+
+        What comes after its root and its nodes counts as much as their `shares` say, where given.
 
         Returns those that the model has not read, parents first.
         """
         index: list[int] = []
+        self._shares = {}
         for token, parent, confidence in zip(
             tree.tokens, tree.parents, tree.confidences, strict=True
         ):
             above = ROOT if parent == ROOT else index[parent]
             node = self._children.get((above, token))
             index.append(self._add(above, token, confidence) if node is None else node)
+        if shares:
+            self._weigh(dict(zip((ROOT, *index), shares, strict=True)))
         return [node for node in index if self.nodes[node].cell == UNREAD]
+
+    def _weigh(self, shares: dict[int, float]) -> None:
+        for node, entry in enumerate(self.nodes):
+            above = self.nodes[entry.parent].reach if entry.parent != ROOT else 1.0
+            share = 1.0 if node in shares else shares.get(entry.parent, 1.0)
+            entry.reach = entry.confidence * above * share
+        entries = enumerate(self.nodes)
+        self._unread = [(-entry.reach, node) for node, entry in entries if entry.cell == UNREAD]
+        heapq.heapify(self._unread)
+        self._shares = shares
 
     def most_probable(self, count: int) -> list[int]:
         """The `count` most probable nodes that can be read next."""
@@ -143,7 +160,7 @@ class Growth:
 
     def _add(self, parent: int, token: int, confidence: float) -> int:
         above = self.nodes[parent] if parent != ROOT else None
-        reach = confidence * (above.reach if above else 1.0)
+        reach = confidence * (above.reach if above else 1.0) * self._shares.get(parent, 1.0)
         node = len(self.nodes)
         depth = above.depth + 1 if above else 1
         self.nodes.append(_Node(token, parent, depth, confidence, reach))

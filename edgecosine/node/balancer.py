@@ -6,7 +6,7 @@ All calls are plain and quick; nobody awaits the balancer. The rules are in `fus
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from edgecosine.balance.batch import Latecomer, hold_s
@@ -27,6 +27,7 @@ from edgecosine.balance.policy import FIXED_GAMMA
 from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
 from edgecosine.balance.trials import may_try, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
+from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.fusion.route import PRIOR_WEIGHT
 from edgecosine.node.learning import Learning, RequestState
@@ -41,6 +42,8 @@ AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
 """Fewest and most steps ahead."""
+LEAST_STRENGTH = 0.01
+"""Acceptance rate that a drafter is taken for at least, when outcomes are shared out."""
 COSINE_GOOD = 2.0
 """Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
@@ -113,10 +116,26 @@ class Balancer(Learning):
         steps = round(pass_s / step_s) if step_s else plan.gamma + 1
         return Plan(
             drafters=asked,
+            shares=self._outcome_shares(request, asked, tree),
             gamma=min(most, max(fewest, steps)),
             width=AHEAD_WIDTH if policy.width else 1,
             deadline_s=pass_s + plan.deadline_s,
         )
+
+    def _outcome_shares(
+        self, request: RequestState, asked: Sequence[str], tree: TokenTree
+    ) -> Mapping[str, bytes]:
+        """Several drafters share the tree's outcomes out by what each finds right in the steps that
+        it makes in a pass."""
+        if len(asked) < 2 or not request.policy.fans_out:
+            return {}
+        states = [self.drafter(node_id) for node_id in asked]
+        steps_s = [state.speed.ahead_step_s for state in states]
+        strengths = []
+        for node_id, state, step_s in zip(asked, states, steps_s, strict=True):
+            rate = max(LEAST_STRENGTH, request.rates.estimate(node_id, state.record))
+            strengths.append(rate / (step_s if step_s and all(steps_s) else 1.0))
+        return dict(zip(asked, fan_out(tree, strengths), strict=True))
 
     def patience_s(self, ahead: Plan) -> float:
         """How long answers ahead may come after the verdict: by then a new ask would be there."""

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.estimates import PassReport
-from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
+from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.policy import POLICIES
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import FIRST_ASKED, Balancer
 from edgecosine.node.learning import RequestState
+from edgecosine.protocol.tree import chain
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
@@ -295,3 +296,18 @@ def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) ->
     made.is_enough(request, ready, plan)
     assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
     assert made.fuse(request, ready, 50, 0.0).tokens == TRUTH[:8]
+
+
+def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() -> None:
+    made = balancer()
+    tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
+    for policy, drafters, shared in (
+        ("edgecosine", ("a", "b"), 2),
+        ("edgecosine", ("a",), 0),
+        ("edgecosine-without-fanout", ("a", "b"), 0),
+    ):
+        request = RequestState(POLICIES[policy])
+        ahead = made.ahead(request, drafters, Plan(drafters, gamma=3), tree)
+        assert ahead.drafters == drafters
+        assert len(ahead.shares) == shared
+        assert all(len(own) == 1 + len(tree) for own in ahead.shares.values())
