@@ -149,7 +149,7 @@ class Session:
         started = now()
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.plan(self._state, linked, room)
-        self._tally.plan = plan.reason
+        self._tally.count_plan(plan)
         is_ready = self._balancer.is_enough(self._state, ready, plan)
         asked = now()
         drafts = ready if is_ready else await self._draft(plan, ready)

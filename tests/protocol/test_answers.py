@@ -40,7 +40,7 @@ ANSWER = Answer(
     metrics=Metrics(
         acceptance_histogram=(1, 0, 2),
         num_draft_tokens=6,
-        drafters={"d1": DrafterShare(proposed=6, accepted=4, late=1)},
+        drafters={"d1": DrafterShare(6, 4, 1, 3, 1)},
         plan="K=2: rtt 1.8 ms",
         decode_s=0.5,
     ),
@@ -95,7 +95,7 @@ def test_completion_has_openais_shape() -> None:
             }
         },
         "edgecosine": {
-            "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1}},
+            "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1, "led": 3, "first": 1}},
             "plan": "K=2: rtt 1.8 ms",
             "seed": 2**64 - 1,
             "queue_s": 0.0,
