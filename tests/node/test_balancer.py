@@ -311,3 +311,67 @@ def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() ->
         assert ahead.drafters == drafters
         assert len(ahead.shares) == shared
         assert all(len(own) == 1 + len(tree) for own in ahead.shares.values())
+
+
+def rounds_until(
+    made: Balancer, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
+) -> int:
+    """Rounds and trials with drafters that are right so often, until plans are led as wanted."""
+    for number in range(200):
+        plan = made.plan(request, [*hits], 100)
+        if plan.drafters[:1] == wanted:
+            return number
+        trial = made.trial(request, [*hits], plan)
+        for node_id in (*plan.drafters, *trial.drafters):
+            teach(made, request, node_id, hits=hits[node_id])
+    return 200
+
+
+def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -> None:
+    made = balancer()
+    request = made.open("edgecosine")
+    before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
+    for node_id, hits in before.items():
+        teach(made, request, node_id, hits=hits)
+    for _ in range(100):
+        assert rounds_until(made, request, before, ("manual",)) == 0
+        teach(made, request, "manual", hits=4)
+    assert 0 < rounds_until(made, request, after, ("python",)) <= 16
+    assert 0 < rounds_until(made, request, before, ("manual",)) <= 16
+
+
+def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() -> None:
+    """Its drafts take half a pass: there it pays only while it is right."""
+    made = balancer()
+
+    def judge(request: RequestState, hits: int) -> None:
+        made.observe_answer("d", 0.015, 0.002, 4)
+        tokens = TRUTH[:hits] + (0,) * (4 - hits)
+        proposal = Proposal("d", 5, tokens, (0.9,) * 4)
+        made.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+
+    request = made.open("edgecosine")
+    for _ in range(100):
+        judge(request, 4)
+    num_asked = 0
+    while made.plan(request, ["d"], 100).drafters:
+        judge(request, 0)
+        num_asked += 1
+        assert num_asked < 16
+    assert num_asked > 1
+    made.close(request)
+    newcomer, num_tried = made.open("edgecosine"), 0
+    while not made.plan(newcomer, ["d"], 100).drafters:
+        judge(newcomer, 4)
+        num_tried += 1
+        assert num_tried < 8
+
+
+def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> None:
+    made = balancer()
+    request = made.open("edgecosine")
+    for _ in range(30):
+        teach(made, request, "fair", hits=2)
+    assert made.plan(request, ["fair"], 100).drafters == ("fair",)
+    made.welcome("better")
+    assert rounds_until(made, request, {"fair": 2, "better": 4}, ("better",)) <= 4
