@@ -25,7 +25,9 @@ ENOUGH_ROUNDS = 6
 WHOLE_EVERY = 16
 """One round in so many is fused once all the same, so that what that gives is still known."""
 TRIAL_ROUNDS = 4
-FIRST_REST = 16
+WORTH_TRYING = 1.3
+"""It is tried where it looks so much better: estimates are not kept to the full."""
+FIRST_REST = 64
 LONGEST_REST = 1024
 """Rounds that look worth a trial and are none, at most, between two trials."""
 
@@ -114,6 +116,8 @@ class Stepping:
         if self.measured.num_passes and self.trust * expected > WORTH_STEPPING * whole.per_s:
             self.rest, self.waited = FIRST_REST, 0
             return True
+        if expected <= WORTH_TRYING * whole.per_s:
+            return False
         self.waited += 1
         if self.measured.num_passes and self.waited <= self.rest:
             return False

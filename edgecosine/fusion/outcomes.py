@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.tree import TokenTree
 
 OWN, OTHERS = 255, 64
 """How much a drafter is to care about its own outcomes, and about the others'. These it does not
@@ -37,15 +37,12 @@ def fan_out(tree: TokenTree, strengths: Sequence[float]) -> tuple[bytes, ...]:
     masses = outcome_masses(tree)
     shares = [bytearray([OTHERS]) * len(masses) for _ in strengths]
     loads = [0.0] * len(strengths)
-    for outcome in sorted(range(len(masses)), key=lambda each: (-masses[each], each)):
-        mass = masses[outcome]
-        least = min(range(len(loads)), key=lambda d: ((loads[d] + mass) / strengths[d], d))
-        loads[least] += mass
+    for outcome in sorted(range(len(masses)), key=masses.__getitem__, reverse=True):
+        would_be = [
+            (load + masses[outcome]) / strength
+            for load, strength in zip(loads, strengths, strict=True)
+        ]
+        least = would_be.index(min(would_be))
+        loads[least] += masses[outcome]
         shares[least][outcome] = OWN
     return tuple(map(bytes, shares))
-
-
-def owner(shares: Sequence[bytes], path: Sequence[int]) -> int:
-    """Index of the drafter in charge of what follows this accepted path."""
-    outcome = (path[-1] if path else ROOT) + 1
-    return max(range(len(shares)), key=lambda drafter: shares[drafter][outcome])

@@ -16,7 +16,6 @@ from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
 from edgecosine.errors import ActorStopped
-from edgecosine.fusion.outcomes import owner
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.clock import now
@@ -198,7 +197,7 @@ class Session:
                 verdict = await self._verify(tree)
                 patience_s = self._balancer.patience_s(ahead)
                 self._verifying.expect(self._request.key, patience_s, 1 + len(tree))
-                await _settle(_needed(asks, ahead, tree, verdict), patience_s)
+                await _settle(asks, patience_s)
                 await _settle(tries, grace_s)
                 for ask in (*asks, *tries):
                     ask.cancel()
@@ -249,18 +248,6 @@ class Session:
             model=self._model,
             metrics=self._tally.metrics(),
         )
-
-
-def _needed(asks: list[Ask], ahead: Plan, tree: TokenTree, verdict: Verdict) -> list[Ask]:
-    """The answers of which one is worth waiting for: any; where the outcomes were shared out, and
-    nobody who has answered foresaw this one, that of the drafter in charge of it."""
-    if len(asks) < 2 or len(asks) != len(ahead.shares):
-        return asks
-    said = [*(tree.tokens[node] for node in verdict.path), verdict.bonus]
-    done = answers(ask for ask in asks if ask.done())
-    if any(proposal.covers(said) == len(said) for proposal in done):
-        return []
-    return [asks[owner([*ahead.shares.values()], verdict.path)]]
 
 
 async def _settle(asks: list[Ask], patience_s: float) -> None:
