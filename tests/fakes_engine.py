@@ -251,6 +251,23 @@ class ScriptedDrafter:
         return Proposal(proposed, (self._confidence,) * len(proposed))
 
 
+class TurnTaker(ScriptedDrafter):
+    """Right at every position whose parity is `turn`, and knows when it is wrong."""
+
+    def __init__(self, language: Language, turn: int) -> None:
+        super().__init__(language)
+        self._turn = turn
+
+    def _draft(self, work: DraftWork) -> Proposal:
+        right = super()._draft(work)
+        places = range(len(work.tokens), len(work.tokens) + len(right.tokens))
+        hits = [place % 2 == self._turn for place in places]
+        return Proposal(
+            tuple(t if hit else (t + 1) % EOS for t, hit in zip(right.tokens, hits, strict=True)),
+            tuple(0.9 if hit else 0.2 for hit in hits),
+        )
+
+
 def _sampling(coupling: Coupling) -> Sampling:
     seed = int.from_bytes(coupling.seed, "little")
     return Sampling(temperature=coupling.temperature, seed=seed)

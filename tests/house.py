@@ -205,7 +205,7 @@ class SteadyCosts:
     def observe_pass(self, report: PassReport) -> None:
         self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
         return self.balancer.hold_s(num_rows, latecomers)
 
 

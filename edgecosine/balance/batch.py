@@ -16,23 +16,23 @@ class Latecomer:
 
 def hold_s(
     rows: int, latecomers: Sequence[Latecomer], pass_s: Callable[[int], float]
-) -> tuple[float, int]:
-    """How long a pass of `rows` rows is worth holding back, and for how many latecomers.
+) -> float | None:
+    """How long a pass of `rows` rows is worth holding back; None to start it at once.
 
     Whoever misses it shares another one; only those count who come before it would be over. Held
     back for the first n, the target idles until the last of these is there, and makes a pass with
-    them and one for the rest. The n that takes the least of its time is best; (0.0, 0) is to start
-    at once.
+    them and one for the rest. The n that takes the least of its time is best.
     """
     soon_s = pass_s(rows)
     coming = [late for late in latecomers if late.in_s < soon_s]
     coming.sort(key=lambda late: late.in_s)
     rest = sum(late.rows for late in coming)
-    best, least_s = (0.0, 0), soon_s + (pass_s(rest) if coming else 0.0)
+    best: float | None = None
+    least_s = soon_s + (pass_s(rest) if coming else 0.0)
     for count, late in enumerate(coming, start=1):
         rows, rest = rows + late.rows, rest - late.rows
         wait_s = max(0.0, late.in_s)
         taken_s = wait_s + pass_s(rows) + (pass_s(rest) if count < len(coming) else 0.0)
         if taken_s < least_s:
-            best, least_s = (wait_s, count), taken_s
+            best, least_s = wait_s, taken_s
     return best

@@ -9,8 +9,8 @@ alone, is always one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 MAX_GAMMA = 12
 MAX_NODES = 24
@@ -60,6 +60,10 @@ class Plan:
     drafters: tuple[str, ...] = ()
     gamma: int = 0
     width: int = 1
+    interval: int = 0
+    """Tokens between two fusions of the round; 0: once, when drafts are whole."""
+    shares: Mapping[str, bytes] = field(default_factory=dict)
+    """Of a question ahead to several: how much each drafter is to care about each outcome."""
     is_trial: bool = False
     """Nobody waits for its drafts; they are asked for the sake of learning."""
     draft_s: float = 0.0
@@ -96,8 +100,9 @@ def choose_plan(
     if not candidates or room < 2:
         why = "no drafters" if not candidates else "one token left"
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
-    plain_speed = best_speed = _speed(1.0, 0.0, pass_s[1], company)
+    plain_speed = _speed(1.0, 0.0, pass_s[1], company)
     best: tuple[Candidate, int] | None = None
+    best_speed = -1.0
     for candidate in contenders(candidates):
         tokens, reach = 1.0, 1.0
         for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
@@ -108,9 +113,29 @@ def choose_plan(
             speed = _speed(tokens, _wait_s(draft_s, round_s, hidden), round_s, company)
             if speed > best_speed:
                 best_speed, best = speed, (candidate, gamma)
-    if best is None:
-        return Plan(speed=plain_speed, reason=f"K=0: t_v {_ms(pass_s[1])}, no drafter pays")
+    if best is None or best_speed <= plain_speed:
+        return Plan(speed=plain_speed, reason=_why_nobody(best, best_speed, plain_speed, pass_s))
     return _asking(*best, best_speed, pass_s, company)
+
+
+def _why_nobody(
+    nearest: tuple[Candidate, int] | None, speed: float, plain_speed: float, pass_s: Sequence[float]
+) -> str:
+    """The figures of the drafter that came nearest to paying, and those of plain decoding."""
+    if nearest is None:
+        return f"K=0: t_v {_ms(pass_s[1])}, no room for drafts"
+    candidate, gamma = nearest
+    return (
+        f"K=0: no drafter pays; {candidate.node_id} gives {speed:.0f} tokens/s at "
+        f"{_figures(candidate, gamma, pass_s)}; plain {plain_speed:.0f} at t_v {_ms(pass_s[1])}"
+    )
+
+
+def _figures(candidate: Candidate, gamma: int, pass_s: Sequence[float]) -> str:
+    return (
+        f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, t_d {_ms(candidate.token_s)}, "
+        f"t_v {_ms(pass_s[gamma + 1])}, acceptance {candidate.rate:.2f}"
+    )
 
 
 def _asking(
@@ -125,10 +150,7 @@ def _asking(
         asking_speed=_speed(expected_tokens(candidate.rate, gamma), draft_s, round_s, company),
         draft_s=draft_s,
         deadline_s=deadline(draft_s, gamma * pass_s[1], is_measured=candidate.is_measured),
-        reason=(
-            f"K={gamma}: rtt+wait {_ms(candidate.overhead_s)}, t_d {_ms(candidate.token_s)}, "
-            f"t_v {_ms(round_s)}, acceptance {candidate.rate:.2f}"
-        ),
+        reason=_figures(candidate, gamma, pass_s),
     )
 
 

@@ -29,8 +29,10 @@ class Policy:
     width          the most probable continuations that a drafter reads per step; 0: chains only
     is_calibrated  whether confidences are corrected by what verdicts taught
     is_ahead       whether drafters go on while the target verifies
+    fans_out       whether drafters that go on share the outcomes out among themselves
     is_adaptive    whether lengths, trees and waiting follow measured speeds
-    interval       tokens between two fusions of a round; 0: once, when the drafts are whole
+    interval       tokens between two fusions of every round; 0: once, when the drafts are whole
+    may_step       whether plans may choose an interval, where that was measured to be worth it
     """
 
     name: str
@@ -40,12 +42,22 @@ class Policy:
     width: int = 2
     is_calibrated: bool = True
     is_ahead: bool = True
+    fans_out: bool = True
     is_adaptive: bool = True
     interval: int = 0
+    may_step: bool = True
 
 
 _EDGECOSINE = Policy("edgecosine")
-_LOCK_STEP = replace(_EDGECOSINE, width=0, is_calibrated=False, is_ahead=False, is_adaptive=False)
+_LOCK_STEP = replace(
+    _EDGECOSINE,
+    width=0,
+    is_calibrated=False,
+    is_ahead=False,
+    fans_out=False,
+    is_adaptive=False,
+    may_step=False,
+)
 
 _ABLATIONS: Mapping[str, Policy] = {
     "cooperation": replace(_EDGECOSINE, max_drafters=1),
@@ -54,7 +66,9 @@ _ABLATIONS: Mapping[str, Policy] = {
     "routing": replace(_EDGECOSINE, routing="everybody"),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
+    "fanout": replace(_EDGECOSINE, fans_out=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
+    "steps": replace(_EDGECOSINE, may_step=False),
 }
 PARTS = tuple(_ABLATIONS)
 """Parts of EdgeCoSine that can be left out one by one, as policy `edgecosine-without-PART`."""

@@ -82,6 +82,7 @@ class DraftWork:
     width       the most probable nodes that each step reads
     ahead       the tree that the target is verifying; with it, guess what comes after any of its
                 outcomes, and stop when somebody waits
+    shares      how much each of its outcomes counts (0 to 1, the root first); none: all alike
     """
 
     key: str
@@ -90,6 +91,7 @@ class DraftWork:
     width: int
     coupling: Coupling
     ahead: TokenTree | None = None
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

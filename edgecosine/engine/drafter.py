@@ -171,7 +171,7 @@ class TransformerDrafter:
             slot.keep(len(work.tokens) - 1)
             growth = Growth(len(work.tokens))
         self._growths[slot.index] = work.coupling, growth
-        laid = growth.lay(work.ahead) if work.ahead is not None else []
+        laid = growth.lay(work.ahead, work.shares) if work.ahead is not None else []
         return Drafting(work, slot, growth, laid)
 
     def _follow(self, growth: Growth, slot: Slot, tokens: Sequence[int]) -> Growth:

@@ -35,7 +35,8 @@ class Nodes(ctypes.Structure):
         *((name, ctypes.c_int32 * CAPACITY) for name in ("token", "parent", "depth")),
         ("cell", ctypes.c_int32 * CAPACITY),
         ("first", ctypes.c_int32 * CAPACITY),
-        *((name, ctypes.c_double * CAPACITY) for name in ("confidence", "reach")),
+        *((name, ctypes.c_double * CAPACITY) for name in ("confidence", "reach", "share")),
+        ("share_of_root", ctypes.c_double),
     )
 
 
@@ -63,12 +64,13 @@ class Growth:
     nodes.confidence[i]          by the drafter, given that the parent is right
     nodes.cell[i]                where its keys and values lie; UNREAD until the model has read it
     nodes.first[i]               its first and best guess, or NO_NODE
+    nodes.share[i]               what the reach of new nodes below it counts for
     """
 
     __slots__ = ("_children", "_num_known", "_unread", "is_root_read", "nodes")
 
     def __init__(self, length: int, *, is_root_read: bool = False) -> None:
-        self.nodes = Nodes(length=length, first_of_root=NO_NODE)
+        self.nodes = Nodes(length=length, first_of_root=NO_NODE, share_of_root=1.0)
         self.is_root_read = is_root_read
         self._children: dict[tuple[int, int], int] = {}
         self._unread: list[tuple[float, int]] = []
@@ -122,8 +124,9 @@ class Growth:
             if (parent, token) not in self._children and self.room:
                 self._add(parent, token, confidence)
 
-    def lay(self, tree: TokenTree) -> list[int]:
+    def lay(self, tree: TokenTree, shares: Sequence[float] = ()) -> list[int]:
         """Take in a tree that the target verifies: its nodes matter, whoever guessed them.
+        What comes after its root and its nodes counts as much as their `shares` say, where given.
 
         Returns those that the model has not read, parents first; none where there is no room.
         """
@@ -137,7 +140,24 @@ class Growth:
             above = ROOT if parent == ROOT else index[parent]
             node = self._children.get((above, token))
             index.append(self._add(above, token, confidence) if node is None else node)
+        if shares:
+            self._weigh(dict(zip((ROOT, *index), shares, strict=True)))
         return [node for node in index if self.nodes.cell[node] == UNREAD]
+
+    def _weigh(self, shares: dict[int, float]) -> None:
+        """Let what hangs below nodes of the verified tree, and is not of it, count by shares."""
+        nodes, size = self.nodes, len(self)
+        nodes.share_of_root = shares[ROOT]
+        for node in range(size):
+            parent = nodes.parent[node]
+            above = nodes.reach[parent] if parent != ROOT else 1.0
+            share = 1.0 if node in shares else shares.get(parent, 1.0)
+            nodes.reach[node] = nodes.confidence[node] * above * share
+            nodes.share[node] = shares.get(node, 1.0)
+        self._unread = [
+            (-nodes.reach[node], node) for node in range(size) if nodes.cell[node] == UNREAD
+        ]
+        heapq.heapify(self._unread)
 
     def most_probable(self, count: int) -> list[int]:
         """The `count` most probable nodes that can be read next."""
@@ -212,7 +232,9 @@ class Growth:
         nodes.token[node], nodes.parent[node] = token, parent
         nodes.depth[node] = nodes.depth[parent] + 1 if is_below else 1
         nodes.confidence[node] = confidence
-        nodes.reach[node] = confidence * (nodes.reach[parent] if is_below else 1.0)
+        above = nodes.reach[parent] * nodes.share[parent] if is_below else nodes.share_of_root
+        nodes.reach[node] = confidence * above
+        nodes.share[node] = 1.0
         nodes.cell[node], nodes.first[node] = UNREAD, NO_NODE
         nodes.count += 1
         if is_below and nodes.first[parent] == NO_NODE:

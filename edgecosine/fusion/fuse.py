@@ -16,12 +16,16 @@ from edgecosine.protocol.tree import ROOT, TokenTree
 @dataclass(frozen=True, slots=True)
 class Draft:
     """One drafter's proposal. `drafter` is its bit index in the round; `probabilities` are
-    calibrated, one per token, given that the parent is right; `parents` is empty for a chain."""
+    calibrated, one per token, given that the parent is right; `parents` is empty for a chain.
+
+    Its first `trunk` tokens are another draft's, which it goes on from: it is no witness for them.
+    """
 
     drafter: int
     tokens: tuple[int, ...]
     probabilities: tuple[float, ...]
     parents: tuple[int, ...] = ()
+    trunk: int = 0
 
     def parent(self, node: int) -> int:
         """Index of the node's parent, or ROOT."""
@@ -91,7 +95,7 @@ def _merge(root: _Node, draft: Draft) -> None:
         node = parent.children.get(token)
         if node is None:
             node = parent.children[token] = _Node(token, parent)
-        if not node.proposers & bit:
+        if index >= draft.trunk and not node.proposers & bit:
             node.doubt *= 1.0 - min(probability, 0.999)
             node.proposers |= bit
         nodes.append(node)

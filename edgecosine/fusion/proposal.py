@@ -29,6 +29,8 @@ class Proposal:
     parents: tuple[int, ...] = ()
     hindsight: Hindsight = NO_HINDSIGHT
     """Of the newest of the `prefix_len` tokens."""
+    trunk: int = 0
+    """Its first tokens that are not its own: it goes on from what others said."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -58,7 +60,16 @@ class Proposal:
             tuple(self.tokens[node] for node in kept),
             tuple(self.confidences[node] for node in kept),
             tuple(index[self.parent(node)] for node in kept),
+            trunk=max(0, self.trunk - len(committed) + self.prefix_len),
         )
+
+    def own(self, committed: Sequence[int]) -> Proposal | None:
+        """What it says itself; None where the trunk that it goes on from is wrong, or the text does
+        not reach so far."""
+        ends = self.prefix_len + self.trunk
+        if not self.trunk:
+            return self
+        return self.after(committed[:ends]) if len(committed) >= ends else None
 
     def chain(self) -> Proposal:
         """Its best path alone, without siblings."""
@@ -71,6 +82,7 @@ class Proposal:
             self.prefix_len,
             tuple(self.tokens[node] for node in kept),
             tuple(self.confidences[node] for node in kept),
+            trunk=self.trunk,
         )
 
     def hits_and_misses(self, truth: Sequence[int]) -> tuple[int, int]:

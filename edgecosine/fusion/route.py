@@ -18,6 +18,9 @@ PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""
 REQUEST_MEMORY = 60.0
 """Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
+SURPRISE = 1e-3
+"""Drafts in a row that were wrong at once, less likely than this by what was believed: the subject
+or the drafter has changed."""
 RECORD_MEMORY = 600.0
 FIRST_GUESS = 0.5
 CONTEXT_WEIGHT = 8.0
@@ -49,12 +52,30 @@ class AcceptanceRate:
     memory: float
     hits: float = 0.0
     misses: float = 0.0
+    doubt: float = 1.0
+    """Probability of the misses in a row since the last hit, by what was known before each."""
 
     def observe(self, hits: int, misses: int) -> None:
         """Add evidence."""
         fade = max(0.0, 1.0 - (hits + misses) / self.memory)
         self.hits = self.hits * fade + hits
         self.misses = self.misses * fade + misses
+
+    def observe_change(self, hits: int, misses: int) -> None:
+        """Add evidence of something that may have changed: when a row of misses is a surprise, half
+        of the hits before it is forgotten, and again with each further one."""
+        if hits:
+            self.doubt = 1.0
+        elif misses:
+            self.doubt *= self.mean_miss
+            if self.doubt < SURPRISE:
+                self.hits *= 0.5
+        self.observe(hits, misses)
+
+    @property
+    def mean_miss(self) -> float:
+        """Share of misses, with one of each before anything is known."""
+        return (self.misses + 1.0) / (self.hits + self.misses + 2.0)
 
     def mean(self, prior: float, weight: float) -> float:
         """Posterior mean with a prior worth `weight` tokens."""
@@ -150,7 +171,7 @@ class RequestRates:
     def observe(self, drafter: str, hits: int, misses: int) -> None:
         """Learn from one judged draft."""
         rate = self.rates.setdefault(drafter, AcceptanceRate(REQUEST_MEMORY))
-        rate.observe(hits, misses)
+        rate.observe_change(hits, misses)
 
     def hear(self, drafter: str, hits: int, misses: int) -> None:
         """Learn from what a drafter says of tokens of the answer that it has read."""

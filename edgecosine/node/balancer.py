@@ -5,7 +5,8 @@ All calls are plain and quick; nobody awaits the balancer. The rules are in `fus
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from edgecosine.balance.batch import Latecomer, hold_s
@@ -18,33 +19,31 @@ from edgecosine.balance.plan import (
     add_rescuers,
     best_speed,
     choose_plan,
+    deadline,
     probe_plan,
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_GAMMA
+from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
+from edgecosine.balance.trials import may_try, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
+from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.route import PRIOR_WEIGHT
 from edgecosine.node.learning import Learning, RequestState
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 
-ENOUGH_EVIDENCE = 6.0
-"""Judged tokens after which a drafter counts as tried for a request."""
 FIRST_ASKED = 8
 """Drafters that are asked while the prompt is read, at most: each ask keeps the loop busy."""
 PROMISING = 5
 """Those among them that are chosen by what is expected of them; the others by how little is known.
 """
-FIRST_TRIALS = 3
-"""Trials per drafter that follow each other while a request is new."""
-TRIAL_EVERY = 6
-"""Rounds between two trials of drafters that were tried before: subjects change."""
-HOPEFUL = 0.5
-"""Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
-what is believed of its speed may be out of date."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
 AHEAD_STEPS = (3, 12)
 """Fewest and most steps ahead."""
+LEAST_STRENGTH = 0.01
+"""Acceptance rate that a drafter is taken for at least, when outcomes are shared out."""
 COSINE_GOOD = 2.0
 """Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
@@ -99,11 +98,9 @@ class Balancer(Learning):
         if not request.policy.is_adaptive:
             return True
         company = self._company(request)
-        union = self._union(request, ready)
-        return (
-            best_speed(union.reaches[:MAX_NODES], self._pass_s(company), company)
-            >= plan.asking_speed
-        )
+        request.ready = ready, self._union(request, ready)
+        reached = request.ready[1].reaches[:MAX_NODES]
+        return best_speed(reached, self._pass_s(company), company) >= plan.asking_speed
 
     def ahead(
         self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
@@ -119,10 +116,26 @@ class Balancer(Learning):
         steps = round(pass_s / step_s) if step_s else plan.gamma + 1
         return Plan(
             drafters=asked,
+            shares=self._outcome_shares(request, asked, tree),
             gamma=min(most, max(fewest, steps)),
             width=AHEAD_WIDTH if policy.width else 1,
             deadline_s=pass_s + plan.deadline_s,
         )
+
+    def _outcome_shares(
+        self, request: RequestState, asked: Sequence[str], tree: TokenTree
+    ) -> Mapping[str, bytes]:
+        """Several drafters share the tree's outcomes out by what each finds right in the steps that
+        it makes in a pass."""
+        if len(asked) < 2 or not request.policy.fans_out:
+            return {}
+        states = [self.drafter(node_id) for node_id in asked]
+        steps_s = [state.speed.ahead_step_s for state in states]
+        strengths = []
+        for node_id, state, step_s in zip(asked, states, steps_s, strict=True):
+            rate = max(LEAST_STRENGTH, request.rates.estimate(node_id, state.record))
+            strengths.append(rate / (step_s if step_s and all(steps_s) else 1.0))
+        return dict(zip(asked, fan_out(tree, strengths), strict=True))
 
     def patience_s(self, ahead: Plan) -> float:
         """How long answers ahead may come after the verdict: by then a new ask would be there."""
@@ -136,26 +149,18 @@ class Balancer(Learning):
         all others, but nobody waits for them, so that trying costs the request no time.
         """
         request.rounds_since_trial += 1
-        is_due = request.rounds_since_trial >= TRIAL_EVERY * max(1, len(self._at_work))
-        if not is_due and len(self._at_work) > 1:
+        num_trials, since = request.num_trials, request.rounds_since_trial
+        num_requests = len(self._at_work)
+        if not may_try(since, num_requests):
             return Plan()
         others = self._candidates(request, set(drafters) - set(plan.drafters))
-        best = max(others, key=lambda candidate: candidate.rate, default=None)
-        is_hopeful = best is not None and best.rate >= HOPEFUL and not plan.drafters
-        is_others_turn = request.num_trials % 4 == 3
-        if best and is_hopeful and not is_others_turn and request.rounds_since_trial > 1:
-            return self._try(request, best)
-        is_new = len(self._at_work) <= 1 and request.num_trials < FIRST_TRIALS * len(others)
-        untried = [c for c in others if c.evidence < ENOUGH_EVIDENCE]
-        pool = others if is_due else untried if is_new else []
-        if not pool:
+        is_plain = not plan.drafters
+        chosen = whom_to_try(others, num_trials, since, num_requests, is_plain=is_plain)
+        if chosen is None:
             return Plan()
-        return self._try(request, pool[request.num_trials % len(pool)])
-
-    def _try(self, request: RequestState, drafter: Candidate) -> Plan:
         request.rounds_since_trial = 0
         request.num_trials += 1
-        return replace(probe_plan([drafter], PROBE_GAMMA + 1), is_trial=True)
+        return replace(probe_plan([chosen], PROBE_GAMMA + 1), is_trial=True)
 
     def fuse(
         self, request: RequestState, proposals: Sequence[Proposal], room: int, waited_s: float
@@ -166,7 +171,9 @@ class Balancer(Learning):
         """
         tree = EMPTY_TREE
         if proposals and room > 0:
-            union = self._union(request, proposals)
+            ready, union = request.ready or (None, None)
+            if union is None or ready is not proposals:
+                union = self._union(request, proposals)
             most = min(MAX_NODES, room)
             if request.policy.is_adaptive:
                 company = self._company(request)
@@ -176,30 +183,73 @@ class Balancer(Learning):
                 if best_speed(reached, pass_s, company) < self._speed_of_all_plain(company):
                     most = 0
             tree = union.tree(most)
+        request.ready, request.waited_s = None, waited_s
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
-        """How long to hold a pass of so many rows back, and for how many of the latecomers."""
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+        """How long to hold a pass of so many rows back for latecomers; None: not at all."""
         return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
-
-    def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
-        """The proposal whose first token is the surest, by its drafter's word or its record."""
-        drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
-        best = max(drafts, key=lambda draft: (draft.probabilities[0], -draft.drafter))
-        return proposals[best.drafter]
 
     def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         company = self._company(request)
         pass_s = self._pass_s(company)
         hidden = request.hidden if request.policy.is_ahead else 0.0
         plan = choose_plan(candidates, pass_s, room, company, hidden)
-        if plan.speed < self._speed_of_all_plain(company):
-            return Plan(reason="K=0: more tokens when nobody speculates")
+        if not plan.drafters:
+            return plan
+        plain_speed = self._speed_of_all_plain(company)
+        if plan.speed < plain_speed:
+            why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} if nobody drafts"
+            return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
         rescue = self._rescues.estimate
         crowding = self._crowding.factor
-        return add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden, crowding)
+        plan = add_rescuers(plan, candidates, rescue, most, pass_s, company, hidden, crowding)
+        if plan.drafters and request.policy.may_step and not company.requests:
+            return self._stepwise_plan(request, candidates, plan, pass_s, room)
+        return plan
+
+    def _stepwise_plan(
+        self,
+        request: RequestState,
+        candidates: Sequence[Candidate],
+        plan: Plan,
+        pass_s: Sequence[float],
+        room: int,
+    ) -> Plan:
+        """As many drafters as may take part, step by step, where that is better or to be tried."""
+        rate = max(c.rate for c in candidates if c.node_id in plan.drafters)
+        winner_rate = request.winner.mean(self._winner.mean(rate, PRIOR_WEIGHT), PRIOR_WEIGHT)
+        if winner_rate < rate + MUCH_SURER or request.since_whole >= WHOLE_EVERY:
+            return plan
+        ranked = sorted(candidates, key=lambda c: (c.node_id not in plan.drafters, -c.rate))
+        members = ranked[: request.policy.max_drafters]
+        if len(members) < 2:
+            return plan
+        crowding = self._crowding.factor(len(members))
+        team = Team(
+            size=len(members),
+            winner_rate=winner_rate,
+            rate=rate,
+            exchange_s=crowding * max(member.overhead_s for member in members),
+            token_s=crowding * max(member.token_s for member in members),
+        )
+        steps = best_steps(team, pass_s, room, self._bookkeeping_s[False])
+        if steps is None or not self._stepping.wants(steps.speed, request.whole):
+            return plan
+        piece_s = team.exchange_s + steps.interval * team.token_s
+        return replace(
+            plan,
+            drafters=tuple(member.node_id for member in members),
+            gamma=steps.gamma,
+            interval=steps.interval,
+            speed=steps.speed,
+            asking_speed=steps.speed,
+            draft_s=steps.draft_s,
+            deadline_s=deadline(piece_s, steps.gamma * pass_s[1], is_measured=True),
+            reason=explain(steps, team, request.whole.per_s),
+        )
 
     def _fixed_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         """As many tokens as ever, of the best drafters, of everybody, or by the paper's rule."""
@@ -213,8 +263,14 @@ class Balancer(Learning):
         if not chosen or gamma < 1:
             return Plan(reason=f"K=0: {policy.name}")
         plan = probe_plan(chosen, room)
-        draft_s = max(c.overhead_s + gamma * c.token_s for c in chosen)
-        return replace(plan, gamma=gamma, draft_s=draft_s, reason=f"K={gamma}: {policy.name}")
+        pieces = math.ceil(gamma / policy.interval) if policy.interval else 1
+        return replace(
+            plan,
+            gamma=gamma,
+            interval=policy.interval,
+            draft_s=max(pieces * c.overhead_s + gamma * c.token_s for c in chosen),
+            reason=f"K={gamma}: {policy.name}",
+        )
 
     def _speed_of_all_plain(self, company: Company) -> float:
         """Tokens per second of a pass in which nobody has drafts.
@@ -240,7 +296,7 @@ class Balancer(Learning):
         if request.policy.is_calibrated:
             calibration = request.calibration(self.drafter(proposal.node_id))
             probabilities = tuple(calibration.probability(c) for c in probabilities)
-        return Draft(bit, proposal.tokens, probabilities, proposal.parents)
+        return Draft(bit, proposal.tokens, probabilities, proposal.parents, proposal.trunk)
 
     def _company(self, request: RequestState) -> Company:
         """Who else will be in the next pass, if they do as they did last."""

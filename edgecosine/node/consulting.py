@@ -204,6 +204,7 @@ class Consulting:
             tree_tokens=pack_tokens(tree.tokens),
             tree_parents=bytes(parent + 1 for parent in tree.parents),
             tree_confidences=pack_shares(tree.confidences),
+            outcome_shares=plan.shares.get(node_id, b""),
         )
 
 

@@ -196,7 +196,16 @@ def _work(ask: _Ask) -> DraftWork:
         width=request.width,
         coupling=request.coupling,
         ahead=ask.tree,
+        shares=_shares(ask),
     )
+
+
+def _shares(ask: _Ask) -> tuple[float, ...]:
+    """Weights of the outcomes; none where they do not fit the tree."""
+    shares = ask.request.outcome_shares
+    if ask.tree is None or len(shares) != 1 + len(ask.tree):
+        return ()
+    return tuple(byte / 255 for byte in shares)
 
 
 def _draft(request: DraftRequest, proposal: Proposal, compute_s: float) -> Draft:

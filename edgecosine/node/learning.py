@@ -14,11 +14,21 @@ from dataclasses import dataclass, field
 from edgecosine.balance.estimates import Crowding, DrafterSpeed, PassCost, PassReport, smooth
 from edgecosine.balance.plan import PROBE_GAMMA, Plan
 from edgecosine.balance.policy import POLICIES, Policy
-from edgecosine.balance.regime import Regimes
+from edgecosine.balance.regime import Regimes, Speed
+from edgecosine.balance.steps import Stepping
 from edgecosine.fusion.calibrate import Calibration
 from edgecosine.fusion.context import Experience, Features, features
+from edgecosine.fusion.fuse import Union
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.route import Record, RequestRates, Rescues, foresee
+from edgecosine.fusion.route import (
+    RECORD_MEMORY,
+    REQUEST_MEMORY,
+    AcceptanceRate,
+    Record,
+    RequestRates,
+    Rescues,
+    foresee,
+)
 from edgecosine.protocol.messages import MAX_DRAFT_TOKENS
 
 FIRST_REST = 24
@@ -74,6 +84,17 @@ class RequestState:
     """What its rounds taught since."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
+    winner: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(REQUEST_MEMORY))
+    """How often the surest of several drafts was right at its first token."""
+    waited_s: float = 0.0
+    """For the drafts of its last tree."""
+    whole: Speed = field(default_factory=Speed)
+    """Tokens per second of its rounds whose drafts were fused once."""
+    since_whole: int = 0
+    """Rounds since the last one of these."""
+    ready: tuple[Sequence[Proposal], Union] | None = None
+    """What was there when the round began, and its union: made once, to judge it and to verify it.
+    """
 
     def calibration(self, drafter: DrafterState) -> Calibration:
         """What a drafter's word is worth for this request."""
@@ -92,6 +113,9 @@ class Learning:
         self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
         """By policy."""
         self._rescues = Rescues()
+        self._winner = AcceptanceRate(RECORD_MEMORY)
+        """The surest of several drafts, at its first token."""
+        self._stepping = Stepping()
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
         self._num_plans = 0
@@ -192,16 +216,41 @@ class Learning:
         count = len(plan.drafters)
         self._crowding.observe(count, plan.draft_s / self._crowding.factor(count), waited_s)
 
-    def observe_round(self, request: RequestState, *, was_ready: bool, num_accepted: int) -> None:
+    def observe_round(
+        self, request: RequestState, plan: Plan, *, was_ready: bool, num_accepted: int
+    ) -> None:
         """A round has ended: whether its drafts had been made ahead, and what became of them."""
         request.hidden = smooth(request.hidden, float(was_ready), 0.1)
         request.accepted = smooth(request.accepted, num_accepted)
+        if len(self._at_work) > 1 or not request.policy.may_step:
+            return
+        seconds = request.waited_s + self._pass_cost.expected_s(request.rows)
+        if plan.interval and not was_ready:
+            request.since_whole += 1
+            self._stepping.observe(1 + num_accepted, seconds, plan.speed)
+        else:
+            request.since_whole = 0
+            request.whole.observe(1 + num_accepted, seconds)
+
+    def most_confident(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
+        """The proposal whose first token is the surest, by its drafter's word or its record."""
+        return self._surest(request, proposals)
+
+    def _surest(self, request: RequestState, proposals: Sequence[Proposal]) -> Proposal:
+        return max(proposals, key=lambda proposal: self._surety(request, proposal))
+
+    def _surety(self, request: RequestState, proposal: Proposal) -> float:
+        first = proposal.confidences[0]
+        if not request.policy.is_calibrated:
+            return first
+        return request.calibration(self.drafter(proposal.node_id)).probability(first)
 
     def observe_truth(
         self, request: RequestState, proposals: Sequence[Proposal], committed: Sequence[int]
     ) -> None:
         """The target has committed a text in which drafters had proposed tokens."""
-        for proposal in proposals:
+        owned = [own for each in proposals if (own := each.own(committed)) is not None]
+        for proposal in owned:
             truth = committed[proposal.prefix_len :]
             hits, misses = proposal.hits_and_misses(truth)
             state = self.drafter(proposal.node_id)
@@ -216,10 +265,30 @@ class Learning:
             for judged in proposal.judged(truth):
                 calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
         self._foresee(request)
+        if len(owned) > 1:
+            self._observe_together(request, owned, committed)
+
+    def _observe_together(
+        self, request: RequestState, proposals: Sequence[Proposal], committed: Sequence[int]
+    ) -> None:
+        """What drafts of the same place say of each other: who is right where another is wrong, and
+        whether the surest of them is."""
+        at: dict[int, list[Proposal]] = {}
+        for proposal in proposals:
+            if len(proposal) and len(committed) > proposal.prefix_len:
+                at.setdefault(proposal.prefix_len, []).append(proposal)
+        for prefix_len, rivals in at.items():
+            if len(rivals) > 1:
+                winner = self._surest(request, rivals)
+                is_right = winner.tokens[0] == committed[prefix_len]
+                for rate in (request.winner, self._winner):
+                    rate.observe(int(is_right), int(not is_right))
         for one, other in itertools.permutations(proposals, 2):
+            if one.prefix_len != other.prefix_len:
+                continue
             truth = committed[one.prefix_len :]
             right = one.covers(truth)
-            if one.prefix_len == other.prefix_len and right < len(truth):
+            if right < len(truth):
                 is_rescued = other.covers(truth) > right
                 self._rescues.observe(one.node_id, other.node_id, is_rescued=is_rescued)
 

@@ -150,7 +150,7 @@ class Session:
         started = now()
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.plan(self._state, linked, room)
-        self._tally.plan = plan.reason
+        self._tally.count_plan(plan)
         self._tally.trace.plan(plan.deadline_s)
         is_ready = self._balancer.is_enough(self._state, ready, plan)
         asked = now()
@@ -171,17 +171,18 @@ class Session:
         )  # fmt: skip
         if plan.drafters:
             self._balancer.observe_round(
-                self._state, was_ready=is_ready, num_accepted=len(verdict.path)
+                self._state, plan, was_ready=is_ready, num_accepted=len(verdict.path)
             )
         return self._commit(verdict, tree, [*drafts, *tried], foreseen)
 
     async def _draft(self, plan: Plan, ready: list[Proposal]) -> list[Proposal]:
         """Fresh drafts, and what is there of those who did not answer."""
         self._verifying.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
-        if self._state.policy.interval:
-            return await gather_by_steps(self._consulting, self._balancer, self._state, plan)
         asked = now()
-        drafts = await self._consulting.gather(plan)
+        if plan.interval:
+            drafts = await gather_by_steps(self._consulting, self._balancer, self._state, plan)
+        else:
+            drafts = await self._consulting.gather(plan)
         self._balancer.observe_wait(plan, now() - asked)
         answered = {draft.node_id for draft in drafts}
         return [*drafts, *(draft for draft in ready if draft.node_id not in answered)]
@@ -205,7 +206,7 @@ class Session:
                     ask.cancel()
         except* ActorStopped as stopped:
             raise stopped.exceptions[0] from None
-        self._tally.trace.end(len(tree), len(verdict.path))
+        self._tally.trace.end(len(tree), len(verdict.path), self._tally.plan)
         self._committing = now()
         return verdict, answers(asks), answers(tries)
 

@@ -1,7 +1,8 @@
 """Fusion within a round (CoSine, section 4.3): drafters go on from a common trunk.
 
 Every `interval` tokens all drafters are asked, the most confident draft becomes the next piece of
-the trunk, and the others stay as its siblings.
+the trunk, and the others stay as its siblings. Whoever is late or has nothing to say is not asked
+again in this round.
 """
 
 from __future__ import annotations
@@ -21,18 +22,16 @@ async def gather_by_steps(
     """The drafts of a round, each laid below the trunk that it continues."""
     trunk = Proposal("", 0, (), ())
     laid: list[Proposal] = []
-    while len(trunk) < plan.gamma:
-        size = min(state.policy.interval, plan.gamma - len(trunk))
-        step = replace(plan, gamma=size, width=1)
-        drafts = [
-            _cut(draft.chain(), size) for draft in await consulting.gather(step, trunk.tokens)
-        ]
-        drafts = [draft for draft in drafts if len(draft)]
-        if not drafts:
-            break
+    drafters = plan.drafters
+    while len(trunk) < plan.gamma and drafters:
+        size = min(plan.interval, plan.gamma - len(trunk))
+        step = replace(plan, drafters=drafters, gamma=size, width=1)
+        answers = await consulting.gather(step, trunk.tokens)
+        drafts = [_cut(draft.chain(), size) for draft in answers if len(draft)]
+        drafters = tuple(draft.node_id for draft in drafts)
         laid += [_below(trunk, draft) for draft in drafts]
-        winner = balancer.most_confident(state, drafts)
-        trunk = _below(trunk, winner)
+        if drafts:
+            trunk = _below(trunk, balancer.most_confident(state, drafts))
     return laid
 
 
@@ -47,4 +46,5 @@ def _below(trunk: Proposal, draft: Proposal) -> Proposal:
         draft.prefix_len - len(trunk),
         (*trunk.tokens, *draft.tokens),
         (*trunk.confidences, *draft.confidences),
+        trunk=len(trunk),
     )

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict
 from edgecosine.node.trace import Trace
 from edgecosine.protocol.request import DrafterShare, Metrics
@@ -21,10 +22,20 @@ class Tally:
     proposed: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    led: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    """Who led the first round that had drafters."""
     plan: str = ""
     trace: Trace = field(default_factory=Trace)
     prefill_s: float = 0.0
     decode_s: float = 0.0
+
+    def count_plan(self, plan: Plan) -> None:
+        """Count the plan of a round."""
+        self.plan = plan.reason
+        if plan.drafters:
+            self.first = self.first or plan.drafters[0]
+            self.led[plan.drafters[0]] += 1
 
     def count_round(self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict) -> None:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
@@ -40,12 +51,18 @@ class Tally:
     def metrics(self) -> Metrics:
         """The counts as a frozen value."""
         longest = max(self.by_length, default=0)
-        names = sorted({*self.proposed, *self.late})
+        names = sorted({*self.proposed, *self.late, *self.led})
         return Metrics(
             acceptance_histogram=tuple(self.by_length[n] for n in range(longest + 1)),
             num_draft_tokens=self.num_draft_tokens,
             drafters={
-                name: DrafterShare(self.proposed[name], self.accepted[name], self.late[name])
+                name: DrafterShare(
+                    proposed=self.proposed[name],
+                    accepted=self.accepted[name],
+                    late=self.late[name],
+                    led=self.led[name],
+                    first=int(name == self.first),
+                )
                 for name in names
             },
             plan=self.plan,

@@ -50,8 +50,8 @@ class Trace:
                 )
             )
 
-    def end(self, num_nodes: int, num_accepted: int) -> None:
-        """The round is over, and nobody drafts for it any more."""
+    def end(self, num_nodes: int, num_accepted: int, plan: str) -> None:
+        """The round is over, and nobody drafts for it any more; `plan` is why it was as it was."""
         drafts, self._drafts = self._drafts, []
         if self._is_on and len(self.rounds) < MAX_ROUNDS:
             self.rounds.append(
@@ -64,6 +64,7 @@ class Trace:
                     num_accepted=num_accepted,
                     drafts=tuple(drafts),
                     deadline_s=_rounded(self._deadline_s),
+                    plan=plan,
                 )
             )
 

@@ -40,8 +40,8 @@ class PassCosts(Protocol):
     def observe_pass(self, report: PassReport) -> None:
         """A pass is over."""
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
-        """How long to hold a pass back, and for how many of the first latecomers."""
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+        """How long to hold a pass back for latecomers; None to start it at once."""
 
 
 Waiting = Envelope[VerifyWork, Verdict]
@@ -129,8 +129,8 @@ class Verifying:
                 self._batch = await self._mailbox.take(self._max_batch)
             self._batch += self._mailbox.take_nowait(self._max_batch - len(self._batch))
             moment = now()
-            held_s, count = self._hold_s(moment)
-            if not count:
+            held_s = self._hold_s(moment)
+            if held_s is None:
                 break
             ends = min(ends, moment + held_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
@@ -139,7 +139,7 @@ class Verifying:
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
 
-    def _hold_s(self, moment: float) -> tuple[float, int]:
+    def _hold_s(self, moment: float) -> float | None:
         here = {envelope.message.key for envelope in self._batch}
         latecomers = [
             Latecomer(at - moment, num_rows)
@@ -147,7 +147,7 @@ class Verifying:
             if key not in here
         ]
         if not latecomers or len(self._batch) == self._max_batch:
-            return 0.0, 0
+            return None
         num_rows = sum(self._num_rows(envelope.message) for envelope in self._batch)
         return self._costs.hold_s(num_rows, latecomers)
 

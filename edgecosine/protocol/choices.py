@@ -73,4 +73,6 @@ def _join_shares(shares: Sequence[DrafterShare]) -> DrafterShare:
         proposed=sum(share.proposed for share in shares),
         accepted=sum(share.accepted for share in shares),
         late=sum(share.late for share in shares),
+        led=sum(share.led for share in shares),
+        first=sum(share.first for share in shares),
     )

@@ -39,6 +39,7 @@ VocabularyDigests = Annotated[
 Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PREFIX_TOKENS)]
 DraftTokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_DRAFT_TOKENS)]
 DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
+OutcomeBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS + 1)]
 
 Role = Literal["target", "drafter"]
 
@@ -101,8 +102,10 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     request, followed by `new_tokens`; `prefix_digest` is that of the whole prefix. Accept, reject,
     retry and resync are therefore one act: whatever the drafter holds beyond is dropped.
 
-    With `is_ahead` the target is verifying the tree of the last three fields (in the form of a
-    `Draft`), and wants to know what follows any of its outcomes.
+    With `is_ahead` the target is verifying the tree of the three tree fields (in the form of a
+    `Draft`), and wants to know what follows any of its outcomes. Acceptance may end at the root or
+    at any node: `outcome_shares` has a byte for each of these, in this order, by which the drafter
+    weighs what comes after; empty where all count alike.
     """
 
     request_id: RequestKey
@@ -117,6 +120,7 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     tree_tokens: DraftTokens = b""
     tree_parents: DraftBytes = b""
     tree_confidences: DraftBytes = b""
+    outcome_shares: OutcomeBytes = b""
 
 
 class Release(Message, frozen=True, tag="release"):

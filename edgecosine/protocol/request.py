@@ -134,6 +134,10 @@ class DrafterShare:
     """Those of them that were committed."""
     late: int = 0
     """Rounds in which its draft came after the deadline."""
+    led: int = 0
+    """Rounds whose plan named it first."""
+    first: int = 0
+    """1 if it led the first round that had drafters; of several choices, how many of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ class RoundTimes:
     drafts: tuple[DraftTimes, ...] = ()
     deadline_s: float = 0.0
     """How long the plan lets drafts take; 0 for a plain round."""
+    plan: str = ""
+    """What was planned, and why; empty for the prefill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,15 @@ def prompts() -> dict[str, list[str]]:
     return {domain: [entry["text"] for entry in texts] for domain, texts in entries.items()}
 
 
-def best_drafters() -> dict[str, str]:
-    """By domain, the drafter of which the target accepts most at temperature 0."""
+def acceptance() -> dict[str, dict[str, float]]:
+    """Mean accepted tokens of each drafter's drafts at temperature 0, drafter by domain."""
     card: dict[str, Any] = json.loads((DIRECTORY / "zoo.json").read_text())
     matrix: dict[str, dict[str, float]] = card["acceptance"]["0.0"]["matrix"]
-    return {
-        domain: max(matrix, key=lambda name: matrix[name][domain]) for domain in card["domains"]
-    }
+    return matrix
+
+
+def best_drafters() -> dict[str, str]:
+    """By domain, the drafter of which the target accepts most at temperature 0."""
+    matrix = acceptance()
+    domains = dict.fromkeys(domain for row in matrix.values() for domain in row)
+    return {domain: max(matrix, key=lambda name: matrix[name][domain]) for domain in domains}

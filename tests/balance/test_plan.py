@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -111,7 +112,21 @@ def test_many_drafters_are_compared_as_if_one_by_one(
     each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
     best = max(plan.speed for plan in each)
     first = next(plan for plan in each if plan.speed == best)
-    assert choose_plan(drafters, pass_s, 40, company, hidden) == first
+    plan = choose_plan(drafters, pass_s, 40, company, hidden)
+    assert plan == (first if plan.drafters else replace(first, reason=plan.reason))
+
+
+def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
+    hopeless = candidate("hopeless", 0.1, token_s=0.1)
+    near = candidate("near", 0.3, overhead_s=0.012, token_s=0.004)
+    for drafters in ([near, hopeless], [hopeless, near]):
+        plan = choose_plan(drafters, MEMORY_BOUND, 100)
+        figures = "rtt+wait 12.0 ms, t_d 4.0 ms, t_v 30.6 ms, acceptance 0.30"
+        told = re.match(r"K=0: no drafter pays; near gives (\d+) tokens/s at K=1: (.*); "
+                        r"plain (\d+) at t_v 30.3 ms$", plan.reason)  # fmt: skip
+        assert told is not None
+        assert told[2].startswith(figures)
+        assert int(told[1]) < int(told[3]) == round(1 / MEMORY_BOUND[1])
 
 
 def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:

@@ -37,6 +37,11 @@ def tree_of(proposal: Proposal, size: int) -> TokenTree:
     return TokenTree(tokens, parents, proposal.confidences[:size], (1,) * len(tokens))
 
 
+def shares(tree: TokenTree) -> tuple[float, ...]:
+    """Every other outcome is somebody else's."""
+    return tuple(1.0 if n % 2 else 0.25 for n in range(1 + len(tree)))
+
+
 def talk(made: TransformerDrafter, coupling: Coupling) -> list[Proposal]:
     """Rounds of four requests, one after the other and together: drafts, drafts ahead over trees of
     their own and of others, verdicts that were foreseen and that were not, the end of the room."""
@@ -51,7 +56,7 @@ def talk(made: TransformerDrafter, coupling: Coupling) -> list[Proposal]:
         strange = chain((number + 7, number + 8))
         trees = [tree_of(d, 9) if number % 2 else strange for d in drafts]
         ahead = [
-            DraftWork(key, tuple(p), 12, 6, coupling, tree)
+            DraftWork(key, tuple(p), 12, 6, coupling, tree, shares(tree))
             for (key, p), tree in zip(prompts.items(), trees, strict=True)
         ]
         said += [*drafts, *made.draft(ahead[:1]), *made.draft(ahead[1:])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,3 +115,14 @@ def test_two_doubtful_witnesses_outweigh_a_surer_one() -> None:
 
 def test_nobody_is_believed_without_any_doubt() -> None:
     assert union([Draft(0, (1,), (1.0,))], 1).confidences[0] < 1.0
+
+
+def test_draft_is_no_witness_for_the_trunk_that_it_goes_on_from() -> None:
+    first = Draft(0, (7,), (0.6,))
+    onward = Draft(1, (7, 8), (0.9, 0.5), trunk=1)
+    tree = union([first, onward], 9)
+    assert tree.tokens == (7, 8)
+    assert tree.confidences == pytest.approx((0.6, 0.5))
+    assert tree.proposers == (1, 2)
+    again = union([first, Draft(1, (7, 8), (0.9, 0.5))], 9)
+    assert again.proposers == (3, 2)

@@ -101,3 +101,16 @@ def test_judgement_names_confidences() -> None:
 
 def test_saying_nothing_is_a_miss() -> None:
     assert Proposal("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
+
+
+def test_what_goes_on_from_others_is_judged_by_its_own_words_alone() -> None:
+    laid = Proposal("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
+    own = laid.own((0, 0, 0, 7, 8, 9, 6))
+    assert own == Proposal("d", 5, (9, 5), (0.9, 0.9), (-1, 0))
+    assert own.hits_and_misses((9, 6)) == (1, 1)
+    assert laid.own((0, 0, 0, 7, 1, 9, 5)) is None
+    assert laid.own((0, 0, 0, 7)) is None
+    left = laid.after((0, 0, 0, 7))
+    assert left is not None
+    assert left.trunk == 1
+    assert left.own((0, 0, 0, 7, 8)) == own

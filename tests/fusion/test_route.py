@@ -64,3 +64,19 @@ def test_requests_own_rounds_outweigh_the_record() -> None:
         rates.observe("d", 0, 1)
     assert rates.estimate("d", record) < 0.15
     assert rates.estimate("another", record) == record.prior
+
+
+def test_row_of_misses_is_a_surprise_where_hits_were_the_rule_and_a_single_one_is_not() -> None:
+    changed, even = AcceptanceRate(60.0), AcceptanceRate(60.0)
+    for _ in range(100):
+        changed.observe_change(4, 0)
+        even.observe_change(1, 1)
+    changed.observe_change(0, 1)
+    assert changed.mean(0.5, 2.0) > 0.9
+    for _ in range(7):
+        changed.observe_change(0, 1)
+        even.observe_change(0, 1)
+    assert changed.mean(0.5, 2.0) < 0.3
+    assert even.mean(0.5, 2.0) > 0.4
+    changed.observe_change(4, 0)
+    assert changed.doubt == 1.0

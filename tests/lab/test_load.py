@@ -85,7 +85,9 @@ def test_open_loop_waits_for_nobody_and_counts_what_is_refused() -> None:
     }  # fmt: skip
     assert record["weather"]["delay_ms"] == 1
     assert record["refused"] == ["nope"]
-    assert record["drafters"]["d1"]["home"] == {"proposed": 6, "accepted": 4}
+    assert record["drafters"]["d1"]["home"] == {
+        "proposed": 6, "accepted": 4, "led": 0, "first": 0
+    }  # fmt: skip
     assert len(record["requests"]) == 5
 
 

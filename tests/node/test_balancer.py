@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.estimates import PassReport
-from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES
+from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.policy import POLICIES
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import FIRST_ASKED, Balancer
 from edgecosine.node.learning import RequestState
+from edgecosine.protocol.tree import chain
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
@@ -276,3 +277,101 @@ def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
     assert tried.count("far") > tried.count("near") > 1
     made.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
     assert made.plan(request, ["far", "near"], 100).drafters == ("far",)
+
+
+def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, request = balancer(), RequestState()
+    for _ in range(5):
+        teach(made, request, "d", hits=4)
+    plan = made.plan(request, ["d"], 100)
+    unions: list[object] = []
+    make = made._union
+    monkeypatch.setattr(made, "_union", lambda *args: unions.append(args) or make(*args))
+    ready = [Proposal("d", 3, TRUTH[:8], (0.95,) * 8)]
+    made.is_enough(request, ready, plan)
+    tree = made.fuse(request, ready, 50, 0.0)
+    assert tree.tokens == TRUTH[:8]
+    assert len(unions) == 1
+    fresh = [Proposal("d", 3, TRUTH[8:12], (0.95,) * 4)]
+    made.is_enough(request, ready, plan)
+    assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
+    assert made.fuse(request, ready, 50, 0.0).tokens == TRUTH[:8]
+
+
+def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() -> None:
+    made = balancer()
+    tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
+    for policy, drafters, shared in (
+        ("edgecosine", ("a", "b"), 2),
+        ("edgecosine", ("a",), 0),
+        ("edgecosine-without-fanout", ("a", "b"), 0),
+    ):
+        request = RequestState(POLICIES[policy])
+        ahead = made.ahead(request, drafters, Plan(drafters, gamma=3), tree)
+        assert ahead.drafters == drafters
+        assert len(ahead.shares) == shared
+        assert all(len(own) == 1 + len(tree) for own in ahead.shares.values())
+
+
+def rounds_until(
+    made: Balancer, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
+) -> int:
+    """Rounds and trials with drafters that are right so often, until plans are led as wanted."""
+    for number in range(200):
+        plan = made.plan(request, [*hits], 100)
+        if plan.drafters[:1] == wanted:
+            return number
+        trial = made.trial(request, [*hits], plan)
+        for node_id in (*plan.drafters, *trial.drafters):
+            teach(made, request, node_id, hits=hits[node_id])
+    return 200
+
+
+def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -> None:
+    made = balancer()
+    request = made.open("edgecosine")
+    before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
+    for node_id, hits in before.items():
+        teach(made, request, node_id, hits=hits)
+    for _ in range(100):
+        assert rounds_until(made, request, before, ("manual",)) == 0
+        teach(made, request, "manual", hits=4)
+    assert 0 < rounds_until(made, request, after, ("python",)) <= 16
+    assert 0 < rounds_until(made, request, before, ("manual",)) <= 16
+
+
+def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() -> None:
+    """Its drafts take half a pass: there it pays only while it is right."""
+    made = balancer()
+
+    def judge(request: RequestState, hits: int) -> None:
+        made.observe_answer("d", 0.015, 0.002, 4)
+        tokens = TRUTH[:hits] + (0,) * (4 - hits)
+        proposal = Proposal("d", 5, tokens, (0.9,) * 4)
+        made.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+
+    request = made.open("edgecosine")
+    for _ in range(100):
+        judge(request, 4)
+    num_asked = 0
+    while made.plan(request, ["d"], 100).drafters:
+        judge(request, 0)
+        num_asked += 1
+        assert num_asked < 16
+    assert num_asked > 1
+    made.close(request)
+    newcomer, num_tried = made.open("edgecosine"), 0
+    while not made.plan(newcomer, ["d"], 100).drafters:
+        judge(newcomer, 4)
+        num_tried += 1
+        assert num_tried < 8
+
+
+def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> None:
+    made = balancer()
+    request = made.open("edgecosine")
+    for _ in range(30):
+        teach(made, request, "fair", hits=2)
+    assert made.plan(request, ["fair"], 100).drafters == ("fair",)
+    made.welcome("better")
+    assert rounds_until(made, request, {"fair": 2, "better": 4}, ("better",)) <= 4

@@ -211,6 +211,28 @@ def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("shares", "expected"), [(b"\xff\x00\x33", (1.0, 0.0, 0.2)), (b"\xff", ()), (b"", ())]
+)
+def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
+    shares: bytes, expected: tuple[float, ...]
+) -> None:
+    async def main() -> None:
+        with EngineThread("drafter") as thread:
+            engine, post = ScriptedDrafter(LANGUAGE), Post()
+            drafting = drafting_with(engine, thread)
+            message = msgspec.structs.replace(
+                ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens([97, 98]),
+                tree_confidences=b"\xff\xff", outcome_shares=shares,
+            )  # fmt: skip
+            async with at_work(drafting):
+                drafting.on_request(message, post)
+                await post.drafts(1)
+        assert engine.batches[0][0].shares == expected
+
+    run(main())
+
+
 def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)

@@ -25,7 +25,15 @@ from edgecosine.protocol.request import (
     Sampling,
     Started,
 )
-from tests.fakes_engine import Language, ScriptedDrafter, ScriptedTarget, alone, babble, recital
+from tests.fakes_engine import (
+    Language,
+    ScriptedDrafter,
+    ScriptedTarget,
+    TurnTaker,
+    alone,
+    babble,
+    recital,
+)
 from tests.house import House, Neighbour, Weather, house
 from tests.node.wire_fixtures import run
 
@@ -284,6 +292,22 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
             assert steps.count(1) > len(steps) // 2
 
     run(main())
+
+
+def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_same() -> None:
+    language = babble()
+
+    async def answer(policy: str) -> Answer:
+        neighbours = [Neighbour(TurnTaker(language, turn)) for turn in (0, 1)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            return await home.answer(request(max_tokens=200, policy=policy, trace=True))
+
+    stepping, plain = run(answer("edgecosine")), run(answer("edgecosine-without-steps"))
+    assert stepping.text == plain.text == alone(language, request(max_tokens=200)).text
+    plans = [times.plan for times in stepping.metrics.rounds]
+    assert sum("fused every" in plan for plan in plans) > 5
+    assert not any("fused every" in times.plan for times in plain.metrics.rounds)
+    assert stepping.metrics.num_rounds < 0.7 * plain.metrics.num_rounds
 
 
 def test_sessions_side_by_side_say_what_each_would_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.balance.plan import Plan
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import Verdict
 from edgecosine.fusion.fuse import Draft, union
@@ -53,6 +54,15 @@ def test_token_that_two_drafters_propose_counts_for_both() -> None:
         "b": DrafterShare(proposed=2, accepted=1),
         "c": DrafterShare(late=1),
     }
+
+
+def test_plans_count_for_who_leads_them() -> None:
+    tally = Tally()
+    for drafters in ((), ("b", "a"), ("a",), ("b",), ("b", "c")):
+        tally.count_plan(Plan(drafters, reason=f"of {len(drafters)}"))
+    metrics = tally.metrics()
+    assert metrics.drafters == {"a": DrafterShare(led=1), "b": DrafterShare(led=3, first=1)}
+    assert metrics.plan == "of 2"
 
 
 def test_nothing_counted_is_no_round() -> None:

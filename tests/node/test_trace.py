@@ -49,6 +49,9 @@ def test_rounds_follow_each_other_and_hold_their_drafts(
     prefill, *rounds = metrics.rounds
     assert prefill.num_nodes == 0
     assert len(rounds) == metrics.num_rounds
+    assert prefill.plan == ""
+    assert all(times.plan.startswith("K=") for times in rounds)
+    assert not rounds or rounds[-1].plan == metrics.plan
     assert sum(times.num_nodes for times in rounds) == metrics.num_draft_tokens
     assert sum(times.num_accepted for times in rounds) == metrics.num_accepted_tokens
     for times, following in itertools.pairwise([*metrics.rounds, None]):
@@ -76,7 +79,7 @@ def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
     trace.begin()
     trace.drafted("one", time.perf_counter(), draft)
     trace.drafted("other", time.perf_counter(), None)
-    trace.end(3, 2)
+    trace.end(3, 2, "K=4")
     [times] = trace.rounds
     assert (times.num_nodes, times.num_accepted) == (3, 2)
     assert [(d.drafter, d.num_tokens, d.compute_s) for d in times.drafts] == [
@@ -89,6 +92,6 @@ def test_trace_has_an_end() -> None:
     trace = Trace(is_on=True)
     for _ in range(MAX_ROUNDS + 5):
         trace.drafted("one", time.perf_counter(), None)
-        trace.end(1, 0)
+        trace.end(1, 0, "")
     assert len(trace.rounds) == MAX_ROUNDS
     assert all(len(times.drafts) == 1 for times in trace.rounds)

@@ -47,11 +47,11 @@ class Costs:
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
 
-    def hold_s(self, _num_rows: int, latecomers: Sequence[Latecomer]) -> tuple[float, int]:
+    def hold_s(self, _num_rows: int, _latecomers: Sequence[Latecomer]) -> float | None:
         if not self._hold_s:
-            return 0.0, 0
+            return None
         self.is_holding.set()
-        return self._hold_s, len(latecomers)
+        return self._hold_s
 
 
 class Gate:

@@ -40,7 +40,7 @@ ANSWER = Answer(
     metrics=Metrics(
         acceptance_histogram=(1, 0, 2),
         num_draft_tokens=6,
-        drafters={"d1": DrafterShare(proposed=6, accepted=4, late=1)},
+        drafters={"d1": DrafterShare(6, 4, 1, 3, 1)},
         plan="K=2: rtt 1.8 ms",
         decode_s=0.5,
     ),
@@ -50,8 +50,9 @@ ANSWER = Answer(
 def test_rounds_are_told_when_they_were_recorded() -> None:
     draft = DraftTimes("d1", asked_s=0.01, ended_s=0.03, compute_s=0.005, num_tokens=4)
     times = RoundTimes(
-        0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,), deadline_s=0.05
-    )
+        0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,), deadline_s=0.05,
+        plan="K=4: acceptance .71",
+    )  # fmt: skip
     answer = replace(ANSWER, metrics=replace(ANSWER.metrics, rounds=(times,)))
     request = Request("cli", "1", "completion", "x")
     (told,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
@@ -72,6 +73,7 @@ def test_rounds_are_told_when_they_were_recorded() -> None:
                 "num_tokens": 4,
             }
         ],
+        "plan": "K=4: acceptance .71",
     }
 
 
@@ -96,7 +98,7 @@ def test_completion_has_openais_shape() -> None:
             }
         },
         "edgecosine": {
-            "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1}},
+            "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1, "led": 3, "first": 1}},
             "plan": "K=2: rtt 1.8 ms",
             "seed": 2**64 - 1,
             "queue_s": 0.0,

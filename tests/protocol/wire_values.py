@@ -82,6 +82,7 @@ def draft_requests(draw: st.DrawFn) -> DraftRequest:
         tree_tokens=draw(st.binary(max_size=256)),
         tree_parents=draw(st.binary(max_size=64)),
         tree_confidences=draw(st.binary(max_size=64)),
+        outcome_shares=draw(st.binary(max_size=65)),
     )
 
 

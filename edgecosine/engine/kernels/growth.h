@@ -18,7 +18,7 @@ constexpr int kGuesses = 4;                    // as in drafter.py
 struct Nodes {
   int32_t length, count, num_read, first_of_root;
   int32_t token[kCapacity], parent[kCapacity], depth[kCapacity], cell[kCapacity], first[kCapacity];
-  double confidence[kCapacity], reach[kCapacity];
+  double confidence[kCapacity], reach[kCapacity], share[kCapacity], share_of_root;
 };
 
 struct Growing {
@@ -76,7 +76,8 @@ void add_guesses(Nodes& n, int32_t parent, const int64_t* tokens, const float* s
     n.parent[node] = parent;
     n.depth[node] = n.depth[parent] + 1;
     n.confidence[node] = shares[b];
-    n.reach[node] = n.confidence[node] * n.reach[parent];
+    n.reach[node] = n.confidence[node] * (n.reach[parent] * n.share[parent]);
+    n.share[node] = 1.0;
     n.cell[node] = kUnread;
     n.first[node] = kNoNode;
     if (n.first[parent] == kNoNode) n.first[parent] = node;

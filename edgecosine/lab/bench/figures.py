@@ -10,9 +10,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgecosine import zoo
 from edgecosine.balance.policy import PARTS
 from edgecosine.lab.bench.cells import ALONE, ASSISTED, BATCHED, COLOCATED, OURS, STOCK
 from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.routing import routing
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]
@@ -48,9 +50,23 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
     figures = {name: interval(values) for name, values in samples.items() if values}
     if overheads := _told(runs, "loopback", "round_overhead_ms"):
         figures["round_overhead_ms"] = interval(overheads, unit="ms")
+    figures |= {name: interval(values) for name, values in _routing(runs).items()}
     if same := identical(runs):
         figures["identical_share"] = interval(same, statistics.fmean)
     return figures
+
+
+def _routing(runs: Runs) -> dict[str, list[float]]:
+    """Regret of our routing, one request at a time, and who led its rounds, by repetition."""
+    matrix = zoo.acceptance()
+    samples: dict[str, list[float]] = {}
+    for run in _of(runs, "single", OURS):
+        if found := routing(run, matrix):
+            shares = {f"routed_to_best_{domain}": x for domain, x in found.to_best.items()}
+            values = {"routing_regret": found.regret, "routed_first_right": found.first_right}
+            for name, value in (values | shares).items():
+                samples.setdefault(name, []).append(value)
+    return samples
 
 
 def tokens_per_s(run: Run) -> float:

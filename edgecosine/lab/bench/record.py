@@ -20,6 +20,7 @@ from edgecosine.lab.load import Load
 from edgecosine.lab.network.weather import FINE, Weather
 
 PERCENTILES = (50, 90, 99)
+SHARES = ("proposed", "accepted", "led", "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,14 @@ def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
 
 
 def shares(asked: Iterable[Asked]) -> dict[str, dict[str, dict[str, int]]]:
-    """Proposed and accepted draft tokens, by drafter's node id and by domain."""
+    """Proposed and accepted draft tokens, rounds led, and requests whose first round it led, by
+    drafter's node id and by domain."""
     counts: defaultdict[str, defaultdict[str, dict[str, int]]] = defaultdict(
-        lambda: defaultdict(lambda: {"proposed": 0, "accepted": 0})
+        lambda: defaultdict(lambda: dict.fromkeys(SHARES, 0))
     )
     for answer in asked:
         for node_id, share in answer.drafters.items():
-            for key in ("proposed", "accepted"):
+            for key in SHARES:
                 counts[node_id][answer.domain][key] += share[key]
     return {node_id: dict(domains) for node_id, domains in sorted(counts.items())}
 

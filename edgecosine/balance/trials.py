@@ -1,0 +1,67 @@
+"""Whom to try beside a verification: a draft that nobody waits for, judged by the verdict like any
+other, so that trying costs the request no time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgecosine.balance.plan import Candidate
+
+ENOUGH_EVIDENCE = 6.0
+"""Judged tokens after which a drafter counts as tried for a request."""
+FIRST_TRIALS = 3
+"""Trials per drafter that follow each other while a request is new."""
+TRIAL_EVERY = 6
+"""Rounds between two trials of drafters that were tried before: subjects change."""
+HOPEFUL = 0.5
+"""Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
+what is believed of its speed may be out of date."""
+OTHERS_TURN = 4
+"""One in so many trials is not the hopeful one's."""
+
+
+def is_due(rounds_since: int, num_requests: int) -> bool:
+    """Whether it is time that anybody is tried; the more requests are at work, the rarer."""
+    return rounds_since >= TRIAL_EVERY * max(1, num_requests)
+
+
+def may_try(rounds_since: int, num_requests: int) -> bool:
+    """Whether `whom_to_try` may name anybody; between what is due only for a lone request."""
+    return num_requests <= 1 or is_due(rounds_since, num_requests)
+
+
+def whom_to_try(
+    others: Sequence[Candidate],
+    num_trials: int,
+    rounds_since: int,
+    num_requests: int,
+    *,
+    is_plain: bool,
+) -> Candidate | None:
+    """One of the drafters that the plan leaves out, or None.
+
+    `num_trials` were made for this request, the last one `rounds_since` rounds ago; `is_plain` says
+    that the plan asks nobody.
+    """
+    if is_plain and rounds_since > 1 and num_trials % OTHERS_TURN != OTHERS_TURN - 1:
+        best = most_hopeful(others)
+        if best is not None:
+            return best
+    if is_due(rounds_since, num_requests):
+        pool = others
+    else:
+        pool = still_new(others, num_trials) if num_requests <= 1 else ()
+    return pool[num_trials % len(pool)] if pool else None
+
+
+def most_hopeful(others: Sequence[Candidate]) -> Candidate | None:
+    """The best of them, if it would pay were it quicker than is believed."""
+    best = max(others, key=lambda candidate: candidate.rate, default=None)
+    return best if best is not None and best.rate >= HOPEFUL else None
+
+
+def still_new(others: Sequence[Candidate], num_trials: int) -> Sequence[Candidate]:
+    """Those of whom this request knows little, while its first trials last."""
+    if num_trials >= FIRST_TRIALS * len(others):
+        return ()
+    return [candidate for candidate in others if candidate.evidence < ENOUGH_EVIDENCE]

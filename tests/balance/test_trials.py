@@ -1,0 +1,50 @@
+"""Trials: who is tried beside a verification, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.balance.trials import FIRST_TRIALS, TRIAL_EVERY, may_try, whom_to_try
+from tests.balance.test_plan import candidate, candidates
+
+KNOWN, GOOD = candidate("known", 0.2), candidate("good", 0.9)
+NEW = replace(candidate("new", 0.3), evidence=0.0)
+counts = st.integers(0, 40)
+
+
+@given(st.lists(candidates, max_size=5), counts, counts, st.integers(0, 9), st.booleans())
+def test_nobody_is_named_between_trials_of_a_crowd(
+    others: list[object], num_trials: int, since: int, num_requests: int, is_plain: bool
+) -> None:
+    chosen = whom_to_try(others, num_trials, since, num_requests, is_plain=is_plain)
+    assert chosen is None or chosen in others
+    if may_try(since, num_requests) and since >= TRIAL_EVERY * max(1, num_requests):
+        assert (chosen is None) == (not others)
+
+
+def test_crowd_waits_for_as_many_more_rounds_as_it_has_requests() -> None:
+    assert may_try(1, 1)
+    assert not may_try(4 * TRIAL_EVERY - 1, 4)
+    assert may_try(4 * TRIAL_EVERY, 4)
+
+
+def test_those_whom_a_new_request_does_not_know_are_tried_at_once_and_not_for_ever() -> None:
+    assert whom_to_try([KNOWN, NEW], 1, 0, 1, is_plain=False) is NEW
+    assert whom_to_try([KNOWN, NEW], 2 * FIRST_TRIALS, 0, 1, is_plain=False) is None
+    assert whom_to_try([KNOWN], 0, 0, 1, is_plain=False) is None
+
+
+def test_all_take_turns_when_a_trial_is_due() -> None:
+    turns = [whom_to_try([KNOWN, NEW], n, TRIAL_EVERY, 1, is_plain=False) for n in range(4)]
+    assert turns == [KNOWN, NEW, KNOWN, NEW]
+
+
+def test_good_drafter_that_a_plain_plan_leaves_out_has_three_turns_of_four() -> None:
+    turns = [whom_to_try([GOOD, KNOWN], n, TRIAL_EVERY, 1, is_plain=True) for n in range(8)]
+    assert [turn is GOOD for turn in turns] == [True, True, True, False] * 2
+    assert whom_to_try([GOOD, KNOWN], 0, 2, 1, is_plain=True) is GOOD
+    assert whom_to_try([GOOD, KNOWN], 0, 1, 1, is_plain=True) is None
+    assert whom_to_try([KNOWN], 0, 2, 1, is_plain=True) is None
