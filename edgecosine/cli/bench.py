@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from edgecosine.cli.chaos import command as chaos
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
@@ -257,4 +258,5 @@ def table(record: Path, document: Path | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
+command.add_command(chaos)
 command.add_command(fuzz)
