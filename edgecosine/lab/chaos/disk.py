@@ -17,7 +17,8 @@ from typing import Final
 from edgecosine.errors import LabError
 from edgecosine.lab.namespaces import is_left_over, own_name
 
-_SIZE: Final = "4m"
+_SIZE: Final = "32m"
+"""SQLite lets its log grow to 4 MB before it goes over it again."""
 _PIECE: Final = bytes(1 << 16)
 _MOUNTS: Final = Path("/proc/mounts")
 _FILLING: Final = "filling"
@@ -57,7 +58,7 @@ def why_no_disk() -> str | None:
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[Disk]:
-    """A disk of a few megabytes, gone after the block.
+    """A disk of some megabytes, gone after the block.
 
     Raises LabError.
     """
