@@ -170,11 +170,13 @@ def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
     assert _run(story()) == [core, "x"]
 
 
-def test_relay_says_that_it_cannot_lose() -> None:
+def test_relay_says_that_it_cannot_lose_or_double() -> None:
     async def story() -> None:
         async with RelayNetwork() as network:
             with pytest.raises(LabError, match="loses nothing"):
                 await network.host("a", Weather(loss=0.1))
+            with pytest.raises(LabError, match="doubles nothing"):
+                await network.host("b", Weather(duplication=0.1))
 
     _run(story())
 
