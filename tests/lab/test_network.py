@@ -183,21 +183,26 @@ def test_relay_says_that_it_cannot_lose_or_double() -> None:
 
 @needs_namespaces
 @pytest.mark.network
-def test_frames_are_lost_by_share() -> None:
+@pytest.mark.parametrize(
+    ("weather", "expected", "told"),
+    [(Weather(loss=0.2), 1600, "lost"), (Weather(duplication=0.2), 2400, "doubled")],
+    ids=["lost", "doubled"],
+)
+def test_frames_are_lost_and_doubled_by_share(weather: Weather, expected: int, told: str) -> None:
     async def story() -> tuple[int, dict[str, Any]]:
         async with NamespaceNetwork(seed=3) as network:
             near, far = [await network.host(name) for name in ("near", "far")]
             counting = await _start(far, "count")
             port = await _says(counting)
-            await network.set_weather(far, Weather(loss=0.2))
+            await network.set_weather(far, weather)
             await _start(near, "shout", far.address, str(port), "2000")
             return await _says(counting), await network.report()
 
     arrived, report = _run(story())
     # Six standard deviations: a seed decides, but frames of other protocols draw from it, too.
-    assert 1600 - 110 < arrived < 1600 + 110
-    assert report["hosts"]["far"]["lost"] > 0
-    assert report["hosts"]["near"]["lost"] == 0
+    assert expected - 110 < arrived < expected + 110
+    assert report["hosts"]["far"][told] > 0
+    assert report["hosts"]["near"][told] == 0
 
 
 @needs_namespaces
