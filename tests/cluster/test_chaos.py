@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from edgecosine.cli.up import split_cores
 from edgecosine.lab import namespaces
 from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
 from edgecosine.lab.chaos.broker import find_mosquitto
@@ -28,9 +29,11 @@ KINDS: tuple[Kind, ...] = (
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 def test_nothing_is_lost_doubled_different_or_hung() -> None:
     said: list[str] = []
+    target_cores, drafter_cores = split_cores()
     settings = ChaosSettings(
-        requests=30, kinds=KINDS, at_work=4, max_tokens=32, ballast=4, drafters=("ngram", "ngram")
-    )
+        requests=24, kinds=KINDS, at_work=4, max_tokens=32, ballast=2, drafters=("ngram", "ngram"),
+        target_cores=target_cores, drafter_cores=drafter_cores,
+    )  # fmt: skip
 
     async def story() -> None:
         run = await run_chaos(settings, said.append)
