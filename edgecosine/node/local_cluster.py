@@ -188,7 +188,11 @@ class LocalCluster:
             pause_s = pauses.delay_s(attempts)
             self._say(f"{member.node_id} ended with {code}; starting it again in {pause_s:.1f} s")
             await asyncio.sleep(pause_s)
+            if member.node_id in self._stopped:
+                return  # the cluster ended during the pause
             await self._start(member)
+            if member.node_id in self._stopped:
+                await processes.stop(self._processes[member.node_id])
 
     def _last_words(self, member: Member) -> str:
         log = self.logs / f"{member.node_id}.log"

@@ -122,7 +122,11 @@ async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
     async with chaos_place(place_settings, say) as place:
         for kind, reason in place.left_out.items():
             say(f"left out: {kind.replace('_', ' ')}: {reason}")
-        return await _Run(settings, place, say).run()
+        try:
+            return await _Run(settings, place, say).run()
+        except asyncio.CancelledError:
+            say("ended early: what is broken is mended, and all processes end")
+            raise
 
 
 class _Run:
