@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from edgecosine.cli.chaos import command as chaos
 from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
@@ -259,6 +260,7 @@ def table(record: Path, document: Path | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
+command.add_command(chaos)
 command.add_command(fuzz)
 command.add_command(soak)
 command.add_command(faults)

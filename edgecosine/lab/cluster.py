@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,15 @@ from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
+StartBroker = Callable[[Host, int], Awaitable[None]]
+"""Starts a broker that ends with the network, on a host and at a port of it."""
+EnvironmentOf = Callable[[str], Environment]
+"""What a node is told by its environment, by node id."""
 
 _BROKER_PORT = 1883
-_BROKER = "broker"
-_TARGET = "target"
+BROKER = "broker"
+TARGET = "target"
+"""Names of their hosts; the target's is its node id, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class LabCluster:
     local: LocalCluster
     client: Client
     hosts: dict[str, Host]
-    """By node id."""
+    """By node id, and the broker's."""
 
     @property
     def broker_url(self) -> str:
@@ -123,8 +128,16 @@ def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Networ
 
 
 @asynccontextmanager
-async def lab_cluster(plan: LabPlan, say: Callable[[str], None]) -> AsyncIterator[LabCluster]:
+async def lab_cluster(
+    plan: LabPlan,
+    say: Callable[[str], None],
+    *,
+    start_broker: StartBroker | None = None,
+    environment: EnvironmentOf = lambda _: {},
+) -> AsyncIterator[LabCluster]:
     """A cluster whose drafters are all linked; everything ends with the block.
+
+    Its broker is the embedded one unless `start_broker` starts another.
 
     Raises LabError, EngineError with a node's last words, and BrokerLost.
     """
@@ -134,15 +147,17 @@ async def lab_cluster(plan: LabPlan, say: Callable[[str], None]) -> AsyncIterato
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
         cable = "none" if plan.on_one_host else str(plan.weather)
         say(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
-        broker, port = await _start_broker(network, plan)
+        broker = await network.host(BROKER, FINE)
+        port = _BROKER_PORT if network.has_multicast else free_port()
+        await (start_broker or _embedded(plan))(broker, port)
         url = f"mqtt://{await network.address(broker, port)}"
-        hosts = {_TARGET: await network.host(_TARGET, FINE)}
+        hosts = {BROKER: broker, TARGET: await network.host(TARGET, FINE)}
         for node_id, _ in plan.members:
             hosts[node_id] = (
-                hosts[_TARGET] if plan.on_one_host else await network.host(node_id, plan.weather)
+                hosts[TARGET] if plan.on_one_host else await network.host(node_id, plan.weather)
             )
         cluster = f"lab-{secrets.token_hex(3)}"
-        way = _Way(network, broker, port, hosts)
+        way = _Way(network, broker, port, hosts, environment)
         local = LocalCluster(await _cluster_plan(plan, cluster, url, way), say, way.launch)
         await stack.enter_async_context(local)
         client = await stack.enter_async_context(Client(url, cluster))
@@ -157,11 +172,13 @@ class _Way:
     broker: Host
     broker_port: int
     hosts: dict[str, Host]
+    environment: EnvironmentOf
 
     async def launch(
         self, node_id: str, command: Sequence[str], log: Path, env: Environment
     ) -> Process:
-        return await self.hosts[node_id].start(command, log=log, env=env)
+        whole = {**env, **self.environment(node_id)}
+        return await self.hosts[node_id].start(command, log=log, env=whole)
 
     async def options(self, node_id: str, target_port: int) -> tuple[str, ...]:
         host, network = self.hosts[node_id], self.network
@@ -169,27 +186,27 @@ class _Way:
         options: tuple[str, ...] = ("--broker", f"mqtt://{broker}")
         if network.has_multicast:
             return (*options, "--insecure")
-        if node_id == _TARGET:
+        if node_id == TARGET:
             return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:{target_port}")
-        if host is self.hosts[_TARGET]:
+        if host is self.hosts[TARGET]:
             peer = Address(LOOPBACK, target_port)
         else:
-            peer = await network.address(self.hosts[_TARGET], target_port, seen_from=host)
+            peer = await network.address(self.hosts[TARGET], target_port, seen_from=host)
         return (*options, "--no-mdns", "--listen", f"{LOOPBACK}:0", "--peer", str(peer))
 
 
-async def _start_broker(network: Network, plan: LabPlan) -> tuple[Host, int]:
-    host = await network.host(_BROKER, FINE)
-    port = _BROKER_PORT if network.has_multicast else free_port()
-    listen = f"{host.address}:{port}"
-    process = await host.start(
-        (sys.executable, "-m", "edgecosine", "broker", "--listen", listen, "--insecure"),
-        cores=plan.drafter_cores,
-    )
-    assert process.stdout is not None
-    if not await process.stdout.readline():
-        raise LabError("the broker did not start; its words are above")
-    return host, port
+def _embedded(plan: LabPlan) -> StartBroker:
+    async def start(host: Host, port: int) -> None:
+        listen = f"{host.address}:{port}"
+        process = await host.start(
+            (sys.executable, "-m", "edgecosine", "broker", "--listen", listen, "--insecure"),
+            cores=plan.drafter_cores,
+        )
+        assert process.stdout is not None
+        if not await process.stdout.readline():
+            raise LabError("the broker did not start; its words are above")
+
+    return start
 
 
 async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> ClusterPlan:
@@ -201,7 +218,7 @@ async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> Clu
     return ClusterPlan(
         cluster=cluster,
         broker=url,
-        target=Member(_TARGET, (*target, *await way.options(_TARGET, port))),
+        target=Member(TARGET, (*target, *await way.options(TARGET, port))),
         drafters=tuple(
             [
                 Member(

@@ -229,7 +229,7 @@ class Answering:
         key, digest = entry.ticket.key, entry.ticket.digest
         self._ledger.finish(entry, state, final, _now())
         self._vacate(entry)
-        kept_until = self._wall_clock_s() + self._keep_answers_s
+        kept_until = self._journal.wall_s() + self._keep_answers_s
         self._journal.finish(Kept(key, digest, state, final, kept_until))
         self._telling.last_part(entry)
         self._telling.owe(key, final)

@@ -72,6 +72,7 @@ class DiskJournal:
         self.busy_s = 0.0
         """Seconds in which the thread wrote."""
         self._now, self._stuck_s = now, stuck_s
+        self._first = self.store.first_moment(now())
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._owed: deque[_Record] = deque(maxlen=_MAX_OWED)
         self._num_told = self._num_written = 0
@@ -89,6 +90,10 @@ class DiskJournal:
     def __repr__(self) -> str:
         num_waiting = self._num_told - self._num_written
         return f"<DiskJournal {self.store.path} [{num_waiting} waiting]>"
+
+    def wall_s(self, now: Moment | None = None) -> float:
+        """Seconds since 1970 that no step of the wall clock changes, until the machine boots."""
+        return self._first.wall_s + (now or self._now()).since(self._first)
 
     def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
         """A request was let in; it is accepted once this is written."""
@@ -127,7 +132,7 @@ class DiskJournal:
         """The request has had its final message, which is kept."""
         final = _encode(kept.final)
         values = (kept.key, kept.digest, kept.state, kept.kept_until, False, len(final), final)
-        now = self._now().wall_s
+        now = self.wall_s()
         self._tell(
             (
                 *_end(kept.key),
@@ -207,7 +212,9 @@ class DiskJournal:
             self._waiting.append((self._num_told, time.monotonic(), then))
 
     def _look(self) -> None:
-        """Wait no longer for a disk that does not answer."""
+        """Wait no longer for a disk that does not answer; try one again that owes something."""
+        if self._owed and self._num_told == self._num_written:
+            self._tell(())
         if self._waiting and time.monotonic() - self._waiting[0][1] > self._stuck_s:
             self._is_stuck = True
             self._release(self._num_told, f"no answer from the disk in {self._stuck_s:.0f} s")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import ConfigError, JournalLost
+from edgecosine.node.moments import Moment
 
 SCHEMA_VERSION = 1
 FILE_NAME = "journal.sqlite"
@@ -45,6 +46,13 @@ _SCHEMA = (
     )
     """,
 )
+
+_BOOTS = """
+    CREATE TABLE IF NOT EXISTS boots (
+        boot TEXT PRIMARY KEY, wall_s REAL NOT NULL, boot_s REAL NOT NULL
+    )
+"""
+"""Beside the schema: versions that do not know it leave it alone."""
 
 
 class JournalStore:
@@ -106,6 +114,22 @@ class JournalStore:
         except sqlite3.Error as error:
             raise JournalLost(f"{self.path}: {error}") from error
 
+    def first_moment(self, now: Moment) -> Moment:
+        """The first moment of this boot of the machine that was ever asked about; maybe `now`.
+
+        Raises JournalLost.
+        """
+        sql = "SELECT wall_s, boot_s FROM boots WHERE boot = ?"
+        for wall_s, boot_s in self.read(sql, (now.boot,)):
+            return Moment(wall_s, now.boot, boot_s)
+        row = (now.boot, now.wall_s, now.boot_s)
+        with contextlib.suppress(JournalLost):
+            self.write(
+                [("DELETE FROM boots", ()), ("INSERT INTO boots VALUES (?, ?, ?)", row)],
+                is_lasting=False,
+            )
+        return now
+
     def close(self) -> None:
         """Let go of the file; what was written is there."""
         self._cleanup.close()
@@ -140,6 +164,7 @@ class JournalStore:
                 if said != "ok":
                     raise sqlite3.DatabaseError(said)
             self._migrate(database)
+            database.execute(_BOOTS)
             failing.pop_all()
         self._cleanup.callback(database.close)
         return database

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -80,6 +81,7 @@ class LocalCluster:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._stopped: set[str] = set()
         self._is_ready = False
+        self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self.broker_url = plan.broker or ""
 
@@ -101,6 +103,22 @@ class LocalCluster:
         """Process ids of all nodes, and of the broker that was started for them."""
         found = {node_id: process.pid for node_id, process in self._processes.items()}
         return found if self._broker is None else {**found, "broker": self._broker.pid}
+
+    def signal(self, node_id: str, number: signal.Signals) -> bool:
+        """Send a node a signal; False when it is not running at this moment."""
+        process = self._processes[node_id]
+        if process.returncode is not None:
+            return False
+        try:
+            process.send_signal(number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def restarted(self, node_id: str, former_pid: int) -> None:
+        """Wait until the node runs as another process than `former_pid`."""
+        while self._processes[node_id].pid == former_pid:
+            await self._started.wait()
 
     async def __aenter__(self) -> Self:
         try:
@@ -158,6 +176,8 @@ class LocalCluster:
         log = self.logs / f"{member.node_id}.log"
         env = {"EDGECOSINE_BROKER": self.broker_url}
         self._processes[member.node_id] = await self._launch(member.node_id, command, log, env)
+        self._started.set()
+        self._started = asyncio.Event()
 
     async def _keep(self, member: Member) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""
@@ -174,7 +194,11 @@ class LocalCluster:
             pause_s = pauses.delay_s(attempts)
             self._say(f"{member.node_id} ended with {code}; starting it again in {pause_s:.1f} s")
             await asyncio.sleep(pause_s)
+            if member.node_id in self._stopped:
+                return  # the cluster ended during the pause
             await self._start(member)
+            if member.node_id in self._stopped:
+                await processes.stop(self._processes[member.node_id])
 
     def _last_words(self, member: Member) -> str:
         log = self.logs / f"{member.node_id}.log"

@@ -262,7 +262,7 @@ class Reception:
         """Go on where a former process was, as far as no other target has."""
         now, self._past, past = _now(), NO_PAST, self._past
         for kept in past.answers:
-            until = now + min(kept.kept_until - self._wall_clock_s(), self._keep_answers_s)
+            until = now + min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
             self._ledger.keep(kept.key, Finished(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._sharing.owe(kept.key)

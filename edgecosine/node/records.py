@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ Then = Callable[[bool], None]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The end of a request, and when it may be forgotten (seconds since 1970)."""
+    """The end of a request, and when it may be forgotten, by the journal's `wall_s`."""
 
     key: str
     digest: bytes
@@ -34,6 +35,9 @@ class Journal(Protocol):
     """What a reception tells; nothing here waits or raises."""
 
     is_durable: bool
+
+    def wall_s(self) -> float:
+        """Seconds since 1970, by a clock that is not stepped where there is one."""
 
     def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
         """A request was let in; it is accepted once this is written."""
@@ -73,6 +77,9 @@ class NoJournal:
     """Forgets everything, at once."""
 
     is_durable = False
+
+    def wall_s(self) -> float:
+        return time.time()
 
     def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
         then(True)

@@ -91,7 +91,7 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
         Kept(key, digest, _state(f'"{state}"'), _outgoing(final), kept_until, bool(is_delivered))
         for key, digest, state, final, kept_until, is_delivered in read(
             "SELECT key, digest, state, final, kept_until, is_delivered FROM answers "
-            "WHERE kept_until >= ? ORDER BY number", (now.wall_s,),
+            "WHERE kept_until >= ? ORDER BY number", (journal.wall_s(now),),
         )
     )  # fmt: skip
     return Past(tuple(jobs), answers)

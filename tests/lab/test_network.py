@@ -170,32 +170,39 @@ def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
     assert _run(story()) == [core, "x"]
 
 
-def test_relay_says_that_it_cannot_lose() -> None:
+def test_relay_says_that_it_cannot_lose_or_double() -> None:
     async def story() -> None:
         async with RelayNetwork() as network:
             with pytest.raises(LabError, match="loses nothing"):
                 await network.host("a", Weather(loss=0.1))
+            with pytest.raises(LabError, match="doubles nothing"):
+                await network.host("b", Weather(duplication=0.1))
 
     _run(story())
 
 
 @needs_namespaces
 @pytest.mark.network
-def test_frames_are_lost_by_share() -> None:
+@pytest.mark.parametrize(
+    ("weather", "expected", "told"),
+    [(Weather(loss=0.2), 1600, "lost"), (Weather(duplication=0.2), 2400, "doubled")],
+    ids=["lost", "doubled"],
+)
+def test_frames_are_lost_and_doubled_by_share(weather: Weather, expected: int, told: str) -> None:
     async def story() -> tuple[int, dict[str, Any]]:
         async with NamespaceNetwork(seed=3) as network:
             near, far = [await network.host(name) for name in ("near", "far")]
             counting = await _start(far, "count")
             port = await _says(counting)
-            await network.set_weather(far, Weather(loss=0.2))
+            await network.set_weather(far, weather)
             await _start(near, "shout", far.address, str(port), "2000")
             return await _says(counting), await network.report()
 
     arrived, report = _run(story())
     # Six standard deviations: a seed decides, but frames of other protocols draw from it, too.
-    assert 1600 - 110 < arrived < 1600 + 110
-    assert report["hosts"]["far"]["lost"] > 0
-    assert report["hosts"]["near"]["lost"] == 0
+    assert expected - 110 < arrived < expected + 110
+    assert report["hosts"]["far"][told] > 0
+    assert report["hosts"]["near"][told] == 0
 
 
 @needs_namespaces

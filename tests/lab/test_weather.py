@@ -43,6 +43,8 @@ def _frame(to: bytes, sender: int, text: bytes = b"") -> bytes:
         {"loss": 1.1},
         {"loss": math.nan},
         {"rate_mbps": 0},
+        {"duplication": -0.1},
+        {"duplication": 1.5},
     ],
 )
 def test_weather_that_cannot_be_is_refused(fields: dict[str, float]) -> None:
@@ -187,3 +189,23 @@ def test_frames_leave_in_the_order_of_time(seed: int) -> None:
     left += [due for _, _, due in switch.leave(math.inf)]
     assert left == sorted(left)
     assert len(left) == 100
+
+
+def _through(weather: Weather, count: int) -> list[bytes]:
+    switch = Switch(seed=5)
+    for number, port in enumerate("ab"):
+        switch.plug(port, weather if port == "b" else FINE)
+        switch.enter(port, _frame(BROADCAST, number), 0.0)
+    list(switch.leave(1.0))
+    for number in range(count):
+        switch.enter("a", _frame(_address(1), 0, str(number).encode()), 2.0)
+    return [frame[12:] for port, frame, _ in switch.leave(3.0) if port == "b"]
+
+
+def test_doubled_frames_come_twice_in_their_order_and_by_their_share() -> None:
+    sent = [str(number).encode() for number in range(1000)]
+    assert _through(FINE, 1000) == sent
+    assert _through(Weather(duplication=1), 1000) == [each for each in sent for _ in range(2)]
+    arrived = _through(Weather(duplication=0.1), 1000)
+    assert list(dict.fromkeys(arrived)) == sent
+    assert 1050 < len(arrived) < 1150

@@ -233,13 +233,46 @@ def test_answers_are_kept_in_number_bytes_and_time(tmp_path: Path) -> None:
     journal.finish(kept("a/soon", until=NOW.wall_s + 5))
     _write_all(journal)
     assert past(journal).answers[-1].key == "a/soon"
-    later = replace(NOW, wall_s=NOW.wall_s + 6)
+    later = replace(NOW, boot_s=NOW.boot_s + 6)
     assert past(journal, later).answers[-1].key != "a/soon"
     for number in range(3):
         journal.finish(kept(f"b/{number}", bytes(MAX_KEPT_BYTES // 2 - 200)))
     _write_all(journal)
     assert [each.key for each in past(journal).answers] == ["b/1", "b/2"]
     journal.store.close()
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
+def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
+    step_s: float, tmp_path: Path
+) -> None:
+    def after(boot_s: float) -> Moment:
+        return replace(NOW, wall_s=NOW.wall_s + step_s, boot_s=NOW.boot_s + boot_s)
+
+    now = NOW
+    journal = DiskJournal(tmp_path, now=lambda: now)
+    journal.finish(kept("a/before", until=journal.wall_s() + 60))
+    _write_all(journal)
+    now = after(1)
+    journal.finish(kept("a/after", until=journal.wall_s() + 60))
+    _write_all(journal)
+    journal.store.close()
+    again = DiskJournal(tmp_path, now=lambda: now)
+    for boot_s, keys in ((2, ["a/before", "a/after"]), (60.5, ["a/after"]), (62, [])):
+        assert [each.key for each in past(again, after(boot_s)).answers] == keys
+    again.store.close()
+
+
+def test_other_boot_is_reckoned_by_the_wall_clock(tmp_path: Path) -> None:
+    journal = DiskJournal(tmp_path, now=lambda: NOW)
+    journal.finish(kept("a/1", until=journal.wall_s() + 60))
+    _write_all(journal)
+    journal.store.close()
+    booted = Moment(NOW.wall_s + 50, "other", 1.0)
+    again = DiskJournal(tmp_path, now=lambda: booted)
+    assert [each.key for each in past(again, booted).answers] == ["a/1"]
+    assert past(again, replace(booted, boot_s=12.0)).answers == ()
+    again.store.close()
 
 
 def test_log_probabilities_are_read_again(tmp_path: Path) -> None:
@@ -384,6 +417,25 @@ def test_full_disk_refuses_requests_and_keeps_answers_for_later(tmp_path: Path) 
         assert [job.ticket.key for job in past(again).jobs] == ["b/1"]
         assert [each.key for each in past(again).answers] == ["a/1"]
         again.store.close()
+
+    run(story())
+
+
+def test_what_is_owed_is_written_when_there_is_room_though_nobody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecosine.node.journal._LOOK_S", 0.01)
+
+    async def story() -> None:
+        journal = DiskJournal(tmp_path, now=lambda: NOW)
+        async with writing(journal):
+            with _full_disk(journal.store):
+                journal.finish(kept("a/1"))
+                await journal.settled()
+                assert journal.failure is not None
+            while journal.failure is not None:  # noqa: ASYNC110 -- there is no event for that
+                await asyncio.sleep(0.001)
+            assert [each.key for each in past(journal).answers] == ["a/1"]
 
     run(story())
 

@@ -69,7 +69,7 @@ class NamespaceNetwork(Network):
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
         remove_leftovers()
-        self._names = f"{PREFIX}-{os.getpid()}-{_start_of(os.getpid())}-{os.urandom(2).hex()}"
+        self._names = own_name(os.urandom(2).hex())
         stack.callback(self._remove)
         await self._add(_HUB)
         command = (sys.executable, "-m", "edgecosine.lab.network.hub", str(self._seed))
@@ -125,7 +125,7 @@ def why_not() -> str | None:
 
 @functools.cache
 def _why_not_by_trying() -> str | None:
-    name = f"{PREFIX}-{os.getpid()}-{_start_of(os.getpid())}-probe"
+    name = own_name("probe")
     try:
         subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
@@ -134,12 +134,22 @@ def _why_not_by_trying() -> str | None:
     return None
 
 
+def own_name(tail: str) -> str:
+    """The name of something that this process makes, and that must not outlive it."""
+    return f"{PREFIX}-{os.getpid()}-{_start_of(os.getpid())}-{tail}"
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a lab whose owner is dead made this."""
+    match = _NAME.fullmatch(name)
+    return match is not None and _start_of(int(match["pid"])) != match["start"]
+
+
 def remove_leftovers() -> list[str]:
     """Remove the namespaces of labs whose owner is dead, with all that runs in them."""
     gone = []
     for name in _namespaces():
-        match = _NAME.fullmatch(name)
-        if match is not None and _start_of(int(match["pid"])) != match["start"]:
+        if is_left_over(name):
             _delete(name)
             gone.append(name)
     return gone

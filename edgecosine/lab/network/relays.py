@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class RelayNetwork(Network):
-    """TCP only, without loss and without multicast: hosts must be told where the others are."""
+    """TCP only, no loss, duplication or multicast: hosts must be told where the others are."""
 
     has_multicast = False
 
@@ -41,3 +41,5 @@ class RelayNetwork(Network):
     def _check(self, weather: Weather) -> None:
         if weather.loss:
             raise LabError("a relay loses nothing: loss needs network namespaces, that is, root")
+        if weather.duplication:
+            raise LabError("a relay doubles nothing: that needs network namespaces, that is, root")

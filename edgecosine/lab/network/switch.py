@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from edgecosine.lab.network.weather import Cable, Weather
+from edgecosine.lab.network.weather import Cable, Lane, Weather
 
 ADDRESS_BYTES = 6
 MAX_WAITING = 20_000
@@ -40,7 +40,7 @@ class Switch:
         """A frame came in from the host at `port`."""
         cable = self.cables[port]
         if not cable.is_cut:
-            self._push(cable.up.send(now, len(frame)), port, frame, is_inside=False)
+            self._carry(cable.up, port, frame, now, is_inside=False)
 
     def leave(self, now: float) -> Iterator[tuple[str, bytes, float]]:
         """Port, frame and due time of all that has come out by now, in the order of time."""
@@ -59,11 +59,17 @@ class Switch:
         for port in (known,) if known is not None else self.cables:
             cable = self.cables[port]
             if port != source and not cable.is_cut:
-                self._push(cable.down.send(now, len(frame)), port, frame, is_inside=True)
+                self._carry(cable.down, port, frame, now, is_inside=True)
 
-    def _push(self, due: float | None, port: str, frame: bytes, *, is_inside: bool) -> None:
+    def _carry(self, lane: Lane, port: str, frame: bytes, now: float, *, is_inside: bool) -> None:
+        due = lane.send(now, len(frame))
         if due is None:
             return
+        self._push(due, port, frame, is_inside=is_inside)
+        if lane.doubles():
+            self._push(due, port, frame, is_inside=is_inside)
+
+    def _push(self, due: float, port: str, frame: bytes, *, is_inside: bool) -> None:
         if len(self._waiting) >= MAX_WAITING:
             self.num_dropped += 1
             return

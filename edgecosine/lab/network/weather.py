@@ -1,4 +1,4 @@
-"""What a network does to what crosses it: delay, jitter, loss, rate, as values and as arithmetic.
+"""What a network does to what crosses it: delay, jitter, loss, duplication, rate; pure arithmetic.
 
 A host hangs on one cable. A cable has two lanes, one each way, and a lane keeps the order of what
 it carries, as a real one does. Nothing here knows sockets or reads a clock.
@@ -34,6 +34,8 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of frames that never arrive, 0 to 1."""
     rate_mbps: float | None = None
     """Megabits per second; None: as fast as it goes."""
+    duplication: float = 0.0
+    """Share of the frames that arrive which arrive twice, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_ms < math.inf:
@@ -44,6 +46,8 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("loss", self.loss, "a share from 0 to 1")
         if self.rate_mbps is not None and not 0 < self.rate_mbps < math.inf:
             raise ConfigError("rate_mbps", self.rate_mbps, "more than 0")
+        if not 0 <= self.duplication <= 1:
+            raise ConfigError("duplication", self.duplication, "a share from 0 to 1")
 
     def __str__(self) -> str:
         parts = [f"{self.delay_ms:g} ms"]
@@ -53,6 +57,8 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append(f"loss {self.loss:.1%}")
         if self.rate_mbps is not None:
             parts.append(f"{self.rate_mbps:g} Mbit/s")
+        if self.duplication:
+            parts.append(f"duplication {self.duplication:.1%}")
         return ", ".join(parts)
 
 
@@ -69,7 +75,7 @@ class Lane:
         self, weather: Weather, seed: str, longest_queue_s: float = LONGEST_QUEUE_S
     ) -> None:
         self.weather = weather
-        self.num_frames = self.num_bytes = self.num_lost = self.num_overrun = 0
+        self.num_frames = self.num_bytes = self.num_lost = self.num_overrun = self.num_doubled = 0
         self._chance = random.Random(seed)
         self._longest_queue_s = longest_queue_s
         self._free_at = self._last = -math.inf
@@ -94,6 +100,13 @@ class Lane:
         self._last = max(self._last, sent + delay_ms / 1e3)
         return self._last
 
+    def doubles(self) -> bool:
+        """Whether the frame that has just been sent comes out twice."""
+        share = self.weather.duplication
+        is_doubled = bool(share) and self._chance.random() < share
+        self.num_doubled += is_doubled
+        return is_doubled
+
 
 class Cable:
     """A host's two lanes: `up` towards the hub, `down` from it. A cut cable carries nothing."""
@@ -111,11 +124,12 @@ class Cable:
         self.is_cut = is_cut
 
     def counts(self) -> dict[str, int]:
-        """Frames and bytes carried, frames lost and dropped, both lanes together."""
+        """Frames and bytes carried, frames lost, dropped and doubled, both lanes together."""
         lanes = (self.up, self.down)
         return {
             "frames": sum(lane.num_frames for lane in lanes),
             "bytes": sum(lane.num_bytes for lane in lanes),
             "lost": sum(lane.num_lost for lane in lanes),
             "overrun": sum(lane.num_overrun for lane in lanes),
+            "doubled": sum(lane.num_doubled for lane in lanes),
         }

@@ -1,0 +1,104 @@
+"""A real Mosquitto that keeps sessions on disk, and is started again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NoReturn
+
+from edgecosine.errors import LabError
+from edgecosine.lab.network.hosts import Host
+
+logger = logging.getLogger(__name__)
+
+_RESTART_S: Final = 0.3
+_SETTINGS: Final = """\
+listener {port} {host}
+allow_anonymous true
+user root
+persistence true
+persistence_location {directory}/
+autosave_interval 60
+persistent_client_expiration 1d
+max_packet_size 1048576
+max_queued_messages 10000
+set_tcp_nodelay true
+log_dest stderr
+log_type error
+log_type warning
+"""
+"""As `edgecosine cluster broker-config` makes them, but for who may come in. `user` is heeded when
+root starts it, and then its files stay where root can take them away."""
+
+
+def find_mosquitto() -> str | None:
+    """Where Mosquitto is; None when it is not installed."""
+    # Debian puts daemons where the PATH of ordinary users does not look.
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+class MortalBroker:
+    """One broker on one host; `start`, then `keep` as a task for as long as it shall live."""
+
+    def __init__(self, directory: Path, cores: str, env: Mapping[str, str]) -> None:
+        self._directory, self._cores, self._env = directory, cores, env
+        self._host: Host | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._started = asyncio.Event()
+        self.num_starts = 0
+
+    def __repr__(self) -> str:
+        return f"<MortalBroker [{self.num_starts} starts]>"
+
+    async def start(self, host: Host, port: int) -> None:
+        """Start it there for the first time.
+
+        Raises LabError.
+        """
+        if find_mosquitto() is None:
+            raise LabError("chaos needs Mosquitto: apt install mosquitto")
+        settings = _SETTINGS.format(port=port, host=host.address, directory=self._directory)
+        self._file.write_text(settings)
+        self._host = host
+        await self._start()
+
+    async def keep(self) -> NoReturn:
+        """Start it again whenever it ends, until cancelled."""
+        while True:
+            assert self._process is not None
+            code = await self._process.wait()
+            logger.info("broker ended code=%d", code)
+            await asyncio.sleep(_RESTART_S)
+            await self._start()
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send it a signal; False when it is not running at this moment."""
+        if self._process is None or self._process.returncode is not None:
+            return False
+        try:
+            self._process.send_signal(number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def restarted(self, num_starts: int) -> None:
+        """Wait until it was started more than `num_starts` times."""
+        while self.num_starts <= num_starts:
+            await self._started.wait()
+
+    async def _start(self) -> None:
+        assert self._host is not None
+        command = (find_mosquitto() or "mosquitto", "-c", str(self._file))
+        log = self._directory / "mosquitto.log"
+        self._process = await self._host.start(command, log=log, cores=self._cores, env=self._env)
+        self.num_starts += 1
+        self._started.set()
+        self._started = asyncio.Event()
+
+    @property
+    def _file(self) -> Path:
+        return self._directory / "mosquitto.conf"

@@ -1,0 +1,92 @@
+"""What can go wrong on purpose, and when: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal[
+    "kill_target",
+    "kill_drafter",
+    "kill_broker",
+    "freeze_target",
+    "freeze_drafter",
+    "freeze_broker",
+    "restart_target",
+    "restart_broker",
+    "cut_target",
+    "cut_drafter",
+    "cut_all_drafters",
+    "step_target_clock",
+    "step_drafter_clock",
+    "step_broker_clock",
+    "fill_disk",
+    "lose_packets",
+    "double_packets",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+MEANING: Mapping[Kind, str] = {
+    "kill_target": "SIGKILL, and a restart",
+    "kill_drafter": "SIGKILL, and a restart",
+    "kill_broker": "SIGKILL, and a restart",
+    "freeze_target": "SIGSTOP, seconds later SIGCONT",
+    "freeze_drafter": "SIGSTOP, seconds later SIGCONT",
+    "freeze_broker": "SIGSTOP, seconds later SIGCONT",
+    "restart_target": "SIGTERM, which drains, and a restart",
+    "restart_broker": "SIGTERM, and a restart",
+    "cut_target": "the target's cable is cut: away from broker and drafters",
+    "cut_drafter": "a drafter's cable is cut",
+    "cut_all_drafters": "all drafters' cables are cut: the target is alone with the broker",
+    "step_target_clock": "the wall clock of the target jumps",
+    "step_drafter_clock": "the wall clock of a drafter jumps",
+    "step_broker_clock": "the wall clock of the broker jumps",
+    "fill_disk": "the disk of the target's journal is full",
+    "lose_packets": "a cable loses frames",
+    "double_packets": "a cable delivers frames twice",
+}
+
+TARGET = "target"
+BROKER = "broker"
+"""Places of faults beside the drafters' node ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault.
+
+    place     the target, the broker or a drafter's node id; one place has one fault at a time
+    after     how many requests have ended when it is due
+    pause_s   from then until it is injected
+    seconds   how long it lasts; 0 for kills, restarts and steps
+    strength  share of frames for lost and doubled ones, seconds for clocks, else 0
+    """
+
+    kind: Kind
+    place: str
+    after: int
+    pause_s: float = 0.0
+    seconds: float = 0.0
+    strength: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [self.kind.replace("_", " ")]
+        if self.place not in self.kind and self.kind != "cut_all_drafters":
+            parts.append(f"of {self.place}")
+        if self.strength:
+            is_clock = self.kind.endswith("clock")
+            parts.append(f"by {self.strength:+.0f} s" if is_clock else f"{self.strength:.0%}")
+        if self.seconds:
+            parts.append(f"for {self.seconds:.1f} s")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault that was injected; times in seconds since the run began."""
+
+    fault: Fault
+    begun_s: float
+    ended_s: float
+    """Its place is as before: the process runs again, the cable is whole, the disk has room."""

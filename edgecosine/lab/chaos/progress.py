@@ -1,0 +1,39 @@
+"""How far a chaos run is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+STALLED_S: Final = 90.0
+"""Nothing has ended for so long although nothing was broken meanwhile: it will not go on."""
+
+
+class Progress:
+    """Counts requests that have ended; `now` gives seconds since the run began."""
+
+    def __init__(self, total: int, now: Callable[[], float]) -> None:
+        self.total, self.now = total, now
+        self.num_ended = self.num_injected = 0
+        self._news = asyncio.Event()
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(int(self.now()), 60)
+        return f"{minutes:02d}:{seconds:02d} {self.num_ended:4d}/{self.total} requests"
+
+    def end(self) -> None:
+        """One more request has ended."""
+        self.num_ended += 1
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def reached(self, count: int) -> bool:
+        """Wait until so many requests have ended; False when it does not come to that."""
+        while self.num_ended < count:
+            try:
+                async with asyncio.timeout(STALLED_S):
+                    await self._news.wait()
+            except TimeoutError:
+                return False
+        return True

@@ -1,0 +1,100 @@
+"""Hears everything that is asked and answered in the cluster, beside the askers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from edgecosine.errors import RequestError
+from edgecosine.lab.chaos.judge import Heard, Story, is_refusal
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.courier import Courier
+from edgecosine.protocol.answers import parse_piece
+from edgecosine.protocol.fields import read_object
+from edgecosine.protocol.openai import render_body
+from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
+from edgecosine.protocol.request import Request
+from edgecosine.protocol.topics import RequestTopic, ResponseTopic, StreamTopic, Topics
+
+_SESSION_S: Final = 3600
+
+
+class Witness:
+    """Writes into `stories`, which are known by client and id; `now` is the run's clock."""
+
+    def __init__(
+        self, url: str, cluster: str, stories: Mapping[str, Story], now: Callable[[], float]
+    ) -> None:
+        self._topics, self._stories, self._now = Topics(cluster), stories, now
+        self._news = asyncio.Event()
+        self._courier = Courier(
+            BrokerAddress.parse(url),
+            name="chaos-witness",
+            receive=self._receive,
+            filters=(
+                self._topics.requests,
+                self._topics.response("+", "+"),
+                self._topics.stream("+", "+"),
+            ),
+            session_s=_SESSION_S,
+        )
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Hear what comes while the block lasts."""
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(self._courier.run(), name="witness")
+            await self._courier.connected()
+            yield
+            running.cancel()
+
+    def ask_again(self, request: Request, client_id: str) -> None:
+        """Put a request that `client_id` has put, byte by byte the same."""
+        request = replace(request, client_id=client_id)
+        story = self._stories[request.key]
+        story.asked_s.append(self._now())
+        self._courier.send(
+            Outgoing(
+                self._topics.request("completion"), render_body(request), content_type=JSON_TYPE
+            )
+        )
+
+    async def finals(self, names: list[str], since_s: float) -> None:
+        """Wait until each of these requests has had a final message since then."""
+        missing = set(names)
+        while missing:
+            missing = {name for name in missing if not self._has_final(name, since_s)}
+            if missing:
+                self._news.clear()
+                await self._news.wait()
+
+    def _has_final(self, name: str, since_s: float) -> bool:
+        return any(
+            heard.at_s >= since_s and not is_refusal(heard.payload)
+            for heard in reversed(self._stories[name].heard)
+        )
+
+    def _receive(self, message: Incoming) -> None:
+        match self._topics.parse(message.topic):
+            case RequestTopic():
+                self._hear_request(message.payload)
+            case ResponseTopic(client_id, request_id):
+                story = self._stories.get(f"{client_id}/{request_id}")
+                if story is not None and message.payload:
+                    story.heard.append(Heard(self._now(), message.payload))
+            case StreamTopic(client_id, request_id):
+                story = self._stories.get(f"{client_id}/{request_id}")
+                if story is not None:
+                    story.pieces.append(parse_piece(message.payload))
+        message.acknowledge()
+        self._news.set()
+
+    def _hear_request(self, payload: bytes) -> None:
+        with contextlib.suppress(RequestError):
+            body = read_object(payload)
+            story = self._stories.get(f"{body.get('client')}/{body.get('id')}")
+            if story is not None:
+                story.asked_s.append(self._now())

@@ -1,0 +1,52 @@
+"""A short chaos run: real processes are killed, cut and starved under load, and nobody notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from edgecosine.cli.up import split_cores
+from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
+from edgecosine.lab.chaos.broker import find_mosquitto
+from edgecosine.lab.chaos.faults import Kind
+from edgecosine.lab.network import namespaces
+from tests.mqtt_fixtures import run_patiently
+
+KINDS: tuple[Kind, ...] = (
+    "kill_target",
+    "kill_broker",
+    "kill_drafter",
+    "cut_drafter",
+    "step_target_clock",
+    "fill_disk",
+    "double_packets",
+)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+def test_nothing_is_lost_doubled_different_or_hung() -> None:
+    said: list[str] = []
+    target_cores, drafter_cores = split_cores()
+    settings = ChaosSettings(
+        requests=24, kinds=KINDS, at_work=4, max_tokens=32, ballast=2, drafters=("ngram", "ngram"),
+        target_cores=target_cores, drafter_cores=drafter_cores,
+    )  # fmt: skip
+
+    async def story() -> None:
+        run = await run_chaos(settings, said.append)
+        assert run.verdict.faulty == {"lost": {}, "doubled": {}, "different": {}, "hung": {}}
+        assert run.verdict.requests == settings.requests
+        injected = {each.fault.kind for each in run.injected}
+        assert injected == set(KINDS) - set(run.left_out)
+        assert {"kill_target", "kill_broker", "kill_drafter", "cut_drafter"} <= injected
+        assert run.figures["faults_injected"].value == len(injected)
+        assert run.drafters_back == len(settings.drafters)
+
+    run_patiently(story())
+    assert any("kill target" in line for line in said)
+    if namespaces.why_not() is None:
+        done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
+        assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout
