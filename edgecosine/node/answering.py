@@ -230,7 +230,8 @@ class Answering:
         self._ledger.finish(entry, state, final, _now())
         self._vacate(entry)
         kept_until = self._journal.wall_s() + self._keep_answers_s
-        self._journal.finish(Kept(key, digest, state, final, kept_until))
+        parts = self._telling.whole(entry)
+        self._journal.finish(Kept(key, digest, state, final, kept_until, parts=parts))
         self._telling.last_part(entry)
         self._telling.owe(key, final)
         self._telling.state(entry)

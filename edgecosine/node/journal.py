@@ -131,13 +131,16 @@ class DiskJournal:
     def finish(self, kept: Kept) -> None:
         """The request has had its final message, which is kept."""
         final = _encode(kept.final)
-        values = (kept.key, kept.digest, kept.state, kept.kept_until, False, len(final), final)
+        parts = _encode(kept.parts)
+        values = (
+            kept.key, kept.digest, kept.state, kept.kept_until, False, len(final), final, parts
+        )  # fmt: skip
         now = self.wall_s()
         self._tell(
             (
                 *_end(kept.key),
                 ("INSERT OR REPLACE INTO answers (key, digest, state, kept_until, is_delivered, "
-                 "num_bytes, final) VALUES (?, ?, ?, ?, ?, ?, ?)", values),
+                 "num_bytes, final, parts) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values),
                 ("DELETE FROM answers WHERE kept_until < ?", (now,)),
                 (_TRIM, (MAX_KEPT_ANSWERS, MAX_KEPT_BYTES)),
             ),
@@ -146,7 +149,7 @@ class DiskJournal:
 
     def deliver(self, key: str) -> None:
         """The broker has the final message."""
-        sql = "UPDATE answers SET is_delivered = 1 WHERE key = ?"
+        sql = "UPDATE answers SET is_delivered = 1, parts = x'90' WHERE key = ?"
         self._tell(((sql, (key,)),), is_owed=True)
 
     def forget(self, key: str) -> None:

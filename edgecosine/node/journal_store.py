@@ -42,7 +42,7 @@ _SCHEMA = (
     CREATE TABLE answers (
         number INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, digest BLOB NOT NULL,
         state TEXT NOT NULL, kept_until REAL NOT NULL, is_delivered INTEGER NOT NULL,
-        num_bytes INTEGER NOT NULL, final BLOB NOT NULL
+        num_bytes INTEGER NOT NULL, final BLOB NOT NULL, parts BLOB NOT NULL
     )
     """,
 )

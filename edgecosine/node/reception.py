@@ -266,6 +266,8 @@ class Reception:
             self._ledger.keep(kept.key, Finished(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._sharing.owe(kept.key)
+                for part in kept.parts:
+                    self._telling.send(part)
                 self._telling.owe(kept.key, kept.final)
         for job in past.jobs:
             self._jobs[job.ticket.key] = job

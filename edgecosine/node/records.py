@@ -29,6 +29,8 @@ class Kept:
     kept_until: float
     is_delivered: bool = False
     """Whether the broker has it."""
+    parts: tuple[Outgoing, ...] = ()
+    """The whole text for readers of its stream, who may lack the end of it until then."""
 
 
 class Journal(Protocol):

@@ -33,6 +33,7 @@ _request = msgspec.msgpack.Decoder(Request).decode
 _moment = msgspec.msgpack.Decoder(Moment).decode
 _committed = msgspec.msgpack.Decoder(Committed).decode
 _outgoing = msgspec.msgpack.Decoder(Outgoing).decode
+_parts = msgspec.msgpack.Decoder(tuple[Outgoing, ...]).decode
 _state = msgspec.json.Decoder(State).decode
 
 
@@ -88,9 +89,12 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
             Job(_ticket(ticket), _request(request), age_s, said, num_starts + num_rounds > 0, fault)
         )
     answers = tuple(
-        Kept(key, digest, _state(f'"{state}"'), _outgoing(final), kept_until, bool(is_delivered))
-        for key, digest, state, final, kept_until, is_delivered in read(
-            "SELECT key, digest, state, final, kept_until, is_delivered FROM answers "
+        Kept(
+            key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
+            is_delivered=bool(is_delivered), parts=_parts(parts),
+        )
+        for key, digest, state, final, kept_until, is_delivered, parts in read(
+            "SELECT key, digest, state, final, kept_until, is_delivered, parts FROM answers "
             "WHERE kept_until >= ? ORDER BY number", (journal.wall_s(now),),
         )
     )  # fmt: skip

@@ -10,7 +10,6 @@ from edgecosine.node.ledger import Entry
 from edgecosine.node.records import Journal
 from edgecosine.node.sharing import Sharing
 from edgecosine.protocol.answers import Piece
-from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.replies import State, piece_message, state_message
 from edgecosine.protocol.topics import Topics
@@ -65,27 +64,42 @@ class Telling:
 
     def part(self, entry: Entry, choice: int, text: str) -> None:
         """More text of one choice, for those who read along."""
-        if not entry.ticket.wants_stream:
-            return
-        before = entry.texts.get(choice, "")
-        entry.texts[choice] = before + text
-        number = choice if entry.request.n > 1 else None
-        self._piece(entry.ticket, Piece(len(before), text, is_last=False, choice=number))
+        if entry.ticket.wants_stream:
+            before = entry.texts.get(choice, "")
+            entry.texts[choice] = before + text
+            self._send_piece(self._piece(entry, choice, len(before), text))
 
     def parts_again(self, entry: Entry) -> None:
         """All text so far, for parts may be lost with the asker's connection, or the broker."""
-        texts, entry.texts = entry.texts, {}
-        for choice, text in texts.items():
-            self.part(entry, choice, text)
+        for choice, text in entry.texts.items():
+            self._send_piece(self._piece(entry, choice, 0, text))
 
     def last_part(self, entry: Entry) -> None:
         """The stream has ended."""
         if entry.ticket.wants_stream:
-            num_chars = sum(map(len, entry.texts.values()))
-            self._piece(entry.ticket, Piece(num_chars, "", is_last=True))
+            self._send_piece(self._end(entry))
 
-    def _piece(self, ticket: Ticket, piece: Piece) -> None:
-        message = piece_message(self._topics, ticket, piece)
-        # Where all that a former process said is too long for one part, the final has it.
-        if len(message.payload) <= MAX_PAYLOAD_BYTES:
-            self.send(message)
+    def whole(self, entry: Entry) -> tuple[Outgoing, ...]:
+        """What a stream that has ended was, for readers who may lack some of it."""
+        if not entry.ticket.wants_stream:
+            return ()
+        texts = [self._piece(entry, choice, 0, text) for choice, text in entry.texts.items()]
+        return tuple(piece for piece in (*texts, self._end(entry)) if _fits(piece))
+
+    def _piece(self, entry: Entry, choice: int, index: int, text: str) -> Outgoing:
+        number = choice if entry.request.n > 1 else None
+        piece = Piece(index, text, is_last=False, choice=number)
+        return piece_message(self._topics, entry.ticket, piece)
+
+    def _end(self, entry: Entry) -> Outgoing:
+        num_chars = sum(map(len, entry.texts.values()))
+        return piece_message(self._topics, entry.ticket, Piece(num_chars, "", is_last=True))
+
+    def _send_piece(self, piece: Outgoing) -> None:
+        if _fits(piece):
+            self.send(piece)
+
+
+def _fits(piece: Outgoing) -> bool:
+    """Where all that a former process said is too long for one part, the final has it."""
+    return len(piece.payload) <= MAX_PAYLOAD_BYTES
