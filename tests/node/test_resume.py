@@ -243,7 +243,8 @@ class Desk:
         self._news.set()
 
     def take(self, **fields: Any) -> None:
-        ticket = Ticket("a", "1", "completion", fields.pop("reply", FINAL), digest=b"d")
+        reply, is_stream = fields.pop("reply", FINAL), fields.get("stream", False)
+        ticket = Ticket("a", "1", "completion", reply, wants_stream=is_stream, digest=b"d")
         self.reception.take(Accepted(ticket, Request("a", "1", "completion", "hm", **fields)))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
@@ -357,6 +358,26 @@ def test_answer_that_the_broker_has_is_sent_on_demand_only(tmp_path: Path) -> No
             assert await at.expect(HOME.response("a", "elsewhere")) == [first]
             assert not await at.expect(FINAL, 0)
             assert not service.requests
+
+    run(story())
+
+
+def test_answer_that_the_broker_may_lack_comes_behind_its_whole_stream(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path) as at:
+            at.is_acknowledging = False
+            at.take(stream=True)
+            await at.expect(FINAL)
+        async with desk(tmp_path) as at:
+            await at.expect(FINAL)
+            assert [message.topic for message in at.sent[:3]] == [STREAM, STREAM, FINAL]
+            assert await at.expect(STREAM) == [
+                {"i": 0, "delta": "to be", "fin": False},
+                {"i": 5, "delta": "", "fin": True},
+            ]
+        async with desk(tmp_path) as at:
+            await at.journal.settled()
+            assert not await at.expect(STREAM, 0)
 
     run(story())
 
