@@ -71,8 +71,6 @@ class Plan:
     deadline_s: float = 0.0
     speed: float = 0.0
     """Tokens per second of rounds by it, some of whose drafts are made ahead."""
-    asking_speed: float = 0.0
-    """Tokens per second of a round that waits for its drafts."""
     reason: str = ""
 
 
@@ -100,7 +98,7 @@ def choose_plan(
     if not candidates or room < 2:
         why = "no drafters" if not candidates else "one token left"
         return Plan(reason=f"K=0: t_v {_ms(pass_s[1])}, {why}")
-    plain_speed = _speed(1.0, 0.0, pass_s[1], company)
+    plain_speed = speed_of(1.0, 0.0, pass_s[1], company)
     best: tuple[Candidate, int] | None = None
     best_speed = -1.0
     for candidate in contenders(candidates):
@@ -110,12 +108,12 @@ def choose_plan(
             tokens += reach
             draft_s = candidate.overhead_s + gamma * candidate.token_s
             round_s = pass_s[gamma + 1]
-            speed = _speed(tokens, _wait_s(draft_s, round_s, hidden), round_s, company)
+            speed = speed_of(tokens, _wait_s(draft_s, round_s, hidden), round_s, company)
             if speed > best_speed:
                 best_speed, best = speed, (candidate, gamma)
     if best is None or best_speed <= plain_speed:
         return Plan(speed=plain_speed, reason=_why_nobody(best, best_speed, plain_speed, pass_s))
-    return _asking(*best, best_speed, pass_s, company)
+    return _asking(*best, best_speed, pass_s)
 
 
 def _why_nobody(
@@ -138,16 +136,13 @@ def _figures(candidate: Candidate, gamma: int, pass_s: Sequence[float]) -> str:
     )
 
 
-def _asking(
-    candidate: Candidate, gamma: int, speed: float, pass_s: Sequence[float], company: Company
-) -> Plan:
+def _asking(candidate: Candidate, gamma: int, speed: float, pass_s: Sequence[float]) -> Plan:
     """The plan to ask one drafter for so many tokens."""
-    draft_s, round_s = candidate.overhead_s + gamma * candidate.token_s, pass_s[gamma + 1]
+    draft_s = candidate.overhead_s + gamma * candidate.token_s
     return Plan(
         drafters=(candidate.node_id,),
         gamma=gamma,
         speed=speed,
-        asking_speed=_speed(expected_tokens(candidate.rate, gamma), draft_s, round_s, company),
         draft_s=draft_s,
         deadline_s=deadline(draft_s, gamma * pass_s[1], is_measured=candidate.is_measured),
         reason=_figures(candidate, gamma, pass_s),
@@ -172,7 +167,7 @@ def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for _, candidate in sorted(kept, key=lambda numbered: numbered[0])]
 
 
-def _speed(tokens: float, draft_s: float, pass_s: float, company: Company) -> float:
+def speed_of(tokens: float, draft_s: float, pass_s: float, company: Company) -> float:
     """Tokens per second of a round; 0 when nothing is measured yet.
 
     While one request waits for its drafts the others' passes run, so the wait costs the target's
@@ -197,7 +192,7 @@ def worthwhile_nodes(
             tokens += reaches[num_nodes - 1]
         if pass_s[num_nodes + 1] <= 0.0:
             return len(reaches)
-        speed = _speed(tokens, waited_s, pass_s[num_nodes + 1], company)
+        speed = speed_of(tokens, waited_s, pass_s[num_nodes + 1], company)
         if speed > best_speed:
             best, best_speed = num_nodes, speed
     return best
@@ -238,10 +233,9 @@ def add_rescuers(
             alone_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
             draft_s = alone_s * crowding(len(members) + 1)
             wait_s = _wait_s(draft_s, pass_s[rows], hidden)
-            speed = _speed(tokens, wait_s, pass_s[rows], company)
+            speed = speed_of(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):
-                asking_speed = _speed(tokens, draft_s, pass_s[rows], company)
-                best = replace(plan, speed=speed, asking_speed=asking_speed, draft_s=draft_s)
+                best = replace(plan, speed=speed, draft_s=draft_s)
                 joined = other, joint
         if joined is None:
             break
@@ -281,7 +275,7 @@ def best_speed(
 ) -> float:
     """Tokens per second of a tree that is there already, cut where it is best."""
     nodes = worthwhile_nodes(reaches, pass_s, 0.0, company)
-    return _speed(1.0 + sum(reaches[:nodes]), 0.0, pass_s[nodes + 1], company)
+    return speed_of(1.0 + sum(reaches[:nodes]), 0.0, pass_s[nodes + 1], company)
 
 
 def _ms(seconds: float) -> str:

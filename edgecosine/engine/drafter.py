@@ -18,20 +18,18 @@ from edgecosine.engine.native import Kernels
 from edgecosine.engine.noise import noise_seed
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.slots import Slot, Slots
-from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
+from edgecosine.protocol.hindsight import MAX_FORETOLD, NO_HINDSIGHT, Hindsight
 from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
 from edgecosine.protocol.tree import ROOT
 
 GUESSES = 4
 """Continuations that are kept of each node."""
-TREE_ROOM = 128
+TREE_ROOM = 256
 """Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
 
 
 PLAIN_NODES = 24
 """Nodes of an answer that somebody waits for."""
-HINDSIGHT = MAX_DRAFT_TOKENS
-"""Newest tokens of those that it reads of which a drafter says how it would have guessed them."""
 
 
 @dataclass(slots=True)
@@ -258,7 +256,7 @@ class TransformerDrafter:
         told += (
             Told(drafting, position, first_row + position - start - 1)
             for position in range(
-                max(start + 1, len(tokens) - HINDSIGHT), min(len(tokens), len(slot.tokens) + 1)
+                max(start + 1, len(tokens) - MAX_FORETOLD), min(len(tokens), len(slot.tokens) + 1)
             )
         )
         if not drafting.pending:

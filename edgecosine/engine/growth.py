@@ -20,7 +20,7 @@ from edgecosine.protocol.tree import ROOT, TokenTree
 
 UNREAD = -1
 NO_NODE = -1
-CAPACITY = 1024
+CAPACITY = 2048
 """Nodes of a growth; a full one is not explored further."""
 
 

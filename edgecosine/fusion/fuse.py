@@ -58,6 +58,8 @@ class Union:
         ranked = _ranked(root)
         self._nodes = [node for _, _, node in ranked]
         self.reaches = [-negative for negative, _, _ in ranked]
+        self.open_reach = sum(-negative for negative, _, node in ranked if not node.children)
+        """Probability that the target's path ends at a leaf, where nobody has said what follows."""
 
     def tree(self, budget: int) -> TokenTree:
         """Its `budget` most probable nodes."""

@@ -47,19 +47,21 @@ class Proposal:
             if child is None:
                 return None
             at = child
-        index, kept = {at: ROOT}, list[int]()
-        for node in range(at + 1, len(self)):
-            if self.parent(node) in index:
+        index, kept, parents = {at: ROOT}, list[int](), list[int]()
+        for node, parent in enumerate(self._parents_from(at + 1), at + 1):
+            above = index.get(parent)
+            if above is not None:
                 index[node] = len(kept)
                 kept.append(node)
+                parents.append(above)
         if not kept:
             return None
         return Proposal(
             self.node_id,
             len(committed),
-            tuple(self.tokens[node] for node in kept),
-            tuple(self.confidences[node] for node in kept),
-            tuple(index[self.parent(node)] for node in kept),
+            tuple([self.tokens[node] for node in kept]),
+            tuple([self.confidences[node] for node in kept]),
+            tuple(parents),
             trunk=max(0, self.trunk - len(committed) + self.prefix_len),
         )
 
@@ -123,8 +125,21 @@ class Proposal:
             at = child
         return len(truth)
 
+    def _parents_from(self, first: int) -> Sequence[int]:
+        return self.parents[first:] if self.parents else range(first - 1, len(self) - 1)
+
     def _children(self, at: int) -> Iterator[int]:
-        return (node for node in range(at + 1, len(self)) if self.parent(node) == at)
+        node = at
+        while True:
+            try:
+                node = self.parents.index(at, node + 1) if self.parents else node + 1
+            except ValueError:
+                return
+            if node >= len(self):
+                return
+            yield node
+            if not self.parents:
+                return
 
     def _child(self, at: int, token: int) -> int | None:
         return next((node for node in self._children(at) if self.tokens[node] == token), None)

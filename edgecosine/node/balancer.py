@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from edgecosine.balance.asking import pays_to_ask
 from edgecosine.balance.batch import Latecomer, hold_s
 from edgecosine.balance.plan import (
     MAX_NODES,
@@ -40,7 +41,7 @@ PROMISING = 5
 """
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
-AHEAD_STEPS = (3, 12)
+AHEAD_STEPS = (3, 24)
 """Fewest and most steps ahead."""
 LEAST_STRENGTH = 0.01
 """Acceptance rate that a drafter is taken for at least, when outcomes are shared out."""
@@ -99,8 +100,12 @@ class Balancer(Learning):
             return True
         company = self._company(request)
         request.ready = ready, self._union(request, ready)
-        reached = request.ready[1].reaches[:MAX_NODES]
-        return best_speed(reached, self._pass_s(company), company) >= plan.asking_speed
+        union, pass_s = request.ready[1], self._pass_s(company)
+        reached = union.reaches[:MAX_NODES]
+        if not pays_to_ask(reached, union.open_reach, self._gain, plan, pass_s, company):
+            return True
+        request.left = 1.0 + sum(reached[: worthwhile_nodes(reached, pass_s, 0.0, company)]), union
+        return False
 
     def ahead(
         self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
@@ -183,7 +188,10 @@ class Balancer(Learning):
                 if best_speed(reached, pass_s, company) < self._speed_of_all_plain(company):
                     most = 0
             tree = union.tree(most)
-        request.ready, request.waited_s = None, waited_s
+            if request.left is not None:
+                before, left = request.left
+                self._gain.observe(before, 1.0 + sum(union.reaches[:most]), left.open_reach)
+        request.ready, request.left, request.waited_s = None, None, waited_s
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
@@ -245,7 +253,6 @@ class Balancer(Learning):
             gamma=steps.gamma,
             interval=steps.interval,
             speed=steps.speed,
-            asking_speed=steps.speed,
             draft_s=steps.draft_s,
             deadline_s=deadline(piece_s, steps.gamma * pass_s[1], is_measured=True),
             reason=explain(steps, team, request.whole.per_s),

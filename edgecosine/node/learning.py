@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edgecosine.balance.asking import Gain
 from edgecosine.balance.estimates import Crowding, DrafterSpeed, PassCost, PassReport, smooth
 from edgecosine.balance.plan import PROBE_GAMMA, Plan
 from edgecosine.balance.policy import POLICIES, Policy
@@ -29,7 +30,7 @@ from edgecosine.fusion.route import (
     Rescues,
     foresee,
 )
-from edgecosine.protocol.messages import MAX_DRAFT_TOKENS
+from edgecosine.protocol.hindsight import MAX_FORETOLD
 
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST
@@ -95,6 +96,8 @@ class RequestState:
     ready: tuple[Sequence[Proposal], Union] | None = None
     """What was there when the round began, and its union: made once, to judge it and to verify it.
     """
+    left: tuple[float, Union] | None = None
+    """Tokens that were expected of what was there, and its union, in a round that asks for more."""
 
     def calibration(self, drafter: DrafterState) -> Calibration:
         """What a drafter's word is worth for this request."""
@@ -112,6 +115,7 @@ class Learning:
         """Per round of one request, by whether it is plain; smoothed."""
         self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
         """By policy."""
+        self._gain = Gain()
         self._rescues = Rescues()
         self._winner = AcceptanceRate(RECORD_MEMORY)
         """The surest of several drafts, at its first token."""
@@ -300,7 +304,7 @@ class Learning:
         if of_answer:
             hits = sum(of_answer)
             request.rates.hear(proposal.node_id, hits, len(of_answer) - hits)
-        is_whole = len(foretold) == min(MAX_DRAFT_TOKENS, request.first_length - 1)
+        is_whole = len(foretold) == min(MAX_FORETOLD, request.first_length - 1)
         if foretold and is_whole and proposal.prefix_len == request.first_length:
             request.surprises[proposal.node_id] = proposal.hindsight.surprise
 

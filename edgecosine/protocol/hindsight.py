@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_FORETOLD = 64
+"""Tokens that it is about, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hindsight:

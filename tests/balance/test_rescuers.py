@@ -47,4 +47,3 @@ def test_hidden_drafts_allow_longer_ones_over_slow_links() -> None:
     asked = choose_plan([far], MEMORY_BOUND, 100)
     ahead = choose_plan([far], MEMORY_BOUND, 100, hidden=1.0)
     assert ahead.speed > asked.speed
-    assert ahead.asking_speed <= ahead.speed

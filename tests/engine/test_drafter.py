@@ -14,7 +14,7 @@ from edgecosine.engine.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
-from edgecosine.protocol.hindsight import NO_HINDSIGHT
+from edgecosine.protocol.hindsight import MAX_FORETOLD, NO_HINDSIGHT
 from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
 from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
@@ -244,4 +244,4 @@ def test_only_tokens_that_are_new_are_judged() -> None:
 
 def test_what_is_told_of_a_long_text_is_bounded() -> None:
     [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(said.hindsight.foretold) == MAX_DRAFT_TOKENS
+    assert len(said.hindsight.foretold) == MAX_FORETOLD

@@ -14,6 +14,7 @@ from edgecosine.errors import LocalProtocolError, RemoteProtocolError
 from edgecosine.protocol.codec import decode, encode, tag_of
 from edgecosine.protocol.framing import MAX_FRAME_BYTES
 from edgecosine.protocol.messages import (
+    MAX_DRAFT_TOKENS,
     MAX_PREFIX_TOKENS,
     MAX_VOCABULARY_BLOCKS,
     AnyMessage,
@@ -101,7 +102,7 @@ HOSTILE = {
     "half a vocabulary digest": encode(hello(vocabulary=b"1234567")),
     "half a token": encode(DraftRequest("a", 0, 4, 0, b"123", 1)),
     "more new tokens than prefix": encode(DraftRequest("a", 0, 1, 0, bytes(8), 1)),
-    "too many tokens asked": encode(DraftRequest("a", 0, 1, 0, b"", 65)),
+    "too many tokens asked": encode(DraftRequest("a", 0, 1, 0, b"", MAX_DRAFT_TOKENS + 1)),
     "a temperature that is no number": encode(
         DraftRequest("a", 0, 1, 0, b"", 1, coupling=Coupling(temperature=float("nan")))
     ),

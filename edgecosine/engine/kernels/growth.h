@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int kCapacity = 1024;                // as in growth.py
+constexpr int kCapacity = 2048;                // as in growth.py
 constexpr int32_t kRoot = -1, kUnread = -1, kNoNode = -1;
 constexpr int kGuesses = 4;                    // as in drafter.py
 
