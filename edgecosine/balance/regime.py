@@ -54,6 +54,14 @@ class _Size:
     rest: int = FIRST_REST
     num_passes: int = 0
     """Since the last change."""
+    patience: int = FIRST_REST
+    """Plain passes before drafters that have become better are a reason to try again; more each
+    time, for some are quick whenever they are idle."""
+
+    def reconsider(self) -> None:
+        if self.is_plain and self.num_passes >= self.patience:
+            self.patience = min(LONGEST_REST, 2 * self.patience)
+            self.change(is_plain=False)
 
     def change(self, *, is_plain: bool) -> None:
         self.is_plain, self.num_passes = is_plain, 0
@@ -76,7 +84,7 @@ class _Size:
         if self.speculating.per_s < LEAST * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
         elif self.speculating.num_passes > 2 * TRIAL_PASSES:
-            self.rest = FIRST_REST
+            self.rest = self.patience = FIRST_REST
 
 
 class Regimes:
@@ -88,7 +96,8 @@ class Regimes:
     def speculates(self, num_requests: int) -> bool:
         """Whether requests should speculate while so many are at work.
 
-        A number that was not seen yet does as the next smaller one does.
+        A number that was not seen yet does as the nearest one does, but no plain decoding is
+        concluded from more than twice as many.
         """
         return num_requests == 1 or not self._size(num_requests).is_plain
 
@@ -104,10 +113,9 @@ class Regimes:
 
     def reconsider(self) -> None:
         """Drafters have become better than they were when speculation was judged: it is tried again
-        at once, and not only after its rest."""
+        soon, and not only after its rest."""
         for size in self._sizes.values():
-            if size.is_plain:
-                size.change(is_plain=False)
+            size.reconsider()
 
     def reason(self, num_requests: int) -> str:
         """What was measured."""
@@ -119,7 +127,8 @@ class Regimes:
         bucket = num_requests if num_requests <= 8 else 1 << (num_requests - 1).bit_length()
         size = self._sizes.get(bucket)
         if size is None:
-            smaller = max((known for known in self._sizes if known < bucket), default=None)
-            is_plain = smaller is not None and self._sizes[smaller].is_plain
+            alike = [known for known in self._sizes if known <= 2 * bucket]
+            nearest = min(alike, key=lambda known: abs(known - bucket), default=None)
+            is_plain = nearest is not None and self._sizes[nearest].is_plain
             size = self._sizes[bucket] = _Size(is_plain=is_plain)
         return size

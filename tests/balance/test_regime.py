@@ -58,7 +58,7 @@ def test_a_single_request_is_left_to_its_plans() -> None:
     assert play(regimes, 1000, 0.1 / PLAIN_S, requests=1) == 0
 
 
-def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_next_smaller() -> None:
+def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> None:
     regimes = Regimes()
     play(regimes, 100, 2.0 * 2 / PLAIN_S, requests=2)
     play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
@@ -67,6 +67,24 @@ def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_next_smaller()
     assert not regimes.speculates(6)
     assert regimes.speculates(3)
     assert "4 requests" in regimes.reason(4)
+
+
+def test_number_that_is_new_does_as_the_nearest_one() -> None:
+    regimes = Regimes()
+    play(regimes, 200, 0.5 * 8 / PLAIN_S, requests=8)
+    assert not regimes.speculates(8)
+    assert not regimes.speculates(7)
+    assert not regimes.speculates(5)
+    assert regimes.speculates(2)
+
+
+def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
+    regimes = Regimes()
+    num_plain = 0
+    for _ in range(10000):
+        regimes.reconsider()
+        num_plain += play(regimes, 1, 0.5 * 4 / PLAIN_S)
+    assert num_plain >= 0.95 * 10000
 
 
 def test_speculation_with_drafters_that_have_become_better_is_tried_again_at_once() -> None:
