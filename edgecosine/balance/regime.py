@@ -15,6 +15,8 @@ MEMORY = 0.95
 """Weight of what was known before a pass against the pass."""
 TRIAL_PASSES = 16
 """Passes after which speculation is judged."""
+FEWEST_PASSES, CLEARLY = 6, 0.8
+"""Passes after which it is judged early, if it is below this share of plain decoding's speed."""
 FIRST_REST = 64
 LONGEST_REST = 4096
 """Plain passes between two trials, at most."""
@@ -79,11 +81,13 @@ class _Size:
                 self.rest = min(LONGEST_REST, 2 * self.rest)
             return
         self.speculating.observe(tokens, cycle_s)
-        if self.speculating.num_passes < TRIAL_PASSES:
+        num_passes = self.speculating.num_passes
+        if num_passes < FEWEST_PASSES:
             return
-        if self.speculating.per_s < LEAST * (self.plain.per_s or plain_per_s):
+        least = LEAST if num_passes >= TRIAL_PASSES else CLEARLY
+        if self.speculating.per_s < least * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
-        elif self.speculating.num_passes > 2 * TRIAL_PASSES:
+        elif num_passes > 2 * TRIAL_PASSES:
             self.rest = self.patience = FIRST_REST
 
 

@@ -69,6 +69,14 @@ def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> N
     assert "4 requests" in regimes.reason(4)
 
 
+def test_trial_that_clearly_loses_is_cut_short() -> None:
+    regimes, num_tried = Regimes(), 0
+    while regimes.speculates(4):
+        play(regimes, 1, 0.5 * 4 / PLAIN_S)
+        num_tried += 1
+    assert num_tried < TRIAL_PASSES
+
+
 def test_number_that_is_new_does_as_the_nearest_one() -> None:
     regimes = Regimes()
     play(regimes, 200, 0.5 * 8 / PLAIN_S, requests=8)
