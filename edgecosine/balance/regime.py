@@ -56,17 +56,20 @@ class _Size:
     rest: int = FIRST_REST
     num_passes: int = 0
     """Since the last change."""
-    patience: int = FIRST_REST
-    """Plain passes before drafters that have become better are a reason to try again; more each
-    time, for some are quick whenever they are idle."""
+    is_doubted: bool = False
+    """Whether drafters have become better since it became plain."""
+    patience: int = 0
+    """Plain passes before that is a reason to try again; more each time, for some drafters are
+    quick whenever they are idle."""
 
     def reconsider(self) -> None:
-        if self.is_plain and self.num_passes >= self.patience:
-            self.patience = min(LONGEST_REST, 2 * self.patience)
+        self.is_doubted = self.is_plain
+        if self.is_doubted and self.num_passes >= self.patience:
+            self.patience = min(LONGEST_REST, 2 * self.patience or FIRST_REST)
             self.change(is_plain=False)
 
     def change(self, *, is_plain: bool) -> None:
-        self.is_plain, self.num_passes = is_plain, 0
+        self.is_plain, self.is_doubted, self.num_passes = is_plain, False, 0
         if not is_plain:
             self.speculating = Speed()
 
@@ -79,6 +82,8 @@ class _Size:
             if self.num_passes >= self.rest:
                 self.change(is_plain=False)
                 self.rest = min(LONGEST_REST, 2 * self.rest)
+            elif self.is_doubted:
+                self.reconsider()
             return
         self.speculating.observe(tokens, cycle_s)
         num_passes = self.speculating.num_passes
@@ -88,7 +93,7 @@ class _Size:
         if self.speculating.per_s < least * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
         elif num_passes > 2 * TRIAL_PASSES:
-            self.rest = self.patience = FIRST_REST
+            self.rest, self.patience = FIRST_REST, 0
 
 
 class Regimes:
