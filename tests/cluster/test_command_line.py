@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -12,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgecosine import zoo
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import LocalCluster, local_plan
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.mqtt_fixtures import free_port
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -76,23 +73,3 @@ def test_node_without_a_broker_says_so_and_lives_on() -> None:
             process.send_signal(signal.SIGINT)
             process.stderr.read()
         assert process.wait(20) == 130
-
-
-def test_second_target_of_a_cluster_is_refused() -> None:
-    async def story() -> None:
-        plan = local_plan(
-            zoo.TARGET, (), cluster="two-targets", ballast=1, target_cores="", drafter_cores="",
-            broker=None, broker_port=free_port(),
-        )  # fmt: skip
-        async with LocalCluster(plan, print) as cluster:
-            done = _node(
-                "--role", "target", "--model", "target", "--broker", cluster.broker_url,
-                "--cluster", plan.cluster,
-            )  # fmt: skip
-            assert done.returncode == 1
-            assert plan.target.node_id in done.stderr
-            async with Client(cluster.broker_url, plan.cluster) as client:
-                assert await client.is_online()
-            os.kill(cluster.pid(plan.target.node_id), 0)
-
-    run_patiently(story())
