@@ -70,7 +70,7 @@ def test_split_target_answers_as_one_and_ends_with_a_reason(tmp_path: Path) -> N
 
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, _split_target(broker, log) as node:
-            async with Client(broker.url, "home") as client:
+            async with Client(broker.url, "home", patience_s=1) as client:
                 while not await client.is_online():
                     assert node.returncode is None, log.read_text()
                     await client.changed()
