@@ -26,8 +26,6 @@ GUESSES = 4
 """Continuations that are kept of each node."""
 TREE_ROOM = 256
 """Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
-
-
 PLAIN_NODES = 24
 """Nodes of an answer that somebody waits for."""
 
