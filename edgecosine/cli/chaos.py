@@ -52,6 +52,7 @@ def command(
     exit status is 1 when anything is lost, doubled, different or hung. Progress goes to stderr.
     """
     from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
+    from edgecosine.lab.chaos.faults import MEANING
     from edgecosine.lab.chaos.judge import DEFINITIONS
 
     log_to_stderr("error")
@@ -71,7 +72,7 @@ def command(
         if report is not None:
             write_report(
                 report, run.figures, run.records, settings=asdict(settings), network=run.network,
-                faults_left_out=dict(run.left_out), definitions=dict(DEFINITIONS),
+                faults_left_out=dict(run.left_out), definitions={**DEFINITIONS, **MEANING},
             )  # fmt: skip
         if not run.verdict.is_clean:
             raise LabError("requests were lost, doubled, different or hung")

@@ -47,15 +47,6 @@ class Disk:
         (self.path / _FILLING).unlink(missing_ok=True)
 
 
-def why_no_disk() -> str | None:
-    """Why no disk can be made here; None when one can."""
-    try:
-        with small_disk():
-            return None
-    except LabError as error:
-        return str(error)
-
-
 @contextlib.contextmanager
 def small_disk() -> Iterator[Disk]:
     """A disk of some megabytes, gone after the block.
