@@ -16,25 +16,33 @@ TRIAL_EVERY = 6
 HOPEFUL = 0.5
 """Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
 what is believed of its speed may be out of date."""
+RESTING_PACE = 8
+"""How much rarer trials are while no request speculates, for nobody is to choose yet."""
 OTHERS_TURN = 4
 """One in so many trials is not the hopeful one's."""
 
 
-def is_due(rounds_since: int, num_requests: int) -> bool:
-    """Whether it is time that anybody is tried; the more requests are at work, the rarer."""
-    return rounds_since >= TRIAL_EVERY * max(1, num_requests)
+def pace_of(num_requests: int, *, is_resting: bool) -> int:
+    """How rare trials are: the rarer, the more requests are at work. `is_resting` says that none of
+    them speculates."""
+    return max(1, num_requests) * (RESTING_PACE if is_resting else 1)
 
 
-def may_try(rounds_since: int, num_requests: int) -> bool:
+def is_due(rounds_since: int, pace: int) -> bool:
+    """Whether it is time that anybody is tried."""
+    return rounds_since >= TRIAL_EVERY * pace
+
+
+def may_try(rounds_since: int, pace: int) -> bool:
     """Whether `whom_to_try` may name anybody; between what is due only for a lone request."""
-    return num_requests <= 1 or is_due(rounds_since, num_requests)
+    return pace <= 1 or is_due(rounds_since, pace)
 
 
 def whom_to_try(
     others: Sequence[Candidate],
     num_trials: int,
     rounds_since: int,
-    num_requests: int,
+    pace: int,
     *,
     is_plain: bool,
 ) -> Candidate | None:
@@ -47,10 +55,10 @@ def whom_to_try(
         best = most_hopeful(others)
         if best is not None:
             return best
-    if is_due(rounds_since, num_requests):
+    if is_due(rounds_since, pace):
         pool = others
     else:
-        pool = still_new(others, num_trials) if num_requests <= 1 else ()
+        pool = still_new(others, num_trials) if pace <= 1 else ()
     return pool[num_trials % len(pool)] if pool else None
 
 

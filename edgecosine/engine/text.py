@@ -24,6 +24,7 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.eos_tokens = frozenset(eos_tokens)
         self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
+        self._text_of = functools.lru_cache(_MAX_SPELLINGS)(lambda token: self._decode([token]))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
@@ -47,6 +48,11 @@ class TextCodec:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
+        if len(tokens) == 1:
+            return self._text_of(tokens[0])
+        return self._decode(tokens)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
         return str(
             self._tokenizer.decode(
                 list(tokens),

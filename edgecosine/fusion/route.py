@@ -36,8 +36,10 @@ SURPRISE_WEIGHT = 12.0
 SURPRISE_SCALE = 2.1
 """Nats more than the least surprised drafter by which acceptance falls to 1/e of its (measured on
 the zoo: within 15% of 2.1 from a quarter of a nat to nine)."""
-LEAD = 0.75
-"""Acceptance rate that the least surprised drafter is expected to reach."""
+FIRST_LEAD = 0.75
+"""Acceptance rate that the least surprised drafter is expected to reach, before any did."""
+LEAD_WEIGHT = 12.0
+LEAD_MEMORY = 200.0
 WORD_MEMORY = 200.0
 WORD_PRIOR = 6.0
 """Tokens that a drafter's word is believed for in advance."""
@@ -143,12 +145,25 @@ class Rescues:
         return rate.mean(FIRST_RESCUE, 4.0) if rate else FIRST_RESCUE
 
 
-def foresee(surprises: Mapping[str, float]) -> dict[str, float]:
+@dataclass(slots=True)
+class Lead:
+    """What the least surprised drafters reached: surprises compare drafters, but where all of them
+    are bad the best one is bad, too."""
+
+    rate: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(LEAD_MEMORY))
+
+    @property
+    def expected(self) -> float:
+        """Acceptance rate to expect of the least surprised one."""
+        return self.rate.mean(FIRST_LEAD, LEAD_WEIGHT)
+
+
+def foresee(surprises: Mapping[str, float], lead: float) -> dict[str, float]:
     """Acceptance rates to expect of drafters that have read the same text with these surprises, in
-    nats per token."""
+    nats per token; `lead` is that of the least surprised one."""
     least = min(surprises.values(), default=0.0)
     return {
-        drafter: LEAD * math.exp((least - surprise) / SURPRISE_SCALE)
+        drafter: lead * math.exp((least - surprise) / SURPRISE_SCALE)
         for drafter, surprise in surprises.items()
     }
 

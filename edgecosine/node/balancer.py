@@ -26,7 +26,7 @@ from edgecosine.balance.plan import (
 )
 from edgecosine.balance.policy import FIXED_GAMMA
 from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
-from edgecosine.balance.trials import may_try, whom_to_try
+from edgecosine.balance.trials import may_try, pace_of, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
@@ -63,10 +63,9 @@ class Balancer(Learning):
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
         self._num_plans += 1
         policy = request.policy
-        num_requests = len(self._at_work)
-        regimes = self._regimes[policy.name]
-        if policy.is_adaptive and not regimes.speculates(num_requests):
-            self.last_reason = f"K=0: {regimes.reason(num_requests)}"
+        if self._is_resting(request):
+            regimes = self._regimes[policy.name]
+            self.last_reason = f"K=0: {regimes.reason(len(self._at_work))}"
             return Plan(reason=self.last_reason)
         candidates = self._candidates(request, drafters)
         if policy.is_adaptive and policy.routing == "learned":
@@ -79,7 +78,10 @@ class Balancer(Learning):
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """Whom to ask while the target reads the prompt, for a first impression: everybody; of many
-        the most promising, and some of those who are known the least."""
+        the most promising, and some of those who are known the least. Nobody while no request
+        speculates."""
+        if self._is_resting(request):
+            return Plan()
         candidates = self._candidates(request, drafters)
         if len(candidates) > FIRST_ASKED:
             by_rate = sorted(candidates, key=lambda c: -c.rate)
@@ -155,12 +157,12 @@ class Balancer(Learning):
         """
         request.rounds_since_trial += 1
         num_trials, since = request.num_trials, request.rounds_since_trial
-        num_requests = len(self._at_work)
-        if not may_try(since, num_requests):
+        pace = pace_of(len(self._at_work), is_resting=self._is_resting(request))
+        if not may_try(since, pace):
             return Plan()
         others = self._candidates(request, set(drafters) - set(plan.drafters))
         is_plain = not plan.drafters
-        chosen = whom_to_try(others, num_trials, since, num_requests, is_plain=is_plain)
+        chosen = whom_to_try(others, num_trials, since, pace, is_plain=is_plain)
         if chosen is None:
             return Plan()
         request.rounds_since_trial = 0
@@ -198,6 +200,12 @@ class Balancer(Learning):
     def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
         """How long to hold a pass of so many rows back for latecomers; None: not at all."""
         return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
+
+    def _is_resting(self, request: RequestState) -> bool:
+        """Whether plain decoding was measured to be better with so many requests at work."""
+        if not request.policy.is_adaptive:
+            return False
+        return not self._regimes[request.policy.name].speculates(len(self._at_work))
 
     def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
         company = self._company(request)

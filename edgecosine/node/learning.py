@@ -25,6 +25,7 @@ from edgecosine.fusion.route import (
     RECORD_MEMORY,
     REQUEST_MEMORY,
     AcceptanceRate,
+    Lead,
     Record,
     RequestRates,
     Rescues,
@@ -69,6 +70,8 @@ class RequestState:
     num_prompt: int = 0
     surprises: dict[str, float] = field(default_factory=dict)
     """Of the drafters that have read the text as it was before the first round."""
+    leader: str | None = None
+    """The least surprised of those whose word is good."""
     first_length: int = 0
     """Tokens of that text."""
     rates: RequestRates = field(default_factory=RequestRates)
@@ -116,6 +119,8 @@ class Learning:
         self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
         """By policy."""
         self._gain = Gain()
+        self._leads = {True: Lead(), False: Lead()}
+        """By whether the request is greedy."""
         self._rescues = Rescues()
         self._winner = AcceptanceRate(RECORD_MEMORY)
         """The surest of several drafts, at its first token."""
@@ -261,6 +266,8 @@ class Learning:
             request.rates.observe(proposal.node_id, hits, misses)
             request.on_text.observe(proposal.node_id, hits, misses)
             state.record.rate.observe(hits, misses)
+            if proposal.node_id == request.leader:
+                self._leads[request.is_greedy].rate.observe(hits, misses)
             claim = request.rates.claim(proposal.node_id)
             if claim is not None:
                 state.record.word.observe(claim, hits, misses)
@@ -315,7 +322,8 @@ class Learning:
             for node_id, surprise in request.surprises.items()
             if self.drafter(node_id).record.word.is_good
         }
-        request.rates.foreseen = foresee(believed)
+        request.leader = min(believed, key=lambda node_id: believed[node_id], default=None)
+        request.rates.foreseen = foresee(believed, self._leads[request.is_greedy].expected)
 
     def _reconsider(self) -> None:
         """Where speculation did not pay, it may with drafters as they are now."""

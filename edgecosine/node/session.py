@@ -44,9 +44,10 @@ logger = logging.getLogger(__name__)
 FIRST_GRACE_S = 0.01
 """How long the first drafts may take after the target has read the prompt."""
 
-DELTA_EVERY_S = 0.02
-"""Text of rounds that end sooner after the last delta goes out with the next one: no reader sees
-the difference, and a message costs the target as much as some rows of a pass."""
+TELL_EVERY_S = 0.02
+"""Tokens and text of rounds that end sooner after the last ones that were told go with the next
+ones: no reader sees the difference, and a message and a record of the journal cost the target as
+much as some rows of a pass."""
 
 
 class Session:
@@ -67,6 +68,8 @@ class Session:
         self._verifying, self._balancer = verifying, balancer
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
+        self._num_told = len(request.said.tokens)
+        """Tokens of the answer that were yielded."""
         self._committing = 0.0
         """When the last round's verdict was there, and nobody drafted any more."""
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
@@ -92,34 +95,36 @@ class Session:
     async def run(self) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, the deltas as they are certain, and the `Answer` last.
 
-        What was said in a former life is shown again, from the first character on. Every round's
-        tokens come with it, also where its text waits for the next delta.
+        What was said in a former life is shown again, from the first character on. Tokens do not
+        wait for text that is held back.
         """
-        index, sent_at = 0, 0.0
+        index, told_at = 0, 0.0
         try:
             yield Started()
             started = prefilled = now()
             ready: list[Proposal] | None = None
             self._balancer.observe_text(self._state, self._sequence.tokens)
-            unsent, _ = self._show()
+            unsent = self._show()
             if unsent:
                 yield Delta(index, unsent)
-                index, unsent, sent_at = index + 1, "", now()
+                index, unsent, told_at = index + 1, "", now()
             while self._transcript.finish_reason is None:
                 if ready is None:
                     ready = await self._prefill()
                     prefilled = now()
                 else:
                     ready = await self._play_round(ready)
-                text, committed = self._show()
-                unsent += text
+                unsent += self._show()
                 is_over = self._transcript.finish_reason is not None
                 moment = now()
-                if unsent and (is_over or moment - sent_at >= DELTA_EVERY_S):
-                    yield Delta(index, unsent, committed=committed)
-                    index, unsent, sent_at = index + 1, "", moment
+                if not is_over and moment - told_at < TELL_EVERY_S:
+                    continue
+                told_at = moment
+                if unsent:
+                    yield Delta(index, unsent, committed=self._untold())
+                    index, unsent = index + 1, ""
                 else:
-                    yield committed
+                    yield self._untold()
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = now() - prefilled
             yield self._answer()
@@ -128,12 +133,18 @@ class Session:
             self._verifying.release(self._request.key)
             self._consulting.release()
 
-    def _show(self) -> tuple[str, Committed]:
-        """The text that is certain now, and the tokens that made it so."""
+    def _show(self) -> str:
+        """The text that is certain now."""
         seen = len(self._transcript.tokens)
-        tokens = tuple(self._sequence.tokens[self._num_prompt + seen :])
-        logprobs = tuple(self._logprobs[seen:])
-        return self._transcript.push(tokens, logprobs), Committed(tokens, logprobs)
+        tokens = self._sequence.tokens[self._num_prompt + seen :]
+        return self._transcript.push(tokens, self._logprobs[seen:])
+
+    def _untold(self) -> Committed:
+        """The answer's tokens since the last ones that were told."""
+        told = self._num_told
+        tokens = tuple(self._sequence.tokens[self._num_prompt + told :])
+        self._num_told += len(tokens)
+        return Committed(tokens, tuple(self._logprobs[told:]))
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 from edgecosine.protocol.messages import prefix_digest
@@ -26,8 +27,10 @@ class Prefix:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens behind."""
+        digest = self._digests[-1]
         for token in tokens:
-            self._digests.append(prefix_digest((token,), self._digests[-1]))
+            digest = zlib.crc32(token.to_bytes(4, "little"), digest)
+            self._digests.append(digest)
         self.tokens.extend(tokens)
 
     def reconcile(self, kept: int, new_tokens: Sequence[int], digest: int) -> bool:

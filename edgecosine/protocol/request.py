@@ -289,12 +289,12 @@ class Delta:
     text: str
     choice: int = 0
     committed: Committed = NOTHING
-    """The tokens of the round that made the text certain."""
+    """The tokens since the last ones that were told, the text's included."""
 
 
 Progress = Started | Committed | Delta | Answer
-"""What a request yields: `Started` once, any number of deltas, `Committed` for rounds that show no
-text, and one `Answer` last."""
+"""What a request yields: `Started` once, any number of deltas, `Committed` for tokens that show no
+text yet, and one `Answer` last."""
 
 NodeState = Mapping[str, Any]
 """What a node tells about itself on its state topic; plain JSON values."""

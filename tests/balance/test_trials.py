@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.trials import FIRST_TRIALS, TRIAL_EVERY, may_try, whom_to_try
+from edgecosine.balance.trials import FIRST_TRIALS, TRIAL_EVERY, may_try, pace_of, whom_to_try
 from tests.balance.test_plan import candidate, candidates
 
 KNOWN, GOOD = candidate("known", 0.2), candidate("good", 0.9)
@@ -15,20 +15,22 @@ NEW = replace(candidate("new", 0.3), evidence=0.0)
 counts = st.integers(0, 40)
 
 
-@given(st.lists(candidates, max_size=5), counts, counts, st.integers(0, 9), st.booleans())
+@given(st.lists(candidates, max_size=5), counts, counts, st.integers(1, 9), st.booleans())
 def test_nobody_is_named_between_trials_of_a_crowd(
-    others: list[object], num_trials: int, since: int, num_requests: int, is_plain: bool
+    others: list[object], num_trials: int, since: int, pace: int, is_plain: bool
 ) -> None:
-    chosen = whom_to_try(others, num_trials, since, num_requests, is_plain=is_plain)
+    chosen = whom_to_try(others, num_trials, since, pace, is_plain=is_plain)
     assert chosen is None or chosen in others
-    if may_try(since, num_requests) and since >= TRIAL_EVERY * max(1, num_requests):
+    if may_try(since, pace) and since >= TRIAL_EVERY * pace:
         assert (chosen is None) == (not others)
 
 
 def test_crowd_waits_for_as_many_more_rounds_as_it_has_requests() -> None:
-    assert may_try(1, 1)
-    assert not may_try(4 * TRIAL_EVERY - 1, 4)
-    assert may_try(4 * TRIAL_EVERY, 4)
+    crowd, resting = (pace_of(4, is_resting=is_resting) for is_resting in (False, True))
+    assert may_try(1, pace_of(1, is_resting=False))
+    assert not may_try(4 * TRIAL_EVERY - 1, crowd)
+    assert may_try(4 * TRIAL_EVERY, crowd)
+    assert not may_try(4 * TRIAL_EVERY, resting)
 
 
 def test_those_whom_a_new_request_does_not_know_are_tried_at_once_and_not_for_ever() -> None:

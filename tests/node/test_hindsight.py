@@ -97,6 +97,23 @@ def test_boaster_loses_its_word_and_does_not_spoil_that_of_others() -> None:
     assert "boaster" not in request.rates.foreseen
 
 
+def test_where_all_are_bad_the_least_surprised_one_is_not_believed_for_long() -> None:
+    made = balancer()
+    wasted = []
+    for _ in range(6):
+        request = begin(made, SURPRISES)
+        num_asked = 0
+        for _ in range(60):
+            plan = made.plan(request, list(SURPRISES), 100)
+            num_asked += bool(plan.drafters)
+            for name in plan.drafters:
+                judge(made, request, name, 0)
+        made.close(request)
+        wasted.append(num_asked)
+    assert wasted[0] > 2
+    assert max(wasted[2:]) <= 2
+
+
 def test_boasting_of_answers_is_bounded_too() -> None:
     made = balancer()
     request = begin(made, {"boaster": 1.0, "python": 1.0})

@@ -183,18 +183,16 @@ def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("is_late", "delta_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)]
-)
+@pytest.mark.parametrize(("is_late", "tell_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)])
 @pytest.mark.parametrize("request_", REQUESTS, ids=["greedy", "sampled"])
 def test_killed_at_any_record_it_ends_as_it_would_have(
     request_: Request,
     is_late: bool,
-    delta_every_s: float,
+    tell_every_s: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", delta_every_s)
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", tell_every_s)
 
     async def story() -> None:
         for dies_at in range(NEVER):
@@ -210,8 +208,10 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
 
 @pytest.mark.parametrize("deaths", [[(3, False), (3, False)], [(4, True), (2, True), (6, False)]])
 def test_killed_several_times_it_ends_as_it_would_have(
-    deaths: list[tuple[int, bool]], tmp_path: Path
+    deaths: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", 0.0)
+
     async def story() -> None:
         for request in REQUESTS:
             world = await lives(request, tmp_path / str(request.n), *deaths)

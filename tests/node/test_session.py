@@ -371,7 +371,7 @@ def test_end_token_is_no_end_when_it_is_ignored() -> None:
 
 
 def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", 0.0)
     language = recital("To be", "s€ stay stop".encode())
 
     async def main() -> list[str]:
@@ -384,7 +384,7 @@ def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.Mon
 
 
 def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", math.inf)
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", math.inf)
     language = recital("To be", b"one and all")
 
     async def main() -> list[str]:
@@ -395,11 +395,9 @@ def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch)
     assert run(main()) == ["one and all"]
 
 
-@pytest.mark.parametrize("delta_every_s", [0.0, math.inf])
-def test_tokens_are_told_with_their_round_whenever_the_text_goes_out(
-    delta_every_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", delta_every_s)
+@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
+def test_every_token_is_told_once(tell_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", tell_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
 
@@ -416,15 +414,15 @@ def test_tokens_are_told_with_their_round_whenever_the_text_goes_out(
             return [committed.tokens for committed in told], answer
 
     rounds, answer = run(main())
-    assert [len(tokens) for tokens in rounds] == [1] * answer.num_tokens
+    assert len(rounds) == (1 if tell_every_s else answer.num_tokens)
     assert [token for tokens in rounds for token in tokens] == list(alone(language, asked).tokens)
 
 
-@pytest.mark.parametrize("delta_every_s", [0.0, math.inf])
+@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
 def test_resumed_session_shows_all_text_whenever_it_goes_out(
-    delta_every_s: float, monkeypatch: pytest.MonkeyPatch
+    tell_every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.session.DELTA_EVERY_S", delta_every_s)
+    monkeypatch.setattr("edgecosine.node.session.TELL_EVERY_S", tell_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
     whole = alone(language, asked)
