@@ -7,7 +7,6 @@ that one earlier request about a subject can send the next one to the right spec
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +25,7 @@ ENOUGH = 4.0
 
 Features = npt.NDArray[np.float32]
 
+_TINY = 1e-9
 _ODD = np.uint64(0x9E3779B1)
 _SHIFT = np.uint64(7)
 
@@ -50,31 +50,37 @@ class Expectation:
 class Experience:
     """Texts, and the hits and misses of each drafter on them."""
 
-    _texts: deque[Features] = field(default_factory=lambda: deque(maxlen=MEMORY))
-    _rates: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=MEMORY))
-    _mean: Features | None = None
-    _directions: npt.NDArray[np.float32] | None = None
+    _texts: Features = field(default_factory=lambda: np.zeros((MEMORY, DIMENSIONS), np.float32))
+    """A ring; a node asks of it at every prompt and keeps its event loop waiting meanwhile."""
+    _squares: Features = field(default_factory=lambda: np.zeros(MEMORY, np.float32))
+    """Of the texts' lengths."""
+    _sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(DIMENSIONS))
+    _rates: list[Mapping[str, float]] = field(default_factory=list)
+    _oldest: int = 0
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._rates)
 
     def add(self, text: Features, outcomes: Mapping[str, tuple[float, float]]) -> None:
         """Remember (hits, misses) by drafter on one text."""
         rates = {name: h / (h + m) for name, (h, m) in outcomes.items() if h + m >= ENOUGH}
-        if rates:
-            self._texts.append(text)
+        if not rates:
+            return
+        if len(self) < MEMORY:
+            place = len(self)
             self._rates.append(rates)
-            self._directions = None
+        else:
+            place, self._oldest = self._oldest, (self._oldest + 1) % MEMORY
+            self._rates[place] = rates
+        self._sum += text
+        self._sum -= self._texts[place]
+        self._texts[place], self._squares[place] = text, text @ text
 
     def expect(self, text: Features) -> dict[str, Expectation]:
         """What to expect of each drafter that was ever tried, on a text like this."""
-        if len(self._texts) < 2:
+        if len(self) < 2:
             return {}
-        if self._directions is None or self._mean is None:
-            texts = np.stack(self._texts)
-            self._mean = texts.mean(axis=0)
-            self._directions = _unit(texts - self._mean)
-        shares = np.exp(SHARPNESS * (self._directions @ _unit(text - self._mean)))
+        shares = np.exp(SHARPNESS * self._cosines(text))
         sums: dict[str, tuple[float, float]] = {}
         for share, rates in zip(shares.tolist(), self._rates, strict=True):
             for name, rate in rates.items():
@@ -82,8 +88,13 @@ class Experience:
                 sums[name] = total + share * rate, norm + share
         return {name: Expectation(total / norm, norm) for name, (total, norm) in sums.items()}
 
-
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    units: npt.NDArray[np.float32] = (vectors / np.maximum(norms, 1e-9)).astype(np.float32)
-    return units
+    def _cosines(self, text: Features) -> Features:
+        """Between this text and each one that is remembered, all of them less their mean."""
+        texts, squares = self._texts[: len(self)], self._squares[: len(self)]
+        mean = (self._sum / len(self)).astype(np.float32)
+        off = text - mean
+        along_mean, along_off = texts @ mean, texts @ off
+        lengths = np.sqrt(np.maximum(squares - 2 * along_mean + mean @ mean, _TINY))
+        length = max(float(np.linalg.norm(off)), _TINY)
+        cosines: Features = np.clip((along_off - mean @ off) / (lengths * length), -1.0, 1.0)
+        return cosines

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.context import MEMORY, Experience, features
+from edgecosine.fusion.context import MEMORY, SHARPNESS, Experience, features
 from edgecosine.fusion.route import PRIOR_WEIGHT, Record, RequestRates
 
 COMMON = list(range(200))
@@ -53,6 +55,25 @@ def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
     for _ in range(3):
         experience.add(features([1, 2]), {"d": (1.0, 1.0)})
     assert len(experience) == 0
+
+
+@pytest.mark.parametrize("num_texts", [2, 60, MEMORY + 40])
+def test_expectation_is_the_mean_weighted_by_likeness(num_texts: int) -> None:
+    """Nadaraya and Watson's estimator, written down as it is defined."""
+    chance = random.Random(4)
+    texts = [features(text(chance.choice([*SUBJECTS]), chance)) for _ in range(num_texts)]
+    rates = [chance.random() for _ in texts]
+    experience = Experience()
+    for each, rate in zip(texts, rates, strict=True):
+        experience.add(each, {"d": (8 * rate, 8 - 8 * rate)})
+    asked = features(text("law", chance))
+    kept, rates = np.array(texts[-MEMORY:], dtype=float), rates[-MEMORY:]
+    off, mean = kept - kept.mean(axis=0), kept.mean(axis=0)
+    cosines = off @ (asked - mean) / np.linalg.norm(off, axis=1) / np.linalg.norm(asked - mean)
+    weights = np.exp(SHARPNESS * cosines)
+    expected = experience.expect(asked)["d"]
+    assert expected.rate == pytest.approx(float(weights @ rates / weights.sum()), rel=1e-3)
+    assert expected.weight == pytest.approx(float(weights.sum()), rel=1e-3)
 
 
 def test_memory_is_bounded() -> None:
