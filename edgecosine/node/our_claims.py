@@ -19,7 +19,7 @@ from edgecosine.protocol.sharing import Claim
 
 CONSENT_S: Final = 0.5
 """How long a claim waits for another target, which is not waited for again until it speaks."""
-_MAX_DONE: Final = 16384
+MAX_DONE: Final = 16384
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class OurClaims:
         if key not in self._works:
             return []
         self._done[key] = None
-        if len(self._done) > _MAX_DONE:
+        if len(self._done) > MAX_DONE:
             self._done.popitem(last=False)
         return [Clear(key)] if self.drop(key) else []
 

@@ -17,7 +17,8 @@ from edgecosine.protocol.sharing import Claim, Standing, StandingState
 
 GRACE_S: Final = 5.0
 """In which a target that was lost may come back to its work; as long as couriers pause at most."""
-_FORGET_S: Final = 3600.0
+FORGET_S: Final = 3600.0
+"""After which a target that was lost counts as one that was never there."""
 
 
 @dataclass(slots=True)
@@ -143,5 +144,5 @@ class Standings:
     def forget(self, now: float) -> None:
         """Forget those who were lost long ago."""
         for node, peer in list(self._peers.items()):
-            if peer.lost_at is not None and peer.lost_at + _FORGET_S <= now:
+            if peer.lost_at is not None and peer.lost_at + FORGET_S <= now:
                 del self._peers[node]

@@ -16,7 +16,7 @@ from edgecosine.node.standings import Standings
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.sharing import Claim
 
-_MAX_KEPT: Final = 4096
+MAX_KEPT: Final = 4096
 
 V = TypeVar("V")
 
@@ -88,5 +88,5 @@ def rank(claim: Claim) -> tuple[int, bytes]:
 
 def _put(entries: OrderedDict[str, V], key: str, value: V) -> None:
     entries[key] = value
-    if len(entries) > _MAX_KEPT:
+    if len(entries) > MAX_KEPT:
         entries.popitem(last=False)
