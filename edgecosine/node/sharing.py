@@ -198,7 +198,7 @@ class Sharing:
         return self._desk is not None and key not in self._held and self._desk.knows(key)
 
     def _is_sure(self, key: str) -> bool:
-        is_heard = not self.book.peers or _now() - self._heard_at < LEASE_S
+        is_heard = self.book.is_alone or _now() - self._heard_at < LEASE_S
         return is_heard and self.book.is_ours(key)
 
     def _do(self, effects: Sequence[Effect]) -> None:
@@ -317,10 +317,10 @@ class Sharing:
             await asyncio.sleep(_TICK_S)
             number += 1
             if self._courier.is_connected and (
-                not self.book.is_joined or (self.book.peers and number % _ECHO_TICKS == 0)
+                not self.book.is_joined or (number % _ECHO_TICKS == 0 and not self.book.is_alone)
             ):
                 self._courier.send(self._echo())
-            if self.book.is_joined and self.book.peers:
+            if self.book.is_joined and not self.book.is_alone:
                 self._do(self.book.tick(_now()))
             self._send_held()
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.errors import Overloaded, RequestError
-from edgecosine.lab.soak_clients import Clients, Manner
+from edgecosine.lab.soak.clients import Clients, Manner
 from edgecosine.node.client import Client
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import house, needs_mosquitto, run

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from edgecosine.lab.soak_clients import Tally
-from edgecosine.lab.soak_record import Minute, Phase, soak_figures
+from edgecosine.lab.soak.clients import Tally
+from edgecosine.lab.soak.record import Minute, Phase, soak_figures
 
 MIB = 1 << 20
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.rendezvous import chosen
 from edgecosine.node.effects import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
-from edgecosine.node.workbook import GRACE_S, UNCLAIMED_S, WorkBook
+from edgecosine.node.standings import GRACE_S
+from edgecosine.node.workbook import UNCLAIMED_S, WorkBook
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.request import Request
 from edgecosine.protocol.sharing import Claim, Known, Standing

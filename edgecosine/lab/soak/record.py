@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgecosine.lab.bench.record import percentiles
 from edgecosine.lab.figures import Figure
-from edgecosine.lab.soak_clients import Tally
+from edgecosine.lab.soak.clients import Tally
 
 MINUTE_S = 60.0
 Phase = Literal["capacity", "before", "overload", "rest", "after"]

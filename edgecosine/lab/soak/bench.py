@@ -28,8 +28,8 @@ from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.load import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.lab.soak_clients import MANNERS, NORMAL, Clients
-from edgecosine.lab.soak_record import MINUTE_S, Minute, Phase, soak_figures
+from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
+from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.node import processes
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
@@ -213,7 +213,7 @@ async def _sleeping(cluster: LocalCluster, name: str) -> AsyncIterator[Process]:
     """Somebody who subscribed to everything and does not read."""
     sleeper = await processes.spawn(
         (
-            *(sys.executable, "-m", "edgecosine.lab.sleeper"),
+            *(sys.executable, "-m", "edgecosine.lab.soak.sleeper"),
             *(cluster.broker_url, f"{Topics(name).root}/#"),
         ),
         cluster.logs / "sleeper.log",

@@ -1,7 +1,7 @@
 """A subscriber that stops reading: a process that wants everything of a cluster and then stops.
 
-`python -m edgecosine.lab.sleeper BROKER FILTER`; whoever started it may let it go on (SIGCONT): it
-reads what waits for it for a second and stops again.
+`python -m edgecosine.lab.soak.sleeper BROKER FILTER`; whoever started it may wake it (SIGCONT):
+it reads what waits for it for a second and stops again.
 """
 
 from __future__ import annotations

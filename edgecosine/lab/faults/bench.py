@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgecosine.lab.drafter_kills import Kill, measure_kills
+from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
+from edgecosine.lab.faults.protection import ProtectionSettings, Turn, measure_protection
+from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
 from edgecosine.lab.figures import Figure, interval
-from edgecosine.lab.protection import ProtectionSettings, Turn, measure_protection
-from edgecosine.lab.target_restarts import Restart, measure_restarts
 
 Part = Literal["drafter", "target", "protection"]
 

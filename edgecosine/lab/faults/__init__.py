@@ -1,0 +1,1 @@
+"""What kills of drafters, restarts of the target, and protection cost those who ask."""

@@ -1,0 +1,1 @@
+"""More is asked of a cluster than it can do, for long: does every request end, is all as before?"""
