@@ -93,7 +93,9 @@ class Experience:
         texts, squares = self._texts[: len(self)], self._squares[: len(self)]
         mean = (self._sum / len(self)).astype(np.float32)
         off = text - mean
-        along_mean, along_off = texts @ mean, texts @ off
+        # Not by `@`: BLAS would share so large a product among threads, which then keep spinning on
+        # the cores of the passes.
+        along_mean, along_off = np.einsum("td,vd->vt", texts, np.stack((mean, off)))
         lengths = np.sqrt(np.maximum(squares - 2 * along_mean + mean @ mean, _TINY))
         length = max(float(np.linalg.norm(off)), _TINY)
         cosines: Features = np.clip((along_off - mean @ off) / (lengths * length), -1.0, 1.0)
