@@ -74,8 +74,8 @@ class Plan:
     reason: str = ""
 
 
-def expected_tokens(rate: float, gamma: int) -> float:
-    """Committed tokens of a round with a chain of `gamma`."""
+def expected_tokens(rate: float, gamma: float) -> float:
+    """Committed tokens of a round with a chain of `gamma`, on average where that is a fraction."""
     rate = min(rate, 0.9999)
     return float((1.0 - rate ** (gamma + 1)) / (1.0 - rate))
 
@@ -212,7 +212,8 @@ def add_rescuers(
 
     rescue(a, b) is the probability that b is right where a is wrong. Whoever joins is waited for,
     and its nodes are rows; it is taken for its coverage beyond the first, not for its own rate.
-    crowding(n) is how much longer n drafters take together than the slowest of them alone.
+    crowding(n) is how much longer n drafters take together than the slowest of them alone: while a
+    fresh draft is waited for that takes time, and beside a verification it takes depth.
     """
     if not plan.drafters:
         return plan
@@ -229,9 +230,12 @@ def add_rescuers(
                 continue
             # Nobody is right more often where another is wrong than anywhere.
             joint = rate + (1 - rate) * min(other.rate, rescue(lead.node_id, other.node_id))
-            tokens = expected_tokens(joint, plan.gamma)
+            crowd = crowding(len(members) + 1)
+            tokens = (1 - hidden) * expected_tokens(joint, plan.gamma)
+            # Who drafts ahead has the time of a pass, and gets as far as the company lets it.
+            tokens += hidden * expected_tokens(joint, plan.gamma / crowd)
             alone_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
-            draft_s = alone_s * crowding(len(members) + 1)
+            draft_s = alone_s * crowd
             wait_s = _wait_s(draft_s, pass_s[rows], hidden)
             speed = speed_of(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):

@@ -28,6 +28,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("rtt ms", "rtt_ms", "{:.1f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("acceptance", "acceptance", "{:.2f}"),
+    ("made ahead", "ahead_hit_rate", "{:.0%}"),
     ("queued", "queued", "{}"),
     ("plan", "plan", "{}"),
 )

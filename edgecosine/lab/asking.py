@@ -33,6 +33,9 @@ class Asked:
     acceptance_histogram: tuple[int, ...]
     drafters: dict[str, dict[str, int]]
     plan: str
+    num_speculative_rounds: int = 0
+    num_ahead_rounds: int = 0
+    """As in `Metrics`."""
     rounds: tuple[dict[str, Any], ...] = ()
     """The course of each round, if it was recorded: `RoundTimes` as plain data."""
     began_s: float = 0.0
@@ -119,6 +122,8 @@ async def ask(
         acceptance_histogram=tuple(figures["acceptance_histogram"]),
         drafters=own["drafters"],
         plan=own["plan"],
+        num_speculative_rounds=own["speculative_rounds"],
+        num_ahead_rounds=own["ahead_rounds"],
         rounds=tuple(own.get("rounds", ())),
         began_s=own.get("began_s", 0.0),
     )

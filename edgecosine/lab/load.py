@@ -59,6 +59,12 @@ class Load:
         rounds = sum(a.num_rounds for a in self.asked)
         return sum(a.num_accepted for a in self.asked) / max(1, rounds)
 
+    @property
+    def ahead_hit_rate(self) -> float | None:
+        """Share of the rounds with drafters whose drafts had been made ahead; None without any."""
+        planned = sum(a.num_speculative_rounds for a in self.asked)
+        return sum(a.num_ahead_rounds for a in self.asked) / planned if planned else None
+
 
 def make_jobs(
     count: int,

@@ -43,6 +43,10 @@ class Serving:
         self.num_tokens = 0
         self.num_rounds = 0
         self.num_accepted = 0
+        self.num_speculative = 0
+        """Rounds whose plan had drafters."""
+        self.num_ahead = 0
+        """Those of them whose drafts had been made ahead."""
         self.num_late = 0
         """Drafts that came after their deadline."""
 
@@ -131,6 +135,8 @@ class Serving:
         self.num_tokens += answer.num_tokens
         self.num_rounds += metrics.num_rounds
         self.num_accepted += metrics.num_accepted_tokens
+        self.num_speculative += metrics.num_speculative_rounds
+        self.num_ahead += metrics.num_ahead_rounds
         self.num_late += sum(share.late for share in metrics.drafters.values())
         logger.info(
             "answered: request=%s prompt_tokens=%d tokens=%d rounds=%d accepted=%d elapsed_s=%.3f "

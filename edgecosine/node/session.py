@@ -161,9 +161,9 @@ class Session:
         started = now()
         linked, room = self._consulting.linked, self._transcript.room
         plan = self._balancer.plan(self._state, linked, room)
-        self._tally.count_plan(plan)
         self._tally.trace.plan(plan.deadline_s)
         is_ready = self._balancer.is_enough(self._state, ready, plan)
+        self._tally.count_plan(plan, is_ready=is_ready)
         asked = now()
         drafts = ready if is_ready else await self._draft(plan, ready)
         drafted = now()

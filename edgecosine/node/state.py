@@ -41,6 +41,9 @@ def target_state(
         "parameters": loaded.num_parameters,
         "answers": serving.num_answers,
         "acceptance": round(serving.num_accepted / rounds, 2),
+        "ahead_hit_rate": round(serving.num_ahead / serving.num_speculative, 2)
+        if serving.num_speculative
+        else None,
         "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
         if verifying.busy_s
         else None,

@@ -19,6 +19,8 @@ class Tally:
 
     by_length: Counter[int] = field(default_factory=Counter)
     num_draft_tokens: int = 0
+    num_speculative_rounds: int = 0
+    num_ahead_rounds: int = 0
     proposed: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -30,10 +32,12 @@ class Tally:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
-    def count_plan(self, plan: Plan) -> None:
-        """Count the plan of a round."""
+    def count_plan(self, plan: Plan, *, is_ready: bool) -> None:
+        """Count the plan of a round; `is_ready` says that nobody has to be asked for it."""
         self.plan = plan.reason
         if plan.drafters:
+            self.num_speculative_rounds += 1
+            self.num_ahead_rounds += is_ready
             self.first = self.first or plan.drafters[0]
             self.led[plan.drafters[0]] += 1
 
@@ -55,6 +59,8 @@ class Tally:
         return Metrics(
             acceptance_histogram=tuple(self.by_length[n] for n in range(longest + 1)),
             num_draft_tokens=self.num_draft_tokens,
+            num_speculative_rounds=self.num_speculative_rounds,
+            num_ahead_rounds=self.num_ahead_rounds,
             drafters={
                 name: DrafterShare(
                     proposed=self.proposed[name],

@@ -79,6 +79,8 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
         "edgecosine": {
             "drafters": {name: asdict(share) for name, share in metrics.drafters.items()},
             "plan": metrics.plan,
+            "speculative_rounds": metrics.num_speculative_rounds,
+            "ahead_rounds": metrics.num_ahead_rounds,
             "seed": answer.seed,
             "queue_s": metrics.queue_s,
             "prefill_s": metrics.prefill_s,

@@ -56,6 +56,8 @@ def _join_metrics(metrics: Sequence[Metrics]) -> Metrics:
     return Metrics(
         acceptance_histogram=tuple(map(sum, histograms)),
         num_draft_tokens=sum(each.num_draft_tokens for each in metrics),
+        num_speculative_rounds=sum(each.num_speculative_rounds for each in metrics),
+        num_ahead_rounds=sum(each.num_ahead_rounds for each in metrics),
         drafters={
             name: _join_shares([each.drafters.get(name, DrafterShare()) for each in metrics])
             for name in names

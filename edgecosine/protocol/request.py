@@ -186,6 +186,10 @@ class Metrics:
 
     acceptance_histogram: tuple[int, ...] = (0,)
     num_draft_tokens: int = 0
+    num_speculative_rounds: int = 0
+    """Rounds whose plan had drafters."""
+    num_ahead_rounds: int = 0
+    """Those of them whose drafts were there when they began, made beside the last verification."""
     drafters: Mapping[str, DrafterShare] = field(default_factory=dict)
     plan: str = ""
     """The last plan and why it was made."""

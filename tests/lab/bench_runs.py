@@ -19,6 +19,7 @@ def made_run(
         "tokens_per_s": tokens_per_s,
         "latency_s": {"mean": 100 / tokens_per_s},
         "acceptance_length": 1.5,
+        "ahead_hit_rate": None,
         "refused": [],
         "first_job": 0,
         "texts": ["a", "b"],

@@ -41,7 +41,7 @@ CELLS = (
     Cell("liars", ONE, (ALONE, OURS), site="hostile"),
     Cell("far", ONE, (ALONE, OURS)),
 )
-SETTINGS = {"ballast": 4}
+SETTINGS = {"ballast": 4, "drafters": ()}
 
 
 class FakeStages:

@@ -59,10 +59,11 @@ def test_token_that_two_drafters_propose_counts_for_both() -> None:
 def test_plans_count_for_who_leads_them() -> None:
     tally = Tally()
     for drafters in ((), ("b", "a"), ("a",), ("b",), ("b", "c")):
-        tally.count_plan(Plan(drafters, reason=f"of {len(drafters)}"))
+        tally.count_plan(Plan(drafters, reason=f"of {len(drafters)}"), is_ready=drafters != ("a",))
     metrics = tally.metrics()
     assert metrics.drafters == {"a": DrafterShare(led=1), "b": DrafterShare(led=3, first=1)}
     assert metrics.plan == "of 2"
+    assert (metrics.num_speculative_rounds, metrics.num_ahead_rounds) == (4, 3)
 
 
 def test_nothing_counted_is_no_round() -> None:

@@ -40,6 +40,8 @@ ANSWER = Answer(
     metrics=Metrics(
         acceptance_histogram=(1, 0, 2),
         num_draft_tokens=6,
+        num_speculative_rounds=3,
+        num_ahead_rounds=1,
         drafters={"d1": DrafterShare(6, 4, 1, 3, 1)},
         plan="K=2: rtt 1.8 ms",
         decode_s=0.5,
@@ -100,6 +102,8 @@ def test_completion_has_openais_shape() -> None:
         "edgecosine": {
             "drafters": {"d1": {"proposed": 6, "accepted": 4, "late": 1, "led": 3, "first": 1}},
             "plan": "K=2: rtt 1.8 ms",
+            "speculative_rounds": 3,
+            "ahead_rounds": 1,
             "seed": 2**64 - 1,
             "queue_s": 0.0,
             "prefill_s": 0.0,

@@ -57,14 +57,30 @@ def test_one_answer_stays_as_it_is() -> None:
 
 def test_counts_are_summed_and_times_are_of_sessions_side_by_side() -> None:
     share = DrafterShare(proposed=4, accepted=2, late=1, led=3, first=1)
-    first = Metrics((1, 2), 4, {"d1": share}, "p", queue_s=0.1, prefill_s=0.2, decode_s=3.0)
+    first = Metrics((1, 2), 4, 3, 1, {"d1": share}, "p", queue_s=0.1, prefill_s=0.2, decode_s=3.0)
     second = Metrics(
-        (0, 1, 5), 11, {"d1": share, "d2": share}, "q", queue_s=0.3, prefill_s=0.1, decode_s=2.0
+        (0, 1, 5),
+        11,
+        6,
+        4,
+        {"d1": share, "d2": share},
+        "q",
+        queue_s=0.3,
+        prefill_s=0.1,
+        decode_s=2.0,
     )
     joined = join_answers([answer("a", first), answer("b", second)])
     assert [choice.text for choice in joined.choices] == ["a", "b"]
     assert (joined.num_tokens, joined.num_prompt_tokens, joined.seed) == (4, 5, 7)
     twice = DrafterShare(proposed=8, accepted=4, late=2, led=6, first=2)
     assert joined.metrics == Metrics(
-        (1, 3, 5), 15, {"d1": twice, "d2": share}, "p", queue_s=0.1, prefill_s=0.2, decode_s=3.0
+        (1, 3, 5),
+        15,
+        9,
+        5,
+        {"d1": twice, "d2": share},
+        "p",
+        queue_s=0.1,
+        prefill_s=0.2,
+        decode_s=3.0,
     )

@@ -42,6 +42,7 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
         "hostile_over_target_alone_8": ratios(runs, "hostile-eight", OURS, ALONE),
         "sampled_over_greedy_speedup": _sampled_over_greedy(runs),
         "target_busy_8": _told(runs, "eight", "target_busy"),
+        "ahead_hit_rate": _told(runs, "single", "ahead_hit_rate"),
     }
     for part in PARTS:
         without = f"{OURS}-without-{part}"
@@ -149,7 +150,8 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
 
 def _told(runs: Runs, cell: str, field: str) -> list[float]:
     """A field of our own runs in a cell, where it is told."""
-    return [run[field] for run in _of(runs, cell, OURS) if run[field] is not None]
+    values = (run.get(field) for run in _of(runs, cell, OURS))
+    return [value for value in values if value is not None]
 
 
 def _of(runs: Runs, cell: str, policy: str | None) -> list[Run]:

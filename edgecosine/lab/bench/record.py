@@ -69,6 +69,7 @@ def run_record(
         "inter_token_s": percentiles(a.inter_token_s for a in asked if a.inter_token_s is not None),
         "queue_s": percentiles(a.queue_s for a in asked),
         "acceptance_length": load.acceptance_length,
+        "ahead_hit_rate": load.ahead_hit_rate,
         "drafters": shares(asked),
     }
     if with_requests:

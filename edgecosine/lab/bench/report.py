@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import Step
 from edgecosine.lab.bench.figures import bench_figures, best_latency, best_throughput
@@ -22,7 +24,9 @@ class BenchReport:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
-        self._environment: dict[str, Any] = {**machine(), "settings": dict(settings)}
+        # As it comes back from the file, where a tuple is a list.
+        told = msgspec.json.decode(msgspec.json.encode(dict(settings)))
+        self._environment: dict[str, Any] = {**machine(), "settings": told}
         self.runs: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
         """What the stages have to say of themselves."""
