@@ -33,13 +33,13 @@ class Asked:
     acceptance_histogram: tuple[int, ...]
     drafters: dict[str, dict[str, int]]
     plan: str
-    num_speculative_rounds: int = 0
-    num_ahead_rounds: int = 0
-    """As in `Metrics`."""
     rounds: tuple[dict[str, Any], ...] = ()
     """The course of each round, if it was recorded: `RoundTimes` as plain data."""
     began_s: float = 0.0
     """From when their times count, by the target's performance counter."""
+    num_speculative_rounds: int = 0
+    num_ahead_rounds: int = 0
+    """As in `Metrics`."""
 
     @property
     def inter_token_s(self) -> float | None:
