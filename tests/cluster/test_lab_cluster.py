@@ -21,6 +21,7 @@ from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.network import namespaces
 from edgecosine.lab.network.weather import FINE, Weather
 from edgecosine.lab.remote import Wish, listening, wish_of
+from edgecosine.lab.simulation.processors import look
 from tests.mqtt_fixtures import run_patiently
 
 FAULT = namespaces.why_not()
@@ -63,12 +64,14 @@ def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
                 await cluster.client.changed()
             assert rtts["ngram-0"] >= 2 * FAR.delay_ms
 
-            prompt = zoo.prompts()["python"][0]
+            before, prompt = look(cluster), zoo.prompts()["python"][0]
             texts = {
                 (await ask(cluster.client, prompt, domain="", policy=p, max_tokens=24)).text
                 for p in ("target-alone", "edgecosine")
             }
             assert len(texts) == 1
+            spent = look(cluster).since(before)
+            assert min(spent.target_loop_s, spent.drafter_loops_s, spent.carrier_s) > 0.0
 
             with pytest.raises(LabError, match="no drafter nobody; there are ngram-0, ngram-1"):
                 await asyncio.to_thread(wish_of, path, Wish(("nobody",), is_cut=True))

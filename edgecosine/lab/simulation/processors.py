@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecosine.errors import LabError
-from edgecosine.lab.cluster import LabCluster
+from edgecosine.lab.cluster import TARGET, LabCluster
 
 _PROC = Path("/proc")
 _RAN, _WAITED = 0, 1
@@ -44,7 +44,7 @@ def look(cluster: LabCluster) -> Spent:
 
     Raises LabError where the kernel does not tell.
     """
-    nodes = {cluster.local.pid(node_id): node_id for node_id in cluster.hosts}
+    nodes = {cluster.local.pid(node_id): node_id for node_id in (TARGET, *cluster.drafters)}
     carrier_s = delivery_s = 0.0
     for pid, command in _descendants(os.getpid()).items():
         if pid in nodes:
@@ -55,11 +55,11 @@ def look(cluster: LabCluster) -> Spent:
             delivery_s += _process_s(pid)
     loops = {node_id: _thread_s(pid, pid) for pid, node_id in nodes.items()}
     return Spent(
-        target_loop_s=loops.pop("target"),
+        target_loop_s=loops.pop(TARGET),
         drafter_loops_s=sum(loops.values()),
         carrier_s=carrier_s,
         delivery_s=delivery_s + _process_s(os.getpid()),
-        target_waited_s=_process_s(cluster.local.pid("target"), _WAITED),
+        target_waited_s=_process_s(cluster.local.pid(TARGET), _WAITED),
     )
 
 
