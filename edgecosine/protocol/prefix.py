@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from edgecosine.protocol.messages import prefix_digest
+from edgecosine.protocol.messages import pack_tokens, prefix_digest
 
 
 class Prefix:
@@ -27,9 +27,9 @@ class Prefix:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Add tokens behind."""
-        digest = self._digests[-1]
-        for token in tokens:
-            digest = zlib.crc32(token.to_bytes(4, "little"), digest)
+        packed, digest = pack_tokens(tokens), self._digests[-1]
+        for at in range(0, len(packed), 4):
+            digest = zlib.crc32(packed[at : at + 4], digest)
             self._digests.append(digest)
         self.tokens.extend(tokens)
 
