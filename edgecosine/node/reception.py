@@ -20,7 +20,7 @@ from edgecosine.errors import JournalUnavailable, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
-from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, LEAVING, unavailable
+from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, unavailable
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
@@ -171,7 +171,7 @@ class Reception:
         ticket, request = claim.ticket, claim.request
         try:
             if not self._answering.is_open:
-                raise LEAVING
+                raise DRAINING
             if self._objection is not None:
                 raise self._objection
             self._places.check(choices_of(request))

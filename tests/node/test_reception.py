@@ -91,7 +91,7 @@ def test_deadline_is_a_deadline_whatever_went_on_inside(service: ScriptedService
     run(story())
 
 
-def test_request_taken_in_the_last_moment_is_told_so() -> None:
+def test_request_of_the_last_moment_is_told_so_and_a_later_one_to_come_again() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.hold("hm")
@@ -103,7 +103,7 @@ def test_request_taken_in_the_last_moment_is_told_so() -> None:
             running.cancel()
         desk.take("2")
         assert desk.finals("1") == ["shutting_down"]
-        assert desk.finals("2") == ["shutting_down"]
+        assert desk.finals("2") == ["draining"]
         assert "0 at work" in repr(desk.reception)
 
     run(story())
