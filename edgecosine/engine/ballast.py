@@ -39,6 +39,8 @@ def _taller(linear: nn.Linear, factor: int, generator: torch.Generator) -> nn.Li
     outputs, inputs = linear.weight.shape
     grown = _empty(inputs, outputs * factor, linear.weight.dtype)
     grown.weight.normal_(std=inputs**-0.5, generator=generator)
+    # What bfloat16 holds, like checkpoints: else a model in float32 would read twice the bytes.
+    grown.weight.copy_(grown.weight.bfloat16())
     grown.weight[:outputs] = linear.weight
     return grown
 

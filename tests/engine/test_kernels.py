@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.packing import PackedLinear
+from edgecosine.engine.selftest import check_family, reference_logits
+from tests.engine.models import build
 
 try:
     KERNELS = load_kernels()
@@ -69,3 +72,15 @@ def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:
     assert narrow.packed.dtype == torch.bfloat16
     x = torch.randn(3, 300)
     torch.testing.assert_close(narrow(x), linear(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", ["down_proj", "gate_proj", "up_proj", "o_proj", "lm_head"])
+def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
+    """Of a float32 model bfloat16 may hold some matrices and not others."""
+    model = build("llama", dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if narrow in name:
+            parameter.data = parameter.data.bfloat16().float()
+    reference = reference_logits(model)
+    fused = FusedModel(model, slots=1, cells=96, threads=1, kernels=KERNELS)
+    check_family(fused, reference, "llama")

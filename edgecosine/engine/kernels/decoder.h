@@ -110,8 +110,11 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
   const auto run = [&](auto* weight, auto* form) {
     using Form = Operands<std::decay_t<decltype(*weight)>>;
     gated(x, weight, form, down.inputs / Form::kInputs, rows, panels, both.inputs, threads);
-    linear(form, static_cast<decltype(weight)>(down.packed), down.bias, y, rows, down.outputs,
-           down.inputs, threads);
+    if constexpr (std::is_same_v<typename Form::Input, float>)
+      linear_of(down, form, y, rows, threads); // bfloat16 may hold the one matrix and not the other
+    else
+      linear(form, static_cast<decltype(weight)>(down.packed), down.bias, y, rows, down.outputs,
+             down.inputs, threads);
   };
   if (both.layout == kFloat32) run(static_cast<const float*>(both.packed), inner);
   if (both.layout == kBfloat16) run(static_cast<const uint16_t*>(both.packed), inner);
