@@ -1,8 +1,9 @@
 """What the benchmark measures: cells, and the order in which policies take turns in them.
 
 A cell is one load in one weather at one temperature. Within a repetition all its policies run one
-after the other, and each repetition begins with another one, so that a machine whose speed drifts
-drifts for all of them.
+after the other. Every second repetition goes through them backwards, for whoever comes later
+profits from what the target has learned meanwhile; and each two begin with another policy, so that
+a machine whose speed drifts drifts for all of them.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
     for site in dict.fromkeys(cell.site for cell in cells):
         here = [cell for cell in cells if cell.site == site]
         for repeat, cell in itertools.product(range(repeats), here):
-            first = repeat % len(cell.policies)
+            first = repeat // 2 % len(cell.policies)
             turn = (*cell.policies[first:], *cell.policies[:first])
-            steps += [Step(cell, policy, repeat) for policy in turn]
+            steps += [Step(cell, policy, repeat) for policy in turn[:: -1 if repeat % 2 else 1]]
     return steps
