@@ -174,6 +174,9 @@ def gpu(device: str, repeats: int, report: Path | None) -> None:
               help="Run the same loads on a real cluster here, and compare.")  # fmt: skip
 @click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
               help="From 1 drafter and 1 session to 256 and 1,000.")  # fmt: skip
+@click.option("--compare", "is_compared", is_flag=True,
+              help="Every policy, and ours without each part, on drafters with processors of their "
+              "own.")  # fmt: skip
 @click.option("--costs", "former", metavar="RECORD",
               type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Charge what this record's run measured, instead of measuring.")  # fmt: skip
@@ -185,7 +188,7 @@ def gpu(device: str, repeats: int, report: Path | None) -> None:
 @_report
 def simulation(
     ballast: int, former: Path | None, repeats: int, seed: int, report: Path | None, *,
-    is_validated: bool, is_swept: bool, is_quick: bool,
+    is_validated: bool, is_swept: bool, is_compared: bool, is_quick: bool,
 ) -> None:  # fmt: skip
     """Many sessions, drafters and targets in virtual time, by the same code as the runtime's.
 
@@ -203,7 +206,7 @@ def simulation(
     target_cores, drafter_cores = split_cores()
     settings = SimulationSettings(
         ballast=ballast, seed=seed, is_quick=is_quick, is_validated=is_validated,
-        is_swept=is_swept, repeats=repeats, target_cores=target_cores,
+        is_swept=is_swept, is_compared=is_compared, repeats=repeats, target_cores=target_cores,
         drafter_cores=drafter_cores,
     )  # fmt: skip
     try:

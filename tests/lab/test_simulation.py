@@ -19,6 +19,8 @@ from edgecosine import zoo
 from edgecosine.balance.policy import POLICIES
 from edgecosine.cli import main
 from edgecosine.errors import LabError
+from edgecosine.lab.figures import Figure
+from edgecosine.lab.simulation import comparison
 from edgecosine.lab.simulation.bench import costs_record, read_costs
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
@@ -257,3 +259,24 @@ def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
     assert read_costs(report) == COSTS
     record.write_text("{}")
     assert "holds no costs" in CliRunner().invoke(main, command).output
+
+
+def test_comparison_tells_ratios_within_each_seed() -> None:
+    speeds = {"target-alone": 100.0, "specedge": 200.0, "specinfer": 50.0, "cosine-paper": 40.0}
+    runs = [
+        {"kind": "comparison", "hardware": "flat", "sessions": 8, "seed": seed, "policy": policy,
+         "tokens_per_s": drift * speeds.get(policy, 300.0)}
+        for policy in comparison.POLICIES for seed, drift in ((0, 1.0), (16, 2.0))
+    ]  # fmt: skip
+    found = comparison.comparison_figures(runs)
+    assert found["flat_8_over_target_alone"] == Figure(3.0, 3.0, 3.0, "ratio")
+    assert found["flat_8_over_best_baseline"].value == 1.5
+    assert found["flat_8_ablation_cooperation"].value == 1.0
+
+
+def test_compared_policies_know_nothing_of_each_other() -> None:
+    contest = comparison.Contest("flat", 1, (0,))
+    first, again = (comparison.run_policy(contest, "specedge", 0, COSTS, TEXTS) for _ in range(2))
+    assert first == again
+    alone = comparison.run_policy(contest, "target-alone", 0, COSTS, TEXTS)
+    assert first["tokens_per_s"] > 1.5 * alone["tokens_per_s"]

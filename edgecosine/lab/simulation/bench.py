@@ -1,4 +1,4 @@
-"""The simulation as a benchmark: costs, the comparison with the lab, and the sweep."""
+"""The simulation as a benchmark: costs, its validation in the lab, the sweep, and all policies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import msgspec
 from edgecosine import zoo
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure
+from edgecosine.lab.simulation.comparison import comparison_figures, run_comparison
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measuring import EngineCosts, measure_engines
 from edgecosine.lab.simulation.sweep import run_sweep
@@ -33,6 +34,7 @@ class SimulationSettings:
     is_quick: bool = False
     is_validated: bool = False
     is_swept: bool = True
+    is_compared: bool = False
     repeats: int = 3
     target_cores: str = ""
     drafter_cores: str = ""
@@ -50,7 +52,7 @@ class SimulationFound:
 def run_simulation_bench(
     settings: SimulationSettings, costs: Costs | None, say: Say
 ) -> SimulationFound:
-    """Measure costs, unless they are given; compare with the lab and sweep, as asked.
+    """Measure costs, unless they are given; validate, sweep and compare policies, as asked.
 
     Costs of engines are measured in this process, those of loops and links on a cluster.
     Raises LabError and whatever ends a cluster.
@@ -62,6 +64,8 @@ def run_simulation_bench(
         runs, costs = asyncio.run(validate(_validation(settings), engines, texts, say))
     if settings.is_swept:
         runs += run_sweep(costs, texts, is_quick=settings.is_quick, seed=settings.seed, say=say)
+    if settings.is_compared:
+        runs += run_comparison(costs, texts, is_quick=settings.is_quick, say=say)
     return SimulationFound(simulation_figures(runs), runs, costs)
 
 
@@ -78,7 +82,8 @@ def read_costs(record: Path) -> Costs:
 
 
 def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """How far off the simulation was, and what decisions took at 256 sessions, at worst."""
+    """How far off the simulation was, what decisions took at 256 sessions, at worst, and how all
+    policies compare."""
     figures = {}
     ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
     if ratios:
@@ -89,7 +94,7 @@ def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         shares = [100 * run[key] for run in crowd if run["drafters"]]
         if shares:
             figures[name] = Figure(statistics.median(shares), min(shares), max(shares), "percent")
-    return figures
+    return figures | comparison_figures(runs)
 
 
 _DECISIONS = {

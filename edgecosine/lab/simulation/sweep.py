@@ -76,11 +76,12 @@ def run_cell(cell: Cell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any
         window=(low, high),
     )  # fmt: skip
     started = time.perf_counter()
-    [outcome] = simulate(scenario, [load], _on(cell.hardware, costs), texts)
+    [outcome] = simulate(scenario, [load], on_hardware(cell.hardware, costs), texts)
     return {**_record(cell, outcome), "took_s": round(time.perf_counter() - started, 2)}
 
 
-def _on(hardware: Hardware, costs: Costs) -> Costs:
+def on_hardware(hardware: Hardware, costs: Costs) -> Costs:
+    """The costs with passes as on that hardware."""
     return costs if hardware == "here" else costs.with_flat_passes(FLAT_ROWS)
 
 

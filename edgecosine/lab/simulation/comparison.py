@@ -1,0 +1,112 @@
+"""Every policy on clusters whose drafters have processors of their own, as in a rack: the lab's two
+cores cannot show that. Each run is a fresh cluster, so no policy learns from another one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgecosine.balance.policy import BASELINES, PARTS
+from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS
+from edgecosine.lab.bench.figures import TO_BEAT
+from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.sweep import Hardware, on_hardware
+from edgecosine.lab.simulation.texts import Texts
+
+Say = Callable[[str], None]
+Runs = Sequence[dict[str, Any]]
+
+POLICIES = (
+    OURS,
+    *(policy for policy in BASELINES if policy != COLOCATED),
+    *(f"{OURS}-without-{part}" for part in PARTS),
+)
+SESSIONS = (1, 8)
+_REQUESTS = 16
+_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One condition; `seeds` are the first prompts of its repetitions."""
+
+    hardware: Hardware
+    sessions: int
+    seeds: tuple[int, ...]
+
+
+def contests(*, is_quick: bool) -> list[Contest]:
+    """All conditions. Of 64 recorded texts each repetition asks others."""
+    seeds = (0,) if is_quick else (0, 16, 32, 48)
+    kinds: tuple[Hardware, ...] = ("flat",) if is_quick else ("flat", "here")
+    return [Contest(hardware, sessions, seeds) for hardware in kinds for sessions in SESSIONS]
+
+
+def run_comparison(costs: Costs, texts: Texts, *, is_quick: bool, say: Say) -> list[dict[str, Any]]:
+    """A record for each policy, condition and repetition.
+
+    Raises LabError.
+    """
+    records = []
+    for contest in contests(is_quick=is_quick):
+        for policy in POLICIES:
+            found = [run_policy(contest, policy, seed, costs, texts) for seed in contest.seeds]
+            records += found
+            speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
+            say(f"{contest.hardware}, {contest.sessions} sessions, {policy}: {speeds} tokens/s")
+    return records
+
+
+def run_policy(
+    contest: Contest, policy: str, seed: int, costs: Costs, texts: Texts
+) -> dict[str, Any]:
+    """One policy on a cluster of its own, with every recorded drafter; its record.
+
+    Raises LabError.
+    """
+    scenario = Scenario(texts.drafters, has_device=contest.hardware == "flat")
+    load = SimulatedLoad(
+        policy, contest.sessions, max(_REQUESTS, 2 * contest.sessions), _MAX_TOKENS, seed
+    )
+    [outcome] = simulate(scenario, [load], on_hardware(contest.hardware, costs), texts)
+    return {
+        "kind": "comparison",
+        "hardware": contest.hardware,
+        "sessions": contest.sessions,
+        "seed": seed,
+        "policy": policy,
+        "tokens_per_s": outcome.tokens_per_s,
+        "latency_s": sum(outcome.latencies_s) / len(outcome.latencies_s),
+        "acceptance_length": outcome.acceptance_length,
+        "rows_per_pass": outcome.num_rows / outcome.num_passes,
+        "target_busy": outcome.pass_s / outcome.elapsed_s,
+    }
+
+
+def comparison_figures(runs: Runs) -> dict[str, Figure]:
+    """Ours over the target alone, over the best baseline and over ourselves without each part; the
+    names tell hardware and sessions."""
+    figures: dict[str, Figure] = {}
+    compared = [run for run in runs if run["kind"] == "comparison"]
+    for hardware, sessions in dict.fromkeys((run["hardware"], run["sessions"]) for run in compared):
+        here = [r for r in compared if (r["hardware"], r["sessions"]) == (hardware, sessions)]
+        by_policy = {policy: _by_seed(here, policy) for policy in POLICIES}
+        rivals = [policy for policy in TO_BEAT if by_policy.get(policy)]
+        best = max(rivals, key=lambda policy: sum(by_policy[policy].values()))
+        others = {
+            "over_target_alone": ALONE,
+            "over_best_baseline": best,
+            **{f"ablation_{part}": f"{OURS}-without-{part}" for part in PARTS},
+        }
+        for name, other in others.items():
+            ours, theirs = by_policy[OURS], by_policy[other]
+            ratios = [ours[seed] / theirs[seed] for seed in ours]
+            figures[f"{hardware}_{sessions}_{name}"] = interval(ratios)
+    return figures
+
+
+def _by_seed(runs: Runs, policy: str) -> dict[int, float]:
+    return {run["seed"]: run["tokens_per_s"] for run in runs if run["policy"] == policy}
