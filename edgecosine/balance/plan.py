@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 MAX_GAMMA = 12
-MAX_NODES = 24
+MAX_NODES = 48
 PROBE_GAMMA = 4
 """Draft length of a round that asks drafters of which too little is known."""
 DEADLINE_FACTOR = 2.5
@@ -78,6 +78,24 @@ def expected_tokens(rate: float, gamma: float) -> float:
     """Committed tokens of a round with a chain of `gamma`, on average where that is a fraction."""
     rate = min(rate, 0.9999)
     return float((1.0 - rate ** (gamma + 1)) / (1.0 - rate))
+
+
+def expected_of_two(lead: float, other: float, rescue: float, gamma: float) -> float:
+    """Committed tokens of a round with two chains of `gamma` in one tree, on average where that is
+    a fraction; `rescue` is how often the other one is right where the lead is wrong.
+
+    Where the target leaves one chain for the other, only that one goes on: two help as long as both
+    say the same, and at the first token at which they differ.
+    """
+    both = min(lead, max(0.0, other - (1 - lead) * rescue))
+    tokens, together, left = 0.0, 1.0, gamma
+    while left > 0:
+        step, below = min(1.0, left), max(0.0, left - 1)
+        parted = (lead - both) * expected_tokens(lead, below)
+        parted += (1 - lead) * rescue * expected_tokens(other, below)
+        tokens += together * step * (1.0 + parted)
+        together, left = together * (1 - step + step * both), left - 1
+    return tokens + together
 
 
 def choose_plan(
@@ -229,18 +247,18 @@ def add_rescuers(
             if not other.is_measured or other.node_id in names:
                 continue
             # Nobody is right more often where another is wrong than anywhere.
-            joint = rate + (1 - rate) * min(other.rate, rescue(lead.node_id, other.node_id))
+            rescued = min(other.rate, rescue(lead.node_id, other.node_id))
             crowd = crowding(len(members) + 1)
-            tokens = (1 - hidden) * expected_tokens(joint, plan.gamma)
+            tokens = (1 - hidden) * expected_of_two(rate, other.rate, rescued, plan.gamma)
             # Who drafts ahead has the time of a pass, and gets as far as the company lets it.
-            tokens += hidden * expected_tokens(joint, plan.gamma / crowd)
+            tokens += hidden * expected_of_two(rate, other.rate, rescued, plan.gamma / crowd)
             alone_s = max(slowest_s, other.overhead_s + plan.gamma * other.token_s)
             draft_s = alone_s * crowd
             wait_s = _wait_s(draft_s, pass_s[rows], hidden)
             speed = speed_of(tokens, wait_s, pass_s[rows], company)
             if speed > max(best.speed, WORTH_JOINING * plan.speed):
                 best = replace(plan, speed=speed, draft_s=draft_s)
-                joined = other, joint
+                joined = other, rate + (1 - rate) * rescued
         if joined is None:
             break
         members.append(joined[0])

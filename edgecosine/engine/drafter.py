@@ -26,7 +26,7 @@ GUESSES = 4
 """Continuations that are kept of each node."""
 TREE_ROOM = 256
 """Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
-PLAIN_NODES = 24
+PLAIN_NODES = 48
 """Nodes of an answer that somebody waits for."""
 
 

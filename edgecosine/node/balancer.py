@@ -41,7 +41,7 @@ PROMISING = 5
 """
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it guesses ahead: it has the time of a pass."""
-AHEAD_STEPS = (3, 12)
+AHEAD_STEPS = (3, 24)
 """Fewest and most steps ahead."""
 LEAST_STRENGTH = 0.01
 """Acceptance rate that a drafter is taken for at least, when outcomes are shared out."""

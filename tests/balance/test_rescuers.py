@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgecosine.balance.plan import add_rescuers, choose_plan
+from edgecosine.balance.plan import (
+    add_rescuers,
+    choose_plan,
+    expected_of_two,
+    expected_tokens,
+)
 from tests.balance.test_plan import MEMORY_BOUND, candidate
 
 LEAD, OTHER, THIRD = candidate("a", 0.7), candidate("b", 0.5), candidate("c", 0.5)
@@ -47,3 +54,40 @@ def test_hidden_drafts_allow_longer_ones_over_slow_links() -> None:
     asked = choose_plan([far], MEMORY_BOUND, 100)
     ahead = choose_plan([far], MEMORY_BOUND, 100, hidden=1.0)
     assert ahead.speed > asked.speed
+
+
+rates = st.floats(0.0, 0.99)
+
+
+@given(lead=rates, other=rates, rescue=rates, gamma=st.floats(0.0, 12.0))
+def test_two_give_no_less_than_the_lead_and_no_more_than_if_both_always_helped(
+    lead: float, other: float, rescue: float, gamma: float
+) -> None:
+    lead, other = max(lead, other), min(lead, other)
+    rescue = min(rescue, other)
+    found = expected_of_two(lead, other, rescue, gamma)
+    joint = lead + (1 - lead) * rescue
+    assert expected_tokens(lead, int(gamma)) - 1e-9 <= found
+    assert found <= expected_tokens(joint, int(gamma) + 1) + 1e-9
+
+
+@given(lead=rates, other=rates, gamma=st.integers(0, 6))
+def test_two_chains_are_counted_path_by_path(lead: float, other: float, gamma: int) -> None:
+    """Two that err independently, and differ wherever one errs."""
+
+    def walk(left: int, is_lead_on: bool, is_other_on: bool) -> float:
+        if not left or not (is_lead_on or is_other_on):
+            return 1.0
+        if not (is_lead_on and is_other_on):
+            rate = lead if is_lead_on else other
+            return 1.0 + rate * walk(left - 1, is_lead_on, is_other_on)
+        return 1.0 + sum(
+            chance * walk(left - 1, *on)
+            for chance, on in (
+                (lead * other, (True, True)),
+                (lead * (1 - other), (True, False)),
+                ((1 - lead) * other, (False, True)),
+            )
+        )
+
+    assert expected_of_two(lead, other, other, gamma) == pytest.approx(walk(gamma, True, True))
