@@ -82,7 +82,7 @@ class Session:
         self._consulting = Consulting(
             key=request.key,
             sequence=self._sequence,
-            coupling=_coupling(request.sampling),
+            coupling=coupling_of(request.sampling),
             num_vocabulary=codec.num_tokens,
             links=drafters,
             balancer=balancer,
@@ -270,7 +270,8 @@ async def _settle(asks: list[Ask], patience_s: float) -> None:
         await asyncio.wait(asks, timeout=patience_s)
 
 
-def _coupling(sampling: Sampling) -> Coupling:
+def coupling_of(sampling: Sampling) -> Coupling:
+    """What drafters must know of it."""
     if sampling.is_greedy:
         return Coupling()
     return Coupling(

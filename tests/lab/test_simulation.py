@@ -264,7 +264,7 @@ def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
 def test_comparison_tells_ratios_within_each_seed() -> None:
     speeds = {"target-alone": 100.0, "specedge": 200.0, "specinfer": 50.0, "cosine-paper": 40.0}
     runs = [
-        {"kind": "comparison", "hardware": "flat", "sessions": 8, "seed": seed, "policy": policy,
+        {"kind": "comparison", "contest": "flat_8", "seed": seed, "policy": policy,
          "tokens_per_s": drift * speeds.get(policy, 300.0)}
         for policy in comparison.POLICIES for seed, drift in ((0, 1.0), (16, 2.0))
     ]  # fmt: skip
@@ -275,7 +275,7 @@ def test_comparison_tells_ratios_within_each_seed() -> None:
 
 
 def test_compared_policies_know_nothing_of_each_other() -> None:
-    contest = comparison.Contest("flat", 1, (0,))
+    contest = comparison.Contest("flat", 1, 0.0)
     first, again = (comparison.run_policy(contest, "specedge", 0, COSTS, TEXTS) for _ in range(2))
     assert first == again
     alone = comparison.run_policy(contest, "target-alone", 0, COSTS, TEXTS)

@@ -65,7 +65,7 @@ def run_simulation_bench(
     if settings.is_swept:
         runs += run_sweep(costs, texts, is_quick=settings.is_quick, seed=settings.seed, say=say)
     if settings.is_compared:
-        runs += run_comparison(costs, texts, is_quick=settings.is_quick, say=say)
+        runs += run_comparison(costs, is_quick=settings.is_quick, say=say)
     return SimulationFound(simulation_figures(runs), runs, costs)
 
 

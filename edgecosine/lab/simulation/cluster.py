@@ -14,7 +14,7 @@ from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.protocol.request import Answer, Delta, Request
+from edgecosine.protocol.request import Answer, Delta, Request, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +228,7 @@ class VirtualCluster:
             request = Request(
                 client_id="lab", request_id=f"{next(self._numbers)}", kind="completion",
                 prompt="", max_tokens=max_tokens, ignore_eos=True, policy=load.policy,
+                sampling=Sampling(temperature=self._texts.temperature),
             )  # fmt: skip
             text = self._turns[(load.first_text + number) % len(self._turns)]
             started = self._loop.time()

@@ -14,7 +14,7 @@ from edgecosine.lab.figures import Figure, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.sweep import Hardware, on_hardware
-from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.simulation.texts import RECORDED, Texts, load_texts
 
 Say = Callable[[str], None]
 Runs = Sequence[dict[str, Any]]
@@ -24,39 +24,48 @@ POLICIES = (
     *(policy for policy in BASELINES if policy != COLOCATED),
     *(f"{OURS}-without-{part}" for part in PARTS),
 )
-SESSIONS = (1, 8)
 _REQUESTS = 16
 _MAX_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """One condition; `seeds` are the first prompts of its repetitions."""
+    """One condition."""
 
     hardware: Hardware
     sessions: int
-    seeds: tuple[int, ...]
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """As figures tell it."""
+        return f"{self.hardware}_{self.sessions}{'_sampled' if self.temperature else ''}"
 
 
-def contests(*, is_quick: bool) -> list[Contest]:
-    """All conditions. Of 64 recorded texts each repetition asks others."""
-    seeds = (0,) if is_quick else (0, 16, 32, 48)
-    kinds: tuple[Hardware, ...] = ("flat",) if is_quick else ("flat", "here")
-    return [Contest(hardware, sessions, seeds) for hardware in kinds for sessions in SESSIONS]
+CONTESTS = (
+    Contest("flat", 1, 0.0), Contest("flat", 8, 0.0), Contest("flat", 1, 0.8),
+    Contest("flat", 8, 0.8), Contest("here", 1, 0.0), Contest("here", 8, 0.0),
+)  # fmt: skip
+SEEDS = (0, 16, 32)
+"""The first prompts of the repetitions: of 64 recorded texts each asks others."""
 
 
-def run_comparison(costs: Costs, texts: Texts, *, is_quick: bool, say: Say) -> list[dict[str, Any]]:
+def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> list[dict[str, Any]]:
     """A record for each policy, condition and repetition.
 
     Raises LabError.
     """
     records = []
-    for contest in contests(is_quick=is_quick):
+    texts = {temperature: load_texts(temperature) for temperature in RECORDED}
+    for contest in CONTESTS[:2] if is_quick else CONTESTS:
         for policy in POLICIES:
-            found = [run_policy(contest, policy, seed, costs, texts) for seed in contest.seeds]
+            found = [
+                run_policy(contest, policy, seed, costs, texts[contest.temperature])
+                for seed in (SEEDS[:1] if is_quick else SEEDS)
+            ]
             records += found
             speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
-            say(f"{contest.hardware}, {contest.sessions} sessions, {policy}: {speeds} tokens/s")
+            say(f"{contest.name}, {policy}: {speeds} tokens/s")
     return records
 
 
@@ -74,8 +83,7 @@ def run_policy(
     [outcome] = simulate(scenario, [load], on_hardware(contest.hardware, costs), texts)
     return {
         "kind": "comparison",
-        "hardware": contest.hardware,
-        "sessions": contest.sessions,
+        "contest": contest.name,
         "seed": seed,
         "policy": policy,
         "tokens_per_s": outcome.tokens_per_s,
@@ -87,12 +95,12 @@ def run_policy(
 
 
 def comparison_figures(runs: Runs) -> dict[str, Figure]:
-    """Ours over the target alone, over the best baseline and over ourselves without each part; the
-    names tell hardware and sessions."""
+    """Ours over the target alone, over the best baseline and over ourselves without each part, by
+    contest."""
     figures: dict[str, Figure] = {}
     compared = [run for run in runs if run["kind"] == "comparison"]
-    for hardware, sessions in dict.fromkeys((run["hardware"], run["sessions"]) for run in compared):
-        here = [r for r in compared if (r["hardware"], r["sessions"]) == (hardware, sessions)]
+    for contest in dict.fromkeys(run["contest"] for run in compared):
+        here = [run for run in compared if run["contest"] == contest]
         by_policy = {policy: _by_seed(here, policy) for policy in POLICIES}
         rivals = [policy for policy in TO_BEAT if by_policy.get(policy)]
         best = max(rivals, key=lambda policy: sum(by_policy[policy].values()))
@@ -104,7 +112,7 @@ def comparison_figures(runs: Runs) -> dict[str, Figure]:
         for name, other in others.items():
             ours, theirs = by_policy[OURS], by_policy[other]
             ratios = [ours[seed] / theirs[seed] for seed in ours]
-            figures[f"{hardware}_{sessions}_{name}"] = interval(ratios)
+            figures[f"{contest}_{name}"] = interval(ratios)
     return figures
 
 

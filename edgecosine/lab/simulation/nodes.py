@@ -77,7 +77,7 @@ class TargetNode:
             core=Core(loop) if has_device else core,
             strand=self.strand,
         )
-        self._codec = TextCodec(_Letters(int(texts.tokens.max()) + 1), ())
+        self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
             self.balancer.welcome(drafter.node_id)

@@ -1,4 +1,5 @@
-"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording`."""
+"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording [TEMPERATURE]`,
+else at all that are kept."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEng
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
+from edgecosine.node.session import coupling_of
 from edgecosine.protocol.messages import Coupling, pack_shares
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE
@@ -23,35 +25,46 @@ ANSWER = 144
 _GUESSES = 4
 
 
-def record() -> Texts:
-    """Let the target answer, and ask every drafter at every position; some minutes."""
+SEED = 1
+"""Of the first prompt's noise; the next one has the next seed."""
+
+
+def record(temperature: float) -> Texts:
+    """Let the target answer, and ask every drafter at every position; some minutes.
+
+    Above temperature 0 drafters guess with the target's noise, as they do in a cluster.
+    """
     engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
     assert loaded.codec is not None
     prompts = [(d, text) for d, texts in zoo.prompts().items() for text in texts[:PROMPTS]]
-    texts = [_answer(engine, loaded.codec.encode(text)) for _, text in prompts]
+    hows = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
+    texts = [
+        _answer(engine, loaded.codec.encode(text), how)
+        for (_, text), how in zip(prompts, hows, strict=True)
+    ]
     names = zoo.drafter_names()
     guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
     shares = np.zeros(guesses.shape, np.uint8)
     surprises = np.zeros(guesses.shape[:2], np.float32)
     for which, name in enumerate(names):
         drafter, _ = load_drafter(LoadOptions(name, threads=1))
-        for number, text in enumerate(texts):
+        for number, (text, how) in enumerate(zip(texts, hows, strict=True)):
             surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
-                said = _guess(drafter, text[: NUM_PROMPT + place])
+                said = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(how))
                 guesses[which, number, place] = said.tokens[:_GUESSES]
                 packed = pack_shares(said.confidences[:_GUESSES])
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)
         sys.stderr.write(f"{name}: {len(texts)} texts\n")
     tokens = np.array(texts, dtype=np.uint16)
     domains = tuple(domain for domain, _ in prompts)
-    return Texts(tokens, domains, names, guesses, shares, surprises)
+    return Texts(tokens, domains, names, guesses, shares, surprises, temperature)
 
 
-def _answer(engine: TargetEngine, prompt: list[int]) -> list[int]:
+def _answer(engine: TargetEngine, prompt: list[int], how: Sampling) -> list[int]:
     text = list(prompt)
     while len(text) < NUM_PROMPT + ANSWER:
-        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, Sampling())
+        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, how)
         [outcome] = engine.step([work]).outcomes
         if not isinstance(outcome, Prefilling):
             text.append(outcome.bonus)
@@ -70,13 +83,14 @@ def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     return said.hindsight.surprise
 
 
-def _guess(drafter: DraftEngine, tokens: Sequence[int]) -> _Said:
+def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: Coupling) -> _Said:
     """The children of the root alone."""
-    [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, Coupling())])
+    [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
     above = said.parents or range(-1, len(said.tokens) - 1)
     roots = [node for node, parent in enumerate(above) if parent == -1]
     return _Said([said.tokens[n] for n in roots], [said.confidences[n] for n in roots])
 
 
 if __name__ == "__main__":
-    record().save(RECORDED)
+    for temperature in map(float, sys.argv[1:] or RECORDED):
+        record(temperature).save(RECORDED[temperature])

@@ -1,10 +1,11 @@
 """What target and drafters of the zoo say, recorded once, so that simulated drafts are true ones.
 
-Of each held-out prompt: the target's text at temperature 0, and what every drafter guesses at every
-position of it, with its confidences. Confidences, agreement between drafters and expertise by
-domain are therefore those of real models. Below a wrong token nothing was recorded; there a
-drafter says what it says at another place, chosen by the wrong token, the same for all drafters.
-Nothing below a wrong token is ever accepted, so such guesses matter by their confidences alone.
+Of each held-out prompt: the target's text, and what every drafter guesses at every position of it,
+with its confidences; at temperature 0, and again above it, with the noise that all share.
+Confidences, agreement between drafters and expertise by domain are therefore those of real models.
+Below a wrong token nothing was recorded; there a drafter says what it says at another place, chosen
+by the wrong token, the same for all drafters. Nothing below a wrong token is ever accepted, so such
+guesses matter by their confidences alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ import numpy.typing as npt
 from edgecosine.engine.guessing import Guesses
 from edgecosine.protocol.messages import pack_tokens
 
-RECORDED = Path(__file__).parent / "texts.npz"
+RECORDED = {
+    0.0: Path(__file__).parent / "texts.npz",
+    0.8: Path(__file__).parent / "texts-sampled.npz",
+}
+"""By temperature."""
 NUM_PROMPT = 48
 
 
@@ -35,6 +40,7 @@ class Texts:
     guesses  [drafters, texts, length - NUM_PROMPT, guesses] uint16, best first
     shares   the same, uint8: round(255 * confidence)
     surprises [drafters, texts] float32: at the prompt, in nats per token
+    temperature  at which target and drafters drew
     """
 
     tokens: npt.NDArray[np.uint16]
@@ -43,6 +49,7 @@ class Texts:
     guesses: npt.NDArray[np.uint16]
     shares: npt.NDArray[np.uint8]
     surprises: npt.NDArray[np.float32]
+    temperature: float = 0.0
 
     @cached_property
     def lists(self) -> list[list[int]]:
@@ -54,6 +61,11 @@ class Texts:
     def by_prompt(self) -> dict[tuple[int, ...], int]:
         """Number of the text that begins with a prompt."""
         return {tuple(text[:NUM_PROMPT]): number for number, text in enumerate(self.lists)}
+
+    @cached_property
+    def num_vocabulary(self) -> int:
+        """More than every token that somebody says."""
+        return 1 + max(int(self.tokens.max()), int(self.guesses.max()))
 
     @property
     def longest_answer(self) -> int:
@@ -102,9 +114,9 @@ class Texts:
         )
 
 
-def load_texts(path: Path = RECORDED) -> Texts:
-    """Read recorded texts."""
-    with np.load(path, allow_pickle=False) as held:
+def load_texts(temperature: float = 0.0) -> Texts:
+    """Read the texts that were recorded at a temperature."""
+    with np.load(RECORDED[temperature], allow_pickle=False) as held:
         return Texts(
             tokens=held["tokens"],
             domains=tuple(held["domains"].tolist()),
@@ -112,4 +124,5 @@ def load_texts(path: Path = RECORDED) -> Texts:
             guesses=held["guesses"],
             shares=held["shares"],
             surprises=held["surprises"],
+            temperature=temperature,
         )
