@@ -6,6 +6,7 @@ win every vote. Each drafter therefore has its own map from confidence to accept
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BINS = 10
@@ -35,9 +36,19 @@ class Calibration:
 
     def probability(self, confidence: float) -> float:
         """Probability that a token of this confidence is accepted, given that its parent is."""
-        index = _bin(confidence)
-        weight = self.judged[index] + PRIOR_WEIGHT
-        return (self.accepted[index] + PRIOR_WEIGHT * confidence) / weight
+        return self.probabilities((confidence,))[0]
+
+    def probabilities(self, confidences: Sequence[float]) -> tuple[float, ...]:
+        """The same for many, each from 0 to 1; the whole tree of a draft at once, every round."""
+        accepted = [*self.accepted, self.accepted[-1]]
+        weights = [judged + PRIOR_WEIGHT for judged in (*self.judged, self.judged[-1])]
+        bins = [int(confidence * BINS) for confidence in confidences]
+        return tuple(
+            [
+                (accepted[index] + PRIOR_WEIGHT * confidence) / weights[index]
+                for index, confidence in zip(bins, confidences, strict=True)
+            ]
+        )
 
 
 def _bin(confidence: float) -> int:

@@ -7,8 +7,9 @@ witnesses, 1 - prod(1 - p_i).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edgecosine.protocol.tree import ROOT, TokenTree
 
@@ -27,24 +28,6 @@ class Draft:
     parents: tuple[int, ...] = ()
     trunk: int = 0
 
-    def parent(self, node: int) -> int:
-        """Index of the node's parent, or ROOT."""
-        return self.parents[node] if self.parents else node - 1
-
-
-@dataclass(slots=True, eq=False)
-class _Node:
-    token: int
-    parent: _Node | None
-    doubt: float = 1.0
-    """prod(1 - p_i) over the drafters that propose it here."""
-    proposers: int = 0
-    children: dict[int, _Node] = field(default_factory=dict)
-
-    @property
-    def probability(self) -> float:
-        return 1.0 - self.doubt
-
 
 class Union:
     """All drafts on shared prefixes. `reaches` are the probabilities that its nodes are accepted,
@@ -52,24 +35,56 @@ class Union:
     """
 
     def __init__(self, drafts: Sequence[Draft]) -> None:
-        root = _Node(token=-1, parent=None, doubt=0.0)
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._doubts: list[float] = []
+        """prod(1 - p_i) over the drafters that propose a node."""
+        self._proposers: list[int] = []
+        self._index: dict[tuple[int, int], int] = {}
         for draft in sorted(drafts, key=lambda d: d.drafter):
-            _merge(root, draft)
-        ranked = _ranked(root)
-        self._nodes = [node for _, _, node in ranked]
-        self.reaches = [-negative for negative, _, _ in ranked]
-        self.open_reach = sum(-negative for negative, _, node in ranked if not node.children)
+            self._merge(draft)
+        size = len(self._tokens)
+        reaches, depths = [1.0] * (size + 1), [0] * (size + 1)  # the root's place is the last: ROOT
+        for node, (parent, doubt) in enumerate(zip(self._parents, self._doubts, strict=True)):
+            reaches[node] = reaches[parent] * (1.0 - doubt)
+            depths[node] = depths[parent] + 1
+        ranked = sorted(zip(map(operator.neg, reaches), depths, range(size), strict=False))
+        self._ranked = [node for _, _, node in ranked]
+        self.reaches = [reaches[node] for node in self._ranked]
+        inner = set(self._parents)
+        self.open_reach = sum(reaches[node] for node in self._ranked if node not in inner)
         """Probability that the target's path ends at a leaf, where nobody has said what follows."""
+
+    def _merge(self, draft: Draft) -> None:
+        """Parents come before their children here, as they do in each draft."""
+        bit, trunk, places = 1 << draft.drafter, draft.trunk, list[int]()
+        index, proposers, doubts = self._index, self._proposers, self._doubts
+        parents = draft.parents or range(ROOT, len(draft.tokens) - 1)
+        for number, (token, probability, above) in enumerate(
+            zip(draft.tokens, draft.probabilities, parents, strict=True)
+        ):
+            parent = ROOT if above == ROOT else places[above]
+            node = index.get((parent, token))
+            if node is None:
+                node = index[parent, token] = len(doubts)
+                self._tokens.append(token)
+                self._parents.append(parent)
+                doubts.append(1.0)
+                proposers.append(0)
+            if number >= trunk and not proposers[node] & bit:
+                doubts[node] *= 1.0 - min(probability, 0.999)
+                proposers[node] |= bit
+            places.append(node)
 
     def tree(self, budget: int) -> TokenTree:
         """Its `budget` most probable nodes."""
-        chosen = self._nodes[: max(0, budget)]
-        index = {id(node): place for place, node in enumerate(chosen)}
+        chosen = self._ranked[: max(0, budget)]
+        place_of = {node: place for place, node in enumerate(chosen)}
         return TokenTree(
-            tokens=tuple(node.token for node in chosen),
-            parents=tuple(index.get(id(node.parent), ROOT) for node in chosen),
-            confidences=tuple(node.probability for node in chosen),
-            proposers=tuple(node.proposers for node in chosen),
+            tokens=tuple([self._tokens[node] for node in chosen]),
+            parents=tuple([place_of.get(self._parents[node], ROOT) for node in chosen]),
+            confidences=tuple([1.0 - self._doubts[node] for node in chosen]),
+            proposers=tuple([self._proposers[node] for node in chosen]),
         )
 
 
@@ -83,38 +98,4 @@ def reaches(tree: TokenTree) -> list[float]:
     found: list[float] = []
     for parent, confidence in zip(tree.parents, tree.confidences, strict=True):
         found.append(confidence if parent == ROOT else found[parent] * confidence)
-    return found
-
-
-def _merge(root: _Node, draft: Draft) -> None:
-    nodes: list[_Node] = []
-    bit = 1 << draft.drafter
-    for index, (token, probability) in enumerate(
-        zip(draft.tokens, draft.probabilities, strict=True)
-    ):
-        above = draft.parent(index)
-        parent = root if above == ROOT else nodes[above]
-        node = parent.children.get(token)
-        if node is None:
-            node = parent.children[token] = _Node(token, parent)
-        if index >= draft.trunk and not node.proposers & bit:
-            node.doubt *= 1.0 - min(probability, 0.999)
-            node.proposers |= bit
-        nodes.append(node)
-
-
-def _ranked(root: _Node) -> list[tuple[float, int, _Node]]:
-    """All nodes as (-reach, depth, node), the most probable first and parents before children."""
-    found: list[tuple[float, int, _Node]] = []
-    level, depth = [(root, 1.0)], 0
-    while level:
-        depth += 1
-        below = [
-            (child, reach * child.probability)
-            for node, reach in level
-            for child in node.children.values()
-        ]
-        found += [(-reach, depth, child) for child, reach in below]
-        level = below
-    found.sort(key=lambda entry: entry[:2])
     return found

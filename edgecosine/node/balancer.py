@@ -310,7 +310,7 @@ class Balancer(Learning):
         probabilities = proposal.confidences
         if request.policy.is_calibrated:
             calibration = request.calibration(self.drafter(proposal.node_id))
-            probabilities = tuple(calibration.probability(c) for c in probabilities)
+            probabilities = calibration.probabilities(probabilities)
         return Draft(bit, proposal.tokens, probabilities, proposal.parents, proposal.trunk)
 
     def _company(self, request: RequestState) -> Company:

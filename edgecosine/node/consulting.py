@@ -155,7 +155,7 @@ class Consulting:
         if draft is None:
             return Proposal(node_id, prefix_len, (), ())
         tree = read_tree(draft.tokens, draft.parents, draft.confidences)
-        if tree is None or any(token >= self._num_vocabulary for token in tree.tokens):
+        if tree is None or max(tree.tokens, default=0) >= self._num_vocabulary:
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
             return Proposal(node_id, prefix_len, (), ())
         hindsight = Hindsight(tuple(map(bool, draft.foretold)), draft.surprise)

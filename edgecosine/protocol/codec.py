@@ -7,6 +7,7 @@ the bytes are, they give a message or a RemoteProtocolError.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Final, NoReturn, get_args
 
 import msgpack  # type: ignore[import-untyped]
@@ -124,7 +125,7 @@ def _check_draft(draft: Draft) -> None:
         return
     if len(draft.parents) != num_tokens:
         _refuse("a draft without one parent per token")
-    if any(parent > node for node, parent in enumerate(draft.parents)):
+    if not all(map(operator.le, draft.parents, range(num_tokens))):
         _refuse("a draft whose token stands before its parent")
 
 

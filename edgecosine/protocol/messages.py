@@ -178,6 +178,9 @@ def unpack_tokens(packed: bytes) -> list[int]:
     return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
 
 
+_SHARES = tuple(byte / 255 for byte in range(256))
+
+
 def pack_shares(shares: Sequence[float]) -> bytes:
     """Probabilities as one byte each."""
     return bytes(round(255 * share) for share in shares)
@@ -188,8 +191,8 @@ def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | 
     size = len(confidences)
     if len(tokens) != 4 * size or len(parents) not in {0, size}:
         return None
-    above = tuple(parent - 1 for parent in parents) or tuple(range(-1, size - 1))
-    shares = tuple(byte / 255 for byte in confidences)
+    above = tuple([parent - 1 for parent in parents]) or tuple(range(-1, size - 1))
+    shares = tuple(map(_SHARES.__getitem__, confidences))
     try:
         return TokenTree(tuple(unpack_tokens(tokens)), above, shares, (0,) * size)
     except ValueError:

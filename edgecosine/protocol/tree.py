@@ -6,6 +6,7 @@ who proposed what for which reason; `proposers` only says whose draft holds a no
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +34,8 @@ class TokenTree:
         size = len(self.tokens)
         if not len(self.parents) == len(self.confidences) == len(self.proposers) == size:
             raise ValueError("a token tree needs one parent, confidence and proposer set per token")
-        if any(not ROOT <= parent < node for node, parent in enumerate(self.parents)):
+        is_ordered = all(map(operator.lt, self.parents, range(size)))
+        if not is_ordered or min(self.parents, default=ROOT) < ROOT:
             raise ValueError("a token tree lists parents before their children")
         if len(set(zip(self.parents, self.tokens, strict=True))) != size:
             raise ValueError("siblings of a token tree hold different tokens")

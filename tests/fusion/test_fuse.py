@@ -29,7 +29,7 @@ def proposed(draft: Draft) -> set[tuple[int, ...]]:
     """Token paths that a draft holds."""
     found: list[tuple[int, ...]] = []
     for node, token in enumerate(draft.tokens):
-        above = draft.parent(node)
+        above = draft.parents[node] if draft.parents else node - 1
         found.append((token,) if above == ROOT else (*found[above], token))
     return set(found)
 
