@@ -265,12 +265,14 @@ def test_comparison_tells_ratios_within_each_seed() -> None:
     speeds = {"target-alone": 100.0, "specedge": 200.0, "specinfer": 50.0, "cosine-paper": 40.0}
     runs = [
         {"kind": "comparison", "contest": "flat_8", "seed": seed, "policy": policy,
-         "tokens_per_s": drift * speeds.get(policy, 300.0)}
+         "tokens_per_s": drift * speeds.get(policy, 300.0),
+         "latency_s": 1 / speeds.get(policy, 500.0)}
         for policy in comparison.POLICIES for seed, drift in ((0, 1.0), (16, 2.0))
     ]  # fmt: skip
     found = comparison.comparison_figures(runs)
     assert found["flat_8_over_target_alone"] == Figure(3.0, 3.0, 3.0, "ratio")
     assert found["flat_8_over_best_baseline"].value == 1.5
+    assert found["flat_8_latency_over_best_baseline"].value == pytest.approx(0.4)
     assert found["flat_8_ablation_cooperation"].value == 1.0
 
 

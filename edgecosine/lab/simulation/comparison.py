@@ -96,25 +96,33 @@ def run_policy(
 
 def comparison_figures(runs: Runs) -> dict[str, Figure]:
     """Ours over the target alone, over the best baseline and over ourselves without each part, by
-    contest."""
+    contest: throughputs, and mean latencies where the name says so."""
     figures: dict[str, Figure] = {}
     compared = [run for run in runs if run["kind"] == "comparison"]
     for contest in dict.fromkeys(run["contest"] for run in compared):
         here = [run for run in compared if run["contest"] == contest]
-        by_policy = {policy: _by_seed(here, policy) for policy in POLICIES}
-        rivals = [policy for policy in TO_BEAT if by_policy.get(policy)]
-        best = max(rivals, key=lambda policy: sum(by_policy[policy].values()))
         others = {
             "over_target_alone": ALONE,
-            "over_best_baseline": best,
+            "over_best_baseline": _best(here, "tokens_per_s", max),
             **{f"ablation_{part}": f"{OURS}-without-{part}" for part in PARTS},
         }
-        for name, other in others.items():
-            ours, theirs = by_policy[OURS], by_policy[other]
-            ratios = [ours[seed] / theirs[seed] for seed in ours]
-            figures[f"{contest}_{name}"] = interval(ratios)
+        ratios = {name: _ratios(here, "tokens_per_s", other) for name, other in others.items()}
+        quickest = _best(here, "latency_s", min)
+        ratios["latency_over_best_baseline"] = _ratios(here, "latency_s", quickest)
+        figures |= {f"{contest}_{name}": interval(found) for name, found in ratios.items()}
     return figures
 
 
-def _by_seed(runs: Runs, policy: str) -> dict[int, float]:
-    return {run["seed"]: run["tokens_per_s"] for run in runs if run["policy"] == policy}
+def _best(runs: Runs, value: str, choose: Callable[..., str]) -> str:
+    """The baseline with the highest, or lowest, sum of a value."""
+    rivals = [policy for policy in POLICIES if policy in TO_BEAT]
+    return choose(rivals, key=lambda policy: sum(_by_seed(runs, value, policy).values()))
+
+
+def _ratios(runs: Runs, value: str, other: str) -> list[float]:
+    ours, theirs = (_by_seed(runs, value, policy) for policy in (OURS, other))
+    return [ours[seed] / theirs[seed] for seed in ours]
+
+
+def _by_seed(runs: Runs, value: str, policy: str) -> dict[int, float]:
+    return {run["seed"]: run[value] for run in runs if run["policy"] == policy}
