@@ -27,7 +27,7 @@ def test_calls_run_one_after_the_other_in_one_thread_that_is_not_the_loops() -> 
                     for number in range(20)
                 ]
             names = {task.result() for task in tasks}
-        assert names == {"engine_0"}
+        assert names == {"engine"}
         assert order == list(range(20))
 
     run(main())
@@ -63,5 +63,30 @@ def test_caller_who_leaves_stops_no_call_and_blocks_nobody() -> None:
             assert task.cancelled()
             leave.set()
             assert await thread.run(lambda: list(finished)) == [1]
+
+    run(main())
+
+
+def test_whoever_is_not_served_when_the_thread_ends_is_cancelled() -> None:
+    entered, called = threading.Event(), list[int]()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            with EngineThread("engine") as thread:
+
+                def slow() -> None:
+                    entered.set()
+                    assert thread.ending.wait(10)
+
+                served = group.create_task(thread.run(slow))
+                assert await asyncio.to_thread(entered.wait, 10)
+                waiting = group.create_task(thread.run(lambda: called.append(1)))
+                await asyncio.sleep(0)
+            await asyncio.wait([served, waiting])
+        assert not served.cancelled()
+        assert waiting.cancelled()
+        assert not called
+        with pytest.raises(RuntimeError, match="has ended"):
+            await thread.run(lambda: 7)
 
     run(main())
