@@ -22,11 +22,9 @@ PROMPTS = 16
 """Of each domain."""
 ANSWER = 144
 """Tokens of each answer: 128, and what drafters may look ahead."""
-_GUESSES = 4
-
-
 SEED = 1
 """Of the first prompt's noise; the next one has the next seed."""
+_GUESSES = 4
 
 
 def record(temperature: float) -> Texts:
