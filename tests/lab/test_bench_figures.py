@@ -174,6 +174,7 @@ def test_overhead_is_never_below_nothing_nor_above_the_round(
 def test_target_is_busy_for_its_share_of_the_time_that_was_told_during_the_run() -> None:
     states = [
         {"busy_s": 0.0, "idle_s": 90.0},
+        {"busy_s": 0.0, "idle_s": 90.0, "told": "something else"},
         {"busy_s": 5.0, "idle_s": 100.0},
         {"busy_s": 6.0, "idle_s": 100.5},
         {"busy_s": 14.0, "idle_s": 101.0},

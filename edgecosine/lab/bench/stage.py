@@ -186,13 +186,16 @@ async def _watched(
 
 
 def target_busy(states: Sequence[NodeState]) -> float | None:
-    """The target's share of time in passes, between the second state told and the last one.
+    """The target's share of time in passes, from the first state that tells of a pass of the run to
+    the last one.
 
-    The first state was told before the run; None when there were too few.
+    The first state of all, and those like it, are of before the run: the rest since then counts as
+    idle time with the run's first pass. None when there are too few.
     """
-    if len(states) < 3:
+    at_work = [state for state in states if state["busy_s"] > states[0]["busy_s"]]
+    if len(at_work) < 2:
         return None
-    busy_s, idle_s = (states[-1][key] - states[1][key] for key in ("busy_s", "idle_s"))
+    busy_s, idle_s = (at_work[-1][key] - at_work[0][key] for key in ("busy_s", "idle_s"))
     return float(busy_s / (busy_s + idle_s)) if busy_s else None
 
 
