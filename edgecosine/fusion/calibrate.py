@@ -39,10 +39,9 @@ class Calibration:
         return self.probabilities((confidence,))[0]
 
     def probabilities(self, confidences: Sequence[float]) -> tuple[float, ...]:
-        """The same for many, each from 0 to 1; the whole tree of a draft at once, every round."""
-        accepted = [*self.accepted, self.accepted[-1]]
-        weights = [judged + PRIOR_WEIGHT for judged in (*self.judged, self.judged[-1])]
-        bins = [int(confidence * BINS) for confidence in confidences]
+        """The same for many: the whole tree of a draft at once, every round."""
+        accepted, weights = self.accepted, [judged + PRIOR_WEIGHT for judged in self.judged]
+        bins = map(_bin, confidences)
         return tuple(
             [
                 (accepted[index] + PRIOR_WEIGHT * confidence) / weights[index]

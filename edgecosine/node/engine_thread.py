@@ -25,8 +25,8 @@ class EngineThread:
     """Runs calls of one engine one after the other, away from the event loop.
 
     A running pass cannot be cancelled: the caller who leaves drops its result. What has not begun
-    is left out when its caller has left, or when the thread ends. No executor of the standard
-    library, for its futures and their locks take longer than all that a round needs of a thread.
+    is left out when its caller has left, or when the thread ends. It is no executor of the standard
+    library, whose futures and locks every round would pay for.
     """
 
     def __init__(self, name: str) -> None:

@@ -264,9 +264,9 @@ def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
 def test_comparison_tells_ratios_within_each_seed() -> None:
     speeds = {"target-alone": 100.0, "specedge": 200.0, "specinfer": 50.0, "cosine-paper": 40.0}
     runs = [
-        {"kind": "comparison", "contest": "flat_8", "seed": seed, "policy": policy,
+        {"kind": "comparison", "cell": "flat_8", "repeat": seed, "policy": policy,
          "tokens_per_s": drift * speeds.get(policy, 300.0),
-         "latency_s": 1 / speeds.get(policy, 500.0)}
+         "latency_s": {"mean": 1 / speeds.get(policy, 500.0)}}
         for policy in comparison.POLICIES for seed, drift in ((0, 1.0), (16, 2.0))
     ]  # fmt: skip
     found = comparison.comparison_figures(runs)
@@ -276,9 +276,11 @@ def test_comparison_tells_ratios_within_each_seed() -> None:
     assert found["flat_8_ablation_cooperation"].value == 1.0
 
 
-def test_compared_policies_know_nothing_of_each_other() -> None:
-    contest = comparison.Contest("flat", 1, 0.0)
-    first, again = (comparison.run_policy(contest, "specedge", 0, COSTS, TEXTS) for _ in range(2))
-    assert first == again
-    alone = comparison.run_policy(contest, "target-alone", 0, COSTS, TEXTS)
-    assert first["tokens_per_s"] > 1.5 * alone["tokens_per_s"]
+def test_sampled_drafts_are_taken_and_help(caplog: pytest.LogCaptureFixture) -> None:
+    contest, texts = comparison.Contest("flat", 1, 0.8), load_texts(0.8)
+    alone, helped = (
+        comparison.run_policy(contest, policy, 0, COSTS, texts)["tokens_per_s"]
+        for policy in ("target-alone", "specedge")
+    )
+    assert helped > 1.5 * alone
+    assert "draft refused" not in caplog.text

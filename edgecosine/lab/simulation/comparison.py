@@ -3,13 +3,14 @@ cores cannot show that. Each run is a fresh cluster, so no policy learns from an
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS
-from edgecosine.lab.bench.figures import TO_BEAT
+from edgecosine.lab.bench.figures import best_latency, best_throughput, latency_s, ratios
 from edgecosine.lab.figures import Figure, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
@@ -83,11 +84,11 @@ def run_policy(
     [outcome] = simulate(scenario, [load], on_hardware(contest.hardware, costs), texts)
     return {
         "kind": "comparison",
-        "contest": contest.name,
-        "seed": seed,
+        "cell": contest.name,
+        "repeat": seed,
         "policy": policy,
         "tokens_per_s": outcome.tokens_per_s,
-        "latency_s": sum(outcome.latencies_s) / len(outcome.latencies_s),
+        "latency_s": {"mean": statistics.fmean(outcome.latencies_s)},
         "acceptance_length": outcome.acceptance_length,
         "rows_per_pass": outcome.num_rows / outcome.num_passes,
         "target_busy": outcome.pass_s / outcome.elapsed_s,
@@ -99,30 +100,15 @@ def comparison_figures(runs: Runs) -> dict[str, Figure]:
     contest: throughputs, and mean latencies where the name says so."""
     figures: dict[str, Figure] = {}
     compared = [run for run in runs if run["kind"] == "comparison"]
-    for contest in dict.fromkeys(run["contest"] for run in compared):
-        here = [run for run in compared if run["contest"] == contest]
+    for cell in dict.fromkeys(run["cell"] for run in compared):
         others = {
             "over_target_alone": ALONE,
-            "over_best_baseline": _best(here, "tokens_per_s", max),
+            "over_best_baseline": best_throughput(compared, cell),
             **{f"ablation_{part}": f"{OURS}-without-{part}" for part in PARTS},
         }
-        ratios = {name: _ratios(here, "tokens_per_s", other) for name, other in others.items()}
-        quickest = _best(here, "latency_s", min)
-        ratios["latency_over_best_baseline"] = _ratios(here, "latency_s", quickest)
-        figures |= {f"{contest}_{name}": interval(found) for name, found in ratios.items()}
+        samples = {name: ratios(compared, cell, OURS, other) for name, other in others.items()}
+        samples["latency_over_best_baseline"] = ratios(
+            compared, cell, OURS, best_latency(compared, cell), latency_s
+        )
+        figures |= {f"{cell}_{name}": interval(found) for name, found in samples.items()}
     return figures
-
-
-def _best(runs: Runs, value: str, choose: Callable[..., str]) -> str:
-    """The baseline with the highest, or lowest, sum of a value."""
-    rivals = [policy for policy in POLICIES if policy in TO_BEAT]
-    return choose(rivals, key=lambda policy: sum(_by_seed(runs, value, policy).values()))
-
-
-def _ratios(runs: Runs, value: str, other: str) -> list[float]:
-    ours, theirs = (_by_seed(runs, value, policy) for policy in (OURS, other))
-    return [ours[seed] / theirs[seed] for seed in ours]
-
-
-def _by_seed(runs: Runs, value: str, policy: str) -> dict[int, float]:
-    return {run["seed"]: run[value] for run in runs if run["policy"] == policy}

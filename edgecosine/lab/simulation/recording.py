@@ -1,5 +1,4 @@
-"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording [TEMPERATURE]`,
-else at all that are kept."""
+"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording`."""
 
 from __future__ import annotations
 
@@ -90,5 +89,5 @@ def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: Coupling) -> _
 
 
 if __name__ == "__main__":
-    for temperature in map(float, sys.argv[1:] or RECORDED):
-        record(temperature).save(RECORDED[temperature])
+    for temperature, path in RECORDED.items():
+        record(temperature).save(path)
