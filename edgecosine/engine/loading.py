@@ -1,7 +1,7 @@
 """From a model's name to an engine: find it, plan its memory, load it, test it.
 
-A name is a model of the zoo, a local directory or a hub id, in this order. Nothing that a model
-directory holds is executed: weights are safetensors, and remote code is never trusted.
+Nothing that a model directory holds is executed: weights are safetensors or GGUF, and remote code
+is never trusted.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
+from edgecosine.engine.gguf_weights import (
+    load_gguf_weights,
+    read_gguf_config,
+    read_gguf_tokenizer,
+)
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once, plan_memory
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, fault_of, files_digest, find_model
+from edgecosine.engine.model_files import NGRAM, files_digest, find_model
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.progress import showing_progress
 from edgecosine.engine.selftest import check_family, reference_logits
+from edgecosine.engine.sources import Source, locate
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel, capacity
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
@@ -53,21 +59,6 @@ DTYPES = {
 }
 TREE_ROOM = 64
 """Cells of a slot kept free for draft nodes."""
-
-
-def locate(name: str) -> str:
-    """Directory or hub id that `name` stands for.
-
-    Raises ModelUnavailable for a directory that holds no whole model.
-    """
-    if name in zoo.names():
-        return str(zoo.DIRECTORY / name)
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return name
-    if fault := fault_of(path):
-        raise ModelUnavailable(f"{path} holds no whole model: {fault}")
-    return str(path)
 
 
 def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
@@ -114,13 +105,39 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     return engine, loaded
 
 
-def read_config(name: str) -> Any:
+def read_config(options: LoadOptions) -> Any:
     """The configuration of a model.
 
-    Raises ModelUnavailable.
+    Raises ModelUnavailable or ModelUnsupported.
     """
-    where = locate(name)
-    return _read(lambda: AutoConfig.from_pretrained(where), name)
+    return _config(_source(options))
+
+
+def _source(options: LoadOptions) -> Source:
+    source = locate(options.model, options.gguf)
+    if source.gguf is not None and options.quantize != "none":
+        raise ModelUnsupported(
+            f"{options.model} is quantised already ({source.gguf.quantization}): leave --quantize "
+            "out"
+        )
+    if source.gguf is not None and options.tensor_parallel > 1:
+        raise ModelUnsupported(
+            f"{options.model} is a GGUF file, which is not shared by processes: leave "
+            "--tensor-parallel out, or take a directory of safetensors"
+        )
+    return source
+
+
+def _config(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_gguf_config(source.gguf)
+    return _read(lambda: AutoConfig.from_pretrained(source.where), source.where)
+
+
+def _tokenizer(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_gguf_tokenizer(source.gguf)
+    return AutoTokenizer.from_pretrained(source.where)
 
 
 def load_model(
@@ -136,10 +153,12 @@ def load_model(
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = locate(options.model)
-    config = read_config(options.model)
+    source = _source(options)
+    config = _config(source)
     context = _context(config, options.context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
+    # The values of a quantised file need no more digits than bfloat16 has, whatever sums are in.
+    rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
     cells = context + room
     decision = decide(device, dtype)
     require(decision, options.exactness)
@@ -147,18 +166,23 @@ def load_model(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
         cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
         cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
+        sizes=_sizes(source, options), origin=_origin(source, rounded),
     )  # fmt: skip
+    if plan.origin:
+        logger.info("%s: %s", options.model, plan.origin)
     sharing = options.tensor_parallel if device == "cpu" else 1
     plan.check(available_memory(device) // sharing, device)
 
     def load() -> Any:
         with showing_progress(options.model):
-            model = _read(lambda: _weights(where, dtype, device, options), options.model)
+            model = _read(lambda: _weights(source, config, rounded, options), options.model)
+        if options.quantize == "none" and options.tensor_parallel == 1:
+            model = model.to(device, dtype)
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
+    tokenizer = _read(lambda: _tokenizer(source), options.model)
     with freeing_at_once():
         meet()
         model = load()
@@ -174,14 +198,29 @@ def load_model(
     loaded = Loaded(
         name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason,
         weights=weights, cache=cache, planned=plan.total, dtype=str(dtype).removeprefix("torch."),
-        digest=_digest(options.model),
+        digest=_digest(options),
     )  # fmt: skip
     return runner, loaded, cells
 
 
-def _digest(name: str) -> str:
-    directory = find_model(name, zoo.DIRECTORY)
-    return "" if directory is None else files_digest(directory)
+def _sizes(source: Source, options: LoadOptions) -> list[int]:
+    """Numbers in each weight as the file's tensor table tells; empty where there is none."""
+    if source.gguf is None or options.ballast > 1:
+        return []
+    return [tensor.num_elements for tensor in source.gguf.weights]
+
+
+def _origin(source: Source, dtype: torch.dtype) -> str:
+    if source.gguf is None:
+        return ""
+    packed = source.gguf.num_packed * dtype.itemsize
+    name = str(dtype).removeprefix("torch.")
+    return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"
+
+
+def _digest(options: LoadOptions) -> str:
+    path = find_model(options.model, zoo.DIRECTORY, options.gguf)
+    return "" if path is None else files_digest(path)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
@@ -260,8 +299,10 @@ def _read(load: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _weights(where: str, dtype: torch.dtype, device: str, options: LoadOptions) -> Any:
-    quantize = options.quantize
+def _weights(source: Source, config: Any, dtype: torch.dtype, options: LoadOptions) -> Any:
+    """The model; on the CPU unless it is quantised or shared."""
+    if source.gguf is not None:
+        return load_gguf_weights(source.gguf, config, dtype)
     settings: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
@@ -271,15 +312,13 @@ def _weights(where: str, dtype: torch.dtype, device: str, options: LoadOptions) 
     if options.tensor_parallel > 1:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        shards = DistributedConfig(tp_size=options.tensor_parallel)
-        return AutoModelForCausalLM.from_pretrained(where, **settings, distributed_config=shards)
-    if quantize == "none":
-        model: Any = AutoModelForCausalLM.from_pretrained(where, **settings)
-        return model.to(device)
-    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    settings |= {"device_map": device, "quantization_config": _quantization(quantize, dtype)}
-    return AutoModelForCausalLM.from_pretrained(where, **settings)
+        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
+    elif options.quantize != "none":
+        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        settings["device_map"] = resolve_device(options.device)
+        settings["quantization_config"] = _quantization(options.quantize, dtype)
+    return AutoModelForCausalLM.from_pretrained(source.where, **settings)
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:

@@ -111,7 +111,7 @@ def load_over_ranks(
     Raises EngineError naming the rank that failed, or what `load_model` raises.
     """
     size = options.tensor_parallel
-    device = check_shards(options, read_config(options.model), resolve_device(options.device))
+    device = check_shards(options, read_config(options), resolve_device(options.device))
     if dist.is_initialized():
         raise ModelUnsupported("this process already has a tensor-parallel model")
     threads = options.threads or max(1, torch.get_num_threads() // size)

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.loading import load_drafter, load_target, locate
+from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import LoadOptions, Quantize
+from edgecosine.engine.sources import locate
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
