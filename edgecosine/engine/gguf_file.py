@@ -110,9 +110,14 @@ class GgufModel:
         return ", ".join(self._formats())
 
     @property
+    def main_format(self) -> str:
+        """The format of most numbers in matrices."""
+        return next(iter(self._formats()), "F32")
+
+    @property
     def is_coarse(self) -> bool:
         """Whether most of the numbers in matrices have no more digits than bfloat16 keeps."""
-        return not self._formats() or next(iter(self._formats())) not in _PLAIN
+        return self.main_format not in _PLAIN
 
     @property
     def num_tokens(self) -> int:

@@ -13,52 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from edgecosine import zoo
+from edgecosine import models, zoo
 from edgecosine.engine import drafter
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
-from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
-from edgecosine.engine.gguf_weights import (
-    load_gguf_weights,
-    read_gguf_config,
-    read_gguf_tokenizer,
-)
+from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
 from edgecosine.engine.graphs import capture_for, use_own_stream
-from edgecosine.engine.memory import freeing_at_once, plan_memory
+from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.model_files import NGRAM, files_digest, find_model
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
+from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import showing_progress
 from edgecosine.engine.selftest import check_family, reference_logits
-from edgecosine.engine.sources import Source, locate
-from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel, capacity
+from edgecosine.engine.sources import Source
+from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
-from edgecosine.errors import ModelUnavailable, ModelUnsupported
+from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-TREE_ROOM = 64
-"""Cells of a slot kept free for draft nodes."""
 
 
 def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
@@ -98,46 +80,11 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     # A guess cannot change an answer, so no drafter is held to a policy.
     options = replace(options, exactness="rounding")
     model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
-    kernels = _kernels_if_any()
+    kernels = kernels_if_any()
     engine = drafter.TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
     )
     return engine, loaded
-
-
-def read_config(options: LoadOptions) -> Any:
-    """The configuration of a model.
-
-    Raises ModelUnavailable or ModelUnsupported.
-    """
-    return _config(_source(options))
-
-
-def _source(options: LoadOptions) -> Source:
-    source = locate(options.model, options.gguf)
-    if source.gguf is not None and options.quantize != "none":
-        raise ModelUnsupported(
-            f"{options.model} is quantised already ({source.gguf.quantization}): leave --quantize "
-            "out"
-        )
-    if source.gguf is not None and options.tensor_parallel > 1:
-        raise ModelUnsupported(
-            f"{options.model} is a GGUF file, which is not shared by processes: leave "
-            "--tensor-parallel out, or take a directory of safetensors"
-        )
-    return source
-
-
-def _config(source: Source) -> Any:
-    if source.gguf is not None:
-        return read_gguf_config(source.gguf)
-    return _read(lambda: AutoConfig.from_pretrained(source.where), source.where)
-
-
-def _tokenizer(source: Source) -> Any:
-    if source.gguf is not None:
-        return read_gguf_tokenizer(source.gguf)
-    return AutoTokenizer.from_pretrained(source.where)
 
 
 def load_model(
@@ -150,39 +97,23 @@ def load_model(
     free for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    source = _source(options)
-    config = _config(source)
-    context = _context(config, options.context)
-    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
-    # The values of a quantised file need no more digits than bfloat16 has, whatever sums are in.
-    rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
-    cells = context + room
-    decision = decide(device, dtype)
+    plan = plan_load(options, room)
+    decision = decide(plan.device, plan.dtype)
     require(decision, options.exactness)
-    plan = plan_memory(
-        config, dtype=dtype, quantize=options.quantize, slots=options.slots,
-        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
-        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
-        sizes=_sizes(source, options), origin=_origin(source, rounded),
-    )  # fmt: skip
-    if plan.origin:
-        logger.info("%s: %s", options.model, plan.origin)
-    sharing = options.tensor_parallel if device == "cpu" else 1
-    plan.check(available_memory(device) // sharing, device)
+    if plan.memory.origin:
+        logger.info("%s: %s", options.model, plan.memory.origin)
+    plan.check()
 
     def load() -> Any:
         with showing_progress(options.model):
-            model = _read(lambda: _weights(source, config, rounded, options), options.model)
-        if options.quantize == "none" and options.tensor_parallel == 1:
-            model = model.to(device, dtype)
+            model = reading(options.model, lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = _read(lambda: _tokenizer(source), options.model)
+    tokenizer = reading(options.model, lambda: _tokenizer(plan.source))
     with freeing_at_once():
         meet()
         model = load()
@@ -190,32 +121,27 @@ def load_model(
         num_parameters = sum(p.numel() for p in model.parameters())
         reference = _reference(model, options.quantize)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-        runner = _runner(model, load, reference, options.slots, cells, kernels)
+        runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     weights, cache = runner.held
     loaded = Loaded(
-        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason,
-        weights=weights, cache=cache, planned=plan.total, dtype=str(dtype).removeprefix("torch."),
-        digest=_digest(options),
+        name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
+        decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
+        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
     )  # fmt: skip
-    return runner, loaded, cells
+    return runner, loaded, plan.cells
 
 
-def _sizes(source: Source, options: LoadOptions) -> list[int]:
-    """Numbers in each weight as the file's tensor table tells; empty where there is none."""
-    if source.gguf is None or options.ballast > 1:
-        return []
-    return [tensor.num_elements for tensor in source.gguf.weights]
+def _tokenizer(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_gguf_tokenizer(source.gguf)
+    return AutoTokenizer.from_pretrained(source.where)
 
 
-def _origin(source: Source, dtype: torch.dtype) -> str:
-    if source.gguf is None:
-        return ""
-    packed = source.gguf.num_packed * dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
-    return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"
+def _format(plan: LoadPlan, options: LoadOptions) -> str:
+    return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
 
 
 def _digest(options: LoadOptions) -> str:
@@ -288,23 +214,12 @@ def fixed_shapes(model: Any, reference: torch.Tensor, slots: int, cells: int) ->
     return static
 
 
-def _read(load: Callable[[], Any], name: str) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        raise ModelUnavailable(
-            f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
-            f"(zoo models: {', '.join(zoo.names()) or 'none'})"
-        ) from error
-
-
-def _weights(source: Source, config: Any, dtype: torch.dtype, options: LoadOptions) -> Any:
-    """The model; on the CPU unless it is quantised or shared."""
-    if source.gguf is not None:
-        return load_gguf_weights(source.gguf, config, dtype)
+def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
+    if plan.source.gguf is not None:
+        model = load_gguf_weights(plan.source.gguf, plan.config, plan.rounded)
+        return model.to(plan.device, plan.dtype)
     settings: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": plan.dtype,
         "use_safetensors": True,
         "trust_remote_code": False,
         "attn_implementation": "eager",
@@ -312,13 +227,18 @@ def _weights(source: Source, config: Any, dtype: torch.dtype, options: LoadOptio
     if options.tensor_parallel > 1:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
-    elif options.quantize != "none":
-        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        settings["device_map"] = resolve_device(options.device)
-        settings["quantization_config"] = _quantization(options.quantize, dtype)
-    return AutoModelForCausalLM.from_pretrained(source.where, **settings)
+        shards = DistributedConfig(tp_size=options.tensor_parallel)
+        return AutoModelForCausalLM.from_pretrained(
+            plan.source.where, **settings, distributed_config=shards
+        )
+    if options.quantize == "none":
+        plain: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+        return plain.to(plan.device)
+    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quantization = _quantization(options.quantize, plan.dtype)
+    settings |= {"device_map": plan.device, "quantization_config": quantization}
+    return AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
@@ -335,37 +255,6 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
-def _kernels_if_any() -> Kernels | None:
-    try:
-        return load_kernels()
-    except KernelsUnavailable:
-        return None
-
-
-def _default_dtype(device: str, config: Any) -> torch.dtype:
-    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
-
-    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
-    """
-    if device != "cpu":
-        return torch.bfloat16
-    kernels = _kernels_if_any()
-    has_units = kernels is not None and kernels.has_pairs
-    is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
-    return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
-
-
-def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
-    is_fused = device == "cpu" and config.model_type in FAMILIES
-    return CACHE if is_fused and _kernels_if_any() is not None else dtype
-
-
-def _context(config: Any, wanted: int) -> int:
-    text = config.get_text_config()
-    most = int(getattr(text, "max_position_embeddings", 0) or 2048)
-    return min(wanted, most) if wanted else min(most, 4096)
-
-
 def _eos_tokens(model: Any) -> list[int]:
     eos = model.generation_config.eos_token_id
     if eos is None:
@@ -376,5 +265,6 @@ def _eos_tokens(model: Any) -> list[int]:
 
 
 def _display_name(options: LoadOptions) -> str:
-    name = options.model if options.model in zoo.names() else Path(options.model).name
+    is_known = options.model in zoo.names() or models.is_known(options.model)
+    name = options.model if is_known else options.gguf or Path(options.model).name
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

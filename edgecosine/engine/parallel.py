@@ -22,11 +22,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import Rows
 from edgecosine.engine.device import resolve_device
-from edgecosine.engine.loading import load_model, read_config
+from edgecosine.engine.loading import load_model
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.parallel_channel import Go, Move, Pass, Ready, Start, Started, Waiting
 from edgecosine.engine.parallel_ranks import Ranks
+from edgecosine.engine.planning import read_config
 from edgecosine.engine.sharding import check_shards
 from edgecosine.errors import ModelUnsupported
 

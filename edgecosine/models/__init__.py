@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecosine.models.catalogue import CATALOGUE, Entry, packaged
+from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_names
 from edgecosine.models.fetch import cached, fetch
 
-__all__ = ["CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "obtain", "packaged"]
+__all__ = [
+    "CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "names", "obtain", "packaged"
+]  # fmt: skip
 
 
 def is_known(name: str) -> bool:
     """Whether a name is one of the catalogue or of the files that come with the package."""
     return name in CATALOGUE or packaged(name) is not None
+
+
+def names() -> tuple[str, ...]:
+    """All names of the catalogue, and of the files that come with the package."""
+    return (*CATALOGUE, *packaged_names())
 
 
 def find(name: str) -> Path | None:

@@ -91,7 +91,7 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
     monkeypatch.setattr("edgecosine.engine.loading.reference_logits", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
-        monkeypatch.setattr("edgecosine.engine.loading.load_kernels", lambda found=kernels: found)
+        monkeypatch.setattr("edgecosine.engine.planning.load_kernels", lambda found=kernels: found)
         with pytest.raises(ModelUnsupported, match="seen enough"):
             load_target(LoadOptions(where, threads=1, slots=1))
     assert seen == [stored, torch.float32]
