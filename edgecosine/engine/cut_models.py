@@ -17,12 +17,11 @@ from gguf.quants import dequantize
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from edgecosine.engine.gguf_file import BASE, EMBEDDING, GgufModel, Tensor
+from edgecosine.engine.gguf_file import EMBEDDING, SHORTLIST, GgufModel, Tensor
 from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 OUTPUT: Final = "output.weight"
-SHORTLIST: Final = "output.tokens"
 LAYER_WEIGHTS: Final = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -126,7 +125,3 @@ def _numbers(tensor: Tensor) -> np.ndarray[Any, Any]:
     rows = flat.reshape(*tensor.shape[:-1], -1)
     return dequantize(rows, kind).astype(np.float32, copy=False)
 
-
-def base_of(model: GgufModel) -> str:
-    """The name of the model that this one was cut from; empty for a whole model."""
-    return str(model.metadata.get(BASE, ""))

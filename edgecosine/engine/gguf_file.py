@@ -23,6 +23,8 @@ from edgecosine.errors import ModelUnavailable
 
 SUFFIX: Final = ".gguf"
 EMBEDDING: Final = "token_embd.weight"
+BASE: Final = "edgecosine.base"
+"""Names the model of the catalogue whose embedding and tokenizer are this one's, too."""
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _MAX_ENTRIES: Final = 1 << 16
@@ -39,8 +41,11 @@ _KEPT_NUMBERS: Final = 1 << 12
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PLAIN: Final = frozenset({"F32", "F16", "F64"})
 _END_TOKENS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Factors for rotary positions; every other tensor is a weight.
-_TABLES: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Factors for rotary positions and lists of tokens; every other tensor is a weight.
+SHORTLIST: Final = "output.tokens"
+_TABLES: Final = (
+    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", SHORTLIST
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,11 @@ class GgufModel:
     def architecture(self) -> str:
         """GGUF's name of the model family."""
         return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def base(self) -> str:
+        """The name of the model that this one was cut from; empty for a whole model."""
+        return str(self.metadata.get(BASE, ""))
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -174,7 +184,7 @@ def read_gguf(path: Path) -> GgufModel:
         raise ModelUnavailable(f"{path} does not name its architecture: not a language model")
     if not tensors:
         raise ModelUnavailable(f"{path} holds no weights: a vocabulary alone cannot be served")
-    if not model.num_tokens:
+    if not (model.num_tokens or model.base):
         raise ModelUnavailable(
             f"{path} holds no tokenizer; take a file that has one (tokenizer.ggml.model)"
         )

@@ -20,6 +20,7 @@ from edgecosine import models, zoo
 from edgecosine.engine import drafter
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
+from edgecosine.engine.cut_models import load_cut_model
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
@@ -136,7 +137,7 @@ def load_model(
 
 def _tokenizer(source: Source) -> Any:
     if source.gguf is not None:
-        return read_gguf_tokenizer(source.gguf)
+        return read_gguf_tokenizer(source.base or source.gguf)
     return AutoTokenizer.from_pretrained(source.where)
 
 
@@ -215,8 +216,11 @@ def fixed_shapes(model: Any, reference: torch.Tensor, slots: int, cells: int) ->
 
 
 def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
-    if plan.source.gguf is not None:
-        model = load_gguf_weights(plan.source.gguf, plan.config, plan.rounded)
+    if (gguf := plan.source.gguf) is not None:
+        if plan.source.base is not None:
+            model = load_cut_model(gguf, plan.source.base, plan.config, plan.rounded)
+        else:
+            model = load_gguf_weights(gguf, plan.config, plan.rounded)
         return model.to(plan.device, plan.dtype)
     settings: dict[str, Any] = {
         "dtype": plan.dtype,

@@ -18,10 +18,14 @@ from edgecosine.errors import ModelUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A directory or hub id with a checkpoint of safetensors, unless there is a GGUF model."""
+    """A directory or hub id with a checkpoint of safetensors, unless there is a GGUF model.
+
+    `base` is the model that a drafter was cut from.
+    """
 
     where: str
     gguf: GgufModel | None = None
+    base: GgufModel | None = None
 
 
 def locate(name: str, gguf: str = "") -> Source:
@@ -49,7 +53,17 @@ def locate(name: str, gguf: str = "") -> Source:
 
 
 def _source_of(path: Path) -> Source:
-    return Source(str(path.parent), read_gguf(path))
+    model = read_gguf(path)
+    return Source(str(path.parent), model, _base_of(model) if model.base else None)
+
+
+def _base_of(model: GgufModel) -> GgufModel:
+    path = models.obtain(model.base)
+    if path is None:
+        raise ModelUnavailable(
+            f"{model.paths[0].name} was cut from {model.base!r}, a model that is not known here"
+        )
+    return read_gguf(path)
 
 
 def _download(name: str, gguf: str) -> Path:

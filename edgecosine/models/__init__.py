@@ -11,8 +11,14 @@ from pathlib import Path
 from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_names
 from edgecosine.models.fetch import cached, fetch
 
+DEFAULT_TARGET = "smollm2-135m-instruct"
+"""What is served where nothing else is asked for."""
+NGRAM = "ngram"
+"""The drafter without a model, for every target."""
+
 __all__ = [
-    "CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "names", "obtain", "packaged"
+    "CATALOGUE", "DEFAULT_TARGET", "NGRAM", "Entry", "cached", "drafters_of", "fetch", "find",
+    "is_known", "names", "obtain", "packaged",
 ]  # fmt: skip
 
 
@@ -38,3 +44,9 @@ def obtain(name: str) -> Path | None:
     """
     found = find(name)
     return fetch(CATALOGUE[name]) if found is None and name in CATALOGUE else found
+
+
+def drafters_of(target: str) -> tuple[str, ...]:
+    """The drafters that come with the package for a target, and the one that needs no model."""
+    own = (name for name in packaged_names() if name.startswith(f"{target}/"))
+    return (*own, NGRAM)

@@ -11,8 +11,8 @@ import torch
 from gguf.quants import quantize
 from transformers import LlamaForCausalLM
 
-from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, SHORTLIST, rotary_pairs
-from edgecosine.engine.gguf_file import BASE
+from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, rotary_pairs
+from edgecosine.engine.gguf_file import BASE, SHORTLIST
 
 
 def write_drafter(
