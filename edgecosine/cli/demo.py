@@ -24,9 +24,7 @@ from edgecosine.zoo import BALLAST
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the figures and every run as data.")  # fmt: skip
-def command(
-    *, lab: bool, ballast: int, prompts: int, max_tokens: int, report: Path | None
-) -> None:
+def command(*, lab: bool, ballast: int, prompts: int, max_tokens: int, report: Path | None) -> None:
     """Start a broker, a target and its drafters as processes of this machine, ask them held-out
     prompts by MQTT, and show what speculation gained over the target alone.
 

@@ -77,8 +77,8 @@ def _fetch(target: str) -> None:
         models.obtain(target)
     except ModelUnavailable as error:
         raise click.ClickException(
-            f"{error}\nwithout it: `edgecosine up --target {zoo.TARGET}` serves the tiny models that "
-            "come with EdgeCoSine"
+            f"{error}\nwithout it: `edgecosine up --target {zoo.TARGET}` serves the tiny models "
+            "that come with EdgeCoSine"
         ) from error
 
 

@@ -56,12 +56,14 @@ def load_cut_model(model: GgufModel, base: GgufModel, config: Any, dtype: torch.
     weights = {tensor.name: tensor for tensor in model.tensors}
     tokens = torch.from_numpy(_numbers(_pop(model, weights, SHORTLIST)).astype(np.int64))
     with torch.device("meta"):
-        cut: Any = AutoModelForCausalLM.from_config(
+        cut: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation="eager"
         )
         linear = nn.Linear(config.hidden_size, len(tokens), bias=False, dtype=dtype)
     if not ((tokens >= 0) & (tokens < config.vocab_size)).all():
-        raise ModelUnavailable(f"{model.paths[0].name} names tokens that {base.paths[0].name} lacks")
+        raise ModelUnavailable(
+            f"{model.paths[0].name} names tokens that {base.paths[0].name} lacks"
+        )
     cut.lm_head = ShortlistHead(linear, tokens, config.vocab_size)
     cut.model.rotary_emb = type(cut.model.rotary_emb)(config)
     state = {"model.embed_tokens.weight": _of(base, EMBEDDING)}
@@ -119,9 +121,10 @@ def _of(model: GgufModel, name: str) -> Tensor:
 def _numbers(tensor: Tensor) -> np.ndarray[Any, Any]:
     kind = GGMLQuantizationType[tensor.kind]
     dtype = {"F32": np.float32, "I32": np.int32}.get(tensor.kind, np.uint8)
-    flat = np.fromfile(tensor.path, dtype, tensor.size // np.dtype(dtype).itemsize, offset=tensor.start)
+    flat = np.fromfile(
+        tensor.path, dtype, tensor.size // np.dtype(dtype).itemsize, offset=tensor.start
+    )
     if dtype is not np.uint8:
         return flat.reshape(tensor.shape)
     rows = flat.reshape(*tensor.shape[:-1], -1)
     return dequantize(rows, kind).astype(np.float32, copy=False)
-

@@ -134,7 +134,9 @@ class FusedModel:
             output_norm=self._keep(body.norm.weight.detach().float()),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
-            shortlist=self._keep(padded(self._shortlist.tokens)) if self._shortlist is not None else None,
+            shortlist=self._keep(padded(self._shortlist.tokens))
+            if self._shortlist is not None
+            else None,
             num_layers=len(body.layers),
             hidden=config.hidden_size,
             heads=config.num_attention_heads,

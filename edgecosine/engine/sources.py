@@ -58,10 +58,12 @@ def _source_of(path: Path) -> Source:
 
 
 def _base_of(model: GgufModel) -> GgufModel:
-    path = models.obtain(model.base)
-    if path is None:
+    """The base of a drafter: a model of the catalogue, or a file beside the drafter's."""
+    path = models.obtain(model.base) or model.paths[0].with_name(Path(model.base).name)
+    if not path.is_file():
         raise ModelUnavailable(
-            f"{model.paths[0].name} was cut from {model.base!r}, a model that is not known here"
+            f"{model.paths[0].name} was cut from {model.base!r}, which is neither a model that is "
+            "known by name nor a file beside it"
         )
     return read_gguf(path)
 

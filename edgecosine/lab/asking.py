@@ -81,7 +81,7 @@ async def ask(
     chat: bool = False,
 ) -> Asked:
     """Ask for a text's continuation by exactly `max_tokens` tokens, or in a `chat` for an answer of
-    at most so many, and wait for the whole of it; with `trace`, the course of its rounds comes, too.
+    at most so many, and wait for the whole of it; with `trace`, its rounds' course comes, too.
 
     Raises RequestError and BrokerLost.
     """

@@ -23,7 +23,7 @@ from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.scene import Scene
 from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.node.local_cluster import LocalCluster, local_plan
 from edgecosine.protocol.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"

@@ -1,9 +1,9 @@
-"""Training text: conversations that the target writes alone, with the states that it goes through.
+"""Training text: conversations that the target writes alone, with its states on the way.
 
-Every slot of a pass holds one conversation. The target first continues an opener to a whole user's
-turn, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The state before
-the output layer is kept for each token of the answer, so that a student can learn the target's
-whole distribution without running it again.
+Every slot of a pass holds one conversation. The target first continues an opener to a whole turn
+of the user, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The
+state before the output layer is kept for each token of the answer, so that a student can learn the
+target's whole distribution without running it again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Tokens = NDArray[np.uint16]
 States = NDArray[np.float16]
 
 ANSWER_TEMPERATURE = 0.8
-_SAMPLED_SHARE = 0.4
+SAMPLED_SHARE = 0.4
 _TURN_LENGTH = (4, 160)
 _EXPECTED = 128
 """Tokens of an answer that counts before it has ended."""
@@ -82,7 +82,7 @@ class Turn:
 
 
 class Openers:
-    """Beginnings of turns without end, so many of each domain that all get as many answer tokens."""
+    """Beginnings of turns without end, and of each domain so many that all get as many tokens."""
 
     def __init__(self, tokenizer: Any, seed: int, domains: Sequence[str] = DOMAINS) -> None:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
@@ -92,10 +92,8 @@ class Openers:
         while True:
             domain = min(self._num_tokens, key=lambda name: self._num_tokens[name])
             self._num_tokens[domain] += _EXPECTED
-            tokens = self._tokenizer.encode(
-                opener(domain, self._random), add_special_tokens=False
-            )
-            is_sampled = self._random.random() < _SAMPLED_SHARE
+            tokens = self._tokenizer.encode(opener(domain, self._random), add_special_tokens=False)
+            is_sampled = self._random.random() < SAMPLED_SHARE
             yield Turn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
 
     def count(self, done: Conversation) -> None:
@@ -152,7 +150,9 @@ class Writer:
             if not slots:
                 return
             states = self._pass(slots)
-            for slot, token, state in zip(list(slots), self._draw(slots, states), states, strict=True):
+            for slot, token, state in zip(
+                list(slots), self._draw(slots, states), states, strict=True
+            ):
                 self._extend(slot, token, state)
                 is_dropped = self._is_no_turn(slot)
                 if is_dropped or self._is_finished(slot):

@@ -1,4 +1,4 @@
-"""How a student learns: batches of conversations, and a loss that is the acceptance it will have."""
+"""How a student learns: batches of conversations, and a loss that becomes its acceptance."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _SHARPNESS = 3.0
 
 @dataclass(frozen=True)
 class Settings:
-    """One training: passes of `batch_tokens` over the text, the learning rate falling to a tenth.
+    """One training: batches of `batch_tokens` cells, each conversation seen `epochs` times.
 
-    `epochs` is how often each conversation is seen.
+    The learning rate rises for `warm_up` steps, stays, and falls to zero over the last share
+    `decay` of the steps.
     """
 
     epochs: float
     learning_rate: float
-    batch_tokens: int = 4096
-    warm_up: float = 0.03
+    batch_tokens: int = 1200
+    warm_up: int = 30
+    decay: float = 0.35
     seed: int = 1
-    clip: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,10 @@ def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
 
 
 def rate(step: int, steps: int, settings: Settings) -> float:
-    """Learning rate: a linear warm-up, then half a cosine down to a tenth."""
-    warm = max(1, int(steps * settings.warm_up))
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    """The learning rate of a step."""
+    rising = (step + 1) / settings.warm_up
+    falling = (steps - step) / max(1.0, steps * settings.decay)
+    return settings.learning_rate * min(1.0, rising, falling)
 
 
 class AcceptanceLoss:

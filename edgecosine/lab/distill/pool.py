@@ -1,8 +1,7 @@
-"""The training text on disk: conversations with the target's states, in shards of some megabytes."""
+"""The training text on disk: conversations with the target's states, in shards."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ def save(path: Path, conversations: Sequence[Conversation]) -> None:
         domains=np.array([c.domain for c in conversations]),
         temperatures=np.array([c.temperature for c in conversations]),
     )
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def load(directory: Path) -> Pool:

@@ -26,7 +26,7 @@ def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int])
     the list would be chance.
     """
     expected = torch.zeros(len(head), dtype=torch.float64)
-    for part in states.split(_STATES_AT_ONCE):
+    for part in torch.split(states, _STATES_AT_ONCE):
         expected += (part.to(head.dtype) @ head.T).float().softmax(-1).sum(0).double()
     expected[list(always)] = torch.inf
     return torch.topk(expected, size).indices.sort().values
@@ -55,4 +55,5 @@ def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> L
     rows = cast(nn.Linear, target.lm_head).weight.detach()[shortlist].clone()
     student.lm_head.weight = nn.Parameter(rows)
     body.embed_tokens.weight.requires_grad_(False)
-    return student.float()
+    nn.Module.to(student, torch.float32)
+    return student

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ class Trainer:
         }
         scratch = path.with_suffix(".tmp")
         torch.save(state, scratch)
-        os.replace(scratch, path)
+        scratch.replace(path)
 
     def load(self, path: Path, *, with_optimiser: bool = True) -> None:
         """Go on where `save` was called; without the optimiser, a new training from its weights."""
