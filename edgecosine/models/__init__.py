@@ -12,7 +12,8 @@ from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_nam
 from edgecosine.models.fetch import cached, fetch
 
 __all__ = [
-    "CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "names", "obtain", "packaged"
+    "CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "names", "obtain", "packaged",
+    "packaged_names",
 ]  # fmt: skip
 
 
