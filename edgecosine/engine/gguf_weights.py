@@ -100,17 +100,24 @@ def load_gguf_weights(model: GgufModel, config: Any, dtype: torch.dtype) -> Any:
     Raises ModelUnsupported where weights of the file and of the model do not match one to one.
     """
     first = model.paths[0]
-    with _reading(model):
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            first.parent,
-            gguf_file=first.name,
-            config=config,
-            dtype=dtype,
-            attn_implementation="eager",
-            quantization_config=GgufConfig(dequantize=True),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+    try:
+        with _reading(model):
+            loading: Any = AutoModelForCausalLM.from_pretrained(
+                first.parent,
+                gguf_file=first.name,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager",
+                quantization_config=GgufConfig(dequantize=True),
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    # Shapes that differ, and number formats that gguf cannot read.
+    except RuntimeError as error:
+        raise ModelUnsupported(
+            f"GGUF architecture {model.architecture!r} ({model.quantization}) cannot be loaded: "
+            f"{_first_line(error)}"
+        ) from error
     loaded, info = loading
     _check_complete(model, loaded, info)
     return loaded

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_names
-from edgecosine.models.fetch import cached, fetch
+from edgecosine.models.fetching import cached, fetch
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
 """What is served where nothing else is asked for."""
@@ -18,7 +18,7 @@ NGRAM = "ngram"
 
 __all__ = [
     "CATALOGUE", "DEFAULT_TARGET", "NGRAM", "Entry", "cached", "drafters_of", "fetch", "find",
-    "is_known", "names", "obtain", "packaged",
+    "is_known", "names", "obtain", "packaged", "packaged_names",
 ]  # fmt: skip
 
 
