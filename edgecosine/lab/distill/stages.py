@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,8 @@ def drafter_stage(name: str) -> Stage:
         report = _learn(trainer, chosen, recipe, places, name)
         places.out.mkdir(parents=True, exist_ok=True)
         report["bytes"] = write_drafter(
-            places.drafter(name), trainer.student, shortlist, recipe.target, recipe.kind,
-            f"{recipe.target} {name}",
+            places.drafter(name), trainer.student, shortlist, Path(recipe.target).name,
+            recipe.kind, f"{Path(recipe.target).stem} {name}",
         )  # fmt: skip
         report["parameters"] = read_gguf(places.drafter(name)).num_parameters
         return report

@@ -1,0 +1,197 @@
+"""A tiny target gets drafters of its own: the whole recipe, from its text to files that are served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgecosine.engine.base import DraftWork
+from edgecosine.engine.loading import load_drafter
+from edgecosine.engine.options import LoadOptions
+from edgecosine.lab.distill import pool
+from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
+from edgecosine.lab.distill.export import write_drafter
+from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate
+from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
+from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.student import cut, shortlist_of
+from edgecosine.lab.distill.teacher import load_stock, load_teacher
+from edgecosine.lab.distill.train import STAGES, make_drafters
+from edgecosine.protocol.messages import Coupling
+from tests.engine.gguf_files import TOKENS, write_gguf
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+def recipe_of(target: Path) -> Recipe:
+    once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
+    return Recipe(
+        target=str(target), layers=(0, 1), shortlist=64, kind="Q8_0", text_tokens=1200,
+        shard_tokens=600, slots=8, max_answer=24, held_out_answer=12, generalist=once,
+        specialist=once,
+    )  # fmt: skip
+
+
+def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
+    target: Path, tmp_path: Path
+) -> None:
+    recipe, places = recipe_of(target), Places(tmp_path / "scratch", target.parent)
+    make_drafters(recipe, places, "cpu", ["text"])
+    first = (places.text / "0000.npz").read_bytes()
+    make_drafters(recipe, places, "cpu", [])
+    assert (places.text / "0000.npz").read_bytes() == first
+    report = json.loads(places.report.read_text())
+    assert report.keys() == STAGES.keys()
+    assert report["text"]["answer_tokens"] >= recipe.text_tokens
+    card = (places.out / "README.md").read_text()
+    for name in DRAFTERS:
+        assert report[name]["steps"] > 0
+        assert f"| {name} | {report[name]['steps']} |" in card
+        engine, loaded = load_drafter(LoadOptions(model=str(places.drafter(name)), slots=2))
+        work = DraftWork("a", (5, 6, 7), 4, 2, Coupling())
+        (proposal,) = engine.draft([work])
+        assert len(proposal.tokens) >= 4
+        assert loaded.codec is not None
+        assert loaded.codec.num_tokens == len(TOKENS)
+    report["evaluation"]["0.0"]["matrix"][DRAFTERS[0]]["code"] = 0.0
+    places.report.write_text(json.dumps(report))
+    make_drafters(recipe, places, "cpu", [])
+    assert json.loads(places.report.read_text()) == report
+
+
+def test_training_goes_on_as_if_it_had_not_been_cut_off(target: Path, tmp_path: Path) -> None:
+    from edgecosine.lab.distill.learning import AcceptanceLoss
+    from edgecosine.lab.distill.trainer import Trainer
+
+    text = conversations(target, 24)
+    stock = load_stock(str(target), torch.float32)
+    tokens = torch.arange(64)
+    head = stock.lm_head.weight.detach()[tokens]
+
+    def trainer() -> Trainer:
+        return Trainer(cut(stock, (0, 1), tokens), AcceptanceLoss(head))
+
+    whole, before, after = trainer(), trainer(), trainer()
+    batches = [batch_of(text[i : i + 6]) for i in range(0, 24, 6)]
+    for batch in batches:
+        whole.step(batch, 1e-3)
+    for batch in batches[:2]:
+        before.step(batch, 1e-3)
+    before.save(tmp_path / "a.pt")
+    after.load(tmp_path / "a.pt")
+    for batch in batches[2:]:
+        after.step(batch, 1e-3)
+    assert after.num_steps == whole.num_steps == 4
+    for one, other in zip(whole.student.parameters(), after.student.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_student_learns_what_it_was_cut_from(target: Path) -> None:
+    """A student of all layers is the target: whatever it loses at first must come back."""
+    from edgecosine.lab.distill.learning import AcceptanceLoss
+    from edgecosine.lab.distill.trainer import Trainer
+
+    stock = load_stock(str(target), torch.float32)
+    tokens = torch.arange(len(TOKENS))
+    trainer = Trainer(cut(stock, (0, 1), tokens), AcceptanceLoss(stock.lm_head.weight.detach()))
+    batch = batch_of(conversations(target, 12))
+    overlap, equal = trainer.step(batch, 0.0)
+    assert overlap > 0.9
+    assert equal > 0.8
+    trainer.student.model.layers[1].mlp.down_proj.weight.data.zero_()
+    hurt, _ = trainer.step(batch, 3e-3)
+    assert hurt < overlap
+    for _ in range(12):
+        healed, _ = trainer.step(batch, 3e-3)
+    assert healed > hurt
+
+
+def conversations(target: Path, count: int) -> list[Conversation]:
+    teacher = load_teacher(str(target), "cpu", slots=4, cells=256)
+    writer = Writer(
+        teacher.model, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
+    )
+    turns = [Turn("facts", (20 + n, 30, 40), 0.8 * (n % 2), is_whole=True) for n in range(count)]
+    return list(writer.write(turns))
+
+
+def test_answers_are_the_targets_own(target: Path) -> None:
+    """Whatever slots are reused: each greedy answer is what the stock model continues with."""
+    stock = load_stock(str(target), torch.bfloat16)
+    for done in conversations(target, 9):
+        ids = torch.from_numpy(done.tokens.astype(np.int64))
+        with torch.inference_mode():
+            logits = stock(input_ids=ids[None, :-1]).logits[0, done.num_prompt - 1 :].float()
+            states = torch.from_numpy(done.states.astype(np.float32))
+            ours = states @ stock.lm_head.weight.float().T
+        torch.testing.assert_close(ours, logits, atol=0.3, rtol=0.1)
+        if done.temperature == 0.0:
+            best = logits.max(-1).values
+            chosen = logits.gather(1, ids[done.num_prompt :, None])[:, 0]
+            assert (best - chosen).max() < 0.3
+
+
+def test_shortlist_holds_what_is_expected_and_the_ends() -> None:
+    head = torch.eye(8)
+    states = 10 * torch.eye(8)[[1, 1, 5, 5, 5, 6]]
+    assert shortlist_of(states, head, 3, [0]).tolist() == [0, 1, 5]
+
+
+def test_batches_see_every_conversation_as_often_as_asked() -> None:
+    lengths = [10 + 7 * n % 50 for n in range(40)]
+    order = plan(lengths, Settings(epochs=2.0, learning_rate=1.0, batch_tokens=200))
+    seen = [i for batch in order for i in batch]
+    assert sorted(seen) == sorted([*range(40), *range(40)])
+    assert all(len(b) * max(lengths[i] for i in b) <= 200 for b in order)
+
+
+def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+    settings = Settings(epochs=1, learning_rate=2.0, warm_up=10, decay=0.5)
+    rates = [rate(step, 100, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[10:50] == [2.0] * 40
+    assert rates[100] == 0.0
+
+
+def test_shards_come_back_as_they_were(target: Path, tmp_path: Path) -> None:
+    text = conversations(target, 5)
+    pool.save(tmp_path / "0.npz", text[:3])
+    pool.save(tmp_path / "1.npz", text[3:])
+    back = pool.load(tmp_path).conversations()
+    assert [one.tokens.tolist() for one in back] == [one.tokens.tolist() for one in text]
+    assert all(np.array_equal(a.states, b.states) for a, b in zip(back, text, strict=True))
+
+
+def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) -> None:
+    import random
+
+    prompts = held_out()
+    assert prompts.keys() == set(DOMAINS)
+    chance = random.Random(1)
+    for domain in DOMAINS:
+        assert not {opener(domain, chance) for _ in range(300)} & set(prompts[domain])
+    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    openers = Openers(tokenizer, 1)
+    assert {turn.domain for turn, _ in zip(openers, range(4), strict=False)} == set(DOMAINS)
+
+
+def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Path) -> None:
+    from edgecosine.errors import ModelUnavailable
+
+    stock = load_stock(str(target), torch.float32)
+    student = cut(stock, (0, 1), torch.arange(16))
+    path = target.with_name("damaged.gguf")
+    write_drafter(path, student, torch.arange(16) + 10_000, target.name, "Q8_0", "damaged")
+    with pytest.raises(ModelUnavailable, match="names tokens that tiny.gguf lacks"):
+        load_drafter(LoadOptions(model=str(path)))
+    write_drafter(path, student, torch.arange(16), "other.gguf", "Q8_0", "damaged")
+    with pytest.raises(ModelUnavailable, match=r"was cut from 'other.gguf'"):
+        load_drafter(LoadOptions(model=str(path)))
