@@ -24,15 +24,16 @@ from edgecosine.protocol.tree import ROOT, TokenTree
 
 logger = logging.getLogger(__name__)
 
-_COMPARED = 48
+_COMPARED = 32
 """Last positions of the sequence, whose logits are compared."""
-_TREE, _REST = 16, 8
+_TREE, _REST = 12, 6
 """Of these, the positions that are a branch of a tree, and those after it."""
 _LONGEST_WINDOW = 256
 """The sequence goes beyond windows up to this one; more would cost too much at every load."""
-_AS_SERVED = {torch.float32: 30.0, torch.bfloat16: 3.0, torch.float16: 3.0}
-_WIDELY = 0.01
-"""Most of our error, in units of the stock model's: in its dtype, and widely if that is narrow."""
+_NARROW, _FLOAT32, _WIDE = 3.0, 100.0, 0.01
+"""Most of our error in units of the stock model's: as served in a narrow type or in float32, and
+widely where the stock model is narrow. Twelve families of 30 layers with outlier channels had up
+to 1.8, 2.9 and 0.0003; mistakes planted in them had at least 3000 or else 0.17."""
 _FLOOR = 1e-5
 """Error that is none, in units of the logits' spread."""
 _UNKNOWN = 0.01
@@ -58,8 +59,9 @@ class Reference:
     """As `error_of` gives it."""
     dtype: torch.dtype
     """What the stock model computes in."""
-    is_wide: bool
-    """Whether the truth was computed more widely than that."""
+    can_widen: bool
+    """Whether rounding can be taken away from both. Layers of a quantised model round by rules of
+    their own, whatever the dtype."""
 
     @property
     def spread(self) -> float:
@@ -82,9 +84,10 @@ def take_reference(model: Any, context: int) -> Reference:
             truth = _stock_logits(model, tokens)
     except _FAULTS as error:
         logger.warning("the self-test knows the model's output in %s only: %s", dtype, error)
-        unknown = Reference(tokens, stock, 0.0, dtype, is_wide=False)
+        unknown = Reference(tokens, stock, 0.0, dtype, can_widen=False)
         return replace(unknown, stock_error=_UNKNOWN * unknown.spread)
-    return Reference(tokens, truth, error_of(stock, truth), dtype, is_wide=True)
+    can_widen = not getattr(model, "is_quantized", False)
+    return Reference(tokens, truth, error_of(stock, truth), dtype, can_widen)
 
 
 def check_family(model: TestedModel, reference: Reference, family: str) -> None:
@@ -93,7 +96,7 @@ def check_family(model: TestedModel, reference: Reference, family: str) -> None:
     Raises ModelUnsupported when the logits differ by more than rounding.
     """
     check_as_served(model, reference, family)
-    if reference.dtype == torch.float32 or not reference.is_wide:
+    if reference.dtype == torch.float32 or not reference.can_widen:
         return
     try:
         with model.widely(len(reference.tokens) + _TREE) as wide:
@@ -101,7 +104,7 @@ def check_family(model: TestedModel, reference: Reference, family: str) -> None:
     except _FAULTS as error:
         logger.warning("the self-test sees no further than %s: %s", reference.dtype, error)
         return
-    _compare(logits, reference, _WIDELY, family, "computed in float32")
+    _compare(logits, reference, _WIDE, family, "computed in float32")
 
 
 def check_as_served(model: PassModel, reference: Reference, family: str) -> None:
@@ -110,7 +113,8 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
         logits = _run(model, reference)
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
-    _compare(logits, reference, _AS_SERVED[reference.dtype], family, "as served")
+    is_sharp = reference.dtype == torch.float32 and reference.can_widen
+    _compare(logits, reference, _FLOAT32 if is_sharp else _NARROW, family, "as served")
 
 
 def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:

@@ -1,6 +1,7 @@
-"""The exact value of a model's forward, near enough: its weights as they are, computed widely.
+"""A model computed more widely than its weights are stored: what it gives without rounding.
 
-Weights are widened operator by operator, so that no more than one of them exists twice.
+Weights are widened operator by operator, and those of linear layers in pieces, so that no second
+copy of them is ever held.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_LINEAR = torch.ops.aten.linear.default
 _SELECTING = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
 """Take some rows of a weight: these are widened, not all of it."""
+_BLOCK = 1 << 18
+"""Weights of a linear layer that are widened together."""
 
 
 @contextmanager
 def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
-    """Context in which `model` and all else in torch computes in `dtype` where it would in a
-    narrower one; logits are of that dtype, too.
+    """Context in which torch computes in `dtype` where it would in a narrower floating-point type.
 
-    Raises whatever an operator raises that there is not in `dtype`.
+    `model` is run in it; its logits are of that dtype, too. Operators raise what they do where they
+    are not made for it.
     """
-    # Fused products of experts know no float64, and would be widened all at once.
+    # Fused products of experts are made for no float64, and would be widened all at once.
     experts = getattr(model.config, "_experts_implementation", None)
     if experts is not None:
         model.set_experts_implementation("eager")
@@ -56,6 +61,8 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if func in _SELECTING:
             return self._widened(func(*args, **kwargs))
+        if func is _LINEAR and not isinstance(args[1], DTensor):
+            return self._linear(*args)
         parameters = func._schema.arguments
         aliased = {p.name for p in parameters if p.alias_info is not None}
         args = [
@@ -67,6 +74,14 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for name, value in kwargs.items()
         }
         return func(*args, **kwargs)
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = self._widened(x)
+        blocks = torch.split(weight, max(1, _BLOCK // weight.shape[1]))
+        y = torch.cat([_LINEAR(x, self._widened(block)) for block in blocks], -1)
+        return y if bias is None else y + self._widened(bias)
 
     def _widened(self, value: Any) -> Any:
         if isinstance(value, torch.dtype):
