@@ -30,7 +30,7 @@ _TREE, _REST = 12, 6
 """Of these, the positions that are a branch of a tree, and those after it."""
 _LONGEST_WINDOW = 256
 """The sequence goes beyond windows up to this one; more would cost too much at every load."""
-_NARROW, _FLOAT32, _WIDE = 3.0, 100.0, 0.01
+_NARROW, _FLOAT32, _WIDE = 5.0, 100.0, 0.01
 """Most of our error in units of the stock model's: as served in a narrow type or in float32, and
 widely where the stock model is narrow. Twelve families of 30 layers with outlier channels had up
 to 1.8, 2.9 and 0.0003; mistakes planted in them had at least 3000 or else 0.17."""
@@ -41,7 +41,7 @@ _UNKNOWN = 0.01
 _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 
-class TestedModel(PassModel, Protocol):
+class ProvableModel(PassModel, Protocol):
     """A way of running that can show what it computes without rounding to narrow numbers."""
 
     def widely(self, cells: int) -> AbstractContextManager[PassModel]:
@@ -90,7 +90,7 @@ def take_reference(model: Any, context: int) -> Reference:
     return Reference(tokens, truth, error_of(stock, truth), dtype, can_widen)
 
 
-def check_family(model: TestedModel, reference: Reference, family: str) -> None:
+def check_family(model: ProvableModel, reference: Reference, family: str) -> None:
     """Run the sequence of the reference as it is served, and widely.
 
     Raises ModelUnsupported when the logits differ by more than rounding.
@@ -118,10 +118,13 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
 
 
 def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """Root mean square error of the logits at the worst position, their mean error left out: it
-    changes no probability, and rounding moves it more than all else."""
-    error = logits - truth
-    return error.std(1, correction=0).max().item()
+    """Error of the logits: root mean square over the vocabulary, mean over the positions.
+
+    What is the same for all logits of a position is left out, for it changes no probability and is
+    most of what rounding does. The mean, because rounding may be tens of times larger at a few
+    positions, and at which ones is chance.
+    """
+    return (logits - truth).std(1, correction=0).mean().item()
 
 
 def _compare(
