@@ -30,7 +30,7 @@ from edgecosine.engine.static import StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from tests.engine.decoding import decode, nothing, random_trees
-from tests.engine.models import FAMILIES, VOCABULARY, build_deep, prompt_of, save
+from tests.engine.models import FAMILIES, VOCABULARY, build, build_deep, prompt_of, save
 
 Change = Callable[..., Any]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -239,3 +239,13 @@ def test_model_without_a_wider_truth_is_held_against_its_own_output(
     wrong = ChangedRows(_run_as("plain", copy.deepcopy(model)), _mask_shorter)
     with pytest.raises(ModelUnsupported, match="other logits"):
         check_family(wrong, reference, "llama")
+
+
+@pytest.mark.parametrize(
+    ("window", "context", "expected"), [(40, 256, 72), (40, 40, 32), (400, 4096, 32)]
+)
+def test_sequence_goes_beyond_windows_that_matter_and_are_not_too_long(
+    window: int, context: int, expected: int
+) -> None:
+    model = build(MISTRAL, layers=1, sliding_window=window, max_position_embeddings=4096)
+    assert len(take_reference(model, context).tokens) == expected
