@@ -10,30 +10,47 @@ from rich.console import Console
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
+from edgecosine.errors import ModelUnavailable
+from edgecosine.lab.scene import Scene, chat_scene, zoo_scene
 from edgecosine.zoo import BALLAST
 
 
 @click.command("demo")
-@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True)
-@click.option("--prompts", type=click.IntRange(1, 24), default=3, show_default=True,
+@click.option("--lab", is_flag=True, help="Serve the tiny models of the zoo; fetches nothing.")
+@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
+              help="How many times wider the zoo's target is made.")  # fmt: skip
+@click.option("--prompts", type=click.IntRange(1, 16), default=3, show_default=True,
               help="Prompts per domain.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the figures and every run as data.")  # fmt: skip
-def command(ballast: int, prompts: int, max_tokens: int, report: Path | None) -> None:
+def command(*, lab: bool, ballast: int, prompts: int, max_tokens: int, report: Path | None) -> None:
     """Start a broker, a target and its drafters as processes of this machine, ask them held-out
-    prompts by MQTT, and show what speculation gained over the target alone."""
+    prompts by MQTT, and show what speculation gained over the target alone.
+
+    The target is a real chat model, SmolLM2-135M-Instruct, which is fetched once (93 MB).
+    """
     from edgecosine.lab.demo import DemoSettings, run_demo
 
     log_to_stderr("warning")
+    console = Console(highlight=False)
     target_cores, drafter_cores = split_cores()
     settings = DemoSettings(
-        ballast=ballast, prompts_per_domain=prompts, max_tokens=max_tokens,
+        scene=_scene(ballast, is_lab=lab), prompts_per_domain=prompts, max_tokens=max_tokens,
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 
     async def demo() -> None:
-        if not await run_demo(settings, Console(highlight=False), report):
+        if not await run_demo(settings, console, report):
             raise click.ClickException("a text differs from the target's own")
 
     run_command(demo())
+
+
+def _scene(ballast: int, *, is_lab: bool) -> Scene:
+    if not is_lab:
+        try:
+            return chat_scene()
+        except ModelUnavailable as error:
+            click.echo(f"{error}\nrunning the tiny models of the zoo instead")
+    return zoo_scene(ballast)

@@ -7,23 +7,28 @@ import os
 
 import click
 
+from edgecosine import models, zoo
 from edgecosine.cli.access import no_password
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.config import Exactness
+from edgecosine.errors import ModelUnavailable
 from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
-from edgecosine.zoo import BALLAST, drafter_names
 
 
 @click.command("up")
-@click.option("--target", default="target", show_default=True, help="Model that is served.")
 @click.option(
-    "--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. Default: all "
-    "of the zoo's.",
+    "--target", default=models.DEFAULT_TARGET, show_default=True,
+    help="Model that is served; `target` is the zoo's.",
 )  # fmt: skip
 @click.option(
-    "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-    help="Widen the target so that it costs what a larger one does; 1: as it is.",
+    "--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. Default: all "
+    "that come with EdgeCoSine for this target.",
+)  # fmt: skip
+@click.option(
+    "--ballast", type=click.IntRange(1, 256),
+    help="Widen the target so that it costs what a larger one does; 1: as it is. "
+    f"Default: {zoo.BALLAST} for the zoo's target, else 1.",
 )  # fmt: skip
 @click.option(
     "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
@@ -40,7 +45,7 @@ from edgecosine.zoo import BALLAST, drafter_names
 @click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
 def command(
-    target: str, drafters: tuple[str, ...], ballast: int, exactness: Exactness, cluster: str,
+    target: str, drafters: tuple[str, ...], ballast: int | None, exactness: Exactness, cluster: str,
     broker: str | None, broker_port: int, log_level: str,
 ) -> None:  # fmt: skip
     """Run broker, target and drafters on this machine until interrupted. Nothing leaves it.
@@ -49,8 +54,13 @@ def command(
     """
     log_to_stderr(log_level)
     target_cores, drafter_cores = split_cores()
+    is_zoo = target == zoo.TARGET
+    ballast = ballast or (zoo.BALLAST if is_zoo else 1)
+    if not drafters:
+        drafters = zoo.drafter_names() if is_zoo else models.drafters_of(target)
+    _fetch(target)
     plan = local_plan(
-        target, drafters or drafter_names(), cluster=cluster, ballast=ballast,
+        target, drafters, cluster=cluster, ballast=ballast,
         target_cores=target_cores, drafter_cores=drafter_cores, broker=broker,
         broker_port=broker_port, exactness=exactness,
     )  # fmt: skip
@@ -59,6 +69,17 @@ def command(
             f"ballast: the target is widened {ballast} times, to cost what a larger one does"
         )
     run_command(_up(plan))
+
+
+def _fetch(target: str) -> None:
+    """Before the nodes start, where progress can be seen."""
+    try:
+        models.obtain(target)
+    except ModelUnavailable as error:
+        raise click.ClickException(
+            f"{error}\nwithout it: `edgecosine up --target {zoo.TARGET}` serves the tiny models "
+            "that come with EdgeCoSine"
+        ) from error
 
 
 def split_cores() -> tuple[str, str]:
@@ -73,5 +94,5 @@ async def _up(plan: ClusterPlan) -> None:
     async with LocalCluster(plan, click.echo) as cluster:
         click.echo(f"logs: {cluster.logs}")
         options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"
-        click.echo(f'ready. Try:  edgecosine ask "def main():" {options}')
+        click.echo(f'ready. Try:  edgecosine ask --chat "Why is the sky blue?" {options}')
         await asyncio.Event().wait()

@@ -26,6 +26,8 @@ GUESSES = 4
 """Continuations that are kept of each node."""
 TREE_ROOM = 256
 """Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
+MAX_SURPRISE = 16.0
+"""Nats that a token counts at most; those outside a shortlist would be infinite."""
 PLAIN_NODES = 48
 """Nodes of an answer that somebody waits for."""
 
@@ -277,7 +279,7 @@ class TransformerDrafter:
         surprises = (torch.logsumexp(logits, 1) - of_truth).tolist()
         for at, token, found, surprise in zip(told, truth, guesses, surprises, strict=True):
             at.drafting.reading.foretold.append(found.tokens[0] == token)
-            at.drafting.reading.surprise += max(0.0, surprise)
+            at.drafting.reading.surprise += min(max(0.0, surprise), MAX_SURPRISE)
 
 
 def _position(growth: Growth, node: int) -> int:

@@ -20,6 +20,7 @@ from edgecosine.engine.growth import Growing
 from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import Layout, narrowest, pack, take_weight
+from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -59,7 +60,10 @@ class _Decoder(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
         ("head", _Weight),
-        *((name, ctypes.c_void_p) for name in ("embedding", "output_norm", "cosine", "sine")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("embedding", "output_norm", "cosine", "sine", "shortlist")
+        ),
         *(
             (name, ctypes.c_int64)
             for name in (
@@ -123,9 +127,10 @@ class FusedModel:
             )
         )
         embedding = narrowest(self._weight_of(body.embed_tokens))
-        head = self._weight(model.lm_head)
+        self._shortlist = _shortlist(model)
+        head = self._weight(model.lm_head.linear if self._shortlist is not None else model.lm_head)
         cosine, sine = _rotary(body.rotary_emb, cells, head_size)
-        self._vocabulary = int(head.outputs)
+        self._num_outputs = int(head.outputs)
         self._decoder = _Decoder(
             layers=layers,
             head=head,
@@ -133,6 +138,9 @@ class FusedModel:
             output_norm=self._keep(body.norm.weight.detach().float()),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
+            shortlist=self._keep(padded(self._shortlist.tokens))
+            if self._shortlist is not None
+            else None,
             num_layers=len(body.layers),
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
@@ -160,7 +168,7 @@ class FusedModel:
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`."""
-        logits = torch.empty(len(keep), self._vocabulary)
+        logits = torch.empty(len(keep), self._num_outputs)
         wanted = torch.tensor(keep, dtype=torch.int64)
         self._kernels.library.edgecosine_decode(
             ctypes.byref(self._decoder),
@@ -169,6 +177,8 @@ class FusedModel:
             rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
+        if self._shortlist is not None:
+            return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
     def grow(self, works: ctypes.Array[Growing]) -> int:
@@ -242,6 +252,11 @@ class FusedModel:
             values=self._keep(cache.values),
             window=window,
         )
+
+
+def _shortlist(model: PreTrainedModel) -> ShortlistHead | None:
+    head: Any = model.lm_head
+    return head if isinstance(head, ShortlistHead) else None
 
 
 def _window(config: Any, layer: int) -> int:

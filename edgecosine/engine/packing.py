@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.memory import drop_pages
 from edgecosine.engine.native import Kernels
+from edgecosine.engine.shortlist import ShortlistHead
 
 _BLOCK = 1 << 18
 """Values that are looked at together."""
@@ -139,6 +140,8 @@ def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -
     The output layer gives float32 logits, so that their order is not lost to rounding.
     """
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, ShortlistHead):
+        head = head.linear
     done: dict[nn.Module, PackedLinear] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

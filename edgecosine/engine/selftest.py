@@ -10,6 +10,7 @@ or attention of their own fail this test and are refused by name, instead of bei
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -66,7 +67,7 @@ class Reference:
     @property
     def spread(self) -> float:
         """Standard deviation of the true logits."""
-        return self.truth.std().item() + 1e-6
+        return self.truth[self.truth.isfinite()].std().item() + 1e-6
 
 
 @torch.inference_mode()
@@ -122,9 +123,12 @@ def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
 
     What is the same for all logits of a position is left out, for it changes no probability and is
     most of what rounding does. The mean, because rounding may be tens of times larger at a few
-    positions, and at which ones is chance.
+    positions, and at which ones is chance. Tokens that the truth rules out (-inf) must be ruled out.
     """
-    return (logits - truth).std(1, correction=0).mean().item()
+    known = truth.isfinite().all(0)
+    if not torch.equal(logits[:, ~known], truth[:, ~known]):
+        return math.inf
+    return (logits - truth)[:, known].std(1, correction=0).mean().item()
 
 
 def _compare(

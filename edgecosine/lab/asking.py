@@ -11,7 +11,7 @@ from typing import Any
 
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import Delta, Request, Sampling
+from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
 
 GREEDY = Sampling()
 
@@ -78,19 +78,21 @@ async def ask(
     sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
     trace: bool = False,
+    chat: bool = False,
 ) -> Asked:
-    """Ask for exactly `max_tokens` tokens and wait for the whole answer, `trace`: with its rounds.
+    """Ask for a text's continuation by exactly `max_tokens` tokens, or in a `chat` for an answer of
+    at most so many, and wait for the whole of it; with `trace`, its rounds' course comes, too.
 
     Raises RequestError and BrokerLost.
     """
     request = Request(
         client_id="",
         request_id=secrets.token_hex(8),
-        kind="completion",
-        prompt=prompt,
+        kind="chat" if chat else "completion",
+        prompt=(ChatMessage("user", prompt),) if chat else prompt,
         max_tokens=max_tokens,
         sampling=sampling,
-        ignore_eos=True,
+        ignore_eos=not chat,
         stream=on_text is not None,
         policy=policy,
         trace=trace,

@@ -10,7 +10,7 @@ import math
 import secrets
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,21 +18,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from edgecosine import zoo
-from edgecosine.lab.asking import Asked, ask
+from edgecosine.lab.asking import GREEDY, Asked, ask
 from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.network.hosts import free_port
+from edgecosine.lab.scene import Scene
 from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.node.local_cluster import LocalCluster, local_plan
+from edgecosine.protocol.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"
+SAMPLED = Sampling(temperature=0.8, seed=1)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """How much to ask. Prompts are held out from training."""
+    """What to serve, and how much to ask. Prompts are held out from training."""
 
-    ballast: int
+    scene: Scene
     prompts_per_domain: int
     max_tokens: int
     target_cores: str
@@ -59,93 +61,114 @@ class Pair:
 
 async def run_demo(settings: DemoSettings, console: Console, report: Path | None) -> bool:
     """Run the demo; whether every text was the target's own."""
+    scene = settings.scene
     plan = local_plan(
-        zoo.TARGET,
-        zoo.drafter_names(),
+        scene.target,
+        scene.drafters,
         cluster=f"demo-{secrets.token_hex(3)}",
-        ballast=settings.ballast,
+        ballast=scene.ballast,
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,
         broker=None,
         broker_port=free_port(),
     )
-    console.print(
-        f"The target carries ballast: it is widened {settings.ballast} times, so that it costs "
-        "what a larger model does. Its words are unchanged."
-    )
+    if scene.ballast > 1:
+        console.print(
+            f"The target carries ballast: it is widened {scene.ballast} times, so that it costs "
+            "what a larger model does. Its words are unchanged."
+        )
     async with (
         LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster,
         Client(cluster.broker_url, plan.cluster) as client,
     ):
-        await _warm_up(client, settings)
-        pairs = await _ask_all(client, settings, console)
+        demo = _Demo(client, settings, console)
+        await demo.warm_up()
+        pairs = await demo.ask_all()
+        console.print("[dim]the same prompts at temperature 0.8[/dim]")
+        sampled = await demo.ask_again(SAMPLED, settings.prompts_per_domain)
         console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
-        orphaned = await _without_drafters(client, cluster, plan, settings)
-    figures = _figures(pairs, orphaned)
+        for member in plan.drafters:
+            await cluster.stop(member.node_id)
+        await cluster.wait_until_linked(0)
+        orphaned = await demo.ask_again(GREEDY, 1)
+    figures = _figures(pairs, sampled, orphaned)
     console.print(_table(pairs), _drafter_table(pairs))
     _summary(console, figures)
     if report is not None:
-        runs = [asked.record() for pair in [*pairs, *orphaned] for asked in _both(pair)]
-        write_report(report, figures, runs, weather="loopback", ballast=settings.ballast)
+        runs = [asked.record() for pair in [*pairs, *sampled, *orphaned] for asked in _both(pair)]
+        write_report(report, figures, runs, weather="loopback", ballast=scene.ballast)
         console.print(f"written: {report}")
     return figures["identical_share"].value == 1.0
 
 
-async def _warm_up(client: Client, settings: DemoSettings) -> None:
-    """One short answer per policy: caches, allocators and estimates wake up."""
-    prompt = next(iter(zoo.prompts().values()))[-1]
-    for policy in (ALONE, WITH_DRAFTERS):
-        await ask(client, prompt, domain="", policy=policy, max_tokens=settings.max_tokens // 4)
+class _Demo:
+    """Asks the prompts of a scene."""
 
+    def __init__(self, client: Client, settings: DemoSettings, console: Console) -> None:
+        self._client, self._settings, self._console = client, settings, console
+        self._num_pairs = 0
 
-async def _ask_all(client: Client, settings: DemoSettings, console: Console) -> list[Pair]:
-    pairs: list[Pair] = []
-    for number in range(settings.prompts_per_domain):
-        for domain, prompts in zoo.prompts().items():
-            prompt = prompts[number % len(prompts)]
-            console.rule(f"{domain}, prompt {number + 1}", align="left")
-            console.print(prompt, style="dim", end="", markup=False, highlight=False)
-            pair = await _pair(client, domain, prompt, settings, console, len(pairs) % 2 == 0)
+    async def warm_up(self) -> None:
+        """One short answer per policy: caches, allocators and estimates wake up."""
+        domain, prompts = next(iter(self._settings.scene.prompts.items()))
+        await self._pair(domain, prompts[-1], GREEDY, max_tokens=self._settings.max_tokens // 4)
+
+    async def ask_all(self) -> list[Pair]:
+        """Every prompt at temperature 0, shown with its answer as it comes."""
+        pairs: list[Pair] = []
+        for number, domain, prompt in self._prompts(self._settings.prompts_per_domain):
+            self._console.rule(f"{domain}, prompt {number + 1}", align="left")
+            is_chat = self._settings.scene.is_chat
+            end = "\n\n" if is_chat else ""
+            self._console.print(prompt, style="dim", end=end, markup=False, highlight=False)
+            pair = await self._pair(domain, prompt, GREEDY, on_text=self._show)
             pairs.append(pair)
-            console.print(
+            self._console.print(
                 f"\n[bold]{pair.together.tokens_per_s:.0f} tokens/s[/bold] with drafters, "
                 f"{pair.alone.tokens_per_s:.0f} alone: {pair.speedup:.2f} times"
             )
-    return pairs
+        return pairs
 
+    async def ask_again(self, sampling: Sampling, per_domain: int) -> list[Pair]:
+        """Prompts whose answers are not shown."""
+        return [
+            await self._pair(domain, prompt, sampling)
+            for _, domain, prompt in self._prompts(per_domain)
+        ]
 
-async def _pair(
-    client: Client, domain: str, prompt: str, settings: DemoSettings, console: Console | None,
-    alone_first: bool,
-) -> Pair:  # fmt: skip
-    def show(text: str) -> None:
-        if console is not None:
-            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+    def _prompts(self, per_domain: int) -> Iterator[tuple[int, str, str]]:
+        for number in range(per_domain):
+            for domain, prompts in self._settings.scene.prompts.items():
+                yield number, domain, prompts[number % len(prompts)]
 
-    answers: dict[str, Asked] = {}
-    order = (ALONE, WITH_DRAFTERS) if alone_first else (WITH_DRAFTERS, ALONE)
-    for policy in order:
-        answers[policy] = await ask(
-            client, prompt, domain=domain, policy=policy, max_tokens=settings.max_tokens,
-            on_text=show if policy == WITH_DRAFTERS else _ignore,
-        )  # fmt: skip
-    return Pair(answers[ALONE], answers[WITH_DRAFTERS])
+    async def _pair(
+        self,
+        domain: str,
+        prompt: str,
+        sampling: Sampling,
+        *,
+        on_text: Callable[[str], None] = lambda _: None,
+        max_tokens: int = 0,
+    ) -> Pair:
+        """Both answers, in turns the one and the other first. Both stream, so that both pay."""
+        answers: dict[str, Asked] = {}
+        order = (ALONE, WITH_DRAFTERS) if self._num_pairs % 2 else (WITH_DRAFTERS, ALONE)
+        self._num_pairs += 1
+        for policy in order:
+            answers[policy] = await ask(
+                self._client,
+                prompt,
+                domain=domain,
+                policy=policy,
+                max_tokens=max_tokens or self._settings.max_tokens,
+                sampling=sampling,
+                on_text=on_text if policy == WITH_DRAFTERS else lambda _: None,
+                chat=self._settings.scene.is_chat,
+            )
+        return Pair(answers[ALONE], answers[WITH_DRAFTERS])
 
-
-def _ignore(_: str) -> None:
-    """Both policies stream, so that both pay for it."""
-
-
-async def _without_drafters(
-    client: Client, cluster: LocalCluster, plan: ClusterPlan, settings: DemoSettings
-) -> list[Pair]:
-    for member in plan.drafters:
-        await cluster.stop(member.node_id)
-    await cluster.wait_until_linked(0)
-    return [
-        await _pair(client, domain, prompts[0], settings, None, index % 2 == 0)
-        for index, (domain, prompts) in enumerate(zoo.prompts().items())
-    ]
+    def _show(self, text: str) -> None:
+        self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
 
 def _by_domain(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
@@ -155,19 +178,25 @@ def _by_domain(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     return domains
 
 
-def _figures(pairs: Sequence[Pair], orphaned: Sequence[Pair]) -> dict[str, Figure]:
+def _figures(
+    pairs: Sequence[Pair], sampled: Sequence[Pair], orphaned: Sequence[Pair]
+) -> dict[str, Figure]:
     by_domain = _by_domain(pairs).values()
     worst = min(by_domain, key=lambda group: statistics.median(p.speedup for p in group))
-    everything = [*pairs, *orphaned]
+    everything = [*pairs, *sampled, *orphaned]
     return {
         "speedup_median": interval([p.speedup for p in pairs]),
         "speedup_worst_domain": interval([p.speedup for p in worst]),
+        "speedup_sampled": interval([p.speedup for p in sampled]),
         "speedup_without_drafters": interval([p.speedup for p in orphaned]),
         "identical_share": interval([float(p.is_identical) for p in everything], statistics.mean),
         "acceptance_length_mean": interval(
             [p.together.num_accepted / max(1, p.together.num_rounds) for p in pairs],
             statistics.mean,
             "tokens",
+        ),
+        "time_to_first_token_s": interval(
+            [p.together.first_text_s or p.together.elapsed_s for p in pairs], unit="s"
         ),
     }
 

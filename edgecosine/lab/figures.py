@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _RESAMPLES = 2000
+_UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
 
 
@@ -58,9 +59,11 @@ def write_report(
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit."""
+    """Processor, its vector units, cores, versions and commit."""
+    flags = _cpuinfo("flags").split()
     return {
-        "cpu": _processor(),
+        "cpu": _cpuinfo("model name"),
+        "cpu_units": [unit for unit in _UNITS if unit in flags],
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
@@ -68,12 +71,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "?")
+        return platform.processor() if key == "model name" else ""
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(key)), "?")
 
 
 def _commit() -> str | None:

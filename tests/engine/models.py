@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from edgecosine.engine.shortlist import ShortlistHead
+
 VOCABULARY = 211
 
 _BASE: dict[str, Any] = {
@@ -127,3 +129,11 @@ def save(model: torch.nn.Module, path: Path) -> str:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(path)
     model.save_pretrained(path)
     return str(path)
+
+
+def cut_head(model: PreTrainedModel, shortlist: torch.Tensor) -> None:
+    """Leave the output layer the rows of a shortlist alone."""
+    inner: Any = model
+    linear = torch.nn.Linear(inner.config.hidden_size, len(shortlist), bias=False)
+    linear.weight = torch.nn.Parameter(inner.lm_head.weight.detach()[shortlist].clone())
+    inner.lm_head = ShortlistHead(linear.to(model.dtype), shortlist, inner.config.vocab_size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from edgecosine.engine.base import DraftWork, Proposal
 from edgecosine.engine.drafter import TREE_ROOM, TransformerDrafter
@@ -12,18 +15,24 @@ from edgecosine.engine.guessing import Guesses
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
-from tests.engine.models import VOCABULARY, build, prompt_of
+from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
 COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))
 CELLS = 64 + TREE_ROOM
 
 
-def drafter(*, is_native: bool) -> TransformerDrafter:
+SHORTLIST = torch.arange(1, VOCABULARY, 3)
+
+
+def drafter(*, is_native: bool, shortlist: torch.Tensor | None = None) -> TransformerDrafter:
     try:
         kernels = load_kernels()
     except KernelsUnavailable as why:
         pytest.skip(str(why))
-    model = FusedModel(build("llama"), slots=4, cells=CELLS, threads=1, kernels=kernels)
+    modules = build("llama")
+    if shortlist is not None:
+        cut_head(modules, shortlist)
+    model = FusedModel(modules, slots=4, cells=CELLS, threads=1, kernels=kernels)
     made = TransformerDrafter(model, slots=4, max_context=64, chunk=16, kernels=kernels)
     assert made._fused is not None
     if not is_native:
@@ -70,6 +79,15 @@ def talk(made: TransformerDrafter, coupling: Coupling) -> list[Proposal]:
 def test_kernels_and_python_grow_the_same(coupling: Coupling) -> None:
     native, plain = drafter(is_native=True), drafter(is_native=False)
     assert talk(native, coupling) == talk(plain, coupling)
+
+
+@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
+def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: Coupling) -> None:
+    native = talk(drafter(is_native=True, shortlist=SHORTLIST), coupling)
+    assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), coupling)
+    guessed = {token for proposal in native for token in proposal.tokens}
+    assert guessed <= set(SHORTLIST.tolist()) | set(range(7, 14))
+    assert all(math.isfinite(proposal.hindsight.surprise) for proposal in native)
 
 
 def test_draws_that_are_cut_are_left_to_python() -> None:

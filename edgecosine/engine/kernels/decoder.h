@@ -28,6 +28,7 @@ struct Decoder {
   Weight head;
   const void* embedding;
   const float *output_norm, *cosine, *sine;  // cosine, sine [positions, head_size / 2]
+  const int64_t* shortlist;                  // the head's outputs as tokens, see rank.h; or null
   int64_t num_layers, hidden, heads, groups, head_size, inner, cells, embedding_bytes, threads;
   float epsilon, scale;
 };

@@ -120,16 +120,16 @@ int64_t grow(const Decoder& decoder, Growing* works, int64_t count) {
     for (int32_t i = path_length[r] - 1; i >= 0; i--, at = n.parent[at])
       path[r * deepest + i] = n.cell[at];
   }
-  const int64_t vocabulary = decoder.head.outputs;
-  logits.resize(rows * vocabulary);
+  const int64_t outputs = decoder.head.outputs;
+  logits.resize(rows * outputs);
   decode(decoder, tokens.data(), positions.data(), slot.data(), cell.data(), length.data(),
          path.data(), path_length.data(), deepest, rows, keep.data(), rows, logits.data());
-  const int best = static_cast<int>(std::min<int64_t>(kGuesses, vocabulary));
+  const int best = static_cast<int>(std::min<int64_t>(kGuesses, outputs));
   for (int64_t r = 0; r < rows; r++) {
     const Growing& work = works[owner[r]];
     int64_t guessed[kGuesses];
     float shares[kGuesses];
-    rank(&logits[r * vocabulary], vocabulary, work.inverse_temperature, work.is_noisy,
+    rank(&logits[r * outputs], outputs, decoder.shortlist, work.inverse_temperature, work.is_noisy,
          noise_key(work.noise_seed, positions[r] + 1), best, guessed, shares);
     add_guesses(*work.nodes, nodes[r], guessed, shares, best);
   }

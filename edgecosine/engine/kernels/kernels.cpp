@@ -90,8 +90,8 @@ void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
                      const float* inverse_temperatures, const uint8_t* is_noisy, const uint64_t* keys,
                      int64_t best, int64_t* tokens, float* shares) {
   for (int64_t r = 0; r < rows; r++)
-    rank(logits + r * vocabulary, vocabulary, inverse_temperatures[r], is_noisy[r], keys[r], best,
-         tokens + r * best, shares + r * best);
+    rank(logits + r * vocabulary, vocabulary, nullptr, inverse_temperatures[r], is_noisy[r], keys[r],
+         best, tokens + r * best, shares + r * best);
 }
 
 // One step of drafting for `count` works in one pass; returns its rows.

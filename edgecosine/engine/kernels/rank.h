@@ -34,10 +34,12 @@ inline Vector logarithm(Vector x) {
   return m * square * y - 0.5f * square + m + whole * 0.693147180559945f;
 }
 
-// Gumbel noise of noise.py for tokens `first`, `first` + 1, ... with the upper 24 bits of its uniform.
-inline Vector noise(uint64_t key, int64_t first) {
+// Gumbel noise of noise.py for the tokens of outputs `first`, `first` + 1, ... with the upper 24 bits
+// of its uniform. Without a list of tokens, output i is token i.
+inline Vector noise(uint64_t key, const int64_t* tokens, int64_t first) {
   Words x;
-  for (int i = 0; i < kLanes; i++) x[i] = static_cast<uint64_t>(first + i);
+  for (int i = 0; i < kLanes; i++)
+    x[i] = static_cast<uint64_t>(tokens ? tokens[first + i] : first + i);
   x = x * 0x9E3779B97F4A7C15u + key;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
@@ -58,30 +60,32 @@ inline float highest_of(const std::vector<float>& scores) {
   return highest;
 }
 
-// Of scores[i] = logits[i] * inverse_temperature (+ noise): the `best` highest tokens, the highest
-// first and of equals the first, and their shares exp(score) / sum of exp(scores).
-void rank(const float* logits, int64_t vocabulary, float inverse_temperature, bool is_noisy,
-          uint64_t key, int64_t best, int64_t* tokens, float* shares) {
+// Of scores[i] = logits[i] * inverse_temperature (+ noise): the tokens of the `best` highest outputs,
+// the highest first and of equals the first, and their shares exp(score) / sum of exp(scores).
+// `shortlist` names the token of each output, up to a multiple of the lanes, or is null.
+void rank(const float* logits, int64_t outputs, const int64_t* shortlist, float inverse_temperature,
+          bool is_noisy, uint64_t key, int64_t best, int64_t* tokens, float* shares) {
   thread_local std::vector<float> scores;
-  scores.assign((vocabulary + kLanes - 1) / kLanes * kLanes, -INFINITY);
-  std::copy(logits, logits + vocabulary, scores.data());
-  for (int64_t i = 0; i < vocabulary; i += kLanes) {
+  scores.assign((outputs + kLanes - 1) / kLanes * kLanes, -INFINITY);
+  std::copy(logits, logits + outputs, scores.data());
+  for (int64_t i = 0; i < outputs; i += kLanes) {
     Vector score = load(&scores[i]) * inverse_temperature;
-    if (is_noisy) score += noise(key, i);
+    if (is_noisy) score += noise(key, shortlist, i);
     store(&scores[i], score);
   }
   const float first = highest_of(scores);
   Vector sum{};
-  for (int64_t i = 0; i < vocabulary; i += kLanes) {
+  for (int64_t i = 0; i < outputs; i += kLanes) {
     const Vector shifted = load(&scores[i]) - first;
     sum += shifted > -87.0f ? exponential(shifted) : Vector{};
   }
   for (int64_t b = 0; b < best; b++) {
     const float score = b ? highest_of(scores) : first;
     const int64_t at = std::find(scores.begin(), scores.end(), score) - scores.begin();
-    tokens[b] = std::min(at, vocabulary - 1);  // logits that are no numbers have no highest one
+    const int64_t output = std::min(at, outputs - 1);  // logits that are no numbers have no highest one
+    tokens[b] = shortlist ? shortlist[output] : output;
     shares[b] = std::exp(score - first) / total(sum);
-    scores[tokens[b]] = -INFINITY;
+    scores[output] = -INFINITY;
   }
 }
 

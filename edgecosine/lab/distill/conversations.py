@@ -1,15 +1,15 @@
-"""Training text: conversations that the target writes alone, with the states that it goes through.
+"""Training text: conversations that the target writes alone, with its states on the way.
 
-Every slot of a pass holds one conversation. The target first continues an opener to a whole user's
-turn, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The state before
-the output layer is kept for each token of the answer, so that a student can learn the target's
-whole distribution without running it again.
+Every slot of a pass holds one conversation. The target first continues an opener to a whole turn
+of the user, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The
+state before the output layer is kept for each token of the answer, so that a student can learn the
+target's whole distribution without running it again.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
+from edgecosine.engine.sampling import draw
 from edgecosine.lab.distill.prompts import DOMAINS, opener
+from edgecosine.protocol.request import Sampling
 
 Tokens = NDArray[np.uint16]
 States = NDArray[np.float16]
 
 ANSWER_TEMPERATURE = 0.8
-_SAMPLED_SHARE = 0.4
+SAMPLED_SHARE = 0.4
 _TURN_LENGTH = (4, 160)
 _EXPECTED = 128
 """Tokens of an answer that counts before it has ended."""
@@ -67,18 +69,54 @@ class Template:
         return cls(before, after, tokenizer.eos_token_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A user's turn, or how it begins where it is not `is_whole`."""
+
+    domain: str
+    tokens: tuple[int, ...]
+    temperature: float
+    is_whole: bool = False
+    seed: int | None = None
+    """Of the noise that target and drafters share; None draws without them."""
+
+
+class Openers:
+    """Beginnings of turns without end, and of each domain so many that all get as many tokens."""
+
+    def __init__(self, tokenizer: Any, seed: int, domains: Sequence[str] = DOMAINS) -> None:
+        self._tokenizer, self._random = tokenizer, random.Random(seed)
+        self._num_tokens = dict.fromkeys(domains, 0)
+
+    def __iter__(self) -> Iterator[Turn]:
+        while True:
+            domain = min(self._num_tokens, key=lambda name: self._num_tokens[name])
+            self._num_tokens[domain] += _EXPECTED
+            tokens = self._tokenizer.encode(opener(domain, self._random), add_special_tokens=False)
+            is_sampled = self._random.random() < SAMPLED_SHARE
+            yield Turn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
+
+    def count(self, done: Conversation) -> None:
+        """Correct what was expected of its domain."""
+        self._num_tokens[done.domain] += len(done.states) - _EXPECTED
+
+
 @dataclass(slots=True)
 class _Slot:
     """A conversation under way."""
 
     index: int
-    tokens: list[int] = field(default_factory=list)
+    turn: Turn
+    tokens: list[int]
     fed: int = 0
-    domain: str = ""
-    temperature: float = 0.0
     num_prompt: int = 0
     """0 while the user's turn is written."""
     states: list[NDArray[np.float16]] = field(default_factory=list)
+
+    @property
+    def temperature(self) -> float:
+        """Of the next token."""
+        return self.turn.temperature if self.num_prompt else 1.0
 
 
 class Writer:
@@ -88,101 +126,119 @@ class Writer:
         self,
         model: PassModel,
         head: Callable[[torch.Tensor], torch.Tensor],
-        tokenizer: Any,
+        template: Template,
         *,
         slots: int,
         max_answer: int,
-        seed: int,
-        domains: Sequence[str] = DOMAINS,
+        seed: int = 0,
     ) -> None:
         """`model` gives the states before the output layer `head`, which gives float32 logits."""
-        self._model, self._head, self._tokenizer = model, head, tokenizer
-        self._template = Template.of(tokenizer)
-        self._max_answer, self._domains = max_answer, domains
-        self._random = random.Random(seed)
+        self._model, self._head, self._template = model, head, template
+        self._num_slots, self._max_answer = slots, max_answer
         self._noise = torch.Generator().manual_seed(seed)
-        self._slots = [_Slot(index) for index in range(slots)]
-        self._num_tokens = dict.fromkeys(domains, 0)
-        """Of answers, so that each domain gets as many."""
 
-    def write(self) -> Iterator[Conversation]:
-        """Conversations as they end, without end."""
-        for slot in self._slots:
-            self._open(slot)
+    def write(self, turns: Iterable[Turn]) -> Iterator[Conversation]:
+        """The conversations of all turns, as they end."""
+        coming = iter(turns)
+        free, slots = list(range(self._num_slots)), list[_Slot]()
+        is_filled = set[int]()
         while True:
-            states = self._pass()
-            for slot, token, state in zip(self._slots, self._draw(states), states, strict=True):
-                if (done := self._extend(slot, token, state)) is not None:
-                    yield done
+            while free and (turn := next(coming, None)) is not None:
+                index = free.pop()
+                slots.append(self._open(index, turn, is_filled=index in is_filled))
+                is_filled.add(index)
+            if not slots:
+                return
+            states = self._pass(slots)
+            for slot, token, state in zip(
+                list(slots), self._draw(slots, states), states, strict=True
+            ):
+                self._extend(slot, token, state)
+                is_dropped = self._is_no_turn(slot)
+                if is_dropped or self._is_finished(slot):
+                    slots.remove(slot)
+                    free.append(slot.index)
+                    if not is_dropped:
+                        yield _conversation(slot)
 
-    def _open(self, slot: _Slot) -> None:
-        domain = min(self._domains, key=lambda name: self._num_tokens[name])
-        self._num_tokens[domain] += _EXPECTED
-        turn = self._tokenizer.encode(opener(domain, self._random), add_special_tokens=False)
-        before = self._template.before
-        slot.fed = len(before) if slot.tokens else 0  # those cells hold the same tokens again
-        slot.tokens = [*before, *turn]
-        is_sampled = self._random.random() < _SAMPLED_SHARE
-        slot.domain, slot.temperature = domain, ANSWER_TEMPERATURE if is_sampled else 0.0
-        slot.num_prompt, slot.states = 0, []
+    def _open(self, index: int, turn: Turn, *, is_filled: bool) -> _Slot:
+        template = self._template
+        slot = _Slot(index, turn, [*template.before, *turn.tokens])
+        if turn.is_whole:
+            slot.tokens += template.after
+            slot.num_prompt = len(slot.tokens)
+        if is_filled:  # every conversation begins with the same tokens, which are still there
+            slot.fed = len(template.before)
+        return slot
 
     @torch.inference_mode()
-    def _pass(self) -> torch.Tensor:
+    def _pass(self, slots: Sequence[_Slot]) -> torch.Tensor:
         """States [slots, width] at the last token of every conversation."""
-        rows, keep = RowBuilder(), []
-        for slot in self._slots:
+        rows, keep = RowBuilder(), list[int]()
+        for slot in slots:
             rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
             slot.fed = len(slot.tokens)
             keep.append(len(rows) - 1)
         return self._model.forward(rows.build(), keep)
 
     @torch.inference_mode()
-    def _draw(self, states: torch.Tensor) -> list[int]:
+    def _draw(self, slots: Sequence[_Slot], states: torch.Tensor) -> list[int]:
         logits = self._head(states)
         tokens = logits.argmax(-1)
-        warm = [s.index for s in self._slots if not s.num_prompt or s.temperature]
+        warm = [i for i, slot in enumerate(slots) if slot.temperature and slot.turn.seed is None]
         if warm:
-            best = torch.topk(logits[warm], _NUCLEUS_TOKENS)
-            heat = [self._slots[i].temperature if self._slots[i].num_prompt else 1.0 for i in warm]
-            shares = (best.values.cpu() / torch.tensor(heat)[:, None]).softmax(-1)
-            above = shares.cumsum(-1) - shares
-            is_turn = torch.tensor([not self._slots[i].num_prompt for i in warm])[:, None]
-            shares = shares.masked_fill(is_turn & (above > _NUCLEUS), 0.0)
-            drawn = torch.multinomial(shares, 1, generator=self._noise)
-            tokens[warm] = best.indices.gather(1, drawn.to(best.indices.device))[:, 0]
-        drawn_tokens: list[int] = tokens.tolist()
-        return drawn_tokens
+            tokens[warm] = self._sampled(logits[warm], [slots[i] for i in warm])
+        drawn: list[int] = tokens.tolist()
+        for i, slot in enumerate(slots):
+            if slot.temperature and slot.turn.seed is not None:
+                how = Sampling(temperature=slot.temperature, seed=slot.turn.seed)
+                drawn[i] = draw(logits[i].cpu(), len(slot.tokens), how, (), ())
+        return drawn
 
-    def _extend(self, slot: _Slot, token: int, state: torch.Tensor) -> Conversation | None:
-        slot.tokens.append(token)
+    def _sampled(self, logits: torch.Tensor, slots: Sequence[_Slot]) -> torch.Tensor:
+        """Tokens drawn from the most probable ones, those of a user's turn from its nucleus."""
+        best = torch.topk(logits, _NUCLEUS_TOKENS)
+        heat = torch.tensor([slot.temperature for slot in slots])[:, None]
+        shares = (best.values.cpu() / heat).softmax(-1)
+        is_turn = torch.tensor([not slot.num_prompt for slot in slots])[:, None]
+        shares = shares.masked_fill(is_turn & (shares.cumsum(-1) - shares > _NUCLEUS), 0.0)
+        drawn = torch.multinomial(shares, 1, generator=self._noise)
+        return best.indices.gather(1, drawn.to(best.indices.device))[:, 0]
+
+    def _extend(self, slot: _Slot, token: int, state: torch.Tensor) -> None:
         if slot.num_prompt:
+            slot.tokens.append(token)
             slot.states.append(state.to(torch.float16).cpu().numpy())
-            return self._finished(slot)
-        length = len(slot.tokens) - len(self._template.before) - 1
-        if token == self._template.end:
-            slot.tokens.pop()
+        elif token == self._template.end and self._num_written(slot) >= _TURN_LENGTH[0]:
             slot.tokens += self._template.after
             slot.num_prompt = len(slot.tokens)
-        if (token == self._template.end and length < _TURN_LENGTH[0]) or length > _TURN_LENGTH[1]:
-            self._num_tokens[slot.domain] -= _EXPECTED
-            self._open(slot)
-        return None
+        else:
+            slot.tokens.append(token)
 
-    def _finished(self, slot: _Slot) -> Conversation | None:
-        is_loop = len(slot.states) % 8 == 0 and _loops(slot.tokens[slot.num_prompt :])
-        is_over = slot.tokens[-1] == self._template.end or len(slot.states) >= self._max_answer
-        if not (is_over or is_loop):
-            return None
-        done = Conversation(
-            slot.domain,
-            slot.temperature,
-            np.array(slot.tokens, dtype=np.uint16),
-            slot.num_prompt,
-            np.stack(slot.states),
-        )
-        self._num_tokens[slot.domain] += len(slot.states) - _EXPECTED
-        self._open(slot)
-        return done
+    def _num_written(self, slot: _Slot) -> int:
+        return len(slot.tokens) - len(self._template.before)
+
+    def _is_no_turn(self, slot: _Slot) -> bool:
+        """Whether the user's turn came out too short or too long."""
+        is_ended = slot.tokens[-1] == self._template.end
+        return not slot.num_prompt and (is_ended or self._num_written(slot) > _TURN_LENGTH[1])
+
+    def _is_finished(self, slot: _Slot) -> bool:
+        length = len(slot.states)
+        if not length:
+            return False
+        is_over = slot.tokens[-1] == self._template.end or length >= self._max_answer
+        return is_over or (length % 8 == 0 and _loops(slot.tokens[slot.num_prompt :]))
+
+
+def _conversation(slot: _Slot) -> Conversation:
+    return Conversation(
+        slot.turn.domain,
+        slot.turn.temperature,
+        np.array(slot.tokens, dtype=np.uint16),
+        slot.num_prompt,
+        np.stack(slot.states),
+    )
 
 
 def _loops(tokens: list[int]) -> bool:

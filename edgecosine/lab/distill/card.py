@@ -1,0 +1,91 @@
+"""The drafters' model card, and the same as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgecosine.lab.distill.conversations import SAMPLED_SHARE
+from edgecosine.lab.distill.evaluation import GAMMA
+from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
+from edgecosine.lab.distill.recipe import DRAFTERS, Recipe
+
+CARD, DATA = "README.md", "drafters.json"
+_TEMPLATE = """\
+# Drafters of {target}
+
+Made by `scripts/train_drafters`; this page and `{data}` are written by it.
+
+**What they are.** {count} Llamas cut from the target itself: its layers {layers}, its embedding,
+and an output layer for {shortlist:,} tokens alone (`output.tokens` in the files), {parameters:.1f}
+million parameters in a step. A file holds matrices as {kind} and names its base: embedding and
+tokenizer come from the target's own file.
+
+**Source and licence.** SmolLM2-135M-Instruct by Hugging Face is under Apache-2.0, and so are these.
+No data set was used: the target wrote the training text itself. It was given the beginnings of
+users' turns (`edgecosine/lab/distill/prompts.py`), wrote the rest of the turns at temperature 1,
+and answered them, {sampled:.0%} at temperature 0.8 and the others greedily. The held-out prompts
+(`held_out.json`) were written by hand before.
+
+**Training.** Distillation of the target's whole distribution over the shortlist, towards the
+acceptance itself (LK losses, arXiv 2602.23881), on {text_tokens:,} answer tokens of text, of which
+the shortlist covers {share:.1%}.
+
+| drafter | steps | answer tokens learned from | hours | MB |
+|---|--:|--:|--:|--:|
+{training}
+
+{note}**Acceptance.** Mean accepted tokens of a chain of {gamma}, the bonus token not counted, over
+the target's answers to the held-out prompts; below it the share of looping text (repeated 8-grams).
+
+{matrices}
+**Limits.** A drafter cannot make an answer wrong, only slow. The prompts are short and English.
+Looping text is easy to guess, and flatters the figures at temperature 0.
+"""
+
+
+def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any], note: str = "") -> None:
+    """Write both files beside the drafters; `note` tells what was made otherwise."""
+    (out / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = _TEMPLATE.format(
+        target=recipe.target,
+        data=DATA,
+        count=len(DRAFTERS),
+        layers=", ".join(map(str, recipe.layers)),
+        shortlist=recipe.shortlist,
+        parameters=report[GENERALIST]["parameters"] / 1e6,
+        kind=recipe.kind,
+        sampled=SAMPLED_SHARE,
+        text_tokens=report["text"]["answer_tokens"],
+        share=report["shortlist"]["share_of_answers"],
+        training="\n".join(_training(name, report[name]) for name in DRAFTERS),
+        note=f"{note}\n\n" if note else "",
+        gamma=GAMMA,
+        matrices="\n".join(
+            _matrix(temperature, report["evaluation"][temperature])
+            for temperature in ("0.0", "0.8")
+        ),
+    )
+    (out / CARD).write_text(text, encoding="utf-8")
+
+
+def _training(name: str, made: Mapping[str, Any]) -> str:
+    hours = made["seconds"] / 3600
+    size = made["bytes"] / 1e6
+    return f"| {name} | {made['steps']:,} | {made['tokens']:,} | {hours:.2f} | {size:.1f} |"
+
+
+def _matrix(temperature: str, measured: Mapping[str, Any]) -> str:
+    lines = [
+        f"| temperature {temperature} | {' | '.join(DOMAINS)} | mean |",
+        "|---|" + "--:|" * (len(DOMAINS) + 1),
+    ]
+    for name, row in measured["matrix"].items():
+        best = {d: max(other[d] for other in measured["matrix"].values()) for d in DOMAINS}
+        cells = (f"**{row[d]:.2f}**" if row[d] == best[d] else f"{row[d]:.2f}" for d in DOMAINS)
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(row.values()) / len(row):.2f} |")
+    loops = (f"{measured['loop_share'][d]:.0%}" for d in DOMAINS)
+    lines.append(f"| looping text | {' | '.join(loops)} | |\n")
+    return "\n".join(lines)

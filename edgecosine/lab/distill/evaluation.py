@@ -1,0 +1,65 @@
+"""How much of the target's answers to held-out prompts each drafter would have guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from edgecosine.engine.noise import gumbel
+from edgecosine.engine.shortlist import ShortlistHead
+from edgecosine.lab.distill.conversations import Conversation, Template, Turn
+from edgecosine.lab.distill.prompts import held_out
+from edgecosine.lab.zoo.evaluation import accepted_per_round
+
+GAMMA = 6
+"""Tokens of a draft: a chain, as the drafter's best guess continues."""
+
+
+def held_out_turns(tokenizer: Any, temperature: float) -> list[Turn]:
+    """All held-out prompts; seeds number them."""
+    turns = [(domain, text) for domain, texts in held_out().items() for text in texts]
+    return [
+        Turn(
+            domain,
+            tuple(tokenizer.encode(text, add_special_tokens=False)),
+            temperature,
+            is_whole=True,
+            seed=number if temperature else None,
+        )
+        for number, (domain, text) in enumerate(turns)
+    ]
+
+
+def seed_of(done: Conversation, template: Template, turns: Sequence[Turn]) -> int | None:
+    """The seed of the turn that a conversation answers."""
+    start, end = len(template.before), done.num_prompt - len(template.after)
+    asked = tuple(int(token) for token in done.tokens[start:end])
+    return next(turn.seed for turn in turns if turn.tokens == asked)
+
+
+@torch.inference_mode()
+def matches(drafter: Any, done: Conversation, seed: int | None) -> list[bool]:
+    """For each token of an answer, whether the drafter, given all before it, would guess it.
+
+    `drafter` is a model whose output layer is a `ShortlistHead`.
+    """
+    head = cast(ShortlistHead, drafter.lm_head)
+    tokens = torch.from_numpy(done.tokens.astype(np.int64))
+    states = drafter.model(input_ids=tokens[None, :-1], use_cache=False).last_hidden_state[0]
+    scores = head.linear(states[done.num_prompt - 1 :]).double()
+    if seed is not None:
+        scores /= done.temperature
+        for row, position in enumerate(range(done.num_prompt, len(tokens))):
+            scores[row] += gumbel(seed, position, head.tokens)
+    best = head.tokens[scores.argmax(-1)]
+    equal: list[bool] = (best == tokens[done.num_prompt :]).tolist()
+    return equal
+
+
+def mean_accepted(equal: Sequence[Sequence[bool]], gamma: int = GAMMA) -> float:
+    """Mean accepted tokens of all rounds with chains of `gamma` tokens, the bonus not counted."""
+    rounds = [count for one in equal for count in accepted_per_round(one, gamma)]
+    return sum(rounds) / max(1, len(rounds))

@@ -1,0 +1,59 @@
+"""Writes a student as a GGUF file that names its base, see `engine/cut_models.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import quantize
+from transformers import LlamaForCausalLM
+
+from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, rotary_pairs
+from edgecosine.engine.gguf_file import BASE, SHORTLIST
+
+
+def write_drafter(
+    path: Path, student: LlamaForCausalLM, shortlist: torch.Tensor, base: str, kind: str, name: str
+) -> int:
+    """Write `student`, its matrices in GGML's format `kind`; returns the bytes of the file."""
+    config: Any = student.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_license("apache-2.0")
+    writer.add_string(BASE, base)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tensor(SHORTLIST, shortlist.to(torch.int32).numpy())
+    body = cast(Any, student.model)
+    _add(writer, OUTPUT, cast(Any, student.lm_head).weight, kind)
+    _add(writer, "output_norm.weight", body.norm.weight, kind)
+    for index, layer in enumerate(body.layers):
+        for theirs, ours in LAYER_WEIGHTS.items():
+            weight = layer.get_submodule(ours).weight.detach()
+            if theirs in {"attn_q", "attn_k"}:
+                weight = rotary_pairs(weight, config.head_dim)
+            _add(writer, f"blk.{index}.{theirs}.weight", weight, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.stat().st_size
+
+
+def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, kind: str) -> None:
+    values = weight.detach().float().cpu().numpy()
+    if values.ndim == 1:
+        writer.add_tensor(name, values)
+        return
+    ggml = gguf.GGMLQuantizationType[kind]
+    writer.add_tensor(name, np.ascontiguousarray(quantize(values, ggml)), raw_dtype=ggml)

@@ -1,0 +1,130 @@
+"""How a student learns: batches of conversations, and a loss that becomes its acceptance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from edgecosine.lab.distill.conversations import Conversation
+
+_PADDING = 0
+_SHARPNESS = 3.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training: batches of `batch_tokens` cells, each conversation seen `epochs` times.
+
+    The learning rate rises for `warm_up` steps, stays, and falls to zero over the last share
+    `decay` of the steps.
+    """
+
+    epochs: float
+    learning_rate: float
+    batch_tokens: int = 1200
+    warm_up: int = 30
+    decay: float = 0.35
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens [rows, length]; the others are of the rows' answers, end to end: where the student's
+    state lies in the flattened rows, and the target's states [answers, width]."""
+
+    tokens: Tensor
+    places: Tensor
+    states: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells computed, padding included."""
+        return self.tokens.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(t.to(device) for t in (self.tokens, self.places, self.states)))
+
+
+def batch_of(conversations: Sequence[Conversation]) -> Batch:
+    """Conversations padded at their ends, where nothing before sees it."""
+    length = max(len(c.tokens) for c in conversations) - 1
+    tokens = np.full((len(conversations), length), _PADDING, dtype=np.int64)
+    places = []
+    for row, one in enumerate(conversations):
+        tokens[row, : len(one.tokens) - 1] = one.tokens[:-1]
+        places.append(row * length + np.arange(one.num_prompt - 1, len(one.tokens) - 1))
+    states = np.concatenate([c.states for c in conversations]).astype(np.float32)
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(np.concatenate(places)),
+        torch.from_numpy(states),
+    )
+
+
+def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
+    """Which conversations make each batch: of like lengths, so that little is padding."""
+    rng = np.random.default_rng(settings.seed)
+    batches: list[list[int]] = []
+    for epoch in range(math.ceil(settings.epochs)):
+        share = min(1.0, settings.epochs - epoch)
+        chosen = rng.permutation(len(lengths))[: int(share * len(lengths))]
+        blurred = {int(i): lengths[i] * (1 + 0.1 * rng.random()) for i in chosen}
+        found, batch, longest = list[list[int]](), list[int](), 0
+        for i in sorted(blurred, key=lambda i: blurred[i]):
+            longest = max(longest, lengths[i])
+            if batch and longest * (len(batch) + 1) > settings.batch_tokens:
+                found.append(batch)
+                batch, longest = [], lengths[i]
+            batch.append(i)
+        found.append(batch)
+        batches += (found[i] for i in rng.permutation(len(found)))
+    return batches
+
+
+def rate(step: int, steps: int, settings: Settings) -> float:
+    """The learning rate of a step."""
+    rising = (step + 1) / settings.warm_up
+    falling = (steps - step) / max(1.0, steps * settings.decay)
+    return settings.learning_rate * min(1.0, rising, falling)
+
+
+class AcceptanceLoss:
+    """k KL(p || q) + (1 - k) (1 - sum of min(p, q)), k = exp(-3 sum of min(p, q)): nats at first,
+    and ever more the acceptance itself (LK losses, arXiv 2602.23881)."""
+
+    def __init__(self, head: Tensor) -> None:
+        """`head` [shortlist, width]: the target's output layer for the tokens of the shortlist."""
+        self._head = head
+
+    def __call__(self, student: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float, float]:
+        """The loss; the mean acceptance at temperature 1, and the share of equal best tokens."""
+        body = cast(Any, student.model)
+        hidden = body(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        own = student.lm_head(hidden.flatten(0, 1)[batch.places])
+        with torch.no_grad():
+            wanted = batch.states.to(own.dtype) @ self._head.to(own.dtype).T
+            teacher = wanted.float().log_softmax(-1)
+        log_q = own.float().log_softmax(-1)
+        p = teacher.exp()
+        divergence = (p * (teacher - log_q)).sum(-1)
+        overlap = torch.minimum(p, log_q.exp()).sum(-1)
+        weight = torch.exp(-_SHARPNESS * overlap.detach())
+        loss = (weight * divergence + (1 - weight) * (1 - overlap)).mean()
+        equal = (own.argmax(-1) == wanted.argmax(-1)).float().mean()
+        return loss, float(overlap.detach().mean()), float(equal)
+
+
+def batches_from(
+    conversations: Sequence[Conversation], order: Sequence[Sequence[int]]
+) -> Iterator[Batch]:
+    """The planned batches one after the other."""
+    for chosen in order:
+        yield batch_of([conversations[i] for i in chosen])

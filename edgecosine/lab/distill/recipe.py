@@ -1,0 +1,76 @@
+"""The constants of the drafters, and where the pieces of a training lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgecosine.lab.distill.learning import Settings
+from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
+from edgecosine.models import DEFAULT_TARGET
+
+DRAFTERS = (GENERALIST, *DOMAINS)
+
+
+def _generalist() -> Settings:
+    return Settings(epochs=2.0, learning_rate=6e-4)
+
+
+def _specialist() -> Settings:
+    return Settings(epochs=1.0, learning_rate=3e-4, warm_up=10)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of one making of the drafters.
+
+    layers         layers of the target that a drafter begins as
+    kind           GGML's format of the drafters' matrices
+    text_tokens    answer tokens that the target writes, in shards of `shard_tokens`
+    replay         share of other domains' conversations that a specialist goes on to see
+    """
+
+    target: str = DEFAULT_TARGET
+    layers: tuple[int, ...] = (0, 1, 2, 28, 29)
+    shortlist: int = 8192
+    kind: str = "Q4_1"
+    text_tokens: int = 1_500_000
+    shard_tokens: int = 20_000
+    slots: int = 48
+    max_answer: int = 256
+    held_out_answer: int = 128
+    generalist: Settings = field(default_factory=_generalist)
+    specialist: Settings = field(default_factory=_specialist)
+    replay: float = 0.2
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Places:
+    """`scratch` keeps what a cut-off training goes on from; `out` gets the drafters."""
+
+    scratch: Path
+    out: Path
+
+    @property
+    def text(self) -> Path:
+        """Shards of training text."""
+        return self.scratch / "text"
+
+    @property
+    def shortlist(self) -> Path:
+        """The tokens of the drafters' output layers."""
+        return self.scratch / "shortlist.pt"
+
+    def checkpoint(self, drafter: str) -> Path:
+        """A drafter under training."""
+        return self.scratch / f"{drafter}.pt"
+
+    def drafter(self, name: str) -> Path:
+        """A finished drafter."""
+        return self.out / f"{name}.gguf"
+
+    @property
+    def report(self) -> Path:
+        """What the stages measured."""
+        return self.scratch / "report.json"

@@ -1,0 +1,181 @@
+"""The stages of a making: each goes on where it was cut off, and returns what it measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgecosine.engine.cut_models import cut_config, load_cut_model
+from edgecosine.engine.gguf_file import read_gguf
+from edgecosine.engine.gguf_weights import read_gguf_config
+from edgecosine.engine.sources import locate
+from edgecosine.lab.distill import pool
+from edgecosine.lab.distill.conversations import (
+    ANSWER_TEMPERATURE,
+    Conversation,
+    Openers,
+    Template,
+    Writer,
+)
+from edgecosine.lab.distill.evaluation import held_out_turns, matches, mean_accepted, seed_of
+from edgecosine.lab.distill.export import write_drafter
+from edgecosine.lab.distill.learning import AcceptanceLoss, batches_from, plan, rate
+from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
+from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.student import cut, shortlist_of
+from edgecosine.lab.distill.teacher import head_of, load_stock, load_teacher
+from edgecosine.lab.distill.trainer import Trainer
+from edgecosine.lab.loops import loop_share
+
+Report = dict[str, Any]
+Stage = Callable[[Recipe, Places, str], Report]
+_CELLS = 640
+_SAVE_EVERY_S = 60.0
+_LOG_EVERY_S = 10.0
+_SHORTLIST_STATES = 5
+
+
+def text_stage(recipe: Recipe, places: Places, device: str) -> Report:
+    """The target writes the training text, shard by shard."""
+    places.text.mkdir(parents=True, exist_ok=True)
+    count = -(-recipe.text_tokens // recipe.shard_tokens)
+    missing = [i for i in range(count) if not (places.text / f"{i:04}.npz").exists()]
+    if missing:
+        teacher = load_teacher(recipe.target, device, slots=recipe.slots, cells=_CELLS)
+        openers = Openers(teacher.tokenizer, recipe.seed + 1000 * missing[0])
+        template = Template.of(teacher.tokenizer)
+        writer = Writer(
+            teacher.model, teacher.head, template, slots=recipe.slots,
+            max_answer=recipe.max_answer, seed=recipe.seed + missing[0],
+        )  # fmt: skip
+        shard, size, began = list[Conversation](), 0, time.monotonic()
+        for done in writer.write(openers):
+            openers.count(done)
+            shard.append(done)
+            size += len(done.states)
+            if size >= recipe.shard_tokens:
+                pool.save(places.text / f"{missing.pop(0):04}.npz", shard)
+                speed = size / (time.monotonic() - began)
+                print(f"text: {len(missing)} shards left, {speed:.0f} tokens/s", flush=True)
+                shard, size, began = [], 0, time.monotonic()
+            if not missing:
+                break
+    text = pool.load(places.text)
+    return {"conversations": len(text), "answer_tokens": text.num_answer_tokens}
+
+
+def shortlist_stage(recipe: Recipe, places: Places, _: str) -> Report:
+    """The tokens of the drafters' output layers."""
+    text, stock = pool.load(places.text), load_stock(recipe.target, torch.bfloat16)
+    states = torch.from_numpy(text.states[::_SHORTLIST_STATES].copy())
+    ends = stock.config.eos_token_id or []
+    always = [ends] if isinstance(ends, int) else list(ends)
+    tokens = shortlist_of(states, head_of(stock), recipe.shortlist, always)
+    torch.save(tokens, places.shortlist)
+    share = np.isin(text.answers, tokens.numpy()).mean()
+    return {"tokens": len(tokens), "share_of_answers": float(share)}
+
+
+def drafter_stage(name: str) -> Stage:
+    """Training of one drafter: the generalist from the target's layers, specialists from it."""
+
+    def stage(recipe: Recipe, places: Places, device: str) -> Report:
+        shortlist = torch.load(places.shortlist, weights_only=True)
+        stock = load_stock(recipe.target, torch.float32)
+        student = cut(stock, recipe.layers, shortlist)
+        loss = AcceptanceLoss(head_of(stock)[shortlist].to(device))
+        del stock
+        torch.nn.Module.to(student, device)
+        trainer = Trainer(student, loss)
+        path = places.checkpoint(name)
+        if path.exists():
+            trainer.load(path)
+        elif name != GENERALIST:
+            trainer.load(places.checkpoint(GENERALIST), with_optimiser=False)
+        chosen = _material(pool.load(places.text).conversations(), name, recipe)
+        report = _learn(trainer, chosen, recipe, places, name)
+        places.out.mkdir(parents=True, exist_ok=True)
+        report["bytes"] = write_drafter(
+            places.drafter(name), trainer.student, shortlist, recipe.target, recipe.kind,
+            f"{recipe.target} {name}",
+        )  # fmt: skip
+        report["parameters"] = read_gguf(places.drafter(name)).num_parameters
+        return report
+
+    return stage
+
+
+def _learn(
+    trainer: Trainer, text: Sequence[Conversation], recipe: Recipe, places: Places, name: str
+) -> Report:
+    settings = recipe.generalist if name == GENERALIST else recipe.specialist
+    order = plan([len(one.tokens) for one in text], settings)
+    saved = told = time.monotonic()
+    overlap, equal = 0.0, 0.0
+    for batch in batches_from(text, order[trainer.num_steps :]):
+        now = trainer.step(batch, rate(trainer.num_steps, len(order), settings))
+        overlap, equal = (
+            old + (new - old) / 30 for old, new in zip((overlap, equal), now, strict=True)
+        )
+        if time.monotonic() - told > _LOG_EVERY_S:
+            told = time.monotonic()
+            print(f"{name}: step {trainer.num_steps} of {len(order)}, acceptance {overlap:.3f}, "
+                  f"equal best tokens {equal:.3f}", flush=True)  # fmt: skip
+        if time.monotonic() - saved > _SAVE_EVERY_S:
+            trainer.save(places.checkpoint(name))
+            saved = time.monotonic()
+    trainer.save(places.checkpoint(name))
+    return {"steps": trainer.num_steps, "tokens": trainer.num_tokens}
+
+
+def _material(text: Sequence[Conversation], name: str, recipe: Recipe) -> list[Conversation]:
+    """What a drafter learns from: a specialist goes on to see some of the other domains."""
+    if name == GENERALIST:
+        return list(text)
+    rng = np.random.default_rng(recipe.seed)
+    return [one for one in text if one.domain == name or rng.random() < recipe.replay]
+
+
+def evaluation_stage(recipe: Recipe, places: Places, device: str) -> Report:
+    """The finished drafters on the target's answers to held-out prompts."""
+    teacher = load_teacher(recipe.target, device, slots=recipe.slots, cells=_CELLS)
+    template = Template.of(teacher.tokenizer)
+    writer = Writer(
+        teacher.model, teacher.head, template, slots=recipe.slots,
+        max_answer=recipe.held_out_answer,
+    )  # fmt: skip
+    base = locate(recipe.target).gguf
+    assert base is not None, "the teacher was loaded from it"
+    report: Report = {}
+    for temperature in (0.0, ANSWER_TEMPERATURE):
+        turns = held_out_turns(teacher.tokenizer, temperature)
+        answers = list(writer.write(turns))
+        seeds = [seed_of(done, template, turns) for done in answers]
+        matrix: dict[str, dict[str, float]] = {}
+        for name in DRAFTERS:
+            gguf = read_gguf(places.drafter(name))
+            config = cut_config(gguf, read_gguf_config(base))
+            drafter = load_cut_model(gguf, base, config, torch.float32)
+            equal = [matches(drafter, *one) for one in zip(answers, seeds, strict=True)]
+            matrix[name] = {
+                domain: mean_accepted(
+                    [e for e, done in zip(equal, answers, strict=True) if done.domain == domain]
+                )
+                for domain in DOMAINS
+            }
+            print(f"T {temperature} {name}: {matrix[name]}", flush=True)
+        loops = {
+            domain: float(
+                np.mean([
+                    loop_share(done.tokens[done.num_prompt :].tolist())
+                    for done in answers if done.domain == domain
+                ])
+            )
+            for domain in DOMAINS
+        }  # fmt: skip
+        report[str(temperature)] = {"matrix": matrix, "loop_share": loops}
+    return report

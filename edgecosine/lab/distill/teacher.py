@@ -1,0 +1,91 @@
+"""The target as a teacher: its states before the output layer, and its output layer beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from edgecosine.engine.fused import FusedModel
+from edgecosine.engine.gguf_file import GgufModel
+from edgecosine.engine.gguf_weights import (
+    load_gguf_weights,
+    read_gguf_config,
+    read_gguf_tokenizer,
+)
+from edgecosine.engine.model import PassModel, SlotModel
+from edgecosine.engine.packing import PackedLinear
+from edgecosine.engine.planning import kernels_if_any
+from edgecosine.engine.sources import locate
+from edgecosine.errors import ModelUnsupported
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """`model` gives states [rows, width] where others give logits; `head` makes logits of them."""
+
+    model: PassModel
+    head: Callable[[torch.Tensor], torch.Tensor]
+    tokenizer: Any
+
+
+def load_stock(name: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The target as transformers has it, on the CPU.
+
+    Raises ModelUnavailable, and ModelUnsupported for what is no GGUF model of the Llama family.
+    """
+    gguf = _gguf(name)
+    model = load_gguf_weights(gguf, read_gguf_config(gguf), dtype)
+    if not isinstance(model, LlamaForCausalLM):
+        raise ModelUnsupported(f"{name} is not a Llama, so no drafter can be cut from it")
+    return model
+
+
+def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
+    """The target with its output layer apart, in bfloat16.
+
+    Raises what `load_stock` raises.
+    """
+    stock = load_stock(name, torch.bfloat16)
+    weight = head_of(stock).clone()
+    stock.lm_head = _identity(stock.config.hidden_size)
+    threads = torch.get_num_threads()
+    kernels = kernels_if_any() if device == "cpu" else None
+    tokenizer = read_gguf_tokenizer(_gguf(name))
+    if kernels is not None:
+        model: PassModel = FusedModel(
+            stock, slots=slots, cells=cells, threads=threads, kernels=kernels
+        )
+        return Teacher(
+            model, PackedLinear(weight, None, kernels, threads, torch.float32), tokenizer
+        )
+    nn.Module.to(stock, device)
+    weight = weight.to(device)
+    model = SlotModel(stock, slots=slots, cells=cells, threads=threads, kernels=None)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        return (states.to(weight.dtype) @ weight.T).float()
+
+    return Teacher(model, head, tokenizer)
+
+
+def head_of(stock: LlamaForCausalLM) -> torch.Tensor:
+    """The output layer [vocabulary, width]."""
+    return cast(nn.Linear, stock.lm_head).weight.detach()
+
+
+def _gguf(name: str) -> GgufModel:
+    gguf = locate(name).gguf
+    if gguf is None:
+        raise ModelUnsupported(f"{name} is no GGUF model")
+    return gguf
+
+
+def _identity(width: int) -> nn.Linear:
+    linear = nn.Linear(width, width, bias=False, dtype=torch.bfloat16)
+    linear.weight = nn.Parameter(torch.eye(width, dtype=torch.bfloat16), requires_grad=False)
+    return linear

@@ -1,0 +1,95 @@
+"""Make the drafters of the real model: `scripts/train_drafters`.
+
+The target writes the training text itself; the generalist begins as some of the target's layers,
+the specialists begin as the generalist. Every stage goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecosine.engine.device import resolve_device
+from edgecosine.errors import EdgecosineError
+from edgecosine.lab.distill.card import write_card
+from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.stages import (
+    Stage,
+    drafter_stage,
+    evaluation_stage,
+    shortlist_stage,
+    text_stage,
+)
+from edgecosine.models.catalogue import DRAFTERS as PACKAGED
+
+STAGES: dict[str, Stage] = {
+    "text": text_stage,
+    "shortlist": shortlist_stage,
+    **{name: drafter_stage(name) for name in DRAFTERS},
+    "evaluation": evaluation_stage,
+}
+
+
+def make_drafters(recipe: Recipe, places: Places, device: str, stages: list[str]) -> None:
+    """Run the named stages, or all that have not ended, and write the card."""
+    places.scratch.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {}
+    if places.report.exists():
+        report = json.loads(places.report.read_text(encoding="utf-8"))
+    for name in stages or [name for name in STAGES if name not in report]:
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        measured = STAGES[name](recipe, places, device)
+        report[name] = {**measured, "seconds": round(time.monotonic() - began, 1), "device": device}
+        places.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if report.keys() >= STAGES.keys():
+        write_card(places.out, recipe, report)
+        print(f"written: {places.out}", flush=True)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="train_drafters", description=__doc__)
+    parser.add_argument(
+        "--stage", action="append", default=[], choices=list(STAGES),
+        help="run this stage, even if it has ended; may be given again [all that have not ended]",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto [cpu]")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--text-tokens", type=int, metavar="N",
+                        help="answer tokens that the target writes "
+                        f"[{Recipe.text_tokens:,}]")  # fmt: skip
+    parser.add_argument("--scratch", type=Path, default=Path(".train/drafters"),
+                        help="what a later run goes on from [.train/drafters]")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder of the drafters [the package's own]")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `scripts/train_drafters`."""
+    chosen = _arguments(arguments)
+    torch.set_num_threads(chosen.threads)
+    try:
+        device = resolve_device(chosen.device)
+        recipe = Recipe() if device == "cpu" else Recipe(slots=512)
+        if chosen.text_tokens:
+            recipe = replace(recipe, text_tokens=chosen.text_tokens)
+        places = Places(chosen.scratch, chosen.out or PACKAGED / recipe.target)
+        make_drafters(recipe, places, device, chosen.stage)
+    except (EdgecosineError, FileNotFoundError) as error:
+        print(f"train_drafters: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train_drafters: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""One student under training, in pieces: its weights and its optimiser outlive the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from edgecosine.lab.distill.learning import AcceptanceLoss, Batch
+
+_BETAS = (0.9, 0.95)
+_WEIGHT_DECAY = 0.01
+
+
+class Trainer:
+    """Steps of AdamW on `student`, in bfloat16 where torch multiplies it, weights in float32."""
+
+    def __init__(self, student: LlamaForCausalLM, loss: AcceptanceLoss, clip: float = 1.0) -> None:
+        self.student, self._loss, self._clip = student, loss, clip
+        self._weights = [p for p in student.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(
+            self._weights, lr=0.0, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True
+        )
+        self.num_steps = 0
+        self.num_tokens = 0
+        """Answer tokens learned from, each as often as it was seen."""
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """Learn from a batch; the mean acceptance at temperature 1 and the share of equal best
+        tokens, before the step."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate
+        device = self.student.device
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss, overlap, equal = self._loss(self.student, batch.to(device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._weights, self._clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.num_steps += 1
+        self.num_tokens += len(batch.places)
+        return overlap, equal
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs to go on, whole or not at all."""
+        state = {
+            "weights": {n: p for n, p in self.student.named_parameters() if p.requires_grad},
+            "optimiser": self._optimiser.state_dict(),
+            "steps": self.num_steps,
+            "tokens": self.num_tokens,
+        }
+        scratch = path.with_suffix(".tmp")
+        torch.save(state, scratch)
+        scratch.replace(path)
+
+    def load(self, path: Path, *, with_optimiser: bool = True) -> None:
+        """Go on where `save` was called; without the optimiser, a new training from its weights."""
+        state = torch.load(path, weights_only=True)
+        self.student.load_state_dict(state["weights"], strict=False)
+        if with_optimiser:
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.num_steps, self.num_tokens = state["steps"], state["tokens"]
