@@ -123,7 +123,7 @@ def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
 
     What is the same for all logits of a position is left out, for it changes no probability and is
     most of what rounding does. The mean, because rounding may be tens of times larger at a few
-    positions, and at which ones is chance. Tokens that the truth rules out (-inf) must be ruled out.
+    positions, and at which ones is chance. Infinite where other tokens are ruled out (-inf).
     """
     known = truth.isfinite().all(0)
     if not torch.equal(logits[:, ~known], truth[:, ~known]):

@@ -24,6 +24,7 @@ from edgecosine.engine.selftest import (
     Reference,
     check_as_served,
     check_family,
+    error_of,
     take_reference,
 )
 from edgecosine.engine.static import StaticModel
@@ -249,3 +250,12 @@ def test_sequence_goes_beyond_windows_that_matter_and_are_not_too_long(
 ) -> None:
     model = build(MISTRAL, layers=1, sliding_window=window, max_position_embeddings=4096)
     assert len(take_reference(model, context).tokens) == expected
+
+
+def test_tokens_that_the_model_rules_out_are_to_be_ruled_out() -> None:
+    truth = torch.randn(4, 9)
+    truth[:, 2] = -torch.inf
+    assert error_of(truth.clone(), truth) == 0
+    assert error_of(truth.clamp(min=-9), truth) == torch.inf
+    assert error_of(truth + torch.arange(4.0)[:, None], truth) < 1e-6
+    assert not error_of(torch.full_like(truth, torch.nan), truth) < 1
