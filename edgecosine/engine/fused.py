@@ -7,7 +7,8 @@ the self-test at load compares the two. Everything else runs as a `SlotModel`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import LayerCache, Rows
 from edgecosine.engine.growth import Growing
-from edgecosine.engine.model import bytes_of
+from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.native import Kernels
-from edgecosine.engine.packing import narrowest, pack, take_weight
+from edgecosine.engine.packing import Layout, narrowest, pack, take_weight
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -39,9 +40,12 @@ class _Weight(ctypes.Structure):
     )
 
 
+_WEIGHTS = ("query_key_value", "output", "gate_up", "down")
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, _Weight) for name in ("query_key_value", "output", "gate_up", "down")),
+        *((name, _Weight) for name in _WEIGHTS),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -192,6 +196,21 @@ class FusedModel:
         from_cells, to_cells = torch.tensor(source), torch.tensor(target)
         for cache in self._caches:
             cache.move(slot, from_cells, to_cells)
+
+    @contextmanager
+    def widely(self, _cells: int) -> Iterator[PassModel]:
+        """Context in which inputs of linear layers are not rounded to bfloat16."""
+        layers = self._decoder.layers[: self._decoder.num_layers]
+        weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
+        weights.append(self._decoder.head)
+        layouts = [weight.layout for weight in weights]
+        for weight, layout in zip(weights, layouts, strict=True):
+            weight.layout = Layout(layout).wide
+        try:
+            yield self
+        finally:
+            for weight, layout in zip(weights, layouts, strict=True):
+                weight.layout = layout
 
     def _keep(self, tensor: torch.Tensor) -> int:
         tensor = tensor.contiguous()

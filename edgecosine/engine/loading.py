@@ -34,7 +34,7 @@ from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import showing_progress
-from edgecosine.engine.selftest import check_family, reference_logits
+from edgecosine.engine.selftest import Reference, check_as_served, check_family, take_reference
 from edgecosine.engine.sources import Source
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
@@ -120,7 +120,7 @@ def load_model(
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
-        reference = _reference(model, options.quantize)
+        reference = _reference(model, options.quantize, plan.context)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
@@ -156,9 +156,9 @@ def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     return load_over_ranks(options)
 
 
-def _reference(model: Any, quantize: Quantize) -> torch.Tensor:
+def _reference(model: Any, quantize: Quantize, context: int) -> Reference:
     try:
-        return reference_logits(model)
+        return take_reference(model, context)
     except RuntimeError as error:
         if quantize == "none":
             raise
@@ -171,7 +171,7 @@ def _reference(model: Any, quantize: Quantize) -> torch.Tensor:
 def _runner(
     model: Any,
     reload: Callable[[], Any],
-    reference: torch.Tensor,
+    reference: Reference,
     slots: int,
     cells: int,
     kernels: Kernels | None,
@@ -203,12 +203,14 @@ def _runner(
     return layered
 
 
-def fixed_shapes(model: Any, reference: torch.Tensor, slots: int, cells: int) -> PassModel | None:
+def fixed_shapes(model: Any, reference: Reference, slots: int, cells: int) -> PassModel | None:
     """The model in fixed shapes, or None when it does not give what the model itself gives."""
+    family = str(model.config.model_type)
     try:
         static = StaticModel(model, slots=slots, cells=cells, capture=capture_for(model.device))
-        for _ in range(RUNS_TO_REPLAY):
-            check_family(static, reference, str(model.config.model_type))
+        check_family(static, reference, family)
+        for _ in range(RUNS_TO_REPLAY - 1):
+            check_as_served(static, reference, family)
     except (ModelUnsupported, torch.OutOfMemoryError) as error:
         logger.warning("no passes of fixed shapes: %s", error)
         return None

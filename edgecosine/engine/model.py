@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
 from edgecosine.engine.parallel_layers import pack_shards
 from edgecosine.engine.steady import steady_activations
+from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
 
 
@@ -113,6 +115,17 @@ class SlotModel:
         from_cells, to_cells = torch.tensor(source), torch.tensor(target)
         for layer in self._state.layers.values():
             layer.move(slot, from_cells, to_cells)
+
+    @contextmanager
+    def widely(self, cells: int) -> Iterator[PassModel]:
+        """Context in which everything is computed in float32, on one slot of `cells` tokens."""
+        served = self._state
+        self._state = replace(served, slots=1, cells=cells, layers={})
+        try:
+            with computing_in(torch.float32, self._model):
+                yield self
+        finally:
+            self._state = served
 
 
 @contextmanager

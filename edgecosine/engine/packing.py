@@ -29,6 +29,13 @@ class Layout(enum.IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     PAIRS = 2
+    WIDE_PAIRS = 3
+    """Pairs that are multiplied with float32 inputs, at half the speed."""
+
+    @property
+    def wide(self) -> Layout:
+        """How the same panels are multiplied with float32 inputs."""
+        return Layout.WIDE_PAIRS if self is Layout.PAIRS else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
         packed = pack([weight.detach()], kernels)
-        self._layout = int(packed.layout)
+        self._layout = packed.layout
         self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
@@ -65,9 +72,10 @@ class PackedLinear(nn.Module):
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         rows = x.numel() // self.in_features
+        layout = self._layout.wide if x.dtype == torch.float32 else self._layout
         self._kernels.library.edgecosine_linear(
             x.data_ptr(), x.element_size(),
-            self.packed.data_ptr(), self._layout,
+            self.packed.data_ptr(), int(layout),
             None if self.bias is None else self.bias.data_ptr(),
             out.data_ptr(), out.element_size(),
             rows, self.out_features, self.in_features, self._threads,

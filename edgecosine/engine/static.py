@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, Rows, attending_by
 from edgecosine.engine.graphs import Capture
-from edgecosine.engine.model import bytes_of
+from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.static_attention import StaticAttention, find_layers
 from edgecosine.engine.static_shapes import ROWS, PassInputs, PassShape, arrange
+from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,12 @@ class StaticModel:
         if any(slot == other for other, _, _ in self._moves):
             self._apply_moves()
         self._moves.append((slot, source, target))
+
+    @contextmanager
+    def widely(self, cells: int) -> Iterator[PassModel]:
+        """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
+        with computing_in(torch.float32, self._model):
+            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
 
     @torch.inference_mode()
     def _make_attention(self) -> StaticAttention:

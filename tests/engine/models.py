@@ -43,7 +43,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 16, **_HEADS}),
     "gemma3": ("gemma3_text", {"sliding_window": 8, **_LAYERS, **_HEADS}),
     "phi3": ("phi3", {"sliding_window": None}),
-    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}),
+    "gpt2": ("gpt2", {"n_embd": 64, "n_head": 4, "n_positions": 256}),
     "gpt_neox": ("gpt_neox", {}),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
     "qwen3_moe": (
@@ -64,12 +64,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(
-    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+    family: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 4,
+    **changes: Any,
 ) -> PreTrainedModel:
     """A random model of a family, with weights large enough that attention matters."""
     name, extra = FAMILIES[family]
-    settings = {**_BASE, **extra, **changes}
+    settings = {**_BASE, **extra, "num_hidden_layers": layers, **changes}
+    if kinds := settings.get("layer_types"):
+        settings["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]
     if name == "gpt2":
+        settings["n_layer"] = layers
         settings = {k: v for k, v in settings.items() if k != "hidden_size"}
         for key in ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             settings.pop(key)
@@ -81,6 +89,30 @@ def build(
         if parameter.dim() >= 2:
             torch.nn.init.normal_(parameter, std=0.12)
     return model.eval()
+
+
+def build_deep(family: str, *, layers: int, dtype: torch.dtype) -> PreTrainedModel:
+    """A random model with what makes rounding large in trained ones: depth, and a few channels
+    that are tens of times larger than the rest wherever they are written, and scaled down where
+    they are read."""
+    model = build(family, layers=layers)
+    outliers = [3, 17, 40]
+    model.get_input_embeddings().weight.data[:, outliers] *= 30
+    for name, weight in model.named_parameters():
+        *_, layer, kind = name.split(".")
+        if (
+            kind == "weight"
+            and weight.dim() == 2
+            and layer in {"down_proj", "fc2", "dense_4h_to_h"}
+        ):
+            weight.data[outliers] *= 20
+        elif ".mlp.c_proj.weight" in name:
+            weight.data[:, outliers] *= 20
+        elif kind == "weight" and weight.shape == (64,):
+            weight.data[outliers] = -0.9 if "gemma" in family else 0.1
+        elif family == "gemma2" and layer in {"q_proj", "k_proj"}:
+            weight.data *= 3  # scores that the soft cap changes
+    return model.to(dtype)
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

@@ -17,6 +17,7 @@ from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import LoadOptions, Quantize
+from edgecosine.engine.selftest import Reference
 from edgecosine.engine.sources import locate
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
@@ -69,10 +70,10 @@ def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
 def test_quantisation_that_fails_on_this_device_is_refused_with_the_reason(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(model: object) -> torch.Tensor:
+    def fails(model: object, context: int) -> Reference:
         raise RuntimeError("no kernel for this shape")
 
-    monkeypatch.setattr("edgecosine.engine.loading.reference_logits", fails)
+    monkeypatch.setattr("edgecosine.engine.loading.take_reference", fails)
     with pytest.raises(ModelUnsupported, match=r"nf4 does not run .*no kernel for this shape"):
         load_drafter(LoadOptions(llama, threads=1, slots=1, quantize="nf4"))
 
@@ -83,12 +84,12 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
 ) -> None:
     seen: list[torch.dtype] = []
 
-    def look(model: torch.nn.Module) -> torch.Tensor:
+    def look(model: torch.nn.Module, context: int) -> Reference:
         seen.append(next(model.parameters()).dtype)
         raise ModelUnsupported("seen enough")
 
     where = save(build("llama").to(stored), tmp_path)
-    monkeypatch.setattr("edgecosine.engine.loading.reference_logits", look)
+    monkeypatch.setattr("edgecosine.engine.loading.take_reference", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
         monkeypatch.setattr("edgecosine.engine.planning.load_kernels", lambda found=kernels: found)

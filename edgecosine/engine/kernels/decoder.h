@@ -56,7 +56,8 @@ inline Vector gate_by_silu(Vector gate, Vector up) {
 inline void put_panels(const float* values, int64_t size, float* row, int64_t panel) {
   std::copy(values, values + size, row + panel * kPanel);
 }
-inline void put_panels(const float* values, int64_t size, Pair* row, int64_t panel) {
+template <class Input>                         // of two values
+void put_panels(const float* values, int64_t size, Input* row, int64_t panel) {
   convert(values, row + panel * kPanel / 2, size);
 }
 
@@ -122,6 +123,8 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
 #ifdef __AVX512BF16__
   if (both.layout == kPairs)
     run(static_cast<const Pair*>(both.packed), reinterpret_cast<Pair*>(inner));
+  if (both.layout == kWidePairs)
+    run(static_cast<const WidePair*>(both.packed), reinterpret_cast<Floats*>(inner));
 #endif
 }
 

@@ -128,6 +128,7 @@ void linear_of(Layout layout, const Act* x, const void* w, const float* bias, Ou
   if (layout == kBfloat16) run(static_cast<const uint16_t*>(w));
 #ifdef __AVX512BF16__
   if (layout == kPairs) run(static_cast<const Pair*>(w));
+  if (layout == kWidePairs) run(static_cast<const WidePair*>(w));
 #endif
 }
 

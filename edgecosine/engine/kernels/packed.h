@@ -21,11 +21,21 @@ namespace {
 
 constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
 
-enum Layout : int64_t { kFloat32 = 0, kBfloat16 = 1, kPairs = 2 };  // the same in packing.py
+// The same in packing.py. Wide pairs are pairs that are multiplied with float32 inputs.
+enum Layout : int64_t { kFloat32 = 0, kBfloat16 = 1, kPairs = 2, kWidePairs = 3 };
 
 // Two inputs of one output column in bfloat16: what a dot-product unit takes in one step.
 struct Pair {
   uint16_t first, second;
+};
+struct WidePair {
+  uint16_t first, second;
+};
+struct Floats {
+  float first, second;
+};
+struct Vectors {
+  Vector first, second;
 };
 
 // What is multiplied with a layout: the form of an input, a vector of weights, and the inputs that
@@ -68,6 +78,22 @@ inline void multiply_add(Vector& sum, Pair input, __m512bh column) {
   std::memcpy(&both, &input, 4);
   sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), column);
 }
+
+template <> struct Operands<WidePair> {
+  using Input = Floats;
+  using Column = Vectors;
+  static constexpr int64_t kInputs = 2;
+};
+
+inline void load_columns(const WidePair* p, Vectors& low, Vectors& high) {
+  load_columns(reinterpret_cast<const uint16_t*>(p), low.first, low.second);
+  load_columns(reinterpret_cast<const uint16_t*>(p + kLanes), high.first, high.second);
+}
+
+inline void multiply_add(Vector& sum, Floats input, const Vectors& column) {
+  sum += input.first * column.first;
+  sum += input.second * column.second;
+}
 #endif
 
 // Steps along the inputs; an odd one out is paired with a zero.
@@ -85,6 +111,8 @@ inline void convert(const float* x, Pair* y, int64_t size) {
   for (int64_t i = 0; i < size; i++) out[i] = narrow(x[i]);
 }
 inline void convert(const uint16_t* x, Pair* y, int64_t size) { std::memcpy(y, x, 2 * size); }
+template <class Act>
+void convert(const Act* x, Floats* y, int64_t size) { convert(x, &y->first, size); }
 
 // Rows [rows, inputs] in the form that goes with a layout, [rows, steps].
 template <class Weight, class Act>

@@ -1,0 +1,96 @@
+"""A model computed more widely than its weights are stored: what it gives without rounding.
+
+Weights are widened operator by operator, and those of linear layers in pieces, so that no second
+copy of them is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_LINEAR = torch.ops.aten.linear.default
+_SELECTING = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
+"""Take some rows of a weight: these are widened, not all of it."""
+_BLOCK = 1 << 18
+"""Weights of a linear layer that are widened together."""
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
+    """Context in which torch computes in `dtype` where it would in a narrower floating-point type.
+
+    `model` is run in it; its logits are of that dtype, too. Operators raise what they do where they
+    are not made for it.
+    """
+    # Fused products of experts are made for no float64, and would be widened all at once.
+    experts = getattr(model.config, "_experts_implementation", None)
+    if experts is not None:
+        model.set_experts_implementation("eager")
+    try:
+        with _Widening(dtype):
+            yield
+    finally:
+        if experts is not None:
+            model.set_experts_implementation(experts)
+
+
+class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Views and what an operator writes to stay as they are, and so do the arguments of operators
+    that are not torch's own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run one operator."""
+        kwargs = kwargs or {}
+        if func.namespace != "aten":
+            return func(*args, **kwargs)
+        if func in _SELECTING:
+            return self._widened(func(*args, **kwargs))
+        if func is _LINEAR and not isinstance(args[1], DTensor):
+            return self._linear(*args)
+        parameters = func._schema.arguments
+        aliased = {p.name for p in parameters if p.alias_info is not None}
+        args = [
+            value if parameter.name in aliased else self._widened(value)
+            for parameter, value in zip(parameters, args, strict=False)
+        ]
+        kwargs = {
+            name: value if name in aliased else self._widened(value)
+            for name, value in kwargs.items()
+        }
+        return func(*args, **kwargs)
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = self._widened(x)
+        blocks = torch.split(weight, max(1, _BLOCK // weight.shape[1]))
+        y = torch.cat([_LINEAR(x, self._widened(block)) for block in blocks], -1)
+        return y if bias is None else y + self._widened(bias)
+
+    def _widened(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self._dtype if self._is_narrow(value) else value
+        if isinstance(value, torch.Tensor):
+            return value.to(self._dtype) if self._is_narrow(value.dtype) else value
+        if isinstance(value, list | tuple):
+            return type(value)(map(self._widened, value))
+        return value
+
+    def _is_narrow(self, dtype: torch.dtype) -> bool:
+        return dtype.is_floating_point and dtype.itemsize < self._dtype.itemsize
