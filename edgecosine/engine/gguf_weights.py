@@ -6,6 +6,7 @@ a load, and knows nothing of split sets. During a load it is given this module's
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,6 +159,8 @@ def _reading(model: GgufModel) -> Iterator[None]:
     those that `showing_progress` shows."""
     replaced = {
         (gguf, "GGUFReader"): lambda *_args, **_kwargs: _Reader(model),
+        # It is made anew for every module of a model, which took half of a load.
+        (gguf, "get_tensor_name_map"): functools.cache(gguf.get_tensor_name_map),
         (modeling_gguf_pytorch_utils, "tqdm"): transformers_logging.tqdm,
     }
     with _ONE_AT_A_TIME:
@@ -215,7 +218,7 @@ def _mapped(tensor: Tensor) -> SimpleNamespace:
     if dtype is np.uint8:
         shape = (*shape[:-1], shape[-1] // elements * size)
     data = np.memmap(tensor.path, dtype=dtype, mode="r", offset=tensor.start, shape=shape)
-    return SimpleNamespace(name=tensor.name, data=data, tensor_type=kind)
+    return SimpleNamespace(name=tensor.name, data=data.view(np.ndarray), tensor_type=kind)
 
 
 def _first_line(error: Exception) -> str:
