@@ -38,6 +38,7 @@ _STRING, _ARRAY = 8, 9
 _KEPT_NUMBERS: Final = 1 << 12
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PLAIN: Final = frozenset({"F32", "F16", "F64"})
+_TOKENIZER, _TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.tokens"
 _END_TOKENS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Factors for rotary positions; every other tensor is a weight.
 _TABLES: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -122,8 +123,7 @@ class GgufModel:
     @property
     def num_tokens(self) -> int:
         """Size of the vocabulary in the file; 0 where it has none."""
-        known = "tokenizer.ggml.model" in self.metadata
-        return int(self.metadata.get("tokenizer.ggml.tokens", 0)) if known else 0
+        return _integer(self.metadata, _TOKENS, 0) if _TOKENIZER in self.metadata else 0
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -161,7 +161,7 @@ def read_gguf(path: Path) -> GgufModel:
     """
     paths = _parts(path)
     metadata, tensors = _read_part(paths[0])
-    count = metadata.get("split.count", 1)
+    count = _integer(metadata, "split.count", 1)
     if count != len(paths) and count > 1:
         raise ModelUnavailable(
             f"{path} is one of {count} parts, but its name does not end in "
@@ -245,7 +245,7 @@ class _Header:
         num_tensors, num_keys = self._count(_MAX_ENTRIES), self._count(_MAX_ENTRIES)
         metadata = {self._string(): self._value(self._number("I")) for _ in range(num_keys)}
         rows = list(self._table(num_tensors))
-        alignment = int(metadata.get("general.alignment", 32))
+        alignment = _integer(metadata, "general.alignment", 32)
         if not 1 <= alignment <= _MAX_ALIGNMENT:
             raise IndexError("alignment")
         data = -(-self._at // alignment) * alignment
@@ -260,6 +260,8 @@ class _Header:
         for _ in range(count):
             name = self._string()
             sizes = [self._number("Q") for _ in range(self._count(_MAX_DIMENSIONS, "I"))]
+            if not sizes or not all(sizes):
+                raise IndexError("shape")
             number, offset = self._number("I"), self._number("Q")
             try:
                 kind = GGMLQuantizationType(number)
@@ -309,6 +311,11 @@ class _Header:
         self._at += length
         if self._at > len(self._view):
             raise IndexError("end")
+
+
+def _integer(metadata: Mapping[str, Any], key: str, default: int) -> int:
+    value = metadata.get(key, default)
+    return value if isinstance(value, int) else default
 
 
 def _format(kind: int) -> str:

@@ -129,8 +129,8 @@ def _check_complete(model: GgufModel, loaded: Any, info: Any) -> None:
     architecture = model.architecture
     if missing := sorted(info["missing_keys"]):
         raise ModelUnsupported(
-            f"GGUF architecture {architecture!r}: {len(missing)} weights are not in the file, "
-            f"such as {missing[0]}"
+            f"GGUF architecture {architecture!r}: not in the file are {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}"
         )
     is_tied = bool(loaded.config.get_text_config().tie_word_embeddings)
     given = sum(
