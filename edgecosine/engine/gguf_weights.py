@@ -30,7 +30,8 @@ from transformers import (
 from transformers.integrations import gguf as gguf_support
 from transformers.utils import logging as transformers_logging
 
-from edgecosine.engine.gguf_file import EMBEDDING, GgufModel, Tensor
+from edgecosine.engine.gguf_file import EMBEDDING, GgufModel
+from edgecosine.engine.gguf_header import Tensor
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
@@ -73,15 +74,18 @@ def read_gguf_config(model: GgufModel) -> Any:
 def _complete(config: Any, model: GgufModel) -> None:
     """What transformers does not take from every family's files."""
     embedding = next((t.shape[0] for t in model.tensors if t.name == EMBEDDING), None)
+    # With windows of another head size, transformers takes both from the file.
+    has_two = model.setting("attention.key_length_swa") is not None
     known = {
-        "head_dim": model.setting("attention.key_length"),
+        "head_dim": None if has_two else model.setting("attention.key_length"),
         "max_position_embeddings": model.setting("context_length"),
         "vocab_size": embedding,
     }
     for key, value in known.items():
         if value and hasattr(config, key):
             setattr(config, key, value)
-    config.eos_token_id = list(model.end_tokens) or None
+    if not isinstance(config.eos_token_id, list):
+        config.eos_token_id = list(model.end_tokens) or None
     config.dtype = torch.bfloat16 if model.is_coarse else torch.float32
 
 
