@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _STATE: Final = ("ssm", "wkv", "shortconv", "kda")
 """Groups of settings that only families with recurrent state have."""
+_PLAIN_SPLITS: Final = ("gpt-2", "smollm")
 _ONE_AT_A_TIME: Final = Lock()
 _NUMPY: Final = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
@@ -90,13 +91,27 @@ def _complete(config: Any, model: GgufModel) -> None:
 
 
 def read_gguf_tokenizer(model: GgufModel) -> Any:
-    """The tokenizer, with its chat template."""
+    """The tokenizer, with its chat template.
+
+    Raises ModelUnsupported where the installed transformers would split texts otherwise than the
+    model's makers did.
+    """
     first = model.paths[0]
-    # Older transformers take the vocabulary of most families from the reader that is replaced.
     if hasattr(gguf_support, "GGUF_TOKENIZER_ARCHS"):
+        _check_old_tokenizer(model)
+        # It takes the vocabulary from the reader that is replaced below.
         return AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name)
     with _reading(model):
         return AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name)
+
+
+def _check_old_tokenizer(model: GgufModel) -> None:
+    """transformers 5.17 knows one way of splitting, and needs a beginning."""
+    split = model.metadata.get("tokenizer.ggml.pre")
+    if split not in _PLAIN_SPLITS or "tokenizer.ggml.bos_token_id" not in model.metadata:
+        raise ModelUnsupported(
+            f"the tokenizer of {model.paths[0].name} ({split}) needs transformers 5.18 or newer"
+        )
 
 
 def load_gguf_weights(model: GgufModel, config: Any, dtype: torch.dtype) -> Any:

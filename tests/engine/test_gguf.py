@@ -101,6 +101,19 @@ def test_tokenizer_template_and_end_tokens_come_from_the_file(plain: Path) -> No
     assert (loaded.name, loaded.quantization) == ("plain.gguf", "Q4_1")
 
 
+def test_tokenizer_that_old_transformers_get_wrong_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.gguf.GGUF_TOKENIZER_ARCHS", {}, raising=False)
+
+    def split_otherwise(writer: GGUFWriter) -> None:
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = "llama-bpe"
+
+    path = write_gguf(tmp_path / "model.gguf", change=split_otherwise)
+    with pytest.raises(ModelUnsupported, match=r"\(llama-bpe\) needs transformers 5\.18"):
+        load_target(options(path))
+
+
 def test_drafter_drafts_from_a_file(plain: Path) -> None:
     drafter, loaded = load_drafter(options(plain, slots=2))
     [proposal] = drafter.draft([DraftWork("a", PROMPT, 5, 1, Coupling())])
