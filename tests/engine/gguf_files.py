@@ -69,6 +69,7 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
     kinds = [gguf.TokenType.CONTROL] * len(CONTROL)
     writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(TOKENS) - len(CONTROL)))
     writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(END)
     writer.add_eos_token_id(END)
     writer.add_eot_token_id(TURN_END)
     writer.add_chat_template(TEMPLATE)

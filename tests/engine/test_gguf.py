@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from edgecosine.engine.base import DraftWork
@@ -99,6 +101,19 @@ def test_tokenizer_template_and_end_tokens_come_from_the_file(plain: Path) -> No
     assert (loaded.name, loaded.quantization) == ("plain.gguf", "Q4_1")
 
 
+def test_tokenizer_that_old_transformers_get_wrong_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.gguf.GGUF_TOKENIZER_ARCHS", {}, raising=False)
+
+    def split_otherwise(writer: GGUFWriter) -> None:
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = "llama-bpe"
+
+    path = write_gguf(tmp_path / "model.gguf", change=split_otherwise)
+    with pytest.raises(ModelUnsupported, match=r"\(llama-bpe\) needs transformers 5\.18"):
+        load_target(options(path))
+
+
 def test_drafter_drafts_from_a_file(plain: Path) -> None:
     drafter, loaded = load_drafter(options(plain, slots=2))
     [proposal] = drafter.draft([DraftWork("a", PROMPT, 5, 1, Coupling())])
@@ -150,6 +165,21 @@ def test_header_that_claims_too_much_is_refused(plain: Path, tmp_path: Path) -> 
     assert "is GGUF version 1" in str(fault_of(path))
     path.write_bytes(b"safetensors")
     assert fault_of(path) == "is not a GGUF file"
+
+
+def test_damaged_headers_are_refused_or_read(plain: Path, tmp_path: Path) -> None:
+    content, path = bytearray(plain.read_bytes()), tmp_path / "damaged.gguf"
+    chance, header = random.Random(1), 7000
+    for _ in range(300):
+        damaged = content.copy()
+        for _ in range(chance.randrange(1, 4)):
+            damaged[chance.randrange(header)] = chance.choice((0, 1, 9, 255, chance.randrange(256)))
+        path.write_bytes(damaged)
+        with suppress(ModelUnavailable):
+            model = read_gguf(path)
+            assert model.num_tokens > 0
+            assert model.quantization
+            assert model.end_tokens is not None
 
 
 def test_missing_part_of_a_set_is_named(tmp_path: Path) -> None:
@@ -206,8 +236,18 @@ def test_weights_without_a_place_in_the_model_are_not_left_out(tmp_path: Path) -
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.", b"blk.9.ffn_up."))
-    with pytest.raises(ModelUnsupported, match=r"1 weights are not in the file.*up_proj"):
+    with pytest.raises(ModelUnsupported, match=r"not in the file are .*up_proj"):
         load_target(options(path))
+
+
+def test_scaled_positions_are_not_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scale(writer: GGUFWriter) -> None:
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+
+    load_target(options(write_gguf(tmp_path / "model.gguf", change=scale)))
+    assert "scales its rotary positions" in caplog.text
 
 
 def test_options_that_do_not_go_with_a_file_are_refused(plain: Path) -> None:
