@@ -81,7 +81,10 @@ def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
     "--context", type=click.IntRange(0, 1 << 20), default=0,
     help="Tokens a sequence may have, for the memory needed; 0: as many as a node takes.",
 )  # fmt: skip
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+    show_default=True, help="What is computed in, for the memory needed; as of `edgecosine node`.",
+)  # fmt: skip
 def show(model: str, slots: int, context: int, dtype: str) -> None:
     """Show what a model of the catalogue or a GGUF file is, and the memory that it needs here."""
     entry = models.CATALOGUE.get(model)
