@@ -17,7 +17,8 @@ from gguf.quants import dequantize
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from edgecosine.engine.gguf_file import EMBEDDING, SHORTLIST, GgufModel, Tensor
+from edgecosine.engine.gguf_file import EMBEDDING, SHORTLIST, GgufModel
+from edgecosine.engine.gguf_header import Tensor
 from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 

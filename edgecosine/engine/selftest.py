@@ -131,11 +131,6 @@ def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
     return (logits - truth)[:, known].std(1, correction=0).mean().item()
 
 
-def _known(logits: torch.Tensor) -> torch.Tensor:
-    """The columns [vocabulary] of tokens that the output layer has: a shortlist leaves some out."""
-    return ~logits.isneginf().all(0)
-
-
 def _compare(
     logits: torch.Tensor, reference: Reference, most: float, family: str, how: str
 ) -> None:

@@ -1,9 +1,8 @@
-"""A tiny target gets drafters of its own: the whole recipe, from its text to files that are served."""
+"""A tiny target gets drafters of its own: the whole recipe, from text to files that are served."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,8 +189,8 @@ def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Pat
     student = cut(stock, (0, 1), torch.arange(16))
     path = target.with_name("damaged.gguf")
     write_drafter(path, student, torch.arange(16) + 10_000, target.name, "Q8_0", "damaged")
-    with pytest.raises(ModelUnavailable, match="names tokens that tiny.gguf lacks"):
+    with pytest.raises(ModelUnavailable, match=r"names tokens that tiny\.gguf lacks"):
         load_drafter(LoadOptions(model=str(path)))
     write_drafter(path, student, torch.arange(16), "other.gguf", "Q8_0", "damaged")
-    with pytest.raises(ModelUnavailable, match=r"was cut from 'other.gguf'"):
+    with pytest.raises(ModelUnavailable, match=r"was cut from 'other\.gguf'"):
         load_drafter(LoadOptions(model=str(path)))
