@@ -20,6 +20,7 @@ Quantize = Literal["none", "nf4", "int8"]
 Exactness = Literal["auto", "bitwise", "rounding"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FILE_NAME = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
 _SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 MAX_FILE_BYTES = 1 << 20
 DRAIN_TIMEOUT_S = 30.0
@@ -31,6 +32,7 @@ KEEPALIVE_S = 15
 class NodeConfig:
     """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits.
 
+    gguf         a file in the directory or hub model that `model` names
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
     state_dir    where a target keeps its journal; None: it keeps none
     keep_answers seconds for which answers are kept for those who ask again
@@ -62,6 +64,7 @@ class NodeConfig:
     ballast: int = 1
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
+    gguf: str = ""
     max_sessions: int = 8
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
@@ -75,6 +78,8 @@ class NodeConfig:
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
         if self.role == "target" and self.quantize != "none":
             raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
+        if self.gguf and not _FILE_NAME.fullmatch(self.gguf):
+            raise ConfigError("gguf", self.gguf, "the name of a .gguf file, without a directory")
         if self.tensor_parallel > 1:
             self._check_tensor_parallel()
         if self.role == "drafter" and self.exactness != "auto":

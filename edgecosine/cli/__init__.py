@@ -12,6 +12,7 @@ _COMMANDS = {
     "node": "Run one node: a target or a drafter.",
     "up": "Run a whole cluster on this machine.",
     "cluster": "Say who belongs to the cluster: init, invite, join, revoke.",
+    "model": "List, fetch and show models.",
     "ask": "Ask the cluster and print the answer as it comes.",
     "status": "Show the nodes of the cluster.",
     "doctor": "Check this machine and say what to do.",

@@ -68,8 +68,13 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @_option(
     "--model",
     required=True,
-    help="A zoo name, a directory, a hub id; `ngram` drafts too.",
+    help="A name of the zoo or of `edgecosine model list`, a directory, a GGUF file, a hub id; "
+    "`ngram` drafts too.",
 )
+@_option(
+    "--gguf", default="", show_default=False, metavar="NAME",
+    help="GGUF file in the directory or hub model that --model names; of a split model the first.",
+)  # fmt: skip
 @_option("--cluster", default="home", help="Nodes of other clusters are left alone.")
 @_option(
     "--broker",
@@ -115,7 +120,8 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
 @_option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-    help="auto: bfloat16 on a GPU and where a CPU multiplies it, else float32.",
+    help="auto: bfloat16 on a GPU and where a CPU multiplies it, else float32. The weights of a "
+    "quantised GGUF file are rounded to bfloat16 by auto, and kept exactly by float32.",
 )  # fmt: skip
 @_option(
     "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",

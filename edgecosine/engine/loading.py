@@ -1,7 +1,7 @@
 """From a model's name to an engine: find it, plan its memory, load it, test it.
 
-A name is a model of the zoo, a local directory or a hub id, in this order. Nothing that a model
-directory holds is executed: weights are safetensors, and remote code is never trusted.
+Nothing that a model directory holds is executed: weights are safetensors or GGUF, and remote code
+is never trusted.
 """
 
 from __future__ import annotations
@@ -13,61 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from edgecosine import zoo
+from edgecosine import models, zoo
 from edgecosine.engine import drafter
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.exactness import confirm, decide, require
-from edgecosine.engine.fused import CACHE, FAMILIES, FusedModel, can_fuse
+from edgecosine.engine.fused import FusedModel, can_fuse
+from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
 from edgecosine.engine.graphs import capture_for, use_own_stream
-from edgecosine.engine.memory import freeing_at_once, plan_memory
+from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, fault_of, files_digest, find_model
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.model_files import NGRAM, files_digest, find_model
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
+from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import showing_progress
 from edgecosine.engine.selftest import check_family, reference_logits
-from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel, capacity
+from edgecosine.engine.sources import Source
+from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
-from edgecosine.errors import ModelUnavailable, ModelUnsupported
+from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-TREE_ROOM = 64
-"""Cells of a slot kept free for draft nodes."""
-
-
-def locate(name: str) -> str:
-    """Directory or hub id that `name` stands for.
-
-    Raises ModelUnavailable for a directory that holds no whole model.
-    """
-    if name in zoo.names():
-        return str(zoo.DIRECTORY / name)
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return name
-    if fault := fault_of(path):
-        raise ModelUnavailable(f"{path} holds no whole model: {fault}")
-    return str(path)
 
 
 def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
@@ -107,20 +80,11 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     # A guess cannot change an answer, so no drafter is held to a policy.
     options = replace(options, exactness="rounding")
     model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
-    kernels = _kernels_if_any()
+    kernels = kernels_if_any()
     engine = drafter.TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
     )
     return engine, loaded
-
-
-def read_config(name: str) -> Any:
-    """The configuration of a model.
-
-    Raises ModelUnavailable.
-    """
-    where = locate(name)
-    return _read(lambda: AutoConfig.from_pretrained(where), name)
 
 
 def load_model(
@@ -133,32 +97,23 @@ def load_model(
     free for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = locate(options.model)
-    config = read_config(options.model)
-    context = _context(config, options.context)
-    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
-    cells = context + room
-    decision = decide(device, dtype)
+    plan = plan_load(options, room)
+    decision = decide(plan.device, plan.dtype)
     require(decision, options.exactness)
-    plan = plan_memory(
-        config, dtype=dtype, quantize=options.quantize, slots=options.slots,
-        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
-        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
-    )  # fmt: skip
-    sharing = options.tensor_parallel if device == "cpu" else 1
-    plan.check(available_memory(device) // sharing, device)
+    if plan.memory.origin:
+        logger.info("%s: %s", options.model, plan.memory.origin)
+    plan.check()
 
     def load() -> Any:
         with showing_progress(options.model):
-            model = _read(lambda: _weights(where, dtype, device, options), options.model)
+            model = reading(options.model, lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = _read(lambda: AutoTokenizer.from_pretrained(where), options.model)
+    tokenizer = reading(options.model, lambda: _tokenizer(plan.source))
     with freeing_at_once():
         meet()
         model = load()
@@ -166,22 +121,32 @@ def load_model(
         num_parameters = sum(p.numel() for p in model.parameters())
         reference = _reference(model, options.quantize)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-        runner = _runner(model, load, reference, options.slots, cells, kernels)
+        runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
     weights, cache = runner.held
     loaded = Loaded(
-        name, options.quantize, codec, context, decision.policy, num_parameters, decision.reason,
-        weights=weights, cache=cache, planned=plan.total, dtype=str(dtype).removeprefix("torch."),
-        digest=_digest(options.model),
+        name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
+        decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
+        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
     )  # fmt: skip
-    return runner, loaded, cells
+    return runner, loaded, plan.cells
 
 
-def _digest(name: str) -> str:
-    directory = find_model(name, zoo.DIRECTORY)
-    return "" if directory is None else files_digest(directory)
+def _tokenizer(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_gguf_tokenizer(source.gguf)
+    return AutoTokenizer.from_pretrained(source.where)
+
+
+def _format(plan: LoadPlan, options: LoadOptions) -> str:
+    return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
+
+
+def _digest(options: LoadOptions) -> str:
+    path = find_model(options.model, zoo.DIRECTORY, options.gguf)
+    return "" if path is None else files_digest(path)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
@@ -249,21 +214,12 @@ def fixed_shapes(model: Any, reference: torch.Tensor, slots: int, cells: int) ->
     return static
 
 
-def _read(load: Callable[[], Any], name: str) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        raise ModelUnavailable(
-            f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
-            f"(zoo models: {', '.join(zoo.names()) or 'none'})"
-        ) from error
-
-
-def _weights(where: str, dtype: torch.dtype, device: str, options: LoadOptions) -> Any:
-    quantize = options.quantize
+def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
+    if plan.source.gguf is not None:
+        model = load_gguf_weights(plan.source.gguf, plan.config, plan.rounded)
+        return model.to(plan.device, plan.dtype)
     settings: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": plan.dtype,
         "use_safetensors": True,
         "trust_remote_code": False,
         "attn_implementation": "eager",
@@ -272,14 +228,17 @@ def _weights(where: str, dtype: torch.dtype, device: str, options: LoadOptions) 
         from transformers.distributed.configuration_utils import DistributedConfig
 
         shards = DistributedConfig(tp_size=options.tensor_parallel)
-        return AutoModelForCausalLM.from_pretrained(where, **settings, distributed_config=shards)
-    if quantize == "none":
-        model: Any = AutoModelForCausalLM.from_pretrained(where, **settings)
-        return model.to(device)
+        return AutoModelForCausalLM.from_pretrained(
+            plan.source.where, **settings, distributed_config=shards
+        )
+    if options.quantize == "none":
+        plain: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+        return plain.to(plan.device)
     for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    settings |= {"device_map": device, "quantization_config": _quantization(quantize, dtype)}
-    return AutoModelForCausalLM.from_pretrained(where, **settings)
+    quantization = _quantization(options.quantize, plan.dtype)
+    settings |= {"device_map": plan.device, "quantization_config": quantization}
+    return AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
@@ -296,37 +255,6 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
-def _kernels_if_any() -> Kernels | None:
-    try:
-        return load_kernels()
-    except KernelsUnavailable:
-        return None
-
-
-def _default_dtype(device: str, config: Any) -> torch.dtype:
-    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
-
-    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
-    """
-    if device != "cpu":
-        return torch.bfloat16
-    kernels = _kernels_if_any()
-    has_units = kernels is not None and kernels.has_pairs
-    is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
-    return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
-
-
-def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
-    is_fused = device == "cpu" and config.model_type in FAMILIES
-    return CACHE if is_fused and _kernels_if_any() is not None else dtype
-
-
-def _context(config: Any, wanted: int) -> int:
-    text = config.get_text_config()
-    most = int(getattr(text, "max_position_embeddings", 0) or 2048)
-    return min(wanted, most) if wanted else min(most, 4096)
-
-
 def _eos_tokens(model: Any) -> list[int]:
     eos = model.generation_config.eos_token_id
     if eos is None:
@@ -337,5 +265,6 @@ def _eos_tokens(model: Any) -> list[int]:
 
 
 def _display_name(options: LoadOptions) -> str:
-    name = options.model if options.model in zoo.names() else Path(options.model).name
+    is_known = options.model in zoo.names() or models.is_known(options.model)
+    name = options.model if is_known else options.gguf or Path(options.model).name
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ class MemoryPlan:
     weights: int
     cache: int
     workspace: int
+    origin: str = ""
+    """Of which file the weights become how many bytes."""
 
     @property
     def total(self) -> int:
@@ -37,8 +39,9 @@ class MemoryPlan:
     def check(self, available: int, device: str) -> None:
         """Raise OutOfMemory when the plan does not fit."""
         if self.total > available:
+            origin = f"{self.origin}: " if self.origin else ""
             raise OutOfMemory(
-                f"needs {_gib(self.total)} (weights {_gib(self.weights)}, cache "
+                f"{origin}needs {_gib(self.total)} (weights {_gib(self.weights)}, cache "
                 f"{_gib(self.cache)}, workspace {_gib(self.workspace)}) but {device} has "
                 f"{_gib(available)} free: take a smaller model, quantise it, or lower --slots "
                 f"or --context"
@@ -111,11 +114,14 @@ def plan_memory(
     ballast: int,
     cache_dtype: torch.dtype | None = None,
     num_ranks: int = 1,
+    sizes: Sequence[int] = (),
+    origin: str = "",
 ) -> MemoryPlan:
     """Plan for a model of this configuration with `slots` rows of `cells` tokens, whose keys and
     values are of the model's dtype unless `cache_dtype` says otherwise.
 
-    With several ranks, it is one rank's share.
+    With several ranks, it is one rank's share. `sizes` are the numbers in each weight, where the
+    checkpoint tells. `origin` is for the message of a plan that does not fit.
     Raises ModelUnsupported for a model without attention.
     """
     text = config.get_text_config()
@@ -124,21 +130,25 @@ def plan_memory(
             f"model family {config.model_type!r} has recurrent state instead of attention: what a "
             "rejected draft did to it cannot be taken back"
         )
-    with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    parameters = sum(p.numel() for p in shape.parameters())
-    if ballast > 1:
-        widened = ("gate_proj", "up_proj", "down_proj")
-        grown = sum(p.numel() for n, p in shape.named_parameters() if n.split(".")[-2] in widened)
-        parameters += (ballast - 1) * grown
+    sizes = sizes or _sizes(config, dtype, ballast)
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells
     cache *= (cache_dtype or dtype).itemsize
     # Packing copies one layer at a time; the output layer may be tied and is then held twice.
-    largest = max((p.numel() for p in shape.parameters()), default=0)
-    workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
+    workspace = 2 * max(sizes, default=0) * dtype.itemsize // num_ranks + (64 << 20)
     if shards_cache(text):
         cache //= num_ranks
-    return MemoryPlan(int(parameters * per_weight) // num_ranks, int(cache), workspace)
+    return MemoryPlan(int(sum(sizes) * per_weight) // num_ranks, int(cache), workspace, origin)
+
+
+def _sizes(config: Any, dtype: torch.dtype, ballast: int) -> list[int]:
+    """Numbers in each weight of a model, widened by `ballast`."""
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    widened = {"gate_proj", "up_proj", "down_proj"}
+    return [
+        parameter.numel() * (1 if widened.isdisjoint(name.split(".")) else ballast)
+        for name, parameter in shape.named_parameters()
+    ]

@@ -8,10 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from edgecosine import models
+from edgecosine.engine.gguf_file import SUFFIX, is_gguf, part_names, read_gguf
+from edgecosine.errors import ModelUnavailable
 
 NGRAM: Final = "ngram"
 _INDEX: Final = "model.safetensors.index.json"
@@ -27,8 +32,16 @@ class _Index(msgspec.Struct):
 
 
 def fault_of(directory: Path) -> str | None:
-    """What is missing for the directory to hold a model; None when it is whole."""
+    """What is missing for a directory or GGUF file to hold a model; None when it is whole."""
+    if is_gguf(directory) and not directory.is_dir():
+        try:
+            read_gguf(directory)
+        except ModelUnavailable as error:
+            return str(error).removeprefix(f"{directory} ")
+        return None
     if not (directory / "config.json").is_file():
+        if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
+            return f"config.json is missing; or name a file by --gguf, as in --gguf {files[0]}"
         return "config.json is missing"
     if fault := _fault_of_weights(directory):
         return fault
@@ -56,11 +69,23 @@ def zoo_models(zoo: Path) -> list[Path]:
     return sorted(path.parent for path in zoo.glob("*/config.json"))
 
 
-def find_model(name: str, zoo: Path) -> Path | None:
-    """The directory of a zoo model, a local directory or a downloaded hub model."""
-    for path in (zoo / name, Path(name)):
-        if path.is_dir():
-            return path
+def find_model(name: str, zoo: Path, gguf: str = "") -> Path | None:
+    """The directory or GGUF file of a model of the zoo, the catalogue, the disk or the hub's cache.
+
+    `gguf` names a file in the directory.
+    """
+    path = _find_model(name, zoo)
+    return path / gguf if path is not None and gguf else path
+
+
+def _find_model(name: str, zoo: Path) -> Path | None:
+    if (zoo / name).is_dir():
+        return zoo / name
+    if models.is_known(name):
+        return models.find(name)
+    path = Path(name).expanduser()
+    if path.is_dir() or (is_gguf(path) and path.is_file()):
+        return path
     if not is_hub_name(name):
         return None
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
@@ -69,21 +94,31 @@ def find_model(name: str, zoo: Path) -> Path | None:
     return max(snapshots.glob("*/"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def files_digest(directory: Path) -> str:
+def files_digest(path: Path) -> str:
     """Tells a model from another one, and from another version of it, by its settings, vocabulary
-    and weights; of files of more than 4 MiB by samples of 64 KiB, the first of which has shapes."""
+    and weights; of files of more than 4 MiB by samples of 64 KiB, the first of which has shapes.
+
+    A GGUF file is the same model under any name.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    if is_gguf(path):
+        for part in part_names(path.name):
+            _sample(path.with_name(part), digest.update)
+        return digest.hexdigest()
     names = ("config.json", *_TOKENIZERS)
-    for path in (*(directory / name for name in names), *_weights(directory)):
-        if not path.is_file():
-            continue
-        digest.update(path.name.encode() + b"\0")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            for start in range(0, size, max(_SAMPLE_BYTES, size // _NUM_SAMPLES)):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE_BYTES))
+    for file in (*(path / name for name in names), *_weights(path)):
+        if file.is_file():
+            digest.update(file.name.encode() + b"\0")
+            _sample(file, digest.update)
     return digest.hexdigest()
+
+
+def _sample(path: Path, take: Callable[[bytes], object]) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for start in range(0, size, max(_SAMPLE_BYTES, size // _NUM_SAMPLES)):
+            file.seek(start)
+            take(file.read(_SAMPLE_BYTES))
 
 
 def is_hub_name(name: str) -> bool:

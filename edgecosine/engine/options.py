@@ -18,6 +18,7 @@ class LoadOptions:
     """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow.
 
     `tensor_parallel` is the number of processes that share the model; `threads` are each one's.
+    `gguf` names a file in the directory or hub model; empty for a checkpoint of safetensors.
     """
 
     model: str
@@ -30,6 +31,7 @@ class LoadOptions:
     ballast: int = 1
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
+    gguf: str = ""
 
 
 @dataclass(frozen=True, slots=True)

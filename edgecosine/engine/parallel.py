@@ -22,11 +22,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import Rows
 from edgecosine.engine.device import resolve_device
-from edgecosine.engine.loading import load_model, read_config
+from edgecosine.engine.loading import load_model
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.parallel_channel import Go, Move, Pass, Ready, Start, Started, Waiting
 from edgecosine.engine.parallel_ranks import Ranks
+from edgecosine.engine.planning import read_config
 from edgecosine.engine.sharding import check_shards
 from edgecosine.errors import ModelUnsupported
 
@@ -111,7 +112,7 @@ def load_over_ranks(
     Raises EngineError naming the rank that failed, or what `load_model` raises.
     """
     size = options.tensor_parallel
-    device = check_shards(options, read_config(options.model), resolve_device(options.device))
+    device = check_shards(options, read_config(options), resolve_device(options.device))
     if dist.is_initialized():
         raise ModelUnsupported("this process already has a tensor-parallel model")
     threads = options.threads or max(1, torch.get_num_threads() // size)

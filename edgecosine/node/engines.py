@@ -51,4 +51,5 @@ def _load_options(config: NodeConfig) -> LoadOptions:
         ballast=config.ballast,
         tensor_parallel=config.tensor_parallel,
         exactness=config.exactness,
+        gguf=config.gguf,
     )

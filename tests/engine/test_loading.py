@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.loading import load_drafter, load_target, locate
+from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.memory import MemoryPlan
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import LoadOptions, Quantize
+from edgecosine.engine.sources import locate
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
@@ -90,7 +91,7 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
     monkeypatch.setattr("edgecosine.engine.loading.reference_logits", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
-        monkeypatch.setattr("edgecosine.engine.loading.load_kernels", lambda found=kernels: found)
+        monkeypatch.setattr("edgecosine.engine.planning.load_kernels", lambda found=kernels: found)
         with pytest.raises(ModelUnsupported, match="seen enough"):
             load_target(LoadOptions(where, threads=1, slots=1))
     assert seen == [stored, torch.float32]

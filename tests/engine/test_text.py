@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from edgecosine.engine.loading import locate
+from edgecosine.engine.sources import locate
 from edgecosine.engine.text import TextCodec
 
 
 @pytest.fixture(scope="module")
 def byte_level() -> TextCodec:
     """The zoo's tokenizer: GPT-2's letters for bytes."""
-    return TextCodec(AutoTokenizer.from_pretrained(locate("target")), [0])
+    return TextCodec(AutoTokenizer.from_pretrained(locate("target").where), [0])
 
 
 def byte_fallback() -> TextCodec:

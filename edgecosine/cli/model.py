@@ -1,0 +1,153 @@
+"""`edgecosine model`: which models are known by name, fetching them, and what is in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edgecosine import models, zoo
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.engine.gguf_file import GgufModel, read_gguf
+from edgecosine.engine.options import LoadOptions
+from edgecosine.errors import EdgecosineError, ModelUnavailable
+
+_WIDE = 240
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgecosineError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group("model", cls=_Group)
+def command() -> None:
+    """Models by name: list them, fetch them, show what is in a file.
+
+    Fetched files are kept in the directory EDGECOSINE_MODELS, by default in the user's cache.
+    """
+
+
+@command.command("list")
+def list_models() -> None:
+    """List the models that --model takes by name, and which of them are on this machine."""
+    table = Table("name", "what", "licence", "size", "here", box=None)
+    for name in zoo.names():
+        table.add_row(name, "zoo, for demonstrations and tests", "Apache-2.0", "", "yes")
+    for entry in models.CATALOGUE.values():
+        here = "yes" if models.find(entry.name) else "no"
+        table.add_row(entry.name, entry.what, entry.licence, _size(entry.num_bytes), here)
+    for name in models.packaged_names():
+        path = models.packaged(name)
+        size = _size(path.stat().st_size) if path else ""
+        table.add_row(name, "drafter", "Apache-2.0", size, "yes")
+    _print(table)
+
+
+@command.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--accept-terms", is_flag=True,
+    help="Say that you have read and accept the terms that a model comes under.",
+)  # fmt: skip
+def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
+    """Fetch models by name, once; their files are checked by SHA-256."""
+    log_to_stderr("info")
+    for name in names:
+        if name not in models.CATALOGUE:
+            known = ", ".join(models.CATALOGUE)
+            raise click.UsageError(f"{name!r} is not a model that can be fetched: {known}")
+        entry = models.CATALOGUE[name]
+        if entry.terms and accept_terms and models.find(name) is None:
+            click.echo(f"{name} comes under the {entry.terms}")
+        click.echo(models.fetch(entry, accepts_terms=accept_terms))
+
+
+@command.command("show")
+@click.argument("model", metavar="NAME|FILE")
+@click.option(
+    "--slots", type=click.IntRange(1, 1024), default=8, show_default=True,
+    help="Sequences in the cache, for the memory needed.",
+)  # fmt: skip
+@click.option(
+    "--context", type=click.IntRange(0, 1 << 20), default=0,
+    help="Tokens a sequence may have, for the memory needed; 0: as many as a node takes.",
+)  # fmt: skip
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+def show(model: str, slots: int, context: int, dtype: str) -> None:
+    """Show what a model of the catalogue or a GGUF file is, and the memory that it needs here."""
+    entry = models.CATALOGUE.get(model)
+    path = models.find(model) if models.is_known(model) else Path(model).expanduser()
+    if path is None and entry is not None:
+        terms = " --accept-terms" if entry.terms else ""
+        _print_facts(
+            [
+                ("model", entry.what),
+                ("licence", entry.terms or entry.licence),
+                ("size", _size(entry.num_bytes)),
+                ("file", f"not here: edgecosine model fetch {model}{terms}"),
+            ]
+        )
+        return
+    if path is None or not path.is_file():
+        raise ModelUnavailable(
+            f"{model!r} is no GGUF file, and none of {', '.join(models.names())}"
+        )
+    found = read_gguf(path)
+    options = LoadOptions(str(path), slots=slots, context=context, dtype=dtype)
+    _print_facts([*_facts(found), ("memory needed", _memory(options))])
+
+
+def _facts(model: GgufModel) -> Iterable[tuple[str, str]]:
+    metadata = model.metadata
+    template = model.chat_template.strip().splitlines()
+    yield "name", str(metadata.get("general.name", "not said"))
+    yield "architecture", model.architecture
+    yield "parameters", f"{model.num_parameters / 1e6:,.1f} M"
+    yield "quantisation", model.quantization
+    yield "context", f"{model.setting('context_length') or 'not said'} tokens"
+    yield "vocabulary", f"{model.num_tokens} tokens"
+    yield "end tokens", ", ".join(map(str, model.end_tokens)) or "none"
+    yield "chat template", f"yes: {template[0][:100]}" if template else "no"
+    yield "licence", str(metadata.get("general.license", "not said"))
+    parts = f" in {len(model.paths)} parts" if len(model.paths) > 1 else ""
+    yield "file", f"{model.paths[0]}, {_size(model.num_bytes)}{parts}"
+
+
+def _memory(options: LoadOptions) -> str:
+    """What a node would plan; or why it would refuse the model."""
+    from edgecosine.engine.planning import plan_load  # imports torch, which takes seconds
+
+    try:
+        plan = plan_load(options)
+    except EdgecosineError as error:
+        return f"cannot be served: {error}"
+    memory = plan.memory
+    return (
+        f"{memory.total / 1e9:.2f} GB on {plan.device} for {options.slots} sequences of "
+        f"{plan.context} tokens ({memory.origin}; cache {memory.cache / 1e9:.2f} GB)"
+    )
+
+
+def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False)
+    for fact in facts:
+        table.add_row(*fact)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # Into a pipe a row is a line; on a terminal rich finds the width.
+    Console(width=None if sys.stdout.isatty() else _WIDE, markup=False).print(table)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,173 @@
+"""What a load will be, decided before any weight is read: source, number formats, sizes, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from edgecosine import models, zoo
+from edgecosine.engine.device import available_memory, resolve_device
+from edgecosine.engine.fused import CACHE, FAMILIES
+from edgecosine.engine.gguf_weights import read_gguf_config
+from edgecosine.engine.memory import MemoryPlan, plan_memory
+from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.sources import Source, locate
+from edgecosine.engine.static import capacity
+from edgecosine.errors import ModelUnavailable, ModelUnsupported
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+TREE_ROOM = 64
+"""Cells of a slot kept free for draft nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """A model and how it will be held.
+
+    dtype        what is computed in
+    rounded      what a file's weights are rounded to
+    context      tokens that a sequence may have
+    cells        tokens that a slot has room for, draft nodes included
+    num_sharing  processes that take as much of the same memory
+    """
+
+    source: Source
+    config: Any
+    device: str
+    dtype: torch.dtype
+    rounded: torch.dtype
+    context: int
+    cells: int
+    memory: MemoryPlan
+    num_sharing: int
+
+    def check(self) -> None:
+        """Raise OutOfMemory where there is less than planned."""
+        self.memory.check(available_memory(self.device) // self.num_sharing, self.device)
+
+
+def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
+    """The plan for a model, with `room` cells of a slot for draft nodes.
+
+    Raises ModelUnavailable or ModelUnsupported.
+    """
+    device = resolve_device(options.device)
+    source = _source(options)
+    config = _config(source)
+    context = _context(config, options.context)
+    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
+    # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
+    rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
+    cells = context + room
+    memory = plan_memory(
+        config, dtype=dtype, quantize=options.quantize, slots=options.slots,
+        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
+        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
+        sizes=_sizes(source, options), origin=_origin(source, rounded),
+    )  # fmt: skip
+    return LoadPlan(
+        source, config, device, dtype, rounded, context, cells, memory,
+        num_sharing=options.tensor_parallel if device == "cpu" else 1,
+    )  # fmt: skip
+
+
+def read_config(options: LoadOptions) -> Any:
+    """The configuration of a model.
+
+    Raises ModelUnavailable or ModelUnsupported.
+    """
+    return _config(_source(options))
+
+
+def reading(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives of the model `name`.
+
+    Raises ModelUnavailable where files are missing or damaged.
+    """
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()
+        known = ", ".join((*zoo.names(), *models.names()))
+        raise ModelUnavailable(
+            f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
+            f"(known by name: {known})"
+        ) from error
+
+
+def kernels_if_any() -> Kernels | None:
+    """The compiled kernels; None where they cannot be had."""
+    try:
+        return load_kernels()
+    except KernelsUnavailable:
+        return None
+
+
+def _source(options: LoadOptions) -> Source:
+    source = locate(options.model, options.gguf)
+    if source.gguf is not None and options.quantize != "none":
+        raise ModelUnsupported(
+            f"{options.model} is quantised already ({source.gguf.quantization}): leave --quantize "
+            "out"
+        )
+    if source.gguf is not None and options.tensor_parallel > 1:
+        raise ModelUnsupported(
+            f"{options.model} is a GGUF file, which is not shared by processes: leave "
+            "--tensor-parallel out, or take a directory of safetensors"
+        )
+    return source
+
+
+def _config(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_gguf_config(source.gguf)
+    return reading(source.where, lambda: AutoConfig.from_pretrained(source.where))
+
+
+def _default_dtype(device: str, config: Any) -> torch.dtype:
+    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
+
+    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
+    """
+    if device != "cpu":
+        return torch.bfloat16
+    kernels = kernels_if_any()
+    has_units = kernels is not None and kernels.has_pairs
+    is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
+    return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
+
+
+def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
+    is_fused = device == "cpu" and config.model_type in FAMILIES
+    return CACHE if is_fused and kernels_if_any() is not None else dtype
+
+
+def _context(config: Any, wanted: int) -> int:
+    text = config.get_text_config()
+    most = int(getattr(text, "max_position_embeddings", 0) or 2048)
+    return min(wanted, most) if wanted else min(most, 4096)
+
+
+def _sizes(source: Source, options: LoadOptions) -> list[int]:
+    """Numbers in each weight as the file's tensor table tells; empty where there is none."""
+    if source.gguf is None or options.ballast > 1:
+        return []
+    return [tensor.num_elements for tensor in source.gguf.weights]
+
+
+def _origin(source: Source, dtype: torch.dtype) -> str:
+    if source.gguf is None:
+        return ""
+    packed = source.gguf.num_packed * dtype.itemsize
+    name = str(dtype).removeprefix("torch.")
+    return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"

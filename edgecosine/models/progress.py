@@ -1,0 +1,48 @@
+"""How far a fetch has come: a bar on a terminal, a logged line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S: Final = 5.0
+"""Between two logged lines."""
+
+
+@contextmanager
+def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Context with a function that takes how many of `total` bytes are done."""
+    if not sys.stderr.isatty():
+        yield _logging(what, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=min(done, total))
+
+
+def _logging(what: str, total: int) -> Callable[[int], None]:
+    logger.info("%s: %.0f MB", what, total / 1e6)
+    said = time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PERIOD_S or done == total:
+            said = time.monotonic()
+            logger.info("%s: %.0f%%", what, 100 * min(done / total, 1))
+
+    return report
