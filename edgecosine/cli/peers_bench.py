@@ -60,7 +60,8 @@ def command(
         target=target or TARGET, gguf=gguf, drafters=drafters or DRAFTERS,
         generalist=GENERALIST if generalist is None else generalist,
         prompts_per_domain=prompts or (1 if quick else 8),
-        eight_turns=eight_turns or (1 if quick else 4), max_tokens=max_tokens, dtype=dtype,
+        eight_turns=eight_turns or (1 if quick else 4), max_tokens=max_tokens,
+        trial_tokens=8 if quick else 32, dtype=dtype,
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
     found = PeersRecord()

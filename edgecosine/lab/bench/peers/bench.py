@@ -23,7 +23,7 @@ import msgspec
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from edgecosine import zoo
+from edgecosine import models, zoo
 from edgecosine.engine.model_files import NGRAM, find_model
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import ALONE, ASSISTED, OURS, in_turn
@@ -57,9 +57,10 @@ DRAFTERS: Final = (
 )  # fmt: skip
 NUM_TRIALS: Final = 2
 """Prompts of each domain that settings are found with; they are the last ones, and not measured."""
-TRIAL_TOKENS: Final = 48
 CONTEXT: Final = 1024
 EIGHT: Final = 8
+ONE_BY_ONE: Final = 4
+"""Trial prompts that a peer answers one by one; as in `llamacpp.py`."""
 _IDLE_S: Final = 2.0
 _LLAMACPP: Final = Path(__file__).with_name("llamacpp.py")
 _STOCK: Final = (sys.executable, "-m", "edgecosine.lab.bench.peers.stock")
@@ -79,6 +80,8 @@ class PeerSettings:
     eight_turns: int = 4
     """Turns of 16 prompts, eight at a time."""
     max_tokens: int = 128
+    trial_tokens: int = 32
+    """Of each answer to a trial prompt."""
     dtype: str = "auto"
     """Of our nodes; peers find theirs."""
     target_cores: str = ""
@@ -120,7 +123,7 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say) 
         plain = await asyncio.to_thread(_plain_generalist, settings, gguf, directory)
         setup = Setup(
             target=str(gguf), drafter=None, end_tokens=(tokenizer.eos_token_id,),
-            trial_prompts=tuple(prompt.tokens for prompt in trials), trial_tokens=TRIAL_TOKENS,
+            trial_prompts=tuple(prompt.tokens for prompt in trials), trial_tokens=settings.trial_tokens,
             threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
         )  # fmt: skip
         peers = _Peers(stack, setup, plain, tokenizer.decode, found, say)
@@ -129,10 +132,14 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say) 
         say("warming up")
         for name, server in servers.items():
             if isinstance(server, Ours):
-                await server.answer(trials, 1, TRIAL_TOKENS)
+                await server.answer(trials, 1, settings.trial_tokens)
                 if name in _AT_EIGHT:
-                    await server.answer(trials, EIGHT, TRIAL_TOKENS)
+                    await server.answer(trials, EIGHT, settings.trial_tokens)
         found.notes["idle_cpu_share"] = await _idle_shares(peers.pids)
+        if names.LLAMACPP in servers:
+            found.notes["llamacpp_trial_beside_all_others_s"] = await _fastest_s(
+                servers[names.LLAMACPP], trials, settings.trial_tokens
+            )
         await _measure(settings, servers, measured, found, say)
 
 
@@ -269,7 +276,7 @@ def held_out(tokenizer: Any, per_domain: int) -> tuple[list[Prompt], list[Prompt
 
 
 def _file_of(settings: PeerSettings) -> Path:
-    found = Path(settings.gguf) if settings.gguf else find_model(settings.target, zoo.DIRECTORY)
+    found = Path(settings.gguf) if settings.gguf else _model(settings.target)
     if found is None or not found.is_file():
         raise LabError(
             f"{settings.gguf or settings.target} is no GGUF file, which llama.cpp needs: name one"
@@ -277,15 +284,30 @@ def _file_of(settings: PeerSettings) -> Path:
     return found.resolve()
 
 
+def _model(name: str) -> Path | None:
+    """A directory or GGUF file; one of the catalogue is fetched.
+
+    Raises ModelUnavailable.
+    """
+    return models.obtain(name) or find_model(name, zoo.DIRECTORY)
+
+
 def _plain_generalist(
     settings: PeerSettings, target: Path, directory: Path
 ) -> PlainCheckpoint | None:
     if settings.generalist in ("", NGRAM):
         return None
-    path = find_model(settings.generalist, zoo.DIRECTORY)
+    path = _model(settings.generalist)
     if path is None:
         raise LabError(f"there is no model {settings.generalist}; --generalist '' does without")
     return write_plain_checkpoint(read_checkpoint(path), target, directory)
+
+
+async def _fastest_s(server: Server, trials: Sequence[Prompt], tokens: int) -> float:
+    """Seconds for llama.cpp's trial now that everything else is loaded, the better of two turns; it
+    made its own before. The difference is what idle clusters cost it."""
+    loads = [await server.answer(trials[:ONE_BY_ONE], 1, tokens) for _ in range(2)]
+    return round(min(load.elapsed_s for load in loads), 4)
 
 
 async def _idle_shares(pids: dict[str, int]) -> dict[str, float]:

@@ -27,6 +27,8 @@ DRAFTS = tuple((length, least) for length in (2, 3, 5, 8) for least in (0.0, 0.5
 BATCH = 2048
 """Tokens of one pass at most."""
 REPEATS = 2
+ONE_BY_ONE = 4
+"""Trial prompts that are asked one by one; a batch is tried with all."""
 
 FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, OSError)
 """How llama-cpp-python says that something cannot be done."""
@@ -290,7 +292,7 @@ class Peer:
                 name = ", ".join((kind, *(f"{key} {value}" for key, value in told.items())))
                 try:
                     way = make()
-                    seconds = min(self._seconds(way) for _ in range(REPEATS))
+                    seconds = min(self._seconds(way, kind) for _ in range(REPEATS))
                 except FAILURES as error:
                     reason = self.failed[name] = f"{type(error).__name__}: {error}"
                     continue
@@ -302,9 +304,10 @@ class Peer:
         if kind not in self.ways:
             self.refused[kind] = reason
 
-    def _seconds(self, way: Way) -> float:
+    def _seconds(self, way: Way, kind: str) -> float:
+        prompts = self._setup["trial_prompts"][: None if kind == "batched" else ONE_BY_ONE]
         started = time.perf_counter()
-        way(self._setup["trial_prompts"], self._setup["trial_tokens"])
+        way(prompts, self._setup["trial_tokens"])
         return time.perf_counter() - started
 
 
