@@ -123,7 +123,8 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say) 
         plain = await asyncio.to_thread(_plain_generalist, settings, gguf, directory)
         setup = Setup(
             target=str(gguf), drafter=None, end_tokens=(tokenizer.eos_token_id,),
-            trial_prompts=tuple(prompt.tokens for prompt in trials), trial_tokens=settings.trial_tokens,
+            trial_prompts=tuple(prompt.tokens for prompt in trials),
+            trial_tokens=settings.trial_tokens,
             threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
         )  # fmt: skip
         peers = _Peers(stack, setup, plain, tokenizer.decode, found, say)
