@@ -25,7 +25,8 @@ _ZOO = Path(edgecosine.__file__).parent / "zoo"
     "--model",
     envvar="EDGECOSINE_MODEL",
     show_envvar=True,
-    help="Model to look for: a zoo name, a directory or a hub id.  [default: the whole zoo]",
+    help="Model to look for: a name of `edgecosine model list`, a directory, a GGUF file or a hub "
+    "id.  [default: the whole zoo]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print data.")
 @functools.partial(access_options, broker=None)

@@ -6,6 +6,7 @@ a load, and knows nothing of split sets. During a load it is given this module's
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ from transformers import (
 from transformers.integrations import gguf as gguf_support
 from transformers.utils import logging as transformers_logging
 
-from edgecosine.engine.gguf_file import EMBEDDING, GgufModel, Tensor
+from edgecosine.engine.gguf_file import EMBEDDING, GgufModel
+from edgecosine.engine.gguf_header import Tensor
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
@@ -72,15 +74,18 @@ def read_gguf_config(model: GgufModel) -> Any:
 def _complete(config: Any, model: GgufModel) -> None:
     """What transformers does not take from every family's files."""
     embedding = next((t.shape[0] for t in model.tensors if t.name == EMBEDDING), None)
+    # With windows of another head size, transformers takes both from the file.
+    has_two = model.setting("attention.key_length_swa") is not None
     known = {
-        "head_dim": model.setting("attention.key_length"),
+        "head_dim": None if has_two else model.setting("attention.key_length"),
         "max_position_embeddings": model.setting("context_length"),
         "vocab_size": embedding,
     }
     for key, value in known.items():
         if value and hasattr(config, key):
             setattr(config, key, value)
-    config.eos_token_id = list(model.end_tokens) or None
+    if not isinstance(config.eos_token_id, list):
+        config.eos_token_id = list(model.end_tokens) or None
     config.dtype = torch.bfloat16 if model.is_coarse else torch.float32
 
 
@@ -128,8 +133,8 @@ def _check_complete(model: GgufModel, loaded: Any, info: Any) -> None:
     architecture = model.architecture
     if missing := sorted(info["missing_keys"]):
         raise ModelUnsupported(
-            f"GGUF architecture {architecture!r}: {len(missing)} weights are not in the file, "
-            f"such as {missing[0]}"
+            f"GGUF architecture {architecture!r}: not in the file are {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}"
         )
     is_tied = bool(loaded.config.get_text_config().tie_word_embeddings)
     given = sum(
@@ -158,6 +163,8 @@ def _reading(model: GgufModel) -> Iterator[None]:
     those that `showing_progress` shows."""
     replaced = {
         (gguf, "GGUFReader"): lambda *_args, **_kwargs: _Reader(model),
+        # It is made anew for every module of a model, which took half of a load.
+        (gguf, "get_tensor_name_map"): functools.cache(gguf.get_tensor_name_map),
         (modeling_gguf_pytorch_utils, "tqdm"): transformers_logging.tqdm,
     }
     with _ONE_AT_A_TIME:
@@ -215,7 +222,7 @@ def _mapped(tensor: Tensor) -> SimpleNamespace:
     if dtype is np.uint8:
         shape = (*shape[:-1], shape[-1] // elements * size)
     data = np.memmap(tensor.path, dtype=dtype, mode="r", offset=tensor.start, shape=shape)
-    return SimpleNamespace(name=tensor.name, data=data, tensor_type=kind)
+    return SimpleNamespace(name=tensor.name, data=data.view(np.ndarray), tensor_type=kind)
 
 
 def _first_line(error: Exception) -> str:

@@ -32,7 +32,7 @@ from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
-from edgecosine.engine.progress import showing_progress
+from edgecosine.engine.progress import download_bar, showing_progress
 from edgecosine.engine.selftest import check_family, reference_logits
 from edgecosine.engine.sources import Source
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
@@ -223,6 +223,7 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
         "use_safetensors": True,
         "trust_remote_code": False,
         "attn_implementation": "eager",
+        "tqdm_class": download_bar(),
     }
     if options.tensor_parallel > 1:
         from transformers.distributed.configuration_utils import DistributedConfig

@@ -1,7 +1,7 @@
 """How far a load has come: the libraries' bars on a terminal, a logged line now and then elsewhere.
 
 transformers and huggingface_hub draw their bars by tqdm, one for each file that is downloaded and
-one for the weights.
+one for the weights. The former are told which bar to take by an argument, the latter by a hook.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class LoggedProgress(tqdm):  # type: ignore[misc]
         share = f"{self.n / self.total:.0%}" if self.total else str(self.n)
         logger.info("%s: %s", (self.desc or "loading").removesuffix(": "), share)
         return True
+
+
+def download_bar() -> type[LoggedProgress] | None:
+    """What downloads show their progress by; None for the library's own bar."""
+    return None if sys.stderr.isatty() else LoggedProgress
 
 
 @contextmanager

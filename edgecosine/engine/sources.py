@@ -12,7 +12,7 @@ from pathlib import Path
 from edgecosine import models, zoo
 from edgecosine.engine.gguf_file import GgufModel, is_gguf, part_names, read_gguf
 from edgecosine.engine.model_files import fault_of
-from edgecosine.engine.progress import showing_progress
+from edgecosine.engine.progress import download_bar, showing_progress
 from edgecosine.errors import ModelUnavailable
 
 
@@ -58,7 +58,9 @@ def _download(name: str, gguf: str) -> Path:
 
     with showing_progress(name):
         try:
-            paths = [cached_file(name, part) for part in part_names(gguf)]
+            paths = [
+                cached_file(name, part, tqdm_class=download_bar()) for part in part_names(gguf)
+            ]
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelUnavailable(f"cannot fetch {gguf} of {name}: {reason}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_names
-from edgecosine.models.fetch import cached, fetch
+from edgecosine.models.fetching import cached, fetch
 
 __all__ = [
     "CATALOGUE", "Entry", "cached", "fetch", "find", "is_known", "names", "obtain", "packaged",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from edgecosine import models
 from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
 from edgecosine.engine.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
@@ -201,8 +202,14 @@ def _check_model(name: str, zoo: Path) -> Check:
         if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
             return Check(what, "not downloaded, and HF_HUB_OFFLINE is set", "download it first")
         return Check(what, "not here; the first start downloads it from the hub")
+    if path is None and name in models.CATALOGUE:
+        if models.CATALOGUE[name].terms:
+            advice = f"edgecosine model fetch {name} --accept-terms"
+            return Check(what, "not here, and its terms must be accepted", advice)
+        return Check(what, "not here; the first start fetches it")
     if path is None:
-        return Check(what, "not found", "give a zoo name, a directory or a hub id OWNER/MODEL")
+        advice = "give a name of `edgecosine model list`, a directory, a GGUF file or a hub id"
+        return Check(what, "not found", advice)
     fault = fault_of(path)
     if fault is None:
         return Check(what, str(path))

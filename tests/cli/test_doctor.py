@@ -13,7 +13,7 @@ def test_a_fault_is_told_with_what_to_do_and_exits_with_one() -> None:
     result = CliRunner().invoke(command, ["--model", "no such model"])
     assert result.exit_code == 1
     assert "do  model no such model" in result.output
-    assert "→ give a zoo name, a directory or a hub id OWNER/MODEL" in result.output
+    assert "→ give a name of `edgecosine model list`" in result.output
 
 
 def test_data_says_the_same() -> None:

@@ -153,3 +153,10 @@ def test_help_names_each_environment_variable() -> None:
     for option in command.params:
         assert isinstance(option.name, str)
         assert re.search(rf"EDGECOSINE_{option.name.upper()}\b(?!/)", said), option.name
+
+
+def test_file_of_a_directory_is_named_without_a_path() -> None:
+    found = settings([*TARGET, "--gguf", "model-Q4_K_M.gguf"])
+    assert found.gguf == "model-Q4_K_M.gguf"
+    for wrong in ("../model.gguf", "model.bin"):
+        assert "gguf = " in refusal([*TARGET, "--gguf", wrong])

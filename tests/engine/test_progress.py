@@ -6,13 +6,14 @@ import logging
 import sys
 
 import pytest
+from huggingface_hub.utils.tqdm import _get_progress_bar_context
 from transformers.utils import logging as transformers_logging
 
 from edgecosine import zoo
 from edgecosine.engine import progress
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.progress import LoggedProgress, showing_progress
+from edgecosine.engine.progress import LoggedProgress, download_bar, showing_progress
 
 MODEL = zoo.drafter_names()[0]
 
@@ -46,3 +47,19 @@ def test_the_hook_is_gone_after_the_load() -> None:
     with showing_progress("x"):
         assert isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)
     assert not isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)
+
+
+def test_downloads_are_logged_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PERIOD_S", 0.0)
+    # As huggingface_hub makes one for each file.
+    bar = _get_progress_bar_context(
+        desc="model.gguf", log_level=logging.WARNING, total=10, tqdm_class=download_bar()
+    )
+    with caplog.at_level(logging.INFO, logger=progress.__name__), bar as shown:
+        for _ in range(2):
+            shown.update(5)
+    assert "model.gguf: 100%" in caplog.text
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert download_bar() is None
