@@ -63,7 +63,7 @@ ONE_BY_ONE: Final = 4
 """Trial prompts that a peer answers one by one; as in `llamacpp.py`."""
 _IDLE_S: Final = 2.0
 _LLAMACPP: Final = Path(__file__).with_name("llamacpp.py")
-_STOCK: Final = (sys.executable, "-m", "edgecosine.lab.bench.peers.stock")
+_STOCK: Final = ("env", "TQDM_DISABLE=1", sys.executable, "-m", "edgecosine.lab.bench.peers.stock")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from edgecosine.engine.gguf_file import read_gguf
+from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
 from edgecosine.errors import ModelUnsupported
 
 _HEAD: Final = "lm_head.weight"
@@ -58,12 +60,14 @@ class PlainCheckpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a directory of transformers' or in a plain GGUF file, in float32.
 
-    Raises ModelUnsupported when it is no Llama model.
+    Raises ModelUnsupported when it is no Llama model, and ModelUnavailable when it is damaged.
     """
-    where = {"gguf_file": path.name} if path.is_file() else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent if where else path, dtype=torch.float32, **where
-    )
+    model: Any
+    if path.is_file():
+        file = read_gguf(path)
+        model = load_gguf_weights(file, read_gguf_config(file), torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if not isinstance(model, LlamaForCausalLM):
         raise ModelUnsupported(f"{path} is no Llama model; peers get no other drafter")
     return Checkpoint(model.config, model.state_dict())
@@ -92,7 +96,10 @@ def write_plain_checkpoint(
 def _plain(drafter: Checkpoint) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     """The configuration and float32 tensors without a shortlist."""
     tensors = {name: tensor.float() for name, tensor in drafter.tensors.items()}
-    config = LlamaConfig.from_dict(drafter.config.to_dict())
+    told = drafter.config.to_dict()
+    # A model out of a GGUF file says so, and would not be saved as what it is now.
+    told.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(told)
     if drafter.shortlist is not None:
         head = torch.zeros(config.vocab_size, config.hidden_size)
         head[torch.tensor(drafter.shortlist)] = tensors[_HEAD]
