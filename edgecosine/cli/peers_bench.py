@@ -45,13 +45,13 @@ def command(
     user's cache directory: the first time that takes many minutes, a compiler, and the package
     index. A peer that cannot be measured is left out, and the record says why.
     """
-    from edgecosine.lab.bench.peers.bench import (
+    from edgecosine.lab.bench.peers.bench import run_peers_bench
+    from edgecosine.lab.bench.peers.inputs import (
         DRAFTERS,
         GENERALIST,
         TARGET,
         PeerSettings,
         PeersRecord,
-        run_peers_bench,
     )
 
     log_to_stderr("warning")

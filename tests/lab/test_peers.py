@@ -13,9 +13,9 @@ from edgecosine.errors import LabError
 from edgecosine.lab.bench import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import bench as peers_bench
-from edgecosine.lab.bench.peers.bench import PeerSettings, PeersRecord, held_out
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
+from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
 from edgecosine.lab.bench.peers.orders import Kind, Setup
 from edgecosine.lab.bench.peers.server import Peer, Prompt, peer_process, record
 from edgecosine.lab.load import Load
