@@ -58,7 +58,7 @@ class Peer:
                 name = f"{kind}, dtype {dtype}, length {length or 'by default'}"
                 trials_s[name], tried[name] = round(seconds, 4), own
             settings[kind] = tried[min(tried, key=trials_s.__getitem__)]
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
         self.ready = Ready(settings, refused, trials_s, {}, versions)
 
     def answer(self, order: Order, settings: Settings) -> Reply:
