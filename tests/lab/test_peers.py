@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edgecosine import zoo
 from edgecosine.errors import LabError
 from edgecosine.lab.bench import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import bench as peers_bench
+from edgecosine.lab.bench.peers import stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
-from edgecosine.lab.bench.peers.orders import Kind, Setup
+from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
 from edgecosine.lab.bench.peers.server import Peer, Prompt, peer_process, record
 from edgecosine.lab.load import Load
 from tests.mqtt_fixtures import run_patiently
@@ -182,3 +185,18 @@ def test_prompts_for_settings_are_not_measured() -> None:
     assert measured[0].tokens[0] == len("<user>")
     with pytest.raises(LabError, match="14 prompts"):
         held_out(WordTokenizer(), 15)
+
+
+def test_transformers_process_answers_with_and_without_a_drafter() -> None:
+    setup = Setup(
+        str(zoo.DIRECTORY / "target"), str(zoo.DIRECTORY / "generalist"), (0,),
+        ((5, 9, 40, 7),), 2, 1, 64, 8,
+    )  # fmt: skip
+    orders = [Order(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
+    lines = [msgspec.json.encode(each) for each in (setup, *orders)]
+    told = list[bytes]()
+    stock.main(iter(lines), told.append)
+    ready = msgspec.json.decode(told[0], type=Ready)
+    assert ready.settings.keys() == {"plain", "drafted"}
+    replies = [msgspec.json.decode(line, type=Reply) for line in told[1:]]
+    assert [[len(a.tokens) for a in reply.answers] for reply in replies] == [[6, 6], [6, 6]]
