@@ -15,6 +15,7 @@ from edgecosine.cli.chaos import command as chaos
 from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
@@ -267,3 +268,4 @@ command.add_command(chaos)
 command.add_command(fuzz)
 command.add_command(soak)
 command.add_command(faults)
+command.add_command(peers)

@@ -68,6 +68,25 @@ class Asked:
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 
+def asked_elsewhere(
+    domain: str, policy: str, text: str, *, num_tokens: int, elapsed_s: float, first_text_s: float
+) -> Asked:
+    """An answer by something else than the runtime, which has neither rounds nor drafters."""
+    return Asked(
+        domain=domain,
+        policy=policy,
+        text=text,
+        num_tokens=num_tokens,
+        elapsed_s=elapsed_s,
+        first_text_s=first_text_s,
+        queue_s=0.0,
+        prefill_s=first_text_s,
+        acceptance_histogram=(0,),
+        drafters={},
+        plan="",
+    )
+
+
 async def ask(
     client: Client,
     prompt: str,
@@ -78,21 +97,22 @@ async def ask(
     sampling: Sampling = GREEDY,
     on_text: Callable[[str], None] | None = None,
     trace: bool = False,
-    chat: bool = False,
+    is_chat: bool = False,
 ) -> Asked:
-    """Ask for a text's continuation by exactly `max_tokens` tokens, or in a `chat` for an answer of
-    at most so many, and wait for the whole of it; with `trace`, its rounds' course comes, too.
+    """Ask for exactly `max_tokens` tokens and wait for the whole answer, `trace`: with its rounds.
+
+    `is_chat`: the prompt is a user's turn, and the model may end its answer before.
 
     Raises RequestError and BrokerLost.
     """
     request = Request(
         client_id="",
         request_id=secrets.token_hex(8),
-        kind="chat" if chat else "completion",
-        prompt=(ChatMessage("user", prompt),) if chat else prompt,
+        kind="chat" if is_chat else "completion",
+        prompt=(ChatMessage("user", prompt),) if is_chat else prompt,
         max_tokens=max_tokens,
         sampling=sampling,
-        ignore_eos=not chat,
+        ignore_eos=not is_chat,
         stream=on_text is not None,
         policy=policy,
         trace=trace,

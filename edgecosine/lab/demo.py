@@ -163,7 +163,7 @@ class _Demo:
                 max_tokens=max_tokens or self._settings.max_tokens,
                 sampling=sampling,
                 on_text=on_text if policy == WITH_DRAFTERS else lambda _: None,
-                chat=self._settings.scene.is_chat,
+                is_chat=self._settings.scene.is_chat,
             )
         return Pair(answers[ALONE], answers[WITH_DRAFTERS])
 

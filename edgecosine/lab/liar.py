@@ -1,4 +1,4 @@
-"""A drafter that is sure of wrong tokens: a model of the zoo whose words are all shifted by one.
+"""A drafter that is sure of wrong tokens: an honest model whose words are all shifted by one.
 
 It costs what the honest model costs and has its vocabulary, so that nothing but its verdicts tells.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,16 +16,18 @@ from transformers.utils import logging as transformers_logging
 from edgecosine import zoo
 
 LIAR = "liar"
+_HONEST: Final = zoo.DIRECTORY / "generalist"
 
 
 @torch.no_grad()
-def write_liar(directory: Path, honest: str = "generalist") -> Path:
-    """Write the model below `directory`; its path, for `edgecosine node --model`."""
+def write_liar(directory: Path, honest: Path = _HONEST) -> Path:
+    """Write the model below `directory`, made of the one in the directory `honest`; its path, for
+    `edgecosine node --model`."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    source, path = zoo.DIRECTORY / honest, directory / LIAR
-    shutil.copytree(source, path)
-    model: Any = AutoModelForCausalLM.from_pretrained(source)
-    words = model.get_input_embeddings().weight
+    path = directory / LIAR
+    shutil.copytree(honest, path)
+    model: Any = AutoModelForCausalLM.from_pretrained(honest)
+    words = model.get_output_embeddings().weight
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(words.roll(1, 0).clone())
     model.save_pretrained(path)

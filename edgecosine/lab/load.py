@@ -32,6 +32,8 @@ class Job:
     max_tokens: int = MAX_TOKENS
     trace: bool = False
     """Whether the answer tells the course of its rounds."""
+    is_chat: bool = False
+    """The prompt is a user's turn of any length; the model may end its answer early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class _Run:
                 sampling=job.sampling,
                 on_text=_ignore,
                 trace=job.trace,
+                is_chat=job.is_chat,
             )
         except RequestError as error:
             self._refused.append(error)

@@ -115,7 +115,12 @@ def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
     for site in dict.fromkeys(cell.site for cell in cells):
         here = [cell for cell in cells if cell.site == site]
         for repeat, cell in itertools.product(range(repeats), here):
-            first = repeat // 2 % len(cell.policies)
-            turn = (*cell.policies[first:], *cell.policies[:first])
-            steps += [Step(cell, policy, repeat) for policy in turn[:: -1 if repeat % 2 else 1]]
+            steps += [Step(cell, policy, repeat) for policy in in_turn(cell.policies, repeat)]
     return steps
+
+
+def in_turn(policies: Sequence[str], repeat: int) -> tuple[str, ...]:
+    """The order of a repetition: each two begin with the next policy, every second one goes
+    backwards."""
+    first = repeat // 2 % len(policies)
+    return (*policies[first:], *policies[:first])[:: -1 if repeat % 2 else 1]

@@ -84,7 +84,7 @@ class Stock:
     def _generate(
         self, prompts: Sequence[str], max_tokens: int, setting: Setting, **more: Any
     ) -> list[Answer]:
-        started, first = time.perf_counter(), _FirstTokens()
+        started, first = time.perf_counter(), FirstTokens()
         rows = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, padding_side="left"
         )
@@ -103,7 +103,7 @@ class Stock:
         return [Answer(text, new.shape[1], first_text_s, elapsed_s) for text in texts]
 
 
-class _FirstTokens(StoppingCriteria):
+class FirstTokens(StoppingCriteria):
     """Stops nothing; knows when it was first asked."""
 
     def __init__(self) -> None:
@@ -121,11 +121,16 @@ def _settings(lengths: Sequence[int | None]) -> list[Setting]:
 def _drafter(name: str, setting: Setting) -> Any:
     model = _model(name, setting.dtype, 1)
     if setting.draft_length is not None:
-        config = model.generation_config
-        config.num_assistant_tokens = setting.draft_length
-        config.num_assistant_tokens_schedule = "constant"
-        config.assistant_confidence_threshold = 0.0
+        set_draft_length(model, setting.draft_length)
     return model
+
+
+def set_draft_length(drafter: Any, length: int) -> None:
+    """Make assisted generation draft exactly so many tokens, however sure the drafter is."""
+    config = drafter.generation_config
+    config.num_assistant_tokens = length
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0
 
 
 def _model(name: str, dtype: str, ballast: int) -> Any:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
-import msgspec
-
-from edgecosine.errors import LabError
-from edgecosine.lab.asking import Asked
+from edgecosine.lab.asking import Asked, asked_elsewhere
+from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.stock_orders import Answer, Kind, Order, Ready
 from edgecosine.lab.load import Job, Load
-from edgecosine.lab.network.hosts import pinned
-from edgecosine.node import processes
-
-MAX_LINE_BYTES = 1 << 22
-
-Value = TypeVar("Value")
 
 
 class StockProcess:
     """Answers jobs as transformers does."""
 
-    def __init__(self, process: asyncio.subprocess.Process, ready: Ready) -> None:
+    def __init__(self, process: LineProcess, ready: Ready) -> None:
         self._process = process
         self.ready = ready
         """The settings that it found to be quickest, and what all of them took."""
@@ -46,14 +36,15 @@ class StockProcess:
                 max_tokens=together[0].max_tokens,
             )
             begun = time.perf_counter()
-            assert self._process.stdin is not None
-            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-            answers = await _read(self._process, list[Answer])
+            answers = await self._process.ask(order, list[Answer])
             elapsed_s = time.perf_counter() - begun
             asked += [
-                _asked(job, answer, elapsed_s)
+                asked_elsewhere(
+                    job.domain, job.policy, answer.text, num_tokens=answer.num_tokens,
+                    elapsed_s=elapsed_s, first_text_s=answer.first_text_s,
+                )
                 for job, answer in zip(together, answers, strict=True)
-            ]
+            ]  # fmt: skip
         return Load(tuple(asked), (), time.perf_counter() - started)
 
 
@@ -64,38 +55,5 @@ async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]
     Raises LabError when it does not start.
     """
     command = (sys.executable, "-m", "edgecosine.lab.bench.stock", str(ballast))
-    process = await asyncio.create_subprocess_exec(
-        *pinned(command, cores),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=MAX_LINE_BYTES,
-        start_new_session=True,
-    )
-    try:
-        yield StockProcess(process, await _read(process, Ready))
-    finally:
-        await processes.stop(process)
-
-
-async def _read(process: asyncio.subprocess.Process, kind: type[Value]) -> Value:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        raise LabError("transformers' process has ended; its words are above")
-    return msgspec.json.decode(line, type=kind)
-
-
-def _asked(job: Job, answer: Answer, elapsed_s: float) -> Asked:
-    return Asked(
-        domain=job.domain,
-        policy=job.policy,
-        text=answer.text,
-        num_tokens=answer.num_tokens,
-        elapsed_s=elapsed_s,
-        first_text_s=answer.first_text_s,
-        queue_s=0.0,
-        prefill_s=answer.first_text_s,
-        acceptance_histogram=(0,),
-        drafters={},
-        plan="",
-    )
+    async with line_process("transformers", command, cores) as process:
+        yield StockProcess(process, await process.read(Ready))

@@ -1,0 +1,86 @@
+"""A child process that answers orders: one JSON object a line each way, over its standard streams.
+
+The end of its input is its end. Whatever ends the conversation is a LabError that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgecosine.errors import LabError
+from edgecosine.lab.network.hosts import pinned
+from edgecosine.node import processes
+
+MAX_LINE_BYTES = 1 << 22
+REPLY_TIMEOUT_S = 900.0
+
+Value = TypeVar("Value")
+
+
+class LineProcess:
+    """The parent's side. `name` is how errors call the child."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    async def ask(self, order: msgspec.Struct, kind: type[Value]) -> Value:
+        """Send one order and wait for its reply.
+
+        Raises LabError when there is none: the child ended, or sent what is no such reply.
+        """
+        assert self._process.stdin is not None
+        # A child that has ended is noticed by its missing reply.
+        with contextlib.suppress(ConnectionError):
+            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+            await self._process.stdin.drain()
+        return await self.read(kind)
+
+    async def read(self, kind: type[Value]) -> Value:
+        """Wait for the next line.
+
+        Raises LabError as `ask` does.
+        """
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                line = await self._process.stdout.readline()
+                if not line:
+                    code: Any = await self._process.wait()
+                    raise LabError(f"{self.name} ended with {code}; its last words are above")
+                return msgspec.json.decode(line, type=kind)
+        except TimeoutError:
+            raise LabError(f"{self.name} sent no reply in {REPLY_TIMEOUT_S:.0f} s") from None
+        except msgspec.MsgspecError as error:
+            raise LabError(f"{self.name} sent what is no reply: {error}") from error
+        except ValueError as error:
+            raise LabError(f"{self.name} sent a line of over {MAX_LINE_BYTES} bytes") from error
+
+
+@asynccontextmanager
+async def line_process(
+    name: str, command: Sequence[str], cores: str = ""
+) -> AsyncIterator[LineProcess]:
+    """Start the command on these cores (as in 0,2-3; "": all); it ends with the block."""
+    process = await asyncio.create_subprocess_exec(
+        *pinned(command, cores),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=MAX_LINE_BYTES,
+        start_new_session=True,
+    )
+    try:
+        yield LineProcess(name, process)
+    finally:
+        await processes.stop(process)

@@ -1,0 +1,1 @@
+"""EdgeCoSine beside llama.cpp and transformers: the same model file, prompts and cores."""

@@ -1,0 +1,133 @@
+"""What to compare: settings of the benchmark, its prompts, and models as peers read them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from edgecosine import models, zoo
+from edgecosine.engine.model_files import NGRAM, find_model
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.peers.figures import peer_figures
+from edgecosine.lab.bench.peers.plain_checkpoint import (
+    PlainCheckpoint,
+    read_checkpoint,
+    write_plain_checkpoint,
+)
+from edgecosine.lab.bench.peers.server import Prompt, Say
+from edgecosine.lab.distill.prompts import HELD_OUT
+from edgecosine.lab.figures import Figure
+
+TARGET: Final = models.DEFAULT_TARGET
+GENERALIST: Final = f"{TARGET}/generalist"
+NUM_TRIALS: Final = 2
+"""Prompts of each domain that settings are found with; they are the last ones, and not measured."""
+CONTEXT: Final = 1024
+EIGHT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """What to compare, and how much to ask."""
+
+    target: str = TARGET
+    gguf: str = ""
+    """The target's GGUF file for the peers, where `target` is not one."""
+    drafters: tuple[str, ...] = models.drafters_of(TARGET)
+    generalist: str = GENERALIST
+    """Drafts for the peers, too, and is made hostile; empty: none does."""
+    prompts_per_domain: int = 8
+    eight_turns: int = 4
+    """Turns of 16 prompts, eight at a time."""
+    max_tokens: int = 128
+    trial_tokens: int = 32
+    """Of each answer to a trial prompt."""
+    dtype: str = "auto"
+    """Of our nodes; peers find theirs."""
+    target_cores: str = ""
+    drafter_cores: str = ""
+
+
+@dataclass(slots=True)
+class PeersRecord:
+    """What was found so far."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Servers that were not measured, or not to the end, and why."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Figure]:
+        """What follows from the runs."""
+        return peer_figures(self.runs, self.refused)
+
+    def refuse(self, server: str, reason: str, say: Say) -> None:
+        """Leave a server out."""
+        self.refused[server] = reason
+        say(f"left out: {server}: {reason}")
+
+
+def held_out(tokenizer: Any, per_domain: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to measure with, domains in turn, and others to find settings with.
+
+    Raises LabError when there are not so many.
+    """
+    texts: dict[str, list[str]] = json.loads(HELD_OUT.read_text())
+    if per_domain > (most := min(map(len, texts.values())) - NUM_TRIALS):
+        raise LabError(f"there are {most} prompts of each domain to measure with")
+
+    def prompts(numbers: Sequence[int]) -> Iterator[Prompt]:
+        for number, (domain, each) in itertools.product(numbers, texts.items()):
+            turn = [{"role": "user", "content": each[number]}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            yield Prompt(domain, each[number], tuple(tokens))
+
+    return list(prompts(range(per_domain))), list(prompts(range(-NUM_TRIALS, 0)))
+
+
+def target_file(settings: PeerSettings) -> Path:
+    """The GGUF file that peers read.
+
+    Raises LabError when there is none, and ModelUnavailable when it cannot be fetched.
+    """
+    found = Path(settings.gguf) if settings.gguf else _model(settings.target)
+    if found is None or not found.is_file():
+        raise LabError(
+            f"{settings.gguf or settings.target} is no GGUF file, which llama.cpp needs: name one"
+        )
+    return found.resolve()
+
+
+def _model(name: str) -> Path | None:
+    """A directory or GGUF file; one of the catalogue is fetched.
+
+    Raises ModelUnavailable.
+    """
+    return models.obtain(name) or find_model(name, zoo.DIRECTORY)
+
+
+def plain_generalist(
+    settings: PeerSettings, target: Path, directory: Path
+) -> PlainCheckpoint | None:
+    """The generalist as peers read it, written below `directory`; None where none is wanted.
+
+    Raises LabError when there is none of that name.
+    """
+    if settings.generalist in ("", NGRAM):
+        return None
+    path = _model(settings.generalist)
+    if path is None:
+        raise LabError(f"there is no model {settings.generalist}; --generalist '' does without")
+    return write_plain_checkpoint(read_checkpoint(path), target, directory)
+
+
+def digest(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

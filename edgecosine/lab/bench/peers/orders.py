@@ -1,0 +1,70 @@
+"""What the benchmark and a peer's process say to each other, as lines of JSON.
+
+The parent sends one `Setup` and reads one `Ready`; then each `Order` has one `Reply`. Prompts and
+answers are token ids of the target's tokenizer. llama.cpp's process, which runs in an environment
+without this package, reads and writes the same fields as plain JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["plain", "drafted", "batched"]
+"""One prompt after the other; the same with a draft model; so many sequences in one batch."""
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What to load, and prompts to find the quickest settings with."""
+
+    target: str
+    drafter: str | None
+    """A model that its library reads; None: no drafted answers are wanted."""
+    end_tokens: tuple[int, ...]
+    trial_prompts: tuple[tuple[int, ...], ...]
+    trial_tokens: int
+    threads: int
+    context: int
+    """Tokens of one sequence at most."""
+    at_once: int
+    """Sequences of a batch."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Told once. Every kind of answer is either in `settings` or in `refused` with a reason."""
+
+    settings: dict[Kind, dict[str, Any]]
+    """The quickest ones, with which orders are carried out."""
+    refused: dict[Kind, str]
+    trials_s: dict[str, float]
+    """Seconds that each setting took for the trial prompts."""
+    failed: dict[str, str]
+    """Settings that could not be tried, and why."""
+    versions: dict[str, str]
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Prompts to answer greedily, each up to an end token or `max_tokens`."""
+
+    kind: Kind
+    prompts: tuple[tuple[int, ...], ...]
+    max_tokens: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Tokens without the end token; times in seconds since the work on the order began, or, of
+    answers one after the other, since the work on this one."""
+
+    tokens: list[int]
+    first_token_s: float
+    elapsed_s: float
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answers in the order of the prompts, and the seconds that all of them took."""
+
+    answers: list[Answer]
+    elapsed_s: float
+    error: str = ""
+    """Why there are none."""

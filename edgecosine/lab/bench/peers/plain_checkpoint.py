@@ -1,0 +1,179 @@
+"""A drafter as other runtimes read it: a plain Llama checkpoint with a row for every token.
+
+Our drafters may have an output layer for a shortlist of frequent tokens alone. Others know no such
+thing: the rows of all other tokens are zero there. Their logit is 0, and the best token's is above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from edgecosine.engine.cut_models import LAYER_WEIGHTS, cut_config, load_cut_model, rotary_pairs
+from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
+from edgecosine.engine.sources import locate
+from edgecosine.errors import ModelUnsupported
+
+_HEAD: Final = "lm_head.weight"
+_OUTPUT: Final = "output.weight"
+_EMBEDDING: Final = "token_embd.weight"
+_OUTER: Final = {
+    "model.embed_tokens.weight": _EMBEDDING, "model.norm.weight": "output_norm.weight",
+    _HEAD: _OUTPUT,
+}  # fmt: skip
+_INNER: Final = {ours: theirs for theirs, ours in LAYER_WEIGHTS.items()}
+_FLOAT32: Final = GGMLQuantizationType.F32
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A Llama model: tensors by transformers' names, of any float type.
+
+    `shortlist`: the token of each row of `lm_head.weight`; None: it has all tokens, or is tied to
+    the embedding and left out.
+    """
+
+    config: LlamaConfig
+    tensors: Mapping[str, torch.Tensor]
+    shortlist: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainCheckpoint:
+    """The same model for transformers (a directory) and for llama.cpp (a file)."""
+
+    directory: Path
+    gguf: Path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a directory of transformers', in a plain GGUF file or in a drafter's, in
+    float32.
+
+    Raises ModelUnsupported when it is no Llama model, and ModelUnavailable when it is damaged.
+    """
+    model: Any
+    source = locate(str(path))
+    if source.gguf is not None and source.base is not None:
+        config = cut_config(source.gguf, read_gguf_config(source.base))
+        model = load_cut_model(source.gguf, source.base, config, torch.float32)
+        head = model.lm_head
+        tensors = dict(model.model.named_parameters(prefix="model"))
+        return Checkpoint(config, {**tensors, _HEAD: head.linear.weight}, head.tokens.tolist())
+    if source.gguf is not None:
+        file = source.gguf
+        model = load_gguf_weights(file, read_gguf_config(file), torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    if not isinstance(model, LlamaForCausalLM):
+        raise ModelUnsupported(f"{path} is no Llama model; peers get no other drafter")
+    return Checkpoint(model.config, model.state_dict())
+
+
+def write_plain_checkpoint(
+    drafter: Checkpoint, target: Path, directory: Path, *, is_quantized: bool = True
+) -> PlainCheckpoint:
+    """Write the drafter below `directory`, with the tokenizer of the target's GGUF file.
+
+    In the GGUF file each tensor has the type that it has in the target's; float32 where
+    `is_quantized` is False.
+    """
+    config, tensors = _plain(drafter)
+    model: Any = LlamaForCausalLM(config)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    made = PlainCheckpoint(directory / "plain", directory / "plain.gguf")
+    model.to(torch.bfloat16 if is_quantized else torch.float32).save_pretrained(made.directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(target.parent, gguf_file=target.name)
+    tokenizer.save_pretrained(made.directory)
+    _write_gguf(made.gguf, config, tensors, GGUFReader(target), is_quantized=is_quantized)
+    return made
+
+
+def _plain(drafter: Checkpoint) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
+    """The configuration and float32 tensors without a shortlist."""
+    tensors = {name: tensor.float() for name, tensor in drafter.tensors.items()}
+    told = drafter.config.to_dict()
+    # A model out of a GGUF file says so, and would not be saved as what it is now.
+    told.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(told)
+    if drafter.shortlist is not None:
+        head = torch.zeros(config.vocab_size, config.hidden_size)
+        head[torch.tensor(drafter.shortlist)] = tensors[_HEAD]
+        tensors[_HEAD] = head
+        config.tie_word_embeddings = False
+    elif config.tie_word_embeddings:
+        tensors.pop(_HEAD, None)
+    return config, tensors
+
+
+def _write_gguf(
+    path: Path, config: LlamaConfig, tensors: Mapping[str, torch.Tensor], target: GGUFReader, *,
+    is_quantized: bool,
+) -> None:  # fmt: skip
+    writer = GGUFWriter(path, "llama")
+    _describe(writer, config)
+    for name, field in target.fields.items():
+        if name.startswith("tokenizer."):
+            _copy(writer, name, field)
+    types = {t.name: t.tensor_type for t in target.tensors} if is_quantized else {}
+    types.setdefault(_OUTPUT, types.get(_EMBEDDING, _FLOAT32))
+    for name, tensor in tensors.items():
+        told, values = _gguf_tensor(name, tensor, config)
+        # A layer is stored as the target's layer 0 is: they differ in number.
+        kind = types.get(_of_layer_0(told), _FLOAT32)
+        writer.add_tensor(told, quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _describe(writer: GGUFWriter, config: Any) -> None:
+    writer.add_name("drafter")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(
+        config.head_dim or config.hidden_size // config.num_attention_heads
+    )
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _copy(writer: GGUFWriter, name: str, field: Any) -> None:
+    kind, *inner = field.types
+    values = field.contents()
+    if kind == GGUFValueType.ARRAY:
+        writer.add_key_value(name, values, kind, sub_type=inner[-1])
+    else:
+        writer.add_key_value(name, values, kind)
+
+
+def _gguf_tensor(
+    name: str, tensor: torch.Tensor, config: Any
+) -> tuple[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """A tensor under GGUF's name, float32."""
+    if name in _OUTER:
+        return _OUTER[name], tensor.numpy()
+    _, _, layer, rest = name.split(".", 3)
+    part = rest.removesuffix(".weight")
+    if part in {"self_attn.q_proj", "self_attn.k_proj"}:
+        tensor = rotary_pairs(tensor, config.head_dim)
+    return f"blk.{layer}.{_INNER[part]}.weight", tensor.numpy()
+
+
+def _of_layer_0(name: str) -> str:
+    parts = name.split(".")
+    return ".".join((parts[0], "0", *parts[2:])) if parts[0] == "blk" else name

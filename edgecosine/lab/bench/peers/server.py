@@ -1,0 +1,153 @@
+"""Who answers in the benchmark: a peer's process, or a policy on a cluster of ours."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from edgecosine.errors import LabError
+from edgecosine.lab.asking import asked_elsewhere
+from edgecosine.lab.bench.line_process import LineProcess, line_process
+from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
+from edgecosine.lab.load import Job, Load, closed_loop
+from edgecosine.lab.network.hosts import free_port
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import LocalCluster, Member, local_plan
+from edgecosine.protocol.request import Sampling
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A user's turn: its text, and its tokens in the model's chat template."""
+
+    domain: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Server(Protocol):
+    """Answers prompts greedily."""
+
+    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+        """All answers, in the order of the prompts.
+
+        Raises LabError when there are none.
+        """
+
+
+class Ours:
+    """A policy on a cluster of ours. Its asker is this process, by MQTT."""
+
+    def __init__(self, client: Client, policy: str) -> None:
+        self._client, self._policy = client, policy
+
+    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+        """See `Server`."""
+        jobs = [
+            Job(p.domain, p.text, self._policy, Sampling(), max_tokens, is_chat=True)
+            for p in prompts
+        ]
+        load = await closed_loop(self._client, jobs, at_once)
+        if load.refused:
+            raise LabError(f"the cluster refused a request: {load.refused[0]}")
+        return load
+
+
+class Peer:
+    """A kind of answer by a peer's process. Times are those that the process takes itself."""
+
+    def __init__(
+        self, process: LineProcess, kinds: Mapping[int, Kind],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:  # fmt: skip
+        """`kinds`: what to ask for, by how many prompts are at work at once."""
+        self._process, self._kinds, self._decode = process, kinds, decode
+
+    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+        """See `Server`."""
+        kind = self._kinds[at_once]
+        order = Order(kind, tuple(prompt.tokens for prompt in prompts), max_tokens)
+        reply = await self._process.ask(order, Reply)
+        if reply.error or len(reply.answers) != len(prompts):
+            raise LabError(f"{self._process.name}: {reply.error or 'answers are missing'}")
+        asked = [
+            asked_elsewhere(
+                prompt.domain, self._process.name, self._decode(answer.tokens),
+                num_tokens=len(answer.tokens), elapsed_s=answer.elapsed_s,
+                first_text_s=answer.first_token_s,
+            )
+            for prompt, answer in zip(prompts, reply.answers, strict=True)
+        ]  # fmt: skip
+        return Load(tuple(asked), (), reply.elapsed_s)
+
+
+@asynccontextmanager
+async def peer_process(
+    name: str, command: Sequence[str], setup: Setup, cores: str
+) -> AsyncIterator[tuple[LineProcess, Ready]]:
+    """A peer's process that has found its settings; it ends with the block.
+
+    Raises LabError when it does not start.
+    """
+    async with line_process(name, command, cores) as process:
+        yield process, await process.ask(setup, Ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Our clusters' target and where things run; core lists as for `edgecosine node`."""
+
+    target: str
+    target_cores: str
+    drafter_cores: str
+    dtype: str = "auto"
+
+
+@asynccontextmanager
+async def our_cluster(layout: Layout, drafters: Sequence[str], say: Say) -> AsyncIterator[Client]:
+    """A cluster of this machine with these drafters, and a client of it.
+
+    Raises EngineError when a node does not start.
+    """
+    plan = local_plan(
+        layout.target, drafters, cluster=f"peers-{secrets.token_hex(3)}", ballast=1,
+        target_cores=layout.target_cores, drafter_cores=layout.drafter_cores, broker=None,
+        broker_port=free_port(),
+    )  # fmt: skip
+    plan = replace(
+        plan,
+        target=_with(plan.target, layout),
+        drafters=tuple(_with(d, layout) for d in plan.drafters),
+    )
+    async with (
+        LocalCluster(plan, say) as cluster,
+        Client(cluster.broker_url, plan.cluster) as client,
+    ):
+        yield client
+
+
+def _with(member: Member, layout: Layout) -> Member:
+    return replace(member, options=(*member.options, "--dtype", layout.dtype))
+
+
+def record(server: str, cell: str, turn: int, load: Load) -> dict[str, Any]:
+    """A run as JSON values; rates in tokens per second."""
+    gaps_s = [a.inter_token_s for a in load.asked if a.inter_token_s]
+    return {
+        "server": server,
+        "cell": cell,
+        "turn": turn,
+        "domains": [asked.domain for asked in load.asked],
+        "num_tokens": load.num_tokens,
+        "elapsed_s": load.elapsed_s,
+        "tokens_per_s": load.tokens_per_s,
+        "decode_tokens_per_s": len(gaps_s) / sum(gaps_s) if gaps_s else None,
+        "first_text_s": [asked.first_text_s for asked in load.asked],
+        "acceptance_length": load.acceptance_length,
+        "texts": [asked.text for asked in load.asked],
+    }

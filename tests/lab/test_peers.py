@@ -1,0 +1,202 @@
+"""The benchmark beside peers: what is said to their processes, and what is made of their runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgecosine import zoo
+from edgecosine.errors import LabError
+from edgecosine.lab.bench import line_process as line_processes
+from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
+from edgecosine.lab.bench.peers import bench as peers_bench
+from edgecosine.lab.bench.peers import stock
+from edgecosine.lab.bench.peers.environment import llamacpp_python
+from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
+from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
+from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
+from edgecosine.lab.bench.peers.server import Peer, Prompt, peer_process, record
+from edgecosine.lab.load import Load
+from tests.mqtt_fixtures import run_patiently
+
+SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)
+PROMPTS = [Prompt("code", "a", (1, 5, 6)), Prompt("facts", "b", (1, 7))]
+KINDS: dict[int, Kind] = {1: "plain", 8: "batched"}
+
+CHILD = """
+import json, sys
+setup = json.loads(sys.stdin.readline())
+print(json.dumps({"settings": {"plain": {"flash_attn": True}}, "refused": {"drafted": "no draft"},
+    "trials_s": {"plain": 0.5}, "failed": {}, "versions": {"threads": str(setup["threads"])}}),
+    flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    %s
+    answers = [{"tokens": p[::-1], "first_token_s": 0.1, "elapsed_s": 0.5}
+               for p in order["prompts"]]
+    print(json.dumps({"answers": answers, "elapsed_s": 1.5}), flush=True)
+"""
+
+
+async def ask_child(then: str = "pass", at_once: int = 1) -> Load:
+    command = (sys.executable, "-c", CHILD % then)
+    async with peer_process("the peer", command, SETUP, "") as (process, ready):
+        assert ready.refused == {"drafted": "no draft"}
+        assert ready.versions == {"threads": "2"}
+        return await Peer(process, KINDS, str).answer(PROMPTS, at_once, 4)
+
+
+def test_answers_of_a_process_become_a_load() -> None:
+    load = run_patiently(ask_child())
+    assert [asked.text for asked in load.asked] == ["[6, 5, 1]", "[7, 1]"]
+    assert [asked.domain for asked in load.asked] == ["code", "facts"]
+    assert (load.num_tokens, load.elapsed_s) == (5, 1.5)
+    assert load.asked[0].inter_token_s == pytest.approx(0.2)
+
+
+def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
+    check = "assert order['kind'] == 'batched', order"
+    assert run_patiently(ask_child(check, at_once=8)).num_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ("sys.exit(3)", "ended with 3"),
+        ("print('hello', flush=True)", "no reply"),
+        ("print('{\"answers\": [], \"elapsed_s\": 0, \"error\": \"no memory\"}', flush=True)",
+         "no memory"),
+        ("print('{\"answers\": [], \"elapsed_s\": 0}', flush=True)", "missing"),
+        ("print('x' * (5 << 20), flush=True)", "over 4194304 bytes"),
+    ],
+)  # fmt: skip
+def test_whatever_is_no_answer_is_an_error_with_its_reason(then: str, reason: str) -> None:
+    with pytest.raises(LabError, match=reason):
+        run_patiently(ask_child(then))
+
+
+def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_processes, "REPLY_TIMEOUT_S", 1.0)
+    with pytest.raises(LabError, match="no reply in 1 s"):
+        run_patiently(ask_child("import time; time.sleep(60)"))
+
+
+def a_run(server: str, turn: int, rate: float, cell: str = "single", text: str = "x") -> Any:
+    return {
+        "server": server, "cell": cell, "turn": turn, "texts": [text], "tokens_per_s": rate,
+        "decode_tokens_per_s": 2 * rate,
+    }  # fmt: skip
+
+
+def test_figures_are_medians_of_ratios_within_turns() -> None:
+    runs = [
+        *(a_run(OURS, turn, rate) for turn, rate in enumerate((30, 40, 90))),
+        *(a_run(LLAMACPP, turn, 20) for turn in range(3)),
+        a_run(ALONE, 0, 10), a_run(ALONE, 1, 10, text="y"),
+        a_run(OURS, 0, 80, "eight"), a_run(LLAMACPP, 0, 20, "eight"),
+    ]  # fmt: skip
+    figures = peer_figures(runs)
+    assert figures["over_llamacpp"].value == 2.0
+    assert figures["over_llamacpp_decode"].value == 2.0
+    assert figures["over_llamacpp"].low == 1.5
+    assert figures["eight_over_llamacpp_eight"].value == 4.0
+    assert figures["identical_share"].value == 0.5
+    assert figures["single_tokens_per_s_llamacpp"].value == 20
+    assert "over_hf_assisted" not in figures
+    assert "over_llamacpp_with_draft" not in figures
+
+
+def test_a_peer_that_failed_has_no_figure_and_a_reason() -> None:
+    found = PeersRecord()
+    for turn in range(2):
+        for server in (OURS, LLAMACPP, LLAMACPP_DRAFTED):
+            found.runs.append(a_run(server, turn, 10))
+    said: list[str] = []
+    found.refuse(LLAMACPP_DRAFTED, "it ended", said.append)
+    assert "over_llamacpp" in found.figures()
+    assert "over_llamacpp_with_draft" not in found.figures()
+    assert found.refused == {LLAMACPP_DRAFTED: "it ended"}
+    assert said == ["left out: llamacpp-with-draft: it ended"]
+
+
+class FakeServer:
+    """Answers at once, or fails from some turn on."""
+
+    def __init__(self, name: str, order: list[str], fails_at: int = 1 << 30) -> None:
+        self._name, self._order, self._left = name, order, fails_at
+
+    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+        self._order.append(self._name)
+        self._left -= 1
+        if self._left < 0:
+            raise LabError("it ended")
+        return Load((), (), 1.0)
+
+
+def test_turns_are_balanced_and_go_on_without_who_fails() -> None:
+    order, found = list[str](), PeersRecord()
+    servers: dict[str, Any] = {
+        ALONE: FakeServer(ALONE, order), OURS: FakeServer(OURS, order),
+        LLAMACPP: FakeServer(LLAMACPP, order, fails_at=1),
+    }  # fmt: skip
+    settings = PeerSettings(eight_turns=0)
+    run_patiently(peers_bench._measure(settings, servers, PROMPTS * 2, found, print))
+    assert order[:3] == list(in_turn(tuple(servers), 0))
+    assert order[3:6] == [LLAMACPP, OURS, ALONE]
+    assert order[6:] == [OURS, ALONE, ALONE, OURS]
+    assert found.refused == {LLAMACPP: "it ended"}
+    assert [run["turn"] for run in found.runs if run["server"] == OURS] == [0, 1, 2, 3]
+
+
+def test_record_of_a_run_has_rates_and_texts() -> None:
+    told = record(LLAMACPP, "single", 3, run_patiently(ask_child()))
+    assert told["turn"] == 3
+    assert told["texts"] == ["[6, 5, 1]", "[7, 1]"]
+    assert told["tokens_per_s"] == pytest.approx(5 / 1.5)
+    assert told["decode_tokens_per_s"] == pytest.approx(2 / (0.2 + 0.4))
+
+
+def test_a_build_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(LabError, match="was not built"):
+        llamacpp_python(said.append, tmp_path / "peers" / "llamacpp")
+    assert "takes many minutes" in said[0]
+
+
+class WordTokenizer:
+    def apply_chat_template(self, turns: Any, **_: Any) -> str:
+        return f"<user> {turns[0]['content']} <assistant>"
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [len(word) for word in text.split()]
+
+
+def test_prompts_for_settings_are_not_measured() -> None:
+    measured, trials = held_out(WordTokenizer(), 14)
+    assert [prompt.domain for prompt in measured[:4]] == ["code", "rewriting", "facts", "stories"]
+    assert len(measured) == 4 * 14
+    assert not {prompt.text for prompt in measured} & {prompt.text for prompt in trials}
+    assert measured[0].tokens[0] == len("<user>")
+    with pytest.raises(LabError, match="14 prompts"):
+        held_out(WordTokenizer(), 15)
+
+
+def test_transformers_process_answers_with_and_without_a_drafter() -> None:
+    setup = Setup(
+        str(zoo.DIRECTORY / "target"), str(zoo.DIRECTORY / "generalist"), (0,),
+        ((5, 9, 40, 7),), 2, 1, 64, 8,
+    )  # fmt: skip
+    orders = [Order(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
+    lines = [msgspec.json.encode(each) for each in (setup, *orders)]
+    told = list[bytes]()
+    stock.main(iter(lines), told.append)
+    ready = msgspec.json.decode(told[0], type=Ready)
+    assert ready.settings.keys() == {"plain", "drafted"}
+    replies = [msgspec.json.decode(line, type=Reply) for line in told[1:]]
+    assert [[len(a.tokens) for a in reply.answers] for reply in replies] == [[6, 6], [6, 6]]
