@@ -52,7 +52,8 @@ def command(
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
     settings = PeerSettings(
-        target=target or TARGET, gguf=gguf, drafters=drafters or models.drafters_of(target or TARGET),
+        target=target or TARGET, gguf=gguf,
+        drafters=drafters or models.drafters_of(target or TARGET),
         generalist=GENERALIST if generalist is None else generalist,
         prompts_per_domain=prompts or (1 if quick else 8),
         eight_turns=eight_turns or (1 if quick else 4), max_tokens=max_tokens,

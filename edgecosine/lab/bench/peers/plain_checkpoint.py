@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from edgecosine.engine.cut_models import LAYER_WEIGHTS, cut_config, load_cut_model, rotary_pairs
 from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
-from edgecosine.engine.sources import locate
+from edgecosine.engine.sources import Source, locate
 from edgecosine.errors import ModelUnsupported
 
 _HEAD: Final = "lm_head.weight"
@@ -59,22 +59,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises ModelUnsupported when it is no Llama model, and ModelUnavailable when it is damaged.
     """
-    model: Any
-    source = locate(str(path))
-    if source.gguf is not None and source.base is not None:
-        config = cut_config(source.gguf, read_gguf_config(source.base))
-        model = load_cut_model(source.gguf, source.base, config, torch.float32)
-        head = model.lm_head
-        tensors = dict(model.model.named_parameters(prefix="model"))
-        return Checkpoint(config, {**tensors, _HEAD: head.linear.weight}, head.tokens.tolist())
-    if source.gguf is not None:
-        file = source.gguf
-        model = load_gguf_weights(file, read_gguf_config(file), torch.float32)
+    if path.is_dir():
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    elif (source := locate(str(path))).base is not None:
+        return _read_cut(source)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        assert source.gguf is not None, "a file is one"
+        model = load_gguf_weights(source.gguf, read_gguf_config(source.gguf), torch.float32)
     if not isinstance(model, LlamaForCausalLM):
         raise ModelUnsupported(f"{path} is no Llama model; peers get no other drafter")
     return Checkpoint(model.config, model.state_dict())
+
+
+def _read_cut(source: Source) -> Checkpoint:
+    assert source.gguf is not None
+    assert source.base is not None
+    config = cut_config(source.gguf, read_gguf_config(source.base))
+    model = load_cut_model(source.gguf, source.base, config, torch.float32)
+    tensors = dict(model.model.named_parameters(prefix="model"))
+    return Checkpoint(
+        config, {**tensors, _HEAD: model.lm_head.linear.weight}, model.lm_head.tokens.tolist()
+    )
 
 
 def write_plain_checkpoint(
