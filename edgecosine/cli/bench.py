@@ -105,6 +105,33 @@ def command(
     run_command(bench())
 
 
+@command.command("parts")
+@_repeats
+@click.option("--prompts", type=click.IntRange(1, 100), default=8, show_default=True,
+              help="For each policy, repetition and temperature.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 256), default=96, show_default=True)
+@_report
+def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> None:
+    """What each part of EdgeCoSine is worth on the real model, one request at a time.
+
+    No prompt is asked twice: the target writes as many as are needed.
+    """
+    from edgecosine.lab.bench.parts import PartsSettings, parts_figures, run_parts
+
+    log_to_stderr("warning")
+    target_cores, drafter_cores = split_cores()
+    settings = PartsSettings(repeats, prompts, max_tokens, target_cores, drafter_cores)
+
+    async def measure() -> None:
+        runs = await run_parts(settings, click.echo)
+        figures = parts_figures(runs)
+        _tell(figures)
+        if report is not None:
+            write_report(report, figures, runs, weather="loopback", settings=asdict(settings))
+
+    run_command(measure())
+
+
 @command.command("engine")
 @_ballast
 @_repeats

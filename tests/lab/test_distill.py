@@ -194,3 +194,12 @@ def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Pat
     write_drafter(path, student, torch.arange(16), "other.gguf", "Q8_0", "damaged")
     with pytest.raises(ModelUnavailable, match=r"was cut from 'other\.gguf'"):
         load_drafter(LoadOptions(model=str(path)))
+
+
+def test_fresh_prompts_are_different_and_take_the_domains_in_turn(target: Path) -> None:
+    from edgecosine.lab.distill.fresh import fresh_prompts
+
+    prompts = fresh_prompts(str(target), 10)
+    assert [domain for domain, _ in prompts] == [DOMAINS[n % len(DOMAINS)] for n in range(10)]
+    assert len({text for _, text in prompts}) == 10
+    assert prompts == fresh_prompts(str(target), 10)

@@ -92,9 +92,14 @@ class Openers:
         while True:
             domain = min(self._num_tokens, key=lambda name: self._num_tokens[name])
             self._num_tokens[domain] += _EXPECTED
-            tokens = self._tokenizer.encode(opener(domain, self._random), add_special_tokens=False)
-            is_sampled = self._random.random() < SAMPLED_SHARE
-            yield Turn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
+            yield self.opening(domain)
+
+    def opening(self, domain: str) -> Turn:
+        """One beginning."""
+        text = opener(domain, self._random)
+        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        is_sampled = self._random.random() < SAMPLED_SHARE
+        return Turn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
 
     def count(self, done: Conversation) -> None:
         """Correct what was expected of its domain."""
