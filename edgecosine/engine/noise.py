@@ -4,6 +4,8 @@ arXiv 2408.07978). A pure function of (seed, position, token), the same on every
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -45,8 +47,17 @@ def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
     A counter-based generator: the key of (seed, position) plus the token id times an odd constant,
     through the finalizer of SplitMix64 (Steele et al., 2014); 52 bits make a uniform in (0, 1).
     """
-    key = noise_key(seed, position)
-    x = tokens.to(torch.int64) * _signed(_GOLDEN) + _signed(key)
+    return _gumbel(_signed(noise_key(seed, position)), tokens)
+
+
+def gumbel_rows(seed: int, positions: Iterable[int], tokens: torch.Tensor) -> torch.Tensor:
+    """The noise of many positions, float64 [positions, tokens]."""
+    keys = torch.tensor([_signed(noise_key(seed, position)) for position in positions])
+    return _gumbel(keys.to(tokens.device)[:, None], tokens)
+
+
+def _gumbel(key: int | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    x = tokens.to(torch.int64) * _signed(_GOLDEN) + key
     x = (x ^ _shift(x, 30)) * _signed(_FIRST)
     x = (x ^ _shift(x, 27)) * _signed(_SECOND)
     x = x ^ _shift(x, 31)

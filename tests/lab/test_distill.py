@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgecosine.lab.distill.conversations import Conversation, Openers, Template
 from edgecosine.lab.distill.export import write_drafter
 from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
-from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
@@ -31,12 +32,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(target: Path) -> Recipe:
-    once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
-    return Recipe(
-        target=str(target), layers=(0, 1), shortlist=64, kind="Q8_0", text_tokens=1200,
-        shard_tokens=600, slots=8, max_answer=24, held_out_answer=12, generalist=once,
-        specialist=once,
-    )  # fmt: skip
+    return replace(toy_recipe(), target=str(target), kind="Q8_0")
 
 
 def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
@@ -116,7 +112,7 @@ def test_student_learns_what_it_was_cut_from(target: Path) -> None:
 def conversations(target: Path, count: int) -> list[Conversation]:
     teacher = load_teacher(str(target), "cpu", slots=4, cells=256)
     writer = Writer(
-        teacher.model, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
+        teacher.feeder, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
     )
     turns = [Turn("facts", (20 + n, 30, 40), 0.8 * (n % 2), is_whole=True) for n in range(count)]
     return list(writer.write(turns))
@@ -136,6 +132,49 @@ def test_answers_are_the_targets_own(target: Path) -> None:
             best = logits.max(-1).values
             chosen = logits.gather(1, ids[done.num_prompt :, None])[:, 0]
             assert (best - chosen).max() < 0.3
+
+
+def test_grid_writes_what_flat_passes_write(target: Path) -> None:
+    """Greedy answers, one token of a slot each step or all at once; slots are used again."""
+    from edgecosine.engine.model import SlotModel
+    from edgecosine.lab.distill.conversations import FlatFeeder
+    from edgecosine.lab.distill.grid import GridFeeder
+
+    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    turns = [Turn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True) for n in range(9)]
+    turns += [Turn("code", (40 + n, 50), 0.6, is_whole=True, seed=n) for n in range(3)]
+    written = list[dict[bytes, Conversation]]()
+    for kind in ("flat", "grid"):
+        stock = load_stock(str(target), torch.float32)
+        head = stock.lm_head.weight.detach().clone()
+        feeder: FlatFeeder | GridFeeder
+        if kind == "grid":
+            feeder = GridFeeder(stock.model, slots=5, cells=256)
+        else:
+            stock.lm_head.weight = torch.nn.Parameter(torch.eye(head.shape[1]))
+            model = SlotModel(stock, slots=5, cells=256, threads=1, kernels=None)
+            feeder = FlatFeeder(model)
+        writer = Writer(
+            feeder, lambda states, head=head: states @ head.T, Template.of(tokenizer),
+            slots=5, max_answer=16,
+        )  # fmt: skip
+        done = list(writer.write(turns))
+        written.append({one.tokens[: one.num_prompt].tobytes(): one for one in done})
+    flat, grid = written
+    assert flat.keys() == grid.keys()
+    assert len(flat) == len(turns)
+    for prompt, one in flat.items():
+        assert one.tokens.tolist() == grid[prompt].tokens.tolist()
+        np.testing.assert_allclose(one.states, grid[prompt].states, atol=2e-2)
+
+
+def test_trainings_end_with_their_time(target: Path, tmp_path: Path) -> None:
+    recipe, places = recipe_of(target), Places(tmp_path / "scratch", tmp_path / "out")
+    make_drafters(recipe, places, "cpu", [], minutes=0.0)
+    report = json.loads(places.report.read_text())
+    assert report.keys() == STAGES.keys()
+    assert 0 < report["text"]["answer_tokens"] < recipe.text_tokens
+    assert report[DRAFTERS[0]]["steps"] == 0
 
 
 def test_shortlist_holds_what_is_expected_and_the_ends() -> None:
@@ -158,6 +197,8 @@ def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert rates[0] == pytest.approx(0.2)
     assert rates[10:50] == [2.0] * 40
     assert rates[100] == 0.0
+    assert rate(50, 100, settings, spent=0.75) == pytest.approx(1.0)
+    assert rate(50, 100, settings, spent=1.1) == 0.0
 
 
 def test_shards_come_back_as_they_were(target: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -107,8 +107,8 @@ class Openers:
 
 
 @dataclass(slots=True)
-class _Slot:
-    """A conversation under way."""
+class Slot:
+    """A conversation under way, of which the model has read `fed` tokens."""
 
     index: int
     turn: Turn
@@ -123,13 +123,44 @@ class _Slot:
         """Of the next token."""
         return self.turn.temperature if self.num_prompt else 1.0
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the model has read all tokens, so that the next one can be drawn."""
+        return self.fed == len(self.tokens)
+
+
+class Feeder(Protocol):
+    """Lets a model read what its slots have to say."""
+
+    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+        """Read some tokens of each slot, at least one; states [read slots, width] before the output
+        layer at the last token of those that are read then, in order."""
+
+
+class FlatFeeder:
+    """Reads all that there is to read, in one flat pass."""
+
+    def __init__(self, model: PassModel) -> None:
+        """`model` gives states where others give logits."""
+        self._model = model
+
+    @torch.inference_mode()
+    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+        """See `Feeder`: all slots are read."""
+        rows, keep = RowBuilder(), list[int]()
+        for slot in slots:
+            rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
+            slot.fed = len(slot.tokens)
+            keep.append(len(rows) - 1)
+        return self._model.forward(rows.build(), keep)
+
 
 class Writer:
     """Writes conversations, as many at once as there are slots."""
 
     def __init__(
         self,
-        model: PassModel,
+        feeder: Feeder,
         head: Callable[[torch.Tensor], torch.Tensor],
         template: Template,
         *,
@@ -137,15 +168,15 @@ class Writer:
         max_answer: int,
         seed: int = 0,
     ) -> None:
-        """`model` gives the states before the output layer `head`, which gives float32 logits."""
-        self._model, self._head, self._template = model, head, template
+        """`head` makes float32 logits of the feeder's states."""
+        self._feeder, self._head, self._template = feeder, head, template
         self._num_slots, self._max_answer = slots, max_answer
         self._noise = torch.Generator().manual_seed(seed)
 
     def write(self, turns: Iterable[Turn]) -> Iterator[Conversation]:
         """The conversations of all turns, as they end."""
         coming = iter(turns)
-        free, slots = list(range(self._num_slots)), list[_Slot]()
+        free, slots = list(range(self._num_slots)), list[Slot]()
         is_filled = set[int]()
         while True:
             while free and (turn := next(coming, None)) is not None:
@@ -154,10 +185,10 @@ class Writer:
                 is_filled.add(index)
             if not slots:
                 return
-            states = self._pass(slots)
-            for slot, token, state in zip(
-                list(slots), self._draw(slots, states), states, strict=True
-            ):
+            states = self._feeder.feed(slots)
+            read = [slot for slot in slots if slot.is_read]
+            kept = states.to(torch.float16).cpu().numpy()
+            for slot, token, state in zip(read, self._draw(read, states), kept, strict=True):
                 self._extend(slot, token, state)
                 is_dropped = self._is_no_turn(slot)
                 if is_dropped or self._is_finished(slot):
@@ -166,9 +197,9 @@ class Writer:
                     if not is_dropped:
                         yield _conversation(slot)
 
-    def _open(self, index: int, turn: Turn, *, is_filled: bool) -> _Slot:
+    def _open(self, index: int, turn: Turn, *, is_filled: bool) -> Slot:
         template = self._template
-        slot = _Slot(index, turn, [*template.before, *turn.tokens])
+        slot = Slot(index, turn, [*template.before, *turn.tokens])
         if turn.is_whole:
             slot.tokens += template.after
             slot.num_prompt = len(slot.tokens)
@@ -177,17 +208,7 @@ class Writer:
         return slot
 
     @torch.inference_mode()
-    def _pass(self, slots: Sequence[_Slot]) -> torch.Tensor:
-        """States [slots, width] at the last token of every conversation."""
-        rows, keep = RowBuilder(), list[int]()
-        for slot in slots:
-            rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
-            slot.fed = len(slot.tokens)
-            keep.append(len(rows) - 1)
-        return self._model.forward(rows.build(), keep)
-
-    @torch.inference_mode()
-    def _draw(self, slots: Sequence[_Slot], states: torch.Tensor) -> list[int]:
+    def _draw(self, slots: Sequence[Slot], states: torch.Tensor) -> list[int]:
         logits = self._head(states)
         tokens = logits.argmax(-1)
         warm = [i for i, slot in enumerate(slots) if slot.temperature and slot.turn.seed is None]
@@ -197,10 +218,10 @@ class Writer:
         for i, slot in enumerate(slots):
             if slot.temperature and slot.turn.seed is not None:
                 how = Sampling(temperature=slot.temperature, seed=slot.turn.seed)
-                drawn[i] = draw(logits[i].cpu(), len(slot.tokens), how, (), ())
+                drawn[i] = draw(logits[i], len(slot.tokens), how, (), ())
         return drawn
 
-    def _sampled(self, logits: torch.Tensor, slots: Sequence[_Slot]) -> torch.Tensor:
+    def _sampled(self, logits: torch.Tensor, slots: Sequence[Slot]) -> torch.Tensor:
         """Tokens drawn from the most probable ones, those of a user's turn from its nucleus."""
         best = torch.topk(logits, _NUCLEUS_TOKENS)
         heat = torch.tensor([slot.temperature for slot in slots])[:, None]
@@ -210,25 +231,25 @@ class Writer:
         drawn = torch.multinomial(shares, 1, generator=self._noise)
         return best.indices.gather(1, drawn.to(best.indices.device))[:, 0]
 
-    def _extend(self, slot: _Slot, token: int, state: torch.Tensor) -> None:
+    def _extend(self, slot: Slot, token: int, state: NDArray[np.float16]) -> None:
         if slot.num_prompt:
             slot.tokens.append(token)
-            slot.states.append(state.to(torch.float16).cpu().numpy())
+            slot.states.append(state)
         elif token == self._template.end and self._num_written(slot) >= _TURN_LENGTH[0]:
             slot.tokens += self._template.after
             slot.num_prompt = len(slot.tokens)
         else:
             slot.tokens.append(token)
 
-    def _num_written(self, slot: _Slot) -> int:
+    def _num_written(self, slot: Slot) -> int:
         return len(slot.tokens) - len(self._template.before)
 
-    def _is_no_turn(self, slot: _Slot) -> bool:
+    def _is_no_turn(self, slot: Slot) -> bool:
         """Whether the user's turn came out too short or too long."""
         is_ended = slot.tokens[-1] == self._template.end
         return not slot.num_prompt and (is_ended or self._num_written(slot) > _TURN_LENGTH[1])
 
-    def _is_finished(self, slot: _Slot) -> bool:
+    def _is_finished(self, slot: Slot) -> bool:
         length = len(slot.states)
         if not length:
             return False
@@ -236,7 +257,7 @@ class Writer:
         return is_over or (length % 8 == 0 and _loops(slot.tokens[slot.num_prompt :]))
 
 
-def _conversation(slot: _Slot) -> Conversation:
+def _conversation(slot: Slot) -> Conversation:
     return Conversation(
         slot.turn.domain,
         slot.turn.temperature,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from edgecosine.engine.noise import gumbel
+from edgecosine.engine.noise import gumbel_rows
 from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.lab.distill.conversations import Conversation, Template, Turn
 from edgecosine.lab.distill.prompts import held_out
@@ -47,13 +47,12 @@ def matches(drafter: Any, done: Conversation, seed: int | None) -> list[bool]:
     `drafter` is a model whose output layer is a `ShortlistHead`.
     """
     head = cast(ShortlistHead, drafter.lm_head)
-    tokens = torch.from_numpy(done.tokens.astype(np.int64))
+    tokens = torch.from_numpy(done.tokens.astype(np.int64)).to(head.tokens.device)
     states = drafter.model(input_ids=tokens[None, :-1], use_cache=False).last_hidden_state[0]
     scores = head.linear(states[done.num_prompt - 1 :]).double()
     if seed is not None:
         scores /= done.temperature
-        for row, position in enumerate(range(done.num_prompt, len(tokens))):
-            scores[row] += gumbel(seed, position, head.tokens)
+        scores += gumbel_rows(seed, range(done.num_prompt, len(tokens)), head.tokens)
     best = head.tokens[scores.argmax(-1)]
     equal: list[bool] = (best == tokens[done.num_prompt :]).tolist()
     return equal

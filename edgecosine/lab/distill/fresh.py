@@ -22,7 +22,7 @@ def fresh_prompts(target: str, count: int, seed: int = FIRST_SEED) -> list[tuple
     """
     teacher = load_teacher(target, "cpu", slots=_SLOTS, cells=_CELLS)
     template = Template.of(teacher.tokenizer)
-    writer = Writer(teacher.model, teacher.head, template, slots=_SLOTS, max_answer=1, seed=seed)
+    writer = Writer(teacher.feeder, teacher.head, template, slots=_SLOTS, max_answer=1, seed=seed)
     turns = _in_turn(Openers(teacher.tokenizer, seed))
     found: dict[str, dict[str, None]] = {domain: {} for domain in DOMAINS}
     wanted = -(-count // len(DOMAINS))

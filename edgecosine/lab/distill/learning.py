@@ -49,8 +49,11 @@ class Batch:
         return self.tokens.numel()
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return Batch(*(t.to(device) for t in (self.tokens, self.places, self.states)))
+        """The batch on a device; the host does not wait for a GPU to take it."""
+        if device.type == "cpu":
+            return self
+        tensors = (self.tokens, self.places, self.states)
+        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
 
 
 def batch_of(conversations: Sequence[Conversation]) -> Batch:
@@ -61,7 +64,7 @@ def batch_of(conversations: Sequence[Conversation]) -> Batch:
     for row, one in enumerate(conversations):
         tokens[row, : len(one.tokens) - 1] = one.tokens[:-1]
         places.append(row * length + np.arange(one.num_prompt - 1, len(one.tokens) - 1))
-    states = np.concatenate([c.states for c in conversations]).astype(np.float32)
+    states = np.concatenate([c.states for c in conversations])
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(np.concatenate(places)),
@@ -84,16 +87,17 @@ def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
                 found.append(batch)
                 batch, longest = [], lengths[i]
             batch.append(i)
-        found.append(batch)
+        found += [batch] if batch else []
         batches += (found[i] for i in rng.permutation(len(found)))
     return batches
 
 
-def rate(step: int, steps: int, settings: Settings) -> float:
-    """The learning rate of a step."""
+def rate(step: int, steps: int, settings: Settings, spent: float = 0.0) -> float:
+    """The learning rate of a step; it falls by the share `spent` of the time if that is sooner."""
     rising = (step + 1) / settings.warm_up
     falling = (steps - step) / max(1.0, steps * settings.decay)
-    return settings.learning_rate * min(1.0, rising, falling)
+    late = max(0.0, 1 - spent) / settings.decay
+    return settings.learning_rate * min(1.0, rising, falling, late)
 
 
 class AcceptanceLoss:
@@ -104,7 +108,7 @@ class AcceptanceLoss:
         """`head` [shortlist, width]: the target's output layer for the tokens of the shortlist."""
         self._head = head
 
-    def __call__(self, student: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float, float]:
+    def __call__(self, student: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss; the mean acceptance at temperature 1, and the share of equal best tokens."""
         body = cast(Any, student.model)
         hidden = body(input_ids=batch.tokens, use_cache=False).last_hidden_state
@@ -119,7 +123,7 @@ class AcceptanceLoss:
         weight = torch.exp(-_SHARPNESS * overlap.detach())
         loss = (weight * divergence + (1 - weight) * (1 - overlap)).mean()
         equal = (own.argmax(-1) == wanted.argmax(-1)).float().mean()
-        return loss, float(overlap.detach().mean()), float(equal)
+        return loss, overlap.detach().mean(), equal
 
 
 def batches_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,15 @@ def save(path: Path, conversations: Sequence[Conversation]) -> None:
 
 def load(directory: Path) -> Pool:
     """All shards of a directory. Raises FileNotFoundError when there is none."""
-    shards = [np.load(path) for path in sorted(directory.glob("*.npz")) if ".tmp" not in path.name]
-    if not shards:
+    paths = tuple(path for path in sorted(directory.glob("*.npz")) if ".tmp" not in path.name)
+    if not paths:
         raise FileNotFoundError(f"no training text in {directory}")
+    return _load(paths)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(paths: tuple[Path, ...]) -> Pool:
+    """Every stage reads the same shards, which are gigabytes."""
+    shards = [np.load(path) for path in paths]
     names = ("tokens", "states", "lengths", "prompts", "domains", "temperatures")
     return Pool(*(np.concatenate([shard[name] for shard in shards]) for name in names))

@@ -25,7 +25,7 @@ from edgecosine.lab.distill.conversations import (
 from edgecosine.lab.distill.evaluation import held_out_turns, matches, mean_accepted, seed_of
 from edgecosine.lab.distill.export import write_drafter
 from edgecosine.lab.distill.learning import AcceptanceLoss, batches_from, plan, rate
-from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
+from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import head_of, load_stock, load_teacher
@@ -33,15 +33,16 @@ from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.loops import loop_share
 
 Report = dict[str, Any]
-Stage = Callable[[Recipe, Places, str], Report]
+Stage = Callable[[Recipe, Places, str, float], Report]
+"""Runs on a device until it has ended or `time.monotonic` gives the last number."""
 _CELLS = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
 _SHORTLIST_STATES = 5
 
 
-def text_stage(recipe: Recipe, places: Places, device: str) -> Report:
-    """The target writes the training text, shard by shard."""
+def text_stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
+    """The target writes the training text, shard by shard; what there is at the deadline is all."""
     places.text.mkdir(parents=True, exist_ok=True)
     count = -(-recipe.text_tokens // recipe.shard_tokens)
     missing = [i for i in range(count) if not (places.text / f"{i:04}.npz").exists()]
@@ -50,7 +51,7 @@ def text_stage(recipe: Recipe, places: Places, device: str) -> Report:
         openers = Openers(teacher.tokenizer, recipe.seed + 1000 * missing[0])
         template = Template.of(teacher.tokenizer)
         writer = Writer(
-            teacher.model, teacher.head, template, slots=recipe.slots,
+            teacher.feeder, teacher.head, template, slots=recipe.slots,
             max_answer=recipe.max_answer, seed=recipe.seed + missing[0],
         )  # fmt: skip
         shard, size, began = list[Conversation](), 0, time.monotonic()
@@ -58,24 +59,25 @@ def text_stage(recipe: Recipe, places: Places, device: str) -> Report:
             openers.count(done)
             shard.append(done)
             size += len(done.states)
-            if size >= recipe.shard_tokens:
+            is_late = time.monotonic() > deadline
+            if size >= recipe.shard_tokens or is_late:
                 pool.save(places.text / f"{missing.pop(0):04}.npz", shard)
                 speed = size / (time.monotonic() - began)
                 print(f"text: {len(missing)} shards left, {speed:.0f} tokens/s", flush=True)
                 shard, size, began = [], 0, time.monotonic()
-            if not missing:
+            if not missing or is_late:
                 break
     text = pool.load(places.text)
     return {"conversations": len(text), "answer_tokens": text.num_answer_tokens}
 
 
-def shortlist_stage(recipe: Recipe, places: Places, _: str) -> Report:
+def shortlist_stage(recipe: Recipe, places: Places, device: str, _: float) -> Report:
     """The tokens of the drafters' output layers."""
     text, stock = pool.load(places.text), load_stock(recipe.target, torch.bfloat16)
     states = torch.from_numpy(text.states[::_SHORTLIST_STATES].copy())
     ends = stock.config.eos_token_id or []
     always = [ends] if isinstance(ends, int) else list(ends)
-    tokens = shortlist_of(states, head_of(stock), recipe.shortlist, always)
+    tokens = shortlist_of(states, head_of(stock).to(device), recipe.shortlist, always)
     torch.save(tokens, places.shortlist)
     share = np.isin(text.answers, tokens.numpy()).mean()
     return {"tokens": len(tokens), "share_of_answers": float(share)}
@@ -84,13 +86,15 @@ def shortlist_stage(recipe: Recipe, places: Places, _: str) -> Report:
 def drafter_stage(name: str) -> Stage:
     """Training of one drafter: the generalist from the target's layers, specialists from it."""
 
-    def stage(recipe: Recipe, places: Places, device: str) -> Report:
+    def stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
         shortlist = torch.load(places.shortlist, weights_only=True)
         stock = load_stock(recipe.target, torch.float32)
         student = cut(stock, recipe.layers, shortlist)
         loss = AcceptanceLoss(head_of(stock)[shortlist].to(device))
         del stock
         torch.nn.Module.to(student, device)
+        if device != "cpu":
+            student.set_attn_implementation("sdpa")
         trainer = Trainer(student, loss)
         path = places.checkpoint(name)
         if path.exists():
@@ -98,7 +102,7 @@ def drafter_stage(name: str) -> Stage:
         elif name != GENERALIST:
             trainer.load(places.checkpoint(GENERALIST), with_optimiser=False)
         chosen = _material(pool.load(places.text).conversations(), name, recipe)
-        report = _learn(trainer, chosen, recipe, places, name)
+        report = _learn(trainer, chosen, recipe, places, name, deadline)
         places.out.mkdir(parents=True, exist_ok=True)
         report["bytes"] = write_drafter(
             places.drafter(name), trainer.student, shortlist, Path(recipe.target).name,
@@ -111,18 +115,21 @@ def drafter_stage(name: str) -> Stage:
 
 
 def _learn(
-    trainer: Trainer, text: Sequence[Conversation], recipe: Recipe, places: Places, name: str
-) -> Report:
+    trainer: Trainer, text: Sequence[Conversation], recipe: Recipe, places: Places, name: str,
+    deadline: float,
+) -> Report:  # fmt: skip
     settings = recipe.generalist if name == GENERALIST else recipe.specialist
     order = plan([len(one.tokens) for one in text], settings)
-    saved = told = time.monotonic()
-    overlap, equal = 0.0, 0.0
+    began = saved = told = time.monotonic()
+    smooth = torch.zeros(2, device=trainer.student.device)
     for batch in batches_from(text, order[trainer.num_steps :]):
-        now = trainer.step(batch, rate(trainer.num_steps, len(order), settings))
-        overlap, equal = (
-            old + (new - old) / 30 for old, new in zip((overlap, equal), now, strict=True)
-        )
+        spent = (time.monotonic() - began) / max(1e-9, deadline - began)
+        if spent >= 1:
+            break
+        now = trainer.step(batch, rate(trainer.num_steps, len(order), settings, spent))
+        smooth += (torch.stack(now) - smooth) / 30
         if time.monotonic() - told > _LOG_EVERY_S:
+            overlap, equal = smooth.tolist()
             told = time.monotonic()
             print(f"{name}: step {trainer.num_steps} of {len(order)}, acceptance {overlap:.3f}, "
                   f"equal best tokens {equal:.3f}", flush=True)  # fmt: skip
@@ -141,14 +148,14 @@ def _material(text: Sequence[Conversation], name: str, recipe: Recipe) -> list[C
     return [one for one in text if one.domain == name or rng.random() < recipe.replay]
 
 
-def evaluation_stage(recipe: Recipe, places: Places, device: str) -> Report:
+def evaluation_stage(recipe: Recipe, places: Places, device: str, _: float) -> Report:
     """The finished drafters on the target's answers to held-out prompts."""
-    teacher = load_teacher(recipe.target, device, slots=recipe.slots, cells=_CELLS)
+    slots = min(recipe.slots, sum(map(len, held_out().values())))
+    teacher = load_teacher(recipe.target, device, slots=slots, cells=_CELLS)
     template = Template.of(teacher.tokenizer)
     writer = Writer(
-        teacher.model, teacher.head, template, slots=recipe.slots,
-        max_answer=recipe.held_out_answer,
-    )  # fmt: skip
+        teacher.feeder, teacher.head, template, slots=slots, max_answer=recipe.held_out_answer
+    )
     base = locate(recipe.target).gguf
     assert base is not None, "the teacher was loaded from it"
     report: Report = {}
@@ -160,7 +167,7 @@ def evaluation_stage(recipe: Recipe, places: Places, device: str) -> Report:
         for name in DRAFTERS:
             gguf = read_gguf(places.drafter(name))
             config = cut_config(gguf, read_gguf_config(base))
-            drafter = load_cut_model(gguf, base, config, torch.float32)
+            drafter = load_cut_model(gguf, base, config, torch.float32).to(device)
             equal = [matches(drafter, *one) for one in zip(answers, seeds, strict=True)]
             matrix[name] = {
                 domain: mean_accepted(

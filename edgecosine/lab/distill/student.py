@@ -25,11 +25,11 @@ def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int])
     Its distributions at `states` [n, width] count, not what was drawn from them: the tail of
     the list would be chance.
     """
-    expected = torch.zeros(len(head), dtype=torch.float64)
+    expected = torch.zeros(len(head), dtype=torch.float64, device=head.device)
     for part in torch.split(states, _STATES_AT_ONCE):
-        expected += (part.to(head.dtype) @ head.T).float().softmax(-1).sum(0).double()
+        expected += (part.to(head) @ head.T).float().softmax(-1).sum(0).double()
     expected[list(always)] = torch.inf
-    return torch.topk(expected, size).indices.sort().values
+    return torch.topk(expected, size).indices.sort().values.cpu()
 
 
 def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> LlamaForCausalLM:

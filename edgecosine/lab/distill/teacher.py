@@ -17,18 +17,19 @@ from edgecosine.engine.gguf_weights import (
     read_gguf_config,
     read_gguf_tokenizer,
 )
-from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.packing import PackedLinear
 from edgecosine.engine.planning import kernels_if_any
 from edgecosine.engine.sources import locate
 from edgecosine.errors import ModelUnsupported
+from edgecosine.lab.distill.conversations import Feeder, FlatFeeder
+from edgecosine.lab.distill.grid import GridFeeder
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """`model` gives states [rows, width] where others give logits; `head` makes logits of them."""
+    """`feeder` gives states before the output layer; `head` makes logits of them."""
 
-    model: PassModel
+    feeder: Feeder
     head: Callable[[torch.Tensor], torch.Tensor]
     tokenizer: Any
 
@@ -52,25 +53,21 @@ def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
     """
     stock = load_stock(name, torch.bfloat16)
     weight = head_of(stock).clone()
-    stock.lm_head = _identity(stock.config.hidden_size)
     threads = torch.get_num_threads()
     kernels = kernels_if_any() if device == "cpu" else None
     tokenizer = read_gguf_tokenizer(_gguf(name))
     if kernels is not None:
-        model: PassModel = FusedModel(
-            stock, slots=slots, cells=cells, threads=threads, kernels=kernels
-        )
-        return Teacher(
-            model, PackedLinear(weight, None, kernels, threads, torch.float32), tokenizer
-        )
-    nn.Module.to(stock, device)
+        stock.lm_head = _identity(stock.config.hidden_size)
+        model = FusedModel(stock, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        head = PackedLinear(weight, None, kernels, threads, torch.float32)
+        return Teacher(FlatFeeder(model), head, tokenizer)
+    body = nn.Module.to(stock, device).model
     weight = weight.to(device)
-    model = SlotModel(stock, slots=slots, cells=cells, threads=threads, kernels=None)
 
-    def head(states: torch.Tensor) -> torch.Tensor:
+    def plain_head(states: torch.Tensor) -> torch.Tensor:
         return (states.to(weight.dtype) @ weight.T).float()
 
-    return Teacher(model, head, tokenizer)
+    return Teacher(GridFeeder(body, slots=slots, cells=cells), plain_head, tokenizer)
 
 
 def head_of(stock: LlamaForCausalLM) -> torch.Tensor:

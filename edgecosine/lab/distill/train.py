@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -19,7 +20,8 @@ import torch
 from edgecosine.engine.device import resolve_device
 from edgecosine.errors import EdgecosineError
 from edgecosine.lab.distill.card import write_card
-from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.prompts import GENERALIST
+from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, gpu_recipe, toy_recipe
 from edgecosine.lab.distill.stages import (
     Stage,
     drafter_stage,
@@ -37,16 +39,30 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def make_drafters(recipe: Recipe, places: Places, device: str, stages: list[str]) -> None:
-    """Run the named stages, or all that have not ended, and write the card."""
+_SHARES = {"text": 8, "shortlist": 1, GENERALIST: 5, "evaluation": 2}
+"""Of the time that all stages together may take; specialists get one each."""
+
+
+def make_drafters(
+    recipe: Recipe, places: Places, device: str, stages: list[str], minutes: float = math.inf
+) -> None:
+    """Run the named stages, or all that have not ended, and write the card.
+
+    Text and trainings end in time for all to end within `minutes`, and soon after where loading
+    alone takes longer.
+    """
+    end = time.monotonic() + 60 * minutes
     places.scratch.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {}
     if places.report.exists():
         report = json.loads(places.report.read_text(encoding="utf-8"))
-    for name in stages or [name for name in STAGES if name not in report]:
+    coming = stages or [name for name in STAGES if name not in report]
+    for index, name in enumerate(coming):
         print(f"== {name}", flush=True)
         began = time.monotonic()
-        measured = STAGES[name](recipe, places, device)
+        shares = [_SHARES.get(later, 1) for later in coming[index:]]
+        deadline = began + (end - began) * shares[0] / sum(shares)
+        measured = STAGES[name](recipe, places, device, deadline)
         report[name] = {**measured, "seconds": round(time.monotonic() - began, 1), "device": device}
         places.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if report.keys() >= STAGES.keys():
@@ -61,6 +77,12 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="run this stage, even if it has ended; may be given again [all that have not ended]",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto [cpu]")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="N",
+                        help="be done after so many, with less text and shorter trainings "
+                        "[as long as it takes]")  # fmt: skip
+    parser.add_argument("--target", help="the model to cut from: of the catalogue, or a GGUF file "
+                        f"[{Recipe.target}]")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a toy: tries the stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--text-tokens", type=int, metavar="N",
                         help="answer tokens that the target writes "
@@ -77,11 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     try:
         device = resolve_device(chosen.device)
-        recipe = Recipe() if device == "cpu" else Recipe(slots=512)
+        make = toy_recipe if chosen.quick else Recipe if device == "cpu" else gpu_recipe
+        recipe = make()
         if chosen.text_tokens:
             recipe = replace(recipe, text_tokens=chosen.text_tokens)
+        if chosen.target:
+            recipe = replace(recipe, target=chosen.target)
         places = Places(chosen.scratch, chosen.out or PACKAGED / recipe.target)
-        make_drafters(recipe, places, device, chosen.stage)
+        make_drafters(recipe, places, device, chosen.stage, chosen.minutes)
     except (EdgecosineError, FileNotFoundError) as error:
         print(f"train_drafters: {error}", file=sys.stderr)
         return 1
