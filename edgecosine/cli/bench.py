@@ -180,15 +180,17 @@ def exactness(
 @click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1, …")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=20, show_default=True,
               help="Passes of each kind.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Tiny shapes: tries the command, on any device.")
 @_report
-def gpu(device: str, repeats: int, report: Path | None) -> None:
+def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
     """Decoding and verifying on a GPU against its memory bandwidth, quantised drafters, and how
     often rounding changes an answer. Nothing is downloaded; 20 GiB of GPU memory are needed."""
-    from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench
+    from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench, toy_settings
 
     log_to_stderr("warning")
+    settings = toy_settings(device) if quick else GpuSettings(device=device, repeats=repeats)
     try:
-        figures, runs = run_gpu_bench(GpuSettings(device=device, repeats=repeats), click.echo)
+        figures, runs = run_gpu_bench(settings, click.echo)
     except LabError as error:
         raise click.ClickException(str(error)) from error
     _tell(figures)

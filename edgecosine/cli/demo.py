@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,9 +23,18 @@ from edgecosine.zoo import BALLAST
 @click.option("--prompts", type=click.IntRange(1, 16), default=3, show_default=True,
               help="Prompts per domain.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
+@click.option("--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. "
+              "Default: all that come with EdgeCoSine for the target.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="The target's: cpu, cuda, …")
+@click.option("--drafter-device", "drafter_devices", multiple=True, default=("auto",),
+              show_default=True,
+              help="A drafter's; may be repeated, then drafters take turns.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write the figures and every run as data.")  # fmt: skip
-def command(*, lab: bool, ballast: int, prompts: int, max_tokens: int, report: Path | None) -> None:
+def command(
+    *, lab: bool, ballast: int, prompts: int, max_tokens: int, drafters: tuple[str, ...],
+    device: str, drafter_devices: tuple[str, ...], report: Path | None,
+) -> None:  # fmt: skip
     """Start a broker, a target and its drafters as processes of this machine, ask them held-out
     prompts by MQTT, and show what speculation gained over the target alone.
 
@@ -35,9 +45,11 @@ def command(*, lab: bool, ballast: int, prompts: int, max_tokens: int, report: P
     log_to_stderr("warning")
     console = Console(highlight=False)
     target_cores, drafter_cores = split_cores()
+    scene = _scene(ballast, is_lab=lab)
     settings = DemoSettings(
-        scene=_scene(ballast, is_lab=lab), prompts_per_domain=prompts, max_tokens=max_tokens,
-        target_cores=target_cores, drafter_cores=drafter_cores,
+        scene=replace(scene, drafters=drafters or scene.drafters), prompts_per_domain=prompts,
+        max_tokens=max_tokens, target_cores=target_cores, drafter_cores=drafter_cores,
+        target_device=device, drafter_devices=drafter_devices,
     )  # fmt: skip
 
     async def demo() -> None:

@@ -66,9 +66,17 @@ def machine() -> dict[str, Any]:
         "cpu_units": [unit for unit in _UNITS if unit in flags],
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: not every measurement needs all of them."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpuinfo(key: str) -> str:

@@ -7,6 +7,7 @@ lab, which starts each node on a host of its own.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import signal
@@ -260,11 +261,15 @@ def local_plan(
     broker: str | None,
     broker_port: int,
     exactness: Exactness = "auto",
+    target_device: str = "auto",
+    drafter_devices: Sequence[str] = ("auto",),
 ) -> ClusterPlan:
-    """A plan with one node per model; core lists as for `edgecosine node --cores`."""
+    """A plan with one node per model; core lists as for `edgecosine node --cores`, devices as for
+    `--device`: drafters take theirs in turns."""
     tail = secrets.token_hex(2)
     options = (
-        "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness
+        "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness,
+        "--device", target_device,
     )  # fmt: skip
     return ClusterPlan(
         cluster=cluster,
@@ -272,13 +277,17 @@ def local_plan(
         drafters=tuple(
             Member(
                 f"{node_name(model)}-{tail}",
-                ("--model", model, "--role", "drafter", "--cores", drafter_cores),
+                (*_drafter_options(model, drafter_cores), "--device", device),
             )
-            for model in drafters
+            for model, device in zip(drafters, itertools.cycle(drafter_devices), strict=False)
         ),
         broker=broker,
         broker_port=broker_port,
     )
+
+
+def _drafter_options(model: str, cores: str) -> tuple[str, ...]:
+    return ("--model", model, "--role", "drafter", "--cores", cores)
 
 
 def node_name(model: str) -> str:

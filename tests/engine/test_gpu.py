@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +20,12 @@ from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
+from edgecosine.lab.distill.recipe import Places, toy_recipe
+from edgecosine.lab.distill.train import STAGES, make_drafters
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.protocol.messages import Coupling
 from tests.engine.decoding import decode, nothing, random_trees
+from tests.engine.gguf_files import write_gguf
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 
 pytestmark = [
@@ -93,6 +99,8 @@ def test_answers_are_those_of_transformers_generate(family: str) -> None:
 
 @pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
 def test_drafter_drafts_on_the_device(quantize: Quantize) -> None:
+    if quantize != "none":
+        pytest.importorskip("bitsandbytes")
     name = zoo.drafter_names()[0]
     options = LoadOptions(name, device="cuda:0", quantize=quantize, slots=4, context=256)
     drafter, loaded = load_drafter(options)
@@ -125,3 +133,14 @@ def test_rate_of_answers_that_rounding_changes(
     record_property("diverging", f"{diverging} of {len(texts)}")
     # float32 parts only where two logits are equal to seven digits.
     assert diverging <= (1 if dtype == "float32" else len(texts))
+
+
+def test_conversations_are_written_and_learned_from_on_the_device(tmp_path: Path) -> None:
+    """Every stage of the drafters' recipe, for a tiny target."""
+    target = write_gguf(tmp_path / "tiny.gguf")
+    recipe = replace(toy_recipe(), target=str(target))
+    places = Places(tmp_path / "scratch", tmp_path / "out")
+    make_drafters(recipe, places, "cuda:0", [])
+    report = json.loads(places.report.read_text())
+    assert report.keys() == STAGES.keys()
+    assert report["generalist"]["steps"] > 0

@@ -14,23 +14,14 @@ from edgecosine.cli.bench import command
 from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench
+from edgecosine.lab.bench.gpu import run_gpu_bench, toy_settings
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import write_report
 
-TINY = {
-    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
-
 
 def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
-    settings = GpuSettings(
-        device="cpu", repeats=2, targets={"tiny": TINY}, drafter=TINY, context=96,
-        copied_bytes=1 << 16, prompts=4, new_tokens=12,
-    )  # fmt: skip
     said: list[str] = []
-    figures, runs = run_gpu_bench(settings, said.append)
+    figures, runs = run_gpu_bench(toy_settings("cpu"), said.append)
     for kind in ("decode_1x1", "verify_1x8", "verify_8x4", "verify_8x8"):
         assert figures[f"tiny_{kind}_ms"].value > 0
         assert figures[f"tiny_eager_{kind}_ms"].value > 0

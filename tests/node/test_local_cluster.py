@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgecosine.node import processes
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member, local_plan
 from tests.node.wire_fixtures import run
 
 
@@ -35,3 +35,13 @@ def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> 
 
     run(story())
     assert starts == ["t"]
+
+
+def test_drafters_take_devices_in_turns() -> None:
+    plan = local_plan(
+        "target", ("a", "b", "c"), cluster="c", ballast=1, target_cores="0", drafter_cores="1",
+        broker=None, broker_port=1883, target_device="cuda:0", drafter_devices=("cuda:0", "cpu"),
+    )  # fmt: skip
+    members = [member.options for member in (plan.target, *plan.drafters)]
+    devices = [options[options.index("--device") + 1] for options in members]
+    assert devices == ["cuda:0", "cuda:0", "cpu", "cuda:0"]

@@ -26,7 +26,7 @@ from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.errors import LabError, ModelUnsupported
+from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, interval
 from edgecosine.protocol.messages import Coupling
@@ -65,6 +65,20 @@ class GpuSettings:
     copied_bytes: int = 1 << 30
     prompts: int = 64
     new_tokens: int = 128
+
+
+_TINY: Mapping[str, Any] = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+
+def toy_settings(device: str) -> GpuSettings:
+    """Tries the measurement itself, on any device."""
+    return GpuSettings(
+        device=device, repeats=2, targets={"tiny": _TINY}, drafter=_TINY, context=96,
+        copied_bytes=1 << 16, prompts=4, new_tokens=12,
+    )  # fmt: skip
 
 
 def run_gpu_bench(
@@ -201,7 +215,7 @@ def _drafter_steps(
             )  # fmt: skip
             try:
                 drafter, _ = load_drafter(options)
-            except ModelUnsupported as error:
+            except (ModelUnavailable, ModelUnsupported) as error:
                 say(f"{quantize}: {error}")
                 continue
             times = []

@@ -1,0 +1,129 @@
+"""Measure and train on a machine with an NVIDIA GPU and without a network: `scripts/gpu`.
+
+Parts run one after another in processes of their own, within a time that they share; each leaves a
+log and JSON in a folder. What is not installed here is told, and the parts that need it are left
+out; `--pack` on a machine with a network makes a folder that mends that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgecosine import models
+from edgecosine.errors import EdgecosineError, LabError
+from edgecosine.lab.gpu.bundle import join, pack, unpack
+from edgecosine.lab.gpu.parts import PARTS, Visit, absent_options
+from edgecosine.lab.gpu.running import run_parts, table
+
+_BUNDLE = Path(".train/gpu-bundle")
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    told = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
+    parser.add_argument("--part", action="append", choices=list(PARTS), dest="parts",
+                        help=f"may be given again [all]:\n{told}")  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",
+                        help="cpu stands in for the GPU, with toys [auto]")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR",
+                        help="where results go [gpu-results]")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=9.0, metavar="N",
+                        help="for all parts together [9]")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="toys: tries the parts")
+    parser.add_argument("--target", default=models.DEFAULT_TARGET,
+                        help="what drafters are trained for "
+                        f"[{models.DEFAULT_TARGET}]")  # fmt: skip
+    parser.add_argument("--scratch", type=Path, default=Path(".train/gpu"), metavar="DIR",
+                        help="what a training that was cut off goes on from "
+                        "[.train/gpu]")  # fmt: skip
+    parser.add_argument("--unpack", type=Path, default=_BUNDLE, metavar="DIR",
+                        help=f"what --pack made, if it is there [{_BUNDLE}]")  # fmt: skip
+    parser.add_argument("--pack", type=Path, nargs="?", const=_BUNDLE, metavar="DIR",
+                        help="collect wheels and the target's file for a machine without a\n"
+                        f"network, and do nothing else [{_BUNDLE}]")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `scripts/gpu`; 1 when a part failed."""
+    chosen = _arguments(arguments)
+    try:
+        if chosen.pack is not None:
+            for path in pack(chosen.pack):
+                print(f"{Path(path).stat().st_size / (1 << 20):6.1f} MiB  {path}")
+            return 0
+        return _run(chosen)
+    except EdgecosineError as error:
+        print(f"scripts/gpu: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("scripts/gpu: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    environment = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if (site := unpack(chosen.unpack)) is not None:
+        sys.path.insert(0, str(site.resolve()))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(site.resolve()), os.environ.get("PYTHONPATH")))
+        )
+    if _unpack_target(chosen.unpack):
+        environment["EDGECOSINE_MODELS"] = str((chosen.unpack / "models").resolve())
+        os.environ |= environment
+    device = _device(chosen.device)
+    visit = Visit(
+        device=device,
+        out=chosen.out.resolve(),
+        scratch=chosen.scratch.resolve(),
+        is_quick=chosen.quick or device == "cpu",
+        target=chosen.target,
+        has_target=Path(chosen.target).is_file() or _is_here(chosen.target),
+    )
+    for folder in (visit.out, visit.scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in absent_options():
+        print(f"not installed, and done without: {name}")
+    parts = [part for name, part in PARTS.items() if name in (chosen.parts or PARTS)]
+    told = asyncio.run(run_parts(parts, visit, chosen.minutes, environment, _say))
+    print(table(told))
+    return int(any(one.is_fault for one in told))
+
+
+def _unpack_target(folder: Path) -> bool:
+    entry = models.CATALOGUE[models.DEFAULT_TARGET]
+    whole = folder / "models" / entry.name / entry.file
+    return join(folder / "model", whole, entry.num_bytes, entry.sha256)
+
+
+def _is_here(name: str) -> bool:
+    return models.is_known(name) and models.find(name) is not None
+
+
+def _device(wanted: str) -> str:
+    """Raises LabError."""
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    torch_knows: Any = torch.cuda
+    if torch_knows.is_available():
+        return "cuda:0"
+    if wanted == "cuda":
+        raise LabError("there is no CUDA device here, or this torch is not built for one")
+    return "cpu"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The parts of a visit to a GPU machine: what each needs, runs and leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree as ET
+
+from edgecosine.lab.gpu.bundle import ROOT
+
+_ENGINE: Final = ("torch", "transformers", "safetensors", "numpy", "gguf", "msgspec", "rich")
+_COMMANDS: Final = (
+    *_ENGINE, "click", "uvloop", "aiomqtt", "msgpack", "zeroconf", "ifaddr", "cryptography",
+)  # fmt: skip
+_OPTIONAL: Final = ("bitsandbytes",)
+_ZOO: Final = ("--lab", "--prompts", "2", "--max-tokens", "96")
+_REAL: Final = ("--prompts", "2", "--max-tokens", "96")
+_TOY: Final = ("--lab", "--prompts", "1", "--max-tokens", "8", "--ballast", "1")
+_TRAINING_SHARE: Final = 0.9
+"""Of the training's time; starting and loading take the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What is to be done: `device` as torch spells it, `drafters` trained before this visit."""
+
+    device: str
+    out: Path
+    scratch: Path
+    is_quick: bool
+    target: str
+    has_target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One child process. `command` is told its seconds; `finish` leaves its JSON.
+
+    `share` is that of the time, beside the others'.
+    """
+
+    name: str
+    what: str
+    share: int
+    modules: tuple[str, ...]
+    command: Callable[[Visit, float], list[str]]
+    missing: Callable[[Visit], str] = lambda _: ""
+    """Why it cannot run, beside modules."""
+    finish: Callable[[Visit], None] = lambda _: None
+
+    def obstacle(self, visit: Visit) -> str:
+        """Why it is left out; empty where it is not."""
+        absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else self.missing(visit)
+
+
+def absent_options() -> list[str]:
+    """Packages that are not here and that parts do without."""
+    return [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
+
+
+def _tests(visit: Visit, _: float) -> list[str]:
+    # Other versions warn of other things.
+    return [
+        sys.executable, "-m", "pytest", str(ROOT / "tests" / "engine" / "test_gpu.py"),
+        "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-W", "default", "--tb", "short",
+        "--junit-xml", str(visit.scratch / "tests.xml"),
+    ]  # fmt: skip
+
+
+def _no_tests(_: Visit) -> str:
+    return "" if (ROOT / "tests").is_dir() else "no tests beside the package"
+
+
+def _finish_tests(visit: Visit) -> None:
+    told = ET.parse(visit.scratch / "tests.xml")  # noqa: S314 -- our own child's
+    cases = [_case(one) for one in told.iter("testcase")]
+    found: dict[str, Any] = {
+        outcome: sum(case["outcome"] == outcome for case in cases)
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    _write(visit.out / "tests.json", {**found, "cases": cases})
+
+
+def _case(element: ET.Element) -> dict[str, Any]:
+    result = next((e for e in element if e.tag in {"failure", "error", "skipped"}), None)
+    outcome = "passed" if result is None else result.tag.replace("failure", "failed")
+    return {
+        "name": element.get("name"),
+        "outcome": outcome,
+        "seconds": float(element.get("time", "0")),
+        "message": "" if result is None else (result.get("message") or "").split("\n")[0],
+        **{str(p.get("name")): p.get("value") for p in element.iter("property")},
+    }
+
+
+def _bench(visit: Visit, _: float) -> list[str]:
+    quick = ["--quick"] if visit.is_quick else []
+    return _edgecosine(visit, "bench.json", "bench", "gpu", "--device", visit.device, *quick)
+
+
+def _train(visit: Visit, seconds: float) -> list[str]:
+    return [
+        sys.executable, "-m", "edgecosine.lab.distill.train", "--device", visit.device,
+        "--minutes", f"{seconds / 60 * _TRAINING_SHARE:.2f}", "--target", visit.target,
+        "--scratch", str(visit.scratch / "drafters"), "--out", str(visit.out / "drafters"),
+        *(["--quick"] if visit.is_quick else []),
+    ]  # fmt: skip
+
+
+def _no_target(visit: Visit) -> str:
+    return "" if visit.has_target else f"no file of {visit.target} here: see --pack"
+
+
+def _finish_train(visit: Visit) -> None:
+    shutil.copy(visit.scratch / "drafters" / "report.json", visit.out / "train.json")
+
+
+def _zoo(visit: Visit, _: float) -> list[str]:
+    if visit.is_quick:
+        from edgecosine import zoo
+
+        one = ("--drafter", zoo.drafter_names()[0])
+        return _edgecosine(visit, "zoo.json", "demo", *_TOY, *one, *_devices(visit))
+    return _edgecosine(visit, "zoo.json", "demo", *_ZOO, *_devices(visit))
+
+
+def _cluster(visit: Visit, _: float) -> list[str]:
+    trained = sorted((visit.out / "drafters").glob("*.gguf"))
+    drafters = [word for path in trained for word in ("--drafter", str(path))]
+    return _edgecosine(visit, "cluster.json", "demo", *_REAL, *drafters, *_devices(visit))
+
+
+def _no_broker(_: Visit) -> str:
+    has_one = shutil.which("mosquitto") or importlib.util.find_spec("amqtt")
+    return "" if has_one else "no MQTT broker: neither mosquitto nor amqtt is installed"
+
+
+def _no_cluster(visit: Visit) -> str:
+    if visit.is_quick:
+        return "no toy of it: see zoo"
+    return _no_broker(visit) or _no_target(visit)
+
+
+def _devices(visit: Visit) -> list[str]:
+    """The target on the GPU; drafters on the GPU and on processor cores, in turns."""
+    return [
+        "--device", visit.device, "--drafter-device", visit.device, "--drafter-device", "cpu",
+    ]  # fmt: skip
+
+
+def _edgecosine(visit: Visit, report: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", "edgecosine", *words, "--json", str(visit.out / report)]
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+PARTS: Final = {
+    part.name: part
+    for part in (
+        Part("tests", "the GPU tests", 2, (*_ENGINE, "pytest", "pytest_timeout"), _tests,
+             _no_tests, _finish_tests),
+        Part("bench", "`edgecosine bench gpu`", 2, _COMMANDS, _bench),
+        Part("train", "the drafters' recipe", 5, _ENGINE, _train, _no_target, _finish_train),
+        Part("zoo", "a cluster of the zoo's models", 1, _COMMANDS, _zoo, _no_broker),
+        Part("cluster", "a cluster of the real model, with drafters trained here or packaged", 2,
+             _COMMANDS, _cluster, _no_cluster),
+    )
+}  # fmt: skip

@@ -1,0 +1,157 @@
+"""A visit to a GPU machine, with a processor in the GPU's place: parts, their ends, and bundles."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgecosine.errors import LabError
+from edgecosine.lab.gpu.__main__ import main
+from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split
+from edgecosine.lab.gpu.parts import PARTS, Part, Visit
+from edgecosine.lab.gpu.running import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
+from tests.engine.gguf_files import write_gguf
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Visit:
+    for folder in ("out", "scratch"):
+        (tmp_path / folder).mkdir()
+    return Visit("cpu", tmp_path / "out", tmp_path / "scratch", True, "none", False)
+
+
+def _arguments(folder: Path, *parts: str) -> list[str]:
+    words = ["--device", "cpu", "--out", str(folder / "out"), "--scratch", str(folder / "scratch")]
+    words += ["--unpack", str(folder / "nothing")]
+    return words + [word for part in parts for word in ("--part", part)]
+
+
+def _summary(folder: Path) -> dict[str, dict[str, object]]:
+    told = json.loads((folder / "out" / "summary.json").read_text())
+    return {one["part"]: one for one in told}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_tests_are_told_one_by_one(tmp_path: Path) -> None:
+    assert main(_arguments(tmp_path, "tests")) == 0
+    assert _summary(tmp_path)["tests"]["ended"] == DONE
+    told = json.loads((tmp_path / "out" / "tests.json").read_text())
+    assert told["failed"] == told["error"] == 0
+    assert told["skipped"] == len(told["cases"]) > 10
+
+
+def test_benchmark_leaves_data(tmp_path: Path) -> None:
+    assert main(_arguments(tmp_path, "bench")) == 0
+    told = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert told["figures"]["tiny_decode_1x1_ms"]["value"] > 0
+
+
+def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
+    target = write_gguf(tmp_path / "tiny.gguf")
+    assert main([*_arguments(tmp_path, "train", "cluster"), "--target", str(target)]) == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "train.json").read_text())["generalist"]["steps"] > 0
+    assert {path.stem for path in (out / "drafters").glob("*.gguf")} >= {"generalist", "code"}
+    assert [one["ended"] for one in _summary(tmp_path).values()] == [DONE, LEFT_OUT]
+
+
+def test_zoo_has_its_table(tmp_path: Path) -> None:
+    assert main(_arguments(tmp_path, "zoo")) == 0
+    told = json.loads((tmp_path / "out" / "zoo.json").read_text())
+    assert told["environment"]["drafter_devices"] == ["cpu", "cpu"]
+    assert "speed-up" in (tmp_path / "out" / "zoo.log").read_text()
+
+
+def _python(program: str) -> Part:
+    return replace(
+        PARTS["bench"], modules=("json",), command=lambda *_: [sys.executable, "-c", program]
+    )
+
+
+def test_part_that_fails_or_hangs_stops_no_other(visit: Visit) -> None:
+    hanging = """
+import signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True) or exit(1))
+time.sleep(100)
+"""
+    parts = [
+        replace(_python("raise SystemExit('no good')"), name="a", share=0),
+        replace(_python(hanging), name="b", share=1),
+        replace(_python("print('fine')"), name="c", share=9),
+        replace(_python(""), name="d", modules=("no_such_module",)),
+        replace(_python(""), name="e", finish=lambda _: (_ for _ in ()).throw(OSError("gone"))),
+    ]
+    parts[0] = replace(parts[0], share=9)
+    told = asyncio.run(run_parts(parts, visit, 0.5, {}, lambda _: None))
+    assert [one.ended for one in told] == [FAILED, LATE, DONE, LEFT_OUT, FAILED]
+    assert "no good" in told[0].reason
+    assert "no_such_module" in told[3].reason
+    assert "gone" in told[4].reason
+    assert [one.is_fault for one in told] == [True, True, False, False, True]
+    assert json.loads((visit.out / "summary.json").read_text())[2]["ended"] == DONE
+    assert "asked" in (visit.out / "b.log").read_text()
+    assert "left out" in table(told)
+
+
+def test_interrupt_ends_the_part_at_work(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, os, sys
+from dataclasses import replace
+from pathlib import Path
+from edgecosine.lab.gpu.parts import PARTS, Visit
+from edgecosine.lab.gpu.running import run_parts
+work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
+folder = Path({str(tmp_path)!r})
+visit = Visit("cpu", folder, folder, True, "none", False)
+asyncio.run(run_parts([part], visit, 5, {{}}, lambda text: print(text, flush=True)))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as us:
+        assert us.stdout is not None
+        us.stdout.readline()
+        log = tmp_path / "bench.log"
+        while not (log.is_file() and log.read_text().endswith("\n")):
+            pass
+        us.send_signal(signal.SIGINT)
+        assert us.wait() != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
+
+
+def test_pieces_make_the_file_again(tmp_path: Path) -> None:
+    file, whole = tmp_path / "file", tmp_path / "again" / "file.gguf"
+    file.write_bytes(bytes(range(256)) * 10)
+    pieces = split(file, tmp_path / "model", size=1000)
+    assert [path.stat().st_size for path in pieces] == [1000, 1000, 560]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(LabError, match="are not those of"):
+        join(tmp_path / "model", whole, 2560, "0" * 64)
+    assert not whole.is_file()
+    pieces[1].rename(tmp_path / "late")
+    assert not join(tmp_path / "model", whole, 2560, digest)
+    (tmp_path / "late").rename(pieces[1])
+    assert join(tmp_path / "model", whole, 2560, digest)
+    assert whole.read_bytes() == file.read_bytes()
+
+
+def test_what_transformers_brings_is_not_packed() -> None:
+    assert {"transformers", "numpy", "pyyaml"} <= brought_by(["transformers"])
+    assert "gguf" not in brought_by(["transformers"])
+
+
+def test_script_needs_no_environment() -> None:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "gpu"), "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert all(name in done.stdout for name in PARTS)
