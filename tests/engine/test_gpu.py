@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from edgecosine import zoo
 from edgecosine.engine.base import DraftWork
@@ -20,8 +23,11 @@ from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
+from edgecosine.lab.distill.conversations import Conversation
+from edgecosine.lab.distill.learning import AcceptanceLoss, batch_of
 from edgecosine.lab.distill.recipe import Places, toy_recipe
 from edgecosine.lab.distill.train import STAGES, make_drafters
+from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.protocol.messages import Coupling
 from tests.engine.decoding import decode, nothing, random_trees
@@ -144,3 +150,17 @@ def test_conversations_are_written_and_learned_from_on_the_device(tmp_path: Path
     report = json.loads(places.report.read_text())
     assert report.keys() == STAGES.keys()
     assert report["generalist"]["steps"] > 0
+
+
+def test_training_step_does_not_wait_for_the_device() -> None:
+    student = cast(LlamaForCausalLM, build("llama").to(CUDA))
+    student.set_attn_implementation("sdpa")
+    trainer = Trainer(student, AcceptanceLoss(student.lm_head.weight.detach().clone()))
+    width = student.config.hidden_size
+    states = np.zeros((6, width), dtype=np.float16)
+    tokens = np.arange(3, 12, dtype=np.uint16)
+    batch = batch_of([Conversation("facts", 0.0, tokens, 3, states)] * 2)
+    trainer.step(batch, 1e-3)
+    with _no_waiting():
+        overlap, _ = trainer.step(batch, 1e-3)
+    assert bool(overlap.isfinite())

@@ -16,7 +16,7 @@ from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.distill import pool
 from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
 from edgecosine.lab.distill.export import write_drafter
-from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate
+from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate, states_of
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
 from edgecosine.lab.distill.student import cut, shortlist_of
@@ -107,6 +107,15 @@ def test_student_learns_what_it_was_cut_from(target: Path) -> None:
     for _ in range(12):
         healed, _ = trainer.step(batch, 3e-3)
     assert healed > hurt
+
+
+def test_student_computes_the_same_on_a_gpus_path(target: Path) -> None:
+    student = cut(load_stock(str(target), torch.float32), (0, 1), torch.arange(64))
+    tokens = torch.arange(3, 43).view(2, 20)
+    with torch.no_grad():
+        stock = states_of(student, tokens)
+        student.set_attn_implementation("sdpa")
+        torch.testing.assert_close(states_of(student, tokens), stock, atol=1e-4, rtol=1e-4)
 
 
 def conversations(target: Path, count: int) -> list[Conversation]:

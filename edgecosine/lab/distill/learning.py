@@ -100,6 +100,22 @@ def rate(step: int, steps: int, settings: Settings, spent: float = 0.0) -> float
     return settings.learning_rate * min(1.0, rising, falling, late)
 
 
+def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """The states [rows, length, width] before the output layer."""
+    body = cast(Any, student.model)
+    if student.config._attn_implementation != "sdpa":
+        return cast(Tensor, body(input_ids=tokens, use_cache=False).last_hidden_state)
+    # transformers' own pass first looks for packed sequences, and waits for the GPU to tell.
+    states = body.embed_tokens(tokens)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    rotation = body.rotary_emb(states, position_ids=positions)
+    for layer in body.layers:
+        states = layer(
+            states, attention_mask=None, position_embeddings=rotation, position_ids=positions
+        )
+    return cast(Tensor, body.norm(states))
+
+
 class AcceptanceLoss:
     """k KL(p || q) + (1 - k) (1 - sum of min(p, q)), k = exp(-3 sum of min(p, q)): nats at first,
     and ever more the acceptance itself (LK losses, arXiv 2602.23881)."""
@@ -110,9 +126,8 @@ class AcceptanceLoss:
 
     def __call__(self, student: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss; the mean acceptance at temperature 1, and the share of equal best tokens."""
-        body = cast(Any, student.model)
-        hidden = body(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        own = student.lm_head(hidden.flatten(0, 1)[batch.places])
+        hidden = states_of(student, batch.tokens).flatten(0, 1)
+        own = student.lm_head(hidden.index_select(0, batch.places))
         with torch.no_grad():
             wanted = batch.states.to(own.dtype) @ self._head.to(own.dtype).T
             teacher = wanted.float().log_softmax(-1)

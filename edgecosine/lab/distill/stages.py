@@ -94,7 +94,7 @@ def drafter_stage(name: str) -> Stage:
         del stock
         torch.nn.Module.to(student, device)
         if device != "cpu":
-            student.set_attn_implementation("sdpa")
+            student.set_attn_implementation("sdpa")  # the loss relies on it not to wait
         trainer = Trainer(student, loss)
         path = places.checkpoint(name)
         if path.exists():

@@ -50,6 +50,7 @@ def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> L
     body.layers = nn.ModuleList(copy.deepcopy(source.layers[layer]) for layer in layers)
     for index, layer in enumerate(body.layers):
         layer.self_attn.layer_idx = index
+        layer.self_attn.config = student.config  # which tells how to attend
     body.embed_tokens = copy.deepcopy(source.embed_tokens)
     body.norm, body.rotary_emb = copy.deepcopy(source.norm), copy.deepcopy(source.rotary_emb)
     rows = cast(nn.Linear, target.lm_head).weight.detach()[shortlist].clone()

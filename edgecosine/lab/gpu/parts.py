@@ -14,7 +14,9 @@ from xml.etree import ElementTree as ET
 
 from edgecosine.lab.gpu.bundle import ROOT
 
-_ENGINE: Final = ("torch", "transformers", "safetensors", "numpy", "gguf", "msgspec", "rich")
+_ENGINE: Final = (
+    "torch", "transformers", "accelerate", "safetensors", "numpy", "gguf", "msgspec", "rich",
+)  # fmt: skip
 _COMMANDS: Final = (
     *_ENGINE, "click", "uvloop", "aiomqtt", "msgpack", "zeroconf", "ifaddr", "cryptography",
 )  # fmt: skip
