@@ -28,7 +28,7 @@ from edgecosine.lab.distill.learning import AcceptanceLoss, batches_from, plan, 
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
 from edgecosine.lab.distill.student import cut, shortlist_of
-from edgecosine.lab.distill.teacher import head_of, load_stock, load_teacher
+from edgecosine.lab.distill.teacher import Teacher, head_of, load_stock, load_teacher
 from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.loops import loop_share
 
@@ -158,32 +158,39 @@ def evaluation_stage(recipe: Recipe, places: Places, device: str, _: float) -> R
     )
     base = locate(recipe.target).gguf
     assert base is not None, "the teacher was loaded from it"
-    report: Report = {}
-    for temperature in (0.0, ANSWER_TEMPERATURE):
-        turns = held_out_turns(teacher.tokenizer, temperature)
-        answers = list(writer.write(turns))
-        seeds = [seed_of(done, template, turns) for done in answers]
-        matrix: dict[str, dict[str, float]] = {}
-        for name in DRAFTERS:
-            gguf = read_gguf(places.drafter(name))
-            config = cut_config(gguf, read_gguf_config(base))
-            drafter = load_cut_model(gguf, base, config, torch.float32).to(device)
-            equal = [matches(drafter, *one) for one in zip(answers, seeds, strict=True)]
-            matrix[name] = {
-                domain: mean_accepted(
-                    [e for e, done in zip(equal, answers, strict=True) if done.domain == domain]
-                )
-                for domain in DOMAINS
+    told = {t: _held_out_answers(teacher, writer, template, t) for t in (0.0, ANSWER_TEMPERATURE)}
+    matrices: dict[float, dict[str, dict[str, float]]] = {temperature: {} for temperature in told}
+    for name in DRAFTERS:
+        gguf = read_gguf(places.drafter(name))
+        config = cut_config(gguf, read_gguf_config(base))
+        drafter = load_cut_model(gguf, base, config, torch.float32).to(device)
+        for temperature, answers in told.items():
+            equal = [(done.domain, matches(drafter, done, seed)) for done, seed in answers]
+            matrices[temperature][name] = {
+                domain: mean_accepted([e for d, e in equal if d == domain]) for domain in DOMAINS
             }
-            print(f"T {temperature} {name}: {matrix[name]}", flush=True)
-        loops = {
-            domain: float(
-                np.mean([
-                    loop_share(done.tokens[done.num_prompt :].tolist())
-                    for done in answers if done.domain == domain
-                ])
-            )
-            for domain in DOMAINS
-        }  # fmt: skip
-        report[str(temperature)] = {"matrix": matrix, "loop_share": loops}
-    return report
+            print(f"T {temperature} {name}: {matrices[temperature][name]}", flush=True)
+    return {
+        str(temperature): {"matrix": matrices[temperature], "loop_share": _loop_shares(answers)}
+        for temperature, answers in told.items()
+    }
+
+
+def _held_out_answers(
+    teacher: Teacher, writer: Writer, template: Template, temperature: float
+) -> list[tuple[Conversation, int | None]]:
+    """Answers to the held-out prompts with the seeds that they were drawn by."""
+    turns = held_out_turns(teacher.tokenizer, temperature)
+    return [(done, seed_of(done, template, turns)) for done in writer.write(turns)]
+
+
+def _loop_shares(answers: Sequence[tuple[Conversation, int | None]]) -> dict[str, float]:
+    return {
+        domain: float(
+            np.mean([
+                loop_share(done.tokens[done.num_prompt :].tolist())
+                for done, _ in answers if done.domain == domain
+            ])
+        )
+        for domain in DOMAINS
+    }  # fmt: skip
