@@ -146,8 +146,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
 def test_grid_writes_what_flat_passes_write(target: Path) -> None:
     """Greedy answers, one token of a slot each step or all at once; slots are used again."""
     from edgecosine.engine.model import SlotModel
-    from edgecosine.lab.distill.conversations import FlatFeeder
-    from edgecosine.lab.distill.grid import GridFeeder
+    from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder
 
     tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
     turns = [Turn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True) for n in range(9)]

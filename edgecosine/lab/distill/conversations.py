@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgecosine.engine.model import PassModel
-from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw
 from edgecosine.lab.distill.prompts import DOMAINS, opener
 from edgecosine.protocol.request import Sampling
@@ -135,24 +133,6 @@ class Feeder(Protocol):
     def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
         """Read some tokens of each slot, at least one; states [read slots, width] before the output
         layer at the last token of those that are read then, in order."""
-
-
-class FlatFeeder:
-    """Reads all that there is to read, in one flat pass."""
-
-    def __init__(self, model: PassModel) -> None:
-        """`model` gives states where others give logits."""
-        self._model = model
-
-    @torch.inference_mode()
-    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
-        """See `Feeder`: all slots are read."""
-        rows, keep = RowBuilder(), list[int]()
-        for slot in slots:
-            rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
-            slot.fed = len(slot.tokens)
-            keep.append(len(rows) - 1)
-        return self._model.forward(rows.build(), keep)
 
 
 class Writer:

@@ -21,8 +21,8 @@ from edgecosine.engine.packing import PackedLinear
 from edgecosine.engine.planning import kernels_if_any
 from edgecosine.engine.sources import locate
 from edgecosine.errors import ModelUnsupported
-from edgecosine.lab.distill.conversations import Feeder, FlatFeeder
-from edgecosine.lab.distill.grid import GridFeeder
+from edgecosine.lab.distill.conversations import Feeder
+from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder
 
 
 @dataclass(frozen=True)

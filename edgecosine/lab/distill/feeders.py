@@ -1,8 +1,8 @@
-"""A Llama that reads one token of every slot a step: plain torch in one shape, for GPUs.
+"""How the target reads what its slots have to say: flat passes on a CPU, a grid on a GPU.
 
 Flat passes attend slot by slot where there are no kernels, which is too slow for hundreds of them.
-Here all slots take every step together; what is longer than the others' is read beside their
-drawing.
+In the grid all slots take every step together, a token each, in plain torch and one shape; prompts
+are read while others draw.
 """
 
 from __future__ import annotations
@@ -15,14 +15,34 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from edgecosine.engine.model import PassModel
+from edgecosine.engine.rows import RowBuilder
 from edgecosine.lab.distill.conversations import Slot
 
 _STEP = 64
 """Cells; masks of other lengths cost the attention kernels a copy."""
 
 
+class FlatFeeder:
+    """Reads all that there is to read, in one flat pass."""
+
+    def __init__(self, model: PassModel) -> None:
+        """`model` gives states where others give logits."""
+        self._model = model
+
+    @torch.inference_mode()
+    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+        """See `Feeder`: all slots are read."""
+        rows, keep = RowBuilder(), list[int]()
+        for slot in slots:
+            rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
+            slot.fed = len(slot.tokens)
+            keep.append(len(rows) - 1)
+        return self._model.forward(rows.build(), keep)
+
+
 class GridFeeder:
-    """Reads one token of each slot; all conversations begin with the same token."""
+    """Reads one token of each slot of a Llama; all conversations begin with the same token."""
 
     def __init__(self, body: Any, *, slots: int, cells: int) -> None:
         """`body` is a LlamaModel on its device; a slot has room for `cells` tokens."""
