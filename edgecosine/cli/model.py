@@ -86,7 +86,7 @@ def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
     show_default=True, help="What is computed in, for the memory needed; as of `edgecosine node`.",
 )  # fmt: skip
 def show(model: str, slots: int, context: int, dtype: str) -> None:
-    """Show what a model of the catalogue or a GGUF file is, and the memory that it needs here."""
+    """Show what a model is, by name, GGUF file or directory, and the memory that it needs here."""
     entry = models.CATALOGUE.get(model)
     path = models.find(model) if models.is_known(model) else Path(model).expanduser()
     if path is None and entry is not None:
@@ -100,29 +100,59 @@ def show(model: str, slots: int, context: int, dtype: str) -> None:
             ]
         )
         return
-    if path is None or not path.is_file():
+    if model in zoo.names():
+        path = zoo.DIRECTORY / model
+    if path is None or not (path.is_file() or (path / "config.json").is_file()):
         raise ModelUnavailable(
-            f"{model!r} is no GGUF file, and none of {', '.join(models.names())}"
+            f"{model!r} is no GGUF file, no directory with a config.json, and none of "
+            f"{', '.join((*zoo.names(), *models.names()))}"
         )
-    found = read_gguf(path)
+    facts = _facts(read_gguf(path)) if path.is_file() else _facts_of_directory(path)
     options = LoadOptions(str(path), slots=slots, context=context, dtype=dtype)
-    _print_facts([*_facts(found), ("memory needed", _memory(options))])
+    _print_facts([*facts, ("memory needed", _memory(options))])
 
 
 def _facts(model: GgufModel) -> Iterable[tuple[str, str]]:
     metadata = model.metadata
-    template = model.chat_template.strip().splitlines()
     yield "name", str(metadata.get("general.name", "not said"))
     yield "architecture", model.architecture
     yield "parameters", f"{model.num_parameters / 1e6:,.1f} M"
     yield "quantisation", model.quantization
     yield "context", f"{model.setting('context_length') or 'not said'} tokens"
-    yield "vocabulary", f"{model.num_tokens} tokens"
-    yield "end tokens", ", ".join(map(str, model.end_tokens)) or "none"
-    yield "chat template", f"yes: {template[0][:100]}" if template else "no"
+    if model.base:
+        yield "drafts for", f"{model.base}, whose embedding and tokenizer it takes"
+    else:
+        yield "vocabulary", f"{model.num_tokens} tokens"
+        yield "end tokens", ", ".join(map(str, model.end_tokens)) or "none"
+        yield "chat template", _first_line_of(model.chat_template)
     yield "licence", str(metadata.get("general.license", "not said"))
     parts = f" in {len(model.paths)} parts" if len(model.paths) > 1 else ""
     yield "file", f"{model.paths[0]}, {_size(model.num_bytes)}{parts}"
+
+
+def _facts_of_directory(path: Path) -> Iterable[tuple[str, str]]:
+    from edgecosine.engine.planning import plan_load  # imports torch, which takes seconds
+
+    plan = plan_load(LoadOptions(str(path)))
+    text = plan.config.get_text_config()
+    parameters = plan.memory.weights // plan.dtype.itemsize
+    templates = (path / "chat_template.jinja", path / "tokenizer_config.json")
+    has_template = templates[0].is_file() or (
+        templates[1].is_file() and '"chat_template"' in templates[1].read_text(encoding="utf-8")
+    )
+    yield "name", path.name
+    yield "architecture", str(plan.config.model_type)
+    yield "parameters", f"{parameters / 1e6:,.1f} M"
+    yield "quantisation", f"none: {str(text.dtype or plan.dtype).removeprefix('torch.')}"
+    yield "context", f"{getattr(text, 'max_position_embeddings', 'not said')} tokens"
+    yield "vocabulary", f"{text.vocab_size} tokens"
+    yield "chat template", "yes" if has_template else "no"
+    yield "directory", str(path)
+
+
+def _first_line_of(template: str) -> str:
+    lines = template.strip().splitlines()
+    return f"yes: {lines[0][:100]}" if lines else "no"
 
 
 def _memory(options: LoadOptions) -> str:
@@ -136,7 +166,8 @@ def _memory(options: LoadOptions) -> str:
     memory = plan.memory
     return (
         f"{memory.total / 1e9:.2f} GB on {plan.device} for {options.slots} sequences of "
-        f"{plan.context} tokens ({memory.origin}; cache {memory.cache / 1e9:.2f} GB)"
+        f"{plan.context} tokens (weights {memory.weights / 1e9:.2f} GB, cache "
+        f"{memory.cache / 1e9:.2f} GB{'; ' if memory.origin else ''}{memory.origin})"
     )
 
 

@@ -63,12 +63,6 @@ class GgufModel:
         return sum(tensor.num_elements for tensor in self.weights)
 
     @property
-    def num_packed(self) -> int:
-        """Numbers as they are held: the embedding beside the output layer also where that is it."""
-        tied = (t.num_elements for t in self.tensors if self.is_tied and t.name == EMBEDDING)
-        return self.num_parameters + sum(tied)
-
-    @property
     def num_bytes(self) -> int:
         """Size of all parts."""
         return sum(path.stat().st_size for path in self.paths)

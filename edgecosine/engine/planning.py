@@ -14,6 +14,7 @@ from edgecosine import models, zoo
 from edgecosine.engine.cut_models import cut_config
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.fused import CACHE, FAMILIES
+from edgecosine.engine.gguf_file import EMBEDDING
 from edgecosine.engine.gguf_weights import read_gguf_config
 from edgecosine.engine.memory import MemoryPlan, plan_memory
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
@@ -70,11 +71,12 @@ def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
     # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
     rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
     cells = context + room
+    sizes = _sizes(source, options)
     memory = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
         cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
         cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
-        sizes=_sizes(source, options), origin=_origin(source, rounded),
+        sizes=sizes, origin=_origin(source, sizes, rounded),
     )  # fmt: skip
     return LoadPlan(
         source, config, device, dtype, rounded, context, cells, memory,
@@ -162,15 +164,21 @@ def _context(config: Any, wanted: int) -> int:
 
 
 def _sizes(source: Source, options: LoadOptions) -> list[int]:
-    """Numbers in each weight as the file's tensor table tells; empty where there is none."""
+    """Numbers in each weight as it is held, by the file's tensor table; empty where there is none.
+
+    A tied output layer is held beside the embedding, and a cut model's embedding is its base's.
+    """
     if source.gguf is None or options.ballast > 1:
         return []
-    return [tensor.num_elements for tensor in source.gguf.weights]
+    sizes = [tensor.num_elements for tensor in source.gguf.weights]
+    whole = source.base or source.gguf
+    is_apart = source.base is not None or source.gguf.is_tied
+    return sizes + [t.num_elements for t in whole.tensors if is_apart and t.name == EMBEDDING]
 
 
-def _origin(source: Source, dtype: torch.dtype) -> str:
+def _origin(source: Source, sizes: list[int], dtype: torch.dtype) -> str:
     if source.gguf is None:
         return ""
-    packed = source.gguf.num_packed * dtype.itemsize
+    packed = sum(sizes or _sizes(source, LoadOptions(""))) * dtype.itemsize
     name = str(dtype).removeprefix("torch.")
     return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"

@@ -21,7 +21,23 @@ def test_show_says_what_is_in_a_file(tmp_path: Path) -> None:
     assert facts["context"] == "128 tokens"
     assert facts["end tokens"] == "0, 2"
     assert facts["chat template"].startswith("yes: {% for m in messages %}")
-    assert "for 2 sequences of 128 tokens (0.0 GB file, " in facts["memory needed"]
+    assert "for 2 sequences of 128 tokens (weights " in facts["memory needed"]
+
+
+def test_show_knows_directories_and_every_name_of_the_list() -> None:
+    facts = _facts("target")
+    assert (facts["architecture"], facts["quantisation"]) == ("llama", "none: bfloat16")
+    assert (facts["context"], facts["chat template"]) == ("1024 tokens", "yes")
+    listed = CliRunner().invoke(command, ["list"]).output.splitlines()[1:]
+    for name in (line.split()[0] for line in listed):
+        shown = CliRunner().invoke(command, ["show", name])
+        assert shown.exit_code == 0, shown.output
+
+
+def _facts(model: str) -> dict[str, str]:
+    result = CliRunner().invoke(command, ["show", model])
+    assert result.exit_code == 0, result.output
+    return {key: value for key, _, value in map(_parted, result.output.splitlines())}
 
 
 def test_show_says_why_a_file_cannot_be_served(tmp_path: Path) -> None:
@@ -31,7 +47,7 @@ def test_show_says_why_a_file_cannot_be_served(tmp_path: Path) -> None:
     path.write_bytes(b"text")
     refused = CliRunner().invoke(command, ["show", str(path)])
     assert (refused.exit_code, "is not a GGUF file" in refused.output) == (1, True)
-    assert "none of smollm2-135m-instruct" in CliRunner().invoke(command, ["show", "nix"]).output
+    assert "none of generalist" in CliRunner().invoke(command, ["show", "nix"]).output
 
 
 def _parted(line: str) -> tuple[str, str, str]:

@@ -126,7 +126,10 @@ def test_memory_is_planned_from_the_tensor_table(
 ) -> None:
     model, plan = read_gguf(plain), plan_load(options(plain, dtype="auto"))
     assert plan.rounded == torch.bfloat16
-    assert plan.memory.weights == model.num_parameters * plan.dtype.itemsize
+    # The tied output layer is held beside the embedding.
+    num_held = model.num_parameters + model.tensors[0].num_elements
+    assert model.tensors[0].name == "token_embd.weight"
+    assert plan.memory.weights == num_held * plan.dtype.itemsize
     assert plan.memory.origin == "0.0 GB file, 0.00 GB packed in bfloat16"
     assert plan.context == CONTEXT
     with caplog.at_level(logging.INFO, logger="edgecosine.engine.loading"):
