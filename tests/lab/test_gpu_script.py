@@ -11,13 +11,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
-from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split
+from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
 from edgecosine.lab.gpu.parts import PARTS, Part, Visit
 from edgecosine.lab.gpu.running import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.gguf_files import write_gguf
@@ -142,6 +143,26 @@ def test_pieces_make_the_file_again(tmp_path: Path) -> None:
     (tmp_path / "late").rename(pieces[1])
     assert join(tmp_path / "model", whole, 2560, digest)
     assert whole.read_bytes() == file.read_bytes()
+
+
+def test_wheels_are_installed_within_their_folder_once(tmp_path: Path) -> None:
+    assert unpack(tmp_path) is None
+    wheel, meta = tmp_path / "wheels" / "planted-1.0-py3-none-any.whl", "planted-1.0.dist-info"
+    wheel.parent.mkdir()
+    files = {
+        "planted.py": "answer = 42\n",
+        f"{meta}/METADATA": "Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n",
+        f"{meta}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with ZipFile(wheel, "w") as archive:
+        for name in (*files, f"{meta}/RECORD"):
+            archive.writestr(name, files.get(name, "".join(f"{one},,\n" for one in files)))
+    site = unpack(tmp_path)
+    assert site is not None
+    assert (site / "planted.py").read_text() == files["planted.py"]
+    (site / "planted.py").unlink()
+    assert unpack(tmp_path) == site
+    assert not (site / "planted.py").exists()
 
 
 def test_what_transformers_brings_is_not_packed() -> None:

@@ -48,6 +48,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, nargs="?", const=_BUNDLE, metavar="DIR",
                         help="collect wheels and the target's file for a machine without a\n"
                         f"network, and do nothing else [{_BUNDLE}]")  # fmt: skip
+    parser.add_argument("--piece-mib", type=int, default=20, metavar="N",
+                        help="largest piece of the target's file, in MiB [20]")  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _arguments(arguments)
     try:
         if chosen.pack is not None:
-            for path in pack(chosen.pack):
+            for path in pack(chosen.pack, chosen.piece_mib << 20):
                 print(f"{Path(path).stat().st_size / (1 << 20):6.1f} MiB  {path}")
             return 0
         return _run(chosen)

@@ -20,7 +20,6 @@ import edgecosine
 from edgecosine.errors import LabError
 
 ROOT: Final = Path(edgecosine.__file__).parent.parent
-PIECE_BYTES: Final = 32 << 20
 _PYTHON: Final = "3.12"
 _PLATFORMS: Final = (
     "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
@@ -29,11 +28,13 @@ _PLATFORMS: Final = (
 _THERE: Final = ("torch", "transformers", "accelerate", "bitsandbytes")
 _TOOLS: Final = ("pytest", "pytest-timeout")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+_PIECES: Final = "[0-9][0-9]"
 _BLOCK_BYTES: Final = 1 << 20
 
 
-def pack(folder: Path) -> Iterator[str]:
-    """Fill `folder`; needs a network. Gives the path of every file.
+def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
+    """Fill `folder`, the target in pieces of at most so many bytes; needs a network. Gives the path
+    of every file.
 
     Raises LabError, and ModelUnavailable where the target cannot be had.
     """
@@ -59,7 +60,7 @@ def pack(folder: Path) -> Iterator[str]:
             yield str(wheel)
     target = models.obtain(models.DEFAULT_TARGET)
     assert target is not None, "a name of the catalogue"
-    yield from map(str, split(target, folder / "model"))
+    yield from map(str, split(target, folder / "model", piece_bytes))
 
 
 def brought_by(packages: Iterable[str]) -> set[str]:
@@ -78,9 +79,11 @@ def brought_by(packages: Iterable[str]) -> set[str]:
     return found
 
 
-def split(file: Path, folder: Path, size: int = PIECE_BYTES) -> list[Path]:
+def split(file: Path, folder: Path, size: int) -> list[Path]:
     """Copy a file in pieces of at most `size` bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    for former in folder.glob(_PIECES):
+        former.unlink()
     pieces = list[Path]()
     with file.open("rb") as whole:
         while block := whole.read(size):
@@ -117,7 +120,7 @@ def join(pieces: Path, whole: Path, num_bytes: int, sha256: str) -> bool:
     """
     if whole.is_file() and whole.stat().st_size == num_bytes:
         return True
-    paths = sorted(pieces.glob("[0-9][0-9]"))
+    paths = sorted(pieces.glob(_PIECES))
     if sum(path.stat().st_size for path in paths) != num_bytes:
         return False
     whole.parent.mkdir(parents=True, exist_ok=True)
