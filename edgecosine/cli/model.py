@@ -120,7 +120,12 @@ def _facts(model: GgufModel) -> Iterable[tuple[str, str]]:
     yield "quantisation", model.quantization
     yield "context", f"{model.setting('context_length') or 'not said'} tokens"
     if model.base:
-        yield "drafts for", f"{model.base}, whose embedding and tokenizer it takes"
+        parts = (
+            "of which it changes the weights"
+            if model.is_adapter
+            else ("whose embedding and tokenizer it takes")
+        )
+        yield "base", f"{model.base}, {parts}"
     else:
         yield "vocabulary", f"{model.num_tokens} tokens"
         yield "end tokens", ", ".join(map(str, model.end_tokens)) or "none"

@@ -1,13 +1,12 @@
 """Drafters cut from a larger model, as GGUF files that hold what is their own alone.
 
-Such a file names its base, a model of the catalogue. Its layers are of the Llama kind, its output
-layer has the rows of a shortlist (`output.tokens`, int32); embedding, tokenizer and settings are
-the base's.
+Such a file names its base. Its layers are of the Llama kind, its output layer has the rows of a
+shortlist (`output.tokens`, int32); embedding, tokenizer and settings are the base's. A specialist
+is smaller still: low-rank changes (`*.lora_a`, `*.lora_b`) to the weights of such a drafter.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from edgecosine.engine.gguf_file import EMBEDDING, SHORTLIST, GgufModel
 from edgecosine.engine.gguf_header import Tensor
+from edgecosine.engine.gguf_weights import read_gguf_config
 from edgecosine.engine.shortlist import ShortlistHead
+from edgecosine.engine.sources import Source
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 OUTPUT: Final = "output.weight"
@@ -36,24 +37,45 @@ LAYER_WEIGHTS: Final = {
 }
 """Names of a layer's weights in GGUF files, and in transformers."""
 _ARCHITECTURE: Final = "llama"
+_HEAD: Final = "lm_head.linear"
+_ROTATED: Final = ("q_proj", "k_proj")
 
 
-def cut_config(model: GgufModel, base: Any) -> Any:
-    """The configuration of a cut model, from that of its base."""
-    config = copy.deepcopy(base)
-    config.num_hidden_layers = int(model.setting("block_count") or 0)
-    config.tie_word_embeddings = False
+def read_cut_config(source: Source) -> Any:
+    """The configuration of a drafter: that of the whole model it comes from, with fewer layers.
+
+    Raises ModelUnsupported.
+    """
+    assert source.gguf is not None
+    if source.base is None:
+        return read_gguf_config(source.gguf)
+    config = read_cut_config(source.base)
+    if not source.gguf.is_adapter:
+        config.num_hidden_layers = int(source.gguf.setting("block_count") or 0)
+        config.tie_word_embeddings = False
     return config
 
 
-def load_cut_model(model: GgufModel, base: GgufModel, config: Any, dtype: torch.dtype) -> Any:
+def load_cut_model(source: Source, config: Any, dtype: torch.dtype) -> Any:
     """The model on the CPU, its weights dequantised and rounded to `dtype`.
 
     Raises ModelUnsupported for a base of another family, and ModelUnavailable where the file does
     not hold each weight of the model, once and in the right shape.
     """
-    if model.architecture != _ARCHITECTURE or base.architecture != _ARCHITECTURE:
+    model, base = source.gguf, source.base
+    assert model is not None
+    assert base is not None
+    assert base.gguf is not None
+    if model.architecture != _ARCHITECTURE or base.gguf.architecture != _ARCHITECTURE:
         raise ModelUnsupported(f"{model.paths[0].name}: only Llama models are cut into drafters")
+    if model.is_adapter:
+        cut = load_cut_model(base, config, torch.float32)
+        _change(cut, model)
+        return nn.Module.to(cut, dtype)
+    return _load_cut(model, base.gguf, config, dtype)
+
+
+def _load_cut(model: GgufModel, base: GgufModel, config: Any, dtype: torch.dtype) -> Any:
     weights = {tensor.name: tensor for tensor in model.tensors}
     tokens = torch.from_numpy(_numbers(_pop(model, weights, SHORTLIST)).astype(np.int64))
     with torch.device("meta"):
@@ -68,7 +90,7 @@ def load_cut_model(model: GgufModel, base: GgufModel, config: Any, dtype: torch.
     cut.lm_head = ShortlistHead(linear, tokens, config.vocab_size)
     cut.model.rotary_emb = type(cut.model.rotary_emb)(config)
     state = {"model.embed_tokens.weight": _of(base, EMBEDDING)}
-    state["lm_head.linear.weight"] = _pop(model, weights, OUTPUT)
+    state[f"{_HEAD}.weight"] = _pop(model, weights, OUTPUT)
     state["model.norm.weight"] = _pop(model, weights, "output_norm.weight")
     for index in range(config.num_hidden_layers):
         for theirs, ours in LAYER_WEIGHTS.items():
@@ -80,6 +102,36 @@ def load_cut_model(model: GgufModel, base: GgufModel, config: Any, dtype: torch.
     return cut.eval()
 
 
+def _change(cut: Any, adapter: GgufModel) -> None:
+    """Add the changes of an adapter to a model's matrices."""
+    tensors = {tensor.name: tensor for tensor in adapter.tensors}
+    for name, module in cut.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        stem = adapted_name(name)
+        inner, outer = (
+            torch.from_numpy(_numbers(_pop(adapter, tensors, f"{stem}.lora_{side}")))
+            for side in "ab"
+        )
+        if (outer.shape[0], inner.shape[1]) != tuple(module.weight.shape):
+            raise ModelUnavailable(f"{adapter.paths[0].name}: {stem} has another shape")
+        change = outer @ inner
+        if name.endswith(_ROTATED):
+            change = rotary_halves(change, cut.config.head_dim)
+        module.weight += change
+    if tensors:
+        raise ModelUnavailable(f"{adapter.paths[0].name} holds unknown weights: {min(tensors)}")
+
+
+def adapted_name(name: str) -> str:
+    """GGUF's name of a matrix, by the name of its module in transformers."""
+    if not name.startswith("model.layers."):
+        return OUTPUT
+    _, _, index, ours = name.split(".", 3)
+    theirs = next(gguf for gguf, module in LAYER_WEIGHTS.items() if module == ours)
+    return f"blk.{index}.{theirs}.weight"
+
+
 def _fill(cut: Any, state: dict[str, Tensor], name: str) -> None:
     """Give the model its weights; each matrix is dequantised by itself."""
     for key, parameter in list(cut.named_parameters()):
@@ -89,7 +141,7 @@ def _fill(cut: Any, state: dict[str, Tensor], name: str) -> None:
                 f"{name}: {tensor.name} is {tensor.shape}, not {tuple(parameter.shape)}"
             )
         values = torch.from_numpy(_numbers(tensor)).to(parameter.dtype)
-        if key.endswith(("q_proj.weight", "k_proj.weight")):
+        if key.removesuffix(".weight").endswith(_ROTATED):
             values = rotary_halves(values, cut.config.head_dim)
         owner, _, last = key.rpartition(".")
         cut.get_submodule(owner).register_parameter(last, nn.Parameter(values, requires_grad=False))

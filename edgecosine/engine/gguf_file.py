@@ -18,7 +18,9 @@ from edgecosine.errors import ModelUnavailable
 SUFFIX: Final = ".gguf"
 EMBEDDING: Final = "token_embd.weight"
 BASE: Final = "edgecosine.base"
-"""Names the model of the catalogue whose embedding and tokenizer are this one's, too."""
+"""Names the model whose embedding and tokenizer, or whose weights, are this one's, too."""
+BASE_DIGEST: Final = "edgecosine.base_sha256"
+_ADAPTER: Final = "adapter.type"
 _MAX_PARTS: Final = 1 << 10
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PLAIN: Final = frozenset({"F32", "F16", "F64"})
@@ -49,8 +51,13 @@ class GgufModel:
 
     @property
     def base(self) -> str:
-        """The name of the model that this one was cut from; empty for a whole model."""
+        """The name of the model that this one was cut from or changes; empty for a whole model."""
         return str(self.metadata.get(BASE, ""))
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it holds low-rank changes to the weights of its base, and no weights."""
+        return self.metadata.get(_ADAPTER) == "lora"
 
     @property
     def weights(self) -> tuple[Tensor, ...]:

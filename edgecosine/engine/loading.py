@@ -137,7 +137,8 @@ def load_model(
 
 def _tokenizer(source: Source) -> Any:
     if source.gguf is not None:
-        return read_gguf_tokenizer(source.base or source.gguf)
+        assert source.whole.gguf is not None, "what comes from a GGUF model is one"
+        return read_gguf_tokenizer(source.whole.gguf)
     return AutoTokenizer.from_pretrained(source.where)
 
 
@@ -220,7 +221,7 @@ def fixed_shapes(model: Any, reference: Reference, slots: int, cells: int) -> Pa
 def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
     if (gguf := plan.source.gguf) is not None:
         if plan.source.base is not None:
-            model = load_cut_model(gguf, plan.source.base, plan.config, plan.rounded)
+            model = load_cut_model(plan.source, plan.config, plan.rounded)
         else:
             model = load_gguf_weights(gguf, plan.config, plan.rounded)
         return model.to(plan.device, plan.dtype)

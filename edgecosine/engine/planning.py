@@ -11,11 +11,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from edgecosine import models, zoo
-from edgecosine.engine.cut_models import cut_config
+from edgecosine.engine.cut_models import read_cut_config
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.fused import CACHE, FAMILIES
 from edgecosine.engine.gguf_file import EMBEDDING
-from edgecosine.engine.gguf_weights import read_gguf_config
 from edgecosine.engine.memory import MemoryPlan, plan_memory
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.options import LoadOptions
@@ -132,10 +131,8 @@ def _source(options: LoadOptions) -> Source:
 
 
 def _config(source: Source) -> Any:
-    if source.gguf is not None and source.base is not None:
-        return cut_config(source.gguf, read_gguf_config(source.base))
     if source.gguf is not None:
-        return read_gguf_config(source.gguf)
+        return read_cut_config(source)
     return reading(source.where, lambda: AutoConfig.from_pretrained(source.where))
 
 
@@ -170,10 +167,12 @@ def _sizes(source: Source, options: LoadOptions) -> list[int]:
     """
     if source.gguf is None or options.ballast > 1:
         return []
+    if source.gguf.is_adapter and source.base is not None:
+        return _sizes(source.base, options)
     sizes = [tensor.num_elements for tensor in source.gguf.weights]
-    whole = source.base or source.gguf
     is_apart = source.base is not None or source.gguf.is_tied
-    return sizes + [t.num_elements for t in whole.tensors if is_apart and t.name == EMBEDDING]
+    whole = source.whole.gguf.tensors if is_apart and source.whole.gguf else ()
+    return sizes + [tensor.num_elements for tensor in whole if tensor.name == EMBEDDING]
 
 
 def _origin(source: Source, sizes: list[int], dtype: torch.dtype) -> str:

@@ -6,26 +6,42 @@ this order.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from edgecosine import models, zoo
-from edgecosine.engine.gguf_file import GgufModel, is_gguf, part_names, read_gguf
+from edgecosine.engine.gguf_file import (
+    BASE_DIGEST,
+    GgufModel,
+    is_gguf,
+    part_names,
+    read_gguf,
+)
 from edgecosine.engine.model_files import fault_of
 from edgecosine.engine.progress import download_bar, showing_progress
 from edgecosine.errors import ModelUnavailable
+
+_MOST_BASES: Final = 2
+"""A specialist changes the generalist, which was cut from the target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A directory or hub id with a checkpoint of safetensors, unless there is a GGUF model.
 
-    `base` is the model that a drafter was cut from.
+    `base` is the model that a drafter was cut from, or changes.
     """
 
     where: str
     gguf: GgufModel | None = None
-    base: GgufModel | None = None
+    base: Source | None = None
+
+    @property
+    def whole(self) -> Source:
+        """The model that this one comes from in the end."""
+        return self if self.base is None else self.base.whole
 
 
 def locate(name: str, gguf: str = "") -> Source:
@@ -52,20 +68,37 @@ def locate(name: str, gguf: str = "") -> Source:
     return Source(name)
 
 
-def _source_of(path: Path) -> Source:
+def _source_of(path: Path, depth: int = 0) -> Source:
     model = read_gguf(path)
-    return Source(str(path.parent), model, _base_of(model) if model.base else None)
-
-
-def _base_of(model: GgufModel) -> GgufModel:
-    """The base of a drafter: a model of the catalogue, or a file beside the drafter's."""
-    path = models.obtain(model.base) or model.paths[0].with_name(Path(model.base).name)
-    if not path.is_file():
+    if not model.base:
+        return Source(str(path.parent), model)
+    if depth == _MOST_BASES:
+        raise ModelUnavailable(f"{path.name}: drafters hang on each other without end")
+    base = _source_of(_base_of(model), depth + 1)
+    if (wanted := model.metadata.get(BASE_DIGEST)) is not None and wanted != _sha256(base):
         raise ModelUnavailable(
-            f"{model.paths[0].name} was cut from {model.base!r}, which is neither a model that is "
-            "known by name nor a file beside it"
+            f"{path.name} was made for another {model.base} than the one that is here; take both "
+            "from the same place"
         )
-    return read_gguf(path)
+    return Source(str(path.parent), model, base)
+
+
+def _base_of(model: GgufModel) -> Path:
+    """The file of a drafter's base: one beside it, or a model that is known by name."""
+    beside = model.paths[0].with_name(Path(model.base).name)
+    path = beside if beside.is_file() else models.obtain(model.base)
+    if path is None:
+        raise ModelUnavailable(
+            f"{model.paths[0].name} needs {model.base!r}, which is neither a file beside it nor a "
+            "model that is known by name"
+        )
+    return path
+
+
+def _sha256(source: Source) -> str:
+    assert source.gguf is not None, "bases are GGUF models"
+    with source.gguf.paths[0].open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(name: str, gguf: str) -> Path:

@@ -11,14 +11,19 @@ import pytest
 import torch
 
 from edgecosine.engine.base import DraftWork
+from edgecosine.engine.cut_models import load_cut_model, read_cut_config
 from edgecosine.engine.loading import load_drafter
 from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.sources import locate
+from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.distill import pool
+from edgecosine.lab.distill.adapters import adapt, changes
 from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
-from edgecosine.lab.distill.export import write_drafter
+from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate, states_of
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
+from edgecosine.lab.distill.stages import _as_served
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
@@ -232,8 +237,6 @@ def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) 
 
 
 def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Path) -> None:
-    from edgecosine.errors import ModelUnavailable
-
     stock = load_stock(str(target), torch.float32)
     student = cut(stock, (0, 1), torch.arange(16))
     path = target.with_name("damaged.gguf")
@@ -241,8 +244,42 @@ def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Pat
     with pytest.raises(ModelUnavailable, match=r"names tokens that tiny\.gguf lacks"):
         load_drafter(LoadOptions(model=str(path)))
     write_drafter(path, student, torch.arange(16), "other.gguf", "Q8_0", "damaged")
-    with pytest.raises(ModelUnavailable, match=r"was cut from 'other\.gguf'"):
+    with pytest.raises(ModelUnavailable, match=r"needs 'other\.gguf', which is neither"):
         load_drafter(LoadOptions(model=str(path)))
+
+
+def test_specialist_is_the_generalist_with_its_changes_and_no_others(target: Path) -> None:
+    stock = load_stock(str(target), torch.float32)
+    tokens = torch.arange(0, len(TOKENS), 2)
+    general, special = (target.with_name(f"{name}.gguf") for name in ("general", "special"))
+    write_drafter(general, cut(stock, (0, 1), tokens), tokens, target.name, "Q8_0", "general")
+    student = _as_served(general)
+    adapt(student, 32)
+    with torch.no_grad():
+        for _, _, outer in changes(student):
+            outer.normal_(std=0.1)
+    write_adapter(special, student, general, "F32", "special")
+    ids = torch.tensor([[5, 9, 20, 33, 7]])
+    source = locate(str(special))
+    loaded = load_cut_model(source, read_cut_config(source), torch.float32)
+    with torch.inference_mode():
+        wanted, given = student(ids).logits, loaded(ids).logits[..., tokens]
+        untouched = _as_served(general)(ids).logits
+    torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
+    assert (given - untouched).abs().max() > 0.1
+    write_drafter(general, cut(stock, (0, 1), tokens), tokens, target.name, "Q4_0", "other")
+    with pytest.raises(ModelUnavailable, match=r"was made for another general\.gguf"):
+        load_drafter(LoadOptions(model=str(special)))
+
+
+def test_drafters_that_name_each_other_are_refused(target: Path) -> None:
+    stock = load_stock(str(target), torch.float32)
+    one, other = (target.with_name(f"{name}.gguf") for name in ("one", "other"))
+    student = cut(stock, (0, 1), torch.arange(16))
+    write_drafter(one, student, torch.arange(16), other.name, "Q8_0", "one")
+    write_drafter(other, student, torch.arange(16), one.name, "Q8_0", "other")
+    with pytest.raises(ModelUnavailable, match="without end"):
+        load_drafter(LoadOptions(model=str(one)))
 
 
 def test_fresh_prompts_are_different_and_take_the_domains_in_turn(target: Path) -> None:

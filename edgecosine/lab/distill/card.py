@@ -19,9 +19,9 @@ _TEMPLATE = """\
 Made by `scripts/train_drafters`; this page and `{data}` are written by it.
 
 **What they are.** {count} Llamas cut from the target itself: its layers {layers}, its embedding,
-and an output layer for {shortlist:,} tokens alone (`output.tokens` in the files), {parameters:.1f}
-million parameters in a step. A file holds matrices as {kind} and names its base: embedding and
-tokenizer come from the target's own file.
+and an output layer for {shortlist:,} tokens alone (`output.tokens`), {parameters:.1f} million
+parameters in a step. The generalist's file holds matrices as {kind}; embedding and tokenizer come
+from the target's own file. A specialist's file holds changes of rank {rank} to the generalist.
 
 **Source and licence.** SmolLM2-135M-Instruct by Hugging Face is under Apache-2.0, and so are these.
 No data set was used: the target wrote the training text itself. It was given the beginnings of
@@ -57,6 +57,7 @@ def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any], note: str =
         shortlist=recipe.shortlist,
         parameters=report[GENERALIST]["parameters"] / 1e6,
         kind=recipe.kind,
+        rank=recipe.rank,
         sampled=SAMPLED_SHARE,
         text_tokens=report["text"]["answer_tokens"],
         share=report["shortlist"]["share_of_answers"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ import torch
 from gguf.quants import quantize
 from transformers import LlamaForCausalLM
 
-from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, rotary_pairs
-from edgecosine.engine.gguf_file import BASE, SHORTLIST
+from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, adapted_name, rotary_pairs
+from edgecosine.engine.gguf_file import BASE, BASE_DIGEST, SHORTLIST
+from edgecosine.lab.distill.adapters import changes
 
 
 def write_drafter(
@@ -43,6 +45,30 @@ def write_drafter(
             if theirs in {"attn_q", "attn_k"}:
                 weight = rotary_pairs(weight, config.head_dim)
             _add(writer, f"blk.{index}.{theirs}.weight", weight, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.stat().st_size
+
+
+def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, name: str) -> int:
+    """Write what was learned beyond `base`, a drafter's file in the same folder; returns the bytes
+    of the file."""
+    config: Any = student.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_license("apache-2.0")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_string(BASE, base.name)
+    with base.open("rb") as file:
+        writer.add_string(BASE_DIGEST, hashlib.file_digest(file, "sha256").hexdigest())
+    for module, inner, outer in changes(student):
+        is_rotated = module.endswith(("q_proj", "k_proj"))
+        rows = rotary_pairs(outer, config.head_dim) if is_rotated else outer
+        _add(writer, f"{adapted_name(module)}.lora_a", inner, kind)
+        _add(writer, f"{adapted_name(module)}.lora_b", rows, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -17,7 +17,7 @@ def _generalist() -> Settings:
 
 
 def _specialist() -> Settings:
-    return Settings(epochs=1.0, learning_rate=3e-4, warm_up=10)
+    return Settings(epochs=1.0, learning_rate=1e-3, warm_up=10)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Recipe:
     """All settings of one making of the drafters.
 
     layers         layers of the target that a drafter begins as
-    kind           GGML's format of the drafters' matrices
+    kind           GGML's format of the generalist's matrices
+    rank           of the changes that make a specialist of it, which are kept as Q8_0
     text_tokens    answer tokens that the target writes, in shards of `shard_tokens`
     replay         share of other domains' conversations that a specialist goes on to see
     """
@@ -33,7 +34,8 @@ class Recipe:
     target: str = DEFAULT_TARGET
     layers: tuple[int, ...] = (0, 1, 2, 28, 29)
     shortlist: int = 8192
-    kind: str = "Q4_1"
+    kind: str = "Q5_0"
+    rank: int = 32
     text_tokens: int = 1_500_000
     shard_tokens: int = 20_000
     slots: int = 48
@@ -59,7 +61,7 @@ def toy_recipe() -> Recipe:
     once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
     return Recipe(
         layers=(0, 1), shortlist=64, text_tokens=1200, shard_tokens=600, slots=8, max_answer=24,
-        held_out_answer=12, generalist=once, specialist=once,
+        held_out_answer=12, generalist=once, specialist=once, rank=32,
     )  # fmt: skip
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 
-from edgecosine.engine.cut_models import cut_config, load_cut_model
+from edgecosine.engine.cut_models import load_cut_model, read_cut_config
 from edgecosine.engine.gguf_file import read_gguf
-from edgecosine.engine.gguf_weights import read_gguf_config
 from edgecosine.engine.sources import locate
 from edgecosine.lab.distill import pool
+from edgecosine.lab.distill.adapters import adapt
 from edgecosine.lab.distill.conversations import (
     ANSWER_TEMPERATURE,
     Conversation,
@@ -23,7 +24,7 @@ from edgecosine.lab.distill.conversations import (
     Writer,
 )
 from edgecosine.lab.distill.evaluation import held_out_turns, matches, mean_accepted, seed_of
-from edgecosine.lab.distill.export import write_drafter
+from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.learning import AcceptanceLoss, batches_from, plan, rate
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
@@ -39,6 +40,7 @@ _CELLS = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
 _SHORTLIST_STATES = 5
+_ADAPTER_KIND = "Q8_0"
 
 
 def text_stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
@@ -84,34 +86,50 @@ def shortlist_stage(recipe: Recipe, places: Places, device: str, _: float) -> Re
 
 
 def drafter_stage(name: str) -> Stage:
-    """Training of one drafter: the generalist from the target's layers, specialists from it."""
+    """Training of one drafter: the generalist from the target's layers, specialists as low-rank
+    changes to it as it is served."""
 
     def stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
         shortlist = torch.load(places.shortlist, weights_only=True)
         stock = load_stock(recipe.target, torch.float32)
-        student = cut(stock, recipe.layers, shortlist)
         loss = AcceptanceLoss(head_of(stock)[shortlist].to(device))
+        if name == GENERALIST:
+            student = cut(stock, recipe.layers, shortlist)
+        else:
+            student = _as_served(places.drafter(GENERALIST))
+            adapt(student, recipe.rank)
         del stock
         torch.nn.Module.to(student, device)
         if device != "cpu":
             student.set_attn_implementation("sdpa")  # the loss relies on it not to wait
         trainer = Trainer(student, loss)
-        path = places.checkpoint(name)
-        if path.exists():
-            trainer.load(path)
-        elif name != GENERALIST:
-            trainer.load(places.checkpoint(GENERALIST), with_optimiser=False)
+        if places.checkpoint(name).exists():
+            trainer.load(places.checkpoint(name))
         chosen = _material(pool.load(places.text).conversations(), name, recipe)
         report = _learn(trainer, chosen, recipe, places, name, deadline)
         places.out.mkdir(parents=True, exist_ok=True)
-        report["bytes"] = write_drafter(
-            places.drafter(name), trainer.student, shortlist, Path(recipe.target).name,
-            recipe.kind, f"{Path(recipe.target).stem} {name}",
-        )  # fmt: skip
+        title = f"{Path(recipe.target).stem} {name}"
+        if name == GENERALIST:
+            report["bytes"] = write_drafter(
+                places.drafter(name), student, shortlist, Path(recipe.target).name, recipe.kind,
+                title,
+            )  # fmt: skip
+        else:
+            report["bytes"] = write_adapter(
+                places.drafter(name), student, places.drafter(GENERALIST), _ADAPTER_KIND, title
+            )
         report["parameters"] = read_gguf(places.drafter(name)).num_parameters
         return report
 
     return stage
+
+
+def _as_served(path: Path) -> LlamaForCausalLM:
+    """A finished drafter to learn from, with its output layer for the shortlist alone."""
+    source = locate(str(path))
+    student: Any = load_cut_model(source, read_cut_config(source), torch.float32)
+    student.lm_head = student.lm_head.linear
+    return cast(LlamaForCausalLM, student)
 
 
 def _learn(
@@ -156,14 +174,11 @@ def evaluation_stage(recipe: Recipe, places: Places, device: str, _: float) -> R
     writer = Writer(
         teacher.feeder, teacher.head, template, slots=slots, max_answer=recipe.held_out_answer
     )
-    base = locate(recipe.target).gguf
-    assert base is not None, "the teacher was loaded from it"
     told = {t: _held_out_answers(teacher, writer, template, t) for t in (0.0, ANSWER_TEMPERATURE)}
     matrices: dict[float, dict[str, dict[str, float]]] = {temperature: {} for temperature in told}
     for name in DRAFTERS:
-        gguf = read_gguf(places.drafter(name))
-        config = cut_config(gguf, read_gguf_config(base))
-        drafter = load_cut_model(gguf, base, config, torch.float32).to(device)
+        source = locate(str(places.drafter(name)))
+        drafter = load_cut_model(source, read_cut_config(source), torch.float32).to(device)
         for temperature, answers in told.items():
             equal = [(done.domain, matches(drafter, done, seed)) for done, seed in answers]
             matrices[temperature][name] = {

@@ -53,6 +53,7 @@ def make_drafters(
     """
     end = time.monotonic() + 60 * minutes
     places.scratch.mkdir(parents=True, exist_ok=True)
+    _bring(Path(recipe.target), places.out)
     report: dict[str, Any] = {}
     if places.report.exists():
         report = json.loads(places.report.read_text(encoding="utf-8"))
@@ -68,6 +69,14 @@ def make_drafters(
     if report.keys() >= STAGES.keys():
         write_card(places.out, recipe, report)
         print(f"written: {places.out}", flush=True)
+
+
+def _bring(target: Path, out: Path) -> None:
+    """Link a target that is a file into the drafters' folder: they find it beside them."""
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / target.name
+    if target.is_file() and not beside.exists():
+        beside.symlink_to(target.resolve())
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -16,7 +16,12 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from edgecosine.engine.cut_models import LAYER_WEIGHTS, cut_config, load_cut_model, rotary_pairs
+from edgecosine.engine.cut_models import (
+    LAYER_WEIGHTS,
+    load_cut_model,
+    read_cut_config,
+    rotary_pairs,
+)
 from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
 from edgecosine.engine.sources import Source, locate
 from edgecosine.errors import ModelUnsupported
@@ -72,10 +77,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_cut(source: Source) -> Checkpoint:
-    assert source.gguf is not None
-    assert source.base is not None
-    config = cut_config(source.gguf, read_gguf_config(source.base))
-    model = load_cut_model(source.gguf, source.base, config, torch.float32)
+    config = read_cut_config(source)
+    model = load_cut_model(source, config, torch.float32)
     tensors = dict(model.model.named_parameters(prefix="model"))
     return Checkpoint(
         config, {**tensors, _HEAD: model.lm_head.linear.weight}, model.lm_head.tokens.tolist()
