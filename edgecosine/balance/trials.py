@@ -9,7 +9,7 @@ from edgecosine.balance.plan import Candidate
 
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
-FIRST_TRIALS = 3
+FIRST_TRIALS = 1
 """Trials per drafter that follow each other while a request is new."""
 TRIAL_EVERY = 6
 """Rounds between two trials of drafters that were tried before: subjects change."""
@@ -51,7 +51,8 @@ def whom_to_try(
     `num_trials` were made for this request, the last one `rounds_since` rounds ago; `is_plain` says
     that the plan asks nobody.
     """
-    if is_plain and rounds_since > 1 and num_trials % OTHERS_TURN != OTHERS_TURN - 1:
+    is_hopeful_due = rounds_since >= 2 + num_trials // 2
+    if is_plain and is_hopeful_due and num_trials % OTHERS_TURN != OTHERS_TURN - 1:
         best = most_hopeful(others)
         if best is not None:
             return best
