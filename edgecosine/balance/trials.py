@@ -1,5 +1,5 @@
 """Whom to try beside a verification: a draft that nobody waits for, judged by the verdict like any
-other, so that trying costs the request no time."""
+other. It costs the request little: the target's processor reads the messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from edgecosine.balance.plan import Candidate
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
 FIRST_TRIALS = 1
-"""Trials per drafter that follow each other while a request is new."""
+"""Trials per drafter that follow each other while a request is new. Drafters of one machine hinder
+each other, and their messages cost the target: three trials of each were a fifth of an answer's
+rounds."""
+HOPEFUL_EVERY, HOPEFUL_RARER = 2, 2
+"""Plain rounds between two trials of the hopeful one at first, and trials after which it is one
+round more."""
 TRIAL_EVERY = 6
 """Rounds between two trials of drafters that were tried before: subjects change."""
 HOPEFUL = 0.5
@@ -51,7 +56,7 @@ def whom_to_try(
     `num_trials` were made for this request, the last one `rounds_since` rounds ago; `is_plain` says
     that the plan asks nobody.
     """
-    is_hopeful_due = rounds_since >= 2 + num_trials // 2
+    is_hopeful_due = rounds_since >= HOPEFUL_EVERY + num_trials // HOPEFUL_RARER
     if is_plain and is_hopeful_due and num_trials % OTHERS_TURN != OTHERS_TURN - 1:
         best = most_hopeful(others)
         if best is not None:

@@ -153,7 +153,7 @@ class Balancer(Learning):
         """Whom to ask beside the verification, for the sake of learning alone.
 
         Drafters that the plan leaves out take turns. Their drafts are judged by the verdict like
-        all others, but nobody waits for them, so that trying costs the request no time.
+        all others, but nobody waits for them.
         """
         request.rounds_since_trial += 1
         num_trials, since = request.num_trials, request.rounds_since_trial

@@ -50,3 +50,11 @@ def test_good_drafter_that_a_plain_plan_leaves_out_has_three_turns_of_four() -> 
     assert whom_to_try([GOOD, KNOWN], 0, 2, 1, is_plain=True) is GOOD
     assert whom_to_try([GOOD, KNOWN], 0, 1, 1, is_plain=True) is None
     assert whom_to_try([KNOWN], 0, 2, 1, is_plain=True) is None
+
+
+def test_trials_of_a_good_drafter_become_rarer_while_plans_stay_plain() -> None:
+    due = [
+        next(n for n in range(100) if whom_to_try([GOOD], trials, n, 1, is_plain=True) is GOOD)
+        for trials in (0, 4, 8)
+    ]
+    assert due == [2, 4, TRIAL_EVERY]
