@@ -10,9 +10,8 @@ from edgecosine.balance.plan import Candidate
 ENOUGH_EVIDENCE = 6.0
 """Judged tokens after which a drafter counts as tried for a request."""
 FIRST_TRIALS = 1
-"""Trials per drafter that follow each other while a request is new. Drafters of one machine hinder
-each other, and their messages cost the target: three trials of each were a fifth of an answer's
-rounds."""
+"""Trials per drafter that follow each other while a request is new. Drafters of one machine slow
+each other down, and the target's processor reads their messages."""
 HOPEFUL_EVERY, HOPEFUL_RARER = 2, 2
 """Plain rounds between two trials of the hopeful one at first, and trials after which it is one
 round more."""

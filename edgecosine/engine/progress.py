@@ -1,7 +1,7 @@
 """How far a load has come: the libraries' bars on a terminal, a logged line now and then elsewhere.
 
 transformers and huggingface_hub draw their bars by tqdm, one for each file that is downloaded and
-one for the weights. The former are told which bar to take by an argument, the latter by a hook.
+one for the weights. Downloads take the bar as an argument, the weights take it from a hook.
 """
 
 from __future__ import annotations

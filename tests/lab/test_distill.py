@@ -23,7 +23,7 @@ from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate, states_of
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
-from edgecosine.lab.distill.stages import _as_served
+from edgecosine.lab.distill.stages import as_served
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
@@ -253,7 +253,7 @@ def test_specialist_is_the_generalist_with_its_changes_and_no_others(target: Pat
     tokens = torch.arange(0, len(TOKENS), 2)
     general, special = (target.with_name(f"{name}.gguf") for name in ("general", "special"))
     write_drafter(general, cut(stock, (0, 1), tokens), tokens, target.name, "Q8_0", "general")
-    student = _as_served(general)
+    student = as_served(general)
     adapt(student, 32)
     with torch.no_grad():
         for _, _, outer in changes(student):
@@ -264,7 +264,7 @@ def test_specialist_is_the_generalist_with_its_changes_and_no_others(target: Pat
     loaded = load_cut_model(source, read_cut_config(source), torch.float32)
     with torch.inference_mode():
         wanted, given = student(ids).logits, loaded(ids).logits[..., tokens]
-        untouched = _as_served(general)(ids).logits
+        untouched = as_served(general)(ids).logits
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
     assert (given - untouched).abs().max() > 0.1
     write_drafter(general, cut(stock, (0, 1), tokens), tokens, target.name, "Q4_0", "other")

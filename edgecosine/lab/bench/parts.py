@@ -98,7 +98,6 @@ def _run(repeat: int, policy: str, sampling: Sampling, answers: Sequence[Asked])
         "tokens_per_s": tokens / sum(answer.elapsed_s for answer in answers),
         "accepted_per_round": sum(answer.num_accepted for answer in answers)
         / max(1, sum(answer.num_rounds for answer in answers)),
-        "domains": {answer.domain: answer.num_tokens / answer.elapsed_s for answer in answers},
     }
 
 

@@ -1,6 +1,6 @@
 """Low-rank changes to a drafter's matrices (LoRA, arXiv 2106.09685): what makes a specialist of it.
 
-A specialist differs from the generalist by little, and is a twentieth of its size this way.
+A specialist differs from the generalist by little, and its file is an eighth of its size this way.
 """
 
 from __future__ import annotations

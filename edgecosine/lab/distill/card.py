@@ -46,8 +46,9 @@ Looping text is easy to guess, and flatters the figures at temperature 0.
 """
 
 
-def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any], note: str = "") -> None:
-    """Write both files beside the drafters; `note` tells what was made otherwise."""
+def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any]) -> None:
+    """Write both files beside the drafters; the report's `note`, if any, says what was made
+    otherwise than by the recipe."""
     (out / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = _TEMPLATE.format(
         target=recipe.target,
@@ -62,7 +63,7 @@ def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any], note: str =
         text_tokens=report["text"]["answer_tokens"],
         share=report["shortlist"]["share_of_answers"],
         training="\n".join(_training(name, report[name]) for name in DRAFTERS),
-        note=f"{note}\n\n" if note else "",
+        note=f"{report['note']}\n\n" if "note" in report else "",
         gamma=GAMMA,
         matrices="\n".join(
             _matrix(temperature, report["evaluation"][temperature])

@@ -82,9 +82,9 @@ class Turn:
 class Openers:
     """Beginnings of turns without end, and of each domain so many that all get as many tokens."""
 
-    def __init__(self, tokenizer: Any, seed: int, domains: Sequence[str] = DOMAINS) -> None:
+    def __init__(self, tokenizer: Any, seed: int) -> None:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
-        self._num_tokens = dict.fromkeys(domains, 0)
+        self._num_tokens = dict.fromkeys(DOMAINS, 0)
 
     def __iter__(self) -> Iterator[Turn]:
         while True:

@@ -26,15 +26,7 @@ def write_drafter(
     writer.add_name(name)
     writer.add_license("apache-2.0")
     writer.add_string(BASE, base)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    describe_llama(writer, config)
     writer.add_tensor(SHORTLIST, shortlist.to(torch.int32).numpy())
     body = cast(Any, student.model)
     _add(writer, OUTPUT, cast(Any, student.lm_head).weight, kind)
@@ -45,10 +37,7 @@ def write_drafter(
             if theirs in {"attn_q", "attn_k"}:
                 weight = rotary_pairs(weight, config.head_dim)
             _add(writer, f"blk.{index}.{theirs}.weight", weight, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path.stat().st_size
 
 
@@ -69,11 +58,29 @@ def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, 
         rows = rotary_pairs(outer, config.head_dim) if is_rotated else outer
         _add(writer, f"{adapted_name(module)}.lora_a", inner, kind)
         _add(writer, f"{adapted_name(module)}.lora_b", rows, kind)
+    finish(writer)
+    return path.stat().st_size
+
+
+def describe_llama(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Write the settings of a Llama."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write the file with all that was added."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path.stat().st_size
 
 
 def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""As many prompts as wanted that nobody was trained on: turns that the target writes by itself."""
+"""Prompts that no drafter was trained on, in any number: the target writes the user's turns."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def drafter_stage(name: str) -> Stage:
         if name == GENERALIST:
             student = cut(stock, recipe.layers, shortlist)
         else:
-            student = _as_served(places.drafter(GENERALIST))
+            student = as_served(places.drafter(GENERALIST))
             adapt(student, recipe.rank)
         del stock
         torch.nn.Module.to(student, device)
@@ -124,7 +124,7 @@ def drafter_stage(name: str) -> Stage:
     return stage
 
 
-def _as_served(path: Path) -> LlamaForCausalLM:
+def as_served(path: Path) -> LlamaForCausalLM:
     """A finished drafter to learn from, with its output layer for the shortlist alone."""
     source = locate(str(path))
     student: Any = load_cut_model(source, read_cut_config(source), torch.float32)

@@ -1,8 +1,8 @@
 """A drafter cut from the target: some of its layers, and an output layer of frequent tokens alone.
 
-A start from the target's own layers learns an order of magnitude faster than one from scratch. The
-output layer is most of a small drafter's step, and the few thousand most frequent tokens are nearly
-all that is ever said (FR-Spec, arXiv 2502.14856); the target corrects the rest.
+A start from the target's own layers learns much faster than one from scratch. The output layer is
+most of a small drafter's step, and the few thousand most frequent tokens are nearly all that is
+ever said (FR-Spec, arXiv 2502.14856); the target corrects the rest.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from edgecosine.lab.distill.learning import AcceptanceLoss, Batch
 
 _BETAS = (0.9, 0.95)
 _WEIGHT_DECAY = 0.01
+_MAX_NORM = 1.0
 
 
 class Trainer:
     """Steps of AdamW on `student`, in bfloat16 where torch multiplies it, weights in float32."""
 
-    def __init__(self, student: LlamaForCausalLM, loss: AcceptanceLoss, clip: float = 1.0) -> None:
-        self.student, self._loss, self._clip = student, loss, clip
+    def __init__(self, student: LlamaForCausalLM, loss: AcceptanceLoss) -> None:
+        self.student, self._loss = student, loss
         self._weights = [p for p in student.parameters() if p.requires_grad]
         self._optimiser = torch.optim.AdamW(
             self._weights, lr=0.0, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True
@@ -36,7 +37,7 @@ class Trainer:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss, overlap, equal = self._loss(self.student, batch.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._weights, self._clip)
+        torch.nn.utils.clip_grad_norm_(self._weights, _MAX_NORM)
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.num_steps += 1
@@ -55,10 +56,9 @@ class Trainer:
         torch.save(state, scratch)
         scratch.replace(path)
 
-    def load(self, path: Path, *, with_optimiser: bool = True) -> None:
-        """Go on where `save` was called; without the optimiser, a new training from its weights."""
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called."""
         state = torch.load(path, map_location=self.student.device, weights_only=True)
         self.student.load_state_dict(state["weights"], strict=False)
-        if with_optimiser:
-            self._optimiser.load_state_dict(state["optimiser"])
-            self.num_steps, self.num_tokens = state["steps"], state["tokens"]
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.num_steps, self.num_tokens = state["steps"], state["tokens"]

@@ -25,6 +25,7 @@ from edgecosine.engine.cut_models import (
 from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
 from edgecosine.engine.sources import Source, locate
 from edgecosine.errors import ModelUnsupported
+from edgecosine.lab.distill.export import describe_llama, finish
 
 _HEAD: Final = "lm_head.weight"
 _OUTPUT: Final = "output.weight"
@@ -127,7 +128,9 @@ def _write_gguf(
     is_quantized: bool,
 ) -> None:  # fmt: skip
     writer = GGUFWriter(path, "llama")
-    _describe(writer, config)
+    writer.add_name("drafter")
+    describe_llama(writer, config)
+    writer.add_vocab_size(config.vocab_size)
     for name, field in target.fields.items():
         if name.startswith("tokenizer."):
             _copy(writer, name, field)
@@ -138,26 +141,7 @@ def _write_gguf(
         # A layer is stored as the target's layer 0 is: they differ in number.
         kind = types.get(_of_layer_0(told), _FLOAT32)
         writer.add_tensor(told, quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _describe(writer: GGUFWriter, config: Any) -> None:
-    writer.add_name("drafter")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(
-        config.head_dim or config.hidden_size // config.num_attention_heads
-    )
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    finish(writer)
 
 
 def _copy(writer: GGUFWriter, name: str, field: Any) -> None:

@@ -1,4 +1,4 @@
-"""Starts the peers, and leaves out whoever does not start."""
+"""Starts the peers; a peer that does not start is left out of the comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STOCK: Final = ("env", "TQDM_DISABLE=1", sys.executable, "-m", "edgecosine.lab.
 
 
 class Peers:
-    """Starts the peers' processes; whoever does not start is left out."""
+    """Starts the peers' processes; a peer that does not start is left out."""
 
     def __init__(
         self, stack: AsyncExitStack, setup: Setup, plain: PlainCheckpoint | None,
@@ -96,7 +96,7 @@ class Peers:
 
 
 async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
-    """Share of a core that each peer takes while nobody asks it: threads that spin show here."""
+    """Share of a core that each peer takes while it has no request: threads that spin show here."""
     before = {name: _cpu_s(pid) for name, pid in pids.items()}
     await asyncio.sleep(_IDLE_S)
     return {
