@@ -117,7 +117,11 @@ class PeerMismatched(PeerRefused):
 
 
 class BrokerLost(EdgecosineError):
-    """The connection to the MQTT broker ended."""
+    """The connection to the MQTT broker ended; `reason_code` is what an MQTT 5 broker gave."""
+
+    def __init__(self, message: str, reason_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
 
 
 class EnrolmentError(EdgecosineError):

@@ -11,15 +11,18 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
+from edgecosine.node.refusals import Refusals
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ _MAX_UNACKNOWLEDGED = 16
 _FAREWELL_TIMEOUT_S = 3.0
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
+_SHOWN = 256
 _QUIET_S = 10.0
 """A connection that lasted this long was a good one; two nodes of one name never have it."""
 
@@ -77,8 +81,11 @@ class Courier:
 
     `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
     `lost` is called when a connection that stood has broken, `delivered` for each message of ours
-    that the broker has. With `session_s` the broker keeps what comes while we are away, and each
-    incoming message is to be acknowledged.
+    that the broker has, `refused` for each that it never will have, and why. With `session_s` the
+    broker keeps what comes while we are away, and each incoming message is to be acknowledged.
+
+    A broker gives a session to whoever comes with its `client_id`, so that is a secret; unless told
+    otherwise it is drawn. `name` is for people.
     """
 
     def __init__(
@@ -94,18 +101,27 @@ class Courier:
         lost: Callable[[], None] = lambda: None,
         counters: Counters | None = None,
         delivered: Callable[[Outgoing], None] = lambda _: None,
+        refused: Callable[[Outgoing, str], None] = lambda _, __: None,
         session_s: int = 0,
+        client_id: str | None = None,
     ) -> None:
         self._address = address
         self._name = name
+        self._client_id = client_id or f"{name}-{secrets.token_hex(16)}"
         self._receive = receive
         self._filters = filters
         self._will = will
         self._announce = announce
         self._farewell = farewell
-        self._lost, self._delivered, self._session_s = lost, delivered, session_s
+        self._lost, self._session_s = lost, session_s
+        self._delivered, self._refused = delivered, refused
         self._counters = counters or Counters()
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
+        self._refusals = Refusals()
+        self._announced: Outgoing | None = None
+        """What was sent on arrival and not yet acknowledged."""
+        self._pause_s = _FIRST_PAUSE_S
+        self._complaints = Complaints()
         self._has_connected = False
         self._version: Version | None = None
         self._is_connected = asyncio.Event()
@@ -161,13 +177,13 @@ class Courier:
     async def run(self) -> NoReturn:
         """Stay connected until cancelled."""
         loop = asyncio.get_running_loop()
-        pause_s = _FIRST_PAUSE_S
+        self._pause_s = _FIRST_PAUSE_S
         while True:
             begun = loop.time()
             try:
                 async with connect(
                     self._address,
-                    client_id=self._name,
+                    client_id=self._client_id,
                     will=self._will,
                     version=self._version,
                     session_s=self._session_s,
@@ -177,10 +193,10 @@ class Courier:
             except BrokerLost as error:
                 self._note_failure(error)
             if loop.time() - begun > _QUIET_S:
-                pause_s = _FIRST_PAUSE_S
+                self._pause_s = _FIRST_PAUSE_S
             # Jitter, so that a house full of nodes does not come back in one moment.
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.5))
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def _note_failure(self, error: BrokerLost) -> None:
         # Said once, and not at each attempt.
@@ -218,8 +234,27 @@ class Courier:
             await self._leave(connection)
             raise
         finally:
-            self._outbox.rewind()
+            alone = self._outbox.lose()
+        self._blame(self._announced or alone, loss)
         raise BrokerLost(str(loss)) from loss
+
+    def _blame(self, alone: Outgoing | None, loss: BrokerLost) -> None:
+        """Give up the message that was alone on its way, if it was so at the last loss, too."""
+        self._announced = None
+        if alone is not None and self._refusals.lost(alone, loss.reason_code):
+            self._outbox.give_up(alone)
+            self._pause_s = _FIRST_PAUSE_S
+            self._give_up(alone, f"the broker ended the connection for it twice: {loss}")
+
+    def _give_up(self, message: Outgoing, reason: str) -> None:
+        self._counters.count("undeliverable")
+        # Some are told again every second.
+        if self._complaints.is_due(message.topic, asyncio.get_running_loop().time()):
+            logger.warning(
+                "message given up name=%s topic=%r bytes=%d reason=%s",
+                self._name, message.topic[:_SHOWN], len(message.payload), reason,
+            )  # fmt: skip
+        self._refused(message, reason)
 
     def _note_success(self, connection: Connection) -> None:
         logger.info(
@@ -246,10 +281,14 @@ class Courier:
     ) -> None:
         await connection.subscribe(self._filters)
         for message in self._announce():
-            await connection.publish(message)
+            if not self._is_refused(connection, message):
+                self._announced = message
+                await connection.publish(message)
+                self._announced = None
+                self._refusals.taken(message)
         if not work.is_over:
             self._note_success(connection)
-        room = asyncio.Semaphore(_MAX_UNACKNOWLEDGED)
+        room = asyncio.Semaphore(min(_MAX_UNACKNOWLEDGED, connection.limits.max_in_flight))
         while not work.is_over:
             await room.acquire()
             number, message = await self._outbox.take()
@@ -260,11 +299,29 @@ class Courier:
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
     ) -> None:
         try:
-            await connection.publish(message)
-            self._outbox.settle(number)
-            self._delivered(message)
+            await self._publish(connection, number, message)
         finally:
             room.release()
+
+    async def _publish(self, connection: Connection, number: int, message: Outgoing) -> None:
+        """Send one message of the outbox, or give it up.
+
+        Raises BrokerLost.
+        """
+        if self._is_refused(connection, message):
+            self._outbox.settle(number)
+            return
+        await connection.publish(message)
+        self._outbox.settle(number)
+        self._refusals.taken(message)
+        self._delivered(message)
+
+    def _is_refused(self, connection: Connection, message: Outgoing) -> bool:
+        """Whether the broker would end the connection for a message, which is then given up."""
+        objection = connection.limits.objection(message) or self._refusals.objection(message)
+        if objection is not None:
+            self._give_up(message, objection)
+        return objection is not None
 
     async def _leave(self, connection: Connection) -> None:
         """Send what is left, then the farewell, as far as a short time allows."""
@@ -272,9 +329,7 @@ class Courier:
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
                 while self._outbox:
-                    number, message = await self._outbox.take()
-                    await connection.publish(message)
-                    self._outbox.settle(number)
-                    self._delivered(message)
+                    await self._publish(connection, *await self._outbox.take())
                 for message in self._farewell():
-                    await connection.publish(message)
+                    if not self._is_refused(connection, message):
+                        await connection.publish(message)

@@ -19,6 +19,11 @@ DRAINING = RequestError(
     retry_after_s=_DRAIN_RETRY_S,
 )
 TOO_LONG = RequestError("the answer is too long for MQTT", code="answer_too_large", status=500)
+NOT_TAKEN = RequestError(
+    "the broker does not take the answer, which may be too long for it",
+    code="answer_too_large",
+    status=500,
+)
 
 
 def unavailable(reason: str) -> RequestError:

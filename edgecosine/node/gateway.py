@@ -125,6 +125,7 @@ class Gateway:
             farewell=self._farewell,
             counters=counters,
             delivered=self._reception.delivered,
+            refused=self._reception.undeliverable,
             session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
         )
 

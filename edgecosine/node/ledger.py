@@ -110,6 +110,10 @@ class Ledger:
         """Whether an answer is kept."""
         return key in self._finished
 
+    def finished(self, key: str) -> Finished | None:
+        """The answer that is kept of a request."""
+        return self._finished.get(key)
+
     def forget(self, key: str) -> Entry | None:
         """Forget a request that another target answers; the entry, if it was at work."""
         if (finished := self._finished.pop(key, None)) is not None:

@@ -12,7 +12,8 @@ import functools
 import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from typing import Literal, NoReturn
+from dataclasses import replace
+from typing import Any, Literal, NoReturn
 
 import aiomqtt
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
@@ -22,9 +23,13 @@ from paho.mqtt.properties import Properties
 
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.broker_limits import BrokerLimits
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
+_paho_logger = logger.getChild("paho")
+# It would write out the client id, which is a secret.
+_paho_logger.addFilter(lambda record: not str(record.msg).startswith("Sending CONNECT"))
 
 Version = Literal["5", "3.1.1"]
 
@@ -37,15 +42,25 @@ _MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
 _UNSUPPORTED_VERSION = (1, 132)
+_NO_RETAINED, _NO_QOS = 154, 155
 _PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 
 class _Client(aiomqtt.Client):
-    """aiomqtt's client, asked to write only to sockets that are there.
+    """aiomqtt's client, asked to write only to sockets that are there, and to keep `limits`.
 
     aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
     the number another one's.
     """
+
+    limits = BrokerLimits()
+
+    def _on_connect(
+        self, client: PahoClient, userdata: Any, flags: Any, reason_code: Any,
+        properties: Properties | None = None,
+    ) -> None:  # fmt: skip
+        self.limits = _limits(properties)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_socket_register_write(
         self, client: PahoClient, userdata: object, sock: socket.socket
@@ -66,9 +81,10 @@ class _Client(aiomqtt.Client):
 class Connection:
     """A connection that stands."""
 
-    def __init__(self, client: aiomqtt.Client, version: Version) -> None:
+    def __init__(self, client: _Client, version: Version) -> None:
         self._client = client
         self.version = version
+        self.limits = client.limits
 
     def _incoming(self, message: aiomqtt.Message) -> Incoming:
         return _incoming(message, functools.partial(self._acknowledge, message))
@@ -96,8 +112,12 @@ class Connection:
     async def publish(self, message: Outgoing) -> None:
         """Publish; with QoS 1, return when the broker has the message.
 
-        Calls that are made in some order are sent in that order. Raises BrokerLost.
+        Calls that are made in some order are sent in that order. Raises BrokerLost, also for what
+        the broker has to object to, which is not sent.
         """
+        if objection := self.limits.objection(message):
+            raise BrokerLost(objection)
+        message = self.limits.fit(message)
         properties = _properties(message) if self.version == "5" else None
         with _broker_errors():
             await self._client.publish(
@@ -146,9 +166,13 @@ async def connect(
     we are away (MQTT 5: so many seconds); each message is then ours to acknowledge. Without
     `version`, MQTT 5 is tried and then 3.1.1. Raises BrokerLost.
     """
-    client, spoken = await _dial(
-        address, client_id=client_id, will=will, version=version, session_s=session_s
-    )
+    dial = functools.partial(_dial, address, client_id=client_id, session_s=session_s)
+    try:
+        client, spoken = await dial(will=will, version=version)
+    except BrokerLost as error:
+        if will is None or (lesser := _without(will, error.reason_code)) == will:
+            raise
+        client, spoken = await dial(will=lesser, version=version)
     try:
         yield Connection(client, spoken)
     finally:
@@ -165,19 +189,32 @@ async def _dial(
     will: Outgoing | None,
     version: Version | None,
     session_s: int,
-) -> tuple[aiomqtt.Client, Version]:
+) -> tuple[_Client, Version]:
     if version is None:
         try:
             return await _enter(address, client_id, will, "5", _PROBE_TIMEOUT_S, session_s), "5"
         except aiomqtt.MqttError as error:
             if not _may_be_older(error):
-                raise BrokerLost(f"no connection to {address}: {error}") from error
+                raise _no_connection(address, error) from error
             logger.info("broker does not answer MQTT 5, trying 3.1.1 broker=%s", address)
     spoken = version or "3.1.1"
     try:
         return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S, session_s), spoken
     except aiomqtt.MqttError as error:
-        raise BrokerLost(f"no connection to {address}: {error}") from error
+        raise _no_connection(address, error) from error
+
+
+def _no_connection(address: BrokerAddress, error: aiomqtt.MqttError) -> BrokerLost:
+    return BrokerLost(f"no connection to {address}: {error}", _reason_code(error))
+
+
+def _without(will: Outgoing, reason_code: int | None) -> Outgoing:
+    """The will, without what a broker refused it for."""
+    return replace(
+        will,
+        retain=will.retain and reason_code != _NO_RETAINED,
+        qos=0 if reason_code == _NO_QOS else will.qos,
+    )
 
 
 def _may_be_older(error: aiomqtt.MqttError) -> bool:
@@ -194,7 +231,7 @@ async def _enter(
     version: Version,
     timeout_s: float,
     session_s: int,
-) -> aiomqtt.Client:
+) -> _Client:
     is_kept = session_s > 0
     client = _Client(
         address.host,
@@ -212,7 +249,7 @@ async def _enter(
         max_queued_incoming_messages=_MAX_INCOMING,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         tls_context=address.tls(),
-        logger=logger,
+        logger=_paho_logger,
     )
     client.pending_calls_threshold = _MAX_SENDERS
     # Otherwise paho acknowledges what it has read, whether anybody has written it down or not.
@@ -246,7 +283,27 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except aiomqtt.MqttError as error:
-        raise BrokerLost(str(error.__cause__ or error)) from error
+        cause = error.__cause__ or error
+        raise BrokerLost(str(cause), _reason_code(cause)) from error
+
+
+def _reason_code(error: BaseException) -> int | None:
+    """What a broker gave for a reason; None where it gave none."""
+    if not isinstance(error, aiomqtt.MqttCodeError):
+        return None
+    number = _number(error.rc)
+    return number if number >= _FIRST_FAILURE else None
+
+
+def _limits(properties: Properties | None) -> BrokerLimits:
+    """What a broker said when it let us in; a broker of MQTT 3.1.1 says nothing."""
+    given = {
+        "max_packet_bytes": getattr(properties, "MaximumPacketSize", None),
+        "max_qos": getattr(properties, "MaximumQoS", None),
+        "keeps_retained": getattr(properties, "RetainAvailable", None),
+        "max_in_flight": getattr(properties, "ReceiveMaximum", None),
+    }
+    return BrokerLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:

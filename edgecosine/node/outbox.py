@@ -35,10 +35,12 @@ class Outbox:
         self._retained: dict[str, int] = {}
         """Numbers of the retained ones that wait, by topic."""
         self._in_flight: dict[int, Outgoing] = {}
+        self._alone_until = 0
+        """Numbers up to this one leave one at a time: a connection ended with them in flight."""
         self._last_number = 0
         self._num_bytes = 0
         self._num_dropped = 0
-        self._has_message = asyncio.Event()
+        self._may_leave = asyncio.Event()
         self._has_left = asyncio.Event()
 
     def __len__(self) -> int:
@@ -73,9 +75,9 @@ class Outbox:
 
     async def take(self) -> tuple[int, Outgoing]:
         """Wait for the next message; `settle` or `rewind` ends its time in flight."""
-        while not self._waiting:
-            self._has_message.clear()
-            await self._has_message.wait()
+        while not self._waiting or self._is_held:
+            self._may_leave.clear()
+            await self._may_leave.wait()
         number, message = next(iter(self._waiting.items()))
         del self._waiting[number]
         if self._retained.get(message.topic) == number:
@@ -88,9 +90,28 @@ class Outbox:
         message = self._in_flight.pop(number, None)
         if message is not None:
             self._forget(message)
+            self._may_leave.set()
+
+    def lose(self) -> Outgoing | None:
+        """The connection broke: what was in flight with QoS 1 is sent again, one at a time, until
+        the broker has it. Gives the message that was alone in flight, or None."""
+        in_flight = {number: each for number, each in self._in_flight.items() if each.qos}
+        self._alone_until = max(in_flight, default=self._alone_until)
+        self.rewind()
+        return next(iter(in_flight.values())) if len(in_flight) == 1 else None
+
+    def give_up(self, message: Outgoing) -> None:
+        """Send a message that waits, or a newer one in its place, no more."""
+        for number, each in self._waiting.items():
+            if each == message or (message.retain and each.topic == message.topic):
+                del self._waiting[number]
+                if self._retained.get(each.topic) == number:
+                    del self._retained[each.topic]
+                self._forget(each)
+                return
 
     def rewind(self) -> None:
-        """The connection broke: what was in flight with QoS 1 is sent again, in its old order."""
+        """We leave: what was in flight with QoS 1 is sent again, in its old order."""
         later, self._waiting = self._waiting, {}
         in_flight, self._in_flight = self._in_flight, {}
         self._retained.clear()
@@ -102,12 +123,19 @@ class Outbox:
                 self._add(number, message)
         self._has_left.set()
 
+    @property
+    def _is_held(self) -> bool:
+        """Whether one that leaves alone is in flight, or is next while others are."""
+        return bool(self._in_flight) and (
+            min(*self._in_flight, next(iter(self._waiting))) <= self._alone_until
+        )
+
     def _add(self, number: int, message: Outgoing) -> None:
         self._waiting[number] = message
         self._num_bytes += message.num_bytes
         if message.retain:
             self._retained[message.topic] = number
-        self._has_message.set()
+        self._may_leave.set()
 
     def _forget(self, message: Outgoing) -> None:
         self._num_bytes -= message.num_bytes

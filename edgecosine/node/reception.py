@@ -20,10 +20,10 @@ from edgecosine.errors import JournalUnavailable, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
-from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, unavailable
+from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, NOT_TAKEN, unavailable
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places
-from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
+from edgecosine.node.records import KEEP_ANSWERS_S, Journal, Kept, NoJournal
 from edgecosine.node.resume import DEADLY, NO_PAST, Job, Past
 from edgecosine.node.service import Service
 from edgecosine.node.sharing import Sharing
@@ -31,7 +31,7 @@ from edgecosine.node.telling import Telling
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import Outgoing, nothing
-from edgecosine.protocol.replies import error_message
+from edgecosine.protocol.replies import error_message, undeliverable
 from edgecosine.protocol.sharing import Claim
 from edgecosine.protocol.topics import Topics
 
@@ -223,6 +223,26 @@ class Reception:
     def delivered(self, message: Outgoing) -> None:
         """The broker has a message."""
         self._telling.delivered(message)
+
+    def undeliverable(self, message: Outgoing, _: str) -> None:
+        """No broker takes a message: its asker is told so where it was a final one."""
+        key, notice = self._telling.give_up(message), undeliverable(message, NOT_TAKEN)
+        if key is not None and notice is not None:
+            self._counters.count("failed", NOT_TAKEN.code)
+            if (known := self._ledger.finished(key)) is not None:
+                self._keep(key, replace(known, state="failed", final=notice))
+            self._telling.owe(key, notice)
+        elif key is not None:
+            self._telling.settle(key)
+        elif notice is not None:
+            self._telling.send(notice)
+
+    def _keep(self, key: str, finished: Finished) -> None:
+        """Keep another answer of a request, in the journal, too."""
+        self._ledger.keep(key, finished)
+        left_s = min(self._keep_answers_s, max(0.0, finished.until - _now()))
+        kept_until = self._journal.wall_s() + left_s
+        self._journal.finish(Kept(key, finished.digest, finished.state, finished.final, kept_until))
 
     def _accepted(self, entry: Entry, is_journalled: bool) -> None:
         """A new request is in the journal, or cannot be."""

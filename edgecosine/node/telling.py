@@ -50,8 +50,16 @@ class Telling:
         """The broker has a message."""
         key = self._owed.pop(message, None)
         if key is not None:
-            self._journal.deliver(key)
-            self._sharing.delivered(key)
+            self.settle(key)
+
+    def give_up(self, message: Outgoing) -> str | None:
+        """The broker will never have a message; the request whose final it was, or None."""
+        return self._owed.pop(message, None)
+
+    def settle(self, key: str) -> None:
+        """There is nothing more to deliver of a request."""
+        self._journal.deliver(key)
+        self._sharing.delivered(key)
 
     def _give(self, key: str, final: Outgoing) -> None:
         self._owed[final] = key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -57,6 +58,22 @@ def answer_message(ticket: Ticket, request: Request, answer: Answer, *, created_
         correlation=ticket.correlation,
         content_type=TEXT_TYPE if is_bare else JSON_TYPE,
         user=(("status", _OK), ("id", ticket.request_id)),
+    )
+
+
+def undeliverable(final: Outgoing, error: RequestError) -> Outgoing | None:
+    """What to say in place of a final message that no broker takes.
+
+    None for what is no final message, or is an error itself: there is nothing shorter to say.
+    """
+    facts = dict(final.user)
+    if facts.get("status") != _OK:
+        return None
+    return replace(
+        final,
+        payload=render_error(error, facts["id"]),
+        content_type=JSON_TYPE,
+        user=(("status", str(error.status)), ("id", facts["id"])),
     )
 
 

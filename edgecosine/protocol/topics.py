@@ -8,22 +8,44 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import get_args
+from typing import Final, get_args
 
 from edgecosine.errors import ConfigError, RequestError
 from edgecosine.protocol.request import RequestKind
 
 PREFIX = "edgecosine"
 MAX_TOPIC_BYTES = 256
+"""Of a reply topic that an asker names."""
+MAX_LEVELS: Final = 200
+"""Mosquitto hangs up on a message whose topic has more."""
+_MQTT_TOPIC_BYTES: Final = 65_535
 REQUEST_KINDS: tuple[RequestKind, ...] = get_args(RequestKind)
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FORBIDDEN = re.compile(r"[+#$\x00-\x1f\x7f-\x9f]")
+_FORBIDDEN = re.compile(
+    "[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(
+        f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000)
+    )
+    + "]"
+)
+"""Wildcards, and the code points for which MQTT lets a broker end the connection: controls,
+surrogates and non-characters."""
 
 
 def is_identifier(name: str) -> bool:
     """Whether `name` may name a cluster, a node, an asker or a request."""
     return _IDENTIFIER.fullmatch(name) is not None
+
+
+def can_publish_to(topic: str) -> bool:
+    """Whether a broker takes a message to `topic`; many hang up on one to a topic that is none."""
+    return (
+        0 < len(topic) <= _MQTT_TOPIC_BYTES
+        and _FORBIDDEN.search(topic) is None
+        and topic.count("/") < MAX_LEVELS
+        and len(topic.encode()) <= _MQTT_TOPIC_BYTES
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +277,13 @@ class Topics:
         if (
             not topic.startswith(reply_root)
             or len(topic) == len(reply_root)
-            or _FORBIDDEN.search(topic)
-            or len(topic.encode("utf-8", "replace")) > MAX_TOPIC_BYTES
-            or any(0xD800 <= ord(char) <= 0xDFFF for char in topic)
+            or "$" in topic
+            or not can_publish_to(topic)
+            or len(topic.encode()) > MAX_TOPIC_BYTES
         ):
             raise RequestError(
-                f"a reply topic lies under {reply_root}, holds no wildcard or '$' "
-                f"and is at most {MAX_TOPIC_BYTES} bytes long",
+                f"a reply topic lies under {reply_root}, holds no wildcard, '$', control or "
+                f"non-character, and has at most {MAX_TOPIC_BYTES} bytes and {MAX_LEVELS} levels",
                 code="reply_topic_refused",
                 parameter="reply_to",
                 status=403,

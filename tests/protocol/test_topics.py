@@ -21,6 +21,7 @@ from edgecosine.protocol.topics import (
     StreamTopic,
     Topics,
     WorkTopic,
+    can_publish_to,
     is_identifier,
 )
 
@@ -89,6 +90,13 @@ def test_other_topics_mean_nothing(topic: str) -> None:
         "edgecosine/home/response/a\x00b",
         "edgecosine/home/response/a\nb",
         "edgecosine/home/response/\ud800",
+        "edgecosine/home/response/\x7f",
+        "edgecosine/home/response/a\x85",
+        "edgecosine/home/response/a\ufdd0",
+        "edgecosine/home/response/a\ufdef",
+        "edgecosine/home/response/a\uffff",
+        "edgecosine/home/response/a\U0010fffe",
+        "edgecosine/home/response/" + 198 * "/",
         "edgecosine/home/response/" + "x" * 256,
         "edgecosine/home/response/" + "ä" * 120,
         "$SYS/edgecosine/home/response/a/1",
@@ -112,8 +120,28 @@ def test_no_text_gets_out_of_the_response_tree(text: str) -> None:
         assert not set(accepted) & set("+#$\0")
 
 
-def test_reply_topic_may_have_levels_of_its_own() -> None:
-    assert HOME.check_reply("edgecosine/home/response/my/own/topic")
+@pytest.mark.parametrize("tail", ["my/own/topic", "a\ufdcf", "a\ufffd", "a\U0001f600", 190 * "/"])
+def test_reply_topic_may_have_levels_of_its_own(tail: str) -> None:
+    assert HOME.check_reply(f"edgecosine/home/response/{tail}")
+
+
+@pytest.mark.parametrize(
+    ("topic", "is_one"),
+    [
+        ("", False),
+        ("a", True),
+        ("/", True),
+        (199 * "/", True),
+        (200 * "/", False),
+        (65_535 * "x", True),
+        (65_536 * "x", False),
+        (40_000 * "ä", False),
+        ("a#", False),
+        ("$SYS", True),
+    ],
+)
+def test_what_a_broker_takes_for_a_topic(topic: str, is_one: bool) -> None:
+    assert can_publish_to(topic) is is_one
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "ä", "a\n", "x" * 65, "a b", "+"])

@@ -1,0 +1,53 @@
+"""Which message a broker refuses for good: it ends the connection whenever that one comes.
+
+Pure. What is told: which message was alone on its way when a connection ended, and what the broker
+has taken. Twice in a row is once too often, so that no message can keep the others waiting.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from edgecosine.protocol.publication import Outgoing
+
+_MAX_TOPICS: Final = 64
+_NOT_ITS_FAULT: Final = frozenset((137, 139, 141, 142, 152, 156, 157))
+"""Reasons of MQTT 5 that no message is to blame for: busy, shutting down, silence, another
+connection under our name, an administrator, another server."""
+
+
+class Refusals:
+    """What one broker has refused."""
+
+    def __init__(self) -> None:
+        self._suspect: str | Outgoing | None = None
+        self._topics: OrderedDict[str, int] = OrderedDict()
+        """Topics on which a retained message was refused, and how long it was."""
+
+    def lost(self, alone: Outgoing | None, reason_code: int | None = None) -> bool:
+        """A connection ended; whether to give up the message that was `alone` on its way then."""
+        if alone is None or reason_code in _NOT_ITS_FAULT:
+            return False
+        # A newer retained message takes the place of the one before it, and its fault.
+        name = alone.topic if alone.retain else alone
+        if name != self._suspect:
+            self._suspect = name
+            return False
+        self._suspect = None
+        if alone.retain:
+            self._topics[alone.topic] = len(alone.payload)
+            if len(self._topics) > _MAX_TOPICS:
+                self._topics.popitem(last=False)
+        return True
+
+    def taken(self, message: Outgoing) -> None:
+        """The broker has a message."""
+        if self._suspect in (message, message.topic):
+            self._suspect = None
+
+    def objection(self, message: Outgoing) -> str | None:
+        """Why not to send a retained message again that is told anew every now and then."""
+        if len(message.payload) < self._topics.get(message.topic, len(message.payload) + 1):
+            return None
+        return "the broker ended the connection for one like it"
