@@ -35,6 +35,8 @@ class NodeConfig:
     gguf         a file in the directory or hub model that `model` names
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
     state_dir    where a target keeps its journal; None: it keeps none
+    identity_dir where a node keeps the secret that names it to the broker; None: `state_dir`, and
+                 without that it is drawn at each start
     keep_answers seconds for which answers are kept for those who ask again
     credentials  what `edgecosine cluster join` wrote; None: links stay on this machine
     """
@@ -69,6 +71,7 @@ class NodeConfig:
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
     state_dir: Path | None = None
+    identity_dir: Path | None = field(default=None, compare=False)
     keep_answers: int = 3600
 
     def __post_init__(self) -> None:

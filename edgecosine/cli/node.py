@@ -18,7 +18,7 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
-from edgecosine.cli.state import default_state, lasting_name
+from edgecosine.cli.state import default_state, lasting_name, lasting_place
 from edgecosine.config import (
     DRAIN_TIMEOUT_S,
     KEEPALIVE_S,
@@ -31,6 +31,7 @@ from edgecosine.config import (
 )
 from edgecosine.errors import ConfigError
 from edgecosine.node.draining import Drain
+from edgecosine.node.local_cluster import node_name
 from edgecosine.node.node import run_node
 from edgecosine.security.credentials import Credentials
 
@@ -110,7 +111,8 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 @_option(
     "--node-id",
     metavar="ID",
-    help="Default: the name in the credentials; without any host, role and a random tail.",
+    help="Default: the name in the credentials; without any host, role and a random tail, which "
+    "lasts.",
     show_default=False,
 )
 @_option(
@@ -181,8 +183,9 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 )  # fmt: skip
 @_option(
     "--state-dir", type=click.Path(file_okay=False, path_type=Path), show_default=False,
-    metavar="DIR", help="Where a target keeps the journal of its requests.  [default: of the "
-    "cluster and the node, in the user's state directory]",
+    metavar="DIR", help="Where a node keeps its name, the secret that names it to the broker and, "
+    "of a target, the journal of its requests.  [default: of the cluster and the node, in the "
+    "user's state directory]",
 )  # fmt: skip
 @_option(
     "--journal/--no-journal", default=True,
@@ -226,18 +229,16 @@ def node_config(
     ours = node_credentials(credentials, cluster)
     if node_id is None:
         node_id = Credentials.load(ours).identity.node_id if ours else None
-    if journal and role == "target":
-        state_dir = state_dir or default_state(cluster, node_id or role)
-        node_id = node_id or lasting_name(state_dir, _drawn_name(role))
-    else:
-        state_dir = None
+    node_id, place = _who_and_where(
+        role, str(rest["model"]), cluster, node_id, state_dir, has_journal=journal
+    )
     access = broker_access(
         broker, ours, broker_ca=broker_ca, broker_certificate=broker_certificate,
         broker_username=broker_username, broker_password_file=broker_password_file,
     )  # fmt: skip
     return NodeConfig(
         role=role,
-        node_id=node_id or _drawn_name(role),
+        node_id=node_id,
         cluster=cluster,
         broker=broker,
         broker_ca=access["ca_file"],
@@ -253,9 +254,32 @@ def node_config(
         max_sessions=min(max_sessions, slots),
         drain_timeout_s=drain_timeout,
         stall_timeout_s=stall_timeout,
-        state_dir=state_dir,
+        state_dir=place if journal and role == "target" else None,
+        identity_dir=place,
         **rest,
     )
+
+
+def _who_and_where(
+    role: Role, model: str, cluster: str, node_id: str | None, state_dir: Path | None, *,
+    has_journal: bool,
+) -> tuple[str, Path | None]:  # fmt: skip
+    """A node's name, and the directory in which it keeps its state.
+
+    Raises ConfigError.
+    """
+    drawn = _drawn_name(role)
+    if role == "target" and has_journal:
+        state_dir = state_dir or default_state(cluster, node_id or role)
+    if state_dir is not None:
+        return node_id or lasting_name(state_dir, drawn), state_dir
+    if node_id is None:
+        place, node_id = lasting_place(cluster, f"{role}-{node_name(model)}", drawn)
+        return node_id, place
+    try:
+        return node_id, default_state(cluster, node_id)
+    except RuntimeError:  # nobody knows where the user's home is
+        return node_id, None
 
 
 def _drawn_name(role: Role) -> str:

@@ -16,8 +16,22 @@ from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
 from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
 from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)
+
+
+def client_ids_of(config: NodeConfig) -> ClientIds:
+    """The client ids of a node's connections to the broker, the same in all its lives if it can
+    keep their secret."""
+    directory = config.identity_dir or config.state_dir
+    if directory is None:
+        return ClientIds()
+    try:
+        return ClientIds.kept_in(directory)
+    except OSError as error:
+        logger.warning("client ids are drawn anew at each start: %s", error)
+        return ClientIds()
 
 
 async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:

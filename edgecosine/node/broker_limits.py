@@ -1,4 +1,4 @@
-"""What one broker takes, as it says when it lets us in (MQTT 5). Values only; no connection here."""
+"""What one broker takes, as it says when it lets us in (MQTT 5). Values only, no connection."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from edgecosine.protocol.notices import OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import (
+    ClientStatusTopic,
     ResponseTopic,
     StatusTopic,
     StreamTopic,
@@ -77,7 +78,7 @@ class Client:
         topics = self._topics
         self._courier = Courier(
             address,
-            name=client_id or connection,
+            name=self.client_id,
             receive=self._receive,
             filters=(
                 topics.status,
@@ -86,6 +87,7 @@ class Client:
                 topics.node_state("+"),
                 topics.response(self.client_id, "+"),
                 topics.stream(self.client_id, "+"),
+                *([topics.client_status(self.client_id)] if self._is_alone else []),
             ),
             will=self._presence(OFFLINE),
             announce=self._arrive,
@@ -266,6 +268,10 @@ class Client:
                 self._watch.take_mark()
             case ResponseTopic(_, request_id):
                 self._askings.take_final(request_id, message.payload)
+            case ClientStatusTopic():
+                if message.payload == OFFLINE:
+                    # The will of a former connection, which the broker missed only now.
+                    self._courier.send(Outgoing(message.topic, ONLINE))
             case StatusTopic():
                 self._take_status(message.payload)
             case topic:

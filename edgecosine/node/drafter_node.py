@@ -9,7 +9,7 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.errors import LinkError
-from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import client_ids_of, linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
@@ -80,8 +80,9 @@ async def run_drafter(
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
         presence = Presence(
-            broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
-        )
+            broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
+            client_ids=client_ids_of(config),
+        )  # fmt: skip
 
         def state() -> NodeState:
             return drafter_state(loaded, drafting, peers, counters)

@@ -47,6 +47,7 @@ from edgecosine.protocol.topics import (
     StatusTopic,
     Topics,
 )
+from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class Gateway:
         past: Past = NO_PAST,
         keep_answers_s: float = KEEP_ANSWERS_S,
         identity: str = "",
+        client_ids: ClientIds | None = None,
     ) -> None:
+        client_ids = client_ids or ClientIds()
         self._service = service
         self._topics = Topics(cluster)
         self._node_id = node_id
@@ -88,6 +91,7 @@ class Gateway:
             model=model_of(service),
             wall_clock_s=wall_clock_s,
             counters=counters,
+            client_ids=client_ids,
         )
         self._reception = Reception(
             service,
@@ -110,9 +114,11 @@ class Gateway:
             draw_id=lambda: secrets.token_hex(8),
             draw_seed=lambda: secrets.randbits(64),
         )
+        name = f"edgecosine-{cluster}-{node_id}-gateway"
         self._courier = Courier(
             broker,
-            name=f"edgecosine-{cluster}-{node_id}-gateway",
+            name=name,
+            client_id=client_ids.of(name),
             receive=self._receive,
             filters=(
                 self._topics.requests,

@@ -24,6 +24,7 @@ from edgecosine.protocol.notices import (
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import NodeStatusTopic, Topics
+from edgecosine.security.client_ids import ClientIds
 
 STATE_PERIOD_S = 1.0
 
@@ -40,6 +41,7 @@ class Presence:
         session: str | None = None,
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
+        client_ids: ClientIds | None = None,
     ) -> None:
         self._topics = Topics(cluster)
         self._node_id = node_id
@@ -48,9 +50,11 @@ class Presence:
         self._presence: NodePresence = "starting"
         self._reason = ""
         self._state: NodeState | None = None
+        name = f"edgecosine-{cluster}-{node_id}"
         self._courier = Courier(
             broker,
-            name=f"edgecosine-{cluster}-{node_id}",
+            name=name,
+            client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
             filters=(self._topics.node_status(node_id),),
             will=self._status("lost"),

@@ -45,6 +45,7 @@ from edgecosine.protocol.sharing import (
     standing_notice,
 )
 from edgecosine.protocol.topics import InboxTopic, StandingTopic, Topics, WorkTopic
+from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Sharing:
         model: str,
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
+        client_ids: ClientIds | None = None,
     ) -> None:
         self._topics, self._wall_clock_s = topics, wall_clock_s
         self._counters = counters or Counters()
@@ -88,9 +90,11 @@ class Sharing:
         self._is_remembered = False
         self._num_echoes = 0
         self._heard_at = 0.0
+        name = f"edgecosine-{topics.cluster}-{node_id}-sharing"
         self._courier = Courier(
             broker,
-            name=f"edgecosine-{topics.cluster}-{node_id}-sharing",
+            name=name,
+            client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
             filters=(topics.standing("+"), topics.inbox(node_id), topics.work("+", "+")),
             will=self._standing("lost"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import BrokerLost
-from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import client_ids_of, linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
@@ -89,6 +89,7 @@ async def run_target(
         drafters=lambda: _drafters(peers),
     )
     past = read_past(journal, model_of(serving), Moment.now()) if journal else NO_PAST
+    client_ids = client_ids_of(config)
     gateway = Gateway(
         serving,
         broker=broker,
@@ -99,10 +100,12 @@ async def run_target(
         past=past,
         keep_answers_s=config.keep_answers,
         identity=identity,
+        client_ids=client_ids,
     )
     presence = Presence(
-        broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
-    )
+        broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
+        client_ids=client_ids,
+    )  # fmt: skip
 
     def on_readiness(reason: str | None) -> None:
         presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
