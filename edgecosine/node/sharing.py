@@ -22,12 +22,14 @@ from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.desk import Desk
 from edgecosine.node.effects import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.leases import CALL_S, RENEW_S, Leases
 from edgecosine.node.ledger import DUPLICATE
 from edgecosine.node.workbook import WorkBook
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Request
 from edgecosine.protocol.sharing import (
+    Call,
     Claim,
     Consent,
     Echo,
@@ -53,7 +55,7 @@ LEASE_S: Final = 5.0
 """Without a word of the broker for so long, others may have taken what is ours, so no final goes
 out. Shorter than what any broker waits before it takes us for lost, with the grace after it."""
 _TICK_S: Final = 0.25
-_ECHO_TICKS: Final = 4
+_RENEW_TICKS: Final = round(RENEW_S / _TICK_S)
 
 
 class Sharing:
@@ -90,6 +92,9 @@ class Sharing:
         self._is_remembered = False
         self._num_echoes = 0
         self._heard_at = 0.0
+        self._leases = Leases()
+        self._join_until: float | None = None
+        """Until when those may answer that we called; None until all is heard that was held."""
         name = f"edgecosine-{topics.cluster}-{node_id}-sharing"
         self._courier = Courier(
             broker,
@@ -140,8 +145,8 @@ class Sharing:
 
     @property
     def others(self) -> list[str]:
-        """The targets that are there beside us."""
-        return self.book.others
+        """The targets that are there beside us, and were heard lately."""
+        return [node for node in self.book.others if self._leases.is_heard(node)]
 
     def say(self, state: StandingState) -> None:
         """Tell the other targets how we stand. Who drains is not ready again."""
@@ -149,6 +154,9 @@ class Sharing:
             effects = self.book.say(state, _now())
             self._courier.send(self._standing(state))
             self._do(effects)
+            if state == "draining":
+                self._call(self.book.others)
+                self._leases.call(_now())
 
     def hear(self, ticket: Ticket, request: Request, taken: Callable[[], None]) -> None:
         """A new request came; `taken` is called when it is started here or claimed elsewhere.
@@ -240,8 +248,8 @@ class Sharing:
         match self._topics.parse(message.topic):
             case WorkTopic() as topic:
                 self._take_work(topic.key, message)
-            case StandingTopic():
-                self._take_standing(message)
+            case StandingTopic(node):
+                self._take_standing(node, message)
             case InboxTopic():
                 self._take_note(message.payload)
         self._send_held()
@@ -256,26 +264,46 @@ class Sharing:
             case Known(node, digest):
                 self._do(self.book.known(key, node, digest, _now()))
 
-    def _take_standing(self, message: Incoming) -> None:
-        standing, us = read_standing(message.payload), self.book.us
-        if standing is None:
+    def _take_standing(self, node: str, message: Incoming) -> None:
+        us = self.book.us
+        # What was cleared is of a target that somebody has forgotten.
+        standing = (
+            read_standing(message.payload)
+            if message.payload
+            else Standing(node, "", us.identity, us.model, 0.0, "left")
+        )
+        if standing is None or standing.node != node:
             return
-        if standing.node == us.node:
-            self._is_remembered |= message.retain
-            if standing.state != us.state or standing.session != us.session:
-                # The will of a dead connection, or a former life.
-                self._courier.send(self._standing(us.state))
-            return
-        if standing.identity != us.identity:
+        if node == us.node:
+            self._take_our_own(standing, is_retained=message.retain)
+        elif standing.state in ("left", "lost"):
+            self._leases.end(node)
+            if standing.identity == us.identity:
+                self._do(self.book.stands(standing, _now()))
+        elif message.retain:
+            self._leases.find(standing)
+            self._call([node])
+        elif standing.identity != us.identity:
             self._meet_stranger(standing)
-            return
-        self._do(self.book.stands(standing, _now()))
+        elif self._leases.renew(standing, _now()):
+            self._do(self.book.stands(standing, _now()))
+        self._join_if_sure()
+
+    def _take_our_own(self, standing: Standing, *, is_retained: bool) -> None:
+        us = self.book.us
+        self._is_remembered |= is_retained
+        is_old = standing.state != us.state or standing.session != us.session
+        if is_old and self._joined.is_set():
+            # The will of a dead connection, or a former life.
+            self._courier.send(self._standing(us.state))
 
     def _meet_stranger(self, standing: Standing) -> None:
         """Of two targets that would not say the same, the later one goes."""
         us = self.book.us
+        was_there = self._leases.was_found(standing.node) and not self._joined.is_set()
+        self._leases.end(standing.node)
         is_first = (us.since, us.node) < (standing.since, standing.node)
-        if standing.state in ("left", "lost") or is_first or self._stranger is None:
+        if self._stranger is None or (is_first and not was_there):
             return
         if not self._stranger.done():
             error = other_model(self._topics.cluster, standing.node, standing.model)
@@ -288,17 +316,49 @@ class Sharing:
             case Echo(session, number) if session == self.book.us.session:
                 self._heard_at = _now()
                 if number == self._num_echoes and not self.book.is_joined:
-                    self._join()
+                    self._join_until = self._join_until or _now() + CALL_S
+                    self._join_if_sure()
+            case Call():
+                if self._joined.is_set():
+                    self._courier.send(self._standing(self.book.us.state))
+
+    def _call(self, nodes: Sequence[str]) -> None:
+        for node in nodes:
+            self._courier.send(inbox_note(self._topics, node, Call(self.book.us.node)))
+
+    def _join_if_sure(self) -> None:
+        """Join once all that the broker holds is known, and who of the others is still there."""
+        if self._join_until is None or self._has_lost_to_a_stranger:
+            return
+        if not self._leases.is_sure and _now() < self._join_until:
+            return
+        self._join_until = None
+        for ghost in self._leases.give_up():
+            if ghost.identity == self.book.us.identity:
+                self._do(self.book.stands(ghost, _now()))
+        self._join()
+
+    @property
+    def _has_lost_to_a_stranger(self) -> bool:
+        return self._stranger is not None and self._stranger.done()
 
     def _join(self) -> None:
+        is_first = not self._joined.is_set()
         is_remembered, self._is_remembered = self._is_remembered, False
         self._do(self.book.join(_now(), is_remembered=is_remembered))
         self._joined.set()
+        if is_first:
+            # Not before: a target that is to go has not been seen by those who stay.
+            self._courier.send(self._standing(self.book.us.state))
 
     def _arrive(self) -> tuple[Outgoing, ...]:
         """A connection stands: what the broker holds comes before our own echo."""
         self.book.arrive(_now())
+        self._leases.start()
+        self._join_until = None
         self._num_echoes += 1
+        if not self._joined.is_set():
+            return (self._echo(),)
         return (self._echo(), self._standing(self.book.us.state))
 
     def _lose(self) -> None:
@@ -320,13 +380,21 @@ class Sharing:
         while True:
             await asyncio.sleep(_TICK_S)
             number += 1
-            if self._courier.is_connected and (
-                not self.book.is_joined or (number % _ECHO_TICKS == 0 and not self.book.is_alone)
-            ):
-                self._courier.send(self._echo())
+            if self._courier.is_connected:
+                self._renew(is_due=number % _RENEW_TICKS == 0)
+            self._join_if_sure()
             if self.book.is_joined and not self.book.is_alone:
+                for standing in self._leases.silent(_now()):
+                    self._do(self.book.stands(standing, _now()))
                 self._do(self.book.tick(_now()))
             self._send_held()
+
+    def _renew(self, *, is_due: bool) -> None:
+        """Say what lapses where it is not said again."""
+        if not self.book.is_joined or (is_due and not self.book.is_alone):
+            self._courier.send(self._echo())
+        if self.book.is_joined and is_due:
+            self._courier.send(self._standing(self.book.us.state))
 
     async def _refuse(self) -> NoReturn:
         assert self._stranger is not None

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
-from edgecosine.errors import BrokerLost
 from edgecosine.node.assembly import client_ids_of, linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
 from edgecosine.node.consulting import DrafterLink
 from edgecosine.node.counters import Counters
 from edgecosine.node.draining import Drain
@@ -34,7 +32,6 @@ from edgecosine.node.state import target_state
 from edgecosine.node.verifying import Verifying
 from edgecosine.protocol.messages import DraftRequest, Release
 from edgecosine.protocol.request import NodeState
-from edgecosine.protocol.sharing import other_model
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,6 @@ async def run_target(
     engine, loaded = await thread.run(functools.partial(load_target, config))
     assert loaded.codec is not None
     identity = identity_of(config, loaded)
-    await _refuse_other_model(config, broker, identity)
     balancer = Balancer()
     verifying = Verifying(
         engine=engine,
@@ -150,27 +146,6 @@ def identity_of(config: NodeConfig, loaded: Loaded) -> str:
         config.tensor_parallel,
     )  # fmt: skip
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
-
-
-async def _refuse_other_model(config: NodeConfig, broker: BrokerAddress, identity: str) -> None:
-    """Targets of one cluster share its requests, so they must say the same.
-
-    Raises ConfigError when one is at work that does not, or is too old to share. Without
-    a broker there is nobody to ask: the gateway goes on trying, and says so.
-    """
-    try:
-        async with Client(broker, config.cluster) as client:
-            views = await client.nodes()
-    except BrokerLost as error:
-        logger.warning(
-            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
-            "trying on", broker, error,
-        )  # fmt: skip
-        return
-    for node_id, view in views.items():
-        is_target = view.is_here and view.state.get("role") == "target"
-        if is_target and node_id != config.node_id and view.state.get("identity") != identity:
-            raise other_model(config.cluster, node_id, str(view.state.get("model")))
 
 
 def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:

@@ -19,6 +19,8 @@ from edgecosine.protocol.topics import Topics
 StandingState = Literal["ready", "unavailable", "draining", "left", "lost"]
 """`left` was said by the target itself, `lost` by the broker in its name."""
 
+KEEP_STANDING_S: Final = 3600
+"""After so long a broker forgets a target that says nothing any more."""
 KEEP_CLAIM_S: Final = 86400
 """After so long a broker forgets the claim of a cluster that never came back."""
 
@@ -84,15 +86,24 @@ class Echo(msgspec.Struct, frozen=True, tag="echo"):
     number: int
 
 
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """A target that knows another one from the broker alone asks it to say how it stands."""
+
+    node: str
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _standing = msgspec.msgpack.Decoder(Standing).decode
 _work: msgspec.msgpack.Decoder[Claim | Known] = msgspec.msgpack.Decoder(Claim | Known)
-_inbox: msgspec.msgpack.Decoder[Consent | Echo] = msgspec.msgpack.Decoder(Consent | Echo)
+_inbox: msgspec.msgpack.Decoder[Consent | Echo | Call] = msgspec.msgpack.Decoder(
+    Consent | Echo | Call
+)
 
 
 def standing_notice(topics: Topics, standing: Standing) -> Outgoing:
     """How a target stands, for all who come later, too."""
-    return Outgoing(topics.standing(standing.node), _encode(standing), retain=True)
+    topic = topics.standing(standing.node)
+    return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_STANDING_S)
 
 
 def claim_notice(topics: Topics, claim: Claim) -> Outgoing:
@@ -113,7 +124,7 @@ def known_notice(topics: Topics, ticket: Ticket, node_id: str) -> Outgoing:
     return Outgoing(topic, _encode(Known(node_id, digest)))
 
 
-def inbox_note(topics: Topics, node_id: str, note: Consent | Echo) -> Outgoing:
+def inbox_note(topics: Topics, node_id: str, note: Consent | Echo | Call) -> Outgoing:
     """Something for one target; it is said again where it is lost."""
     return Outgoing(topics.inbox(node_id), _encode(note), qos=0)
 
@@ -134,7 +145,7 @@ def read_work(payload: bytes) -> Claim | Known | None:
         return None
 
 
-def read_note(payload: bytes) -> Consent | Echo | None:
+def read_note(payload: bytes) -> Consent | Echo | Call | None:
     """None when it is unreadable."""
     try:
         return _inbox.decode(payload)
