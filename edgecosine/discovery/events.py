@@ -93,3 +93,5 @@ class Explanation:
     standing: Standing
     reason: str
     endpoints: tuple[Address, ...] = ()
+    is_foreign: bool = False
+    """Whether it was only announced, and for another cluster."""

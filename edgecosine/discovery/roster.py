@@ -79,7 +79,14 @@ class Roster:
     def explain(self) -> list[Explanation]:
         """Every peer that is known, and where it stands."""
         return [
-            Explanation(c.key, c.standing, c.reason, c.endpoints) for c in self._contacts.values()
+            Explanation(
+                c.key,
+                c.standing,
+                c.reason,
+                c.endpoints,
+                is_foreign=c.advert is not None and c.advert.cluster != self._ours.cluster,
+            )
+            for c in self._contacts.values()
         ]
 
     def handle(self, event: Event, now: float) -> list[Effect]:

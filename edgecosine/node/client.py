@@ -24,7 +24,7 @@ from edgecosine.node.health import concerns
 from edgecosine.node.retrying import RETRY_PATIENCE_S, Retrying
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final
-from edgecosine.protocol.notices import OFFLINE, ONLINE, NodeView
+from edgecosine.protocol.notices import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import (
@@ -73,6 +73,8 @@ class Client:
         self._num_asking = 0
         self.num_retries = 0
         self._watch = Watch()
+        self._lapse: asyncio.TimerHandle | None = None
+        """When the gateway's last word holds no more."""
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
@@ -273,12 +275,23 @@ class Client:
                     # The will of a former connection, which the broker missed only now.
                     self._courier.send(Outgoing(message.topic, ONLINE))
             case StatusTopic():
-                self._take_status(message.payload)
+                self._take_status(message.payload, message.expiry_s)
             case topic:
-                self._watch.take(topic, message.payload)
+                # A broker that knows MQTT 5 tells how much is left of what it held.
+                left_s = KEEP_S if message.expiry_s is None else message.expiry_s
+                age_s = max(0.0, KEEP_S - left_s) if message.retain else 0.0
+                self._watch.take(topic, message.payload, age_s)
                 self._tell_standstill()
 
-    def _take_status(self, payload: bytes) -> None:
+    def _take_status(self, payload: bytes, left_s: float | None = None) -> None:
+        """The cluster said whether it is there; that holds for `left_s`."""
+        if self._lapse is not None:
+            self._lapse.cancel()
+            self._lapse = None
+        if payload:
+            left_s = min(KEEP_ONLINE_S, KEEP_ONLINE_S if left_s is None else left_s)
+            loop = asyncio.get_running_loop()
+            self._lapse = loop.call_later(left_s, self._take_status, b"")
         if self._watch.take_status(payload):
             self._askings.on_gateway()
             self._tell_standstill()
@@ -290,6 +303,8 @@ class Client:
             self._tell_standstill()
 
     async def _end(self) -> None:
+        if self._lapse is not None:
+            self._lapse.cancel()
         if self._task is not None:
             self._task.cancel()
         await self._group.__aexit__(None, None, None)

@@ -33,6 +33,7 @@ from edgecosine.protocol.notices import (
     DRAINING,
     OFFLINE,
     ONLINE,
+    RENEW_ONLINE_S,
     info_notice,
     node_state_notice,
     status_notice,
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_NODES = 256
+_LOOK_S = 1.0
 
 
 class Gateway:
@@ -107,6 +109,7 @@ class Gateway:
         )
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
+        self._told_info: Outgoing | None = None
         self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
@@ -143,6 +146,7 @@ class Gateway:
         async with self.sharing.open(), asyncio.TaskGroup() as group:
             group.create_task(self._serve(), name=f"{self._node_id}.gateway.courier")
             group.create_task(self._journal.run(), name=f"{self._node_id}.journal")
+            group.create_task(self._renew(), name=f"{self._node_id}.gateway.status")
             # Here and not in a task beside, so that last words come before the courier leaves.
             try:
                 await self._reception.run()
@@ -154,6 +158,21 @@ class Gateway:
         """Hear requests once it is known what other targets have done and do."""
         await self.sharing.joined()
         await self._courier.run()
+
+    async def _renew(self) -> NoReturn:
+        """Say that we are there before that lapses, and who the targets are when that changes."""
+        number = 0
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            number += 1
+            if not self._courier.is_connected:
+                continue
+            if (info := self._info()) != self._told_info:
+                self._courier.send(info)
+                self._told_info = info
+            if number % round(RENEW_ONLINE_S / _LOOK_S) == 0:
+                for status in self._announced_status():
+                    self._courier.send(status)
 
     async def connected(self) -> None:
         """Wait until the broker is there and requests are heard."""
@@ -188,11 +207,12 @@ class Gateway:
             self._node_states[node_id] = notice
         self._courier.send(notice)
 
-    def _announcement(self) -> Sequence[Outgoing]:
-        info = info_notice(
+    def _info(self) -> Outgoing:
+        targets = sorted({self._node_id, *self.sharing.book.others})
+        return info_notice(
             self._topics,
             version=__version__,
-            info=self._service.info,
+            info={**self._service.info, "targets": targets},
             limits={
                 "max_sessions": self._service.max_sessions,
                 "max_queued": self._max_queued,
@@ -200,7 +220,10 @@ class Gateway:
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )
-        return (info, *self._node_states.values(), *self._announced_status())
+
+    def _announcement(self) -> Sequence[Outgoing]:
+        self._told_info = self._info()
+        return (self._told_info, *self._node_states.values(), *self._announced_status())
 
     def _announced_status(self) -> Sequence[Outgoing]:
         """The cluster's status, unless it is another target's to tell."""

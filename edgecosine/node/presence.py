@@ -16,6 +16,7 @@ from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.protocol.notices import (
+    RENEW_S,
     NodePresence,
     node_state_notice,
     node_status_notice,
@@ -27,6 +28,8 @@ from edgecosine.protocol.topics import NodeStatusTopic, Topics
 from edgecosine.security.client_ids import ClientIds
 
 STATE_PERIOD_S = 1.0
+_STATE_AGAIN_S = 600.0
+"""Well before a broker forgets a state that has not changed."""
 
 
 class Presence:
@@ -50,6 +53,8 @@ class Presence:
         self._presence: NodePresence = "starting"
         self._reason = ""
         self._state: NodeState | None = None
+        self._said = self._status(self._presence)
+        """Sent again and again as it is, so that who watches sees no change."""
         name = f"edgecosine-{cluster}-{node_id}"
         self._courier = Courier(
             broker,
@@ -68,7 +73,13 @@ class Presence:
 
     async def run(self) -> NoReturn:
         """Be seen until cancelled."""
-        await self._courier.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._courier.run(), name=f"{self._node_id}.presence")
+            while True:
+                await asyncio.sleep(RENEW_S)
+                if self._courier.is_connected:
+                    self._courier.send(self._said)
+        raise AssertionError("a presence ends by an exception")
 
     async def connected(self) -> None:
         """Wait until the broker is there."""
@@ -79,7 +90,8 @@ class Presence:
         if self._presence == "draining":
             return
         self._presence, self._reason = presence, reason
-        self._courier.send(self._status(presence))
+        self._said = self._status(presence)
+        self._courier.send(self._said)
 
     def publish_state(self, state: NodeState) -> None:
         """Tell what the node is and how it does; told again to a broker that forgot."""
@@ -92,7 +104,7 @@ class Presence:
             return
         said = read_node_status(message.payload)
         if said is None or said.state in ("lost", "offline"):
-            self._courier.send(self._status(self._presence))
+            self._courier.send(self._said)
 
     def _status(self, presence: NodePresence) -> Outgoing:
         return node_status_notice(
@@ -105,10 +117,9 @@ class Presence:
         )
 
     def _announcement(self) -> Sequence[Outgoing]:
-        status = self._status(self._presence)
         if self._state is None:
-            return (status,)
-        return (node_state_notice(self._topics, self._node_id, self._state), status)
+            return (self._said,)
+        return (node_state_notice(self._topics, self._node_id, self._state), self._said)
 
     def _farewell(self) -> Sequence[Outgoing]:
         return (
@@ -120,9 +131,10 @@ class Presence:
 async def publish_state(presence: Presence, state: Callable[[], NodeState]) -> NoReturn:
     """Tell the node's state when it changes, looking once a period, until cancelled."""
     told: NodeState | None = None
+    told_at = 0.0
     while True:
-        now = state()
-        if now != told:
+        now, now_s = state(), time.monotonic()
+        if now != told or now_s - told_at > _STATE_AGAIN_S:
             presence.publish_state(now)
-            told = now
+            told, told_at = now, now_s
         await asyncio.sleep(STATE_PERIOD_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgecosine.discovery.events import Explanation
 from edgecosine.engine.options import Loaded
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.counters import Counters
@@ -63,8 +64,13 @@ def target_state(
             }
             for node_id, link in sorted(peers.links.items())
         },
-        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if e.standing != "linked"],
+        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if _is_amiss(e)],
     }
+
+
+def _is_amiss(peer: Explanation) -> bool:
+    """Whether a peer should be linked and is not; another cluster's nodes should not."""
+    return peer.standing not in ("linked", "left out") and not peer.is_foreign
 
 
 def _counts(counters: Counters, **more: int) -> dict[str, Any]:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from edgecosine.protocol.notices import (
     DRAINING,
+    KEEP_S,
+    LEASE_S,
     ONLINE,
     NodeView,
     read_facts,
@@ -27,6 +32,7 @@ from edgecosine.protocol.topics import (
 )
 
 MAX_NODES = 1024
+_SILENT = "it says nothing any more"
 _GRACE_S = 1.0
 """How long after the mark a slow broker may still send a retained message."""
 
@@ -40,10 +46,12 @@ class Watch:
         """Whether the gateway that is there lets nobody else in."""
         self.offline_since = math.inf
         """In the loop's time; infinite when the gateway was never seen."""
-        self.unavailable: dict[str, str] = {}
+        self._unavailable: dict[str, str] = {}
         """Nodes that say that they cannot work now, and why."""
         self._info = b"{}"
         self._node_messages: dict[str, dict[str, bytes]] = {}
+        self._said_at: dict[str, float] = {}
+        """When each node said its status last, in the loop's time."""
         self._is_complete = asyncio.Event()
         self._comes_online = asyncio.Event()
         self._has_changed = asyncio.Event()
@@ -64,13 +72,41 @@ class Watch:
         return self.is_online
 
     async def changed(self) -> None:
-        """Wait for a change since the last call."""
-        await self._has_changed.wait()
+        """Wait for a change since the last call; that a node falls silent is one."""
+        silent = self._silent(LEASE_S)
+        while not self._has_changed.is_set() and self._silent(LEASE_S) == silent:
+            try:
+                async with asyncio.timeout(LEASE_S / 4):
+                    await self._has_changed.wait()
+            except TimeoutError:
+                continue
         self._has_changed.clear()
 
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Targets that say that they cannot work now, and why."""
+        targets = self._targets()
+        return {
+            node_id: reason
+            for node_id, reason in self._unavailable.items()
+            if not targets or node_id in targets
+        }
+
     def nodes(self) -> dict[str, NodeView]:
-        """Every node of which anything is held."""
-        return view_nodes(self._node_messages)
+        """Every node of which anything is held, and which was not silent for too long.
+
+        A node that says nothing any more is lost, even where no will has said so: it may have died
+        together with its broker.
+        """
+        for node_id in self._silent(KEEP_S):
+            self._forget(node_id)
+        views = view_nodes(self._node_messages, self._targets())
+        for node_id in self._silent(LEASE_S):
+            view = views.get(node_id)
+            if view is not None and view.is_here and view.status is not None:
+                status = msgspec.structs.replace(view.status, state="lost", reason=_SILENT)
+                views[node_id] = replace(view, status=status)
+        return views
 
     def info(self) -> Mapping[str, Any]:
         """What the cluster says that it serves; empty when it says nothing that can be read."""
@@ -95,16 +131,17 @@ class Watch:
         self._has_changed.set()
         return True
 
-    def take(self, topic: AnyTopic | None, payload: bytes) -> None:
-        """Any other retained message came."""
+    def take(self, topic: AnyTopic | None, payload: bytes, age_s: float = 0.0) -> None:
+        """Any other retained message came, which was said so long ago, as far as is known."""
         match topic:
             case InfoTopic():
                 self._info = payload
             case NodeStatusTopic(node_id):
-                self._take_node(node_id, "status", payload)
+                if not self._take_node(node_id, "status", payload, age_s):
+                    return
                 self._note_unavailable(node_id, payload)
             case NodeStateTopic(node_id):
-                self._take_node(node_id, "state", payload)
+                self._take_node(node_id, "state", payload, None)
         self._has_changed.set()
 
     def lose(self) -> bool:
@@ -115,10 +152,38 @@ class Watch:
     def _note_unavailable(self, node_id: str, payload: bytes) -> None:
         status = read_node_status(payload)
         if status is not None and status.state == "unavailable" and node_id in self._node_messages:
-            self.unavailable[node_id] = status.reason
+            self._unavailable[node_id] = status.reason
         else:
-            self.unavailable.pop(node_id, None)
+            self._unavailable.pop(node_id, None)
 
-    def _take_node(self, node_id: str, which: str, payload: bytes) -> None:
-        if node_id in self._node_messages or len(self._node_messages) < MAX_NODES:
-            self._node_messages.setdefault(node_id, {})[which] = payload
+    def _take_node(self, node_id: str, which: str, payload: bytes, age_s: float | None) -> bool:
+        """Keep what was said by or of a node; whether that is news."""
+        if node_id not in self._node_messages and len(self._node_messages) >= MAX_NODES:
+            return False
+        if age_s is not None:
+            was_silent = node_id in self._silent(LEASE_S)
+            self._said_at[node_id] = _now() - age_s
+        else:
+            was_silent = False
+        said = self._node_messages.setdefault(node_id, {})
+        is_news = said.get(which) != payload or was_silent
+        said[which] = payload
+        return is_news
+
+    def _targets(self) -> Collection[str]:
+        """Who is a target, as the cluster says where drafters may not write; else empty."""
+        targets = self.info().get("targets")
+        return targets if isinstance(targets, list) else ()
+
+    def _silent(self, for_s: float) -> set[str]:
+        """Nodes that said nothing for so long."""
+        since = _now() - for_s
+        return {node_id for node_id, said_at in self._said_at.items() if said_at < since}
+
+    def _forget(self, node_id: str) -> None:
+        for known in (self._node_messages, self._said_at, self._unavailable):
+            known.pop(node_id, None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

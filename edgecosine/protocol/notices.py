@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,6 +18,16 @@ ONLINE = b"online"
 OFFLINE = b"offline"
 DRAINING = b"draining"
 """Online for those who have asked, and closed for others."""
+
+RENEW_S: Final = 3.0
+"""How often a node says again whether it is there."""
+LEASE_S: Final = 10.0
+"""After so long in silence it is lost, whatever it has said."""
+KEEP_S: Final = 3600
+"""After so long a broker forgets a node that says nothing any more."""
+RENEW_ONLINE_S: Final = 20.0
+KEEP_ONLINE_S: Final = 60
+"""The same of the cluster's status: after so long in silence nobody is there."""
 
 _MAX_LEVELS: Final = 16
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -40,7 +50,13 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
     """The cluster's `online`, `draining` or `offline`."""
-    return Outgoing(topics.status, payload, retain=True, content_type=TEXT_TYPE)
+    return Outgoing(
+        topics.status,
+        payload,
+        retain=True,
+        content_type=TEXT_TYPE,
+        expiry_s=None if payload == OFFLINE else KEEP_ONLINE_S,
+    )
 
 
 def info_notice(
@@ -82,6 +98,7 @@ def node_status_notice(
         msgspec.json.encode(NodeStatus(state, session, now_s, reason)),
         retain=True,
         content_type=JSON_TYPE,
+        expiry_s=KEEP_S,
     )
 
 
@@ -100,6 +117,7 @@ def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> 
         b"" if state is None else msgspec.json.encode(state),
         retain=True,
         content_type=JSON_TYPE,
+        expiry_s=KEEP_S,
     )
 
 
@@ -117,13 +135,19 @@ class NodeView:
         return self.status is None or self.status.state not in ("offline", "lost")
 
 
-def view_nodes(messages: Mapping[str, Mapping[str, bytes]]) -> dict[str, NodeView]:
-    """Read each node's `status` and `state` payloads; what is unreadable counts as not said."""
+def view_nodes(
+    messages: Mapping[str, Mapping[str, bytes]], targets: Collection[str] = ()
+) -> dict[str, NodeView]:
+    """Read each node's `status` and `state` payloads; what is unreadable counts as not said.
+
+    Where `targets` are known, from what targets alone may write, no other node is believed to be
+    one.
+    """
     return {
         node_id: NodeView(
             node_id,
             read_node_status(said.get("status", b"")),
-            read_facts(said.get("state", b"")),
+            _believed(read_facts(said.get("state", b"")), not targets or node_id in targets),
         )
         for node_id, said in sorted(messages.items())
         if any(said.values())
@@ -137,6 +161,12 @@ def read_facts(payload: bytes) -> Mapping[str, Any]:
     except _UNREADABLE:
         return {}
     return facts if isinstance(facts, dict) and _is_shallow(facts) else {}
+
+
+def _believed(state: NodeState, may_be_target: bool) -> NodeState:
+    if may_be_target or state.get("role") != "target":
+        return state
+    return {**state, "role": "no target"}
 
 
 def _is_shallow(value: object, levels: int = _MAX_LEVELS) -> bool:

@@ -108,6 +108,23 @@ def test_a_mismatch_is_told_and_never_dialled(
     assert play(PeerSeen(advert())) == [DIAL]
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_foreign"),
+    [
+        ({"cluster": "other"}, True),
+        ({"cluster": "other", "protocol": 2, "role": "target"}, True),
+        ({"protocol": 2}, False),
+        ({}, False),
+    ],
+)
+def test_node_of_another_cluster_is_told_from_one_that_should_be_linked(
+    changes: dict[str, Any], is_foreign: bool
+) -> None:
+    play = Played()
+    play(PeerSeen(advert(**changes)))
+    assert [each.is_foreign for each in play.roster.explain()] == [is_foreign]
+
+
 def test_a_final_refusal_waits_until_the_peer_changes() -> None:
     play = Played()
     play(PeerSeen(advert(vocabulary="0" * 16)))
