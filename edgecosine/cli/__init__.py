@@ -15,6 +15,7 @@ _COMMANDS = {
     "model": "List, fetch and show models.",
     "ask": "Ask the cluster and print the answer as it comes.",
     "status": "Show the nodes of the cluster.",
+    "forget": "Clear what the broker holds of a node that is gone.",
     "doctor": "Check this machine and say what to do.",
     "broker": "Run an MQTT broker.",
     "demo": "Show what speculation gains on this machine.",

@@ -187,6 +187,7 @@ def revoke(place: Place, node: str) -> None:
     """Put a node out. Running nodes part with it within a second; others are not touched."""
     place.authority().revoke(node, utc_now())
     click.echo(f"{node} is revoked; brokers learn it when `cluster broker-config` is run again")
+    click.echo(f"then `edgecosine forget {node}` clears what brokers hold of it")
 
 
 @command.command("list")

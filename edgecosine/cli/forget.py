@@ -1,0 +1,28 @@
+"""`edgecosine forget`: clear what the broker holds of a node that is gone."""
+
+from __future__ import annotations
+
+import click
+
+from edgecosine.cli.running import broker_options, run_command
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.forgetting import forget
+from edgecosine.protocol.topics import is_identifier
+
+
+@click.command("forget")
+@click.argument("node")
+@broker_options
+def command(node: str, broker: BrokerAddress, cluster: str) -> None:
+    """Forget NODE, which is gone and would be shown as lost for an hour.
+
+    A node that lives is left alone; where that is not known it is watched for ten seconds.
+    """
+    if not is_identifier(node):
+        raise click.BadParameter("1 to 64 letters, digits, '_', '.' or '-'", param_hint="NODE")
+
+    async def story() -> None:
+        await forget(broker, cluster, node)
+        click.echo(f"{node} is forgotten")
+
+    run_command(story())
