@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from edgecosine.balance.rendezvous import chosen
 from edgecosine.errors import ConfigError
 from edgecosine.node import leases, standings, workbook
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.gateway import Gateway
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import Request, Sampling
@@ -23,6 +27,7 @@ from edgecosine.protocol.sharing import (
     claim_notice,
     standing_notice,
 )
+from tests.cluster.test_outliving import Broker, Mortal
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import (
     HOME,
@@ -117,6 +122,54 @@ def test_work_of_a_ghost_is_taken_over() -> None:
             running(gateway(broker, "a", ScriptedService(), "x").run()),
         ):
             assert (await final(listener, "1"))["edgecosine"]["seed"] == 7
+
+    run(story())
+
+
+DYING = """
+import sys, uvloop
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.gateway import Gateway
+from tests.fakes import ScriptedService
+service = ScriptedService(max_sessions=8)
+service.hold("hm")
+address = BrokerAddress.parse(sys.argv[1])
+uvloop.run(Gateway(service, broker=address, cluster="home", node_id="ghost", identity="x").run())
+"""
+
+
+def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_path: Path) -> None:
+    async def story() -> None:
+        broker, service = Broker(tmp_path), ScriptedService(max_sessions=8)
+        gate = service.hold("hm")
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(broker.kill)
+            await broker.start()
+            dying = Mortal((sys.executable, "-c", DYING, broker.url), tmp_path / "log")
+            stack.push_async_callback(dying.kill)
+            await dying.start()
+            door = Gateway(
+                service, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="a",
+                identity="x",
+            )  # fmt: skip
+            await stack.enter_async_context(running(door.run()))
+            listener = await stack.enter_async_context(listening(broker))  # type: ignore[arg-type]
+            async with asyncio.timeout(PATIENCE_S):
+                await door.connected()
+                while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.01)
+            for each in IDS:
+                ask(listener, each, "hm")
+            for each in IDS:
+                await listener.expect_state(each, "running")
+            assert len(service.requests) == len(IDS) - len(GHOSTS)
+            await dying.kill()
+            await broker.kill()
+            await broker.start()
+            gate.set()
+            for each in IDS:
+                assert (await final(listener, each))["choices"]
+            assert len(service.requests) == len(IDS)
 
     run(story())
 

@@ -8,7 +8,7 @@ import shutil
 import ssl
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from edgecosine.node.gateway import Gateway
 from edgecosine.node.mqtt import Connection, connect
 from edgecosine.node.presence import Presence
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.notices import node_state_notice, node_status_notice
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.sharing import Standing, standing_notice
 from edgecosine.protocol.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.mosquitto import BrokerFiles, write_configuration
@@ -218,6 +220,36 @@ def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
 )
 def test_drafter_speaks_for_itself_only(tmp_path: Path, topic: str, is_allowed: bool) -> None:
     assert run(reaches(tmp_path, "drafter-1", topic)) is is_allowed
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) -> None:
+    home = Home(tmp_path)
+
+    async def main() -> None:
+        async with fort(home) as stronghold:
+            liar = stronghold.node(home.admit("evil"))
+            standing = Standing("evil", "s", "other", "other", 0.0, "ready")
+            async with connect(liar, client_id="x", version="5") as mouth:
+                for lie in (
+                    node_status_notice(TOPICS, "evil", "ready", session="s", now_s=0.0),
+                    node_state_notice(
+                        TOPICS, "evil", {"role": "target", "model": "other", "is_full": True}
+                    ),
+                    standing_notice(TOPICS, standing),
+                ):
+                    await mouth.publish(replace(lie, expiry_s=None))
+            if is_revoked:
+                home.authority.revoke("evil", home.now)
+            async with (
+                at_home(stronghold),
+                Client(stronghold.client("alice"), "lab") as client,
+            ):
+                assert await ask(client) == "to be"
+                assert (await client.nodes())["evil"].state["role"] == "no target"
+                assert not any("full" in concern for concern in await client.concerns())
+
+    run(main())
 
 
 async def reaches(tmp_path: Path, who: str, topic: str) -> bool:
