@@ -18,8 +18,8 @@ from edgecosine.errors import RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.notices import CONTRACT_VERSION
-from edgecosine.protocol.openai import render_body
+from edgecosine.protocol.notices import CONTRACT_VERSION, read_facts
+from edgecosine.protocol.openai import check_identifier, render_body
 from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.request import Delta, Request
 from edgecosine.protocol.topics import Topics
@@ -93,6 +93,19 @@ class Askings:
         except ValueError as error:
             logger.warning("unreadable final message request=%s reason=%s", request_id, error)
 
+    def undeliverable(self, message: Outgoing, reason: str) -> None:
+        """The broker does not take a message of ours, perhaps a request."""
+        request_id = read_facts(message.payload).get("id")
+        asking = self._by_id.get(request_id) if isinstance(request_id, str) else None
+        if asking is not None:
+            asking.fail(
+                RequestError(
+                    f"the broker does not take the request: {reason}",
+                    code="broker_refused",
+                    status=502,
+                )
+            )
+
     def on_gateway(self) -> None:
         """A gateway has come or gone."""
         for asking in self._by_id.values():
@@ -113,6 +126,7 @@ class Askings:
             )
 
     def _open(self, request: Request) -> Asking:
+        check_identifier("id", request.request_id)
         if request.request_id in self._by_id:
             raise RequestError(
                 "this id is at work already", code="duplicate_id", parameter="id", status=409

@@ -16,7 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from edgecosine.errors import BrokerLost, RequestError
+from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.node.askings import Askings, no_gateway, too_late
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
@@ -62,6 +62,8 @@ class Client:
         """`on_standstill` is told why requests of ours do not move; None: they do again."""
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
+        if client_id is not None and not is_identifier(client_id):
+            raise ConfigError("client_id", client_id, "1 to 64 letters, digits, '_', '.' or '-'")
         self.client_id = client_id or _known_as(address) or connection
         self._is_alone = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
@@ -95,6 +97,7 @@ class Client:
             announce=self._arrive,
             farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
+            refused=self._give_up,
         )
         self._askings = Askings(
             topics=topics,
@@ -295,6 +298,10 @@ class Client:
         if self._watch.take_status(payload):
             self._askings.on_gateway()
             self._tell_standstill()
+
+    def _give_up(self, message: Outgoing, reason: str) -> None:
+        """The broker does not take a message."""
+        self._askings.undeliverable(message, reason)
 
     def _lose(self) -> None:
         """The connection broke."""

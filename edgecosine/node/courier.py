@@ -283,9 +283,9 @@ class Courier:
         for message in self._announce():
             if not self._is_refused(connection, message):
                 self._announced = message
-                await connection.publish(message)
+                refusal = await connection.publish(message)
                 self._announced = None
-                self._refusals.taken(message)
+                self._note(message, refusal)
         if not work.is_over:
             self._note_success(connection)
         room = asyncio.Semaphore(min(_MAX_UNACKNOWLEDGED, connection.limits.max_in_flight))
@@ -311,10 +311,17 @@ class Courier:
         if self._is_refused(connection, message):
             self._outbox.settle(number)
             return
-        await connection.publish(message)
+        refusal = await connection.publish(message)
         self._outbox.settle(number)
+        self._note(message, refusal)
+        if refusal is None:
+            self._delivered(message)
+
+    def _note(self, message: Outgoing, refusal: str | None) -> None:
+        """The broker has answered to a message."""
         self._refusals.taken(message)
-        self._delivered(message)
+        if refusal is not None:
+            self._give_up(message, refusal)
 
     def _is_refused(self, connection: Connection, message: Outgoing) -> bool:
         """Whether the broker would end the connection for a message, which is then given up."""

@@ -12,6 +12,7 @@ import functools
 import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
@@ -46,14 +47,46 @@ _NO_RETAINED, _NO_QOS = 154, 155
 _PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 
+_numbers: ContextVar[list[int]] = ContextVar("_numbers")
+"""Where the number of a message is noted as it is sent."""
+
+
 class _Client(aiomqtt.Client):
-    """aiomqtt's client, asked to write only to sockets that are there, and to keep `limits`.
+    """aiomqtt's client, asked to write only to sockets that are there, and to keep what a broker
+    says of its limits and of messages that it refuses.
 
     aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
     the number another one's.
     """
 
-    limits = BrokerLimits()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.limits = BrokerLimits()
+        self._refusals: dict[int, str] = {}
+        """Why the broker refused messages, by their numbers, until that was asked for."""
+        publish = self._client.publish
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            info = publish(*args, **kwargs)
+            _numbers.get().append(info.mid)
+            return info
+
+        self._client.publish = noting  # type: ignore[method-assign]
+
+    async def put(self, message: Outgoing, properties: Properties | None) -> str | None:
+        """Publish; gives why the broker refused the message, if it said so."""
+        # aiomqtt keeps the number of a message to itself.
+        numbers: list[int] = []
+        _numbers.set(numbers)
+        await self.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        return self._refusals.pop(numbers[-1], None)
+
+    def _on_publish(
+        self, client: PahoClient, userdata: Any, mid: int, reason_code: Any, properties: Properties
+    ) -> None:
+        if _number(reason_code) >= _FIRST_FAILURE:
+            self._refusals[mid] = f"the broker says: {reason_code}"
+        super()._on_publish(client, userdata, mid, reason_code, properties)
 
     def _on_connect(
         self, client: PahoClient, userdata: Any, flags: Any, reason_code: Any,
@@ -109,8 +142,8 @@ class Connection:
         if refused:
             raise BrokerLost(f"the broker refuses the subscription to {', '.join(refused)}")
 
-    async def publish(self, message: Outgoing) -> None:
-        """Publish; with QoS 1, return when the broker has the message.
+    async def publish(self, message: Outgoing) -> str | None:
+        """Publish; with QoS 1, return when the broker has the message, or why it refused it.
 
         Calls that are made in some order are sent in that order. Raises BrokerLost, also for what
         the broker has to object to, which is not sent.
@@ -120,9 +153,7 @@ class Connection:
         message = self.limits.fit(message)
         properties = _properties(message) if self.version == "5" else None
         with _broker_errors():
-            await self._client.publish(
-                message.topic, message.payload, message.qos, message.retain, properties
-            )
+            return await self._client.put(message, properties)
 
     def look(self) -> None:
         """Look at the socket now, so that other waits end when it was reset.

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from edgecosine.errors import RequestError
 from edgecosine.node import broker_limits, courier
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.client import Client
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.gateway import Gateway
@@ -21,6 +23,7 @@ from edgecosine.node.moments import Moment
 from edgecosine.node.mqtt import connect
 from edgecosine.node.resume import NO_PAST, read_past
 from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.request import Request
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import HOME, Listener, needs_mosquitto, run, running
@@ -197,5 +200,46 @@ def test_older_broker_hangs_up_on_what_is_too_long_and_the_rest_goes_on(tmp_path
                 while len(actor._outbox):  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.01)
             assert refused == ["long"]
+
+    run(story())
+
+
+def test_message_that_the_broker_declines_is_given_up_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "acl").write_text("topic readwrite good\n")
+        given_up: list[tuple[str, str]] = []
+        delivered: list[str] = []
+        async with own_mosquitto(tmp_path, f"acl_file {tmp_path}/acl") as url:
+            actor = Courier(
+                BrokerAddress.parse(url), name="me", receive=lambda _: None,
+                delivered=lambda message: delivered.append(message.topic),
+                refused=lambda message, reason: given_up.append((message.topic, reason)),
+            )  # fmt: skip
+            async with running(actor.run()):
+                await actor.connected()
+                for topic in ("good", "bad", "good"):
+                    actor.send(Outgoing(topic, b""))
+                while len(actor._outbox):  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.01)
+        assert delivered == ["good", "good"]
+        [(topic, reason)] = given_up
+        assert topic == "bad"
+        assert "ot authorized" in reason
+
+    run(story())
+
+
+def test_asker_is_told_that_the_broker_does_not_take_the_request(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            own_mosquitto(tmp_path, "max_packet_size 20000") as url,
+            gateway(url, tmp_path / "state"),
+            Client(url, "home") as client,
+        ):
+            request = Request("", "1", "completion", LONG)
+            with pytest.raises(RequestError, match="20000") as refusal:
+                async for _ in client.ask(request):
+                    pass
+            assert refusal.value.code == "broker_refused"
 
     run(story())
