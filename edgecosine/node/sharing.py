@@ -106,6 +106,7 @@ class Sharing:
             announce=self._arrive,
             farewell=lambda: (self._standing("left"),),
             lost=self._lose,
+            refused=self._give_up_claim,
             counters=counters,
         )
 
@@ -360,6 +361,12 @@ class Sharing:
         if not self._joined.is_set():
             return (self._echo(),)
         return (self._echo(), self._standing(self.book.us.state))
+
+    def _give_up_claim(self, message: Outgoing, _: str) -> None:
+        """The broker takes no claim of that length, so the others learn only that there is one."""
+        claim = read_work(message.payload)
+        if isinstance(claim, Claim) and claim.node == self.book.us.node:
+            self._courier.send(known_notice(self._topics, claim.ticket, claim.node))
 
     def _lose(self) -> None:
         self.book.lose(_now())

@@ -12,7 +12,7 @@ import secrets
 from pathlib import Path
 from typing import Final, Self
 
-from edgecosine.security.files import make_private_directory, write_private
+from edgecosine.security.files import write_private
 
 SECRET_FILE: Final = "mqtt-secret"  # noqa: S105 -- its name
 _SECRET_BYTES: Final = 16
@@ -41,7 +41,7 @@ class ClientIds:
             if _HEX.fullmatch(known):
                 return cls(bytes.fromhex(known.decode()))
         else:
-            make_private_directory(directory)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = secrets.token_bytes(_SECRET_BYTES)
         write_private(path, secret.hex() + "\n")
         return cls(secret)

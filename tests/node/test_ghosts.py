@@ -39,6 +39,7 @@ from tests.mqtt_fixtures import (
     run,
     running,
 )
+from tests.node.own_mosquitto import own_mosquitto
 from tests.node.test_sharing import gateway
 
 pytestmark = needs_mosquitto
@@ -231,5 +232,35 @@ def test_ghost_that_was_forgotten_is_not_known_any_more() -> None:
                 async with asyncio.timeout(PATIENCE_S):
                     while not door.sharing.book.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
+
+    run(story())
+
+
+def test_claim_that_is_too_long_for_the_broker_is_told_shortly(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            url = await stack.enter_async_context(own_mosquitto(tmp_path, "max_packet_size 2000"))
+            doors, services = [], [ScriptedService(max_sessions=8) for _ in range(2)]
+            for name, service in zip("ab", services, strict=True):
+                door = Gateway(
+                    service, broker=BrokerAddress.parse(url), cluster="home", node_id=name,
+                    identity="x",
+                )  # fmt: skip
+                await stack.enter_async_context(running(door.run()))
+                doors.append(door)
+            listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "listener")
+            await stack.enter_async_context(running(listener.courier.run()))
+            async with asyncio.timeout(PATIENCE_S):
+                for door in doors:
+                    await door.connected()
+                    while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                        await asyncio.sleep(0.01)
+                await listener.courier.connected()
+            for each in IDS[:4]:
+                ask(listener, each, 1800 * "x")
+            for each in IDS[:4]:
+                assert (await final(listener, each))["choices"]
+            assert sum(len(service.requests) for service in services) == 4
+            assert all(door.sharing.book._heard._kept == {} for door in doors)
 
     run(story())

@@ -103,8 +103,13 @@ def requests() -> list[bytes]:
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
     limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
-    bodies = (render_body(_REQUEST), render_body(completion), b"To be, or", parts, limits)
-    return [bytes((kind,)) + body for kind, body in zip((0, 1, 2, 0, 1), bodies, strict=True)]
+    levels = b'{"prompt":"x","reply_to":"edgecosine/home/response/' + 196 * b"/" + b'"}'
+    points = '{"prompt":"x","reply_to":"edgecosine/home/response/\ufdcf\U0001fffd"}'.encode()
+    bodies = (
+        (0, render_body(_REQUEST)), (1, render_body(completion)), (2, b"To be, or"), (0, parts),
+        (1, limits), (1, levels), (1, points),
+    )  # fmt: skip
+    return [bytes((kind,)) + body for kind, body in bodies]
 
 
 def topics() -> list[bytes]:

@@ -43,7 +43,7 @@ from edgecosine.protocol.notices import view_nodes
 from edgecosine.protocol.openai import Limits, render_body
 from edgecosine.protocol.publication import Incoming
 from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import REQUEST_KINDS, InfoTopic
+from edgecosine.protocol.topics import REQUEST_KINDS, InfoTopic, can_publish_to
 from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary
 from edgecosine.security.enrolment import read_answer, read_request, write_line
 from edgecosine.security.identity import NodeIdentity
@@ -247,6 +247,7 @@ def _take(message: Incoming, kind: str) -> bool:
     reading = _INTAKE.read(kinds[0], message, _LIMITS)
     topic = reading.ticket.reply_topic
     _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
+    _require(can_publish_to(topic), "an answer that a broker hangs up on")
     if not isinstance(reading, Accepted):
         render_error(reading.error, reading.ticket.request_id)
         return False
