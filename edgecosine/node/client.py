@@ -287,14 +287,13 @@ class Client:
                 self._tell_standstill()
 
     def _take_status(self, payload: bytes, left_s: float | None = None) -> None:
-        """The cluster said whether it is there; that holds for `left_s`."""
+        """The cluster said whether it is there, and for how long that holds where it is renewed."""
         if self._lapse is not None:
             self._lapse.cancel()
             self._lapse = None
-        if payload:
-            left_s = min(KEEP_ONLINE_S, KEEP_ONLINE_S if left_s is None else left_s)
+        if payload and left_s is not None:
             loop = asyncio.get_running_loop()
-            self._lapse = loop.call_later(left_s, self._take_status, b"")
+            self._lapse = loop.call_later(min(left_s, KEEP_ONLINE_S), self._take_status, b"")
         if self._watch.take_status(payload):
             self._askings.on_gateway()
             self._tell_standstill()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from edgecosine.errors import BrokerLost, RequestError
+from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
@@ -252,6 +252,29 @@ def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
             assert (await client.nodes())["d1"].state == {"role": "drafter"}
 
     run(story())
+
+
+def test_gateway_that_falls_silent_without_a_will_is_offline() -> None:
+    async def story() -> None:
+        async with (
+            EmbeddedBroker(port=free_port()) as broker,
+            listening(broker) as listener,
+            Client(broker.url, "home") as client,
+        ):
+            listener.send(HOME.status, ONLINE, retain=True, expiry_s=1)
+            while not await client.is_online():
+                await client.changed()
+            while await client.is_online():
+                await client.changed()
+            async with Client(broker.url, "home") as late:
+                assert not await late.is_online()
+
+    run(story())
+
+
+def test_name_that_can_be_no_level_of_a_topic_is_refused() -> None:
+    with pytest.raises(ConfigError, match="client_id"):
+        Client("mqtt://127.0.0.1", "home", client_id="a/b")
 
 
 def test_strange_messages_on_our_topics_are_passed_over() -> None:
