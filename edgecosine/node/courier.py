@@ -241,7 +241,7 @@ class Courier:
     def _blame(self, alone: Outgoing | None, loss: BrokerLost) -> None:
         """Give up the message that was alone on its way, if it was so at the last loss, too."""
         self._announced = None
-        if alone is not None and self._refusals.lost(alone, loss.reason_code):
+        if alone is not None and self._refusals.lost(alone, _now(), loss.reason_code):
             self._outbox.give_up(alone)
             self._pause_s = _FIRST_PAUSE_S
             self._give_up(alone, f"the broker ended the connection for it twice: {loss}")
@@ -249,7 +249,7 @@ class Courier:
     def _give_up(self, message: Outgoing, reason: str) -> None:
         self._counters.count("undeliverable")
         # Some are told again every second.
-        if self._complaints.is_due(message.topic, asyncio.get_running_loop().time()):
+        if self._complaints.is_due(message.topic, _now()):
             logger.warning(
                 "message given up name=%s topic=%r bytes=%d reason=%s",
                 self._name, message.topic[:_SHOWN], len(message.payload), reason,
@@ -325,7 +325,9 @@ class Courier:
 
     def _is_refused(self, connection: Connection, message: Outgoing) -> bool:
         """Whether the broker would end the connection for a message, which is then given up."""
-        objection = connection.limits.objection(message) or self._refusals.objection(message)
+        objection = connection.limits.objection(message) or self._refusals.objection(
+            message, _now()
+        )
         if objection is not None:
             self._give_up(message, objection)
         return objection is not None
@@ -340,3 +342,7 @@ class Courier:
                 for message in self._farewell():
                     if not self._is_refused(connection, message):
                         await connection.publish(message)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

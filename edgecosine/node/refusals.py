@@ -1,7 +1,8 @@
 """Which message a broker refuses for good: it ends the connection whenever that one comes.
 
-Pure. What is told: which message was alone on its way when a connection ended, and what the broker
-has taken. Twice in a row is once too often, so that no message can keep the others waiting.
+Pure; times are seconds of any steady clock. What is told: which message was alone on its way when a
+connection ended, and what the broker has taken. Twice in a row is once too often, so that no
+message can keep the others waiting.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Final
 
 from edgecosine.protocol.publication import Outgoing
 
+RETRY_S: Final = 60.0
+"""After so long a retained message is tried again: the network may have been to blame."""
 _MAX_TOPICS: Final = 64
 _NOT_ITS_FAULT: Final = frozenset((137, 139, 141, 142, 152, 156, 157))
 """Reasons of MQTT 5 that no message is to blame for: busy, shutting down, silence, another
@@ -22,10 +25,11 @@ class Refusals:
 
     def __init__(self) -> None:
         self._suspect: str | Outgoing | None = None
-        self._topics: OrderedDict[str, int] = OrderedDict()
-        """Topics on which a retained message was refused, and how long it was."""
+        self._topics: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Topics on which a retained message was refused, how long it was, and until when that
+        counts."""
 
-    def lost(self, alone: Outgoing | None, reason_code: int | None = None) -> bool:
+    def lost(self, alone: Outgoing | None, now: float, reason_code: int | None = None) -> bool:
         """A connection ended; whether to give up the message that was `alone` on its way then."""
         if alone is None or reason_code in _NOT_ITS_FAULT:
             return False
@@ -36,7 +40,7 @@ class Refusals:
             return False
         self._suspect = None
         if alone.retain:
-            self._topics[alone.topic] = len(alone.payload)
+            self._topics[alone.topic] = len(alone.payload), now + RETRY_S
             if len(self._topics) > _MAX_TOPICS:
                 self._topics.popitem(last=False)
         return True
@@ -46,8 +50,9 @@ class Refusals:
         if self._suspect in (message, message.topic):
             self._suspect = None
 
-    def objection(self, message: Outgoing) -> str | None:
+    def objection(self, message: Outgoing, now: float) -> str | None:
         """Why not to send a retained message again that is told anew every now and then."""
-        if len(message.payload) < self._topics.get(message.topic, len(message.payload) + 1):
+        length, until = self._topics.get(message.topic, (0, now))
+        if now >= until or len(message.payload) < length:
             return None
         return "the broker ended the connection for one like it"

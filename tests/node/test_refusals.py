@@ -8,7 +8,7 @@ import pytest
 
 from edgecosine.node.broker_limits import BrokerLimits, packet_bytes
 from edgecosine.node.outbox import Outbox
-from edgecosine.node.refusals import Refusals
+from edgecosine.node.refusals import RETRY_S, Refusals
 from edgecosine.protocol.publication import Outgoing
 
 FINAL, OTHER = Outgoing("final", b"text"), Outgoing("other", b"text")
@@ -20,12 +20,12 @@ def state(number: int) -> Outgoing:
 
 def test_message_is_given_up_when_a_connection_ends_with_it_twice_in_a_row() -> None:
     refusals = Refusals()
-    assert [refusals.lost(each) for each in (FINAL, OTHER, FINAL)] == [False] * 3
+    assert [refusals.lost(each, 0.0) for each in (FINAL, OTHER, FINAL)] == [False] * 3
     refusals.taken(FINAL)
-    assert not refusals.lost(FINAL)
-    assert not refusals.lost(None)
-    assert refusals.lost(FINAL)
-    assert not refusals.lost(FINAL)
+    assert not refusals.lost(FINAL, 0.0)
+    assert not refusals.lost(None, 0.0)
+    assert refusals.lost(FINAL, 0.0)
+    assert not refusals.lost(FINAL, 0.0)
 
 
 @pytest.mark.parametrize("reason_code", [139, 141, 142])
@@ -33,23 +33,24 @@ def test_message_is_not_to_blame_for_what_the_broker_says_is_no_fault_of_it(
     reason_code: int,
 ) -> None:
     refusals = Refusals()
-    assert not refusals.lost(FINAL)
-    assert not refusals.lost(FINAL, reason_code)
-    assert refusals.lost(FINAL, 149)
+    assert not refusals.lost(FINAL, 0.0)
+    assert not refusals.lost(FINAL, 0.0, reason_code)
+    assert refusals.lost(FINAL, 0.0, 149)
 
 
 def test_retained_message_is_not_sent_again_unless_it_has_become_shorter() -> None:
     refusals = Refusals()
-    assert not refusals.lost(state(8))
-    assert refusals.lost(state(9))
-    assert refusals.objection(state(9))
-    assert refusals.objection(state(10))
-    assert refusals.objection(state(8)) is None
-    assert refusals.objection(FINAL) is None
+    assert not refusals.lost(state(8), 0.0)
+    assert refusals.lost(state(9), 0.0)
+    assert refusals.objection(state(9), 0.0)
+    assert refusals.objection(state(10), 0.0)
+    assert refusals.objection(state(8), 0.0) is None
+    assert refusals.objection(FINAL, 0.0) is None
+    assert refusals.objection(state(9), RETRY_S) is None
     for number in range(100):
         for _ in range(2):
-            refusals.lost(Outgoing(str(number), b"", retain=True))
-    assert refusals.objection(state(9)) is None
+            refusals.lost(Outgoing(str(number), b"", retain=True), 0.0)
+    assert refusals.objection(state(9), 0.0) is None
 
 
 def test_after_a_loss_what_was_in_flight_leaves_one_at_a_time() -> None:
