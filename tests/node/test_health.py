@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from edgecosine.discovery.events import Explanation, Standing
 from edgecosine.node.counters import Counters
 from edgecosine.node.health import concerns, counted
+from edgecosine.node.state import _is_amiss
 from edgecosine.protocol.notices import NodePresence, NodeStatus, NodeView
 
 WELL: dict[str, Any] = {"role": "target", "drafters": {"d": {}}, "not_linked": []}
@@ -42,6 +44,18 @@ def test_cluster_at_work_is_healthy_and_so_is_one_whose_drafter_went_home() -> N
 )
 def test_what_is_wrong_is_named(views: list[NodeView], why: str) -> None:
     assert why in found(*views)
+
+
+def peer(standing: Standing, *, is_foreign: bool = False) -> Explanation:
+    return Explanation("d", standing, "why", is_foreign=is_foreign)
+
+
+def test_only_who_should_be_linked_and_is_not_is_amiss() -> None:
+    assert _is_amiss(peer("refused"))
+    assert _is_amiss(peer("waiting"))
+    assert not _is_amiss(peer("linked"))
+    assert not _is_amiss(peer("left out"))
+    assert not _is_amiss(peer("refused", is_foreign=True))
 
 
 def test_closed_doors_are_named() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from edgecosine.errors import BrokerLost
+from edgecosine.node import forgetting
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.gateway import Gateway
@@ -248,6 +249,31 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
                 assert await ask(client) == "to be"
                 assert (await client.nodes())["evil"].state["role"] == "no target"
                 assert not any("full" in concern for concern in await client.concerns())
+
+    run(main())
+
+
+def test_target_forgets_a_node_and_a_drafter_forgets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting, "_ANSWER_S", 1.0)
+    home = Home(tmp_path)
+
+    async def main() -> None:
+        async with fort(home) as stronghold:
+            gone = stronghold.node(home.admit("evil"))
+            lost = node_status_notice(TOPICS, "evil", "lost", session="s", now_s=0.0)
+            async with connect(gone, client_id="x", version="5") as mouth:
+                await mouth.publish(lost)
+            for name in ("alice", "bob"):
+                with pytest.raises(BrokerLost, match="credentials of a target"):
+                    await forgetting.forget(stronghold.client(name), "lab", "evil")
+            with pytest.raises(BrokerLost, match="credentials of a target"):
+                await forgetting.forget(stronghold.node(home.admit("other")), "lab", "evil")
+            target = stronghold.node(home.admit("target-1", "target"))
+            await forgetting.forget(target, "lab", "evil")
+            async with Client(stronghold.client("alice"), "lab") as client:
+                assert await client.nodes() == {}
 
     run(main())
 

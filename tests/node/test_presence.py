@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from edgecosine.node import presence as module
 from edgecosine.node.broker import EmbeddedBroker
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.node.presence import Presence
+from edgecosine.protocol.notices import KEEP_S
 from tests.mqtt_fixtures import (
     HOME,
     PATIENCE_S,
@@ -77,6 +79,22 @@ def test_will_of_a_former_life_is_corrected() -> None:
                 listener.send(HOME.node_status("d1"), {"state": "lost", "session": "s0", "ts": 1.0})
                 said = await listener.expect(HOME.node_status("d1"), 3)
                 assert json.loads(said[2].payload)["state"] == "ready"
+
+    run(story())
+
+
+def test_word_of_a_node_lapses_and_is_said_again_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.05)
+
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
+            node.publish_presence("ready")
+            async with listening(broker) as listener:
+                said = await listener.expect(HOME.node_status("d1"), 4)
+                assert len({message.payload for message in said}) == 1
+                assert all(0 < (message.expiry_s or 0) <= KEEP_S for message in said)
 
     run(story())
 
