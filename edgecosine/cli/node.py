@@ -271,15 +271,15 @@ def _who_and_where(
     drawn = _drawn_name(role)
     if role == "target" and has_journal:
         state_dir = state_dir or default_state(cluster, node_id or role)
-    if state_dir is not None:
         return node_id or lasting_name(state_dir, drawn), state_dir
-    if node_id is None:
-        place, node_id = lasting_place(cluster, f"{role}-{node_name(model)}", drawn)
-        return node_id, place
     try:
-        return node_id, default_state(cluster, node_id)
+        base = state_dir or default_state(cluster, node_id or "")
     except RuntimeError:  # nobody knows where the user's home is
-        return node_id, None
+        return node_id or drawn, None
+    if node_id is not None:
+        return node_id, base
+    place, name = lasting_place(base, f"{role}-{node_name(model)}", drawn)
+    return name, place
 
 
 def _drawn_name(role: Role) -> str:

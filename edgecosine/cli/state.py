@@ -37,19 +37,19 @@ def lasting_name(state_dir: Path, drawn: str) -> str:
         raise ConfigError("state_dir", str(state_dir), allowed) from error
 
 
-def lasting_place(cluster: str, kind: str, drawn: str) -> tuple[Path | None, str]:
-    """A state directory that no other process uses, and the name that lasts with it.
+def lasting_place(base: Path, kind: str, drawn: str) -> tuple[Path | None, str]:
+    """A directory in `base` that no other process uses, and the name that lasts with it.
 
     Nodes of one `kind` on one machine take them in turn, so each finds a name of its own again.
     Where none can be written to, there is no directory, and the name is `drawn`.
     """
     try:
         for number in range(1, _MAX_PLACES + 1):
-            place = default_state(cluster, kind if number == 1 else f"{kind}-{number}")
+            place = base / (kind if number == 1 else f"{kind}-{number}")
             make_private_directory(place)
             if _is_ours(place):
                 return place, _name_in(place, drawn)
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user's home is
+    except OSError:
         return None, drawn
     return None, drawn
 

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from edgecosine.cli.state import lasting_place
 
 
-def place_of_a_process(drawn: str, *, stays: bool = False) -> tuple[subprocess.Popen[str], str]:
+def place_of_a_process(
+    base: Path, drawn: str, *, stays: bool = False
+) -> tuple[subprocess.Popen[str], str]:
     """A process that has taken a place; `stays` until its input ends."""
     code = (
-        "import sys; from edgecosine.cli.state import lasting_place;"
-        f"print(lasting_place('home', 'drafter-ngram', {drawn!r}), flush=True);"
+        "import sys; from pathlib import Path; from edgecosine.cli.state import lasting_place;"
+        f"print(lasting_place(Path({str(base)!r}), 'drafter-ngram', {drawn!r}), flush=True);"
         + ("sys.stdin.read()" if stays else "")
     )
     process = subprocess.Popen(
@@ -30,24 +30,18 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_names_last_and_nodes_that_run_side_by_side_have_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    first, said = place_of_a_process("one", stays=True)
-    second, said_beside = place_of_a_process("two", stays=True)
+def test_names_last_and_nodes_that_run_side_by_side_have_others(tmp_path: Path) -> None:
+    first, said = place_of_a_process(tmp_path, "one", stays=True)
+    second, said_beside = place_of_a_process(tmp_path, "two", stays=True)
     assert "'one'" in said
     assert "'two'" in said_beside
     end(first)
-    again, said_again = place_of_a_process("three")
+    again, said_again = place_of_a_process(tmp_path, "three")
     assert said_again == said
     for process in (again, second):
         end(process)
 
 
-def test_where_nothing_can_be_kept_the_name_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_can_be_kept_the_name_is_drawn(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    assert lasting_place("home", "drafter", "drawn") == (None, "drawn")
+    assert lasting_place(tmp_path / "file", "drafter", "drawn") == (None, "drawn")
