@@ -7,11 +7,13 @@ node's, and the gateway's connection carries the cluster's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
@@ -26,6 +28,8 @@ from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import NodeStatusTopic, Topics
 from edgecosine.security.client_ids import ClientIds
+
+logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
 _STATE_AGAIN_S = 600.0
@@ -48,6 +52,7 @@ class Presence:
     ) -> None:
         self._topics = Topics(cluster)
         self._node_id = node_id
+        self._broker = broker
         self._session = session or secrets.token_hex(8)
         self._wall_clock_s = wall_clock_s
         self._presence: NodePresence = "starting"
@@ -75,6 +80,7 @@ class Presence:
         """Be seen until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._courier.run(), name=f"{self._node_id}.presence")
+            group.create_task(self._tell_if_unheard(), name=f"{self._node_id}.presence.first")
             while True:
                 await asyncio.sleep(RENEW_S)
                 if self._courier.is_connected:
@@ -97,6 +103,16 @@ class Presence:
         """Tell what the node is and how it does; told again to a broker that forgot."""
         self._state = state
         self._courier.send(node_state_notice(self._topics, self._node_id, state))
+
+    async def _tell_if_unheard(self) -> None:
+        """Say in the log what to do if the broker is not there at first."""
+        try:
+            await self._courier.reached()
+        except BrokerLost as error:
+            logger.warning(
+                "no broker at %s (%s): start one by `edgecosine broker`, or name yours by "
+                "--broker; trying on", self._broker, error,
+            )  # fmt: skip
 
     def _receive(self, message: Incoming) -> None:
         """Correct what the will of a dead connection, or of a former life, says of us."""
