@@ -21,6 +21,7 @@ from edgecosine.node.gateway import Gateway
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
 from edgecosine.node.mqtt import connect
+from edgecosine.node.records import Kept
 from edgecosine.node.resume import NO_PAST, read_past
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.request import Request
@@ -241,5 +242,26 @@ def test_asker_is_told_that_the_broker_does_not_take_the_request(tmp_path: Path)
                 async for _ in client.ask(request):
                     pass
             assert refusal.value.code == "broker_refused"
+
+    run(story())
+
+
+def test_final_of_a_former_life_that_no_broker_takes_holds_nobody_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        topic = HOME.root + "/response/cli/\uffff"
+        old = Outgoing(topic, b"{}", user=(("status", "200"), ("id", "old")))
+        journal = DiskJournal(tmp_path / "state")
+        async with running(journal.run()):
+            journal.finish(Kept("cli/old", b"", "done", old, journal.wall_s() + 3600))
+            await journal.settled()
+        async with own_mosquitto(tmp_path) as url, reader(url) as listener:
+            async with gateway(url, tmp_path / "state") as counters:
+                ask(listener, "1", "little")
+                assert (await final(listener, "1"))["choices"]
+                assert counters.view()["undeliverable"] == 2
+            async with gateway(url, tmp_path / "state") as counters:
+                ask(listener, "2", "little")
+                assert (await final(listener, "2"))["choices"]
+                assert counters.view() == {}
 
     run(story())
