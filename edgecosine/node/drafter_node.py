@@ -9,7 +9,7 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.errors import LinkError
-from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import count_lost, linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
@@ -51,7 +51,7 @@ async def run_drafter(
     counters = Counters()
 
     def on_lost(link: Link) -> None:
-        counters.count("lost_links")
+        count_lost(counters, link)
         log_lost(link)
         if not peers.links:
             drafting.forget_all()

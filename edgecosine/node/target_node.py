@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import BrokerLost
-from edgecosine.node.assembly import linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import count_lost, linked_peers, log_joined, log_lost, run_all
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
@@ -67,7 +67,7 @@ async def run_target(
     counters = Counters()
 
     def on_lost(link: Link) -> None:
-        counters.count("lost_links")
+        count_lost(counters, link)
         log_lost(link)
 
     def on_joined(link: Link) -> None:
