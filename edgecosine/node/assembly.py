@@ -59,6 +59,7 @@ def linked_peers(
         model=loaded.name[:256],
         quantization=loaded.quantization,
         vocabulary=vocabulary.digests,
+        max_context=loaded.max_context,
     )
     return Peers(
         settings=LinkSettings(
@@ -76,8 +77,8 @@ def log_joined(link: Link) -> None:
     """Say that a link stands."""
     peer = link.peer
     logger.info(
-        "joined: peer=%s role=%s model=%s quantization=%s",
-        peer.node_id, peer.role, peer.model, peer.quantization,
+        "joined: peer=%s role=%s model=%s quantization=%s context=%s",
+        peer.node_id, peer.role, peer.model, peer.quantization, peer.max_context or "any",
     )  # fmt: skip
 
 

@@ -112,6 +112,11 @@ class Link(asyncio.Protocol):
         return self._handshake.peer
 
     @property
+    def max_context(self) -> int:
+        """Tokens that the peer's sequences may have; 0 where it did not say."""
+        return self.peer.max_context
+
+    @property
     def is_ready(self) -> bool:
         """Whether work may be sent."""
         return self._handshake.state is State.READY and not self.closed.done()

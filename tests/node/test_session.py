@@ -232,6 +232,33 @@ def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
     assert 20 < answer.metrics.num_rounds < 80
 
 
+def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further() -> None:
+    language = babble()
+
+    async def main() -> tuple[list[int], Answer]:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            link = home.links["drafter-0"]
+            link.max_context = 40
+            answer = await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in link.asked], answer
+
+    lengths, answer = run(main())
+    assert 20 < max(lengths) <= 40
+    assert "drafter-0 has a context of 40 tokens, the text" in answer.metrics.plan
+
+
+def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
+    language = babble()
+
+    async def main() -> list[int]:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in home.links["drafter-0"].asked]
+
+    assert max(run(main())) > 80
+
+
 def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
     language = babble()
 

@@ -29,7 +29,8 @@ struct Decoder {
   const void* embedding;
   const float *output_norm, *cosine, *sine;  // cosine, sine [positions, head_size / 2]
   const int64_t* shortlist;                  // the head's outputs as tokens, see rank.h; or null
-  int64_t num_layers, hidden, heads, groups, head_size, inner, cells, embedding_bytes, threads;
+  int64_t num_layers, hidden, heads, groups, head_size, inner, slots, cells, vocabulary;
+  int64_t embedding_bytes, threads;
   float epsilon, scale;
 };
 namespace {
@@ -151,10 +152,17 @@ void place_heads(const Decoder& d, const Layer& layer, const int64_t* positions,
 }
 
 // Runs rows through the decoder and gives logits [keeps, vocabulary] of the rows numbered in `keep`.
-void decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
+// False, and nothing is read or written, where a row lies beyond the cache, the rotary tables or the
+// embedding.
+bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
             const int32_t* cell, const int32_t* length, const int32_t* path,
             const int32_t* path_length, int64_t paths, int64_t rows, const int64_t* keep,
             int64_t keeps, float* logits) {
+  if (!are_within(d.slots, d.cells, slot, cell, length, path, path_length, paths, rows)) return false;
+  for (int64_t t = 0; t < rows; t++) {
+    if (tokens[t] < 0 || tokens[t] >= d.vocabulary) return false;
+    if (positions[t] < 0 || positions[t] >= d.cells) return false;
+  }
   const int threads = static_cast<int>(d.threads);
   const int64_t size = d.head_size, query = d.heads * size, width = query + 2 * d.groups * size;
   thread_local std::vector<float> state, normed, mixed, inner;
@@ -189,6 +197,7 @@ void decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, c
   for (int64_t k = 0; k < keeps; k++)
     normalize(&state[keep[k] * d.hidden], d.output_norm, d.epsilon, &normed[k * d.hidden], d.hidden);
   linear_of(d.head, normed.data(), logits, keeps, threads);
+  return true;
 }
 
 }  // namespace
