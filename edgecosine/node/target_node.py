@@ -68,6 +68,7 @@ async def run_target(
 
     def on_lost(link: Link) -> None:
         count_lost(counters, link)
+        balancer.part(link.peer.node_id)
         log_lost(link)
 
     def on_joined(link: Link) -> None:
