@@ -8,6 +8,7 @@ peer's own sending stops.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from edgecosine.discovery.backoff import Backoff
@@ -22,6 +23,9 @@ LOOP_SHARE: Final = 0.5
 """Share of the event loop's time that the messages of one link may take for long."""
 BURST_S: Final = 0.05
 """Time that they may take at once."""
+MAX_JOINS: Final = 32
+JOINS_WITHIN_S: Final = 60.0
+"""A peer that opens links more often than that floods this node with them."""
 MAX_BANS: Final = 1024
 
 _BAN: Final = Backoff(first_s=60.0, longest_s=3600.0)
@@ -65,28 +69,46 @@ class LoopShare:
         return self._debt_s / LOOP_SHARE if self._debt_s > BURST_S else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Ban:
+    times: int
+    until: float
+    reason: str
+
+
 class Bans:
-    """Peers that flooded this node, by node id; each time it is for longer."""
+    """Peers that flooded this node, by node id; each time they are kept out for longer."""
 
     def __init__(self) -> None:
-        self._bans: dict[str, tuple[int, float, float]] = {}
-        """How often, for how long, and until when; the newest last."""
+        self._bans: dict[str, _Ban] = {}
+        """The newest last."""
+        self._joins: dict[str, tuple[int, float]] = {}
+        """How often a peer came since when; the newest last."""
 
     def __repr__(self) -> str:
         return f"<Bans [{len(self._bans)} peers]>"
 
-    def ban(self, node_id: str, now: float) -> float:
+    def ban(self, node_id: str, reason: str, now: float) -> float:
         """Keep a peer out from `now` on; gives the seconds."""
-        times = 1 + self._bans.pop(node_id, (0, 0.0, 0.0))[0]
+        known = self._bans.pop(node_id, None)
+        times = 1 + known.times if known else 1
         seconds = _BAN.delay_s(times, chance=0.0)
-        self._bans[node_id] = times, seconds, now + seconds
+        self._bans[node_id] = _Ban(times, now + seconds, f"{reason}: kept out for {seconds:.0f} s")
         if len(self._bans) > MAX_BANS:
             del self._bans[next(iter(self._bans))]
         return seconds
 
     def objection(self, node_id: str, now: float) -> str | None:
         """Why the peer is kept out at `now`; None when it is not."""
-        _, seconds, until = self._bans.get(node_id, (0, 0.0, 0.0))
-        if now >= until:
-            return None
-        return f"{node_id} sent more messages than it was asked for: kept out for {seconds:.0f} s"
+        ban = self._bans.get(node_id)
+        return ban.reason if ban and now < ban.until else None
+
+    def may_come(self, node_id: str, now: float) -> bool:
+        """A link of the peer has come; whether it is one of those that it may open."""
+        count, since = self._joins.pop(node_id, (0, now))
+        if now - since >= JOINS_WITHIN_S:
+            count, since = 0, now
+        self._joins[node_id] = count + 1, since
+        if len(self._joins) > MAX_BANS:
+            del self._joins[next(iter(self._joins))]
+        return count < MAX_JOINS

@@ -19,6 +19,8 @@ from edgecosine.node.clock import now
 from edgecosine.node.tally import Tally
 from edgecosine.protocol.hindsight import Hindsight
 from edgecosine.protocol.messages import (
+    MAX_DRAFT_TOKENS,
+    MAX_PREFIX_TOKENS,
     AnyMessage,
     Coupling,
     Draft,
@@ -34,6 +36,9 @@ from edgecosine.protocol.prefix import Prefix
 from edgecosine.protocol.tree import TokenTree
 
 logger = logging.getLogger(__name__)
+
+LONGEST_ASKED = MAX_PREFIX_TOKENS - MAX_DRAFT_TOKENS
+"""Tokens of a sequence that fit into a request, with a trunk behind them."""
 
 
 class DrafterLink(Protocol):
@@ -87,8 +92,9 @@ class Consulting:
         """Drafters that are linked now and can read the whole sequence, by node id."""
         able = []
         for node_id, link in self._links().items():
-            if 0 < link.max_context < len(self._sequence):
-                self._leave_out(node_id, link.max_context)
+            most = min(link.max_context or LONGEST_ASKED, LONGEST_ASKED)
+            if len(self._sequence) > most:
+                self._leave_out(node_id, most)
             else:
                 able.append(node_id)
         return able
@@ -103,7 +109,7 @@ class Consulting:
         """Say once that a drafter cannot read the sequence any more."""
         if node_id in self._outgrown:
             return
-        reason = f"{node_id} has a context of {max_context} tokens, the text {len(self._sequence)}"
+        reason = f"{node_id} reads {max_context} tokens at most, the text has {len(self._sequence)}"
         self._outgrown[node_id] = reason
         logger.info("not asked: request=%s peer=%s reason=%s", self._key, node_id, reason)
 

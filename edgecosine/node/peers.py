@@ -33,7 +33,7 @@ from edgecosine.discovery.interfaces import addresses_to_tell, is_everywhere
 from edgecosine.discovery.peer import Address, Advert, advert_of
 from edgecosine.discovery.roster import Roster
 from edgecosine.errors import LinkError, LinkLost, PeerFlooded, PeerMismatched, PeerRefused
-from edgecosine.node.allowance import Bans
+from edgecosine.node.allowance import MAX_JOINS, Bans
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect
 
@@ -207,6 +207,8 @@ class Peers:
     def _join(self, link: Link, contact: str | None = None) -> None:
         """Take a ready link, or decide which of two links to the same node survives."""
         current = self._links.get(link.peer.node_id)
+        if not link.is_dialled and self._ban_of(link) is None and self._comes_too_often(link):
+            self._ban(link, PeerFlooded(f"the peer came {MAX_JOINS} times in a minute"))
         # trust may have changed since its greeting
         objection = self._settings.guard.objection(link.peercert, link.peer)
         if objection := objection or self._ban_of(link):
@@ -283,10 +285,14 @@ class Peers:
         """Why the peer is kept out, if it is for what it sent before."""
         return self._bans.objection(link.peer.node_id, asyncio.get_running_loop().time())
 
-    def _ban(self, link: Link, reason: LinkError) -> None:
+    def _comes_too_often(self, link: Link) -> bool:
+        now = asyncio.get_running_loop().time()
+        return not self._bans.may_come(link.peer.node_id, now)
+
+    def _ban(self, link: Link, reason: PeerFlooded) -> None:
         """Part with a peer that floods this node, and keep it out for a while."""
-        node_id = link.peer.node_id
-        seconds = self._bans.ban(node_id, asyncio.get_running_loop().time())
+        node_id, now = link.peer.node_id, asyncio.get_running_loop().time()
+        seconds = self._bans.ban(node_id, str(reason), now)
         logger.warning("flooded: peer=%s from=%s kept_out_s=%.0f", node_id, link.host, seconds)
         for other in [*self._links.values(), *self._spares]:
             if other.peer.node_id == node_id:

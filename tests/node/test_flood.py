@@ -13,9 +13,11 @@ from edgecosine.discovery.peer import Address
 from edgecosine.node.allowance import (
     BURST_MESSAGES,
     BURST_S,
+    JOINS_WITHIN_S,
     LOOP_SHARE,
     MAX_BANS,
     MAX_EARNED_MESSAGES,
+    MAX_JOINS,
     MESSAGES_PER_HEARTBEAT,
     Allowance,
     Bans,
@@ -118,7 +120,7 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 with flooding(address, drafter_hello(node_id="hostile"), flood):
                     for number in range(NUM_ASKS):
                         assert await honest.ask(request(number)) == draft_for(request(number))
-                    await until_lost(target, "hostile")
+                    await until_told(target, "lost")
                 assert REASON in await book.says("lost: peer=hostile")
                 assert "kept_out_s=60" in await book.says("flooded: peer=hostile")
                 with flooding(address, drafter_hello(node_id="hostile"), flood) as again:
@@ -128,8 +130,8 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 assert target.told.count(("joined", "hostile")) == 1
 
 
-async def until_lost(node: Node, name: str) -> None:
-    await node.until(lambda: ("lost", name) in node.told)
+async def until_told(node: Node, what: str, times: int = 1) -> None:
+    await node.until(lambda: node.told.count((what, "hostile")) >= times)
 
 
 def test_a_drafter_that_floods_pings_is_cut_off_and_kept_out() -> None:
@@ -140,13 +142,29 @@ def test_a_drafter_that_floods_drafts_which_nobody_asked_for_is_cut_off_and_kept
     run(assert_drafter_floods_in_vain([LATE_DRAFT] * 100))
 
 
+def test_a_drafter_that_comes_and_goes_over_and_over_is_kept_out() -> None:
+    async def main() -> None:
+        async with living(target_settings(QUICK)) as target:
+            [address] = await target.peers.listening()
+            for number in range(1, MAX_JOINS + 1):
+                hostile = await connect(address, drafter_settings(node_id="hostile"))
+                await until_told(target, "joined", number)
+                hostile.abort("it goes")
+                await until_told(target, "lost", number)
+            again = await connect(address, drafter_settings(node_id="hostile"))
+            assert "came 32 times in a minute: kept out for 60 s" in str(await again.wait_closed())
+            assert target.told.count(("joined", "hostile")) == MAX_JOINS
+
+    run(main())
+
+
 def test_a_target_that_floods_releases_is_cut_off() -> None:
     async def main() -> None:
         with logbook() as book:
             async with living(drafter_settings(timing=QUICK)) as drafter:
                 [address] = await drafter.peers.listening()
                 with flooding(address, target_hello(node_id="hostile"), [Release("a/b")] * 1000):
-                    await drafter.until(lambda: ("lost", "hostile") in drafter.told)
+                    await until_told(drafter, "lost")
             assert REASON in await book.says("lost: peer=hostile")
 
     run(main())
@@ -239,10 +257,17 @@ def test_messages_of_a_link_take_their_share_of_the_loop() -> None:
 
 def test_bans_grow_end_and_are_bounded() -> None:
     bans = Bans()
-    first_s = bans.ban("hostile", 0.0)
-    assert bans.objection("hostile", first_s - 1) is not None
+    first_s = bans.ban("hostile", "it floods", 0.0)
+    assert bans.objection("hostile", first_s - 1) == "it floods: kept out for 60 s"
     assert bans.objection("hostile", first_s) is None
-    assert bans.ban("hostile", first_s) == 2 * first_s
+    assert bans.ban("hostile", "it floods", first_s) == 2 * first_s
     for number in range(MAX_BANS):
-        bans.ban(f"other-{number}", 0.0)
+        bans.ban(f"other-{number}", "it floods", 0.0)
     assert bans.objection("hostile", first_s + 1) is None
+
+
+def test_a_peer_may_come_back_now_and_then_but_not_over_and_over() -> None:
+    bans = Bans()
+    assert all(bans.may_come("d", 3.0 * number) for number in range(1000))
+    assert [bans.may_come("e", 0.0) for _ in range(MAX_JOINS + 1)].count(False) == 1
+    assert bans.may_come("e", JOINS_WITHIN_S)

@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
+from edgecosine.node.consulting import LONGEST_ASKED, Consulting
+from edgecosine.node.tally import Tally
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.prefix import Prefix
 from edgecosine.protocol.request import (
     Answer,
     Committed,
@@ -245,7 +249,24 @@ def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further
 
     lengths, answer = run(main())
     assert 20 < max(lengths) <= 40
-    assert "drafter-0 has a context of 40 tokens, the text" in answer.metrics.plan
+    assert "drafter-0 reads 40 tokens at most, the text has" in answer.metrics.plan
+
+
+@pytest.mark.parametrize("told", [0, 1 << 30])
+def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
+            home.links["drafter-0"].max_context = told
+            sequence = Prefix(range(LONGEST_ASKED))
+            consulting = Consulting(
+                key="a/1", sequence=sequence, coupling=Coupling(), num_vocabulary=1 << 20,
+                links=lambda: home.links, balancer=home.balancer, tally=Tally(),
+            )  # fmt: skip
+            assert list(consulting.linked) == ["drafter-0"]
+            sequence.extend([1])
+            assert not consulting.linked
+
+    run(main())
 
 
 def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
