@@ -46,7 +46,7 @@ async def run_drafter(
     )
 
     def on_request(link: Link, message: DraftRequest | Release) -> None:
-        drafting.on_request(message, link.send)
+        drafting.on_request(message, link.send, link.peer.node_id)
 
     counters = Counters()
 
