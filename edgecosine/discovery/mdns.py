@@ -79,7 +79,7 @@ class Mdns:
         """
         self._own = interfaces()
         if not self._own:
-            logger.warning("no network yet: no interface has an address")
+            logger.warning("no network yet: reason=no interface has an address")
             await self._until_network_changes()
         try:
             voice = self._open()
@@ -149,9 +149,11 @@ class Mdns:
                     )
                 while True:
                     await self._until_network_changes()
-                    logger.info("the network is another one: announced and asked for anew")
+                    info = self._info(advert)
+                    told = ",".join(info.parsed_addresses())
+                    logger.info("network changed: addresses=%s", told)
                     await voice.zeroconf.async_update_interfaces()
-                    await (await voice.async_update_service(self._info(advert)))
+                    await (await voice.async_update_service(info))
                     await browser.async_cancel()
                     browser = browse()
         finally:
