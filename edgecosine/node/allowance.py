@@ -23,6 +23,8 @@ LOOP_SHARE: Final = 0.5
 """Share of the event loop's time that the messages of one link may take for long."""
 BURST_S: Final = 0.05
 """Time that they may take at once."""
+DEAREST_S: Final = 0.02
+"""A message that took longer met a process that was itself kept waiting, and is not to blame."""
 MAX_JOINS: Final = 32
 JOINS_WITHIN_S: Final = 60.0
 """A peer that opens links more often than that floods this node with them."""
@@ -64,7 +66,8 @@ class LoopShare:
     def spend(self, seconds: float, now: float) -> float:
         """A message took so many seconds until `now` (of any steady clock); gives the seconds for
         which to read no more."""
-        self._debt_s = max(0.0, self._debt_s - LOOP_SHARE * (now - self._at)) + seconds
+        paid_s = LOOP_SHARE * (now - self._at)
+        self._debt_s = max(0.0, self._debt_s - paid_s) + min(seconds, DEAREST_S)
         self._at = now
         return self._debt_s / LOOP_SHARE if self._debt_s > BURST_S else 0.0
 
