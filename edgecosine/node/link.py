@@ -255,9 +255,8 @@ class Link(asyncio.Protocol):
 
     def _resume(self) -> None:
         self._resuming = None
+        self._may_read(is_allowed=True)
         self._read()
-        if self._resuming is None:
-            self._may_read(is_allowed=True)
 
     def _may_read(self, *, is_allowed: bool) -> None:
         """Go on reading, or leave the socket unread, so that the peer has to wait."""
