@@ -67,8 +67,8 @@ class _Decoder(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "slots", "cells",
-                "vocabulary", "embedding_bytes", "threads",
+                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
+                "embedding_bytes", "threads", "vocabulary", "slots",
             )
         ),
         ("epsilon", ctypes.c_float),
@@ -147,11 +147,11 @@ class FusedModel:
             groups=groups,
             head_size=head_size,
             inner=body.layers[0].mlp.gate_proj.out_features,
-            slots=slots,
             cells=cells,
-            vocabulary=embedding.shape[0],
             embedding_bytes=embedding.element_size(),
             threads=threads,
+            vocabulary=embedding.shape[0],
+            slots=slots,
             epsilon=config.rms_norm_eps,
             scale=float(attention.scaling),
         )
@@ -171,19 +171,19 @@ class FusedModel:
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
 
-        Raises IndexError where a row lies beyond the cache or the vocabulary.
+        Raises IndexError where a token, a position or a cell is beyond the model's.
         """
         logits = torch.empty(len(keep), self._num_outputs)
         wanted = torch.tensor(keep, dtype=torch.int64)
-        is_done = self._kernels.library.edgecosine_decode(
+        do_fit = self._kernels.library.edgecosine_decode(
             ctypes.byref(self._decoder),
             rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
             rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
             rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
-        if not is_done:
-            raise self._beyond()
+        if not do_fit:
+            raise IndexError("a token, a position or a cell of the pass is beyond the model's")
         if self._shortlist is not None:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
@@ -191,20 +191,14 @@ class FusedModel:
     def grow(self, works: ctypes.Array[Growing]) -> int:
         """One step of drafting for all works in one pass; returns its rows.
 
-        Raises IndexError where one lies beyond the cache.
+        Raises IndexError as `forward` does.
         """
         rows: int = self._kernels.library.edgecosine_grow(
             ctypes.byref(self._decoder), works, len(works)
         )
         if rows < 0:
-            raise self._beyond()
+            raise IndexError("a token, a position or a cell of the step is beyond the model's")
         return rows
-
-    def _beyond(self) -> IndexError:
-        held = self._decoder
-        return IndexError(
-            f"rows beyond {held.slots} slots of {held.cells} cells, or {held.vocabulary} tokens"
-        )
 
     @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
