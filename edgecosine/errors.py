@@ -9,6 +9,7 @@ EdgecosineError
 │   ├── LinkLost           the network's: end of file, reset, silence
 │   ├── LocalProtocolError ours: we tried to send what the protocol forbids
 │   └── RemoteProtocolError  the peer's: bytes, messages or an order that the protocol forbids
+│       ├── PeerFlooded    the peer sent more messages than it was asked for
 │       └── PeerRefused    the peer does not want us, or we do not want the peer; says why
 │           └── PeerMismatched  the two can never be linked as they are; says what to change
 ├── BrokerLost             the MQTT connection ended
@@ -106,6 +107,10 @@ class LocalProtocolError(LinkError):
 
 class RemoteProtocolError(LinkError):
     """The peer sent what the protocol forbids."""
+
+
+class PeerFlooded(RemoteProtocolError):
+    """The peer sent more messages than it was asked for."""
 
 
 class PeerRefused(RemoteProtocolError):

@@ -75,6 +75,7 @@ class FakeLink:
     ) -> None:
         self._drafting, self._weather = drafting, itertools.cycle(weather)
         self._absence, self._away = absence, 0
+        self.max_context = 0
         self.asked: list[DraftRequest] = []
         self.released: list[str] = []
         self.is_asked = asyncio.Event()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import re
 import signal
 import socket
 import sys
+import unicodedata
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,9 +102,13 @@ def access_options(command: Command, broker: str | None) -> Command:
 
 
 def host_name() -> str:
-    """What this machine calls itself, as far as it can be a node's name."""
-    name = "".join(c if c.isalnum() else "-" for c in socket.gethostname().split(".")[0])
-    return name[:32] or "host"
+    """What this machine calls itself, as far as it can be a node's name: without accents, and where
+    no letter is left, with a few digits that other such machines do not have."""
+    name = socket.gethostname().split(".")[0]
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    known = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:32]
+    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=3).hexdigest()
+    return known or f"host-{digest}"
 
 
 def run_command(story: Coroutine[Any, Any, None], drain: Callable[[], bool] | None = None) -> None:

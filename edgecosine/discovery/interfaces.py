@@ -5,19 +5,23 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import ifaddr
 
+_STATES: Final = Path("/sys/class/net")
+"""On Linux: a folder for each interface."""
 _UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")  # noqa: S104 -- to be told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface and its numeric addresses."""
+    """A network interface, its numeric addresses, and where the system tells, whether it is up."""
 
     name: str
     addresses: tuple[str, ...]
+    state: str = ""
 
 
 def interfaces() -> list[Interface]:
@@ -26,8 +30,21 @@ def interfaces() -> list[Interface]:
     for adapter in ifaddr.get_adapters():
         texts = tuple(ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips)
         if texts:
-            found.append(Interface(adapter.nice_name, texts))
+            found.append(Interface(adapter.nice_name, texts, _state(adapter.nice_name)))
     return found
+
+
+def _state(name: str) -> str:
+    try:
+        return (_STATES / name / "operstate").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def is_everywhere(listening: Iterable[str]) -> bool:
+    """Whether a node that listens on these hosts is reached at every address of its machine, those
+    to come included."""
+    return any(host in _UNSPECIFIED for host in listening)
 
 
 def addresses_to_tell(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:

@@ -1,7 +1,8 @@
 """Tells the local network about this node, and hears about others, by multicast DNS.
 
 The only file that knows zeroconf. What it hears are hints; what it cannot parse it ignores. Where
-multicast does not work it says so once and the node lives on with the peers it was given.
+multicast does not work it says so once and the node lives on with the peers it was given. The
+machine's interfaces are looked at every two seconds, for networks come later, and addresses change.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.interfaces import by_reach, interfaces
-from edgecosine.discovery.peer import Advert, HostileAdvert, from_txt, to_txt
+from edgecosine.discovery.interfaces import Interface, addresses_to_tell, by_reach, interfaces
+from edgecosine.discovery.peer import MAX_ADDRESSES, Advert, HostileAdvert, from_txt, to_txt
 
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
 HEARING_S: Final = 5.0
+LOOK_S: Final = 2.0
+"""Between two looks at the machine's interfaces."""
 MAX_NAMES: Final = 1024
 _PROBE_TYPE: Final = "_ecs-doctor._tcp.local."
 _NUM_RESOLVERS: Final = 4
@@ -43,7 +47,8 @@ class Mdns:
     `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
     included, so that nodes of one machine find each other without any network.
     `heard_itself` is set when our own announcement came back, the proof that multicast works;
-    when it is not within `hearing_s` seconds, a warning is given.
+    when it is not within `hearing_s` seconds, a warning is given. Every `look_s` seconds the
+    machine's interfaces are looked at.
     """
 
     def __init__(
@@ -52,14 +57,17 @@ class Mdns:
         interfaces: Sequence[str] | None = None,
         service_type: str = SERVICE_TYPE,
         hearing_s: float = HEARING_S,
+        look_s: float = LOOK_S,
     ) -> None:
         self.heard_itself = asyncio.Event()
-        self._hearing_s = hearing_s
+        self._hearing_s, self._look_s = hearing_s, look_s
         self._interfaces, self._service_type = interfaces, service_type
         self._names: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._node_ids: dict[str, str] = {}
         self._ignored: set[str] = set()
+        self._own: list[Interface] = []
+        """This machine's interfaces, as they were when we looked last."""
 
     def __repr__(self) -> str:
         return f"<Mdns {len(self._node_ids)} nodes, {len(self._ignored)} ignored>"
@@ -69,6 +77,10 @@ class Mdns:
 
         Returns, after a warning, when multicast does not work here.
         """
+        self._own = interfaces()
+        if not self._own:
+            logger.warning("no network yet: reason=no interface has an address")
+            await self._until_network_changes()
         try:
             voice = self._open()
         except (OSError, RuntimeError) as error:
@@ -84,12 +96,26 @@ class Mdns:
                     await voice.async_unregister_all_services()
                     await voice.async_close()
 
+    async def _until_network_changes(self) -> None:
+        """Wait until this machine has other interfaces, or other addresses, than it had."""
+        while True:
+            await asyncio.sleep(self._look_s)
+            own = interfaces()
+            if own and own != self._own:
+                self._own = own
+                return
+
+    def _info(self, advert: Advert) -> AsyncServiceInfo:
+        """The records of a node, with the addresses that it has now."""
+        told = advert.addresses or addresses_to_tell([""], self._own)[:MAX_ADDRESSES]
+        return service_info(replace(advert, addresses=tuple(told)), self._service_type)
+
     def _open(self) -> AsyncZeroconf:
-        own = {address for interface in interfaces() for address in interface.addresses}
+        own = {address for interface in self._own for address in interface.addresses}
         missing = sorted(set(self._interfaces or ()) - own)
-        if missing or not own:
+        if missing:
             # zeroconf finds out too late to close the sockets that it has opened by then
-            raise OSError(f"no interface has the address {missing[0]}" if missing else "no network")
+            raise OSError(f"no interface has the address {missing[0]}")
         everywhere = zeroconf.InterfaceChoice.All
         chosen = everywhere if self._interfaces is None else list(self._interfaces)
         try:
@@ -107,8 +133,11 @@ class Mdns:
             else:
                 self._name_changed(voice, name, state_change, on_event)
 
-        info = service_info(advert, self._service_type)
-        browser = AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
+        def browse() -> AsyncServiceBrowser:
+            return AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
+
+        info = self._info(advert)
+        browser = browse()
         try:
             await (await voice.async_register_service(info, cooperating_responders=True))
             async with asyncio.TaskGroup() as group:
@@ -118,6 +147,15 @@ class Mdns:
                         self._resolve_names(voice, on_event),
                         name=f"{advert.node_id}.resolver-{number}",
                     )
+                while True:
+                    await self._until_network_changes()
+                    info = self._info(advert)
+                    told = ",".join(info.parsed_addresses())
+                    logger.info("network changed: addresses=%s", told)
+                    await voice.zeroconf.async_update_interfaces()
+                    await (await voice.async_update_service(info))
+                    await browser.async_cancel()
+                    browser = browse()
         finally:
             await browser.async_cancel()
 

@@ -44,7 +44,8 @@ class Advert:
     """One node, as it tells about itself.
 
     vocabulary  short digest of its vocabulary; empty when it takes any
-    addresses   numeric, in the order in which to try them
+    addresses   numeric, in the order in which to try them; empty in a node's own advert where it is
+                reached at whatever addresses its machine has
     """
 
     node_id: str

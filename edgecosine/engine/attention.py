@@ -178,15 +178,17 @@ def _compiled(
     groups, value_size = value.shape[1], value.shape[3]
     out = torch.empty(1, count, heads, value_size, dtype=query.dtype)
     sinks = None if sinks is None else sinks.float().contiguous()
-    kernels.library.edgecosine_attention(
+    is_done = kernels.library.edgecosine_attention(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), strides.data_ptr(),
         cache.keys.data_ptr(), cache.values.data_ptr(),
         rows.slot.data_ptr(), rows.cell.data_ptr(), rows.length.data_ptr(),
         rows.path.data_ptr(), rows.path_length.data_ptr(),
         None if sinks is None else sinks.data_ptr(), out.data_ptr(),
-        count, heads, groups, key_size, value_size, state.cells, rows.path.shape[1],
+        count, heads, groups, key_size, value_size, state.slots, state.cells, rows.path.shape[1],
         scale, softcap, window, query.element_size(), state.threads,
     )  # fmt: skip
+    if not is_done:
+        raise IndexError(f"rows beyond a cache of {state.slots} slots of {state.cells} cells")
     return out
 
 

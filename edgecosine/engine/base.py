@@ -115,7 +115,8 @@ class DraftEngine(Protocol):
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[Proposal]:
-        """Propose tokens for every work, batching the model's steps across them.
+        """Propose tokens for every work, batching the model's steps across them; none for a
+        sequence beyond the engine's context.
 
         Works ahead end early, with what they have, once `is_awaited` says that others wait.
         """

@@ -147,13 +147,16 @@ class TransformerDrafter:
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool]
     ) -> Generator[int, None, list[Proposal]]:
         """`draft`, one step of the model at a time; yields each step's rows."""
-        busy = {work.key for work in batch}
-        draftings = [self._open(work, busy) for work in batch]
+        fits = [len(work.tokens) <= self._max_context for work in batch]
+        works = [work for work, is_within in zip(batch, fits, strict=True) if is_within]
+        busy = {work.key for work in works}
+        draftings = [self._open(work, busy) for work in works]
         while growing := [drafting for drafting in draftings if not drafting.is_done]:
             yield self._native_step(growing) if self._is_native(growing) else self._step(growing)
             if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
                 break
-        return [drafting.proposal() for drafting in draftings]
+        made = iter([drafting.proposal() for drafting in draftings])
+        return [next(made) if is_within else Proposal((), ()) for is_within in fits]
 
     def release(self, key: str) -> None:
         """Give the request's slot back."""

@@ -124,13 +124,15 @@ def _declare(path: Path) -> Kernels:
         pointer, number, pointer, size, pointer, pointer, number, size, size, size, number
     ]  # fmt: skip
     library.edgecosine_attention.argtypes = (
-        [pointer] * 13 + [size] * 7 + [real, real, size, number, number]
+        [pointer] * 13 + [size] * 8 + [real, real, size, number, number]
     )
     library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
     library.edgecosine_grow.argtypes = [pointer, pointer, size]
     library.edgecosine_grow.restype = size
-    for name in ("pack", "linear", "attention", "decode", "rank"):
+    library.edgecosine_attention.restype = number
+    library.edgecosine_decode.restype = number
+    for name in ("pack", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
     return Kernels(
         library=library,

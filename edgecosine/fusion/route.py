@@ -139,6 +139,11 @@ class Rescues:
         rate = self.rates.setdefault((drafter, rescuer), AcceptanceRate(RESCUE_MEMORY))
         rate.observe(int(is_rescued), int(not is_rescued))
 
+    def forget(self, drafter: str) -> None:
+        """Nothing is known of a drafter any more."""
+        for pair in [pair for pair in self.rates if drafter in pair]:
+            del self.rates[pair]
+
     def estimate(self, drafter: str, rescuer: str) -> float:
         """Probability that `rescuer` is right where `drafter` is wrong."""
         rate = self.rates.get((drafter, rescuer))

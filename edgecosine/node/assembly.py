@@ -10,7 +10,8 @@ from typing import Any
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
-from edgecosine.errors import EdgecosineError
+from edgecosine.errors import EdgecosineError, PeerFlooded
+from edgecosine.node.counters import Counters
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
 from edgecosine.node.peers import Peers
@@ -72,6 +73,7 @@ def linked_peers(
         model=loaded.name[:256],
         quantization=loaded.quantization,
         vocabulary=vocabulary.digests,
+        max_context=loaded.max_context,
     )
     return Peers(
         settings=LinkSettings(
@@ -89,11 +91,18 @@ def log_joined(link: Link) -> None:
     """Say that a link stands."""
     peer = link.peer
     logger.info(
-        "joined: peer=%s role=%s model=%s quantization=%s",
-        peer.node_id, peer.role, peer.model, peer.quantization,
+        "joined: peer=%s role=%s model=%s quantization=%s context=%s",
+        peer.node_id, peer.role, peer.model, peer.quantization, peer.max_context or "any",
     )  # fmt: skip
 
 
 def log_lost(link: Link) -> None:
     """Say that a link has ended."""
     logger.info("lost: peer=%s reason=%s", link.peer.node_id, link.closed.result())
+
+
+def count_lost(counters: Counters, link: Link) -> None:
+    """Count a link that has ended, and a peer that flooded it."""
+    counters.count("lost_links")
+    if isinstance(link.closed.result(), PeerFlooded):
+        counters.count("floods")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
@@ -18,6 +19,8 @@ from edgecosine.node.clock import now
 from edgecosine.node.tally import Tally
 from edgecosine.protocol.hindsight import Hindsight
 from edgecosine.protocol.messages import (
+    MAX_DRAFT_TOKENS,
+    MAX_PREFIX_TOKENS,
     AnyMessage,
     Coupling,
     Draft,
@@ -34,9 +37,16 @@ from edgecosine.protocol.tree import TokenTree
 
 logger = logging.getLogger(__name__)
 
+LONGEST_ASKED = MAX_PREFIX_TOKENS - MAX_DRAFT_TOKENS
+"""Tokens of a sequence that fit into a request, with a trunk behind them."""
+
 
 class DrafterLink(Protocol):
     """What a session needs of a link."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the drafter's sequences may have; 0 where it did not say."""
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         """Raises LinkLost when the link ends."""
@@ -71,14 +81,37 @@ class Consulting:
         self._held: dict[str, int] = {}
         """Tokens of the sequence that each drafter was told, by node id."""
         self._round = 0
+        self._outgrown: dict[str, str] = {}
+        """Why drafters are left out for good, by node id."""
 
     def __repr__(self) -> str:
         return f"<Consulting {self._key} [round {self._round}, {len(self._held)} drafters told]>"
 
     @property
     def linked(self) -> Collection[str]:
-        """Drafters that are linked now, by node id."""
-        return self._links().keys()
+        """Drafters that are linked now and can read the whole sequence, by node id."""
+        able = []
+        for node_id, link in self._links().items():
+            most = min(link.max_context or LONGEST_ASKED, LONGEST_ASKED)
+            if len(self._sequence) > most:
+                self._leave_out(node_id, most)
+            else:
+                able.append(node_id)
+        return able
+
+    def explain(self, plan: Plan) -> Plan:
+        """The plan, which also says who could not be part of it where nobody is."""
+        if plan.drafters or not self._outgrown:
+            return plan
+        return replace(plan, reason="; ".join([plan.reason, *self._outgrown.values()]))
+
+    def _leave_out(self, node_id: str, max_context: int) -> None:
+        """Say once that a drafter cannot read the sequence any more."""
+        if node_id in self._outgrown:
+            return
+        reason = f"{node_id} reads {max_context} tokens at most, the text has {len(self._sequence)}"
+        self._outgrown[node_id] = reason
+        logger.info("not asked: request=%s peer=%s reason=%s", self._key, node_id, reason)
 
     def begin_round(self) -> None:
         """Answers to what was asked before are of no use any more."""

@@ -8,12 +8,12 @@ from typing import Literal
 
 Event = Literal[
     "refused", "failed", "repeated", "reconnected", "taken_over", "lost_links", "dropped_messages",
-    "undeliverable", "stalls", "late_drafts", "stale_drafts",
+    "undeliverable", "stalls", "late_drafts", "stale_drafts", "floods",
 ]  # fmt: skip
 """Requests refused or failed (by error code) and asked twice; broker connections made anew; works
 of a target that went; links that ended; messages that found no room in the outbox, or that no
 broker takes; engines that stopped answering; drafts that came after their deadline, and drafts
-given up for a newer round."""
+given up for a newer round; peers that sent more messages than they were asked for."""
 
 
 class Counters:

@@ -9,7 +9,14 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.errors import LinkError
-from edgecosine.node.assembly import client_ids_of, linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import (
+    client_ids_of,
+    count_lost,
+    linked_peers,
+    log_joined,
+    log_lost,
+    run_all,
+)
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.drafting import MAX_TOKEN, Drafting
@@ -46,12 +53,12 @@ async def run_drafter(
     )
 
     def on_request(link: Link, message: DraftRequest | Release) -> None:
-        drafting.on_request(message, link.send)
+        drafting.on_request(message, link.send, link.peer.node_id)
 
     counters = Counters()
 
     def on_lost(link: Link) -> None:
-        counters.count("lost_links")
+        count_lost(counters, link)
         log_lost(link)
         if not peers.links:
             drafting.forget_all()

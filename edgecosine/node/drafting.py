@@ -1,7 +1,8 @@
 """The actor around a draft engine: answers draft requests, many at once.
 
 It keeps each request's prefix as the target's messages tell it and hands whole prefixes to the
-engine. The newest round of a request replaces its older ones that still wait.
+engine. The newest round of a request replaces its older ones that still wait. Targets take turns,
+and none of them has a say in another one's requests.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
@@ -35,9 +36,13 @@ from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 1024
-"""Requests whose prefixes are remembered; the least recently drafted one is forgotten first."""
+"""Requests whose prefixes are remembered; of the target with the most of them the least recently
+drafted one is forgotten first."""
 
 MAX_TOKEN = 1 << 32
+
+_OF = "@"
+"""Stands in a key between request and target; no node's name holds it."""
 
 Reply = Callable[[AnyMessage], None]
 """Sends an answer; may raise LinkError when the asker has gone."""
@@ -45,6 +50,7 @@ Reply = Callable[[AnyMessage], None]
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
+    key: str
     request: DraftRequest
     tokens: tuple[int, ...]
     tree: TokenTree | None
@@ -81,15 +87,16 @@ class Drafting:
     def __repr__(self) -> str:
         return f"<Drafting [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
 
-    def on_request(self, message: DraftRequest | Release, reply: Reply) -> None:
-        """Take a message from a link; the answer goes to `reply`, at once or from `run`."""
+    def on_request(self, message: DraftRequest | Release, reply: Reply, target: str = "") -> None:
+        """Take a message of `target`; the answer goes to `reply`, at once or from `run`."""
+        key = f"{message.request_id}{_OF}{target}" if target else message.request_id
         if isinstance(message, Release):
-            self._forget(message.request_id)
+            self._forget(key)
             return
-        prefix = self._prefixes.setdefault(message.request_id, Prefix())
-        self._prefixes.move_to_end(message.request_id)
+        prefix = self._prefixes.setdefault(key, Prefix())
+        self._prefixes.move_to_end(key)
         if len(self._prefixes) > MAX_REQUESTS:
-            self._forget(next(iter(self._prefixes)))
+            self._forget(self._to_be_forgotten())
         new_tokens = unpack_tokens(message.new_tokens)
         kept = message.prefix_len - len(new_tokens)
         is_known = all(token < self._num_vocabulary for token in new_tokens)
@@ -102,9 +109,8 @@ class Drafting:
             )
             return
         tree = _verified_tree(message, self._num_vocabulary)
-        self._drop_stale(message)
-        key = (message.request_id, message.is_ahead)
-        self._waiting[key] = _Ask(message, tuple(prefix.tokens), tree, reply)
+        self._drop_stale(key, message.round)
+        self._waiting[key, message.is_ahead] = _Ask(key, message, tuple(prefix.tokens), tree, reply)
         self._is_awaited |= not message.is_ahead
         self._arrived.set()
 
@@ -130,25 +136,32 @@ class Drafting:
             self._is_at_work = False
             self._rested.set()
 
-    def _forget(self, request_id: str) -> None:
-        if self._prefixes.pop(request_id, None) is None:
+    def _to_be_forgotten(self) -> str:
+        counts = Counter(map(_target_of, self._prefixes))
+        most = max(counts, key=lambda target: counts[target])
+        return next(key for key in self._prefixes if _target_of(key) == most)
+
+    def _forget(self, key: str) -> None:
+        if self._prefixes.pop(key, None) is None:
             return
-        for key in [key for key in self._waiting if key[0] == request_id]:
-            del self._waiting[key]
-        self._released.append(request_id)
+        for is_ahead in (False, True):
+            self._waiting.pop((key, is_ahead), None)
+        self._released.append(key)
         self._arrived.set()
 
-    def _drop_stale(self, newest: DraftRequest) -> None:
-        for key, ask in list(self._waiting.items()):
-            if key[0] == newest.request_id and ask.request.round < newest.round:
-                del self._waiting[key]
+    def _drop_stale(self, key: str, newest: int) -> None:
+        for is_ahead in (False, True):
+            ask = self._waiting.get((key, is_ahead))
+            if ask is not None and ask.request.round < newest:
+                del self._waiting[key, is_ahead]
                 self.num_stale += 1
 
     def _take(self) -> list[_Ask]:
-        """The longest-waiting asks of those that the target waits for, else of those ahead."""
+        """The longest-waiting asks of those that a target waits for, else of those ahead; targets
+        take turns."""
         awaited = [key for key in self._waiting if not key[1]]
         self._is_awaited = False
-        keys = (awaited or list(self._waiting))[: self._max_batch]
+        keys = _in_turn(awaited or list(self._waiting))[: self._max_batch]
         return [self._waiting.pop(key) for key in keys]
 
     async def _step(self) -> None:
@@ -180,6 +193,21 @@ def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | No
     return tree if tree is not None and is_known else EMPTY_TREE
 
 
+def _target_of(key: str) -> str:
+    _, of, target = key.rpartition(_OF)
+    return target if of else ""
+
+
+def _in_turn(keys: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """The first of each target, then the second of each, and so on."""
+    places, so_far = list[int](), Counter[str]()
+    for key, _ in keys:
+        target = _target_of(key)
+        places.append(so_far[target])
+        so_far[target] += 1
+    return [keys[i] for i in sorted(range(len(keys)), key=places.__getitem__)]
+
+
 def _send(reply: Reply, message: AnyMessage) -> None:
     try:
         reply(message)
@@ -190,7 +218,7 @@ def _send(reply: Reply, message: AnyMessage) -> None:
 def _work(ask: _Ask) -> DraftWork:
     request = ask.request
     return DraftWork(
-        key=request.request_id,
+        key=ask.key,
         tokens=ask.tokens,
         num_tokens=request.num_tokens,
         width=request.width,

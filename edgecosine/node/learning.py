@@ -40,6 +40,8 @@ MUCH_QUICKER = 0.5
 """Share of the time that a drafter once took, from which on speculation is tried again."""
 SUBJECT_LASTS = 48
 """Tokens after which a text is looked at anew."""
+MAX_KNOWN = 1024
+"""Drafters of which something is known: beyond it, those that were linked the longest ago go."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,8 @@ class Learning:
 
     def __init__(self) -> None:
         self._drafters: dict[str, DrafterState] = {}
+        """Those linked the longest ago first."""
+        self._linked: set[str] = set()
         self._pass_cost = PassCost()
         self._crowding = Crowding()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
@@ -152,7 +156,16 @@ class Learning:
         state = self.drafter(node_id)
         state.speed, state.slowest_s = DrafterSpeed(), 0.0
         state.rest = state.back_at = 0
+        self._linked.add(node_id)
+        self._make_newest(node_id)
+        self._forget_some()
         self._reconsider()
+
+    def part(self, node_id: str) -> None:
+        """A drafter's link has ended; what it taught stays, while there is room."""
+        self._linked.discard(node_id)
+        if node_id in self._drafters:
+            self._make_newest(node_id)
 
     def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
         """What the request is about now; called with its prompt, and as its text goes on.
@@ -324,6 +337,17 @@ class Learning:
         }
         request.leader = min(believed, key=lambda node_id: believed[node_id], default=None)
         request.rates.foreseen = foresee(believed, self._leads[request.is_greedy].expected)
+
+    def _make_newest(self, node_id: str) -> None:
+        self._drafters[node_id] = self._drafters.pop(node_id)
+
+    def _forget_some(self) -> None:
+        """Those linked the longest ago make room; of those that are linked nothing is forgotten."""
+        excess = max(0, len(self._drafters) - MAX_KNOWN)
+        gone = [name for name in self._drafters if name not in self._linked][:excess]
+        for node_id in gone:
+            del self._drafters[node_id]
+            self._rescues.forget(node_id)
 
     def _reconsider(self) -> None:
         """Where speculation did not pay, it may with drafters as they are now."""

@@ -19,14 +19,16 @@ from edgecosine.errors import (
     LinkError,
     LinkLost,
     LocalProtocolError,
+    PeerFlooded,
     PeerRefused,
     RemoteProtocolError,
 )
+from edgecosine.node.allowance import Allowance, LoopShare
 from edgecosine.node.asks import Asks
 from edgecosine.node.guard import ADVICE, Guard, explain
 from edgecosine.node.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.protocol.codec import decode, encode, tag_of
-from edgecosine.protocol.framing import MAX_FRAME_BYTES, FrameBuffer, frame
+from edgecosine.protocol.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer, frame
 from edgecosine.protocol.handshake import WORK_BY_SENDER, Handshake, State
 from edgecosine.protocol.messages import (
     MAX_REASON_CHARACTERS,
@@ -86,6 +88,9 @@ class Link(asyncio.Protocol):
         self._may_send = WORK_BY_SENDER[settings.hello.role]
         self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
         self._buffer = FrameBuffer()
+        self._allowance, self._share = Allowance(), LoopShare()
+        self._resuming: asyncio.TimerHandle | None = None
+        """Set while the socket is left unread."""
         self._heartbeat = Heartbeat()
         self._asks = Asks()
         self._transport: asyncio.Transport | None = None
@@ -105,6 +110,11 @@ class Link(asyncio.Protocol):
         """Who is at the other end; known once the link is ready."""
         assert self._handshake.peer is not None, "the peer of a link that is not ready"
         return self._handshake.peer
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the peer's sequences may have; 0 where it did not say."""
+        return self.peer.max_context
 
     @property
     def is_ready(self) -> bool:
@@ -146,6 +156,7 @@ class Link(asyncio.Protocol):
         """
         with self._asks.waiting(request) as answer:
             self.send(request)
+            self._allowance.earn()
             return await answer
 
     def send(self, message: AnyMessage) -> None:
@@ -203,11 +214,7 @@ class Link(asyncio.Protocol):
             return
         self._heartbeat.heard()
         self._buffer.feed(data)
-        try:
-            while not self.closed.done() and (payload := self._buffer.next_frame()) is not None:
-                self._take(decode(payload))
-        except RemoteProtocolError as error:
-            self._end(error, Refuse(str(error)[:MAX_REASON_CHARACTERS]))
+        self._read()
 
     def eof_received(self) -> None:
         self._end(self._handshake.ending or self._lost("the peer closed the link"))
@@ -225,6 +232,50 @@ class Link(asyncio.Protocol):
         limit = self._settings.max_unsent_bytes
         self.abort(f"the peer does not read: more than {limit} bytes are unsent")
 
+    def _read(self) -> None:
+        """Take the messages that have come, until they cost too much."""
+        began_s = perf_counter()
+        try:
+            while not self.closed.done() and self._resuming is None:
+                payload = self._buffer.next_frame()
+                if payload is None:
+                    return
+                if not self._allowance.spend():
+                    self._cut_off()
+                    return
+                self._take(decode(payload))
+                ended_s = perf_counter()
+                pause_s = self._share.spend(ended_s - began_s, ended_s)
+                began_s = ended_s
+                if pause_s and not self.closed.done():
+                    self._may_read(is_allowed=False)
+                    self._resuming = self._loop.call_later(pause_s, self._resume)
+        except RemoteProtocolError as error:
+            self._end(error, Refuse(str(error)[:MAX_REASON_CHARACTERS]))
+
+    def _resume(self) -> None:
+        self._resuming = None
+        self._may_read(is_allowed=True)
+        self._read()
+
+    def _may_read(self, *, is_allowed: bool) -> None:
+        """Go on reading, or leave the socket unread, so that the peer has to wait."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if is_allowed:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _cut_off(self) -> None:
+        """End the link to a peer that floods it, and read no byte more."""
+        reason = PeerFlooded("the peer sent more messages than it was asked for")
+        self._finish(reason)
+        self._buffer.clear()
+        self._write(Refuse(str(reason)))
+        self._may_read(is_allowed=False)
+        self._deadline = self._loop.call_later(self._timing.linger_s, self._drop_socket)
+
     def _take(self, message: AnyMessage) -> None:
         before = self._handshake.state
         state = self._handshake.receive(message)
@@ -240,7 +291,10 @@ class Link(asyncio.Protocol):
         match message:
             case Draft() | OutOfStep():
                 self._asks.settle(message)
-            case DraftRequest() | Release():
+            case DraftRequest():
+                self._allowance.earn(2)  # itself, and the release that may follow
+                self._on_request(self, message)
+            case Release():
                 self._on_request(self, message)
             case Leave():
                 self.is_leaving = True
@@ -256,7 +310,8 @@ class Link(asyncio.Protocol):
             self._beat()
         elif state is State.READY:
             self._cancel_deadline()
-            self._buffer.max_frame_bytes = MAX_FRAME_BYTES
+            is_drafter = self.peer.role == "drafter"
+            self._buffer.max_frame_bytes = MAX_ANSWER_BYTES if is_drafter else MAX_FRAME_BYTES
             self._was_ready.set_result(True)
             if self._on_ready is not None:
                 self._on_ready(self)
@@ -274,6 +329,7 @@ class Link(asyncio.Protocol):
             self._end(self._handshake.ending)
 
     def _beat(self) -> None:
+        self._allowance.beat()
         if self._heartbeat.beat() >= self._timing.silent_heartbeats:
             silence_s = self._timing.silent_heartbeats * self._timing.heartbeat_s
             self.abort(f"the peer was silent for {silence_s:g} s")
@@ -316,6 +372,10 @@ class Link(asyncio.Protocol):
         self._cancel_deadline()
         if self._beating is not None:
             self._beating.cancel()
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
+            self._may_read(is_allowed=True)  # bytes left unread would cost the peer our farewell
 
     def _linger(self) -> None:
         # closing a socket with unread bytes resets it, and the reset may overtake a refusal

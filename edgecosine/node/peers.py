@@ -29,10 +29,11 @@ from edgecosine.discovery.events import (
     PeerSeen,
     Ticked,
 )
-from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
+from edgecosine.discovery.interfaces import addresses_to_tell, is_everywhere
 from edgecosine.discovery.peer import Address, Advert, advert_of
 from edgecosine.discovery.roster import Roster
-from edgecosine.errors import LinkError, LinkLost, PeerMismatched, PeerRefused
+from edgecosine.errors import LinkError, LinkLost, PeerFlooded, PeerMismatched, PeerRefused
+from edgecosine.node.allowance import MAX_JOINS, Bans
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect
 
@@ -72,6 +73,7 @@ class Peers:
         self._links: dict[str, Link] = {}
         self.links: Mapping[str, Link] = MappingProxyType(self._links)
         self._spares: list[Link] = []
+        self._bans = Bans()
         self._listener = Listener(settings, self._join)
         self._is_listening = asyncio.Event()
         self._dials: dict[str, asyncio.Task[None]] = {}
@@ -111,7 +113,7 @@ class Peers:
         try:
             if self._discover is not None:
                 hosts = [address.host for address in self._listener.addresses]
-                told = addresses_to_tell(hosts, interfaces())
+                told = [] if is_everywhere(hosts) else addresses_to_tell(hosts, ())
                 advert = advert_of(self._ours, told, self._listener.port)
                 self._start("discovery", self._discover(advert, self._take))
             self._take(Ticked())
@@ -205,8 +207,12 @@ class Peers:
     def _join(self, link: Link, contact: str | None = None) -> None:
         """Take a ready link, or decide which of two links to the same node survives."""
         current = self._links.get(link.peer.node_id)
-        if objection := self._settings.guard.objection(link.peercert, link.peer):
-            link.close(objection)  # trust has changed since its greeting
+        if not link.is_dialled and self._ban_of(link) is None and self._comes_too_often(link):
+            self._ban(link, PeerFlooded(f"the peer came {MAX_JOINS} times in a minute"))
+        # trust may have changed since its greeting
+        objection = self._settings.guard.objection(link.peercert, link.peer)
+        if objection := objection or self._ban_of(link):
+            link.close(objection)
         if link.closed.done():
             if contact is not None:
                 self._take(DialFailed(contact, str(link.closed.result())))
@@ -275,10 +281,29 @@ class Peers:
     def _watch(self, link: Link) -> None:
         link.closed.add_done_callback(lambda _: self._ended(link))
 
+    def _ban_of(self, link: Link) -> str | None:
+        """Why the peer is kept out, if it is for what it sent before."""
+        return self._bans.objection(link.peer.node_id, asyncio.get_running_loop().time())
+
+    def _comes_too_often(self, link: Link) -> bool:
+        now = asyncio.get_running_loop().time()
+        return not self._bans.may_come(link.peer.node_id, now)
+
+    def _ban(self, link: Link, reason: PeerFlooded) -> None:
+        """Part with a peer that floods this node, and keep it out for a while."""
+        node_id, now = link.peer.node_id, asyncio.get_running_loop().time()
+        seconds = self._bans.ban(node_id, str(reason), now)
+        logger.warning("flooded: peer=%s from=%s kept_out_s=%.0f", node_id, link.host, seconds)
+        for other in [*self._links.values(), *self._spares]:
+            if other.peer.node_id == node_id:
+                other.abort(reason)
+
     def _ended(self, link: Link) -> None:
         if link in self._spares:
             self._spares.remove(link)
-        node_id = link.peer.node_id
+        node_id, reason = link.peer.node_id, link.closed.result()
+        if isinstance(reason, PeerFlooded) and self._ban_of(link) is None:
+            self._ban(link, reason)
         if self._links.get(node_id) is not link:
             return
         self._forget(link)

@@ -160,7 +160,7 @@ class Session:
         self._tally.trace.begin()
         started = now()
         linked, room = self._consulting.linked, self._transcript.room
-        plan = self._balancer.plan(self._state, linked, room)
+        plan = self._consulting.explain(self._balancer.plan(self._state, linked, room))
         self._tally.trace.plan(plan.deadline_s)
         is_ready = self._balancer.is_enough(self._state, ready, plan)
         self._tally.count_plan(plan, is_ready=is_ready)

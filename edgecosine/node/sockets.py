@@ -27,6 +27,7 @@ _BACKLOG: Final = 128
 _ANY_HOST: Final = ("", "*")
 _ACCEPT_AGAIN_S: Final = 0.1
 _CROWD: Final = "a crowd"
+_NO_ROOM: Final = "no room"
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ class Listener:
             try:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as error:  # out of file descriptors, or gone before it was taken
-                logger.warning("a connection could not be accepted: %s", error)
+                if self._complaints.is_due(_NO_ROOM, loop.time()):
+                    logger.warning("a connection could not be accepted: reason=%s", error)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
             link = self._make_link()

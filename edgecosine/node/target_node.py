@@ -9,7 +9,14 @@ from collections.abc import Mapping
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
-from edgecosine.node.assembly import client_ids_of, linked_peers, log_joined, log_lost, run_all
+from edgecosine.node.assembly import (
+    client_ids_of,
+    count_lost,
+    linked_peers,
+    log_joined,
+    log_lost,
+    run_all,
+)
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.consulting import DrafterLink
@@ -63,7 +70,8 @@ async def run_target(
     counters = Counters()
 
     def on_lost(link: Link) -> None:
-        counters.count("lost_links")
+        count_lost(counters, link)
+        balancer.part(link.peer.node_id)
         log_lost(link)
 
     def on_joined(link: Link) -> None:

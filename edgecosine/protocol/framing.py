@@ -14,6 +14,8 @@ HEADER_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 2 << 20
 MAX_GREETING_BYTES: Final = 256 << 10
 """Cap on a frame until the peer has been accepted."""
+MAX_ANSWER_BYTES: Final = 16 << 10
+"""Cap on a frame of a drafter, which sends answers only."""
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake of TLS begin; as lengths they would be far beyond the cap."""
 
@@ -48,6 +50,10 @@ class FrameBuffer:
         """Take what came in; call `next_frame` until it gives None before feeding again."""
         if self._refusal is None:
             self._buffer += data
+
+    def clear(self) -> None:
+        """Forget what came in and was not taken."""
+        self._buffer.clear()
 
     def next_frame(self) -> bytes | None:
         """The next whole frame without its header, or None until more bytes have come.

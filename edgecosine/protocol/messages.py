@@ -61,6 +61,9 @@ class Hello(Message, frozen=True, tag="hello"):
     quantization: Name
     vocabulary: VocabularyDigests
     """Digests of the vocabulary's blocks, joined; empty for a node that takes any vocabulary."""
+    max_context: Count = 0
+    """Tokens that a sequence may have; a drafter is asked for no longer one. 0 where the node does
+    not say, as those before this field do not."""
 
 
 class Refuse(Message, frozen=True, tag="refuse"):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from edgecosine.discovery.interfaces import Interface, addresses_to_tell, by_reach, interfaces
+from edgecosine.discovery.interfaces import (
+    Interface,
+    addresses_to_tell,
+    by_reach,
+    interfaces,
+    is_everywhere,
+)
 
 OWN = [
     Interface("lo", ("127.0.0.1", "::1")),
@@ -22,6 +28,11 @@ def test_a_machine_without_a_network_tells_loopback() -> None:
 
 def test_a_door_on_some_addresses_tells_those() -> None:
     assert addresses_to_tell(["fd00::5", "127.0.0.1"], OWN) == ["fd00::5"]
+
+
+def test_a_node_that_listens_everywhere_has_whatever_addresses_come() -> None:
+    assert all(map(is_everywhere, ([""], ["::"], ["192.168.1.5", "0.0.0.0"])))  # noqa: S104
+    assert not is_everywhere(["127.0.0.1", "fd00::5"])
 
 
 def test_nearer_addresses_come_later() -> None:

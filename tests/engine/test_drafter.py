@@ -245,3 +245,18 @@ def test_only_tokens_that_are_new_are_judged() -> None:
 def test_what_is_told_of_a_long_text_is_bounded() -> None:
     [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
     assert len(said.hindsight.foretold) == MAX_FORETOLD
+
+
+@pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])
+def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | None) -> None:
+    work = _work("a", prompt_of(30), 4)
+    beyond = _work("b", (prompt_of(100) * 8)[:754], 4, ahead=ahead)
+    [alone] = _drafter(context=64).draft([work])
+    assert _drafter(context=64).draft([beyond, work]) == [Proposal((), ()), alone]
+    assert _drafter(context=64).draft([beyond]) == [Proposal((), ())]
+
+
+def test_the_last_token_of_the_context_is_guessed_and_none_after_it() -> None:
+    [proposal] = _drafter(context=64).draft([_work("a", prompt_of(64), 8)])
+    assert proposal.tokens
+    assert set(_tree(proposal).depths) == {1}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from edgecosine.engine.attention import Rows
 from edgecosine.engine.fused import FusedModel
+from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.packing import PackedLinear
+from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.selftest import check_family, take_reference
-from tests.engine.models import build
+from tests.engine.models import VOCABULARY, build
 
 try:
     KERNELS = load_kernels()
@@ -82,3 +87,40 @@ def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
     reference = take_reference(model, 96)
     fused = FusedModel(model, slots=1, cells=96, threads=1, kernels=KERNELS)
     check_family(fused, reference, "llama")
+
+
+def _row(**changes: int) -> Rows:
+    builder = RowBuilder()
+    row = {"slot": 0, "start": 0, "token": 5} | changes
+    builder.add_sequence(row["slot"], row["start"], [row["token"]])
+    rows = builder.build()
+    return replace(rows, length=torch.full_like(rows.length, changes.get("length", 1)))
+
+
+BEYOND = [{"slot": 2}, {"slot": -1}, {"start": 32}, {"start": -1}, {"length": 33}, {"length": -1}]
+
+
+def _paths(cell: int) -> Rows:
+    builder = RowBuilder()
+    builder.add_node(0, 1, 5, [1, 2])
+    rows = builder.build()
+    rows.path[0, 0] = cell
+    return rows
+
+
+@pytest.mark.parametrize("runs_fused", [True, False], ids=["fused", "by layers"])
+def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool) -> None:
+    sizes = {"slots": 2, "cells": 32, "threads": 1}
+    model = (FusedModel if runs_fused else SlotModel)(build("llama"), **sizes, kernels=KERNELS)
+    whole = model.forward(_row(), [0])
+    for beyond in [*(_row(**changes) for changes in BEYOND), _paths(32), _paths(-1)]:
+        with pytest.raises(IndexError):
+            model.forward(beyond, [0])
+    assert torch.equal(model.forward(_row(), [0]), whole)
+
+
+@pytest.mark.parametrize("token", [VOCABULARY, -1])
+def test_a_token_beyond_the_embedding_is_refused(token: int) -> None:
+    fused = FusedModel(build("llama"), slots=1, cells=32, threads=1, kernels=KERNELS)
+    with pytest.raises(IndexError, match="beyond"):
+        fused.forward(_row(token=token), [0])

@@ -31,7 +31,7 @@ async def main(role: str, name: str) -> None:
     peers = Peers(
         settings=make(node_id=name, guard=Guard(is_insecure=True)),
         listen=[Address("", 0)],
-        discover=Mdns().run,
+        discover=Mdns(look_s=0.2).run,
         on_joined=joined.put_nowait,
         on_lost=lambda link: say(lost=link.peer.node_id, reason=str(link.closed.result())),
     )

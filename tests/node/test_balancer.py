@@ -12,7 +12,7 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.regime import FIRST_REST
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import FIRST_ASKED, Balancer
-from edgecosine.node.learning import RequestState
+from edgecosine.node.learning import MAX_KNOWN, RequestState
 from edgecosine.protocol.tree import chain
 
 PASS_S = 0.03
@@ -380,3 +380,20 @@ def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> No
     assert made.plan(request, ["fair"], 100).drafters == ("fair",)
     made.welcome("better")
     assert rounds_until(made, request, {"fair": 2, "better": 4}, ("better",)) <= 4
+
+
+def test_names_of_drafters_are_forgotten_and_those_linked_stay() -> None:
+    balancer = Balancer()
+    balancer.welcome("linked")
+    balancer.drafter("linked").num_drafted = 7
+    for number in range(3 * MAX_KNOWN):
+        name = f"passing-{number}"
+        balancer.welcome(name)
+        balancer._rescues.observe(name, "linked", is_rescued=True)
+        balancer.part(name)
+    assert len(balancer._drafters) == MAX_KNOWN
+    assert len(balancer._rescues.rates) <= MAX_KNOWN
+    assert balancer.drafter("linked").num_drafted == 7
+    balancer.welcome("passing-0")
+    assert f"passing-{2 * MAX_KNOWN + 1}" not in balancer._drafters
+    assert f"passing-{3 * MAX_KNOWN - 1}" in balancer._drafters

@@ -321,6 +321,42 @@ def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> Non
     run(main())
 
 
+def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> None:
+    async def main() -> None:
+        crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(rules.MAX_REQUESTS - 1):
+                drafting.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
+            drafting.on_request(ask(PREFIX, key="r"), post, "honest")
+            for number in range(2 * rules.MAX_REQUESTS):
+                drafting.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
+            async with at_work(drafting):
+                await post.drafts(1)
+                assert engine.batches[0][0].key == "r@honest"
+                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                await post.drafts(2)
+
+    run(main())
+
+
+def test_a_target_cannot_touch_the_requests_of_another() -> None:
+    async def main() -> None:
+        post, other, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            drafting.on_request(ask(PREFIX), post, "honest")
+            drafting.on_request(ask([9, 9, 9], number=5), other, "hostile")
+            drafting.on_request(Release("r"), other, "hostile")
+            async with at_work(drafting):
+                await post.drafts(1)
+                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                await post.drafts(2)
+        assert not other.answers
+
+    run(main())
+
+
 def test_flood_of_releases_is_no_work() -> None:
     async def main() -> None:
         post, engine = Post(), CountingDrafter(LANGUAGE)

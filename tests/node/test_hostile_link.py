@@ -36,6 +36,7 @@ from tests.node.wire_fixtures import (
     door,
     drafter_settings,
     logbook,
+    request,
     run,
     target_hello,
 )
@@ -334,7 +335,7 @@ def test_a_stranger_that_never_reads_is_dropped() -> None:
             assert link._transport is not None
             their_socket = link._transport.get_extra_info("socket")
             their_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            flood = frame(encode(Ping(1))) * 1000
+            flood = frame(encode(request(1))) * 1000
             while not link.closed.done():
                 try:
                     await loop.sock_sendall(deaf, flood)

@@ -12,11 +12,20 @@ from pathlib import Path
 import pytest
 
 from edgecosine.discovery.peer import Address
-from edgecosine.errors import ConfigError, LinkError, LinkLost, PeerMismatched, PeerRefused
+from edgecosine.errors import (
+    ConfigError,
+    LinkError,
+    LinkLost,
+    PeerFlooded,
+    PeerMismatched,
+    PeerRefused,
+)
+from edgecosine.node.allowance import BURST_MESSAGES
 from edgecosine.node.guard import Guard
 from edgecosine.node.heartbeat import Timing
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.sockets import Listener, connect, listen
+from edgecosine.protocol.messages import Release
 from edgecosine.security.trust import listening_context, unverified_context
 from tests.node.wire_fixtures import (
     LOCALHOST,
@@ -239,5 +248,20 @@ def test_insecure_opens_the_door_to_all() -> None:
         link.abort("seen")
         await link.wait_closed()
         listener.close()
+
+    run(main())
+
+
+def test_a_peer_that_floods_is_cut_off_under_tls_too(home: Home) -> None:
+    async def main() -> None:
+        drafter = drafter_settings(guard=home.guard("drafter-1"), timing=SHORT)
+        target = target_settings(guard=home.guard("target-1", "target"), timing=SHORT)
+        async with secured(drafter) as (listener, ready):
+            link = await connect(listener.addresses[0], target)
+            their_end = await ready.get()
+            for _ in range(20 * BURST_MESSAGES):
+                link.send(Release("a/b"))
+            assert isinstance(await their_end.wait_closed(), PeerFlooded)
+            await link.wait_closed()
 
     run(main())

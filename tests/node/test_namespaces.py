@@ -120,6 +120,72 @@ def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -
         run(main())
 
 
+def unplug(name: str) -> None:
+    ip("-n", name, "addr", "flush", "dev", "cable")
+    ip("-n", name, "link", "set", "cable", "down")
+
+
+def plug(name: str, address: str) -> None:
+    ip("-n", name, "addr", "add", address, "dev", "cable")
+    ip("-n", name, "link", "set", "cable", "up")
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+@pytest.mark.parametrize("late", ["target", "drafter"])
+def test_a_node_that_starts_before_its_network_is_found_when_that_comes(late: str) -> None:
+    async def main() -> None:
+        unplug(NEAR if late == "target" else FAR)
+        async with (
+            living(NEAR, "target", "target-1") as target,
+            living(FAR, "drafter", "drafter-1") as drafter,
+        ):
+            await target.says("listening")
+            await drafter.says("listening")
+            await asyncio.sleep(1)  # time to hear nothing
+            plug(*(NEAR, "10.77.1.1/24") if late == "target" else (FAR, "10.77.1.2/24"))
+            assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+
+    with two_machines("IPv4"):
+        run(main())
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+def test_a_cable_that_is_plugged_in_later_is_noticed() -> None:
+    async def main() -> None:
+        ip("-n", FAR, "link", "set", "cable", "down")
+        async with (
+            living(NEAR, "target", "target-1") as target,
+            living(FAR, "drafter", "drafter-1") as drafter,
+        ):
+            await target.says("listening")
+            await drafter.says("listening")
+            await asyncio.sleep(1)
+            ip("-n", FAR, "link", "set", "cable", "up")
+            assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+
+    with two_machines("IPv4"):
+        run(main())
+
+
+@pytest.mark.network
+@pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
+def test_a_node_is_announced_at_the_address_that_it_has_now() -> None:
+    async def main() -> None:
+        async with living(FAR, "drafter", "drafter-1") as drafter:
+            await drafter.says("listening")
+            await asyncio.sleep(0.5)
+            ip("-n", FAR, "addr", "flush", "dev", "cable")
+            plug(FAR, "10.77.1.77/24")
+            await asyncio.sleep(0.5)
+            async with living(NEAR, "target", "target-1") as target:
+                assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+
+    with two_machines("IPv4"):
+        run(main())
+
+
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:

@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
+from edgecosine.node.consulting import LONGEST_ASKED, Consulting
+from edgecosine.node.tally import Tally
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.prefix import Prefix
 from edgecosine.protocol.request import (
     Answer,
     Committed,
@@ -230,6 +234,50 @@ def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
 
     answer = run(main())
     assert 20 < answer.metrics.num_rounds < 80
+
+
+def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further() -> None:
+    language = babble()
+
+    async def main() -> tuple[list[int], Answer]:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            link = home.links["drafter-0"]
+            link.max_context = 40
+            answer = await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in link.asked], answer
+
+    lengths, answer = run(main())
+    assert 20 < max(lengths) <= 40
+    assert "drafter-0 reads 40 tokens at most, the text has" in answer.metrics.plan
+
+
+@pytest.mark.parametrize("told", [0, 1 << 30])
+def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
+            home.links["drafter-0"].max_context = told
+            sequence = Prefix(range(LONGEST_ASKED))
+            consulting = Consulting(
+                key="a/1", sequence=sequence, coupling=Coupling(), num_vocabulary=1 << 20,
+                links=lambda: home.links, balancer=home.balancer, tally=Tally(),
+            )  # fmt: skip
+            assert list(consulting.linked) == ["drafter-0"]
+            sequence.extend([1])
+            assert not consulting.linked
+
+    run(main())
+
+
+def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
+    language = babble()
+
+    async def main() -> list[int]:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in home.links["drafter-0"].asked]
+
+    assert max(run(main())) > 80
 
 
 def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:

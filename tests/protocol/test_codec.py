@@ -164,3 +164,10 @@ def test_a_later_release_may_append_fields() -> None:
 def test_what_msgpack_cannot_carry_is_our_own_error() -> None:
     with pytest.raises(LocalProtocolError, match="cannot send this ping"):
         encode(msgspec.structs.replace(Ping(1), number=1 << 80))
+
+
+def test_a_greeting_without_the_newest_field_and_one_with_fields_to_come_are_understood() -> None:
+    ours = hello(max_context=64)
+    items = msgpack.unpackb(encode(ours))
+    assert decode(msgpack.packb(items[:-1])) == hello()
+    assert decode(msgpack.packb([*items, "of a later release"])) == ours

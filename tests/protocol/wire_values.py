@@ -54,6 +54,7 @@ hellos = st.builds(
     model=st.text(max_size=256),
     quantization=st.text(max_size=256),
     vocabulary=st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(b"".join),
+    max_context=counts,
 )
 couplings = st.builds(
     Coupling,

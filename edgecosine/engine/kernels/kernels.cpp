@@ -53,14 +53,15 @@ void edgecosine_linear(const void* x, int x_bytes, const void* w, int64_t layout
 // query [rows, heads, key_size], new_keys and new_values [rows, groups, size] with the strides (in
 // elements) of their first two axes; the cache [slots, groups, cells, size]. Row t writes cell[t] of
 // slot[t], then attends to the first length[t] cells of it and to the path_length[t] cells that
-// path[t] names, in this order.
-void edgecosine_attention(const void* query, const void* new_keys, const void* new_values,
+// path[t] names, in this order. Returns 0, and does nothing, where a row lies beyond the cache.
+int edgecosine_attention(const void* query, const void* new_keys, const void* new_values,
                           const int64_t* strides, void* keys, void* values, const int32_t* slot,
                           const int32_t* cell, const int32_t* length, const int32_t* path,
                           const int32_t* path_length, const float* sinks, void* out, int64_t rows,
                           int64_t heads, int64_t groups, int64_t key_size, int64_t value_size,
-                          int64_t cells, int64_t paths, float scale, float softcap, int64_t window,
+                          int64_t slots, int64_t cells, int64_t paths, float scale, float softcap, int64_t window,
                           int bytes, int threads) {
+  if (!are_within(slots, cells, slot, cell, length, path, path_length, paths, rows)) return 0;
   const Shape shape{heads,      groups,     key_size,   value_size, cells,
                     paths,      strides[0], strides[1], strides[2], strides[3],
                     strides[4], strides[5], scale,      softcap,    window};
@@ -72,16 +73,17 @@ void edgecosine_attention(const void* query, const void* new_keys, const void* n
               static_cast<Value*>(out), rows, threads);
   };
   bytes == 2 ? run(uint16_t{}) : run(float{});
+  return 1;
 }
 
 // Runs rows through a whole decoder and gives logits [keeps, vocabulary] of the rows numbered in
-// `keep`. Rows are described as for edgecosine_attention.
-void edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
-                       const int32_t* slot, const int32_t* cell, const int32_t* length,
-                       const int32_t* path, const int32_t* path_length, int64_t paths, int64_t rows,
-                       const int64_t* keep, int64_t keeps, float* logits) {
-  decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows, keep,
-         keeps, logits);
+// `keep`. Rows are described as for edgecosine_attention. Returns 0 where they do not fit.
+int edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
+                      const int32_t* slot, const int32_t* cell, const int32_t* length,
+                      const int32_t* path, const int32_t* path_length, int64_t paths, int64_t rows,
+                      const int64_t* keep, int64_t keeps, float* logits) {
+  return decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows,
+                keep, keeps, logits);
 }
 
 // The best guesses of rows of logits [rows, vocabulary]: tokens and shares [rows, best]. keys[row] is
@@ -94,7 +96,7 @@ void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
          best, tokens + r * best, shares + r * best);
 }
 
-// One step of drafting for `count` works in one pass; returns its rows.
+// One step of drafting for `count` works in one pass; returns its rows, or -1 where they do not fit.
 int64_t edgecosine_grow(const Decoder* decoder, Growing* works, int64_t count) {
   return grow(*decoder, works, count);
 }

@@ -27,6 +27,7 @@ class VirtualLink:
         self._carrier = carrier
         self._asks = Asks()
         self.num_messages = 0
+        self.max_context = 0
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         """Send a request and wait for its answer."""

@@ -1,0 +1,42 @@
+"""Real processes: a drafter with a context far shorter than a request's text."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.lab.asking import Asked, ask
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from tests.mqtt_fixtures import free_port, run_patiently
+
+pytestmark = pytest.mark.timeout(120)
+
+LONG = "def main():\n    " + "x = 1\n    " * 150
+
+
+def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
+    async def story() -> None:
+        drafter = ("--role", "drafter", "--model", "python", "--context", "64")
+        plan = ClusterPlan(
+            cluster="short-context",
+            target=Member("t", ("--role", "target", "--model", "generalist")),
+            drafters=(Member("d", drafter),),
+            broker_port=free_port(),
+        )
+        async with (
+            LocalCluster(plan, print) as cluster,
+            Client(cluster.broker_url, plan.cluster) as client,
+        ):
+            pid = cluster.pid("d")
+
+            async def answer(prompt: str) -> Asked:
+                return await ask(client, prompt, domain="", policy="specinfer", max_tokens=24)
+
+            long = await answer(LONG)
+            assert long.num_tokens == 24
+            assert long.num_accepted == 0
+            assert "d reads 64 tokens at most, the text has" in long.plan
+            assert (await answer("def main():")).num_accepted > 0
+            assert cluster.pid("d") == pid
+
+    run_patiently(story())
