@@ -68,6 +68,8 @@ class RequestState:
     policy: Policy = POLICIES["edgecosine"]
     is_greedy: bool = True
     num_prompt: int = 0
+    number: int = 0
+    """Of the requests that this node has opened; lots are drawn by it."""
     surprises: dict[str, float] = field(default_factory=dict)
     """Of the drafters that have read the text as it was before the first round."""
     leader: str | None = None
@@ -127,11 +129,12 @@ class Learning:
         self._stepping = Stepping()
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
-        self._num_plans = 0
+        self._num_plans = self._num_opened = 0
 
     def open(self, policy: str, *, is_greedy: bool = True, num_prompt: int = 0) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
-        request = RequestState(POLICIES[policy], is_greedy, num_prompt)
+        self._num_opened += 1
+        request = RequestState(POLICIES[policy], is_greedy, num_prompt, self._num_opened)
         self._at_work.add(request)
         return request
 
@@ -168,7 +171,8 @@ class Learning:
         self._remember(request)
         request.text, request.text_length = features(tokens), len(tokens)
         request.on_text = RequestRates()
-        request.rates.expected = self._experience.expect(request.text)
+        if request.policy.compares_texts:
+            request.rates.expected = self._experience.expect(request.text)
 
     def observe_pass(self, report: PassReport) -> None:
         """A target pass is over."""
@@ -308,11 +312,12 @@ class Learning:
         foretold = proposal.hindsight.foretold
         num_answer = max(0, proposal.prefix_len - request.num_prompt)
         of_answer = foretold[max(0, len(foretold) - num_answer) :]
-        if of_answer:
+        if of_answer and request.policy.hears_reports:
             hits = sum(of_answer)
             request.rates.hear(proposal.node_id, hits, len(of_answer) - hits)
         is_whole = len(foretold) == min(MAX_FORETOLD, request.first_length - 1)
-        if foretold and is_whole and proposal.prefix_len == request.first_length:
+        is_of_prompt = is_whole and proposal.prefix_len == request.first_length
+        if foretold and is_of_prompt and request.policy.scores_prompts:
             request.surprises[proposal.node_id] = proposal.hindsight.surprise
 
     def _foresee(self, request: RequestState) -> None:
