@@ -70,7 +70,6 @@ class Client:
         self._standstill: str | None = None
         """What was told last."""
         self._num_asking = 0
-        self.num_retries = 0
         self._watch = Watch()
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
@@ -151,7 +150,6 @@ class Client:
                 pause_s = retrying.pause_s(refusal)
             else:
                 return
-            self.num_retries += 1
             await asyncio.sleep(pause_s)
 
     async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:

@@ -174,7 +174,9 @@ class Consulting:
         asked = now()
         draft: Draft | None = None
         try:
-            for _ in range(2):
+            for attempt in range(2):
+                if attempt:
+                    self._balancer.observe_asked_again()
                 reply = await link.ask(self._request(node_id, plan, trunk, ahead))
                 if isinstance(reply, Draft):
                     draft = reply

@@ -127,11 +127,6 @@ class Courier:
         return self._outbox.is_full
 
     @property
-    def num_unsent(self) -> int:
-        """Messages that the broker does not have yet."""
-        return len(self._outbox)
-
-    @property
     def version(self) -> Version | None:
         """The MQTT version that the broker speaks, once known."""
         return self._version

@@ -34,12 +34,10 @@ from edgecosine.protocol.notices import (
     OFFLINE,
     ONLINE,
     info_notice,
-    node_state_notice,
     status_notice,
 )
 from edgecosine.protocol.openai import Limits
 from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import (
     CancelTopic,
     ClientStatusTopic,
@@ -51,7 +49,6 @@ from edgecosine.protocol.topics import (
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 256 << 10
-MAX_NODES = 256
 
 
 class Gateway:
@@ -103,7 +100,6 @@ class Gateway:
         )
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
-        self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
             max_request_bytes=max_request_bytes,
@@ -174,13 +170,6 @@ class Gateway:
         """Whether the broker takes less than we have to say."""
         return self._courier.is_congested
 
-    def publish_state(self, node_id: str, state: NodeState) -> None:
-        """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
-        notice = node_state_notice(self._topics, node_id, state)
-        if node_id in self._node_states or len(self._node_states) < MAX_NODES:
-            self._node_states[node_id] = notice
-        self._courier.send(notice)
-
     def _announcement(self) -> Sequence[Outgoing]:
         info = info_notice(
             self._topics,
@@ -193,7 +182,7 @@ class Gateway:
                 "max_request_bytes": self._intake.max_request_bytes,
             },
         )
-        return (info, *self._node_states.values(), *self._announced_status())
+        return (info, *self._announced_status())
 
     def _announced_status(self) -> Sequence[Outgoing]:
         """The cluster's status, unless it is another target's to tell."""

@@ -130,6 +130,8 @@ class Learning:
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
         self._num_plans = self._num_opened = 0
+        self.num_asked_again = 0
+        """Asks that were put once more, since the drafter lacked tokens."""
 
     def open(self, policy: str, *, is_greedy: bool = True, num_prompt: int = 0) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
@@ -218,6 +220,10 @@ class Learning:
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
+
+    def observe_asked_again(self) -> None:
+        """A drafter was out of step and is told what it lacks."""
+        self.num_asked_again += 1
 
     def observe_bookkeeping(self, seconds: float, *, is_plain: bool) -> None:
         """A round cost the event loop so much between its verdict and the next work."""

@@ -289,6 +289,7 @@ class Reception:
             entry.state = "queued"
         else:
             self._telling.state(entry)
+        self._counters.count("resumed")
         num_tokens = sum(len(said.tokens) for said in job.said.values())
         logger.info("request resumed request=%s tokens=%d", job.ticket.key, num_tokens)
         if job.fault is not None:
