@@ -63,29 +63,29 @@ def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
 
 
 def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes() -> None:
-    async def shares(policy: str) -> dict[str, set[bytes]]:
-        found: dict[str, set[bytes]] = {}
+    async def shares(policy: str) -> list[dict[int, bytes]]:
+        """Of each drafter, by round, where the tree has outcomes beside its root."""
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             home.balancer.plan = lambda *_: Plan(  # type: ignore[method-assign]
                 ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
             )
             await home.answer(asked(policy))
-            for node_id, link in home.links.items():
-                ahead = [each for each in link.asked if each.is_ahead]
-                assert ahead
-                found[node_id] = {each.outcome_shares for each in ahead if each.tree_tokens}
-                for each in ahead:
-                    assert len(each.outcome_shares) in (0, 1 + len(each.tree_confidences))
-        return found
+            ahead = [
+                [each for each in link.asked if each.is_ahead and each.tree_tokens]
+                for link in home.links.values()
+            ]
+        for each in (*ahead[0], *ahead[1]):
+            assert len(each.outcome_shares) in (0, 1 + len(each.tree_confidences))
+        return [{each.round: each.outcome_shares for each in asks} for asks in ahead]
 
     async def main() -> None:
-        shared = await shares("edgecosine")
-        assert all(all(each) for each in shared.values())
-        assert shared["drafter-0"].isdisjoint(shared["drafter-1"])
-        assert await shares("edgecosine-without-fanout") == {
-            "drafter-0": {b""},
-            "drafter-1": {b""},
-        }
+        one, other = await shares("edgecosine")
+        rounds = one.keys() & other.keys()
+        assert rounds
+        assert all(one[number] and one[number] != other[number] for number in rounds)
+        for told in await shares("edgecosine-without-fanout"):
+            assert told
+            assert not any(told.values())
 
     run(main())
 
@@ -122,5 +122,30 @@ def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbe
                 assert all(told)
             else:
                 assert False in told[2:]
+
+    run(main())
+
+
+def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
+    """Nobody else is asked, but the target reads the prompt meanwhile."""
+
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = listen(home.balancer, "observe_answer")
+            await home.answer(asked())
+            told = [call.terms["is_disturbed"] for call in calls]
+            assert told[0]
+            assert False in told
+
+    run(main())
+
+
+def test_each_round_tells_what_it_cost_the_event_loop() -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = listen(home.balancer, "observe_bookkeeping")
+            answer = await home.answer(asked())
+            assert len(calls) == answer.metrics.num_rounds
+            assert all(call.args[0] > 0.0 for call in calls)
 
     run(main())
