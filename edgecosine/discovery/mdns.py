@@ -225,4 +225,6 @@ def _is_reachable(address: str) -> bool:
 
 
 def _warn(reason: str) -> None:
-    logger.warning("mDNS does not work here (%s): name the peers with --peer HOST:PORT", reason)
+    logger.warning(
+        "mDNS does not work here, name the peers with --peer HOST:PORT: reason=%s", reason
+    )

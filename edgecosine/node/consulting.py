@@ -114,7 +114,7 @@ class Consulting:
                 try:
                     links[node_id].send(Release(self._key))
                 except LinkError:
-                    logger.debug("drafter gone before release peer=%s", node_id)
+                    logger.debug("drafter gone before release: peer=%s", node_id)
 
     async def _ask(
         self,

@@ -180,7 +180,7 @@ class Courier:
     def _note_failure(self, error: BrokerLost) -> None:
         # Said once, and not at each attempt.
         level = logging.WARNING if self._failure is None else logging.DEBUG
-        logger.log(level, "broker lost name=%s reason=%s", self._name, error)
+        logger.log(level, "broker lost: name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()
@@ -218,7 +218,7 @@ class Courier:
 
     def _note_success(self, connection: Connection) -> None:
         logger.info(
-            "broker found name=%s broker=%s mqtt=%s",
+            "broker found: name=%s broker=%s mqtt=%s",
             self._name,
             self._address,
             connection.version,

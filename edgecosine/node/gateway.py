@@ -228,7 +228,7 @@ class Gateway:
                 for status in self._announced_status():
                     self._courier.send(status)
             case RequestTopic() | CancelTopic() if message.retain:
-                logger.warning("retained message ignored topic=%s", message.topic)
+                logger.warning("retained message ignored: topic=%s", message.topic)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
                     self._absences.left(client_id)

@@ -82,7 +82,7 @@ class DiskJournal:
         self._loop: asyncio.AbstractEventLoop | None = None
         if self.store.damage is not None:
             logger.error(
-                "journal damaged: it was set aside, requests of before are lost file=%s",
+                "journal damaged and set aside, requests of before are lost: file=%s",
                 self.store.damage,
             )
 
@@ -227,7 +227,7 @@ class DiskJournal:
 
     def _release(self, number: int, failure: str | None) -> None:
         if failure is not None and self.failure is None:
-            logger.error("journal lost: requests are refused until it is back reason=%s", failure)
+            logger.error("journal lost, requests are refused until it is back: reason=%s", failure)
         elif failure is None and self.failure is not None:
             logger.info("journal found")
         self.failure = failure

@@ -128,7 +128,7 @@ class Listener:
             try:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as error:  # out of file descriptors, or gone before it was taken
-                logger.warning("a connection could not be accepted: %s", error)
+                logger.warning("a connection could not be accepted: reason=%s", error)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
             link = self._make_link()

@@ -161,8 +161,8 @@ async def _refuse_other_model(config: NodeConfig, broker: BrokerAddress, identit
             views = await client.nodes()
     except BrokerLost as error:
         logger.warning(
-            "no broker at %s (%s): start one by `edgecosine broker`, or name yours by --broker; "
-            "trying on", broker, error,
+            "no broker, trying on; start one by `edgecosine broker`, or name yours by --broker: "
+            "broker=%s reason=%s", broker, error,
         )  # fmt: skip
         return
     for node_id, view in views.items():
