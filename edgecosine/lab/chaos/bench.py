@@ -22,7 +22,7 @@ from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.witness import Witness
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import Figure, counted
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final as FinalMessage
 from edgecosine.protocol.request import Request
@@ -93,7 +93,7 @@ class ChaosRun:
             "drafters_back": (self.drafters_back, "drafters"),
             "chaos_wall_s": (self.wall_s, "s"),
         }
-        return {name: Figure(value, value, value, unit) for name, (value, unit) in counts.items()}
+        return {name: counted(value, unit) for name, (value, unit) in counts.items()}
 
     @property
     def records(self) -> list[dict[str, Any]]:
