@@ -70,11 +70,6 @@ class FairQueue:
     def __len__(self) -> int:
         return self._size
 
-    @property
-    def num_known(self) -> int:
-        """Clients that are remembered."""
-        return len(self._clients)
-
     def num_waiting(self, client_id: str) -> int:
         """Jobs of one client that wait."""
         client = self._clients.get(client_id)

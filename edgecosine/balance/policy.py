@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Routing = Literal["learned", "cosine", "everybody"]
+Routing = Literal["learned", "cosine", "everybody", "drawn"]
 
 FIXED_GAMMA = 5
 """Draft length of policies that do not adapt it."""
@@ -24,7 +24,8 @@ class Policy:
 
     max_drafters   drafters that may work on one request at a time
     routing        learned: by expected tokens per second; cosine: by recent confidence and accepted
-                   length (CoSine, section 4.2); everybody: all that are linked
+                   length (CoSine, section 4.2); everybody: all that are linked; drawn: by lot, once
+                   for each request
     fuses          whether several drafts make one tree; else the most confident one is taken
     width          the most probable continuations that a drafter reads per step; 0: chains only
     is_calibrated  whether confidences are corrected by what verdicts taught
@@ -33,6 +34,9 @@ class Policy:
     is_adaptive    whether lengths, trees and waiting follow measured speeds
     interval       tokens between two fusions of every round; 0: once, when the drafts are whole
     may_step       whether plans may choose an interval, where that was measured to be worth it
+    scores_prompts     whether routing looks at the drafters' surprise at the prompt
+    hears_reports      whether it looks at which of the answer's tokens they say they had guessed
+    compares_texts     whether it looks at how they did on similar texts
     """
 
     name: str
@@ -46,6 +50,9 @@ class Policy:
     is_adaptive: bool = True
     interval: int = 0
     may_step: bool = True
+    scores_prompts: bool = True
+    hears_reports: bool = True
+    compares_texts: bool = True
 
 
 _EDGECOSINE = Policy("edgecosine")
@@ -63,7 +70,10 @@ _ABLATIONS: Mapping[str, Policy] = {
     "cooperation": replace(_EDGECOSINE, max_drafters=1),
     "fusion": replace(_EDGECOSINE, fuses=False),
     "siblings": replace(_EDGECOSINE, width=0),
-    "routing": replace(_EDGECOSINE, routing="everybody"),
+    "routing": replace(_EDGECOSINE, routing="drawn"),
+    "surprise": replace(_EDGECOSINE, scores_prompts=False),
+    "reports": replace(_EDGECOSINE, hears_reports=False),
+    "similarity": replace(_EDGECOSINE, compares_texts=False),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
     "fanout": replace(_EDGECOSINE, fans_out=False),

@@ -23,7 +23,7 @@ from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
 from edgecosine.lab.bench.table import fill, read_report, tables
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure, write_report
+from edgecosine.lab.figures import Figure, keeping
 from edgecosine.zoo import BALLAST
 
 _ballast = click.option(
@@ -123,11 +123,8 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
     settings = PartsSettings(repeats, prompts, max_tokens, target_cores, drafter_cores)
 
     async def measure() -> None:
-        runs = await run_parts(settings, click.echo)
-        figures = parts_figures(runs)
-        _tell(figures)
-        if report is not None:
-            write_report(report, figures, runs, weather="loopback", settings=asdict(settings))
+        keep = keeping(report, weather="loopback", settings=asdict(settings))
+        _tell(parts_figures(await run_parts(settings, click.echo, keep)))
 
     run_command(measure())
 
@@ -142,10 +139,8 @@ def engine(ballast: int, repeats: int, report: Path | None) -> None:
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    figures, runs = run_engine_bench(ballast, repeats, click.echo)
-    _tell(figures)
-    if report is not None:
-        write_report(report, figures, runs, weather="none", ballast=ballast)
+    keep = keeping(report, weather="none", ballast=ballast)
+    _tell(run_engine_bench(ballast, repeats, click.echo, keep))
 
 
 @command.command("exactness")
@@ -168,10 +163,9 @@ def exactness(
 
     log_to_stderr("warning")
     settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
-    found = run_exactness_bench(settings, click.echo)
+    keep = keeping(report, weather="none", device=device, seed=seed)
+    found = run_exactness_bench(settings, click.echo, keep)
     _tell(found.figures)
-    if report is not None:
-        write_report(report, found.figures, found.runs, weather="none", device=device, seed=seed)
     if found.broken:
         raise click.ClickException(f"not exact to the bit: {', '.join(found.broken)}")
 
@@ -190,12 +184,12 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
     log_to_stderr("warning")
     settings = toy_settings(device) if quick else GpuSettings(device=device, repeats=repeats)
     try:
-        figures, runs = run_gpu_bench(settings, click.echo)
+        figures = run_gpu_bench(
+            settings, click.echo, keeping(report, weather="none", device=device)
+        )
     except LabError as error:
         raise click.ClickException(str(error)) from error
     _tell(figures)
-    if report is not None:
-        write_report(report, figures, runs, weather="none", device=device)
 
 
 @command.command("simulation")
@@ -227,7 +221,6 @@ def simulation(
     """
     from edgecosine.lab.simulation.bench import (
         SimulationSettings,
-        costs_record,
         read_costs,
         run_simulation_bench,
     )
@@ -241,20 +234,16 @@ def simulation(
     )  # fmt: skip
     try:
         costs = None if former is None else read_costs(former)
-        found = run_simulation_bench(settings, costs, functools.partial(click.echo, err=True))
+        say = functools.partial(click.echo, err=True)
+        keep = keeping(report, settings=asdict(settings))
+        _tell(run_simulation_bench(settings, costs, say, keep))
     except EdgecosineError as error:
         raise click.ClickException(str(error)) from error
-    _tell(found.figures)
-    if report is not None:
-        write_report(
-            report, found.figures, found.runs, settings=asdict(settings),
-            costs=costs_record(found.costs),
-        )  # fmt: skip
 
 
 def _tell(figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
-        click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")
+        click.echo(f"{name}: {figure}")
 
 
 _record = click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))

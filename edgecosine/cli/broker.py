@@ -49,7 +49,9 @@ def command(listen: str, insecure: bool, kind: str) -> None:
         )  # fmt: skip
     if insecure:
         log_to_stderr("warning")
-        logger.warning("INSECURE: whoever reaches %s reads every prompt and answer", listen)
+        logger.warning(
+            "INSECURE, whoever reaches it reads every prompt and answer: broker=%s", listen
+        )
     kinds: dict[str, BrokerKind] = {"mosquitto": "mosquitto", "amqtt": "amqtt"}
     run_command(_serve(host, port, kinds.get(kind)))
 

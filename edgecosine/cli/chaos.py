@@ -42,14 +42,16 @@ def command(
     \b
     lost       ended without a final message
     doubled    two finals that differ in a byte (it ran twice), or the same
-               again though nobody asked again and nothing broke near it
+               again though nobody asked again and no connection was made
+               anew between the two
     different  final, part of the stream or what the asker was given is not
                of the fault-free text, or an error
     hung       no end two minutes after the last fault
 
-    Finals that come again equal to the byte after a fault, or to who asked again, are counted as
-    `repeated_finals`. In the end everything is asked for once more and must come as it was. The
-    exit status is 1 when anything is lost, doubled, different or hung. Progress goes to stderr.
+    Finals that come again equal to the byte over a new connection, or to who asked again, are
+    counted as `repeated_finals`. In the end everything is asked for once more and must come as it
+    was. The exit status is 1 when anything is lost, doubled, different or hung. Progress goes to
+    stderr.
     """
     from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
     from edgecosine.lab.chaos.faults import MEANING

@@ -11,7 +11,7 @@ import click
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.figures import Figure, write_report
+from edgecosine.lab.figures import Figure, keeping
 from edgecosine.zoo import BALLAST
 
 _PARTS = ("drafter", "target", "protection")
@@ -66,14 +66,13 @@ def command(
     )  # fmt: skip
     figures: dict[str, Figure] = {}
     runs: list[dict[str, Any]] = []
+    keep = keeping(report, **asdict(settings))
 
     async def measure() -> None:
         try:
-            await run_fault_bench(settings, figures, runs, click.echo)
+            await run_fault_bench(settings, figures, runs, click.echo, keep)
         finally:
             for name, figure in figures.items():
-                click.echo(f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})")
-            if report is not None:
-                write_report(report, figures, runs, **asdict(settings))
+                click.echo(f"{name}: {figure.told(3)}")
 
     run_command(measure())

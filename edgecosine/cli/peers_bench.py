@@ -11,7 +11,7 @@ from edgecosine import models
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.figures import write_report
+from edgecosine.lab.figures import keeping
 
 
 @click.command("peers")
@@ -61,18 +61,14 @@ def command(
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
     found = PeersRecord()
+    keep = keeping(report, settings=asdict(settings))
 
     async def measure() -> None:
         try:
-            await run_peers_bench(settings, found, click.echo)
+            await run_peers_bench(settings, found, click.echo, keep)
         finally:
-            figures = found.figures()
-            for name, figure in figures.items():
-                click.echo(f"{name}: {figure.value:.2f} ({figure.low:.2f} to {figure.high:.2f})")
-            if report is not None:
-                write_report(
-                    report, figures, found.runs, settings=asdict(settings), notes=found.notes,
-                    refused=found.refused,
-                )  # fmt: skip
+            for name, figure in found.figures().items():
+                click.echo(f"{name}: {figure}")
+            found.write(keep)
 
     run_command(measure())

@@ -79,7 +79,7 @@ class Mdns:
         """
         self._own = interfaces()
         if not self._own:
-            logger.warning("no network yet: reason=no interface has an address")
+            logger.warning("no network yet, no interface has an address; waiting for one")
             await self._until_network_changes()
         try:
             voice = self._open()
@@ -263,4 +263,6 @@ def _is_reachable(address: str) -> bool:
 
 
 def _warn(reason: str) -> None:
-    logger.warning("mDNS does not work here (%s): name the peers with --peer HOST:PORT", reason)
+    logger.warning(
+        "mDNS does not work here, name the peers with --peer HOST:PORT: reason=%s", reason
+    )

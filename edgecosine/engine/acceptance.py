@@ -1,5 +1,5 @@
-"""Acceptance by sample and match (Rule 0 of the survey in ARCHITECTURE.md): at every node the
-target draws its own token; if a child holds it, step down, else it is the bonus token.
+"""Acceptance by sample and match (a decision in ARCHITECTURE.md): at every node the target draws
+its own token; if a child holds it, step down, else it is the bonus token.
 
 The answer is the target's own draw at each position, so it is exact for any tree whatsoever.
 """

@@ -166,8 +166,8 @@ def _check_complete(model: GgufModel, loaded: Any, info: Any) -> None:
         "none",
     }:
         logger.warning(
-            "%s scales its rotary positions, which transformers does not take from a GGUF file: "
-            "long texts will be worse than those of the original checkpoint",
+            "rotary scaling ignored, which transformers does not take from a GGUF file; "
+            "long texts will be worse than those of the original checkpoint: file=%s",
             model.paths[0].name,
         )
 

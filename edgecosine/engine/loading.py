@@ -59,7 +59,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
     )
     logger.info(
-        "target loaded model=%s cells=%d tensor_parallel=%d exactness=%s (%s)",
+        "target loaded: model=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
         loaded.name,
         cells,
         options.tensor_parallel,
@@ -104,7 +104,7 @@ def load_model(
     decision = decide(plan.device, plan.dtype)
     require(decision, options.exactness)
     if plan.memory.origin:
-        logger.info("%s: %s", options.model, plan.memory.origin)
+        logger.info("dequantised: model=%s memory=%s", options.model, plan.memory.origin)
     plan.check()
 
     def load() -> Any:
@@ -189,7 +189,7 @@ def _runner(
         try:
             check_family(fused, reference, family)
         except ModelUnsupported as error:
-            logger.warning("running layer by layer: %s", error)
+            logger.warning("running layer by layer: reason=%s", error)
             del fused
             model = reload()
         else:
@@ -213,7 +213,7 @@ def fixed_shapes(model: Any, reference: Reference, slots: int, cells: int) -> Pa
         for _ in range(RUNS_TO_REPLAY - 1):
             check_as_served(static, reference, family)
     except (ModelUnsupported, torch.OutOfMemoryError) as error:
-        logger.warning("no passes of fixed shapes: %s", error)
+        logger.warning("no passes of fixed shapes: reason=%s", error)
         return None
     return static
 

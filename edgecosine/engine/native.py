@@ -88,7 +88,7 @@ def _processor() -> bytes:
 
 
 def _build(compiler: str, path: Path) -> None:
-    logger.info("building kernels compiler=%s", compiler)
+    logger.info("building kernels: compiler=%s", compiler)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name

@@ -1,4 +1,4 @@
-"""Gumbel noise that target and drafters share without exchanging it (DESIGN §3; Daliri et al.,
+"""Gumbel noise that target and drafters share without exchanging it (Daliri et al.,
 arXiv 2408.07978). A pure function of (seed, position, token), the same on every node and device.
 """
 

@@ -33,7 +33,7 @@ class LoggedProgress(tqdm):  # type: ignore[misc]
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Log the line that would be drawn."""
         share = f"{self.n / self.total:.0%}" if self.total else str(self.n)
-        logger.info("%s: %s", (self.desc or "loading").removesuffix(": "), share)
+        logger.info("progress: of=%s done=%s", (self.desc or "loading").removesuffix(": "), share)
         return True
 
 
@@ -48,7 +48,7 @@ def showing_progress(name: str) -> Iterator[None]:
     hook: Callable[[Any], Any] = getattr(transformers_logging, "set_tqdm_hook", lambda _: None)
     if sys.stderr.isatty():
         transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        logger.info("loading %s", name)
+        logger.info("loading: model=%s", name)
         yield
         return
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

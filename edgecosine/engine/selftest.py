@@ -84,7 +84,11 @@ def take_reference(model: Any, context: int) -> Reference:
         with computing_in(torch.float64 if dtype == torch.float32 else torch.float32, model):
             truth = _stock_logits(model, tokens)
     except _FAULTS as error:
-        logger.warning("the self-test knows the model's output in %s only: %s", dtype, error)
+        logger.warning(
+            "the self-test knows the model's output in one type only: dtype=%s reason=%s",
+            dtype,
+            error,
+        )
         unknown = Reference(tokens, stock, 0.0, dtype, can_widen=False)
         return replace(unknown, stock_error=_UNKNOWN * unknown.spread)
     can_widen = not getattr(model, "is_quantized", False)
@@ -103,7 +107,7 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
         with model.widely(len(reference.tokens) + _TREE) as wide:
             logits = _run(wide, reference)
     except _FAULTS as error:
-        logger.warning("the self-test sees no further than %s: %s", reference.dtype, error)
+        logger.warning("the self-test sees no further: dtype=%s reason=%s", reference.dtype, error)
         return
     _compare(logits, reference, _WIDE, family, "computed in float32")
 
@@ -140,7 +144,7 @@ def _compare(
         f"{str(reference.dtype).removeprefix('torch.')} has {reference.stock_error:.2g}, "
         f"of logits that spread by {reference.spread:.2g}"
     )
-    logger.debug("self-test of %s: %s", family, figures)
+    logger.debug("self-test: family=%s figures=%s", family, figures)
     if not error <= most * reference.stock_error + _FLOOR * reference.spread:
         raise ModelUnsupported(
             f"model family {family!r} gives other logits here than by its own definition: {figures}"
@@ -151,7 +155,7 @@ def _length(config: Any, context: int) -> int:
     windows = (getattr(config, name, 0) for name in ("sliding_window", "attention_chunk_size"))
     reach = max((window for window in windows if window and window < context), default=0)
     if reach > _LONGEST_WINDOW:
-        logger.info("the self-test does not go beyond the window of %d tokens", reach)
+        logger.info("the self-test does not go beyond the window: tokens=%d", reach)
         reach = 0
     return min(_COMPARED + reach, getattr(config, "max_position_embeddings", 0) or _COMPARED)
 

@@ -170,10 +170,10 @@ class StaticModel:
             graph = _Graph(inputs, logits, self._capture(compute))
         except RuntimeError as error:  # torch.AcceleratorError is one, from torch 2.8 on
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning("no CUDA graphs, passes run operation by operation: %s", reason)
+            logger.warning("no CUDA graphs, passes run operation by operation: reason=%s", reason)
             self._capture = None
             return None
-        logger.debug("recorded %s", shape)
+        logger.debug("recorded: shape=%s", shape)
         self._graphs[shape] = graph
         return graph
 

@@ -6,7 +6,6 @@ order, so that a machine that slows down slows both.
 
 from __future__ import annotations
 
-import math
 import secrets
 import statistics
 from collections import defaultdict
@@ -263,10 +262,7 @@ def _shares(answers: Sequence[Asked]) -> dict[str, tuple[int, int]]:
 
 def _summary(console: Console, figures: dict[str, Figure]) -> None:
     for name, figure in figures.items():
-        spread = "" if math.isclose(figure.low, figure.high) else (
-            f" (95% interval {figure.low:.2f} to {figure.high:.2f})"
-        )  # fmt: skip
-        console.print(f"{name.replace('_', ' ')}: [bold]{figure.value:.2f}[/bold]{spread}")
+        console.print(f"{name.replace('_', ' ')}: [bold]{figure}[/bold]")
 
 
 def _both(pair: Pair) -> tuple[Asked, Asked]:

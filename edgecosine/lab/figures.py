@@ -8,25 +8,57 @@ import platform
 import random
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _RESAMPLES = 2000
 _UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
 
 
+LEAST_SAMPLES = 5
+"""Fewer samples tell nothing of their spread, so they have no interval."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its 95% interval."""
+    """A value of `n` samples with its 95% interval, where there are enough of them. What was
+    counted and not sampled has no `n`, and is its own interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     unit: str
+    n: int | None = None
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def told(self, digits: int = 2) -> str:
+        """The value, with its interval and the number of samples as far as there are any."""
+        value = f"{self.value:.{digits}f}"
+        if self.n is None:
+            return value
+        if self.low is None or self.high is None:
+            return f"{value} (n = {self.n})"
+        return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f}, n = {self.n})"
+
+
+class Keep(Protocol):
+    """Writes a report anew, after each part of a long measurement."""
+
+    def __call__(
+        self, figures: Mapping[str, Figure], runs: Sequence[Any], **environment: Any
+    ) -> None:
+        """`environment` is what was learned on the way."""
+
+
+def counted(value: float, unit: str) -> Figure:
+    """What was counted, or measured once as a whole."""
+    return Figure(value, value, value, unit)
 
 
 def interval(
@@ -35,14 +67,27 @@ def interval(
     unit: str = "ratio",
 ) -> Figure:
     """A statistic of `samples`, its interval by the percentile bootstrap (seeded)."""
+    if len(samples) < LEAST_SAMPLES:
+        return Figure(statistic(samples), None, None, unit, len(samples))
     chance = random.Random(0)
     drawn = sorted(statistic(chance.choices(samples, k=len(samples))) for _ in range(_RESAMPLES))
     low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistic(samples), low, high, unit)
+    return Figure(statistic(samples), low, high, unit, len(samples))
+
+
+def keeping(path: Path | None, **environment: Any) -> Keep:
+    """What a long measurement calls after each of its parts, so that one that is cut off has left
+    what it measured; without a path nothing is written."""
+
+    def keep(figures: Mapping[str, Figure], runs: Sequence[Any], **more: Any) -> None:
+        if path is not None:
+            write_report(path, figures, runs, **environment, **more)
+
+    return keep
 
 
 def write_report(
-    path: Path, figures: dict[str, Figure], runs: Sequence[Any], **environment: Any
+    path: Path, figures: Mapping[str, Figure], runs: Sequence[Any], **environment: Any
 ) -> None:
     """Write figures, environment and raw records as JSON, a line each; all of the file or none."""
     parts = {

@@ -90,7 +90,7 @@ def _alone(directory: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("another process fetches %s; waiting for it", name)
+            logger.info("waiting for another process that fetches it: model=%s", name)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -36,13 +36,13 @@ def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _logging(what: str, total: int) -> Callable[[int], None]:
-    logger.info("%s: %.0f MB", what, total / 1e6)
+    logger.info("progress: of=%s megabytes=%.0f", what, total / 1e6)
     said = time.monotonic()
 
     def report(done: int) -> None:
         nonlocal said
         if time.monotonic() - said >= PERIOD_S or done == total:
             said = time.monotonic()
-            logger.info("%s: %.0f%%", what, 100 * min(done / total, 1))
+            logger.info("progress: of=%s done=%.0f%%", what, 100 * min(done / total, 1))
 
     return report

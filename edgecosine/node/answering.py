@@ -108,9 +108,9 @@ class Answering:
     def leave(self, entry: Entry, *, is_handed_over: bool = False) -> None:
         """This process ends: the next one, or another target, goes on."""
         if is_handed_over and not self._journal.is_durable:
-            logger.info("request left to another target request=%s", entry.ticket.key)
+            logger.info("request left to another target: request=%s", entry.ticket.key)
         elif self._journal.is_durable:
-            logger.info("request left to the next start request=%s", entry.ticket.key)
+            logger.info("request left to the next start: request=%s", entry.ticket.key)
             # After a failure any of them may be what the engine cannot bear, as after a kill.
             if not self._service.has_broken:
                 self._journal.leave(entry.ticket.key)
@@ -145,7 +145,7 @@ class Answering:
         except RequestError as error:
             self.fail(entry, "failed", error)
         except EdgecosineError as error:
-            logger.warning("request interrupted request=%s error=%r", entry.ticket.key, error)
+            logger.warning("request interrupted: request=%s error=%r", entry.ticket.key, error)
             self._interrupt(entry, error)
         except asyncio.CancelledError:
             # A task group inside the session that has failed once makes Python 3.11 take our
@@ -237,7 +237,7 @@ class Answering:
         self._telling.state(entry)
         # What was answered has its line from the session.
         level = logging.DEBUG if state == "done" else logging.INFO
-        logger.log(level, "request finished request=%s state=%s", key, state)
+        logger.log(level, "request finished: request=%s state=%s", key, state)
 
     def _vacate(self, entry: Entry) -> None:
         self._scopes.pop(entry, None)

@@ -79,7 +79,7 @@ class Askings:
         try:
             asking.take_piece(parse_piece(payload))
         except ValueError as error:
-            logger.warning("unreadable piece request=%s reason=%s", request_id, error)
+            logger.warning("unreadable piece: request=%s reason=%s", request_id, error)
 
     def take_final(self, request_id: str, payload: bytes) -> None:
         """The final message of an answer has come."""
@@ -91,7 +91,7 @@ class Askings:
         except RequestError as error:
             asking.fail(error)
         except ValueError as error:
-            logger.warning("unreadable final message request=%s reason=%s", request_id, error)
+            logger.warning("unreadable final message: request=%s reason=%s", request_id, error)
 
     def undeliverable(self, message: Outgoing, reason: str) -> None:
         """The broker does not take a message of ours, perhaps a request."""

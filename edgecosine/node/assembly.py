@@ -31,7 +31,7 @@ def client_ids_of(config: NodeConfig) -> ClientIds:
     try:
         return ClientIds.kept_in(directory)
     except OSError as error:
-        logger.warning("client ids are drawn anew at each start: %s", error)
+        logger.warning("client ids are drawn anew at each start: reason=%s", error)
         return ClientIds()
 
 

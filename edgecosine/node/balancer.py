@@ -25,6 +25,7 @@ from edgecosine.balance.plan import (
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_GAMMA
+from edgecosine.balance.rendezvous import weight
 from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
 from edgecosine.balance.trials import may_try, pace_of, whom_to_try
 from edgecosine.fusion.fuse import Draft, Union, reaches
@@ -68,7 +69,7 @@ class Balancer(Learning):
             self.last_reason = f"K=0: {regimes.reason(len(self._at_work))}"
             return Plan(reason=self.last_reason)
         candidates = self._candidates(request, drafters)
-        if policy.is_adaptive and policy.routing == "learned":
+        if policy.is_adaptive:
             plan = self._adaptive_plan(request, candidates, room)
         else:
             plan = self._fixed_plan(request, candidates, room)
@@ -96,10 +97,10 @@ class Balancer(Learning):
         """Whether to verify what is there, rather than to wait for the drafts of `plan`."""
         if not plan.drafters:
             return True
-        if not ready or not request.policy.is_ahead:
+        if not ready:
             return False
         if not request.policy.is_adaptive:
-            return True
+            return request.policy.is_ahead
         company = self._company(request)
         request.ready = ready, self._union(request, ready)
         union, pass_s = request.ready[1], self._pass_s(company)
@@ -211,7 +212,11 @@ class Balancer(Learning):
         company = self._company(request)
         pass_s = self._pass_s(company)
         hidden = request.hidden if request.policy.is_ahead else 0.0
-        plan = choose_plan(candidates, pass_s, room, company, hidden)
+        leaders = candidates
+        if request.policy.routing == "drawn":
+            candidates = _drawn(request, candidates)
+            leaders = candidates[:1]
+        plan = choose_plan(leaders, pass_s, room, company, hidden)
         if not plan.drafters:
             return plan
         plain_speed = self._speed_of_all_plain(company)
@@ -344,3 +349,9 @@ class Balancer(Learning):
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
         )
+
+
+def _drawn(request: RequestState, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """As many as may be asked, by lot, so that nothing that was learned chooses them."""
+    by_lot = sorted(candidates, key=lambda each: weight(str(request.number), each.node_id))
+    return by_lot[: request.policy.max_drafters]

@@ -109,7 +109,7 @@ class EmbeddedBroker:
         except BaseException:
             await self._stop()
             raise
-        logger.info("broker started kind=%s url=%s pid=%d", self.kind, self.url, self.pid)
+        logger.info("broker started: kind=%s url=%s pid=%d", self.kind, self.url, self.pid)
         return self
 
     async def __aexit__(

@@ -73,7 +73,6 @@ class Client:
         self._standstill: str | None = None
         """What was told last."""
         self._num_asking = 0
-        self.num_retries = 0
         self._watch = Watch()
         self._lapse: asyncio.TimerHandle | None = None
         """When the gateway's last word holds no more."""
@@ -158,7 +157,6 @@ class Client:
                 pause_s = retrying.pause_s(refusal)
             else:
                 return
-            self.num_retries += 1
             await asyncio.sleep(pause_s)
 
     async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:

@@ -147,7 +147,7 @@ class Consulting:
                 try:
                     links[node_id].send(Release(self._key))
                 except LinkError:
-                    logger.debug("drafter gone before release peer=%s", node_id)
+                    logger.debug("drafter gone before release: peer=%s", node_id)
 
     async def _ask(
         self,
@@ -207,7 +207,9 @@ class Consulting:
         asked = now()
         draft: Draft | None = None
         try:
-            for _ in range(2):
+            for attempt in range(2):
+                if attempt:
+                    self._balancer.observe_asked_again()
                 reply = await link.ask(self._request(node_id, plan, trunk, ahead))
                 if isinstance(reply, Draft):
                     draft = reply

@@ -143,11 +143,6 @@ class Courier:
         return self._outbox.is_full
 
     @property
-    def num_unsent(self) -> int:
-        """Messages that the broker does not have yet."""
-        return len(self._outbox)
-
-    @property
     def version(self) -> Version | None:
         """The MQTT version that the broker speaks, once known."""
         return self._version
@@ -201,7 +196,7 @@ class Courier:
     def _note_failure(self, error: BrokerLost) -> None:
         # Said once, and not at each attempt.
         level = logging.WARNING if self._failure is None else logging.DEBUG
-        logger.log(level, "broker lost name=%s reason=%s", self._name, error)
+        logger.log(level, "broker lost: name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()
@@ -251,14 +246,14 @@ class Courier:
         # Some are told again every second.
         if self._complaints.is_due(message.topic, _now()):
             logger.warning(
-                "message given up name=%s topic=%r bytes=%d reason=%s",
+                "message given up: name=%s topic=%r bytes=%d reason=%s",
                 self._name, message.topic[:_SHOWN], len(message.payload), reason,
             )  # fmt: skip
         self._refused(message, reason)
 
     def _note_success(self, connection: Connection) -> None:
         logger.info(
-            "broker found name=%s broker=%s mqtt=%s",
+            "broker found: name=%s broker=%s mqtt=%s",
             self._name,
             self._address,
             connection.version,

@@ -102,7 +102,7 @@ class Drafting:
         is_known = all(token < self._num_vocabulary for token in new_tokens)
         if not is_known or not prefix.reconcile(kept, new_tokens, message.prefix_digest):
             have = len(prefix) if kept > len(prefix) else 0
-            logger.debug("out of step request=%s have=%d", message.request_id, have)
+            logger.debug("out of step: request=%s have=%d", message.request_id, have)
             _send(
                 reply,
                 OutOfStep(message.request_id, message.round, have, message.is_ahead),

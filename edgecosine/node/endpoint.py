@@ -125,7 +125,7 @@ class Endpoint:
             try:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as error:
-                logger.warning("a connection could not be accepted: %s", error)
+                logger.warning("a connection could not be accepted: reason=%s", error)
                 await asyncio.sleep(_LOOK_S)
                 continue
             if len(self._connections) >= MAX_CONNECTIONS:
@@ -148,7 +148,7 @@ class Endpoint:
 
     def _complain(self, about: str, host: str) -> None:
         if self._complaints.is_due(about, asyncio.get_running_loop().time()):
-            logger.warning("%s: from=%s", about, host)
+            logger.warning("not accepted: from=%s reason=%s", host, about)
 
     async def _attend(self, accepted: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()

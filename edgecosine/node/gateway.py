@@ -35,12 +35,10 @@ from edgecosine.protocol.notices import (
     ONLINE,
     RENEW_ONLINE_S,
     info_notice,
-    node_state_notice,
     status_notice,
 )
 from edgecosine.protocol.openai import Limits
 from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import NodeState
 from edgecosine.protocol.topics import (
     CancelTopic,
     ClientStatusTopic,
@@ -53,7 +51,6 @@ from edgecosine.security.client_ids import ClientIds
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 256 << 10
-MAX_NODES = 256
 _LOOK_S = 1.0
 
 
@@ -110,7 +107,6 @@ class Gateway:
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
         self._told_info: Outgoing | None = None
-        self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
             max_request_bytes=max_request_bytes,
@@ -200,13 +196,6 @@ class Gateway:
         """Whether the broker takes less than we have to say."""
         return self._courier.is_congested
 
-    def publish_state(self, node_id: str, state: NodeState) -> None:
-        """Tell what a node is and how it does; retained, and told again to a broker that forgot."""
-        notice = node_state_notice(self._topics, node_id, state)
-        if node_id in self._node_states or len(self._node_states) < MAX_NODES:
-            self._node_states[node_id] = notice
-        self._courier.send(notice)
-
     def _info(self) -> Outgoing:
         targets = sorted({self._node_id, *self.sharing.book.others})
         return info_notice(
@@ -223,7 +212,7 @@ class Gateway:
 
     def _announcement(self) -> Sequence[Outgoing]:
         self._told_info = self._info()
-        return (self._told_info, *self._node_states.values(), *self._announced_status())
+        return (self._told_info, *self._announced_status())
 
     def _announced_status(self) -> Sequence[Outgoing]:
         """The cluster's status, unless it is another target's to tell."""
@@ -269,7 +258,7 @@ class Gateway:
                 for status in self._announced_status():
                     self._courier.send(status)
             case RequestTopic() | CancelTopic() if message.retain:
-                logger.warning("retained message ignored topic=%s", message.topic)
+                logger.warning("retained message ignored: topic=%s", message.topic)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
                     self._absences.left(client_id)

@@ -68,11 +68,10 @@ class DiskJournal:
         self.store = JournalStore(directory)
         self.failure: str | None = None
         """Why nothing can be written now."""
-        self.num_batches = 0
-        self.busy_s = 0.0
-        """Seconds in which the thread wrote."""
         self._now, self._stuck_s = now, stuck_s
         self._first = self.store.first_moment(now())
+        self.num_starts = self.store.count_start()
+        """How often a node has begun on this journal."""
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._owed: deque[_Record] = deque(maxlen=_MAX_OWED)
         self._num_told = self._num_written = 0
@@ -83,7 +82,7 @@ class DiskJournal:
         self._loop: asyncio.AbstractEventLoop | None = None
         if self.store.damage is not None:
             logger.error(
-                "journal damaged: it was set aside, requests of before are lost file=%s",
+                "journal damaged and set aside, requests of before are lost: file=%s",
                 self.store.damage,
             )
 
@@ -228,7 +227,7 @@ class DiskJournal:
 
     def _release(self, number: int, failure: str | None) -> None:
         if failure is not None and self.failure is None:
-            logger.error("journal lost: requests are refused until it is back reason=%s", failure)
+            logger.error("journal lost, requests are refused until it is back: reason=%s", failure)
         elif failure is None and self.failure is not None:
             logger.info("journal found")
         self.failure = failure
@@ -241,10 +240,7 @@ class DiskJournal:
         assert self._loop is not None
         try:
             while (batch := self._take()) is not None:
-                started = time.perf_counter()
                 failure = self._write(batch)
-                self.busy_s += time.perf_counter() - started
-                self.num_batches += 1
                 self._loop.call_soon_threadsafe(self._written, batch[-1].number, failure)
         except Exception as error:  # noqa: BLE001 -- it ends the actor, in the loop
             self._crash = error

@@ -52,7 +52,8 @@ _BOOTS = """
         boot TEXT PRIMARY KEY, wall_s REAL NOT NULL, boot_s REAL NOT NULL
     )
 """
-"""Beside the schema: versions that do not know it leave it alone."""
+_STARTS = "CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY, count INTEGER NOT NULL)"
+"""Beside the schema: versions that do not know these leave them alone."""
 
 
 class JournalStore:
@@ -130,6 +131,18 @@ class JournalStore:
             )
         return now
 
+    def count_start(self) -> int:
+        """How often a node has begun on this file, this time included.
+
+        Raises JournalLost.
+        """
+        sql = (
+            "INSERT INTO starts VALUES (1, 1) ON CONFLICT (number) DO UPDATE SET count = count + 1"
+        )
+        with contextlib.suppress(JournalLost):
+            self.write([(sql, ())], is_lasting=False)
+        return sum(count for (count,) in self.read("SELECT count FROM starts"))
+
     def close(self) -> None:
         """Let go of the file; what was written is there."""
         self._cleanup.close()
@@ -165,6 +178,7 @@ class JournalStore:
                     raise sqlite3.DatabaseError(said)
             self._migrate(database)
             database.execute(_BOOTS)
+            database.execute(_STARTS)
             failing.pop_all()
         self._cleanup.callback(database.close)
         return database

@@ -70,6 +70,8 @@ class RequestState:
     policy: Policy = POLICIES["edgecosine"]
     is_greedy: bool = True
     num_prompt: int = 0
+    number: int = 0
+    """Of the requests that this node has opened; lots are drawn by it."""
     surprises: dict[str, float] = field(default_factory=dict)
     """Of the drafters that have read the text as it was before the first round."""
     leader: str | None = None
@@ -131,11 +133,14 @@ class Learning:
         self._stepping = Stepping()
         self._experience = Experience()
         self._at_work: set[RequestState] = set()
-        self._num_plans = 0
+        self._num_plans = self._num_opened = 0
+        self.num_asked_again = 0
+        """Asks that were put once more, since the drafter lacked tokens."""
 
     def open(self, policy: str, *, is_greedy: bool = True, num_prompt: int = 0) -> RequestState:
         """A request begins; it shares the target's passes with the others that are at work."""
-        request = RequestState(POLICIES[policy], is_greedy, num_prompt)
+        self._num_opened += 1
+        request = RequestState(POLICIES[policy], is_greedy, num_prompt, self._num_opened)
         self._at_work.add(request)
         return request
 
@@ -181,7 +186,8 @@ class Learning:
         self._remember(request)
         request.text, request.text_length = features(tokens), len(tokens)
         request.on_text = RequestRates()
-        request.rates.expected = self._experience.expect(request.text)
+        if request.policy.compares_texts:
+            request.rates.expected = self._experience.expect(request.text)
 
     def observe_pass(self, report: PassReport) -> None:
         """A target pass is over."""
@@ -227,6 +233,10 @@ class Learning:
         if state.back_at <= self._num_plans:
             state.back_at = self._num_plans + state.rest
             state.rest = min(LONGEST_REST, 2 * state.rest or FIRST_REST)
+
+    def observe_asked_again(self) -> None:
+        """A drafter was out of step and is told what it lacks."""
+        self.num_asked_again += 1
 
     def observe_bookkeeping(self, seconds: float, *, is_plain: bool) -> None:
         """A round cost the event loop so much between its verdict and the next work."""
@@ -321,11 +331,12 @@ class Learning:
         foretold = proposal.hindsight.foretold
         num_answer = max(0, proposal.prefix_len - request.num_prompt)
         of_answer = foretold[max(0, len(foretold) - num_answer) :]
-        if of_answer:
+        if of_answer and request.policy.hears_reports:
             hits = sum(of_answer)
             request.rates.hear(proposal.node_id, hits, len(of_answer) - hits)
         is_whole = len(foretold) == min(MAX_FORETOLD, request.first_length - 1)
-        if foretold and is_whole and proposal.prefix_len == request.first_length:
+        is_of_prompt = is_whole and proposal.prefix_len == request.first_length
+        if foretold and is_of_prompt and request.policy.scores_prompts:
             request.surprises[proposal.node_id] = proposal.hindsight.surprise
 
     def _foresee(self, request: RequestState) -> None:

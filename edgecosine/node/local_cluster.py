@@ -244,7 +244,7 @@ class LocalCluster:
             try:
                 await self._group.__aexit__(None, None, None)
             except BaseExceptionGroup as group:
-                logger.debug("a node had failed: %s", group.exceptions[0])
+                logger.debug("a node had failed: reason=%s", group.exceptions[0])
         if self._broker is not None:
             await self._broker.__aexit__(None, None, None)
         self._directory.cleanup()

@@ -91,11 +91,11 @@ class Membership:
             )  # fmt: skip
         elif self._config.insecure:
             logger.warning(
-                "INSECURE: whoever reaches this node may link with it, read prompts and pose as "
-                "any node; %s", ADVICE,
+                "INSECURE, whoever reaches this node may link with it, read prompts and pose as "
+                "any node: advice=%s", ADVICE,
             )  # fmt: skip
         else:
-            logger.info("links stay on this machine; to link with others %s", ADVICE)
+            logger.info("links stay on this machine: advice=to link with others %s", ADVICE)
 
 
 def _credentials_of(config: NodeConfig) -> Credentials | None:
@@ -121,6 +121,6 @@ async def _is_opened(endpoint: Endpoint) -> bool:
     try:
         await endpoint.open()
     except ConfigError as error:
-        logger.warning("the authority is not served by this process: %s", error)
+        logger.warning("the authority is not served by this process: reason=%s", error)
         return False
     return True

@@ -227,7 +227,7 @@ async def _dial(
         except aiomqtt.MqttError as error:
             if not _may_be_older(error):
                 raise _no_connection(address, error) from error
-            logger.info("broker does not answer MQTT 5, trying 3.1.1 broker=%s", address)
+            logger.info("broker does not answer MQTT 5, trying 3.1.1: broker=%s", address)
     spoken = version or "3.1.1"
     try:
         return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S, session_s), spoken

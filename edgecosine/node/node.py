@@ -30,8 +30,8 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
     membership = Membership(config)
     if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
         logger.warning(
-            "UNENCRYPTED: prompts and answers cross the network to the broker at %s in plain; "
-            "mqtts:// protects them", broker,
+            "UNENCRYPTED, prompts and answers cross the network in plain, which mqtts:// prevents: "
+            "broker=%s", broker,
         )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = run_target if config.role == "target" else run_drafter

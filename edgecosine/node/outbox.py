@@ -145,4 +145,4 @@ class Outbox:
         self._num_dropped += 1
         self._on_drop()
         if self._num_dropped & (self._num_dropped - 1) == 0:
-            logger.warning("outbox is full, messages dropped=%d", self._num_dropped)
+            logger.warning("outbox is full: dropped=%d", self._num_dropped)

@@ -273,8 +273,8 @@ class Peers:
 
     def _name_copy(self, link: Link, current: Link) -> None:
         logger.warning(
-            "two lives of one node: peer=%s later_from=%s earlier_from=%s; a process was left over,"
-            " or the identity is copied: then revoke it by `edgecosine cluster revoke %s`",
+            "two lives of one node: peer=%s later_from=%s earlier_from=%s advice=a process "
+            "was left over, or the identity is copied: `edgecosine cluster revoke %s` revokes it",
             link.peer.node_id, current.host, link.host, link.peer.node_id,
         )  # fmt: skip
 

@@ -110,8 +110,8 @@ class Presence:
             await self._courier.reached()
         except BrokerLost as error:
             logger.warning(
-                "no broker at %s (%s): start one by `edgecosine broker`, or name yours by "
-                "--broker; trying on", self._broker, error,
+                "no broker, trying on: broker=%s reason=%s advice=start one by `edgecosine "
+                "broker`, or name yours by --broker", self._broker, error,
             )  # fmt: skip
 
     def _receive(self, message: Incoming) -> None:

@@ -156,7 +156,7 @@ class Reception:
 
     def give_up(self, key: str) -> None:
         """Another target answers a request."""
-        logger.info("request given up, another target has it request=%s", key)
+        logger.info("request given up, another target has it: request=%s", key)
         self._jobs.pop(key, None)
         entry = self._ledger.forget(key)
         if entry is not None:
@@ -187,7 +187,7 @@ class Reception:
 
     def _take_over(self, claim: Claim) -> None:
         """Go on with what another target has let in; its tokens are made again."""
-        logger.info("request taken over request=%s from=%s", claim.key, claim.taken_from)
+        logger.info("request taken over: request=%s from=%s", claim.key, claim.taken_from)
         fault = DEADLY if claim.generation > MAX_TAKEN_OVER else None
         job = Job(claim.ticket, claim.request, self._age_s(claim), {}, fault=fault)
         entry = self._book(job, _now())
@@ -201,7 +201,7 @@ class Reception:
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
         self._counters.count("refused", error.code)
-        logger.info("request refused request=%s code=%s", ticket.key, error.code)
+        logger.info("request refused: request=%s code=%s", ticket.key, error.code)
         self._telling.send(error_message(ticket, error))
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
@@ -309,8 +309,9 @@ class Reception:
             entry.state = "queued"
         else:
             self._telling.state(entry)
+        self._counters.count("resumed")
         num_tokens = sum(len(said.tokens) for said in job.said.values())
-        logger.info("request resumed request=%s tokens=%d", job.ticket.key, num_tokens)
+        logger.info("request resumed: request=%s tokens=%d", job.ticket.key, num_tokens)
         if job.fault is not None:
             self._answering.fail(entry, "failed", job.fault)
             return

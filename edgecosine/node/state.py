@@ -55,7 +55,9 @@ def target_state(
         "queued": admission.num_queued,
         "is_full": admission.is_full,
         "is_congested": gateway.is_congested,
-        "counters": _counts(counters, late_drafts=serving.num_late),
+        "counters": _counts(
+            counters, late_drafts=serving.num_late, asked_again=balancer.num_asked_again
+        ),
         "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
             node_id: {

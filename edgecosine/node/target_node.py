@@ -68,6 +68,7 @@ async def run_target(
     )
 
     counters = Counters()
+    counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
 
     def on_lost(link: Link) -> None:
         count_lost(counters, link)

@@ -66,7 +66,7 @@ class Upkeep:
             if fault:
                 attempts += 1
                 if fault != told:
-                    logger.warning("no news of whom to trust: %s", fault)
+                    logger.warning("no news of whom to trust: reason=%s", fault)
                 told = fault
                 await asyncio.sleep(self._backoff.delay_s(attempts))
                 continue

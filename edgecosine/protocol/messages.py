@@ -88,7 +88,7 @@ class Pong(Message, frozen=True, tag="pong"):
 
 
 class Coupling(msgspec.Struct, frozen=True, array_like=True):
-    """What a drafter must know to draw with the target's noise (DESIGN §3)."""
+    """What a drafter must know to draw with the target's noise."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     top_k: Count = 0

@@ -17,7 +17,6 @@ from edgecosine.errors import ConfigError
 
 PREFIX: Final = "ecs1-"
 SECRET_BYTES: Final = 16
-FINGERPRINT_BYTES: Final = 32
 MAX_TOKEN_CHARACTERS: Final = 2048
 _CHECK_BYTES: Final = 4
 _ALLOWED: Final = "the whole word that `edgecosine cluster invite` printed"

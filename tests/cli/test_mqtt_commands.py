@@ -115,7 +115,8 @@ def test_signal_cancels_the_request(number: int, code: int) -> None:
 def test_status_shows_the_nodes() -> None:
     async def story() -> None:
         async with house() as home:
-            home.gateway.publish_state("t1", {"role": "target", "model": "[red]tiny"})
+            state = {"role": "target", "model": "[red]tiny"}
+            home.listener.send(HOME.node_state("t1"), state, retain=True)
             await home.listener.expect(HOME.node_state("t1"))
             code, out, _ = await outcome("status", *at(home))
             assert code == 0
@@ -134,7 +135,7 @@ def test_status_watch_shows_changes() -> None:
         async with house() as home, command("status", "--watch", "--json", *at(home)) as process:
             assert process.stdout is not None
             assert json.loads(await process.stdout.readline())["nodes"] == {}
-            home.gateway.publish_state("t1", {"role": "target"})
+            home.listener.send(HOME.node_state("t1"), {"role": "target"}, retain=True)
             while not json.loads(await process.stdout.readline())["nodes"]:
                 pass
             process.send_signal(signal.SIGINT)

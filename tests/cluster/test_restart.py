@@ -110,7 +110,6 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
         assert {text == truth[prompt] for prompt, text in said} == {True}
         # Only new requests are turned away, and only while nobody is there.
         assert set(codes) <= {"gateway_offline"}
-        assert client.num_retries > 0
 
     run_patiently(story())
 

@@ -250,7 +250,7 @@ def test_scaled_positions_are_not_passed_over_in_silence(
         writer.add_rope_scaling_type(RopeScalingType.YARN)
 
     load_target(options(write_gguf(tmp_path / "model.gguf", change=scale)))
-    assert "scales its rotary positions" in caplog.text
+    assert "rotary scaling ignored" in caplog.text
 
 
 def test_options_that_do_not_go_with_a_file_are_refused(plain: Path) -> None:

@@ -25,7 +25,7 @@ def test_load_without_a_terminal_logs_its_share(
     with caplog.at_level(logging.INFO, logger=progress.__name__):
         load_target(LoadOptions(MODEL, threads=1, slots=1, device="cpu"))
     lines = [record.getMessage() for record in caplog.records if record.name == progress.__name__]
-    assert lines[-1] == "Loading weights: 100%"
+    assert lines[-1] == "progress: of=Loading weights done=100%"
     assert len(lines) > 2
 
 
@@ -60,6 +60,6 @@ def test_downloads_are_logged_where_there_is_no_terminal(
     with caplog.at_level(logging.INFO, logger=progress.__name__), bar as shown:
         for _ in range(2):
             shown.update(5)
-    assert "model.gguf: 100%" in caplog.text
+    assert "progress: of=model.gguf done=100%" in caplog.text
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert download_bar() is None

@@ -185,6 +185,7 @@ def test_what_is_drawn_side_by_side_are_equals() -> None:
         run("eight", OURS, 8),
         run("eight", "hf-batched", 8),
         run("ablations", f"{OURS}-without-fusion", 1),
+        run("ablations", OURS, 1),
         run("hostile", OURS, 2, site="hostile"),
         run("loopback", OURS, 2, site="loopback"),
     ]
@@ -193,8 +194,8 @@ def test_what_is_drawn_side_by_side_are_equals() -> None:
     assert frontier.curves == {OURS: [(100.0, 10.0), (100.0, 80.0)]}
     assert {matrix.title for matrix in acceptance(runs)} == {OURS, "hf-batched"}
     table = policy_table(runs)
-    assert "| edgecosine | 10 (10.00 s) | 80 (1.25 s) |" in table
-    assert "| hf-batched | – | 80 (1.25 s) |" in table
+    assert "| edgecosine | 10 (10.00 s, n = 1) | 80 (1.25 s, n = 1) |" in table
+    assert "| hf-batched | – | 80 (1.25 s, n = 1) |" in table
     assert "without" not in table
 
 

@@ -43,12 +43,12 @@ ALL = [
 def test_ratio_is_taken_within_a_repetition_and_the_median_told() -> None:
     runs = [
         made_run("single", policy, speed / slowness, repeat)
-        for repeat, slowness in enumerate([1, 4, 2])
+        for repeat, slowness in enumerate([1, 4, 2, 3, 1])
         for policy, speed in (("target-alone", 60.0), ("edgecosine", 150.0 + 30 * repeat))
     ]
-    runs.append(made_run("single", "edgecosine", 1.0, repeat=3))
+    runs.append(made_run("single", "edgecosine", 1.0, repeat=5))
     figure = bench_figures(runs)["single_over_target_alone"]
-    assert (figure.low, figure.value, figure.high) == (2.5, 3.0, 3.5)
+    assert (figure.low, figure.value, figure.high, figure.n) == (2.5, 3.5, 4.5, 5)
 
 
 def test_best_baseline_is_one_and_the_same_in_all_repetitions() -> None:

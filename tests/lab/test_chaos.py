@@ -19,7 +19,7 @@ from edgecosine.errors import LabError
 from edgecosine.lab.chaos.clock import WallClocks, why_no_steps
 from edgecosine.lab.chaos.disk import small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, TARGET, Fault
-from edgecosine.lab.chaos.judge import DISTURBED_S, Heard, Story, judge
+from edgecosine.lab.chaos.judge import Heard, Story, judge
 from edgecosine.lab.chaos.orders import make_bodies, make_orders
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.protocol.answers import Piece
@@ -94,7 +94,7 @@ def test_orders_are_mixed() -> None:
 
 
 def _condemned(story: Story, **terms: Any) -> set[str]:
-    verdict = judge({"a": story}, terms.pop("disturbances", ()), **terms)
+    verdict = judge({"a": story}, terms.pop("connections", ()), **terms)
     assert verdict.is_clean == (not any(verdict.faulty.values()))
     return {kind for kind, names in verdict.faulty.items() if names}
 
@@ -182,13 +182,14 @@ AGAIN = changed(heard=[Heard(2.0, final(*TEXTS)), Heard(9.0, final(*TEXTS))])
 @pytest.mark.parametrize(
     ("span", "is_reason"),
     [
-        ((5.0, 6.0), True),
-        ((0.0, 1.0), True),
+        ((5.0, 5.0), True),
+        ((1.0, 3.0), True),
+        ((8.0, 12.0), True),
         ((9.5, 10.0), False),
-        ((-100.0, 1.9 - DISTURBED_S), False),
+        ((0.0, 1.9), False),
     ],
 )
-def test_repetition_near_a_fault_is_counted_and_no_other(
+def test_repetition_over_a_new_connection_is_counted_and_no_other(
     span: tuple[float, float], *, is_reason: bool
 ) -> None:
     verdict = judge({"a": AGAIN}, [span])
@@ -203,6 +204,24 @@ def test_repetition_for_who_asked_again_is_no_fault_and_a_call_of_the_roll_is_no
     assert verdict.repeated_finals == 1
     assert judge({"a": asked_again}, (), called_s=7.0).repeated_finals == 0
     assert _condemned(replace(AGAIN, asked_s=[1.0, 9.5])) == {"doubled"}
+
+
+@pytest.mark.parametrize(("num_asked", "is_clean"), [(1, False), (2, False), (3, True)])
+def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: bool) -> None:
+    """Two came again, and nobody connected anew between them."""
+    story = changed(
+        heard=[Heard(float(at), final(*TEXTS)) for at in (2, 3, 4)],
+        asked_s=[1.0 + 0.1 * number for number in range(num_asked)],
+    )
+    assert (_condemned(story) == set()) == is_clean
+    assert (_condemned(story, connections=[(2.5, 2.5)]) == set()) == (num_asked > 1)
+
+
+def test_faults_on_all_sides_excuse_no_second_final() -> None:
+    """As in a chaos run: something is broken every few seconds, but no connection between."""
+    around = [(float(at), float(at)) for at in range(-60, 60, 3)]
+    twice = changed(heard=[Heard(3.1, final(*TEXTS)), Heard(5.9, final(*TEXTS))])
+    assert _condemned(twice, connections=around) == {"doubled"}
 
 
 def test_refusals_are_no_finals_and_gaps_of_a_stream_are_counted() -> None:

@@ -68,7 +68,10 @@ RUNS.append(
     _run("edgecosine", 1, 0.15, 3, requests=[{"domain": "home", "rounds": []},
                                              {"domain": "python", "rounds": ROUNDS}])
 )  # fmt: skip
-FIGURES = {"single_over_target_alone": {"value": 2.5, "low": 2.4, "high": 2.6, "unit": "ratio"}}
+FIGURES = {
+    "single_over_target_alone": {"value": 2.5, "low": 2.4, "high": 2.6, "unit": "ratio", "n": 5},
+    "eight_over_target_alone": {"value": 1.1, "low": None, "high": None, "unit": "ratio", "n": 4},
+}
 REPORT = {"figures": FIGURES, "runs": RUNS}
 
 
@@ -123,15 +126,16 @@ def test_table_has_policies_in_rows_in_the_mildest_weather() -> None:
     assert policy_table(RUNS).splitlines() == [
         "| policy | 1 at a time, tokens/s (latency) | 4 at a time, tokens/s (latency) |",
         "| --- | --: | --: |",
-        "| target-alone | 30 (4.27 s) | 60 (8.53 s) |",
-        "| edgecosine | 62 (2.17 s) | 148 (3.46 s) |",
+        "| target-alone | 30 (4.27 s, n = 3) | 60 (8.53 s, n = 3) |",
+        "| edgecosine | 62 (2.17 s, n = 4) | 148 (3.46 s, n = 3) |",
     ]
 
 
-def test_table_of_figures_has_intervals() -> None:
-    assert figure_table(FIGURES).splitlines()[2] == (
-        "| `single_over_target_alone` | 2.50 | 2.40 to 2.60 | ratio |"
-    )
+def test_table_of_figures_has_numbers_of_samples_and_intervals_where_these_are_enough() -> None:
+    assert figure_table(FIGURES).splitlines()[2:] == [
+        "| `single_over_target_alone` | 2.50 | 2.40 to 2.60 | 5 | ratio |",
+        "| `eight_over_target_alone` | 1.10 | – | 4 | ratio |",
+    ]
 
 
 def test_table_is_put_in_its_place_alone() -> None:

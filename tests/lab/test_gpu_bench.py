@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,15 @@ from edgecosine.lab.figures import write_report
 
 def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
     said: list[str] = []
-    figures, runs = run_gpu_bench(toy_settings("cpu"), said.append)
+    runs: list[dict[str, Any]] = []
+    kept: list[int] = []
+
+    def keep(_: object, measured: Sequence[dict[str, Any]], **__: object) -> None:
+        runs[:] = measured
+        kept.append(len(measured))
+
+    figures = run_gpu_bench(toy_settings("cpu"), said.append, keep)
+    assert len({*kept}) > 1
     for kind in ("decode_1x1", "verify_1x8", "verify_8x4", "verify_8x8"):
         assert figures[f"tiny_{kind}_ms"].value > 0
         assert figures[f"tiny_eager_{kind}_ms"].value > 0

@@ -16,9 +16,7 @@ from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.record import (
     ClosedLoad,
     Conditions,
-    LoadPoint,
     OpenLoad,
-    capacity,
     percentiles,
     run_record,
 )
@@ -152,24 +150,6 @@ def test_percentiles_are_in_order_and_among_the_samples(samples: list[float]) ->
 def test_percentiles_of_nothing_are_nothing() -> None:
     assert percentiles([]) == {"mean": None, "p50": None, "p90": None, "p99": None}
     assert percentiles(range(101))["p90"] == pytest.approx(90)
-
-
-@pytest.mark.parametrize(
-    ("points", "expected"),
-    [
-        ([], 0.0),
-        ([(50, 0.020), (80, 0.030)], 0.0),
-        ([(50, 0.005), (80, 0.008)], 80.0),
-        ([(50, 0.005), (80, 0.015)], 65.0),
-        ([(50, 0.005), (90, 0.009), (100, 0.019)], 91.0),
-        ([(50, 0.005), (40, 0.030)], 50.0),
-        ([(10, 0.030), (50, 0.010), (60, 0.030)], 50.0),
-    ],
-)
-def test_capacity_is_the_throughput_at_the_limit(
-    points: list[tuple[float, float]], expected: float
-) -> None:
-    assert capacity([LoadPoint(*point) for point in points], 0.010) == pytest.approx(expected)
 
 
 def test_record_of_a_closed_load_names_its_conditions() -> None:

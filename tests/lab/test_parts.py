@@ -25,6 +25,17 @@ def test_worth_is_the_median_ratio_of_repetitions() -> None:
     assert {figures[f"worth_of_{part}"].value for part in PARTS if part != "siblings"} == {1.0}
 
 
+def test_repetitions_that_are_too_few_have_no_interval() -> None:
+    runs = [
+        {"policy": policy, "repeat": repeat, "temperature": temperature, "tokens_per_s": 1.0}
+        for policy in policies()
+        for repeat in range(4)
+        for temperature in (0.0, 0.8)
+    ]
+    assert {figure.low for figure in parts_figures(runs).values()} == {None}
+    assert {figure.n for figure in parts_figures(runs).values()} == {4}
+
+
 def test_every_part_is_left_out_once() -> None:
     assert set(policies()) <= set(POLICIES)
     assert len(policies()) == len(PARTS) + 2

@@ -123,10 +123,11 @@ def test_drafter_that_is_never_right_costs_next_to_nothing(sessions: int) -> Non
 @pytest.mark.parametrize("policy", ["target-alone", "specedge", "edgecosine"])
 @pytest.mark.parametrize("sessions", [1, 6])
 def test_dearer_passes_never_raise_throughput(policy: str, sessions: int) -> None:
-    speeds = [
-        play(policy, sessions, MODELS, costs=COSTS.with_dearer_passes(factor)).tokens_per_s
-        for factor in (1.0, 2.0, 4.0)
-    ]
+    speeds = []
+    for factor in (1.0, 2.0, 4.0):
+        pass_s = {rows: factor * seconds for rows, seconds in COSTS.pass_s.items()}
+        dearer = replace(COSTS, pass_s=pass_s, session_s=factor * COSTS.session_s)
+        speeds.append(play(policy, sessions, MODELS, costs=dearer).tokens_per_s)
     assert speeds == sorted(speeds, reverse=True)
 
 
@@ -270,7 +271,7 @@ def test_comparison_tells_ratios_within_each_seed() -> None:
         for policy in comparison.POLICIES for seed, drift in ((0, 1.0), (16, 2.0))
     ]  # fmt: skip
     found = comparison.comparison_figures(runs)
-    assert found["flat_8_over_target_alone"] == Figure(3.0, 3.0, 3.0, "ratio")
+    assert found["flat_8_over_target_alone"] == Figure(3.0, None, None, "ratio", 2)
     assert found["flat_8_over_best_baseline"].value == 1.5
     assert found["flat_8_latency_over_best_baseline"].value == pytest.approx(0.4)
     assert found["flat_8_ablation_cooperation"].value == 1.0

@@ -45,7 +45,7 @@ def test_pieces_become_one_checked_file(index: Path, caplog: pytest.LogCaptureFi
     assert path.read_bytes() == b"".join(PARTS)
     assert path == cached(entry) == models_directory() / "tiny" / "tiny.gguf"
     assert left_in(path.parent) == {"tiny.gguf", ".lock"}
-    assert "fetching tiny: 100%" in caplog.text
+    assert "progress: of=fetching tiny done=100%" in caplog.text
 
 
 def test_what_is_there_is_not_fetched_again(index: Path) -> None:

@@ -246,7 +246,7 @@ def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
             assert await client.is_online()
             assert (await client.info())["models"] == ["tiny"]
             assert await client.nodes() == {}
-            home.gateway.publish_state("d1", {"role": "drafter"})
+            home.listener.send(HOME.node_state("d1"), {"role": "drafter"}, retain=True)
             while not await client.nodes():
                 await client.changed()
             assert (await client.nodes())["d1"].state == {"role": "drafter"}
@@ -309,7 +309,6 @@ def test_refused_request_comes_again_when_it_was_told_to() -> None:
                 async for _ in steps:
                     pass
             assert second.result()[1].text == "to be"
-            assert client.num_retries >= 1
 
     run(story())
 
@@ -331,7 +330,6 @@ def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
                 await whole(client, completion("2", deadline_s=deadline_s))
             assert refusal.value.code == "overloaded"
             assert refusal.value.retry_after_s
-            assert client.num_retries == 0
             await steps.aclose()
 
     run(story())

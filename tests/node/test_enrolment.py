@@ -377,7 +377,9 @@ def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
         guard = Guard(credentials.trust())
         with logbook() as log:
             async with kept(credentials, guard, home):
-                await log.says("no news of whom to trust: no answer from the cluster's authority")
+                await log.says(
+                    "no news of whom to trust: reason=no answer from the cluster's authority"
+                )
                 lines = [line for line in log.lines if "no news" in line]
                 assert len(lines) == 1
 

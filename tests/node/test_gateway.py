@@ -279,17 +279,14 @@ def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
 
 def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
     async def story() -> None:
-        async with house() as home:
-            home.gateway.publish_state("t1", {"role": "target"})
-            async with listening(home.broker, name="late") as late:
-                [status] = await late.expect(HOME.status)
-                assert (status.payload, status.retain) == (b"online", True)
-                info = await late.expect_json(HOME.info)
-                assert info["models"] == ["tiny"]
-                assert info["limits"]["max_sessions"] == 4
-                await late.expect(HOME.node_state("t1"))
-                home.gateway_task.cancel()
-                assert (await late.expect(HOME.status, 2))[1].payload == b"offline"
+        async with house() as home, listening(home.broker, name="late") as late:
+            [status] = await late.expect(HOME.status)
+            assert (status.payload, status.retain) == (b"online", True)
+            info = await late.expect_json(HOME.info)
+            assert info["models"] == ["tiny"]
+            assert info["limits"]["max_sessions"] == 4
+            home.gateway_task.cancel()
+            assert (await late.expect(HOME.status, 2))[1].payload == b"offline"
 
     run(story())
 

@@ -145,6 +145,18 @@ def test_peer_under_another_name_than_its_certificates_is_named(home: Home) -> N
     run(main())
 
 
+def test_drafters_certificate_lets_nobody_in_as_a_target(home: Home) -> None:
+    async def main() -> None:
+        drafter = drafter_settings(guard=home.guard("drafter-1"))
+        async with secured(drafter) as (listener, ready):
+            posing = target_settings(guard=home.guard("target-1", "drafter"))
+            with pytest.raises(PeerRefused, match="certificate is that of drafter target-1"):
+                await connect(listener.addresses[0], posing)
+            assert ready.empty()
+
+    run(main())
+
+
 def test_listener_under_another_name_than_its_certificates_is_refused(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"), node_id="drafter-2")

@@ -20,6 +20,8 @@ Runs = Sequence[Mapping[str, Any]]
 
 BASELINE = "target-alone"
 _ABLATION = "-without-"
+_ABLATIONS = "ablations"
+"""Cells in which no other policy is asked."""
 _OUTSIDE = "hf-"
 
 Activity = Literal["draft", "network", "waiting", "verify"]
@@ -66,11 +68,13 @@ class Timeline:
 
 
 def compared(runs: Runs) -> list[Mapping[str, Any]]:
-    """The runs that stand side by side: no ablations, and none whose drafters lie or whose nodes
-    share a host."""
+    """The runs that stand side by side: none beside ablations alone, and none whose drafters lie or
+    whose nodes share a host."""
     return [
         run for run in runs
-        if run.get("site", "network") == "network" and _ABLATION not in run["policy"]
+        if run.get("site", "network") == "network"
+        and _ABLATION not in run["policy"]
+        and not run.get("cell", "").startswith(_ABLATIONS)
     ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.memory import give_back_memory
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
@@ -51,9 +51,9 @@ class Race:
 
 
 def run_engine_bench(
-    ballast: int, repeats: int, say: Callable[[str], None]
-) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
-    """Run all races; figures, and the seconds of every run."""
+    ballast: int, repeats: int, say: Callable[[str], None], keep: Keep
+) -> dict[str, Figure]:
+    """Run all races; their figures. Those and the seconds of every run are kept after each."""
     say("loading the target and a drafter, ours and transformers'")
     engine, loaded = load_target(
         LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
@@ -91,19 +91,23 @@ def run_engine_bench(
             _quickest([_decoding_steps(model, prompts[0]) for model in stock_drafter]),
         ),
     )
-    figures, runs = {}, []
+    figures: dict[str, Figure] = {}
+    runs: list[dict[str, Any]] = []
     for race in races:
         race.over(), race.under()
         times = [(race.over(), race.under()) for _ in range(repeats)]
         figures[race.name] = interval([over / under for over, under in times])
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
+        keep(figures, runs)
         say(f"{race.name}: {figures[race.name].value:.2f}")
     say("measuring a load's peak of memory in a process of its own")
     figures["memory_over_ideal"] = _memory_over_ideal(ballast, runs)
+    keep(figures, runs)
     say(f"watching memory over {ROUNDS} rounds")
     light, _ = load_target(LoadOptions(zoo.TARGET, threads=1, slots=2))
     figures["memory_growth_mib"] = grown_memory(light, prompts[0], ROUNDS)
-    return figures, runs
+    keep(figures, runs)
+    return figures
 
 
 def _quickest(options: Sequence[Timed]) -> Timed:
@@ -265,11 +269,11 @@ def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure
         give_back_memory()
         sizes.append(memory_in_use() / (1 << 20))
     grown = sizes[1] - sizes[0]
-    return Figure(grown, grown, grown, "MiB")
+    return counted(grown, "MiB")
 
 
 def _memory_over_ideal(ballast: int, runs: list[dict[str, Any]]) -> Figure:
     options = LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS, context=512)
     use = measure_memory(options, rounds=2 * SESSIONS)
     runs.append({"memory": asdict(use)})
-    return Figure(use.over_ideal, use.over_ideal, use.over_ideal, "ratio")
+    return counted(use.over_ideal, "ratio")

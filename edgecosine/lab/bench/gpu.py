@@ -28,7 +28,7 @@ from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
@@ -82,9 +82,10 @@ def toy_settings(device: str) -> GpuSettings:
 
 
 def run_gpu_bench(
-    settings: GpuSettings, say: Callable[[str], None]
-) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
-    """Measure everything; figures, and the seconds of every pass.
+    settings: GpuSettings, say: Callable[[str], None], keep: Keep
+) -> dict[str, Figure]:
+    """Measure everything; its figures. Those and the seconds of every pass are kept after each
+    model.
 
     Raises LabError where there is no such device.
     """
@@ -100,13 +101,16 @@ def run_gpu_bench(
     for name, shape in settings.targets.items():
         found = _target_figures(name, shape, device, settings, bandwidth.value, runs)
         figures |= found
+        keep(figures, runs)
         say(", ".join(f"{key} {figure.value:.2f} {figure.unit}" for key, figure in found.items()))
     for quantize, step in _drafter_steps(settings, runs, say):
         figures[f"drafter_{quantize}_step_ms"] = step
+        keep(figures, runs)
     checked, diverging = _divergence(settings)
-    figures["answers_checked"] = Figure(checked, checked, checked, "answers")
-    figures["answers_diverging"] = Figure(diverging, diverging, diverging, "answers")
-    return figures, runs
+    figures["answers_checked"] = counted(checked, "answers")
+    figures["answers_diverging"] = counted(diverging, "answers")
+    keep(figures, runs)
+    return figures
 
 
 def measure_bandwidth(device: torch.device, size: int, repeats: int) -> Figure:
@@ -242,7 +246,8 @@ def _divergence(settings: GpuSettings) -> tuple[int, int]:
 
 
 def _scaled(figure: Figure, factor: float, unit: str) -> Figure:
-    return Figure(figure.value * factor, figure.low * factor, figure.high * factor, unit)
+    low, high = (None if end is None else end * factor for end in (figure.low, figure.high))
+    return Figure(figure.value * factor, low, high, unit, figure.n)
 
 
 def _wait(device: torch.device) -> None:

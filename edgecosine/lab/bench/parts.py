@@ -18,7 +18,7 @@ from edgecosine.balance.policy import PARTS
 from edgecosine.lab.asking import GREEDY, Asked, ask
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh import fresh_prompts
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Keep, interval
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.node.client import Client
 from edgecosine.node.local_cluster import LocalCluster, local_plan
@@ -49,8 +49,9 @@ def policies() -> tuple[str, ...]:
     return (WHOLE, *(f"{WHOLE}-without-{part}" for part in PARTS), ALONE)
 
 
-async def run_parts(settings: PartsSettings, say: Say) -> list[dict[str, Any]]:
-    """The runs: of each repetition, policy and temperature, tokens per second and acceptance."""
+async def run_parts(settings: PartsSettings, say: Say, keep: Keep) -> list[dict[str, Any]]:
+    """The runs: of each repetition, policy and temperature, tokens per second and acceptance. They
+    are kept after every repetition."""
     num_runs = 2 * settings.repeats * len(policies())
     say(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
     prompts = iter(fresh_prompts(models.DEFAULT_TARGET, num_runs * settings.prompts + _WARM_UP))
@@ -72,6 +73,7 @@ async def run_parts(settings: PartsSettings, say: Say) -> list[dict[str, Any]]:
                     chosen = islice(prompts, settings.prompts)
                     answers = await _answers(asker, policy, sampling, chosen, settings)
                     runs.append(_run(repeat, policy, sampling, answers))
+            keep(parts_figures(runs), runs)
             say(f"repetition {repeat + 1} of {settings.repeats}")
     return runs
 

@@ -6,9 +6,8 @@ for. Nothing here measures anything.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,26 +97,3 @@ def shares(asked: Iterable[Asked]) -> dict[str, dict[str, dict[str, int]]]:
             for key in SHARES:
                 counts[node_id][answer.domain][key] += share[key]
     return {node_id: dict(domains) for node_id, domains in sorted(counts.items())}
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPoint:
-    """Throughput under one load, and the inter-token latency that its users had."""
-
-    tokens_per_s: float
-    inter_token_s: float
-
-
-def capacity(points: Sequence[LoadPoint], limit_s: float) -> float:
-    """The highest throughput whose inter-token latency is at most `limit_s`, in tokens per second.
-
-    `points` in the order of growing load; between two of them both figures are taken to be linear.
-    0 when no load is light enough, and the highest throughput measured when none is too heavy.
-    """
-    within = [point.tokens_per_s for point in points if point.inter_token_s <= limit_s]
-    for lighter, heavier in itertools.pairwise(points):
-        low, high = sorted((lighter, heavier), key=lambda point: point.inter_token_s)
-        if low.inter_token_s <= limit_s < high.inter_token_s:
-            share = (limit_s - low.inter_token_s) / (high.inter_token_s - low.inter_token_s)
-            within.append(low.tokens_per_s + share * (high.tokens_per_s - low.tokens_per_s))
-    return max(within, default=0.0)

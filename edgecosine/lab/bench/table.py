@@ -10,11 +10,13 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.charts import BASELINE, Runs, compared
+from edgecosine.lab.bench.figures import bench_figures
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -23,14 +25,18 @@ _PLACE = re.compile(
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: policies in the mildest weather, then the figures."""
-    parts = [policy_table(report["runs"]), figure_table(report["figures"])]
+    """All tables of a record as Markdown: policies in the mildest weather, then the figures. Where
+    a record does not tell how many samples they have, they are worked out of its runs anew."""
+    figures = report["figures"]
+    if any("n" not in figure for figure in figures.values()):
+        figures = {name: asdict(figure) for name, figure in bench_figures(report["runs"]).items()}
+    parts = [policy_table(report["runs"]), figure_table(figures)]
     return "\n".join(part for part in parts if part)
 
 
 def policy_table(runs: Runs) -> str:
-    """Throughput and mean latency by policy and concurrency, medians of the repetitions; greedy, in
-    the weather with the least delay."""
+    """Throughput and mean latency by policy and concurrency, medians of the `n` repetitions;
+    greedy, in the weather with the least delay."""
     closed = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
     greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
@@ -49,12 +55,18 @@ def policy_table(runs: Runs) -> str:
 
 
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every figure with its 95% interval."""
+    """Every figure with its 95% interval, where it has enough samples for one, and their number."""
     rows = [
-        [f"`{name}`", f"{f['value']:.2f}", f"{f['low']:.2f} to {f['high']:.2f}", f["unit"]]
+        [f"`{name}`", f"{f['value']:.2f}", _interval(f), str(f["n"] or "–"), f["unit"]]
         for name, f in figures.items()
     ]
-    return _markdown(["figure", "value", "95% interval", "unit"], rows) if rows else ""
+    return _markdown(["figure", "value", "95% interval", "n", "unit"], rows) if rows else ""
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    if figure["n"] is None or figure["low"] is None:
+        return "–"
+    return f"{figure['low']:.2f} to {figure['high']:.2f}"
 
 
 def places(document: str) -> dict[str, str]:
@@ -93,7 +105,7 @@ def _cell(runs: Runs, policy: str, concurrency: int) -> str:
         return "–"
     tokens = statistics.median(run["tokens_per_s"] for run in cell)
     latency = statistics.median(run["latency_s"]["mean"] for run in cell)
-    return f"{tokens:.0f} ({latency:.2f} s)"
+    return f"{tokens:.0f} ({latency:.2f} s, n = {len(cell)})"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,16 +13,16 @@ from typing import Any, Final
 from edgecosine import zoo
 from edgecosine.errors import BrokerLost, LabError, RequestError
 from edgecosine.lab.chaos.asking import PATIENCE_S, Asker
-from edgecosine.lab.chaos.faults import BROKER, TARGET, Injected, Kind
+from edgecosine.lab.chaos.faults import Injected, Kind
 from edgecosine.lab.chaos.injecting import Injector
-from edgecosine.lab.chaos.judge import Span, Story, Verdict, judge
+from edgecosine.lab.chaos.judge import Story, Verdict, judge
 from edgecosine.lab.chaos.orders import FAULT_FREE, Order, make_bodies, make_orders
 from edgecosine.lab.chaos.place import Place, PlaceSettings, chaos_place
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.witness import Witness
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import Figure, counted
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final as FinalMessage
 from edgecosine.protocol.request import Request
@@ -93,7 +93,7 @@ class ChaosRun:
             "drafters_back": (self.drafters_back, "drafters"),
             "chaos_wall_s": (self.wall_s, "s"),
         }
-        return {name: Figure(value, value, value, unit) for name, (value, unit) in counts.items()}
+        return {name: counted(value, unit) for name, (value, unit) in counts.items()}
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -154,9 +154,10 @@ class _Run:
             await self._ask_under_faults(orders, askers)
             wall_s = self._now()
             await self._call_roll(orders, clients, witness)
+            connections = witness.connections
         drafters_back = await self._drafters_back()
         return ChaosRun(
-            judge(self._stories, self._disturbances(), wall_s),
+            judge(self._stories, connections, wall_s),
             tuple(self._injector.injected),
             self._place.left_out,
             type(self._place.cluster.network).__name__,
@@ -258,14 +259,6 @@ class _Run:
         except (TimeoutError, BrokerLost):
             return max(0, await local.drafters())
         return count
-
-    def _disturbances(self) -> list[Span]:
-        """When a message may have come twice: faults of broker, gateway and the way between."""
-        return [
-            (each.begun_s, each.ended_s)
-            for each in self._injector.injected
-            if each.fault.place in {BROKER, TARGET}
-        ]
 
 
 def _num_faults(settings: ChaosSettings, kinds: Sequence[Kind]) -> int:

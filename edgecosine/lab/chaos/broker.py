@@ -71,7 +71,7 @@ class MortalBroker:
         while True:
             assert self._process is not None
             code = await self._process.wait()
-            logger.info("broker ended code=%d", code)
+            logger.info("broker ended: code=%d", code)
             await asyncio.sleep(_RESTART_S)
             await self._start()
 

@@ -2,13 +2,15 @@
 
 Pure, and told nothing but what the askers and a witness saw. `DEFINITIONS` has the words.
 
-MQTT delivers at least once, a gateway that died repeats a final that the broker may not have, and
-who asks again is answered again: finals that come again equal to the byte, with such a reason, are
-`repeated_finals`, and no fault. Refusals that say when to come again are no finals.
+MQTT delivers at least once: a gateway that connects anew repeats a final that the broker may not
+have, a broker does so to a witness that is back, and who asks again is answered again. Finals that
+come again equal to the byte, with such a reason, are `repeated_finals`, and no fault. Refusals that
+say when to come again are no finals.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +21,16 @@ import msgspec
 from edgecosine.errors import RequestError
 from edgecosine.protocol.answers import Piece, parse_final
 
-DISTURBED_S: Final = 20.0
-"""So long after a fault its consequences may still come: a broker delivers again to who is back."""
-
 DEFINITIONS: Final[Mapping[str, str]] = {
     "lost": "ended without a final message: none was heard, or its asker was left without one",
     "doubled": "has two final messages that differ in a byte, so it ran twice, or the same one "
-    "again for no reason: it was asked once, and nothing near it was broken that repeats messages",
+    "again for no reason: nobody asked again, and neither gateway nor witness connected anew "
+    "between the two",
     "different": "its text, a part of its stream or what its asker was given is not of the "
     "fault-free text, or it ended with an error that nobody had asked for",
     "hung": "its asker still waited two minutes after the last fault was over",
-    "repeated_finals": "finals that came again, equal to the byte, after a fault or to somebody "
-    "who asked again; the roll call in the end is not counted",
+    "repeated_finals": "finals that came again, equal to the byte, over a new connection or to who "
+    "asked again; the roll call in the end is not counted",
     "refusals": "answers that say when to come again: the request has not begun",
     "stream_gaps": "parts of streams that were heard behind a missing one; parts are QoS 0",
 }
@@ -93,12 +93,12 @@ class Verdict:
 
 
 def judge(
-    stories: Mapping[str, Story], disturbances: Sequence[Span], called_s: float = math.inf
+    stories: Mapping[str, Story], connections: Sequence[Span], called_s: float = math.inf
 ) -> Verdict:
     """What became of all requests.
 
-    `disturbances` are the times of faults that may repeat a message: those of broker, gateway and
-    the network between them. From `called_s` on everything was asked for once more.
+    `connections` are the times at which the gateway or the witness connected to the broker anew:
+    what may repeat a message. From `called_s` on everything was asked for once more.
     """
     faulty: dict[str, dict[str, str]] = {name: {} for name in (*_FAULTS, "hung")}
     for name, story in stories.items():
@@ -106,7 +106,7 @@ def judge(
             faulty["hung"][name] = f"asked {len(story.asked_s)} times, no end"
             continue
         for kind, find in _FAULTS.items():
-            reason = find(story, disturbances)
+            reason = find(story, connections)
             if reason is not None:
                 faulty[kind][name] = reason
     told = stories.values()
@@ -156,24 +156,26 @@ def _lost(story: Story, _: Sequence[Span]) -> str | None:
     return None if is_answered else "its asker was given no final message"
 
 
-def _doubled(story: Story, disturbances: Sequence[Span]) -> str | None:
+def _doubled(story: Story, connections: Sequence[Span]) -> str | None:
     finals = _finals(story)
     payloads = {heard.payload for heard in finals}
     if len(payloads) > 1:
         return f"{len(payloads)} different finals: {_difference(payloads)}"
     if finals and story.told is not None and story.told != _body(finals[0].payload):
         return "its asker was given another final than was heard"
-    for heard in finals[1:]:
-        was_asked_again = sum(at_s <= heard.at_s for at_s in story.asked_s) > 1
-        if not was_asked_again and not _is_disturbed(finals[0].at_s, heard.at_s, disturbances):
-            return f"its final came again after {heard.at_s - finals[0].at_s:.1f} s for no reason"
+    num_unexplained = 0
+    for before, heard in itertools.pairwise(finals):
+        if _is_repeated(before.at_s, heard.at_s, connections):
+            continue
+        num_unexplained += 1
+        # Who asks again is answered again, once for each time.
+        if num_unexplained >= max(1, sum(at_s <= heard.at_s for at_s in story.asked_s)):
+            return f"its final came again after {heard.at_s - before.at_s:.1f} s for no reason"
     return None
 
 
-def _is_disturbed(first_s: float, again_s: float, disturbances: Sequence[Span]) -> bool:
-    return any(
-        begun_s <= again_s and first_s <= ended_s + DISTURBED_S for begun_s, ended_s in disturbances
-    )
+def _is_repeated(before_s: float, again_s: float, connections: Sequence[Span]) -> bool:
+    return any(begun_s <= again_s and before_s <= ended_s for begun_s, ended_s in connections)
 
 
 def _different(story: Story, _: Sequence[Span]) -> str | None:

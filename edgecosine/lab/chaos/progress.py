@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, total: int, now: Callable[[], float]) -> None:
         self.total, self.now = total, now
-        self.num_ended = self.num_injected = 0
+        self.num_ended = 0
         self._news = asyncio.Event()
 
     def __str__(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from edgecosine.errors import RequestError
-from edgecosine.lab.chaos.judge import Heard, Story, is_refusal
+from edgecosine.lab.chaos.judge import Heard, Span, Story, is_refusal
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.courier import Courier
 from edgecosine.protocol.answers import parse_piece
@@ -17,7 +18,7 @@ from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.openai import render_body
 from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
 from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import RequestTopic, ResponseTopic, StreamTopic, Topics
+from edgecosine.protocol.topics import InfoTopic, RequestTopic, ResponseTopic, StreamTopic, Topics
 
 _SESSION_S: Final = 3600
 
@@ -30,6 +31,8 @@ class Witness:
     ) -> None:
         self._topics, self._stories, self._now = Topics(cluster), stories, now
         self._news = asyncio.Event()
+        self._connections: list[Span] = []
+        self._lost_s: float | None = None
         self._courier = Courier(
             BrokerAddress.parse(url),
             name="chaos-witness",
@@ -38,9 +41,19 @@ class Witness:
                 self._topics.requests,
                 self._topics.response("+", "+"),
                 self._topics.stream("+", "+"),
+                self._topics.info,
             ),
+            announce=self._come,
+            lost=self._lose,
             session_s=_SESSION_S,
         )
+
+    @property
+    def connections(self) -> list[Span]:
+        """When the gateway or the witness itself connected anew, so far; of the witness from the
+        loss to the return, for a broker may deliver again in each attempt between."""
+        away = [] if self._lost_s is None else [(self._lost_s, math.inf)]
+        return self._connections + away
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -81,6 +94,9 @@ class Witness:
         match self._topics.parse(message.topic):
             case RequestTopic():
                 self._hear_request(message.payload)
+            case InfoTopic() if not message.retain:
+                # A gateway says it first on each of its connections.
+                self._connections.append((self._now(), self._now()))
             case ResponseTopic(client_id, request_id):
                 story = self._stories.get(f"{client_id}/{request_id}")
                 if story is not None and message.payload:
@@ -91,6 +107,15 @@ class Witness:
                     story.pieces.append(parse_piece(message.payload))
         message.acknowledge()
         self._news.set()
+
+    def _lose(self) -> None:
+        self._lost_s = self._now()
+
+    def _come(self) -> tuple[Outgoing, ...]:
+        if self._lost_s is not None:
+            self._connections.append((self._lost_s, self._now()))
+            self._lost_s = None
+        return ()
 
     def _hear_request(self, payload: bytes) -> None:
         with contextlib.suppress(RequestError):

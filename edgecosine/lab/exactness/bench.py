@@ -16,7 +16,7 @@ from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import EngineShape, Storm, Subject, Tally, Truth, plain_answer
 from edgecosine.lab.exactness.coupling import Agreement, measure_agreement
 from edgecosine.lab.exactness.models import Candidate, Questions, candidates, prompts_of
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Keep, counted, interval
 
 _WAVE = 24
 _PLAIN = EngineShape(slots=1, chunk=64, threads=1)
@@ -53,8 +53,9 @@ class ExactnessReport:
     """Models under the policy `bitwise` whose answers or logits diverged."""
 
 
-def run_exactness_bench(settings: ExactnessSettings, say: Say) -> ExactnessReport:
-    """Check all models, then transformers' assisted generation, then the coupling."""
+def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> ExactnessReport:
+    """Check all models, then transformers' assisted generation, then the coupling; what was found
+    is kept after each model and each of these."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
@@ -66,15 +67,18 @@ def run_exactness_bench(settings: ExactnessSettings, say: Say) -> ExactnessRepor
         tally = _check(subject, candidate, count, settings, say)
         total.add(tally)
         runs.append(_record(subject, decision, tally))
+        keep(_tally_figures(total), runs)
         if decision.policy == "bitwise" and (tally.answers_diverging or tally.logits_diverging):
             broken.append(subject.name)
     figures = _tally_figures(total)
     parted = {candidate: _assisted(candidate, settings, say) for candidate in models}
     figures |= _assisted_figures(parted)
     runs += [{"assisted": c.name, "diverging_tokens": tokens} for c, tokens in parted.items()]
+    keep(figures, runs)
     agreements = measure_agreement(settings.coupled, settings.max_tokens // 2)
     figures |= _coupling_figures(agreements)
     runs += _coupling_records(agreements)
+    keep(figures, runs)
     return ExactnessReport(figures, runs, broken)
 
 
@@ -130,7 +134,7 @@ def _assisted(candidate: Candidate, settings: ExactnessSettings, say: Say) -> li
 
 
 def _count(value: int, unit: str = "answers") -> Figure:
-    return Figure(value, value, value, unit)
+    return counted(value, unit)
 
 
 def _tally_figures(total: Tally) -> dict[str, Figure]:
@@ -141,7 +145,7 @@ def _tally_figures(total: Tally) -> dict[str, Figure]:
         "tokens_diverging": _count(total.tokens_diverging, "tokens"),
         "logits_checked": _count(total.logits, "rows"),
         "logits_diverging": _count(total.logits_diverging, "rows"),
-        "accepted_per_round": Figure(mean, mean, mean, "tokens"),
+        "accepted_per_round": counted(mean, "tokens"),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
 from edgecosine.lab.faults.protection import ProtectionSettings, Turn, measure_protection
 from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Keep, counted, interval
 
 Part = Literal["drafter", "target", "protection"]
 
@@ -33,8 +33,9 @@ async def run_fault_bench(
     figures: dict[str, Figure],
     runs: list[dict[str, Any]],
     say: Callable[[str], None],
+    keep: Keep,
 ) -> None:
-    """Measure; each part adds its figures and runs.
+    """Measure; each part adds its figures and runs, which are kept then.
 
     Raises EngineError, BrokerLost, LabError and RequestError.
     """
@@ -46,16 +47,19 @@ async def run_fault_bench(
         )  # fmt: skip
         figures.update(kill_figures(kills))
         runs += [{"part": "drafter", **asdict(each)} for each in kills]
+        keep(figures, runs)
     if "target" in settings.parts:
         restarts = await measure_restarts(
             settings.restarts, ballast=machine.ballast, target_cores=machine.target_cores, say=say
         )
         figures.update(restart_figures(restarts))
         runs += [{"part": "target", **asdict(each)} for each in restarts]
+        keep(figures, runs)
     if "protection" in settings.parts:
         turns = await measure_protection(machine, say)
         figures["journal_tls_cost"] = protection_figure(turns)
         runs += [{"part": "protection", **asdict(each)} for each in turns]
+        keep(figures, runs)
 
 
 def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
@@ -66,7 +70,7 @@ def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
         "drafter_kill_to_next_token_over_deadline_p99": interval(over, _percentile(99)),
         "drafter_kill_to_next_token_over_deadline_p50": interval(over, _percentile(50)),
         "drafter_kill_with_pass_over_deadline_p99": interval(whole, _percentile(99)),
-        "drafter_kills": Figure(len(kills), len(kills), len(kills), "kills"),
+        "drafter_kills": counted(len(kills), "kills"),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import Figure, counted
 from edgecosine.lab.fuzz.targets import TARGETS
 
 _TIMEOUT_S: Final = 10
@@ -83,7 +83,7 @@ def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
         "fuzzed_inputs_per_s": (inputs / wall_s if wall_s else 0.0, "1/s"),
         "fuzz_findings": (sum(run.broken is not None for run in runs), "targets"),
     }
-    return {name: Figure(value, value, value, unit) for name, (value, unit) in values.items()}
+    return {name: counted(value, unit) for name, (value, unit) in values.items()}
 
 
 def _fuzz(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import msgspec
 
 from edgecosine import zoo
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import Figure, Keep
 from edgecosine.lab.simulation.comparison import comparison_figures, run_comparison
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measuring import EngineCosts, measure_engines
@@ -40,19 +41,11 @@ class SimulationSettings:
     drafter_cores: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationFound:
-    """Figures, the records behind them, and the costs that were charged."""
-
-    figures: dict[str, Figure]
-    runs: list[dict[str, Any]]
-    costs: Costs
-
-
 def run_simulation_bench(
-    settings: SimulationSettings, costs: Costs | None, say: Say
-) -> SimulationFound:
-    """Measure costs, unless they are given; validate, sweep and compare policies, as asked.
+    settings: SimulationSettings, costs: Costs | None, say: Say, keep: Keep
+) -> dict[str, Figure]:
+    """Measure costs, unless they are given; validate, sweep and compare policies, as asked. Gives
+    the figures; those, the records behind them and the costs are kept after each record.
 
     Costs of engines are measured in this process, those of loops and links on a cluster.
     Raises LabError and whatever ends a cluster.
@@ -62,11 +55,17 @@ def run_simulation_bench(
         repeats = 3 if settings.is_quick else 9
         engines = _on_core(settings, lambda: measure_engines(texts, settings.ballast, repeats, say))
         runs, costs = asyncio.run(validate(_validation(settings), engines, texts, say))
+    more: Iterable[dict[str, Any]] = ()
+    is_quick = settings.is_quick
     if settings.is_swept:
-        runs += run_sweep(costs, texts, is_quick=settings.is_quick, seed=settings.seed, say=say)
+        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, say=say)
     if settings.is_compared:
-        runs += run_comparison(costs, is_quick=settings.is_quick, say=say)
-    return SimulationFound(simulation_figures(runs), runs, costs)
+        more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, say=say))
+    keep(simulation_figures(runs), runs, costs=costs_record(costs))
+    for record in more:
+        runs.append(record)
+        keep(simulation_figures(runs), runs, costs=costs_record(costs))
+    return simulation_figures(runs)
 
 
 def read_costs(record: Path) -> Costs:
@@ -87,14 +86,19 @@ def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     figures = {}
     ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
     if ratios:
-        middle = statistics.median(ratios)
-        figures["simulated_over_measured"] = Figure(middle, min(ratios), max(ratios), "ratio")
+        figures["simulated_over_measured"] = _range(ratios, "ratio")
     crowd = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
     for name, key in _DECISIONS.items():
         shares = [100 * run[key] for run in crowd if run["drafters"]]
         if shares:
-            figures[name] = Figure(statistics.median(shares), min(shares), max(shares), "percent")
+            figures[name] = _range(shares, "percent")
     return figures | comparison_figures(runs)
+
+
+def _range(samples: Sequence[float], unit: str) -> Figure:
+    """The median, with the least and the greatest in place of an interval."""
+    middle = statistics.median(samples)
+    return Figure(middle, min(samples), max(samples), unit, len(samples))
 
 
 _DECISIONS = {

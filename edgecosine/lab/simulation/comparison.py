@@ -4,7 +4,7 @@ cores cannot show that. Each run is a fresh cluster, so no policy learns from an
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,11 @@ SEEDS = (0, 16, 32)
 """The first prompts of the repetitions: of 64 recorded texts each asks others."""
 
 
-def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> list[dict[str, Any]]:
-    """A record for each policy, condition and repetition.
+def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> Iterator[dict[str, Any]]:
+    """A record for each policy, condition and repetition, as it is over.
 
     Raises LabError.
     """
-    records = []
     texts = {temperature: load_texts(temperature) for temperature in RECORDED}
     for contest in CONTESTS[:2] if is_quick else CONTESTS:
         for policy in POLICIES:
@@ -64,10 +63,9 @@ def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> list[dict[str, 
                 run_policy(contest, policy, seed, costs, texts[contest.temperature])
                 for seed in (SEEDS[:1] if is_quick else SEEDS)
             ]
-            records += found
+            yield from found
             speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
             say(f"{contest.name}, {policy}: {speeds} tokens/s")
-    return records
 
 
 def run_policy(

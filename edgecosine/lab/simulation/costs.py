@@ -67,14 +67,6 @@ class Costs:
         """Seconds of one step of a drafter."""
         return self._step.expected_s(rows)
 
-    def with_dearer_passes(self, factor: float) -> Costs:
-        """The same with target passes that take `factor` times as long."""
-        return replace(
-            self,
-            pass_s={rows: factor * seconds for rows, seconds in self.pass_s.items()},
-            session_s=factor * self.session_s,
-        )
-
     def with_flat_passes(self, rows: int) -> Costs:
         """The same with passes that cost what one row does, up to so many rows, and then so much
         more for each further one."""

@@ -86,7 +86,6 @@ class Strand:
         self.charged = 0.0
         """What the running callback costs so far."""
         self.busy_s = 0.0
-        self.num_callbacks = 0
         self._context = contextvars.copy_context()
         self._context.run(_strand.set, self)
         self._context.run(clock.set, loop.time)
@@ -135,7 +134,6 @@ class Strand:
             self._loop.running = self
             call()
             self._loop.running = None
-            self.num_callbacks += 1
             if self.charged > 0.0:
                 spent, self.charged = self.charged, 0.0
                 self.busy_s += spent
@@ -164,7 +162,6 @@ class VirtualLoop:
         self._number = itertools.count()
         self._failure: BaseException | None = None
         self._outside = Strand(self, "outside")
-        self.num_events = 0
 
     @property
     def _as_loop(self) -> asyncio.AbstractEventLoop:
@@ -193,7 +190,6 @@ class VirtualLoop:
                 if not self._events:
                     raise LabError("the simulation waits for something that never happens")
                 self.event_time, _, event = heapq.heappop(self._events)
-                self.num_events += 1
                 event()
                 if self._failure is not None:
                     raise self._failure

@@ -35,7 +35,7 @@ class DrafterNode:
         costs: Costs,
         texts: Texts,
     ) -> None:
-        self.node_id, self.core = node_id, core
+        self.node_id = node_id
         self.strand = Strand(loop, node_id, core)
         self.drafting = SimulatedDrafting(
             engine=RecallingDrafter(texts, texts.drafters.index(model), slots=slots),

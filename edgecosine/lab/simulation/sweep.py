@@ -117,17 +117,15 @@ def _record(cell: Cell, outcome: Outcome) -> dict[str, Any]:
 
 def run_sweep(
     costs: Costs, texts: Texts, *, is_quick: bool, seed: int, say: Say
-) -> list[dict[str, Any]]:
-    """A record for each point."""
-    records = []
+) -> Iterator[dict[str, Any]]:
+    """A record for each point, as it is over."""
     todo = list(cells(is_quick=is_quick))
     for number, cell in enumerate(todo, 1):
         record = run_cell(cell, costs, texts, seed)
-        records.append(record)
         say(
             f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, {cell.sessions} "
             f"sessions, {cell.targets} targets: {record['tokens_per_s']:.0f} tokens/s, target busy "
             f"{record['target_busy']:.2f}, its loop {record['loop_share']:.2f}, decisions "
             f"{record['decision_us_per_round']:.0f} us a round ({record['took_s']:.0f} s)"
         )
-    return records
+        yield record

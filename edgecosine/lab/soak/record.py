@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgecosine.lab.bench.record import percentiles
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import LEAST_SAMPLES, Figure, counted
 from edgecosine.lab.soak.clients import Tally
 
 MINUTE_S = 60.0
@@ -100,7 +100,7 @@ def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
 
 
 def _exact(value: float, unit: str = "requests") -> Figure:
-    return Figure(value, value, value, unit)
+    return counted(value, unit)
 
 
 def _num_restarts(minutes: Sequence[Minute]) -> int:
@@ -122,6 +122,9 @@ def _latencies_s(minutes: Sequence[Minute], phase: str) -> list[float]:
 
 def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> Figure:
     """Its interval by the percentile bootstrap (seeded) of both."""
+    n = min(len(over), len(under))
+    if n < LEAST_SAMPLES:
+        return Figure(statistics.median(over) / statistics.median(under), None, None, "ratio", n)
     chance = random.Random(0)
 
     def median(samples: Sequence[float]) -> float:
@@ -129,4 +132,4 @@ def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> Figure:
 
     drawn = sorted(median(over) / median(under) for _ in range(_RESAMPLES))
     low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistics.median(over) / statistics.median(under), low, high, "ratio")
+    return Figure(statistics.median(over) / statistics.median(under), low, high, "ratio", n)

@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM
 from edgecosine.lab.zoo.generation import Sampling
 
 GAMMA = 6
-NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)

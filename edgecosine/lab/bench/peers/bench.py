@@ -42,6 +42,7 @@ from edgecosine.lab.bench.peers.server import (
     record,
 )
 from edgecosine.lab.bench.peers.starting import Peers, idle_shares
+from edgecosine.lab.figures import Keep
 from edgecosine.lab.liar import write_liar
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
@@ -49,8 +50,9 @@ _ONE_BY_ONE: Final = 4
 """Trial prompts that a peer answers one by one; as in `llamacpp.py`."""
 
 
-async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say) -> None:
-    """Load, find settings, warm up and measure; all that is found goes into `found`.
+async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, keep: Keep) -> None:
+    """Load, find settings, warm up and measure; all that is found goes into `found`, and is kept
+    after each turn.
 
     Raises EdgecosineError of what our own cluster cannot do. A peer that fails is left out.
     """
@@ -81,12 +83,12 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say) 
         found.notes["idle_cpu_share"] = await idle_shares(peers.pids)
         if names.LLAMACPP in servers:
             await _try_again(servers[names.LLAMACPP], trials, settings.trial_tokens, found, say)
-        await _measure(settings, servers, measured, found, say)
+        await _measure(settings, servers, measured, found, say, keep)
 
 
 async def _measure(
     settings: PeerSettings, servers: dict[str, Server], measured: Sequence[Prompt],
-    found: PeersRecord, say: Say,
+    found: PeersRecord, say: Say, keep: Keep,
 ) -> None:  # fmt: skip
     endless = itertools.cycle(measured)
     eights = [list(itertools.islice(endless, 2 * EIGHT)) for _ in range(settings.eight_turns)]
@@ -106,6 +108,7 @@ async def _measure(
                     continue
                 found.runs.append(record(name, cell, turn, load))
                 say(f"{cell} [{turn + 1}/{len(turns)}] {name}: {load.tokens_per_s:.1f} tokens/s")
+            found.write(keep)
 
 
 async def _our_servers(

@@ -78,8 +78,9 @@ def _same(runs: Sequence[Run], one: str, other: str) -> list[float]:
     for cell in (SINGLE, EIGHT):
         ones, others = (_by_turn(runs, cell, s, lambda run: run["texts"]) for s in (one, other))
         for turn in sorted(ones.keys() & others.keys()):
-            pairs = zip(ones[turn], others[turn], strict=True)
-            shares.append(statistics.fmean(a == b for a, b in pairs))
+            pairs = [*zip(ones[turn], others[turn], strict=True)]
+            if pairs:
+                shares.append(statistics.fmean(a == b for a, b in pairs))
     return shares
 
 

@@ -21,7 +21,7 @@ from edgecosine.lab.bench.peers.plain_checkpoint import (
 )
 from edgecosine.lab.bench.peers.server import Prompt, Say
 from edgecosine.lab.distill.prompts import HELD_OUT
-from edgecosine.lab.figures import Figure
+from edgecosine.lab.figures import Figure, Keep
 
 TARGET: Final = models.DEFAULT_TARGET
 GENERALIST: Final = f"{TARGET}/generalist"
@@ -65,6 +65,10 @@ class PeersRecord:
     def figures(self) -> dict[str, Figure]:
         """What follows from the runs."""
         return peer_figures(self.runs, self.refused)
+
+    def write(self, keep: Keep) -> None:
+        """Keep what there is."""
+        keep(self.figures(), self.runs, notes=self.notes, refused=self.refused)
 
     def refuse(self, server: str, reason: str, say: Say) -> None:
         """Leave a server out."""

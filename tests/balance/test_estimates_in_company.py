@@ -1,0 +1,32 @@
+"""Estimates of drafters that are asked together, or while the target works."""
+
+from __future__ import annotations
+
+from edgecosine.balance.estimates import Crowding, DrafterSpeed
+
+
+def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:
+    speed = DrafterSpeed()
+    speed.observe(0.010, 0.004, 4)
+    for _ in range(50):
+        speed.observe(0.100, 0.040, 4, is_disturbed=True)
+    assert (speed.token_s, speed.overhead_s) == (0.001, 0.006)
+    speed.observe(0.005, 0.002, 4, is_disturbed=True)
+    assert (speed.token_s, speed.overhead_s) == (0.0005, 0.003)
+
+
+def test_first_disturbed_answer_tells_no_overhead() -> None:
+    speed = DrafterSpeed()
+    speed.observe(0.100, 0.040, 4, is_disturbed=True)
+    assert speed.overhead_s is None
+
+
+def test_crowding_is_what_several_take_over_the_slowest_of_them() -> None:
+    crowding = Crowding()
+    assert crowding.factor(2) == 1.0
+    for _ in range(40):
+        crowding.observe(1, 0.010, 0.050)
+        crowding.observe(2, 0.010, 0.020)
+    assert crowding.factor(1) == 1.0
+    assert 1.9 < crowding.factor(2) < 2.1
+    assert crowding.factor(3) == crowding.factor(2)

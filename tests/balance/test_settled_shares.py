@@ -1,0 +1,63 @@
+"""Shares over time: nobody saves turns up, what was not used is given back, and a request is judged
+by the last of its choices."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.balance.admission import Admission
+from edgecosine.balance.fairness import FairQueue, Job
+from edgecosine.errors import Overloaded
+
+
+def served(queue: FairQueue, count: int) -> list[str]:
+    """The clients of the next turns, each of which costs what was expected."""
+    names = []
+    for _ in range(count):
+        job = queue.pop()
+        queue.settle(job, job.cost)
+        names.append(job.client_id)
+    return names
+
+
+def test_client_that_was_away_has_saved_no_turns_up() -> None:
+    queue = FairQueue()
+    queue.add(Job("away", 10.0))
+    served(queue, 1)
+    for _ in range(60):
+        queue.add(Job("busy", 10.0))
+    served(queue, 40)
+    for _ in range(10):
+        queue.add(Job("away", 10.0))
+    names = served(queue, 10)
+    assert abs(names.count("away") - names.count("busy")) <= 2
+
+
+def test_tokens_that_were_not_used_are_given_back() -> None:
+    """Both expect 100 tokens a job, one of them uses 10."""
+    queue = FairQueue()
+    for _ in range(40):
+        queue.add(Job("short", 100.0))
+        queue.add(Job("long", 100.0))
+    used = {"short": 0.0, "long": 0.0}
+    for _ in range(40):
+        job = queue.pop()
+        cost = 10.0 if job.client_id == "short" else 100.0
+        used[job.client_id] += cost
+        queue.settle(job, cost)
+    assert used["long"] <= 2 * used["short"] + 100.0
+
+
+@pytest.mark.parametrize(("deadline_s", "is_let_in"), [(1.5, False), (2.5, True)])
+def test_request_is_judged_by_the_last_of_its_choices(
+    deadline_s: float, *, is_let_in: bool
+) -> None:
+    """One place, ten tokens a second: the first of two choices would be there after a second."""
+    admission = Admission(num_places=1, max_queued=8)
+    admission.pace.observe(100, 100, 10.0)
+    choices = [Job("a", 10.0), Job("a", 10.0)]
+    if is_let_in:
+        admission.check(choices, deadline_s, 0.0)
+    else:
+        with pytest.raises(Overloaded, match="deadline"):
+            admission.check(choices, deadline_s, 0.0)

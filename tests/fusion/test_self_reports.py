@@ -1,0 +1,25 @@
+"""What drafters say of themselves counts as far as verdicts bore it out."""
+
+from __future__ import annotations
+
+from edgecosine.fusion.route import Record, RequestRates, Word
+
+
+def test_word_that_was_not_kept_is_discounted() -> None:
+    honest, boaster = Record(), Record()
+    for _ in range(20):
+        honest.word.observe(0.9, 9, 1)
+        boaster.word.observe(0.9, 1, 9)
+    assert honest.word.trust > 0.95
+    assert boaster.word.trust < 0.25
+    rates = RequestRates()
+    rates.hear("d", 40, 0)
+    assert rates.estimate("d", honest) > 0.85
+    assert rates.estimate("d", boaster) < 0.35
+
+
+def test_nobody_is_trusted_beyond_what_it_claims() -> None:
+    word = Word()
+    for _ in range(20):
+        word.observe(0.1, 9, 1)
+    assert word.trust == 1.0
