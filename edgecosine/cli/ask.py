@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import secrets
 import sys
@@ -13,6 +14,7 @@ from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
 
 
@@ -64,7 +66,7 @@ def command(
     cluster: str,
 ) -> None:
     """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_prompt() if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
     request = Request(
@@ -81,6 +83,29 @@ def command(
         stream=not as_json,
     )
     run_command(_ask(broker, cluster, request))
+
+
+def _encoding(name: str) -> str:
+    """ASCII is what Python takes where nobody told it; texts are UTF-8 then."""
+    return "utf-8" if codecs.lookup(name).name == "ascii" else name
+
+
+def _read_prompt() -> str:
+    """The whole of standard input.
+
+    Raises BadParameter when it is closed, too long for any broker, or no text.
+    """
+    if sys.stdin is None:
+        raise click.BadParameter("standard input is closed", param_hint="PROMPT")
+    content = sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
+    if len(content) > MAX_PAYLOAD_BYTES:
+        allowed = f"standard input holds more than {MAX_PAYLOAD_BYTES} bytes"
+        raise click.BadParameter(allowed, param_hint="PROMPT")
+    try:
+        return content.decode(_encoding(sys.stdin.encoding))
+    except UnicodeDecodeError as error:
+        reason = f"standard input is not {error.encoding.upper()} (byte {error.start})"
+        raise click.BadParameter(reason, param_hint="PROMPT") from error
 
 
 async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:

@@ -21,7 +21,7 @@ from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
 from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
-from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.errors import ConfigError
 from edgecosine.node.endpoint import Endpoint, utc_now
 from edgecosine.node.enrolling import join, renew
 from edgecosine.protocol.messages import Role
@@ -41,17 +41,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Group(click.Group):
-    """Says what is wrong in one line, whatever command found it."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EdgecosineError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group("cluster", cls=_Group)
+@click.group("cluster")
 @click.option(
     "--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
     show_envvar=True, help="Name of the cluster.",
