@@ -92,6 +92,8 @@ def run_to_end(command: Callable[[list[str]], Any], arguments: list[str] | None)
     `command` gives an exit code, or None.
     """
     open_standard_streams()
+    # Warnings are for those commands that log; the others say the same by their end.
+    logging.getLogger("edgecosine").addHandler(logging.NullHandler())
     try:
         _check_environment()
         given = sys.argv[1:] if arguments is None else arguments

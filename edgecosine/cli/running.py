@@ -18,6 +18,7 @@ from edgecosine.cli.access import (
     BROKER_OPTIONS,
     CREDENTIALS_OPTION,
     broker_access,
+    environment_variable,
     no_password,
     node_credentials,
 )
@@ -29,11 +30,6 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER = "home"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def environment_variable(name: str) -> str:
-    """Where an option can be set in the environment."""
-    return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
 
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
