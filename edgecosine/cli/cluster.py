@@ -89,6 +89,7 @@ def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
     if Credentials.are_in(place.directory):
         allowed = "a place without credentials; there are some, and they were left as they are"
         raise ConfigError("credentials", str(place.directory), allowed)
+    Credentials.check_place(place.directory)
     authority = Authority.make(place.directory, place.cluster, listen, utc_now())
     enrolling = Enrolling()
     admission = authority.admit_here(identity, enrolling.request, utc_now())
@@ -146,6 +147,7 @@ def join_command(
             "credentials", str(directory), "a place without credentials: this machine's node joined"
             " already; a second one needs a --credentials DIR of its own",
         )  # fmt: skip
+    Credentials.check_place(directory)
     name = NodeIdentity(told.cluster, "drafter", node_id or host_name()).node_id
     where = [str(parse_address(a, key="ca_address")) for a in addresses] or told.addresses
 

@@ -34,6 +34,8 @@ def lasting_name(state_dir: Path, drawn: str) -> str:
                 name = known.read(_MAX_NAME_BYTES).decode(errors="replace").strip()
             if is_identifier(name):
                 return name
+            allowed = f"a directory whose {_NAME_FILE} holds a node's name; this one's is not ours"
+            raise ConfigError("state_dir", str(state_dir), allowed)
         write_private(file, drawn + "\n")
     except OSError as error:
         allowed = f"a writable directory, or --no-journal ({error})"
