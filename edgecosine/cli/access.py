@@ -113,7 +113,7 @@ def node_credentials(given: str | None, cluster: str) -> Path | None:
     if given == NO_CREDENTIALS:
         return None
     directory = Path(given) if given else default_credentials(cluster)
-    if Credentials.are_in(directory):
+    if directory is not None and Credentials.are_in(directory):
         return directory
     if given:
         raise ConfigError("credentials", given, "a directory that `edgecosine cluster join` wrote")

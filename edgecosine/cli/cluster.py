@@ -60,7 +60,7 @@ def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
     Topics(cluster)  # a name that is none is refused before anything is made
     if credentials == NO_CREDENTIALS:
         raise ConfigError("credentials", credentials, "the directory that this command works on")
-    ctx.obj = Place(cluster, Path(credentials) if credentials else default_credentials(cluster))
+    ctx.obj = Place(cluster, _place(credentials, cluster))
 
 
 def _node_id(what: str) -> Callable[[Command], Command]:
@@ -141,7 +141,7 @@ def join_command(
     """Make this machine's node a member. TOKEN is what `invite` printed; - reads it."""
     told = read_token(sys.stdin.readline(MAX_TOKEN_CHARACTERS) if token == "-" else token)  # noqa: S105
     given = ctx.parent.params["credentials"] if ctx.parent else None
-    directory = Path(given) if given else default_credentials(told.cluster)
+    directory = _place(given, told.cluster)
     if Credentials.are_in(directory):
         raise ConfigError(
             "credentials", str(directory), "a place without credentials: this machine's node joined"
@@ -231,6 +231,18 @@ def serve(place: Place) -> None:
 
 
 command.add_command(broker_config)
+
+
+def _place(credentials: str | None, cluster: str) -> Path:
+    """Where credentials are, or are to be.
+
+    Raises ConfigError when there is no such place.
+    """
+    directory = Path(credentials) if credentials else default_credentials(cluster)
+    if directory is None:
+        allowed = "--credentials DIR, for this user has no home directory"
+        raise ConfigError("credentials", "", allowed)
+    return directory
 
 
 def _standing(member: Member) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from edgecosine.errors import ConfigError
+from edgecosine.places import user_directory
 from edgecosine.protocol.topics import is_identifier
 from edgecosine.security.files import make_private_directory, write_private
 
@@ -14,10 +14,15 @@ _MAX_NAME_BYTES = 100
 
 
 def default_state(cluster: str, name: str) -> Path:
-    """The state directory of a node, unless told otherwise."""
-    base = os.environ.get("XDG_STATE_HOME")
-    home = Path(base) if base else Path.home() / ".local" / "state"
-    return home / "edgecosine" / cluster / name
+    """The state directory of a node, unless told otherwise.
+
+    Raises ConfigError when this user has no place for it.
+    """
+    state = user_directory("STATE")
+    if state is None:
+        allowed = "--state-dir DIR or --no-journal, for this user has no home directory"
+        raise ConfigError("state_dir", "", allowed)
+    return state / cluster / name
 
 
 def lasting_name(state_dir: Path, drawn: str) -> str:

@@ -5,6 +5,7 @@ A directory of four files, all for their owner's eyes only. The key is made here
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -64,8 +65,8 @@ class Credentials:
 
     @staticmethod
     def are_in(directory: Path) -> bool:
-        """Whether a node's credentials lie there."""
-        return (directory / NODE_FILE).exists()
+        """Whether a node's credentials lie there, as far as this user can see."""
+        return os.access(directory / NODE_FILE, os.F_OK)
 
     @staticmethod
     def check_place(directory: Path) -> None:

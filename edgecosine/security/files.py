@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgecosine.errors import ConfigError
+from edgecosine.places import user_directory
 
 Owner = tuple[int, int]
 """Numbers of a user and a group."""
@@ -71,12 +72,7 @@ def check_private(path: Path) -> None:
         )  # fmt: skip
 
 
-def config_directory() -> Path:
-    """Where this user's settings lie."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "edgecosine"
-
-
-def default_credentials(cluster: str) -> Path:
-    """Where this machine's credentials for a cluster lie unless told otherwise."""
-    return config_directory() / cluster
+def default_credentials(cluster: str) -> Path | None:
+    """Where this machine's credentials for a cluster lie unless told otherwise; None: nowhere."""
+    configuration = user_directory("CONFIG")
+    return configuration / cluster if configuration else None
