@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 -- looked up here, not amid a later look-up without rights
 import re
 
 from edgecosine.discovery.peer import MAX_PORT, Address
