@@ -18,6 +18,7 @@ from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.engines import load_drafter
 from edgecosine.node.link import Link
 from edgecosine.node.membership import Membership
+from edgecosine.node.name_check import check_name
 from edgecosine.node.presence import Presence, publish_state
 from edgecosine.node.state import drafter_state
 from edgecosine.protocol.messages import DraftRequest, Leave, Release
@@ -79,6 +80,7 @@ async def run_drafter(
     drain.by(wind_down)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
+        await check_name(broker, config.cluster, config.node_id)
         presence = Presence(
             broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
         )
