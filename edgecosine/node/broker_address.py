@@ -15,7 +15,7 @@ from edgecosine.errors import BrokerLost, ConfigError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _ALLOWED = "mqtt://[user@]host[:port], or mqtts://… for TLS"
-_PASSWORD = re.compile(r"((?:[a-z]+://)?+[^:@/]*):.+@", re.IGNORECASE | re.DOTALL)
+_PASSWORD = re.compile(r"\A((?:[a-z]+://)?+[^:@/]*):.+@", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
