@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from edgecosine.errors import ConfigError
 from edgecosine.node.broker_address import BrokerAddress, holds_password, without_password
+from edgecosine.protocol.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.files import default_credentials
 
@@ -108,8 +109,10 @@ def environment_variable(name: str) -> str:
 def node_credentials(given: str | None, cluster: str) -> Path | None:
     """Where a node's credentials lie, if there are any.
 
-    Raises ConfigError when there are none where they were said to be.
+    Raises ConfigError when there are none where they were said to be, and for a cluster's name that
+    is none.
     """
+    Topics(cluster)
     if given == NO_CREDENTIALS:
         return None
     directory = Path(given) if given else default_credentials(cluster)

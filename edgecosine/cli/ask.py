@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import secrets
-import sys
 
 import click
 import msgspec
 
+from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
@@ -85,27 +84,15 @@ def command(
     run_command(_ask(broker, cluster, request))
 
 
-def _encoding(name: str) -> str:
-    """ASCII is what Python takes where nobody told it; texts are UTF-8 then."""
-    return "utf-8" if codecs.lookup(name).name == "ascii" else name
-
-
 def _read_prompt() -> str:
     """The whole of standard input.
 
-    Raises BadParameter when it is closed, too long for any broker, or no text.
+    Raises UsageError when it is closed, too long for any broker, or no text.
     """
-    if sys.stdin is None:
-        raise click.BadParameter("standard input is closed", param_hint="PROMPT")
-    content = sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1)
+    content = standard_input().read(MAX_PAYLOAD_BYTES + 1)
     if len(content) > MAX_PAYLOAD_BYTES:
-        allowed = f"standard input holds more than {MAX_PAYLOAD_BYTES} bytes"
-        raise click.BadParameter(allowed, param_hint="PROMPT")
-    try:
-        return content.decode(_encoding(sys.stdin.encoding))
-    except UnicodeDecodeError as error:
-        reason = f"standard input is not {error.encoding.upper()} (byte {error.start})"
-        raise click.BadParameter(reason, param_hint="PROMPT") from error
+        raise click.UsageError(f"standard input holds more than {MAX_PAYLOAD_BYTES} bytes")
+    return input_text(content)
 
 
 async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
 from edgecosine.cli.broker_config import Place, broker_config
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
 from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
 from edgecosine.discovery.peer import Address
@@ -139,7 +140,9 @@ def join_command(
     ctx: click.Context, token: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
     """Make this machine's node a member. TOKEN is what `invite` printed; - reads it."""
-    told = read_token(sys.stdin.readline(MAX_TOKEN_CHARACTERS) if token == "-" else token)  # noqa: S105
+    if token == "-":  # noqa: S105 -- a dash
+        token = input_text(standard_input().readline(MAX_TOKEN_CHARACTERS))
+    told = read_token(token)
     given = ctx.parent.params["credentials"] if ctx.parent else None
     directory = _place(given, told.cluster)
     if Credentials.are_in(directory):

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -21,7 +22,7 @@ import traceback
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, BinaryIO, Final, NoReturn
 
 import click
 from click.exceptions import Exit
@@ -143,6 +144,30 @@ def as_typed(argument: str) -> str:
         except UnicodeError:
             raise click.UsageError(f"{argument!a} is not UTF-8") from None
     return argument
+
+
+def standard_input() -> BinaryIO:
+    """What is given to the command to read.
+
+    Raises UsageError when it is closed.
+    """
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def input_text(content: bytes) -> str:
+    """What was read from standard input, as text.
+
+    Raises UsageError when it is none.
+    """
+    encoding = codecs.lookup(sys.stdin.encoding).name
+    try:
+        # ASCII is what Python takes where nobody told it; texts are UTF-8 then.
+        return content.decode("utf-8" if encoding == "ascii" else encoding)
+    except UnicodeDecodeError as error:
+        reason = f"standard input is not {error.encoding.upper()} (byte {error.start})"
+        raise click.UsageError(reason) from None
 
 
 def _check_environment() -> None:

@@ -71,7 +71,7 @@ class ClusterPlan:
     broker: str | None = None
     broker_port: int = 1883
     access: BrokerAddress | None = None
-    """How we ourselves come to a broker that wants more than its URL."""
+    """How to come to a broker that wants more than its URL; nodes read it of the environment."""
 
 
 class LocalCluster:
@@ -190,7 +190,7 @@ class LocalCluster:
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
         env = {"EDGECOSINE_BROKER": self.broker_url, **_OF_OTHERS}
-        if self._plan.broker is None:
+        if self._plan.access is None:
             env |= _TO_ANOTHER_BROKER
         self._processes[member.node_id] = await self._launch(member.node_id, command, log, env)
         self._started.set()
