@@ -35,10 +35,12 @@ async def run_drafter(
 ) -> None:  # fmt: skip
     """Draft for the cluster's target until cancelled.
 
-    Raises EngineError.
+    Raises EngineError, and ConfigError when another node has this one's name.
     """
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    if broker is not None:
+        await check_name(broker, config.cluster, config.node_id)
     drafting = Drafting(
         engine=engine,
         thread=thread,
@@ -80,7 +82,6 @@ async def run_drafter(
     drain.by(wind_down)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
-        await check_name(broker, config.cluster, config.node_id)
         presence = Presence(
             broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters
         )

@@ -17,7 +17,10 @@ from click.testing import CliRunner
 from edgecosine.cli import main
 from edgecosine.cli.outcome import end_of
 from edgecosine.errors import BrokerLost, ConfigError
-from tests.mqtt_fixtures import HOME, House, free_port, house, needs_mosquitto, run
+from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.presence import Presence
+from tests.mqtt_fixtures import HOME, House, free_port, house, needs_mosquitto, run, running
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -266,3 +269,21 @@ def test_commands_run_in_a_process_with_others(tmp_path: Path) -> None:
     assert (result.exit_code, "edgecosine" in result.output) == (0, True)
     result = CliRunner().invoke(main, ["cluster", "--credentials", str(tmp_path), "list"])
     assert (result.exit_code, "Error: credentials = " in result.output) == (2, True)
+
+
+@needs_mosquitto
+def test_second_drafter_of_a_name_says_why_it_cannot_start() -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            address = BrokerAddress.parse(broker.url)
+            node = Presence(broker=address, cluster="home", node_id="d1")
+            async with running(node.run()):
+                await node.connected()
+                node.publish_presence("ready")
+                options = f"--node-id d1 --no-mdns --broker {broker.url} --log-level error"
+                code, _, said = await shell(f"$EC {shlex.join(DRAFTER)} {options}")
+                assert code == 2
+                assert said.startswith("Error: node_id = 'd1' is not allowed: ")
+                assert said.count("\n") == 1
+
+    run(story())
