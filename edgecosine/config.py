@@ -114,7 +114,7 @@ def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError("config", str(path), f"a file of at most {MAX_FILE_BYTES} bytes")
-        settings = tomllib.loads(path.read_text())
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("config", str(path), f"a readable TOML file ({error})") from error
     for key, value in settings.items():

@@ -2,6 +2,7 @@
 
 EdgecosineError
 ├── ConfigError            the operator's: a setting is wrong; says key, value and what is allowed
+│   └── AddressTaken       another program's: it listens where we were to; says where
 ├── RequestError           the asker's: carries an OpenAI error code and the parameter at fault
 │   ├── Overloaded         nobody's: the door is full; says when to try again
 │   └── JournalUnavailable the disk's: the request could not be journalled; says when to try again
@@ -37,6 +38,10 @@ class ConfigError(EdgecosineError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key} = {value!r} is not allowed: {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
+
+
+class AddressTaken(ConfigError):
+    """Another program listens there at this moment."""
 
 
 class RequestError(EdgecosineError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any, NoReturn
 
 import click
 
 from edgecosine import __version__
+from edgecosine.cli.outcome import run_to_end
 
 _COMMANDS = {
     "node": "Run one node: a target or a drafter.",
@@ -26,6 +28,11 @@ _COMMANDS = {
 
 class _Lazy(click.Group):
     """Imports a command when it is called, so that `--help` and `ask` start at once."""
+
+    def main(self, args: Any = None, *rest: Any, **settings: Any) -> NoReturn:
+        """Run the command line and exit."""
+        settings["standalone_mode"] = False
+        run_to_end(lambda given: click.Group.main(self, given, *rest, **settings), args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

@@ -12,7 +12,8 @@ import click
 from click.core import ParameterSource
 
 from edgecosine.errors import ConfigError
-from edgecosine.node.broker_address import holds_password
+from edgecosine.node.broker_address import BrokerAddress, holds_password, without_password
+from edgecosine.protocol.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.files import default_credentials
 
@@ -50,9 +51,9 @@ def no_password(ctx: click.Context, parameter: click.Parameter, url: str | None)
     is_open = ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     if url and is_open and holds_password(url):
         raise click.BadParameter(
-            "a password on the command line can be read by everybody on this machine: write "
-            f"mqtt://USER@HOST and set {PASSWORD_VARIABLE}, or give --broker-password-file",
-            ctx, parameter,
+            f"{without_password(url)} has a password, and everybody on this machine can read the "
+            f"command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}, or give "
+            "--broker-password-file", ctx, parameter,
         )  # fmt: skip
     return url
 
@@ -84,15 +85,38 @@ def broker_access(
     }
 
 
+def environment_access(broker: str) -> BrokerAddress:
+    """A broker with what the environment says of the way in, as nodes read it, too.
+
+    Raises ConfigError.
+    """
+    told = {name: os.environ.get(environment_variable(name)) for name in BROKER_OPTIONS}
+    certificate, password = told["--broker-certificate"], told["--broker-password-file"]
+    access = broker_access(
+        broker, None, broker_ca=told["--broker-ca"] or None,
+        broker_certificate=Path(certificate) if certificate else None,
+        broker_username=told["--broker-username"] or "",
+        broker_password_file=Path(password) if password else None,
+    )  # fmt: skip
+    return BrokerAddress.parse(broker, **access)
+
+
+def environment_variable(name: str) -> str:
+    """Where an option can be set in the environment."""
+    return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
+
+
 def node_credentials(given: str | None, cluster: str) -> Path | None:
     """Where a node's credentials lie, if there are any.
 
-    Raises ConfigError when there are none where they were said to be.
+    Raises ConfigError when there are none where they were said to be, and for a cluster's name that
+    is none.
     """
+    Topics(cluster)
     if given == NO_CREDENTIALS:
         return None
     directory = Path(given) if given else default_credentials(cluster)
-    if Credentials.are_in(directory):
+    if directory is not None and Credentials.are_in(directory):
         return directory
     if given:
         raise ConfigError("credentials", given, "a directory that `edgecosine cluster join` wrote")

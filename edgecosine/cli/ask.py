@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
 
 import click
 import msgspec
 
+from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
 
 
@@ -64,7 +65,7 @@ def command(
     cluster: str,
 ) -> None:
     """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_prompt() if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
     request = Request(
@@ -81,6 +82,17 @@ def command(
         stream=not as_json,
     )
     run_command(_ask(broker, cluster, request))
+
+
+def _read_prompt() -> str:
+    """The whole of standard input.
+
+    Raises UsageError when it is closed, too long for any broker, or no text.
+    """
+    content = standard_input().read(MAX_PAYLOAD_BYTES + 1)
+    if len(content) > MAX_PAYLOAD_BYTES:
+        raise click.UsageError(f"standard input holds more than {MAX_PAYLOAD_BYTES} bytes")
+    return input_text(content)
 
 
 async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:

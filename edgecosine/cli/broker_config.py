@@ -14,7 +14,9 @@ from edgecosine.security.mosquitto import (
     CLIENT_PORT,
     NODE_PORT,
     BrokerFiles,
+    broker_account,
     check_host,
+    closed_to,
     write_configuration,
 )
 
@@ -73,5 +75,20 @@ def broker_config(
     click.echo(f"nodes:     --broker mqtts://{hosts[0]}:{node_port}", err=True)
     click.echo(f"clients:   --broker mqtts://{hosts[0]}:{port} --broker-username NAME "
                f"--broker-ca {directory.absolute() / 'authorities.pem'}", err=True)  # fmt: skip
+    _warn_if_closed(directory)
     for name, password in new.items():
         click.echo(f"{name}\t{password}")
+
+
+def _warn_if_closed(directory: Path) -> None:
+    """Say so when Mosquitto, started by root, could not work in its directory."""
+    account = broker_account()
+    place = closed_to(account, directory) if account else None
+    if account and place:
+        remedy = f"chown {account.pw_name} {place}"
+        if place != directory:
+            remedy = f"chmod o+x {place}, or choose a directory elsewhere"
+        click.echo(
+            f"but first: Mosquitto runs as {account.pw_name}, to whom {place} is closed: {remedy}",
+            err=True,
+        )

@@ -17,11 +17,12 @@ from rich.table import Table
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
 from edgecosine.cli.broker_config import Place, broker_config
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
 from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
-from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.errors import ConfigError
 from edgecosine.node.endpoint import Endpoint, utc_now
 from edgecosine.node.enrolling import join, renew
 from edgecosine.protocol.messages import Role
@@ -41,17 +42,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Group(click.Group):
-    """Says what is wrong in one line, whatever command found it."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EdgecosineError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group("cluster", cls=_Group)
+@click.group("cluster")
 @click.option(
     "--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
     show_envvar=True, help="Name of the cluster.",
@@ -70,7 +61,7 @@ def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
     Topics(cluster)  # a name that is none is refused before anything is made
     if credentials == NO_CREDENTIALS:
         raise ConfigError("credentials", credentials, "the directory that this command works on")
-    ctx.obj = Place(cluster, Path(credentials) if credentials else default_credentials(cluster))
+    ctx.obj = Place(cluster, _place(credentials, cluster))
 
 
 def _node_id(what: str) -> Callable[[Command], Command]:
@@ -99,6 +90,7 @@ def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
     if Credentials.are_in(place.directory):
         allowed = "a place without credentials; there are some, and they were left as they are"
         raise ConfigError("credentials", str(place.directory), allowed)
+    Credentials.check_place(place.directory)
     authority = Authority.make(place.directory, place.cluster, listen, utc_now())
     enrolling = Enrolling()
     admission = authority.admit_here(identity, enrolling.request, utc_now())
@@ -148,14 +140,17 @@ def join_command(
     ctx: click.Context, token: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
     """Make this machine's node a member. TOKEN is what `invite` printed; - reads it."""
-    told = read_token(sys.stdin.readline(MAX_TOKEN_CHARACTERS) if token == "-" else token)  # noqa: S105
+    if token == "-":  # noqa: S105 -- a dash
+        token = input_text(standard_input().readline(MAX_TOKEN_CHARACTERS))
+    told = read_token(token)
     given = ctx.parent.params["credentials"] if ctx.parent else None
-    directory = Path(given) if given else default_credentials(told.cluster)
+    directory = _place(given, told.cluster)
     if Credentials.are_in(directory):
         raise ConfigError(
             "credentials", str(directory), "a place without credentials: this machine's node joined"
             " already; a second one needs a --credentials DIR of its own",
         )  # fmt: skip
+    Credentials.check_place(directory)
     name = NodeIdentity(told.cluster, "drafter", node_id or host_name()).node_id
     where = [str(parse_address(a, key="ca_address")) for a in addresses] or told.addresses
 
@@ -240,6 +235,18 @@ def serve(place: Place) -> None:
 
 
 command.add_command(broker_config)
+
+
+def _place(credentials: str | None, cluster: str) -> Path:
+    """Where credentials are, or are to be.
+
+    Raises ConfigError when there is no such place.
+    """
+    directory = Path(credentials) if credentials else default_credentials(cluster)
+    if directory is None:
+        allowed = "--credentials DIR, for this user has no home directory"
+        raise ConfigError("credentials", "", allowed)
+    return directory
 
 
 def _standing(member: Member) -> str:

@@ -16,6 +16,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.engine.gguf_file import GgufModel, read_gguf
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EdgecosineError, ModelUnavailable
+from edgecosine.places import expanded
 
 _WIDE = 240
 
@@ -88,7 +89,7 @@ def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
 def show(model: str, slots: int, context: int, dtype: str) -> None:
     """Show what a model is, by name, GGUF file or directory, and the memory that it needs here."""
     entry = models.CATALOGUE.get(model)
-    path = models.find(model) if models.is_known(model) else Path(model).expanduser()
+    path = models.find(model) if models.is_known(model) else expanded(model)
     if path is None and entry is not None:
         terms = " --accept-terms" if entry.terms else ""
         _print_facts(

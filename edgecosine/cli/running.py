@@ -21,23 +21,18 @@ from edgecosine.cli.access import (
     BROKER_OPTIONS,
     CREDENTIALS_OPTION,
     broker_access,
+    environment_variable,
     no_password,
     node_credentials,
 )
-from edgecosine.errors import ConfigError, EdgecosineError
+from edgecosine.cli.outcome import INTERRUPTED, TERMINATED, end_of
+from edgecosine.errors import ConfigError
 from edgecosine.node.broker_address import BrokerAddress
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER = "home"
-INTERRUPTED = 130
-TERMINATED = 143
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def environment_variable(name: str) -> str:
-    """Where an option can be set in the environment."""
-    return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
 
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,15 +111,14 @@ def run_command(story: Coroutine[Any, Any, None], drain: Callable[[], bool] | No
 
     With `drain`, SIGTERM calls that instead, which gives whether the story will end by itself.
 
-    Exits with 130 after Ctrl-C, with 143 after SIGTERM, and with 1 and a plain reason after an
-    error of ours.
+    Exits as `edgecosine.cli.outcome` tells.
     """
     try:
         is_terminated = uvloop.run(_until_terminated(story, drain))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except EdgecosineError as error:
-        raise click.ClickException(str(error)) from error
+    except (Exception, asyncio.CancelledError, SystemExit) as error:
+        raise end_of(error) from error
     if is_terminated:
         sys.exit(TERMINATED)
 
@@ -134,28 +128,21 @@ async def _until_terminated(
 ) -> bool:
     """Whether SIGTERM ended the story."""
     is_terminated = False
+    running = asyncio.current_task()
+    assert running is not None
 
     def terminate() -> None:
         nonlocal is_terminated
         is_terminated = True
         if drain is not None and drain():
             return
-        telling.cancel()
+        running.cancel()
 
-    async with asyncio.TaskGroup() as group:
-        telling = group.create_task(_failure_of(story), name="command")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    if not telling.cancelled():
-        failure = telling.result()
-        if failure is not None:
-            raise failure
-    return is_terminated
-
-
-async def _failure_of(story: Coroutine[Any, Any, None]) -> EdgecosineError | None:
-    """The error that ended a story, as a value: a task group would wrap it."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     try:
         await story
-    except EdgecosineError as error:
-        return error
-    return None
+    except asyncio.CancelledError:
+        # Any other cancellation is Ctrl-C, which the runner knows of, or a mistake.
+        if not is_terminated:
+            raise
+    return is_terminated

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import ConfigError
+from edgecosine.places import user_directory
 from edgecosine.protocol.topics import is_identifier
 from edgecosine.security.files import make_private_directory, write_private
 
@@ -18,10 +19,15 @@ _MAX_PLACES: Final = 256
 
 
 def default_state(cluster: str, name: str) -> Path:
-    """The state directory of a node, unless told otherwise."""
-    base = os.environ.get("XDG_STATE_HOME")
-    home = Path(base) if base else Path.home() / ".local" / "state"
-    return home / "edgecosine" / cluster / name
+    """The state directory of a node, unless told otherwise.
+
+    Raises ConfigError when this user has no place for it.
+    """
+    state = user_directory("STATE")
+    if state is None:
+        allowed = "--state-dir DIR or --no-journal, for this user has no home directory"
+        raise ConfigError("state_dir", "", allowed)
+    return state / cluster / name
 
 
 def lasting_name(state_dir: Path, drawn: str) -> str:
@@ -62,6 +68,8 @@ def _name_in(directory: Path, drawn: str) -> str:
             name = known.read(_MAX_NAME_BYTES).decode(errors="replace").strip()
         if is_identifier(name):
             return name
+        allowed = f"a directory whose {_NAME_FILE} holds a node's name; this one's is not ours"
+        raise ConfigError("state_dir", str(directory), allowed)
     write_private(file, drawn + "\n")
     return drawn
 

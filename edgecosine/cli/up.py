@@ -8,8 +8,9 @@ import os
 import click
 
 from edgecosine import models, zoo
-from edgecosine.cli.access import no_password
+from edgecosine.cli.access import environment_access, no_password
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.outcome import LOG_LEVEL_VARIABLE
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.config import Exactness
 from edgecosine.errors import ModelUnavailable
@@ -43,7 +44,10 @@ from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
     help="Use this broker, start none.",
 )
 @click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
+    envvar=LOG_LEVEL_VARIABLE,
+)  # fmt: skip
 def command(
     target: str, drafters: tuple[str, ...], ballast: int | None, exactness: Exactness, cluster: str,
     broker: str | None, broker_port: int, log_level: str,
@@ -63,6 +67,7 @@ def command(
         target, drafters, cluster=cluster, ballast=ballast,
         target_cores=target_cores, drafter_cores=drafter_cores, broker=broker,
         broker_port=broker_port, exactness=exactness,
+        access=environment_access(broker) if broker else None,
     )  # fmt: skip
     if ballast > 1:
         click.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 -- looked up here, not amid a later look-up without rights
 import re
 
 from edgecosine.discovery.peer import MAX_PORT, Address
@@ -12,6 +13,16 @@ _PATTERN = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]{1,253})):(?P<port>[0-9]{1,5})",
     re.ASCII,
 )
+HOST_ALLOWED = "a host name whose parts have 1 to 63 letters each, or a numeric address"
+
+
+def is_host(name: str) -> bool:
+    """Whether a name can be looked up; Python's look-up raises for one that cannot."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(name) and name.isprintable() and " " not in name
 
 
 def parse_address(text: str, *, key: str = "peer") -> Address:
@@ -22,4 +33,6 @@ def parse_address(text: str, *, key: str = "peer") -> Address:
     match = _PATTERN.fullmatch(text.strip())
     if match is None or not 1 <= int(match["port"]) <= MAX_PORT:
         raise ConfigError(key, text, _ALLOWED)
+    if match["host"] and not is_host(match["host"]):
+        raise ConfigError(key, text, HOST_ALLOWED)
     return Address(match["v6"] or match["host"], int(match["port"]))

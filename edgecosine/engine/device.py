@@ -33,6 +33,8 @@ def describe() -> list[str]:
     """One line for each thing that an operator wants to know."""
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
     lines.append(f"processor: {torch.backends.cpu.get_cpu_capability()}")
+    if torch.version.cuda and not torch.cuda.device_count():
+        lines.append("torch is built for CUDA, and no GPU is here: README names the smaller build")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecosine.errors import EngineError
+from edgecosine.places import user_directory
 
 logger = logging.getLogger(__name__)
 
@@ -43,32 +44,66 @@ class Kernels:
     """Whether the processor multiplies pairs of bfloat16."""
 
 
-def cache_directory() -> Path:
-    """Where built kernels are kept between starts."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "edgecosine" / "kernels"
+def cache_directory() -> Path | None:
+    """Where built kernels are kept between starts; None: this user has no such place."""
+    cache = user_directory("CACHE")
+    return cache / "kernels" if cache else None
 
 
 @functools.cache
 def load_kernels() -> Kernels:
     """Build the kernels if they are not there yet, and load them.
 
-    Raises KernelsUnavailable when `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the
-    compiler fails.
+    Where they cannot be kept they are built for this process alone. Raises KernelsUnavailable when
+    `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the compiler fails.
     """
     if os.environ.get("EDGECOSINE_KERNELS", "on").lower() in {"off", "0", "no"}:
         raise KernelsUnavailable("switched off by EDGECOSINE_KERNELS")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelsUnavailable("no C++ compiler found; install g++ to get them")
-    path = cache_directory() / f"kernels-{_fingerprint(compiler)}.so"
-    if not path.exists():
+    name = f"kernels-{_fingerprint(compiler)}.so"
+    if kept := cache_directory():
+        try:
+            return _load(compiler, kept / name)
+        except OSError as error:
+            logger.warning(
+                "kernels cannot be kept in %s (%s), and are built at each start; set XDG_CACHE_HOME"
+                " to another place", kept, error.strerror or error,
+            )  # fmt: skip
+    try:
+        # What is loaded stays when its file goes.
+        with tempfile.TemporaryDirectory(prefix="edgecosine-") as own:
+            return _load(compiler, Path(own) / name)
+    except OSError as error:
+        raise KernelsUnavailable(f"there is no place to build them: {error}") from error
+
+
+def _load(compiler: str, path: Path) -> Kernels:
+    """Raises OSError when the place is not fit, KernelsUnavailable when the compiler fails."""
+    if not _is_whole(path):
         _build(compiler, path)
     return _declare(path)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a library is as it was built; to load one that was cut off ends the process."""
+    try:
+        return _digest_file(path).read_text(encoding="ascii") == _digest(path)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".digest")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes()).hexdigest()
+
+
 def _fingerprint(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=20)
+    version = _run([compiler, "--version"])
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*")))
     parts = (
         sources,
@@ -77,6 +112,19 @@ def _fingerprint(compiler: str) -> str:
         _processor(),
     )
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).hexdigest()
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a compiler.
+
+    Raises KernelsUnavailable when it cannot be run, or does not end.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=BUILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise KernelsUnavailable(f"{command[0]} took over {BUILD_TIMEOUT_S:.0f} s") from None
+    except OSError as error:
+        raise KernelsUnavailable(f"{command[0]} cannot be run: {error.strerror}") from error
 
 
 def _processor() -> bytes:
@@ -92,28 +140,18 @@ def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name
-        command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=BUILD_TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            raise KernelsUnavailable(f"{compiler} took over {BUILD_TIMEOUT_S:.0f} s") from None
+        done = _run([compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)])
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise KernelsUnavailable(f"{compiler} failed: {last}")
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise KernelsUnavailable(f"{compiler} failed: {said[-1] if said else 'no message'}")
+        digest = _digest_file(built)
+        digest.write_text(_digest(built), encoding="ascii")
+        digest.replace(_digest_file(path))
         built.replace(path)
 
 
 def _declare(path: Path) -> Kernels:
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelsUnavailable(f"cannot load {path}: {error}") from error
+    library = ctypes.CDLL(str(path))
     pointer, size, number, real = (
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     )  # fmt: skip

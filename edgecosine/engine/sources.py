@@ -22,6 +22,7 @@ from edgecosine.engine.gguf_file import (
 from edgecosine.engine.model_files import fault_of
 from edgecosine.engine.progress import download_bar, showing_progress
 from edgecosine.errors import ModelUnavailable
+from edgecosine.places import expanded
 
 _MOST_BASES: Final = 2
 """A specialist changes the generalist, which was cut from the target."""
@@ -52,7 +53,7 @@ def locate(name: str, gguf: str = "") -> Source:
     """
     if name in zoo.names():
         return Source(str(zoo.DIRECTORY / name))
-    path = models.obtain(name) or Path(name).expanduser()
+    path = models.obtain(name) or expanded(name)
     if is_gguf(path) and not path.is_dir():
         if gguf:
             raise ModelUnavailable(f"{name} is a file itself; --gguf is for directories and hubs")

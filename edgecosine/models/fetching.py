@@ -25,6 +25,7 @@ from typing import Final
 from edgecosine.errors import ModelUnavailable
 from edgecosine.models.catalogue import Entry, Piece
 from edgecosine.models.progress import showing_progress
+from edgecosine.places import expanded, user_directory
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +45,27 @@ _PIP: Final = (
 
 
 def models_directory() -> Path:
-    """Where fetched models are kept: `EDGECOSINE_MODELS`, or a place in the user's cache."""
+    """Where fetched models are kept: `EDGECOSINE_MODELS`, or a place in the user's cache.
+
+    Raises ModelUnavailable when there is no such place.
+    """
     if own := os.environ.get("EDGECOSINE_MODELS"):
-        return Path(own).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "edgecosine" / "models"
+        return expanded(own)
+    if (cache := user_directory("CACHE")) is None:
+        raise ModelUnavailable(
+            "there is no place for models, for this user has no home directory: set "
+            "EDGECOSINE_MODELS to a directory"
+        )
+    return cache / "models"
 
 
 def cached(entry: Entry) -> Path | None:
     """The file of a model, if it was fetched before."""
-    path = models_directory() / entry.name / entry.file
-    is_whole = path.is_file() and path.stat().st_size == entry.num_bytes
+    try:
+        path = models_directory() / entry.name / entry.file
+        is_whole = path.is_file() and path.stat().st_size == entry.num_bytes
+    except (OSError, ModelUnavailable):
+        return None  # whoever needs it is told why there is none
     return path if is_whole else None
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import AddressTaken, BrokerLost, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,13 @@ class EmbeddedBroker:
         _check_free(self._host, self._port)
         directory = self._make_directory()
         try:
-            with self._log_path.open("wb") as log:
+            settings, command = self._command(directory)
+            with self._log_path.open("wb") as log, settings.open("rb") as given:
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
                     *(str(os.getpid()), self.kind),
-                    *self._command(directory),
-                    stdin=asyncio.subprocess.DEVNULL,
+                    *command,
+                    stdin=given,
                     stdout=log,
                     stderr=log,
                     # Ctrl-C is for us; the broker ends last, when all have said goodbye.
@@ -120,6 +121,14 @@ class EmbeddedBroker:
     ) -> None:
         await self._stop()
 
+    async def restart(self) -> None:
+        """Start the broker again at the same address, after it ended.
+
+        Raises what entering raises.
+        """
+        await self._stop()
+        await self.__aenter__()
+
     async def wait(self) -> None:
         """Wait until the broker ends by itself, which it should not.
 
@@ -132,20 +141,20 @@ class EmbeddedBroker:
 
     def _make_directory(self) -> Path:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
-        # The broker does not read it as root.
-        directory.chmod(0o755)
         self._log_path = directory / "log"
         return directory
 
-    def _command(self, directory: Path) -> list[str]:
+    def _command(self, directory: Path) -> tuple[Path, list[str]]:
+        """The file with the broker's settings, and the command, which finds it on its standard
+        input if it cannot reach it by its path."""
+        path = directory / "settings"
         if self.kind == "amqtt":
-            path = directory / "amqtt.yaml"
             path.write_text(json.dumps(_amqtt_settings(self._host, self._port)))
-            return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
-        path = directory / "mosquitto.conf"
+            return path, [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
         path.write_text(_mosquitto_settings(self._host, self._port))
+        # Mosquitto does not read it as root, and opens what is open already once more.
         path.chmod(0o644)
-        return [_mosquitto() or "mosquitto", "-c", str(path)]
+        return path, [_mosquitto() or "mosquitto", "-c", "/dev/stdin"]
 
     async def _accepts(self) -> None:
         """Wait until the port accepts connections; the kernel has no event for that, so look."""
@@ -229,9 +238,10 @@ def _check_free(host: str, port: int) -> None:
             # As the brokers do, so that connections of a former life do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        reason = "taken" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ConfigError(
+    except (OSError, UnicodeError) as error:
+        is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        reason = "taken" if is_taken else getattr(error, "strerror", None) or str(error)
+        raise (AddressTaken if is_taken else ConfigError)(
             "listen", f"{host}:{port}", f"a free address of this machine (this one: {reason})"
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from edgecosine.config import KEEPALIVE_S
+from edgecosine.discovery.static import HOST_ALLOWED, is_host
 from edgecosine.errors import BrokerLost, ConfigError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
+_ALLOWED = "mqtt://[user@]host[:port], or mqtts://… for TLS"
+_PASSWORD = re.compile(r"\A((?:[a-z]+://)?+[^:@/]*):.+@", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +52,25 @@ class BrokerAddress:
         Username and password of their own come before those in the URL. Raises ConfigError, which
         does not repeat the password.
         """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        allowed = "mqtt://[user:password@]host[:port] or mqtts://…"
+        shown = without_password(url)
         try:
+            parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise ConfigError("broker", shown, allowed) from error
-        if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError("broker", shown, allowed)
+            raise ConfigError("broker", shown, _ALLOWED) from error
+        is_plain_url = parts.path in ("", "/") and not parts.query and not parts.fragment
+        if parts.scheme not in _PORTS or not parts.hostname or not is_plain_url:
+            raise ConfigError("broker", shown, _ALLOWED)
+        if port == 0:
+            raise ConfigError("broker", shown, "a port from 1 to 65535, or none for the usual one")
+        host = unquote(parts.hostname)  # the zone of an IPv6 address follows %25 there
+        if not is_host(host):
+            raise ConfigError("broker", shown, HOST_ALLOWED)
         is_encrypted = parts.scheme == "mqtts"
         if not is_encrypted and (ca_file or certificate_file):
             raise ConfigError("broker", shown, "mqtts:// where certificates are given")
         return cls(
-            host=parts.hostname,
+            host=host,
             port=port or _PORTS[parts.scheme],
             username=username or (unquote(parts.username) if parts.username else None),
             password=password or (unquote(parts.password) if parts.password else None),
@@ -92,5 +101,10 @@ class BrokerAddress:
 
 
 def holds_password(url: str) -> bool:
-    """Whether a URL has a password in it."""
-    return bool(urlsplit(url).password)
+    """Whether a URL, or what was meant as one, has a password in it."""
+    return _PASSWORD.match(url) is not None
+
+
+def without_password(url: str, mark: str = ":…") -> str:
+    """A URL as it may be shown, with a mark in the place of a password."""
+    return _PASSWORD.sub(rf"\1{mark}@", url)

@@ -25,6 +25,7 @@ from edgecosine.node.engine_thread import EngineThread
 from edgecosine.node.engines import load_drafter
 from edgecosine.node.link import Link
 from edgecosine.node.membership import Membership
+from edgecosine.node.name_check import check_name
 from edgecosine.node.presence import Presence, publish_state
 from edgecosine.node.state import drafter_state
 from edgecosine.protocol.messages import DraftRequest, Leave, Release
@@ -41,10 +42,12 @@ async def run_drafter(
 ) -> None:  # fmt: skip
     """Draft for the cluster's target until cancelled.
 
-    Raises EngineError.
+    Raises EngineError, and ConfigError when another node has this one's name.
     """
     logger.info("loading: node=%s model=%s", config.node_id, config.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    if broker is not None:
+        await check_name(broker, config.cluster, config.node_id)
     drafting = Drafting(
         engine=engine,
         thread=thread,

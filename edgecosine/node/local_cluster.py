@@ -1,6 +1,6 @@
 """A whole cluster on this machine: broker, target and drafters, each a process of its own.
 
-Children that die are started again with growing pauses. Used by `edgecosine up`, the demo and the
+Whatever dies is started again with growing pauses. Used by `edgecosine up`, the demo and the
 lab, which starts each node on a host of its own.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import secrets
 import signal
 import sys
@@ -21,18 +20,25 @@ from typing import Self
 
 from edgecosine.config import Exactness
 from edgecosine.discovery.backoff import Backoff
-from edgecosine.errors import EngineError
+from edgecosine.errors import BrokerLost, ConfigError, EngineError
 from edgecosine.node import processes
 from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
-
-logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
 _QUICK_DEATH_S = 5.0
-_LAST_LINES = 3
 _DRAIN_TIMEOUT_S = 5.0
 """Less than the patience with which a process is stopped."""
+_OF_OTHERS = dict.fromkeys(
+    ("EDGECOSINE_CONFIG", "EDGECOSINE_LISTEN", "EDGECOSINE_PEER", "EDGECOSINE_INSECURE"), ""
+)
+"""Said in our environment of a node that is none of these; empty is as good as not said."""
+_TO_ANOTHER_BROKER = {
+    f"EDGECOSINE_BROKER_{name}": ""
+    for name in ("CA", "CERTIFICATE", "USERNAME", "PASSWORD", "PASSWORD_FILE")
+}
+"""What `ask` is told of the broker that it asks."""
 
 Environment = Mapping[str, str]
 Launch = Callable[[str, Sequence[str], Path, Environment], Awaitable[asyncio.subprocess.Process]]
@@ -64,6 +70,8 @@ class ClusterPlan:
     drafters: tuple[Member, ...]
     broker: str | None = None
     broker_port: int = 1883
+    access: BrokerAddress | None = None
+    """How to come to a broker that wants more than its URL; nodes read it of the environment."""
 
 
 class LocalCluster:
@@ -84,6 +92,7 @@ class LocalCluster:
         self._is_ready = False
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
+        self._broker_keeper: asyncio.Task[None] | None = None
         self.broker_url = plan.broker or ""
 
     def __repr__(self) -> str:
@@ -123,14 +132,10 @@ class LocalCluster:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._start_broker()
-            await self._group.__aenter__()
-            for member in (self._plan.target, *self._plan.drafters):
-                await self._start(member)
-                self._group.create_task(self._keep(member), name=f"keep {member.node_id}")
+            await self._start_all()
             await self._wait_until_linked()
-        except BaseException:
-            await self._stop_all()
+        except BaseException as error:
+            await self._stop_all(error)
             raise
         self._is_ready = True
         return self
@@ -141,7 +146,7 @@ class LocalCluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._stop_all()
+        await self._stop_all(error)
 
     async def stop(self, node_id: str) -> None:
         """Stop one node for good."""
@@ -150,22 +155,31 @@ class LocalCluster:
 
     async def drafters(self) -> int:
         """How many drafters the target is linked with now."""
-        async with Client(self.broker_url, self._plan.cluster) as client:
+        async with self._client() as client:
             return await self._num_linked(client)
 
     async def wait_until_linked(self, count: int) -> None:
         """Wait until the target is linked with exactly `count` drafters."""
-        async with Client(self.broker_url, self._plan.cluster) as client:
+        async with self._client() as client:
             while await self._num_linked(client) != count:
                 await client.changed()
 
-    async def _start_broker(self) -> None:
-        if self._plan.broker is not None:
-            return
-        self._broker = EmbeddedBroker(port=self._plan.broker_port)
-        await self._broker.__aenter__()
-        self.broker_url = self._broker.url
-        self._say(f"broker: {self._broker.kind} at {self._broker.url}")
+    def _client(self) -> Client:
+        return Client(self._plan.access or self.broker_url, self._plan.cluster)
+
+    async def _start_all(self) -> None:
+        if self._plan.broker is None:
+            self._broker = EmbeddedBroker(port=self._plan.broker_port)
+            await self._broker.__aenter__()
+            self.broker_url = self._broker.url
+            self._say(f"broker: {self._broker.kind} at {self._broker.url}")
+        await self._group.__aenter__()
+        if self._broker is not None:
+            keeping = self._keep_broker(self._broker)
+            self._broker_keeper = self._group.create_task(keeping, name="keep broker")
+        for member in (self._plan.target, *self._plan.drafters):
+            await self._start(member)
+            self._group.create_task(self._keep(member), name=f"keep {member.node_id}")
 
     async def _start(self, member: Member) -> None:
         command = (
@@ -175,25 +189,27 @@ class LocalCluster:
             "--state-dir", str(self.logs / f"{member.node_id}.state"), *member.options,
         )  # fmt: skip
         log = self.logs / f"{member.node_id}.log"
-        env = {"EDGECOSINE_BROKER": self.broker_url}
+        env = {"EDGECOSINE_BROKER": self.broker_url, **_OF_OTHERS}
+        if self._plan.access is None:
+            env |= _TO_ANOTHER_BROKER
         self._processes[member.node_id] = await self._launch(member.node_id, command, log, env)
         self._started.set()
         self._started = asyncio.Event()
 
     async def _keep(self, member: Member) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""
-        pauses, attempts = Backoff(), 0
-        clock = asyncio.get_running_loop().time
+        pauses = _Pauses()
         while True:
-            started = clock()
+            started = _now_s()
             code = await self._processes[member.node_id].wait()
             if member.node_id in self._stopped:
                 return
             if not self._is_ready:
-                raise EngineError(f"{member.node_id} ended with {code}: {self._last_words(member)}")
-            attempts = attempts + 1 if clock() - started < _QUICK_DEATH_S else 1
-            pause_s = pauses.delay_s(attempts)
-            self._say(f"{member.node_id} ended with {code}; starting it again in {pause_s:.1f} s")
+                words = processes.last_words(self.logs / f"{member.node_id}.log")
+                raise EngineError(f"{member.node_id} {processes.ending(code)}: {words}")
+            pause_s = pauses.after(_now_s() - started)
+            end = processes.ending(code)
+            self._say(f"{member.node_id} {end}; starting it again in {pause_s:.1f} s")
             await asyncio.sleep(pause_s)
             if member.node_id in self._stopped:
                 return  # the cluster ended during the pause
@@ -201,10 +217,21 @@ class LocalCluster:
             if member.node_id in self._stopped:
                 await processes.stop(self._processes[member.node_id])
 
-    def _last_words(self, member: Member) -> str:
-        log = self.logs / f"{member.node_id}.log"
-        lines = log.read_text(errors="replace").strip().splitlines()
-        return " | ".join(lines[-_LAST_LINES:]) or "it left no message"
+    async def _keep_broker(self, broker: EmbeddedBroker) -> None:
+        """Restart the broker at its port when it ended, until cancelled; as nodes are."""
+        pauses, work = _Pauses(), broker.wait
+        while True:
+            started = _now_s()
+            try:
+                await work()
+                work = broker.wait
+            except (BrokerLost, ConfigError) as reason:
+                if not self._is_ready:
+                    raise
+                pause_s = pauses.after(_now_s() - started)
+                self._say(f"{reason}; starting it again in {pause_s:.1f} s")
+                await asyncio.sleep(pause_s)
+                work = broker.restart
 
     async def _wait_until_linked(self) -> None:
         wanted = len(self._plan.drafters)
@@ -212,7 +239,7 @@ class LocalCluster:
         try:
             async with (
                 asyncio.timeout(START_TIMEOUT_S),
-                Client(self.broker_url, self._plan.cluster) as client,
+                self._client() as client,
             ):
                 linked = -1
                 while linked < wanted:
@@ -235,19 +262,44 @@ class LocalCluster:
         linked = target.state.get("drafters", {})
         return sum(member.node_id in linked for member in self._plan.drafters)
 
-    async def _stop_all(self) -> None:
+    async def _stop_all(self, error: BaseException | None = None) -> None:
+        """End everything, whatever `error` it is for.
+
+        Raises what a node or the broker ended with, where that is what cancelled us.
+        """
         self._stopped.update(self._processes)
         async with asyncio.TaskGroup() as stopping:
             for process in self._processes.values():
                 stopping.create_task(processes.stop(process))
-        if self._processes:
-            try:
-                await self._group.__aexit__(None, None, None)
-            except BaseExceptionGroup as group:
-                logger.debug("a node had failed: reason=%s", group.exceptions[0])
-        if self._broker is not None:
-            await self._broker.__aexit__(None, None, None)
-        self._directory.cleanup()
+        if self._broker_keeper is not None:
+            self._broker_keeper.cancel()
+        try:
+            if self._processes:
+                await self._group.__aexit__(type(error) if error else None, error, None)
+        except BaseExceptionGroup as group:
+            for reason in group.exceptions:
+                if reason is not error:
+                    raise reason from None
+        finally:
+            if self._broker is not None:
+                await self._broker.__aexit__(None, None, None)
+            self._directory.cleanup()
+
+
+class _Pauses:
+    """How long to wait before something is started again that ends again and again."""
+
+    def __init__(self) -> None:
+        self._backoff, self._attempts = Backoff(), 0
+
+    def after(self, life_s: float) -> float:
+        """Seconds to wait after a life of so many seconds."""
+        self._attempts = self._attempts + 1 if life_s < _QUICK_DEATH_S else 1
+        return self._backoff.delay_s(self._attempts)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def local_plan(
@@ -263,6 +315,7 @@ def local_plan(
     exactness: Exactness = "auto",
     target_device: str = "auto",
     drafter_devices: Sequence[str] = ("auto",),
+    access: BrokerAddress | None = None,
 ) -> ClusterPlan:
     """A plan with one node per model; core lists as for `edgecosine node --cores`, devices as for
     `--device`: drafters take theirs in turns."""
@@ -271,18 +324,19 @@ def local_plan(
         "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness,
         "--device", target_device,
     )  # fmt: skip
+    names = distinct(["target", *map(node_name, drafters)])
     return ClusterPlan(
         cluster=cluster,
         target=Member(f"target-{tail}", (*options, "--cores", target_cores)),
         drafters=tuple(
-            Member(
-                f"{node_name(model)}-{tail}",
-                (*_drafter_options(model, drafter_cores), "--device", device),
+            Member(f"{name}-{tail}", (*_drafter_options(model, drafter_cores), "--device", device))
+            for name, model, device in zip(
+                names[1:], drafters, itertools.cycle(drafter_devices), strict=False
             )
-            for model, device in zip(drafters, itertools.cycle(drafter_devices), strict=False)
         ),
         broker=broker,
         broker_port=broker_port,
+        access=access,
     )
 
 
@@ -292,4 +346,14 @@ def _drafter_options(model: str, cores: str) -> tuple[str, ...]:
 
 def node_name(model: str) -> str:
     """A model's name as part of a node id."""
-    return "".join(c if c.isalnum() else "-" for c in Path(model).name)[:40]
+    name = Path(model).resolve().name if model in (".", "..") else Path(model).name
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:40] or "model"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of which the second and later ones of a kind are numbered; case does not count."""
+    taken: dict[str, None] = {}
+    for name in names:
+        numbered = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+        taken[next(n for n in numbered if n.lower() not in map(str.lower, taken))] = None
+    return list(taken)

@@ -25,6 +25,7 @@ from paho.mqtt.properties import Properties
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.broker_limits import BrokerLimits
+from edgecosine.node.broker_probe import other_way
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -248,6 +249,11 @@ def _without(will: Outgoing, reason_code: int | None) -> Outgoing:
     )
 
 
+def _is_wordless(error: aiomqtt.MqttError) -> bool:
+    """Whether nobody there has said anything in MQTT."""
+    return not isinstance(error, aiomqtt.MqttCodeError)
+
+
 def _may_be_older(error: aiomqtt.MqttError) -> bool:
     """Whether the broker may know only MQTT 3.1.1: it says so, or it is silent."""
     if isinstance(error, aiomqtt.MqttCodeError):
@@ -287,8 +293,13 @@ async def _enter(
     client._client.manual_ack_set(is_kept)
     try:
         await client.__aenter__()
-    except BaseException:
+    except BaseException as error:
+        is_cut = client._client.socket() is None
         _abandon(client)
+        if is_cut and isinstance(error, aiomqtt.MqttError) and _is_wordless(error):
+            hint = await other_way(address)
+            if hint:
+                raise BrokerLost(f"no connection to {address}: {error}; {hint}") from error
         raise
     client.timeout = _REPLY_TIMEOUT_S
     return client

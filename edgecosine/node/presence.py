@@ -17,6 +17,7 @@ from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
+from edgecosine.node.name_check import is_question
 from edgecosine.protocol.notices import (
     RENEW_S,
     NodePresence,
@@ -115,11 +116,12 @@ class Presence:
             )  # fmt: skip
 
     def _receive(self, message: Incoming) -> None:
-        """Correct what the will of a dead connection, or of a former life, says of us."""
+        """Correct what the will of a dead connection, or of a former life, says of us, and answer
+        who would have our name."""
         if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
             return
         said = read_node_status(message.payload)
-        if said is None or said.state in ("lost", "offline"):
+        if said is None or said.state in ("lost", "offline") or is_question(said, self._session):
             self._courier.send(self._said)
 
     def _status(self, presence: NodePresence) -> Outgoing:

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _STOP_TIMEOUT_S = 8.0
+_LAST_BYTES = 64 << 10
+_LAST_LINES = 3
+_ERROR = "Error: "
 
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -56,3 +59,18 @@ async def stop(process: asyncio.subprocess.Process, *, patience_s: float = _STOP
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def ending(code: int) -> str:
+    """How a process ended."""
+    return f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+def last_words(log: Path) -> str:
+    """Why a command of ours ended, of the file that takes its output: its errors, or its last
+    lines."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return " | ".join(errors or lines[-_LAST_LINES:]) or "it left no message"

@@ -8,6 +8,7 @@ somebody was not let in is logged, once a minute for each host.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from edgecosine.discovery.peer import Address
-from edgecosine.errors import ConfigError, LinkError, LinkLost, PeerRefused
+from edgecosine.errors import AddressTaken, ConfigError, LinkError, LinkLost, PeerRefused
 from edgecosine.node.complaints import Complaints
 from edgecosine.node.guard import ADVICE, explain
 from edgecosine.node.link import Link, LinkSettings
@@ -216,9 +217,11 @@ async def bind(address: Address) -> list[socket.socket]:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         return [_bind_one(family, where) for family, _, _, _, where in found[:1]]
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ConfigError("listen", str(address), f"a free address here ({reason})") from error
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number and number > 0 else str(error)
+        wrong = AddressTaken if number == errno.EADDRINUSE else ConfigError
+        raise wrong("listen", str(address), f"a free address here ({reason})") from error
 
 
 def _bind_any(port: int) -> socket.socket:

@@ -29,6 +29,7 @@ from edgecosine.node.journal import DiskJournal
 from edgecosine.node.link import Link
 from edgecosine.node.membership import Membership
 from edgecosine.node.moments import Moment
+from edgecosine.node.name_check import check_name
 from edgecosine.node.peers import Peers
 from edgecosine.node.presence import Presence, publish_state
 from edgecosine.node.readiness import Readiness
@@ -59,6 +60,7 @@ async def run_target(
     engine, loaded = await thread.run(functools.partial(load_target, config))
     assert loaded.codec is not None
     identity = identity_of(config, loaded)
+    await check_name(broker, config.cluster, config.node_id)
     balancer = Balancer()
     verifying = Verifying(
         engine=engine,

@@ -5,6 +5,7 @@ A directory of four files, all for their owner's eyes only. The key is made here
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +18,13 @@ from cryptography import x509
 from edgecosine.errors import ConfigError, EnrolmentError
 from edgecosine.security.certificates import common_name, key_pem, new_key, signing_request
 from edgecosine.security.enrolment import Admission, TrustList
-from edgecosine.security.files import check_private, make_private_directory, write_private
+from edgecosine.security.files import (
+    check_not_there,
+    check_private,
+    check_unshared,
+    make_private_directory,
+    write_private,
+)
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.trust import Trust, make_trust
 
@@ -58,8 +65,14 @@ class Credentials:
 
     @staticmethod
     def are_in(directory: Path) -> bool:
-        """Whether a node's credentials lie there."""
-        return (directory / NODE_FILE).exists()
+        """Whether a node's credentials lie there, as far as this user can see."""
+        return os.access(directory / NODE_FILE, os.F_OK)
+
+    @staticmethod
+    def check_place(directory: Path) -> None:
+        """Raises ConfigError when a directory is no place for credentials."""
+        check_unshared(directory, "credentials")
+        check_not_there(directory, (AUTHORITIES_FILE, REVOKED_FILE, _FACTS_FILE), "credentials")
 
     @classmethod
     def load(cls, directory: Path) -> Self:

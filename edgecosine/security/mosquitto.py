@@ -11,7 +11,10 @@ target   everything of its cluster, for its gateway answers everybody
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import os
+import pwd
 import re
 import secrets
 from collections.abc import Sequence
@@ -22,16 +25,21 @@ from typing import Final
 from edgecosine.errors import ConfigError
 from edgecosine.protocol.topics import REQUEST_KINDS, Topics, is_identifier
 from edgecosine.security.certificates import ENROLMENT_NAME
-from edgecosine.security.files import make_private_directory, write_private
+from edgecosine.security.files import check_unshared, make_private_directory, write_private
 
 CLIENT_PORT: Final = 8883
 NODE_PORT: Final = 8884
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]{1,253}", re.ASCII)
+_MAIN: Final = "mosquitto.conf"
 _PASSWORDS: Final = "passwords"
 _ITERATIONS: Final = 101
 """Mosquitto's own number; the passwords are drawn from 128 bits, so that nobody guesses them."""
-_CONFIGURATION: Final = """\
-# Made by `edgecosine cluster broker-config`, which may be run again to add clients or targets, to
+_MARK: Final = "# Made by `edgecosine cluster broker-config`"
+_ACCOUNTS: Final = ("mosquitto", "nobody")
+"""Whose rights Mosquitto takes when root starts it: the first of them that there is."""
+_CONFIGURATION: Final = (
+    _MARK
+    + """, which may be run again to add clients or targets, to
 # renew the broker's certificate and to tell it who was revoked.
 # Start: mosquitto -c {directory}/mosquitto.conf
 # The user that Mosquitto runs as must be able to read this directory and to write into it, and
@@ -66,6 +74,7 @@ use_identity_as_username true
 allow_anonymous false
 acl_file {directory}/nodes.acl
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,32 +109,79 @@ def check_host(host: str) -> str:
 def write_configuration(directory: Path, files: BrokerFiles) -> dict[str, str]:
     """Write the configuration; gives the passwords of clients that are new, by name.
 
-    Clients that are there already keep their passwords. Raises ConfigError for a client's name that
-    cannot be a level of a topic.
+    Clients that are there already keep their passwords. What root writes belongs to the user that
+    Mosquitto becomes. Raises ConfigError for a client's name that cannot be a level of a topic, and
+    for a directory with files that are not from here.
     """
     for name in files.clients:
         if not is_identifier(name):
             raise ConfigError("client", name, "1 to 64 letters, digits, '_', '.' or '-'")
-    make_private_directory(directory)
+    _check_ours(directory)
+    account = broker_account()
+    owner = (account.pw_uid, account.pw_gid) if account else None
+    make_private_directory(directory, owner)
     known = _read_passwords(directory / _PASSWORDS)
     new = {name: secrets.token_urlsafe(16) for name in files.clients if name not in known}
     known |= {name: hash_password(password) for name, password in new.items()}
-    write_private(directory / "broker.key", files.key)
-    write_private(directory / "broker.pem", files.chain)
-    write_private(directory / "authorities.pem", files.authorities)
-    write_private(directory / "revoked.pem", files.revoked)
-    write_private(directory / _PASSWORDS, "".join(f"{n}:{h}\n" for n, h in known.items()))
-    write_private(directory / "clients.acl", client_rules(files.topics, list(known)))
-    write_private(directory / "nodes.acl", node_rules(files.topics, files.targets))
-    write_private(
-        directory / "mosquitto.conf",
-        _CONFIGURATION.format(
+    contents = {
+        # The first one, for it tells whose directory this is.
+        _MAIN: _CONFIGURATION.format(
             directory=directory.absolute(),
             client_port=files.client_port,
             node_port=files.node_port,
         ),
-    )
+        "broker.key": files.key,
+        "broker.pem": files.chain,
+        "authorities.pem": files.authorities,
+        "revoked.pem": files.revoked,
+        _PASSWORDS: "".join(f"{n}:{h}\n" for n, h in known.items()),
+        "clients.acl": client_rules(files.topics, list(known)),
+        "nodes.acl": node_rules(files.topics, files.targets),
+    }
+    for name, text in contents.items():
+        write_private(directory / name, text, owner)
     return new
+
+
+def broker_account() -> pwd.struct_passwd | None:
+    """The user that Mosquitto becomes when we start it; None: it stays who we are."""
+    if os.geteuid() != 0:
+        return None
+    for name in _ACCOUNTS:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    return None
+
+
+def closed_to(account: pwd.struct_passwd, directory: Path) -> Path | None:
+    """The directory that keeps a user from working in `directory`, which may be this itself."""
+    groups = os.getgrouplist(account.pw_name, account.pw_gid)
+    for place in (*reversed(directory.absolute().parents), directory):
+        status = place.stat()
+        shift = 6 if status.st_uid == account.pw_uid else 3 if status.st_gid in groups else 0
+        wanted = os.X_OK | os.W_OK if place == directory else os.X_OK
+        if (status.st_mode >> shift) & wanted != wanted:
+            return place
+    return None
+
+
+def _check_ours(directory: Path) -> None:
+    if not directory.is_dir() or _is_marked(directory / _MAIN):
+        return
+    check_unshared(directory, "directory")
+    if foreign := next(directory.iterdir(), None):
+        raise ConfigError(
+            "directory", str(directory), "one that this command wrote, an empty or a new one; "
+            f"{foreign.name} is not from here, and was left as it is",
+        )  # fmt: skip
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MARK)) == _MARK.encode()
+    except FileNotFoundError:
+        return False
 
 
 def client_rules(topics: Topics, clients: Sequence[str]) -> str:

@@ -25,13 +25,13 @@ def drafter_names() -> tuple[str, ...]:
 
 def prompts() -> dict[str, list[str]]:
     """Held-out prompts by domain, 48 tokens each."""
-    entries: dict[str, Any] = json.loads((DIRECTORY / "prompts.json").read_text())
+    entries: dict[str, Any] = json.loads((DIRECTORY / "prompts.json").read_text(encoding="utf-8"))
     return {domain: [entry["text"] for entry in texts] for domain, texts in entries.items()}
 
 
 def acceptance() -> dict[str, dict[str, float]]:
     """Mean accepted tokens of each drafter's drafts at temperature 0, drafter by domain."""
-    card: dict[str, Any] = json.loads((DIRECTORY / "zoo.json").read_text())
+    card: dict[str, Any] = json.loads((DIRECTORY / "zoo.json").read_text(encoding="utf-8"))
     matrix: dict[str, dict[str, float]] = card["acceptance"]["0.0"]["matrix"]
     return matrix
 

@@ -49,7 +49,7 @@ def test_occupied_port_is_named() -> None:
 
 def test_target_needs_a_broker_url() -> None:
     done = _node("--role", "target", "--model", "target", "--broker", "none")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "MQTT" in done.stderr
 
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,25 @@ def test_broker_that_dies_is_noticed() -> None:
                 waiting = group.create_task(_end_of(broker))
                 os.kill(broker.pid, signal.SIGKILL)
             assert "ended with code -9" in waiting.result()
+
+    run(story())
+
+
+@needs_mosquitto
+def test_broker_starts_where_others_cannot_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            assert broker._log_path.is_relative_to(tmp_path)
+            first = broker.pid
+            os.kill(first, signal.SIGKILL)
+            await _end_of(broker)
+            await broker.restart()
+            assert broker.pid != first
 
     run(story())
 
