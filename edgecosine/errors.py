@@ -20,6 +20,7 @@ EdgecosineError
 └── EngineError            a model cannot be loaded or run
     ├── ModelUnavailable   no such model, or files are missing; says where it looked
     ├── ModelUnsupported   this family or setting cannot be served exactly; says why
+    ├── NoLogits           the model gave NaN or infinite logits for one request
     └── OutOfMemory        needs more than there is; says both figures
 """
 
@@ -150,6 +151,13 @@ class ModelUnavailable(EngineError):
 
 class ModelUnsupported(EngineError):
     """The model cannot be served under the exactness policy that was asked for."""
+
+
+class NoLogits(EngineError):
+    """For one request the model gave logits from which no token can be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__("the model gave NaN or infinite logits for this request")
 
 
 class OutOfMemory(EngineError):

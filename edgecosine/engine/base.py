@@ -53,10 +53,17 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """This work cannot be judged, for this reason; the others of its pass were."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class PassResult:
     """What one target pass gave: an outcome per work, and the rows that it computed."""
 
-    outcomes: list[Verdict | Prefilling]
+    outcomes: list[Verdict | Prefilling | Failed]
     num_rows: int
 
 
@@ -68,7 +75,11 @@ class TargetEngine(Protocol):
         """Tokens that a sequence may have, prompt and answer together."""
 
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
-        """Run one forward pass over all works and judge their trees."""
+        """Run one forward pass over all works and judge their trees.
+
+        What it raises says nothing of a single work; no work has got further then. An EngineError
+        is the end of the engine.
+        """
 
     def release(self, key: str) -> None:
         """The session ended; its cache is kept for a following turn until the room is needed."""

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "decoder.h"
@@ -67,7 +68,7 @@ void choose(const Growing& work, std::vector<int32_t>& chosen) {
 
 void add_guesses(Nodes& n, int32_t parent, const int64_t* tokens, const float* shares, int best) {
   for (int b = 0; b < best; b++) {
-    bool is_known = false;
+    bool is_known = !std::isfinite(shares[b]);  // the model gave no numbers
     for (int32_t node = parent + 1; node < n.count && !is_known; node++)
       is_known = n.parent[node] == parent && n.token[node] == tokens[b];
     if (is_known) continue;

@@ -61,6 +61,10 @@ class Recorder:
         """As `PassModel.move`."""
         self._model.move(slot, source, target)
 
+    def clear(self, slot: int) -> None:
+        """As `PassModel.clear`."""
+        self._model.clear(slot)
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
