@@ -162,3 +162,10 @@ class NoLogits(EngineError):
 
 class OutOfMemory(EngineError):
     """The device has less memory than the model, its cache and its workspace need."""
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The first plain error in what task groups have raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -59,11 +59,24 @@ class Failed:
     error: Exception
 
 
+Outcome = Verdict | Prefilling | Failed
+
+
+def verdict_of(outcome: Outcome) -> Verdict | None:
+    """The verdict; None while the prompt is read.
+
+    Raises what made the work fail.
+    """
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome if isinstance(outcome, Verdict) else None
+
+
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """What one target pass gave: an outcome per work, and the rows that it computed."""
 
-    outcomes: list[Verdict | Prefilling | Failed]
+    outcomes: list[Outcome]
     num_rows: int
 
 

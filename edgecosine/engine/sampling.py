@@ -3,9 +3,9 @@
 y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
 after penalties, bias, ban, temperature, top-k, top-p and min-p, in this order, and g is Gumbel
 noise. What is told of log-probabilities is the model's own distribution, before all of these.
-At a temperature below `MIN_TEMPERATURE` the noise is left out. The most probable token is in every
-support, however small the numbers that cut it. A draw reads its own row only, so it never depends on
-who shares the pass, and the support is cut before any noise is made.
+At a temperature below `MIN_TEMPERATURE` the noise is left out. No cut, however small its number,
+takes the most probable token away. A draw reads its own row only, so it never depends on who shares
+the pass, and the support is cut before any noise is made.
 """
 
 from __future__ import annotations

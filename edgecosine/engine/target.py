@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgecosine.engine.acceptance import walk
-from edgecosine.engine.base import Failed, PassResult, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import (
+    Failed,
+    Outcome,
+    PassResult,
+    Prefilling,
+    Verdict,
+    VerifyWork,
+)
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw, logprobs_of
@@ -105,9 +112,7 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree)
         return part
 
-    def _judge(
-        self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
-    ) -> Verdict | Prefilling | Failed:
+    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
         if part.remaining:
             return Prefilling(part.remaining)
         try:

@@ -20,9 +20,7 @@ _MAX_WORDS = 300
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
-    def __init__(
-        self, tokenizer: Any, eos_tokens: Sequence[int], num_rows: int = 1 << 31
-    ) -> None:
+    def __init__(self, tokenizer: Any, eos_tokens: Sequence[int], num_rows: int = 1 << 31) -> None:
         """`tokenizer` is one of transformers'; the model reads and says ids below `num_rows`."""
         self._tokenizer, self.num_rows = tokenizer, num_rows
         self.eos_tokens = frozenset(eos_tokens)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from edgecosine.errors import RequestError
+import logging
+
+from edgecosine.errors import NoLogits, RequestError, root_of
+
+logger = logging.getLogger(__name__)
 
 JOURNAL_RETRY_S = 5.0
 _DRAIN_RETRY_S = 5.0
@@ -19,6 +23,25 @@ DRAINING = RequestError(
     retry_after_s=_DRAIN_RETRY_S,
 )
 TOO_LONG = RequestError("the answer is too long for MQTT", code="answer_too_large", status=500)
+
+
+def fault_of(error: BaseException) -> RequestError:
+    """What the asker is told where something failed that nobody foresaw."""
+    if isinstance(root_of(error), NoLogits):
+        return RequestError(str(root_of(error)), code=INTERNAL.code, status=INTERNAL.status)
+    return RequestError(INTERNAL.message, code=INTERNAL.code, status=INTERNAL.status)
+
+
+def log_failure(key: str, error: BaseException) -> None:
+    """Say in one line why a request failed; where all is told, with the way there."""
+    is_debugging = logger.isEnabledFor(logging.DEBUG)
+    cause = root_of(error)
+    logger.error(
+        "request failed request=%s cause=%.300r",
+        key,
+        cause,
+        exc_info=cause if is_debugging else None,
+    )
 
 
 def unavailable(reason: str) -> RequestError:

@@ -22,6 +22,7 @@ from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
+from edgecosine.node.faults import log_failure
 from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
@@ -213,9 +214,13 @@ class Gateway:
 
     def _receive(self, message: Incoming) -> None:
         # A request that was let in is the broker's until it is in the journal.
-        if not self._take(message):
+        try:
+            if self._take(message):
+                return
             self._handle(message)
-            self._journal.then(message.acknowledge)
+        except Exception as error:  # noqa: BLE001 -- no message may keep the others from being read
+            logger.warning("message dropped topic=%.200s cause=%.300r", message.topic, error)
+        self._journal.then(message.acknowledge)
 
     def _take(self, message: Incoming) -> bool:
         """Whether it is a request, which is acknowledged when somebody has taken it."""
@@ -225,6 +230,8 @@ class Gateway:
                 if isinstance(reading, Accepted):
                     self._reception.take(reading, message.acknowledge)
                     return True
+                if (cause := reading.error.__cause__) is not None and reading.error.status >= 500:
+                    log_failure(reading.ticket.key, cause)
                 self._reception.refuse(reading.ticket, reading.error)
                 self._journal.then(message.acknowledge)
                 return True

@@ -47,6 +47,8 @@ class Job:
     said: dict[int, Committed]
     """By choice."""
     has_begun: bool = False
+    num_deaths: int = 0
+    """Processes that ended while it was at work, since its last new token."""
     fault: RequestError | None = None
     """Why it cannot go on."""
 
@@ -78,16 +80,20 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
     ):
         then, moment, ticket, request, num_starts, num_rounds_then = row
         num_rounds = sum(map(len, rounds[key].values()))
+        num_deaths = num_starts if num_rounds == num_rounds_then else 0
         fault = None
         if then != model:
             fault = _OTHER_MODEL
-        elif num_starts >= MAX_STARTS and num_rounds == num_rounds_then:
+        elif num_deaths >= MAX_STARTS:
             fault = DEADLY
         said = {choice: join(parts) for choice, parts in rounds[key].items()}
         age_s = now.since(_moment(moment))
         jobs.append(
-            Job(_ticket(ticket), _request(request), age_s, said, num_starts + num_rounds > 0, fault)
-        )
+            Job(
+                _ticket(ticket), _request(request), age_s, said,
+                has_begun=num_starts + num_rounds > 0, num_deaths=num_deaths, fault=fault,
+            )
+        )  # fmt: skip
     answers = tuple(
         Kept(
             key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
