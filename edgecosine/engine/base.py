@@ -141,7 +141,8 @@ class DraftEngine(Protocol):
     ) -> list[Proposal]:
         """Propose tokens for every work, batching the model's steps across them.
 
-        Works ahead end early, with what they have, once `is_awaited` says that others wait.
+        Works ahead end early, with what they have, once `is_awaited` says that others wait. What it
+        raises says nothing of a single work, and the next call finds the engine as good as before.
         """
 
     def release(self, key: str) -> None:

@@ -148,11 +148,16 @@ class TransformerDrafter:
     ) -> Generator[int, None, list[Proposal]]:
         """`draft`, one step of the model at a time; yields each step's rows."""
         busy = {work.key for work in batch}
-        draftings = [self._open(work, busy) for work in batch]
-        while growing := [drafting for drafting in draftings if not drafting.is_done]:
-            yield self._native_step(growing) if self._is_native(growing) else self._step(growing)
-            if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
-                break
+        try:
+            draftings = [self._open(work, busy) for work in batch]
+            while growing := [drafting for drafting in draftings if not drafting.is_done]:
+                is_native = self._is_native(growing)
+                yield self._native_step(growing) if is_native else self._step(growing)
+                if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
+                    break
+        except Exception:
+            self._slots.empty(busy)
+            raise
         return [drafting.proposal() for drafting in draftings]
 
     def release(self, key: str) -> None:
