@@ -68,7 +68,7 @@ class _Decoder(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
-                "embedding_bytes", "threads",
+                "embedding_bytes", "threads", "vocabulary", "slots",
             )
         ),
         ("epsilon", ctypes.c_float),
@@ -150,6 +150,8 @@ class FusedModel:
             cells=cells,
             embedding_bytes=embedding.element_size(),
             threads=threads,
+            vocabulary=embedding.shape[0],
+            slots=slots,
             epsilon=config.rms_norm_eps,
             scale=float(attention.scaling),
         )
@@ -167,25 +169,35 @@ class FusedModel:
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`."""
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
+
+        Raises IndexError where a token, a position or a cell is beyond the model's.
+        """
         logits = torch.empty(len(keep), self._num_outputs)
         wanted = torch.tensor(keep, dtype=torch.int64)
-        self._kernels.library.edgecosine_decode(
+        do_fit = self._kernels.library.edgecosine_decode(
             ctypes.byref(self._decoder),
             rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
             rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
             rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
+        if not do_fit:
+            raise IndexError("a token, a position or a cell of the pass is beyond the model's")
         if self._shortlist is not None:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
     def grow(self, works: ctypes.Array[Growing]) -> int:
-        """One step of drafting for all works in one pass; returns its rows."""
+        """One step of drafting for all works in one pass; returns its rows.
+
+        Raises IndexError as `forward` does.
+        """
         rows: int = self._kernels.library.edgecosine_grow(
             ctypes.byref(self._decoder), works, len(works)
         )
+        if rows < 0:
+            raise IndexError("a token, a position or a cell of the step is beyond the model's")
         return rows
 
     @torch.inference_mode()

@@ -94,6 +94,9 @@ class SlotModel:
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the model's device."""
+        cells = self._state.cells
+        if max(int(rows.cell.max()), int(rows.length.max()) - 1, int(rows.path.max())) >= cells:
+            raise IndexError("a cell of the pass is beyond the cache's")
         self._state.rows = rows = rows.to(self._model.device)
         with attending_by(self._state), _torch_threads(self._torch_threads):
             output = self._model(

@@ -130,7 +130,8 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
     library.edgecosine_grow.argtypes = [pointer, pointer, size]
     library.edgecosine_grow.restype = size
-    for name in ("pack", "linear", "attention", "decode", "rank"):
+    library.edgecosine_decode.restype = number
+    for name in ("pack", "linear", "attention", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
     return Kernels(
         library=library,

@@ -30,6 +30,7 @@ struct Decoder {
   const float *output_norm, *cosine, *sine;  // cosine, sine [positions, head_size / 2]
   const int64_t* shortlist;                  // the head's outputs as tokens, see rank.h; or null
   int64_t num_layers, hidden, heads, groups, head_size, inner, cells, embedding_bytes, threads;
+  int64_t vocabulary, slots;                   // rows of the embedding, and of the cache
   float epsilon, scale;
 };
 namespace {
@@ -128,6 +129,22 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
 #endif
 }
 
+// Whether rows read and write nothing outside of the embedding, the rotary tables and the cache.
+bool fit(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
+         const int32_t* cell, const int32_t* length, const int32_t* path, const int32_t* path_length,
+         int64_t paths, int64_t rows) {
+  const auto below = [](int64_t value, int64_t end) { return value >= 0 && value < end; };
+  for (int64_t t = 0; t < rows; t++) {
+    if (!below(tokens[t], d.vocabulary) || !below(positions[t], d.cells) ||
+        !below(slot[t], d.slots) || !below(cell[t], d.cells) || !below(length[t], d.cells + 1) ||
+        !below(path_length[t], paths + 1))
+      return false;
+    for (int64_t i = 0; i < path_length[t]; i++)
+      if (!below(path[t * paths + i], d.cells)) return false;
+  }
+  return true;
+}
+
 void embed(const Decoder& d, const int64_t* tokens, int64_t rows, float* x) {
   for (int64_t t = 0; t < rows; t++)
     for (int64_t i = 0; i < d.hidden; i++) {
@@ -151,10 +168,12 @@ void place_heads(const Decoder& d, const Layer& layer, const int64_t* positions,
 }
 
 // Runs rows through the decoder and gives logits [keeps, vocabulary] of the rows numbered in `keep`.
-void decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
+// Does nothing and returns false where they do not fit.
+bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
             const int32_t* cell, const int32_t* length, const int32_t* path,
             const int32_t* path_length, int64_t paths, int64_t rows, const int64_t* keep,
             int64_t keeps, float* logits) {
+  if (!fit(d, tokens, positions, slot, cell, length, path, path_length, paths, rows)) return false;
   const int threads = static_cast<int>(d.threads);
   const int64_t size = d.head_size, query = d.heads * size, width = query + 2 * d.groups * size;
   thread_local std::vector<float> state, normed, mixed, inner;
@@ -189,6 +208,7 @@ void decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, c
   for (int64_t k = 0; k < keeps; k++)
     normalize(&state[keep[k] * d.hidden], d.output_norm, d.epsilon, &normed[k * d.hidden], d.hidden);
   linear_of(d.head, normed.data(), logits, keeps, threads);
+  return true;
 }
 
 }  // namespace

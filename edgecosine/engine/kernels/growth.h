@@ -85,7 +85,7 @@ void add_guesses(Nodes& n, int32_t parent, const int64_t* tokens, const float* s
   }
 }
 
-// Reads nodes of all works in one pass; returns its rows.
+// Reads nodes of all works in one pass; returns its rows, or -1 where they do not fit.
 int64_t grow(const Decoder& decoder, Growing* works, int64_t count) {
   thread_local std::vector<int32_t> chosen, nodes, slot, cell, length, path, path_length;
   thread_local std::vector<int64_t> owner, tokens, positions, keep;
@@ -123,8 +123,9 @@ int64_t grow(const Decoder& decoder, Growing* works, int64_t count) {
   }
   const int64_t outputs = decoder.head.outputs;
   logits.resize(rows * outputs);
-  decode(decoder, tokens.data(), positions.data(), slot.data(), cell.data(), length.data(),
-         path.data(), path_length.data(), deepest, rows, keep.data(), rows, logits.data());
+  if (!decode(decoder, tokens.data(), positions.data(), slot.data(), cell.data(), length.data(),
+              path.data(), path_length.data(), deepest, rows, keep.data(), rows, logits.data()))
+    return -1;
   const int best = static_cast<int>(std::min<int64_t>(kGuesses, outputs));
   for (int64_t r = 0; r < rows; r++) {
     const Growing& work = works[owner[r]];

@@ -75,13 +75,13 @@ void edgecosine_attention(const void* query, const void* new_keys, const void* n
 }
 
 // Runs rows through a whole decoder and gives logits [keeps, vocabulary] of the rows numbered in
-// `keep`. Rows are described as for edgecosine_attention.
-void edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
-                       const int32_t* slot, const int32_t* cell, const int32_t* length,
-                       const int32_t* path, const int32_t* path_length, int64_t paths, int64_t rows,
-                       const int64_t* keep, int64_t keeps, float* logits) {
-  decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows, keep,
-         keeps, logits);
+// `keep`. Rows are described as for edgecosine_attention. Returns 0 where they do not fit.
+int edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
+                      const int32_t* slot, const int32_t* cell, const int32_t* length,
+                      const int32_t* path, const int32_t* path_length, int64_t paths, int64_t rows,
+                      const int64_t* keep, int64_t keeps, float* logits) {
+  return decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows,
+                keep, keeps, logits);
 }
 
 // The best guesses of rows of logits [rows, vocabulary]: tokens and shares [rows, best]. keys[row] is
@@ -94,7 +94,7 @@ void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
          best, tokens + r * best, shares + r * best);
 }
 
-// One step of drafting for `count` works in one pass; returns its rows.
+// One step of drafting for `count` works in one pass; returns its rows, or -1 where they do not fit.
 int64_t edgecosine_grow(const Decoder* decoder, Growing* works, int64_t count) {
   return grow(*decoder, works, count);
 }
