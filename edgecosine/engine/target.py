@@ -22,7 +22,7 @@ from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
 from edgecosine.errors import NoLogits
 from edgecosine.protocol.request import Logprobs
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.tree import EMPTY_TREE, ROOT
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ class TransformerTarget:
         self._model, self._num_tokens = model, num_tokens
         self._eos_tokens = frozenset(eos_tokens)
         self._slots = Slots(slots)
+        self._bare: set[str] = set()
+        """Sessions whose trees are left out until their next verdict."""
         self._max_context = max_context
         self._chunk = chunk
 
@@ -89,10 +91,13 @@ class TransformerTarget:
     def release(self, key: str) -> None:
         """Give the session's slot back."""
         self._slots.release(key)
+        self._bare.discard(key)
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
     ) -> _Part | Failed:
+        if work.key in self._bare:
+            work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
@@ -120,7 +125,11 @@ class TransformerTarget:
         except NoLogits as error:
             part.slot.keep(0)
             self._model.clear(part.slot.index)
-            return Failed(error)
+            if not len(part.work.tree):
+                return Failed(error)
+            # Where attention masks, a node without numbers takes them from its whole tree.
+            self._bare.add(part.work.key)
+            return Prefilling(len(part.work.tokens))
         except Exception as error:  # noqa: BLE001 -- it is this request's alone
             return Failed(error)
 
@@ -142,6 +151,7 @@ class TransformerTarget:
             return draw(logits[first + node], position, how, said, prompt, banned)
 
         verdict = walk(work.tree, token_after)
+        self._bare.discard(work.key)
         if work.top_logprobs is not None:
             rows = [logits[first + node] for node in (ROOT, *verdict.path)]
             verdict = replace(verdict, logprobs=_logprobs(work, verdict, rows))

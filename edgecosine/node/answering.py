@@ -150,7 +150,7 @@ class Answering:
                 self.fail(entry, "failed", fault)
             except Exception as another:  # noqa: BLE001 -- the final must go out
                 log_failure(entry.ticket.key, another)
-            else:
+            if entry.is_told or entry.is_elsewhere:
                 return
         self._ledger.forget(entry.ticket.key)
         self._vacate(entry)
@@ -258,11 +258,13 @@ class Answering:
             state, final = "failed", error_message(entry.ticket, TOO_LONG)
         key, digest = entry.ticket.key, entry.ticket.digest
         kept_until = self._journal.wall_s() + self._keep_answers_s
-        parts = self._telling.whole(entry)
+        is_stream = entry.ticket.wants_stream
+        parts = self._telling.whole(entry) if is_stream else ()
         self._journal.finish(Kept(key, digest, state, final, kept_until, parts=parts))
         self._ledger.finish(entry, state, final, _now())
         self._vacate(entry)
-        self._telling.last_part(entry)
+        if is_stream:
+            self._telling.last_part(entry)
         self._telling.owe(key, final)
         entry.is_told = True
         self._telling.state(entry)

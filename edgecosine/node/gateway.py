@@ -22,7 +22,6 @@ from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
-from edgecosine.node.faults import log_failure
 from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
@@ -230,8 +229,6 @@ class Gateway:
                 if isinstance(reading, Accepted):
                     self._reception.take(reading, message.acknowledge)
                     return True
-                if (cause := reading.error.__cause__) is not None and reading.error.status >= 500:
-                    log_failure(reading.ticket.key, cause)
                 self._reception.refuse(reading.ticket, reading.error)
                 self._journal.then(message.acknowledge)
                 return True

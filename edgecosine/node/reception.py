@@ -22,6 +22,7 @@ from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
 from edgecosine.node.faults import (
     DRAINING,
+    INTERNAL,
     JOURNAL_RETRY_S,
     fault_of,
     log_failure,
@@ -230,6 +231,8 @@ class Reception:
 
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
+        if error.code == INTERNAL.code and error.__cause__ is not None:
+            log_failure(ticket.key, error.__cause__)
         self._counters.count("refused", error.code)
         logger.info("request refused request=%s code=%s", ticket.key, error.code)
         self._telling.send(error_message(ticket, error))

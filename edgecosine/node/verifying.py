@@ -125,8 +125,8 @@ class Verifying:
             self._ended = now()
             while True:
                 await self._gather_batch()
-                result = await self._pass()
-                self._batch = self._settle(result)
+                if self._batch:
+                    self._batch = self._settle(await self._pass())
         finally:
             self._mailbox.close()
             for envelope in self._batch:
@@ -150,6 +150,7 @@ class Verifying:
             ends = min(ends, moment + held_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
                 self._give_up(ends)
+                self._batch = [envelope for envelope in self._batch if envelope.is_open]
                 break
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
@@ -186,8 +187,9 @@ class Verifying:
             self.has_failed = True
             raise
         except Exception as error:  # noqa: BLE001 -- whose fault it is remains to be seen
+            result = await self._one_by_one(works, error)
             self.num_passes += 1
-            return await self._one_by_one(works, error)
+            return result
         self.num_passes += 1
         ended = now()
         self.busy_s += elapsed_s
