@@ -566,6 +566,36 @@ def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path
     run(story())
 
 
+@pytest.mark.parametrize(
+    ("lost", "damage"),
+    [
+        ("1", "UPDATE jobs SET request = x'c1' WHERE key = 'a/1'"),
+        ("3", "UPDATE answers SET final = x'c1' WHERE key = 'a/3'"),
+    ],
+)
+def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
+    lost: str, damage: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            at.is_acknowledging = False
+            for name, prompt in (("1", "hm"), ("2", "hm"), ("3", "x"), ("4", "x")):
+                at.take(name, prompt)
+            for name in "34":
+                await at.expect(HOME.response("a", name))
+            await at.journal.settled()
+            at.journal.store.write([(damage, ())], is_lasting=False)
+        for _ in range(2):
+            async with desk(tmp_path) as at:
+                at.is_acknowledging = False
+                for name in {*"1234"} - {lost}:
+                    await at.expect(HOME.response("a", name))
+                assert not await at.expect(HOME.response("a", lost), 0)
+
+    run(story())
+
+
 def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)
