@@ -28,6 +28,11 @@ class Turn:
         """That the session has made, once it has ended with an answer."""
         self._places = places
 
+    def begin(self) -> None:
+        """It has come; whoever was cancelled while waiting leaves in a moment."""
+        if not self.begun.done():
+            self.begun.set_result(None)
+
     async def __aenter__(self) -> Self:
         try:
             await self.begun
@@ -101,13 +106,10 @@ class Places:
             if not self._admission.num_at_work:
                 for turn in self._suspects[0]:
                     self._admission.take(turn.job, _now())
-                    turn.begun.set_result(None)
+                    turn.begin()
             return
         while (job := self._admission.start(_now())) is not None:
-            begun = self._turns[job].begun
-            # Whoever was cancelled while waiting leaves in a moment.
-            if not begun.done():
-                begun.set_result(None)
+            self._turns[job].begin()
 
 
 def _room(request: Request) -> int:
