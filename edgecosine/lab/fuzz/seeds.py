@@ -103,8 +103,12 @@ def requests() -> list[bytes]:
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
     limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
-    bodies = (render_body(_REQUEST), render_body(completion), b"To be, or", parts, limits)
-    return [bytes((kind,)) + body for kind, body in zip((0, 1, 2, 0, 1), bodies, strict=True)]
+    tiny = (
+        b'{"prompt":"x","temperature":1e-46,"top_p":5e-324,"min_p":1e-45,"repetition_penalty":0.01,'
+        b'"logit_bias":{"4096":1e-40},"stop_token_ids":[4096],"min_tokens":3}'
+    )
+    bodies = (render_body(_REQUEST), render_body(completion), b"To be, or", parts, limits, tiny)
+    return [bytes((kind,)) + body for kind, body in zip((0, 1, 2, 0, 1, 1), bodies, strict=True)]
 
 
 def topics() -> list[bytes]:
