@@ -19,6 +19,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
 from edgecosine.errors import LinkError
 from edgecosine.node.complaints import Complaints
 from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.faults import cause_of
 from edgecosine.protocol.messages import (
     MAX_SURPRISE,
     AnyMessage,
@@ -196,7 +197,7 @@ class Drafting:
 
     def _complain(self, key: str, error: Exception) -> None:
         if self._complaints.is_due(type(error).__name__, time.monotonic()):
-            logger.error("draft failed request=%s cause=%.300r", key, error)
+            logger.error("draft failed request=%s cause=%s", key, cause_of(error))
 
     async def _run_engine(
         self, works: list[DraftWork], released: list[str]

@@ -15,6 +15,7 @@ from typing import Final, NoReturn, Protocol
 from edgecosine.config import STALL_TIMEOUT_S
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped
+from edgecosine.node.faults import cause_of
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE
 
@@ -101,7 +102,7 @@ class Readiness:
         except ActorStopped:
             return  # the node is ending
         except Exception as error:  # noqa: BLE001 -- that is what it is sent to find out
-            self._wrong = f"the engine fails at our own prompt: {error!r}"
+            self._wrong = f"the engine fails at our own prompt: {cause_of(error)}"
             return
         finally:
             self._passes.release(CANARY)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import RequestError
+from edgecosine.node.faults import cause_of
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
 from edgecosine.node.records import Kept
@@ -99,7 +100,7 @@ def _giving_up(journal: DiskJournal, key: str) -> Iterator[None]:
     try:
         yield
     except msgspec.MsgspecError as error:
-        logger.error("journalled request cannot be read request=%s cause=%.300r", key, error)  # noqa: TRY400
+        logger.error("journalled request cannot be read request=%s cause=%s", key, cause_of(error))  # noqa: TRY400
         journal.forget(key)
 
 

@@ -30,6 +30,7 @@ from edgecosine.engine.profile import profile
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.clock import now
 from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.faults import cause_of
 from edgecosine.node.mailbox import Envelope, Mailbox
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE
@@ -205,14 +206,15 @@ class Verifying:
 
         Raises EngineError when it is the engine that fails.
         """
-        logger.warning("pass failed works=%d error=%.300r", len(works), error)
+        logger.warning("pass failed works=%d cause=%s", len(works), cause_of(error))
         outcomes = [Failed(error) if len(works) == 1 else await self._alone(work) for work in works]
         if any(isinstance(outcome, Failed) for outcome in outcomes):
             probe = await self._alone(_PROBE)
             self._released.append(_PROBE.key)
             if isinstance(probe, Failed):
                 self.has_failed = True
-                raise EngineError(f"the engine does not run any more: {probe.error!r}")
+                reason = cause_of(probe.error)
+                raise EngineError(f"the engine does not run any more: {reason}")
         return PassResult(outcomes, 0)
 
     async def _alone(self, work: VerifyWork) -> Outcome:
