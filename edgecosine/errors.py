@@ -22,6 +22,7 @@ EdgecosineError
 └── EngineError            a model cannot be loaded or run
     ├── ModelUnavailable   no such model, or files are missing; says where it looked
     ├── ModelUnsupported   this family or setting cannot be served exactly; says why
+    ├── NoLogits           the model gave NaN or infinite logits for one request
     └── OutOfMemory        needs more than there is; says both figures
 """
 
@@ -166,5 +167,19 @@ class ModelUnsupported(EngineError):
     """The model cannot be served under the exactness policy that was asked for."""
 
 
+class NoLogits(EngineError):
+    """For one request the model gave logits from which no token can be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__("the model gave NaN or infinite logits for this request")
+
+
 class OutOfMemory(EngineError):
     """The device has less memory than the model, its cache and its workspace need."""
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The first plain error in what task groups have raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

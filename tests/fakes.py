@@ -28,7 +28,7 @@ class ScriptedService:
         self.words = words
         self.max_sessions = max_sessions
         self.held: dict[str, asyncio.Event] = {}
-        self.errors: dict[str, Exception] = {}
+        self.errors: dict[str, BaseException] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
         self.has_broken = False

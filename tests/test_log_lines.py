@@ -37,7 +37,7 @@ def formats() -> list[tuple[str, str]]:
             match call:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="logger"), attr=level), args=args
-                ):
+                ) if level != "isEnabledFor":
                     told = args[1] if level == "log" else args[0]
                     where = f"{file.relative_to(package)}:{call.lineno}"
                     found.append((where, ast.literal_eval(told)))

@@ -127,6 +127,11 @@ class Admission:
         self._since[job] = now
         return job
 
+    def take(self, job: Job, now: float) -> None:
+        """A job that waits is at work from now on, whosever turn it is."""
+        self._queue.take(job)
+        self._since[job] = now
+
     def leave(self, job: Job, now: float, num_tokens: int | None = None) -> None:
         """A job does not wait any more or has ended, with an answer of so many tokens if any."""
         since = self._since.pop(job, None)

@@ -112,6 +112,14 @@ class FairQueue:
         self._size -= 1
         return job
 
+    def take(self, job: Job) -> None:
+        """A job that waits is at work out of turn, until `settle`."""
+        client = self._clients[job.client_id]
+        client.waiting = [entry for entry in client.waiting if entry[2] is not job]
+        client.tag += job.cost
+        client.num_at_work += 1
+        self._size -= 1
+
     def settle(self, job: Job, cost: float) -> None:
         """A job that was at work has ended, having cost so many tokens."""
         client = self._clients[job.client_id]

@@ -274,7 +274,7 @@ def _who_and_where(
         return node_id or lasting_name(state_dir, drawn), state_dir
     try:
         base = state_dir or default_state(cluster, node_id or "")
-    except RuntimeError:  # nobody knows where the user's home is
+    except ConfigError:  # this user has no place for it
         return node_id or drawn, None
     if node_id is not None:
         return node_id, base

@@ -53,10 +53,30 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """This work cannot be judged, for this reason; the others of its pass were."""
+
+    error: Exception
+
+
+Outcome = Verdict | Prefilling | Failed
+
+
+def verdict_of(outcome: Outcome) -> Verdict | None:
+    """The verdict; None while the prompt is read.
+
+    Raises what made the work fail.
+    """
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome if isinstance(outcome, Verdict) else None
+
+
+@dataclass(frozen=True, slots=True)
 class PassResult:
     """What one target pass gave: an outcome per work, and the rows that it computed."""
 
-    outcomes: list[Verdict | Prefilling]
+    outcomes: list[Outcome]
     num_rows: int
 
 
@@ -68,7 +88,11 @@ class TargetEngine(Protocol):
         """Tokens that a sequence may have, prompt and answer together."""
 
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
-        """Run one forward pass over all works and judge their trees."""
+        """Run one forward pass over all works and judge their trees.
+
+        What it raises says nothing of a single work; no work has got further then. An EngineError
+        is the end of the engine.
+        """
 
     def release(self, key: str) -> None:
         """The session ended; its cache is kept for a following turn until the room is needed."""
@@ -118,7 +142,8 @@ class DraftEngine(Protocol):
         """Propose tokens for every work, batching the model's steps across them; none for a
         sequence beyond the engine's context.
 
-        Works ahead end early, with what they have, once `is_awaited` says that others wait.
+        Works ahead end early, with what they have, once `is_awaited` says that others wait. What it
+        raises says nothing of a single work, and the next call finds the engine as good as before.
         """
 
     def release(self, key: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from edgecosine.engine.base import DraftWork, Proposal, never
 from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.growth import Growing, Growth
-from edgecosine.engine.guessing import cuts_nothing, guess, seed_of
+from edgecosine.engine.guessing import cuts_nothing, guess, inverse_temperature, seed_of
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.noise import noise_seed
@@ -150,11 +150,16 @@ class TransformerDrafter:
         fits = [len(work.tokens) <= self._max_context for work in batch]
         works = [work for work, is_within in zip(batch, fits, strict=True) if is_within]
         busy = {work.key for work in works}
-        draftings = [self._open(work, busy) for work in works]
-        while growing := [drafting for drafting in draftings if not drafting.is_done]:
-            yield self._native_step(growing) if self._is_native(growing) else self._step(growing)
-            if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
-                break
+        try:
+            draftings = [self._open(work, busy) for work in works]
+            while growing := [drafting for drafting in draftings if not drafting.is_done]:
+                is_native = self._is_native(growing)
+                yield self._native_step(growing) if is_native else self._step(growing)
+                if is_awaited() and all(drafting.work.ahead is not None for drafting in draftings):
+                    break
+        except Exception:
+            self._slots.empty(busy)
+            raise
         made = iter([drafting.proposal() for drafting in draftings])
         return [next(made) if is_within else Proposal((), ()) for is_within in fits]
 
@@ -203,18 +208,18 @@ class TransformerDrafter:
 
     def _growing(self, drafting: Drafting) -> Growing:
         work, laid = drafting.work, drafting.laid
-        temperature = work.coupling.temperature
+        is_noisy = not work.coupling.is_greedy
         return Growing(
             nodes=ctypes.pointer(drafting.growth.nodes),
             laid=(ctypes.c_int32 * len(laid))(*laid),
-            noise_seed=noise_seed(seed_of(work.coupling)) if temperature else 0,
+            noise_seed=noise_seed(seed_of(work.coupling)) if is_noisy else 0,
             num_laid=len(laid),
             slot=drafting.slot.index,
             width=work.width,
             room=TREE_ROOM,
             deepest=self._max_context - drafting.growth.length,
-            inverse_temperature=1.0 / (temperature or 1.0),
-            is_noisy=temperature > 0.0,
+            inverse_temperature=inverse_temperature(work.coupling),
+            is_noisy=is_noisy,
         )
 
     def _step(self, growing: list[Drafting]) -> int:

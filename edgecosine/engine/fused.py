@@ -209,6 +209,9 @@ class FusedModel:
         for cache in self._caches:
             cache.move(slot, from_cells, to_cells)
 
+    def clear(self, slot: int) -> None:
+        """Nothing to do: the kernels read no cell that a row does not see."""
+
     @contextmanager
     def widely(self, _cells: int) -> Iterator[PassModel]:
         """Context in which inputs of linear layers are not rounded to bfloat16."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import heapq
+import math
 from collections.abc import Sequence
 
 from edgecosine.engine.base import Proposal
@@ -116,12 +117,14 @@ class Growth:
         return found[::-1]
 
     def add_guesses(self, parent: int, guesses: Guesses) -> None:
-        """The model's best continuations of a node that was read, or of the root."""
+        """The model's best continuations of a node that was read, or of the root; none where the
+        model gave no numbers."""
         self._catch_up()
         if parent == ROOT:
             self.is_root_read = True
         for token, confidence in zip(guesses.tokens, guesses.confidences, strict=True):
-            if (parent, token) not in self._children and self.room:
+            is_new = (parent, token) not in self._children
+            if is_new and self.room and math.isfinite(confidence):
                 self._add(parent, token, confidence)
 
     def lay(self, tree: TokenTree, shares: Sequence[float] = ()) -> list[int]:

@@ -38,7 +38,7 @@ def guess(
     """The `count` best guesses for each row."""
     if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, couplings)):
         return _guess_by_kernel(logits, positions, couplings, count, kernels)
-    if any(coupling.temperature for coupling in couplings):
+    if not all(coupling.is_greedy for coupling in couplings):
         rows = zip(logits, positions, couplings, strict=True)
         return _read([_rank(row, position, how, count) for row, position, how in rows])
     best = torch.topk(logits, min(count, logits.shape[1]))
@@ -49,13 +49,13 @@ def guess(
 def cuts_nothing(coupling: Coupling) -> bool:
     """Whether all tokens stay in the draw."""
     is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
-    return is_whole or coupling.temperature == 0.0
+    return is_whole or coupling.is_greedy
 
 
 def _rank(
     logits: torch.Tensor, position: int, coupling: Coupling, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if coupling.temperature == 0.0:
+    if coupling.is_greedy:
         tokens, ranked = torch.arange(logits.numel(), device=logits.device), logits.double()
     else:
         candidates = support(logits, coupling)
@@ -89,11 +89,11 @@ def _guess_by_kernel(
     count = min(count, vocabulary)
     tokens = (ctypes.c_int64 * (rows * count))()
     shares = (ctypes.c_float * (rows * count))()
-    inverse = (ctypes.c_float * rows)(*(1.0 / (c.temperature or 1.0) for c in couplings))
-    is_noisy = (ctypes.c_uint8 * rows)(*(c.temperature > 0.0 for c in couplings))
+    inverse = (ctypes.c_float * rows)(*map(inverse_temperature, couplings))
+    is_noisy = (ctypes.c_uint8 * rows)(*(not c.is_greedy for c in couplings))
     keys = (ctypes.c_uint64 * rows)(
         *(
-            noise_key(seed_of(coupling), position) if coupling.temperature else 0
+            0 if coupling.is_greedy else noise_key(seed_of(coupling), position)
             for position, coupling in zip(positions, couplings, strict=True)
         )
     )
@@ -102,6 +102,11 @@ def _guess_by_kernel(
     )
     starts = range(0, rows * count, count)
     return [Guesses(tokens[i : i + count], shares[i : i + count]) for i in starts]
+
+
+def inverse_temperature(coupling: Coupling) -> float:
+    """What logits are multiplied by; 1 where the draw is greedy."""
+    return 1.0 if coupling.is_greedy else 1.0 / coupling.temperature
 
 
 def seed_of(coupling: Coupling) -> int:

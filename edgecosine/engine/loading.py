@@ -57,7 +57,11 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
         slots=options.slots,
         max_context=loaded.max_context,
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
+        num_tokens=loaded.num_rows,
     )
+    assert loaded.codec is not None
+    if (fault := loaded.codec.chat_fault()) is not None:
+        logger.warning("chats are refused, completions are served: reason=%s", fault)
     logger.info(
         "target loaded: model=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
         loaded.name,
@@ -120,17 +124,20 @@ def load_model(
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
+        num_rows = int(model.get_input_embeddings().num_embeddings)
         reference = _reference(model, options.quantize, plan.context)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
-    codec = TextCodec(tokenizer, _eos_tokens(model))
+    num_tokens = min(num_rows, reference.truth.shape[1])
+    codec = TextCodec(tokenizer, _known(_eos_tokens(model), num_tokens), num_tokens)
     weights, cache = runner.held
     loaded = Loaded(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
         dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
+        num_rows=num_rows,
     )  # fmt: skip
     return runner, loaded, plan.cells
 
@@ -270,6 +277,15 @@ def _eos_tokens(model: Any) -> list[int]:
     if eos is None:
         return []
     return [eos] if isinstance(eos, int) else list(eos)
+
+
+def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
+    """Those end tokens that the model can say; no other one can be drawn, or kept from it."""
+    known = [token for token in eos_tokens if token < num_tokens]
+    if len(known) < len(eos_tokens):
+        beyond = sorted(set(eos_tokens).difference(known))
+        logger.warning("end tokens beyond the model left out: ids=%s tokens=%d", beyond, num_tokens)
+    return known
 
 
 def _display_name(options: LoadOptions) -> str:

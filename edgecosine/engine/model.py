@@ -39,6 +39,9 @@ class PassModel(Protocol):
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
 
+    def clear(self, slot: int) -> None:
+        """Let nothing that lies in a slot reach rows that do not see it, NaN included."""
+
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     """Memory of tensors, of their local shards where they are split; shared memory counts once."""
@@ -91,6 +94,9 @@ class SlotModel:
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the model's device."""
+        cells = self._state.cells
+        if max(int(rows.cell.max()), int(rows.length.max()) - 1, int(rows.path.max())) >= cells:
+            raise IndexError("a cell of the pass is beyond the cache's")
         self._state.rows = rows = rows.to(self._model.device)
         with attending_by(self._state), _torch_threads(self._torch_threads):
             output = self._model(
@@ -115,6 +121,9 @@ class SlotModel:
         from_cells, to_cells = torch.tensor(source), torch.tensor(target)
         for layer in self._state.layers.values():
             layer.move(slot, from_cells, to_cells)
+
+    def clear(self, slot: int) -> None:
+        """Nothing to do: all cells that a pass reads were written for the sequence at hand."""
 
     @contextmanager
     def widely(self, cells: int) -> Iterator[PassModel]:

@@ -68,8 +68,8 @@ def load_kernels() -> Kernels:
             return _load(compiler, kept / name)
         except OSError as error:
             logger.warning(
-                "kernels cannot be kept in %s (%s), and are built at each start; set XDG_CACHE_HOME"
-                " to another place", kept, error.strerror or error,
+                "kernels cannot be kept and are built at each start: directory=%s reason=%s "
+                "advice=set XDG_CACHE_HOME to another place", kept, error.strerror or error,
             )  # fmt: skip
     try:
         # What is loaded stays when its file goes.

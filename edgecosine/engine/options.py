@@ -55,3 +55,5 @@ class Loaded:
     """What is computed in."""
     digest: str = ""
     """Of the model's files."""
+    num_rows: int = 0
+    """Of the embedding: token ids below can be read."""

@@ -90,6 +90,9 @@ class ParallelModel:
 
         self._guarded(run)
 
+    def clear(self, slot: int) -> None:
+        """Nothing to do: ranks run no passes of fixed shapes."""
+
     def _guarded(self, run: Callable[[], Result]) -> Result:
         if self._failure is not None:
             raise self._failure

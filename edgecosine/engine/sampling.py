@@ -3,12 +3,14 @@
 y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
 after penalties, bias, ban, temperature, top-k, top-p and min-p, in this order, and g is Gumbel
 noise. What is told of log-probabilities is the model's own distribution, before all of these.
-At temperature 0 the noise is left out. A draw reads its own row only, so it never depends on
-who shares the pass, and the support is cut before any noise is made.
+At a temperature below `MIN_TEMPERATURE` the noise is left out. No cut, however small its number,
+takes the most probable token away. A draw reads its own row only, so it never depends on who shares
+the pass, and the support is cut before any noise is made.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 
 from edgecosine.engine.noise import gumbel
 from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Logprobs, Sampling
+from edgecosine.protocol.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
 
 _FIRST_GUESS = 256
 """Tokens looked at before the whole vocabulary is sorted for top-p."""
@@ -49,7 +51,7 @@ def adjust(
     if sampling.repetition_penalty != 1.0 and (seen := sorted({*counts, *prompt})):
         ids = torch.tensor(seen, device=logits.device)
         values = logits[ids]
-        penalty = sampling.repetition_penalty
+        penalty = max(MIN_REPETITION_PENALTY, sampling.repetition_penalty)
         logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
     if counts and (sampling.presence_penalty or sampling.frequency_penalty):
         ids = torch.tensor(list(counts), device=logits.device)
@@ -61,8 +63,9 @@ def adjust(
 
 
 def support(logits: torch.Tensor, sampling: Sampling | Coupling) -> Support:
-    """The drawable tokens of adjusted logits [vocabulary] at a temperature above 0."""
-    scaled = logits.float() / sampling.temperature
+    """The drawable tokens of adjusted logits [vocabulary] at a temperature that is not greedy."""
+    # Differences of logits are exact near the highest one; quotients of logits are not.
+    scaled = (logits.float() - logits.max()) / sampling.temperature
     if sampling.top_k:
         values, tokens = torch.topk(scaled, min(sampling.top_k, scaled.numel()))
         logprobs = values - torch.logsumexp(values, 0)
@@ -73,9 +76,11 @@ def support(logits: torch.Tensor, sampling: Sampling | Coupling) -> Support:
         logprobs = torch.log_softmax(scaled, 0)
     if sampling.top_p < 1.0:
         before = torch.cumsum(logprobs.exp(), 0) - logprobs.exp()
-        tokens, logprobs = _keep(tokens, logprobs, before < sampling.top_p)
+        is_kept = before < sampling.top_p
+        is_kept[0] = True  # float32 makes 0 of the smallest top-p
+        tokens, logprobs = _keep(tokens, logprobs, is_kept)
     if sampling.min_p > 0.0:
-        floor = logprobs.max() + torch.log(torch.tensor(sampling.min_p))
+        floor = logprobs.max() + math.log(sampling.min_p)
         tokens, logprobs = _keep(tokens, logprobs, logprobs >= floor)
     return Support(tokens, logprobs)
 

@@ -6,7 +6,7 @@ room is needed, so that a following turn of a conversation finds its prefix ther
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -83,6 +83,12 @@ class Slots:
         if not idle:
             raise ValueError("a pass has more sessions than the cache has slots")
         return min(idle, key=lambda s: s.last_used)
+
+    def empty(self, keys: Iterable[str]) -> None:
+        """Nobody knows what lies in these sessions' slots."""
+        for key in keys:
+            if (slot := self._by_key.get(key)) is not None:
+                slot.keep(0)
 
     def release(self, key: str) -> None:
         """The session gives its slot back; the tokens stay for who can use them."""

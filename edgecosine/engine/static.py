@@ -115,6 +115,13 @@ class StaticModel:
             self._apply_moves()
         self._moves.append((slot, source, target))
 
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Empty a slot: passes read cells by steps, and NaN times nothing is NaN."""
+        self._apply_moves()
+        for stack in self._attention.stacks:
+            stack[:, slot] = 0
+
     @contextmanager
     def widely(self, cells: int) -> Iterator[PassModel]:
         """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""

@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgecosine.engine.acceptance import walk
-from edgecosine.engine.base import PassResult, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import (
+    Failed,
+    Outcome,
+    PassResult,
+    Prefilling,
+    Verdict,
+    VerifyWork,
+)
 from edgecosine.engine.model import PassModel
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
+from edgecosine.errors import NoLogits
 from edgecosine.protocol.request import Logprobs
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.tree import EMPTY_TREE, ROOT
 
 
 @dataclass(slots=True)
@@ -33,7 +41,8 @@ class _Part:
 class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`.
 
-    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while.
+    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while, and
+    `num_tokens` the rows of its embedding.
     """
 
     def __init__(
@@ -44,10 +53,13 @@ class TransformerTarget:
         max_context: int,
         chunk: int = 64,
         eos_tokens: Collection[int] = (),
+        num_tokens: int = 1 << 31,
     ) -> None:
-        self._model = model
+        self._model, self._num_tokens = model, num_tokens
         self._eos_tokens = frozenset(eos_tokens)
         self._slots = Slots(slots)
+        self._bare: set[str] = set()
+        """Sessions whose trees are left out until their next verdict."""
         self._max_context = max_context
         self._chunk = chunk
 
@@ -59,23 +71,42 @@ class TransformerTarget:
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
         """Run one pass over all works and judge their trees."""
         busy = {work.key for work in batch}
-        rows, keep, parts = RowBuilder(), list[int](), list[_Part]()
-        for work in batch:
-            parts.append(self._add(work, busy, rows, keep))
-        logits = self._model.forward(rows.build(), keep)
-        greedy = torch.argmax(logits, dim=-1).tolist()
-        outcomes = [self._judge(part, logits, greedy) for part in parts]
+        rows, keep, parts = RowBuilder(), list[int](), list[_Part | Failed]()
+        try:
+            for work in batch:
+                parts.append(self._add(work, busy, rows, keep))
+            logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
+        except BaseException:
+            for part in parts:
+                if isinstance(part, _Part):  # its cells may not be filled
+                    part.slot.keep(len(part.slot.tokens) - part.fed)
+            raise
+        greedy = _most_probable(logits)
+        outcomes = [
+            part if isinstance(part, Failed) else self._judge(part, logits, greedy)
+            for part in parts
+        ]
         return PassResult(outcomes, len(rows))
 
     def release(self, key: str) -> None:
         """Give the session's slot back."""
         self._slots.release(key)
+        self._bare.discard(key)
 
-    def _add(self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]) -> _Part:
+    def _add(
+        self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
+    ) -> _Part | Failed:
+        if work.key in self._bare:
+            work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
         pending = work.tokens[cached : cached + self._chunk]
+        # Kernels read and write where they are told to.
+        if not all(0 <= token < self._num_tokens for token in (*pending, *work.tree.tokens)):
+            return Failed(ValueError(f"a token is none of the model's {self._num_tokens}"))
+        if len(work.tokens) + len(work.tree) > self._model.cells:
+            return Failed(ValueError(f"the sequence needs more than {self._model.cells} cells"))
         rows.add_sequence(slot.index, cached, pending)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
@@ -86,9 +117,23 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree)
         return part
 
-    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int]) -> Verdict | Prefilling:
+    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
         if part.remaining:
             return Prefilling(part.remaining)
+        try:
+            return self._verdict(part, logits, greedy)
+        except NoLogits as error:
+            part.slot.keep(0)
+            self._model.clear(part.slot.index)
+            if not len(part.work.tree):
+                return Failed(error)
+            # Where attention masks, a node without numbers takes them from its whole tree.
+            self._bare.add(part.work.key)
+            return Prefilling(len(part.work.tokens))
+        except Exception as error:  # noqa: BLE001 -- it is this request's alone
+            return Failed(error)
+
+    def _verdict(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Verdict:
         work, first = part.work, part.first_logit + 1
         prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
         how, ends = work.sampling, self._eos_tokens.union(work.sampling.stop_token_ids)
@@ -96,13 +141,17 @@ class TransformerTarget:
 
         def token_after(node: int, accepted: list[int]) -> int:
             banned = ends if len(answer) + len(accepted) < how.min_tokens else ()
+            most_probable = greedy[first + node]
+            if most_probable is None:
+                raise NoLogits
             if by_argmax and not banned:
-                return greedy[first + node]
+                return most_probable
             position = len(work.tokens) + len(accepted)
             said = [*answer, *accepted]
             return draw(logits[first + node], position, how, said, prompt, banned)
 
         verdict = walk(work.tree, token_after)
+        self._bare.discard(work.key)
         if work.top_logprobs is not None:
             rows = [logits[first + node] for node in (ROOT, *verdict.path)]
             verdict = replace(verdict, logprobs=_logprobs(work, verdict, rows))
@@ -111,6 +160,15 @@ class TransformerTarget:
         self._model.move(part.slot.index, source, range(length, length + len(source)))
         part.slot.tokens.extend(work.tree.tokens[node] for node in verdict.path)
         return verdict
+
+
+def _most_probable(logits: torch.Tensor) -> list[int | None]:
+    """The token of each row's highest logit; None where there are no numbers to draw from."""
+    tokens = torch.argmax(logits, dim=-1)
+    # The highest of numbers with NaN or infinity among them, or of -infinity alone, is none.
+    is_finite = logits.gather(1, tokens[:, None])[:, 0].isfinite()
+    found: list[int] = torch.where(is_finite, tokens, -1).tolist()
+    return [token if token >= 0 else None for token in found]
 
 
 def _logprobs(

@@ -14,14 +14,15 @@ from edgecosine.protocol.request import ChatMessage
 _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_SPELLINGS = 4096
+_MAX_WORDS = 300
 
 
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
-    def __init__(self, tokenizer: Any, eos_tokens: Sequence[int]) -> None:
-        """`tokenizer` is one of transformers'."""
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, eos_tokens: Sequence[int], num_rows: int = 1 << 31) -> None:
+        """`tokenizer` is one of transformers'; the model reads and says ids below `num_rows`."""
+        self._tokenizer, self.num_rows = tokenizer, num_rows
         self.eos_tokens = frozenset(eos_tokens)
         self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
         self._text_of = functools.lru_cache(_MAX_SPELLINGS)(lambda token: self._decode([token]))
@@ -33,7 +34,7 @@ class TextCodec:
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of a conversation with the opening of the assistant's turn.
 
-        Raises RequestError when the model has no chat template.
+        Raises RequestError when the model has no chat template, or one that does not take them.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise RequestError(
@@ -41,10 +42,28 @@ class TextCodec:
                 code="no_chat_template",
             )
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of a stranger's
+            raise RequestError(
+                f"the model's chat template does not take these messages: {_words_of(error)}",
+                code="chat_template_error",
+                parameter="messages",
+            ) from error
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def chat_fault(self) -> str | None:
+        """Why the plainest chat of all is refused by the model's template; None where it is not, or
+        where there is none."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            return None
+        try:
+            self.encode_chat([ChatMessage("user", "hi")])
+        except RequestError as error:
+            return error.message
+        return None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -88,13 +107,18 @@ class TextCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Ids below this are tokens of the vocabulary."""
-        return len(self._tokenizer)
+        """Ids below this are tokens of the vocabulary that the model reads and says."""
+        return min(len(self._tokenizer), self.num_rows)
 
     def vocabulary(self) -> list[bytes]:
         """The tokens by id, for comparison between nodes."""
         names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
         return [(name or "").encode() for name in names]
+
+
+def _words_of(error: Exception) -> str:
+    """An error on one line."""
+    return " ".join(str(error).split())[:_MAX_WORDS] or type(error).__name__
 
 
 def _bytes_of(name: str) -> bytes:

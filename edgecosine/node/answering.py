@@ -1,7 +1,8 @@
 """Requests at work: each is one task, from the moment it is let in to its one final message.
 
 A request's end is text, error, cancelled or expired, and comes exactly once. Where a journal is
-kept, the end of this process is none: the next one goes on.
+kept, the end of this process is none: the next one goes on. Whatever is raised while a request is
+at work is its own end, and nobody else's.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from edgecosine.errors import ActorStopped, EdgecosineError, RequestError
+from edgecosine.errors import ActorStopped, RequestError, root_of
 from edgecosine.node.counters import Counters
-from edgecosine.node.faults import CANCELLED, EXPIRED, INTERNAL, LEAVING, TOO_LONG
+from edgecosine.node.faults import (
+    CANCELLED,
+    EXPIRED,
+    INTERNAL,
+    LEAVING,
+    TOO_LONG,
+    fault_of,
+    log_failure,
+)
 from edgecosine.node.ledger import Entry, Ledger
 from edgecosine.node.queueing import Places, Turn
 from edgecosine.node.records import Journal, Kept
@@ -75,7 +84,8 @@ class Answering:
             replace(request, said=entry.said.get(request.choice, NOTHING))
             for request in choices_of(entry.request)
         ]
-        self._turns[entry] = list(zip(choices, self._places.book(choices), strict=True))
+        turns = self._places.book(choices, is_suspect=entry.is_suspect)
+        self._turns[entry] = list(zip(choices, turns, strict=True))
 
     def start(self, entry: Entry) -> None:
         """Have a booked request answered."""
@@ -128,7 +138,32 @@ class Answering:
             self._left.clear()
             await self._left.wait()
 
+    def abort(self, entry: Entry, error: BaseException) -> None:
+        """End a request for what was raised at it, whatever that was and wherever it stands."""
+        log_failure(entry.ticket.key, error)
+        if entry.is_told:
+            return
+        fault = fault_of(error) if self.is_open else LEAVING
+        for wants_stream in (entry.ticket.wants_stream, False):
+            entry.ticket = replace(entry.ticket, wants_stream=wants_stream)
+            try:
+                self.fail(entry, "failed", fault)
+            except Exception as another:  # noqa: BLE001 -- the final must go out
+                log_failure(entry.ticket.key, another)
+            if entry.is_told or entry.is_elsewhere:
+                return
+        self._ledger.forget(entry.ticket.key)
+        self._vacate(entry)
+
     async def _serve(self, entry: Entry) -> None:
+        try:
+            await self._live(entry)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 -- panics of tokenizers are no Exceptions
+            self.abort(entry, error)
+
+    async def _live(self, entry: Entry) -> None:
         """The life of one request at the door. Cancellation by its asker is an early deadline."""
         try:
             async with asyncio.timeout_at(_when(entry)) as scope:
@@ -139,43 +174,34 @@ class Answering:
                 answer = await self._answer(entry)
         except TimeoutError:
             if not scope.expired():
-                self.fail(entry, "failed", INTERNAL)
                 raise
             self._end_early(entry)
         except RequestError as error:
             self.fail(entry, "failed", error)
-        except EdgecosineError as error:
+        except ActorStopped as error:
             logger.warning("request interrupted: request=%s error=%r", entry.ticket.key, error)
-            self._interrupt(entry, error)
+            self._interrupt(entry)
         except asyncio.CancelledError:
             # A task group inside the session that has failed once makes Python 3.11 take our
             # time-out for somebody's cancellation.
             if not (self.is_open and scope.expired()):
                 raise  # and the reception leaves all that is at work
             self._end_early(entry)
-        except BaseException:
-            self.fail(entry, "failed", INTERNAL)
-            raise
         else:
-            self._finish(
-                entry,
-                "done",
-                answer_message(
-                    entry.ticket, entry.request, answer, created_s=int(self._wall_clock_s())
-                ),
-            )
+            created_s = int(self._wall_clock_s())
+            final = answer_message(entry.ticket, entry.request, answer, created_s=created_s)
+            self._finish(entry, "done", final)
 
     async def _answer(self, entry: Entry) -> Answer:
         """Have all choices of a request made side by side; the first failure ends them all."""
-        self._journal.begin(entry.ticket.key)
         try:
             async with asyncio.TaskGroup() as group:
                 choices = [
                     group.create_task(self._choose(entry, request, turn), name=request.key)
                     for request, turn in self._turns[entry]
                 ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        except BaseExceptionGroup as failures:
+            raise root_of(failures) from None
         return join_answers([choice.result() for choice in choices])
 
     async def _choose(self, entry: Entry, request: Request, turn: Turn) -> Answer:
@@ -183,6 +209,11 @@ class Answering:
         position = len(request.said.tokens)
         async with turn, contextlib.aclosing(self._service.answer(request)) as progress:
             begun = _now()
+            if not entry.has_begun:
+                entry.has_begun = True
+                self._journal.begin(entry.ticket.key)
+                if entry.is_suspect:
+                    await self._journal.settled()  # if it ends this process, that is to be known
             async for step in progress:
                 match step:
                     case Started():
@@ -211,14 +242,13 @@ class Answering:
         else:
             self.fail(entry, "expired", EXPIRED)
 
-    def _interrupt(self, entry: Entry, error: EdgecosineError) -> None:
-        """Something failed that a session needs.
+    def _interrupt(self, entry: Entry) -> None:
+        """The engine has ended.
 
         A process that ends takes its actors along, some of them before us, and without its engine
         it ends; a request that is in the journal outlives it.
         """
-        is_ending = not self.is_open or isinstance(error, ActorStopped)
-        if not (is_ending and self._journal.is_durable):
+        if not self._journal.is_durable:
             self.fail(entry, "failed", INTERNAL if self.is_open else LEAVING)
 
     def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
@@ -227,13 +257,16 @@ class Answering:
         if len(final.payload) > MAX_PAYLOAD_BYTES:
             state, final = "failed", error_message(entry.ticket, TOO_LONG)
         key, digest = entry.ticket.key, entry.ticket.digest
+        kept_until = self._journal.wall_s() + self._keep_answers_s
+        is_stream = entry.ticket.wants_stream
+        parts = self._telling.whole(entry) if is_stream else ()
+        self._journal.finish(Kept(key, digest, state, final, kept_until, parts=parts))
         self._ledger.finish(entry, state, final, _now())
         self._vacate(entry)
-        kept_until = self._journal.wall_s() + self._keep_answers_s
-        parts = self._telling.whole(entry)
-        self._journal.finish(Kept(key, digest, state, final, kept_until, parts=parts))
-        self._telling.last_part(entry)
+        if is_stream:
+            self._telling.last_part(entry)
         self._telling.owe(key, final)
+        entry.is_told = True
         self._telling.state(entry)
         # What was answered has its line from the session.
         level = logging.DEBUG if state == "done" else logging.INFO
@@ -242,7 +275,7 @@ class Answering:
     def _vacate(self, entry: Entry) -> None:
         self._scopes.pop(entry, None)
         # Also of choices that ended before their first step.
-        self._places.leave([turn for _, turn in self._turns.pop(entry)])
+        self._places.leave([turn for _, turn in self._turns.pop(entry, ())])
         self._left.set()
 
     def _advance(self, entry: Entry, state: State) -> None:

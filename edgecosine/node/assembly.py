@@ -10,7 +10,7 @@ from typing import Any
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.options import Loaded
-from edgecosine.errors import EdgecosineError, PeerFlooded
+from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
 from edgecosine.node.counters import Counters
 from edgecosine.node.link import Link, LinkSettings
 from edgecosine.node.membership import Membership
@@ -46,10 +46,7 @@ async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
                 group.create_task(loop, name=f"{node_id}.{role}")
     except* EdgecosineError as errors:
         # One plain reason for the operator; the group has ended everything else.
-        reason: BaseException = errors
-        while isinstance(reason, BaseExceptionGroup):
-            reason = reason.exceptions[0]
-        raise reason from None
+        raise root_of(errors) from None
 
 
 def linked_peers(

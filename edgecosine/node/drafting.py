@@ -2,7 +2,8 @@
 
 It keeps each request's prefix as the target's messages tell it and hands whole prefixes to the
 engine. The newest round of a request replaces its older ones that still wait. Targets take turns,
-and none of them has a say in another one's requests.
+and none of them has a say in another one's requests. Whatever is raised while a prefix is drafted
+ends this draft, which is answered as nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 
 from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
 from edgecosine.errors import LinkError
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.faults import cause_of
 from edgecosine.protocol.messages import (
     MAX_SURPRISE,
     AnyMessage,
@@ -43,6 +46,8 @@ MAX_TOKEN = 1 << 32
 
 _OF = "@"
 """Stands in a key between request and target; no node's name holds it."""
+
+_NOTHING = Proposal((), ())
 
 Reply = Callable[[AnyMessage], None]
 """Sends an answer; may raise LinkError when the asker has gone."""
@@ -80,6 +85,7 @@ class Drafting:
         self._arrived = asyncio.Event()
         self._is_at_work = False
         self._rested = asyncio.Event()
+        self._complaints = Complaints()
         self.num_tokens = 0
         self.num_stale = 0
         self.busy_s = 0.0
@@ -93,6 +99,13 @@ class Drafting:
         if isinstance(message, Release):
             self._forget(key)
             return
+        try:
+            self._take_in(key, message, reply)
+        except Exception as error:  # noqa: BLE001 -- it is this request's
+            self._complain(key, error)
+            _send(reply, _draft(message, _NOTHING, 0.0))
+
+    def _take_in(self, key: str, message: DraftRequest, reply: Reply) -> None:
         prefix = self._prefixes.setdefault(key, Prefix())
         self._prefixes.move_to_end(key)
         if len(self._prefixes) > MAX_REQUESTS:
@@ -169,11 +182,35 @@ class Drafting:
         released = list(self._released)
         self._released.clear()
         works = [_work(ask) for ask in batch]
-        proposals, elapsed_s = await self._run_engine(works, released)
+        proposals, elapsed_s = await self._propose(works, released)
         self.busy_s += elapsed_s
         for ask, proposal in zip(batch, proposals, strict=True):
             self.num_tokens += len(proposal.tokens)
-            _send(ask.reply, _draft(ask.request, proposal, elapsed_s))
+            _send(ask.reply, self._answer(ask.request, proposal, elapsed_s))
+
+    def _answer(self, request: DraftRequest, proposal: Proposal, elapsed_s: float) -> Draft:
+        try:
+            return _draft(request, proposal, elapsed_s)
+        except Exception as error:  # noqa: BLE001 -- an engine may propose what cannot be told
+            self._complain(request.request_id, error)
+            return _draft(request, _NOTHING, elapsed_s)
+
+    async def _propose(
+        self, works: list[DraftWork], released: list[str]
+    ) -> tuple[list[Proposal], float]:
+        """The engine's proposals; of works that fail together, each one's own."""
+        try:
+            return await self._run_engine(works, released)
+        except Exception as error:  # noqa: BLE001 -- whose it is remains to be seen
+            if len(works) <= 1:
+                self._complain(works[0].key if works else "none", error)
+                return [_NOTHING] * len(works), 0.0
+        alone = [await self._propose([work], []) for work in works]
+        return [proposal for [proposal], _ in alone], sum(elapsed_s for _, elapsed_s in alone)
+
+    def _complain(self, key: str, error: Exception) -> None:
+        if self._complaints.is_due(type(error).__name__, time.monotonic()):
+            logger.error("draft failed: request=%s cause=%s", key, cause_of(error))
 
     async def _run_engine(
         self, works: list[DraftWork], released: list[str]

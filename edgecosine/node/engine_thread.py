@@ -87,5 +87,7 @@ def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | Non
         answer.set_result(result)
     elif isinstance(error, asyncio.CancelledError):
         answer.cancel()
+    elif isinstance(error, StopIteration):
+        answer.set_exception(RuntimeError("the call raised StopIteration"))  # no future takes it
     else:
         answer.set_exception(error)

@@ -22,6 +22,7 @@ from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
+from edgecosine.node.faults import cause_of
 from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
@@ -232,9 +233,13 @@ class Gateway:
 
     def _receive(self, message: Incoming) -> None:
         # A request that was let in is the broker's until it is in the journal.
-        if not self._take(message):
+        try:
+            if self._take(message):
+                return
             self._handle(message)
-            self._journal.then(message.acknowledge)
+        except Exception as error:  # noqa: BLE001 -- no message may keep the others from being read
+            logger.warning("message dropped: topic=%.200s cause=%s", message.topic, cause_of(error))
+        self._journal.then(message.acknowledge)
 
     def _take(self, message: Incoming) -> bool:
         """Whether it is a request, which is acknowledged when somebody has taken it."""

@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from edgecosine.errors import JournalLost
+from edgecosine.node.faults import cause_of
 from edgecosine.node.journal_store import JournalStore, Statement
 from edgecosine.node.moments import Moment
 from edgecosine.node.records import Kept, Then
@@ -233,7 +234,10 @@ class DiskJournal:
         self.failure = failure
         while self._waiting and self._waiting[0][0] <= number:
             _, _, then = self._waiting.popleft()
-            then(failure is None)
+            try:
+                then(failure is None)
+            except Exception as error:  # noqa: BLE001 -- the others wait for the disk alone
+                logger.error("step behind the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
 
     def _work(self) -> None:
         """The thread: one transaction for all that has come."""

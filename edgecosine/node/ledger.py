@@ -49,6 +49,12 @@ class Entry:
     is_cancelled: bool = False
     is_elsewhere: bool = False
     """Whether another target has taken it."""
+    is_told: bool = False
+    """Whether its final message was given out."""
+    has_begun: bool = False
+    """Whether one of its sessions has."""
+    is_suspect: bool = False
+    """Whether a former process may have ended at it."""
     said: Mapping[int, Committed] = field(default_factory=dict)
     """What a former process has committed, by choice."""
     texts: dict[int, str] = field(default_factory=dict)
@@ -105,6 +111,10 @@ class Ledger:
     def drop(self, entry: Entry) -> None:
         """Forget a request that was not let in after all."""
         del self._entries[entry.ticket.key]
+
+    def at(self, key: str) -> Entry | None:
+        """The request at work of this name, if there is one."""
+        return self._entries.get(key)
 
     def has_answered(self, key: str) -> bool:
         """Whether an answer is kept."""
@@ -163,7 +173,7 @@ class Ledger:
         """The entry has had its final message, which is kept for those who ask again."""
         self.advance(entry, state)
         key = entry.ticket.key
-        del self._entries[key]
+        self._entries.pop(key, None)
         self.keep(key, Finished(entry.ticket.digest, state, final, now + self._keep_s))
 
     def keep(self, key: str, finished: Finished) -> None:

@@ -1,4 +1,8 @@
-"""Places at the target for those who were let in: who waits here goes on when its turn comes."""
+"""Places at the target for those who were let in: who waits here goes on when its turn comes.
+
+Suspects, at which a former process may have ended, come first and alone, one after the other, so
+that nobody goes down with the one that is to blame.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,11 @@ class Turn:
         """That the session has made, once it has ended with an answer."""
         self._places = places
 
+    def begin(self) -> None:
+        """It has come; whoever was cancelled while waiting leaves in a moment."""
+        if not self.begun.done():
+            self.begun.set_result(None)
+
     async def __aenter__(self) -> Self:
         try:
             await self.begun
@@ -47,6 +56,8 @@ class Places:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._turns: dict[Job, Turn] = {}
+        self._suspects: list[list[Turn]] = []
+        """The turns of each, those of the one at work first."""
 
     def __repr__(self) -> str:
         return f"<Places {self._admission!r}>"
@@ -59,12 +70,14 @@ class Places:
         jobs = [self._job(request) for request in requests]
         self._admission.check(jobs, requests[0].deadline_s, _now())
 
-    def book(self, requests: Sequence[Request]) -> list[Turn]:
+    def book(self, requests: Sequence[Request], *, is_suspect: bool = False) -> list[Turn]:
         """A turn for each of the choices, which count from now on."""
         turns = [Turn(self, self._job(request)) for request in requests]
         for turn in turns:
             self._turns[turn.job] = turn
             self._admission.add(turn.job)
+        if is_suspect:
+            self._suspects.append(list(turns))
         self._start()
         return turns
 
@@ -74,6 +87,8 @@ class Places:
             if self._turns.pop(turn.job, None) is not None:
                 turn.begun.cancel()
                 self._admission.leave(turn.job, _now(), turn.num_tokens)
+        left = [[turn for turn in each if turn.job in self._turns] for each in self._suspects]
+        self._suspects = [turns for turns in left if turns]
         self._start()
 
     def learn(self, turn: Turn, request: Request, answer: Answer, elapsed_s: float) -> None:
@@ -87,11 +102,14 @@ class Places:
         return Job(request.client_id, cost, request.priority)
 
     def _start(self) -> None:
+        if self._suspects:
+            if not self._admission.num_at_work:
+                for turn in self._suspects[0]:
+                    self._admission.take(turn.job, _now())
+                    turn.begin()
+            return
         while (job := self._admission.start(_now())) is not None:
-            begun = self._turns[job].begun
-            # Whoever was cancelled while waiting leaves in a moment.
-            if not begun.done():
-                begun.set_result(None)
+            self._turns[job].begin()
 
 
 def _room(request: Request) -> int:

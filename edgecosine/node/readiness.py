@@ -15,6 +15,7 @@ from typing import Final, NoReturn, Protocol
 from edgecosine.config import STALL_TIMEOUT_S
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped
+from edgecosine.node.faults import cause_of
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE
 
@@ -37,7 +38,7 @@ class Passes(Protocol):
         """Works that wait for a pass or are in one."""
 
     async def verify(self, work: VerifyWork) -> Verdict:
-        """Raises ActorStopped when the engine has ended."""
+        """Raises ActorStopped when the engine has ended, and what it does at this work alone."""
 
     def release(self, key: str) -> None:
         """The work's sequence has ended."""
@@ -100,8 +101,12 @@ class Readiness:
             verdict = await self._passes.verify(work)
         except ActorStopped:
             return  # the node is ending
-        self._passes.release(CANARY)
-        self.num_canaries += 1
+        except Exception as error:  # noqa: BLE001 -- that is what it is sent to find out
+            self._wrong = f"the engine fails at our own prompt: {cause_of(error)}"
+            return
+        finally:
+            self._passes.release(CANARY)
+            self.num_canaries += 1
         if self._first is None:
             self._first = verdict.bonus
         is_same = verdict.bonus == self._first or not self._is_exact

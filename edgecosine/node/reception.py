@@ -20,7 +20,15 @@ from edgecosine.errors import JournalUnavailable, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
-from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, NOT_TAKEN, unavailable
+from edgecosine.node.faults import (
+    DRAINING,
+    INTERNAL,
+    JOURNAL_RETRY_S,
+    NOT_TAKEN,
+    fault_of,
+    log_failure,
+    unavailable,
+)
 from edgecosine.node.ledger import Entry, Finished, Ledger
 from edgecosine.node.queueing import Places
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, Kept, NoJournal
@@ -138,10 +146,29 @@ class Reception:
             self._repeat(ticket, known)
         except RequestError as error:
             self.refuse(ticket, error)
+        except Exception as error:  # noqa: BLE001 -- it is this request's
+            log_failure(ticket.key, error)
+            self.refuse(ticket, fault_of(error))
         taken()
 
     def start(self, claim: Claim) -> None:
         """A request is ours: go on with it, or start it, or refuse what there is no room for."""
+        self._fence(claim.ticket, partial(self._start, claim))
+
+    def _fence(self, ticket: Ticket, step: Callable[[], None]) -> None:
+        """Do a step of a request; what it raises is the end of this request alone."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 -- whatever it is
+            if (entry := self._ledger.at(ticket.key)) is not None:
+                self._answering.abort(entry, error)
+                return
+            log_failure(ticket.key, error)
+            self._journal.forget(ticket.key)
+            self._sharing.withdraw(ticket)
+            self.refuse(ticket, fault_of(error))
+
+    def _start(self, claim: Claim) -> None:
         if not self._answering.is_open and self._sharing.has_stand_in:
             return  # that one takes it over as soon as we have gone
         if (job := self._jobs.pop(claim.key, None)) is not None:
@@ -189,17 +216,24 @@ class Reception:
         """Go on with what another target has let in; its tokens are made again."""
         logger.info("request taken over: request=%s from=%s", claim.key, claim.taken_from)
         fault = DEADLY if claim.generation > MAX_TAKEN_OVER else None
-        job = Job(claim.ticket, claim.request, self._age_s(claim), {}, fault=fault)
+        # One target may end for any reason; of the next ones it may be the cause.
+        num_deaths = claim.generation - 1
+        job = Job(
+            claim.ticket, claim.request, self._age_s(claim), {}, num_deaths=num_deaths, fault=fault
+        )
         entry = self._book(job, _now())
         # Where it cannot be journalled it is answered all the same.
-        then = partial(self._go, job, entry)
-        self._journal.accept(claim.ticket, claim.request, model_of(self._service), then)
+        go = partial(self._fence, claim.ticket, partial(self._go, job, entry))
+        model = model_of(self._service)
+        self._journal.accept(claim.ticket, claim.request, model, lambda _: go())
 
     def _age_s(self, claim: Claim) -> float:
         return max(0.0, self._wall_clock_s() - claim.asked_s)
 
     def refuse(self, ticket: Ticket, error: RequestError) -> None:
         """Answer with an error what never was at work."""
+        if error.code == INTERNAL.code and error.__cause__ is not None:
+            log_failure(ticket.key, error.__cause__)
         self._counters.count("refused", error.code)
         logger.info("request refused: request=%s code=%s", ticket.key, error.code)
         self._telling.send(error_message(ticket, error))
@@ -246,7 +280,10 @@ class Reception:
 
     def _accepted(self, entry: Entry, is_journalled: bool) -> None:
         """A new request is in the journal, or cannot be."""
-        if entry.is_elsewhere:
+        self._fence(entry.ticket, partial(self._begin, entry, is_journalled))
+
+    def _begin(self, entry: Entry, is_journalled: bool) -> None:
+        if entry.is_elsewhere or entry.is_told:
             return
         if not is_journalled:
             self._answering.drop(entry)
@@ -289,21 +326,25 @@ class Reception:
                 for part in kept.parts:
                     self._telling.send(part)
                 self._telling.owe(kept.key, kept.final)
-        for job in past.jobs:
+        # Suspects first, and of these whoever is the least likely to end this process, too.
+        for job in sorted(past.jobs, key=lambda job: (not job.num_deaths, job.num_deaths)):
             self._jobs[job.ticket.key] = job
             self._sharing.resume(job.ticket, job.request, job.age_s)
 
     def _go_on(self, job: Job, now: float) -> None:
-        self._go(job, self._book(job, now), True)
+        self._go(job, self._book(job, now))
 
     def _book(self, job: Job, now: float) -> Entry:
-        entry = Entry(job.ticket, job.request, since=now - job.age_s, said=job.said)
+        entry = Entry(
+            job.ticket, job.request, since=now - job.age_s, said=job.said,
+            is_suspect=job.num_deaths > 0 and job.fault is None,
+        )  # fmt: skip
         self._ledger.restore(entry)
         self._answering.book(entry)
         return entry
 
-    def _go(self, job: Job, entry: Entry, _: bool) -> None:
-        if entry.is_elsewhere or not self._answering.is_open:
+    def _go(self, job: Job, entry: Entry) -> None:
+        if entry.is_elsewhere or entry.is_told or not self._answering.is_open:
             return
         if job.has_begun:
             entry.state = "queued"

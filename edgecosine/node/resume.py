@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from edgecosine.errors import RequestError
+from edgecosine.node.faults import cause_of
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
 from edgecosine.node.records import Kept
@@ -47,6 +51,8 @@ class Job:
     said: dict[int, Committed]
     """By choice."""
     has_begun: bool = False
+    num_deaths: int = 0
+    """Processes that ended while it was at work, since its last new token."""
     fault: RequestError | None = None
     """Why it cannot go on."""
 
@@ -71,34 +77,61 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
     rounds: dict[str, dict[int, list[tuple[int, bytes]]]] = defaultdict(lambda: defaultdict(list))
     for key, choice, position, committed in read("SELECT * FROM rounds ORDER BY position"):
         rounds[key][choice].append((position, committed))
-    jobs = []
+    jobs, answers = list[Job](), list[Kept]()
     for key, *row in read(
         "SELECT key, model, moment, ticket, request, num_starts, num_rounds_then FROM jobs "
         "ORDER BY number"
     ):
-        then, moment, ticket, request, num_starts, num_rounds_then = row
-        num_rounds = sum(map(len, rounds[key].values()))
-        fault = None
-        if then != model:
-            fault = _OTHER_MODEL
-        elif num_starts >= MAX_STARTS and num_rounds == num_rounds_then:
-            fault = DEADLY
-        said = {choice: join(parts) for choice, parts in rounds[key].items()}
-        age_s = now.since(_moment(moment))
-        jobs.append(
-            Job(_ticket(ticket), _request(request), age_s, said, num_starts + num_rounds > 0, fault)
-        )
-    answers = tuple(
-        Kept(
-            key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
-            is_delivered=bool(is_delivered), parts=_parts(parts),
-        )
-        for key, digest, state, final, kept_until, is_delivered, parts in read(
-            "SELECT key, digest, state, final, kept_until, is_delivered, parts FROM answers "
-            "WHERE kept_until >= ? ORDER BY number", (journal.wall_s(now),),
-        )
+        with _giving_up(journal, key):
+            jobs.append(_job(row, rounds[key], model, now))
+    for key, *row in read(
+        "SELECT key, digest, state, final, kept_until, is_delivered, parts FROM answers "
+        "WHERE kept_until >= ? ORDER BY number",
+        (journal.wall_s(now),),
+    ):
+        with _giving_up(journal, key):
+            answers.append(_kept(key, row))
+    return Past(tuple(jobs), tuple(answers))
+
+
+@contextlib.contextmanager
+def _giving_up(journal: DiskJournal, key: str) -> Iterator[None]:
+    """What cannot be read is forgotten: it must not keep the node from starting, ever again."""
+    try:
+        yield
+    except msgspec.MsgspecError as error:
+        logger.error("journalled request cannot be read: request=%s cause=%s", key, cause_of(error))  # noqa: TRY400
+        journal.forget(key)
+
+
+def _job(
+    row: list[Any], rounds: dict[int, list[tuple[int, bytes]]], model: str, now: Moment
+) -> Job:
+    then, moment, ticket, request, num_starts, num_rounds_then = row
+    num_rounds = sum(map(len, rounds.values()))
+    num_deaths = num_starts if num_rounds == num_rounds_then else 0
+    fault = None
+    if then != model:
+        fault = _OTHER_MODEL
+    elif num_deaths >= MAX_STARTS:
+        fault = DEADLY
+    return Job(
+        _ticket(ticket),
+        _request(request),
+        now.since(_moment(moment)),
+        {choice: join(parts) for choice, parts in rounds.items()},
+        has_begun=num_starts + num_rounds > 0,
+        num_deaths=num_deaths,
+        fault=fault,
+    )
+
+
+def _kept(key: str, row: list[Any]) -> Kept:
+    digest, state, final, kept_until, is_delivered, parts = row
+    return Kept(
+        key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
+        is_delivered=bool(is_delivered), parts=_parts(parts),
     )  # fmt: skip
-    return Past(tuple(jobs), answers)
 
 
 def join(parts: list[tuple[int, bytes]]) -> Committed:

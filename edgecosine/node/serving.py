@@ -103,12 +103,17 @@ class Serving:
     def _prompt_tokens(self, request: Request) -> list[int]:
         if request.policy not in POLICIES:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
-        self._check_tokens("logit_bias", [token for token, _ in request.sampling.logit_bias])
-        self._check_tokens("stop_token_ids", request.sampling.stop_token_ids)
+        biased = [token for token, _ in request.sampling.logit_bias]
+        self._check_tokens("logit_bias", biased, self._codec.num_tokens)
+        self._check_tokens(
+            "stop_token_ids", request.sampling.stop_token_ids, self._codec.num_tokens
+        )
         if isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
             prompt = self._codec.encode_chat(request.prompt)
+        parameter = "messages" if request.kind == "chat" else "prompt"
+        self._check_tokens(parameter, prompt, self._codec.num_rows)
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
         if len(prompt) + request.max_tokens > self._max_context:
@@ -120,14 +125,14 @@ class Serving:
             )
         return prompt
 
-    def _check_tokens(self, parameter: str, tokens: Iterable[int]) -> None:
-        num_tokens = self._codec.num_tokens
-        for token in tokens:
-            if token >= num_tokens:
-                raise RequestError(
-                    f"{parameter} names token {token}, but the vocabulary has {num_tokens}",
-                    parameter=parameter,
-                )
+    def _check_tokens(self, parameter: str, tokens: Iterable[int], num_tokens: int) -> None:
+        highest = max(tokens, default=0)
+        if highest >= num_tokens:
+            raise RequestError(
+                f"{parameter} names token {highest}, but the model has tokens 0 to "
+                f"{num_tokens - 1}",
+                parameter=parameter,
+            )
 
     def _count(self, request: Request, answer: Answer, elapsed_s: float) -> None:
         metrics = answer.metrics

@@ -9,13 +9,14 @@ late is not in the tree.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.text import TextCodec
-from edgecosine.errors import ActorStopped
+from edgecosine.errors import root_of
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
 from edgecosine.node.clock import now
@@ -75,9 +76,6 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = Transcript(request, codec)
-        self._state = balancer.open(
-            request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
-        )
         self._tally = Tally(trace=Trace(is_on=request.trace))
         self._consulting = Consulting(
             key=request.key,
@@ -87,6 +85,9 @@ class Session:
             links=drafters,
             balancer=balancer,
             tally=self._tally,
+        )
+        self._state = balancer.open(
+            request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
         )
 
     def __repr__(self) -> str:
@@ -99,7 +100,10 @@ class Session:
         wait for text that is held back.
         """
         index, told_at = 0, 0.0
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._consulting.release)
+            ending.callback(self._verifying.release, self._request.key)
+            ending.callback(self._balancer.close, self._state)
             yield Started()
             started = prefilled = now()
             ready: list[Proposal] | None = None
@@ -128,10 +132,6 @@ class Session:
             self._tally.prefill_s = prefilled - started
             self._tally.decode_s = now() - prefilled
             yield self._answer()
-        finally:
-            self._balancer.close(self._state)
-            self._verifying.release(self._request.key)
-            self._consulting.release()
 
     def _show(self) -> str:
         """The text that is certain now."""
@@ -215,8 +215,8 @@ class Session:
                 await _settle(tries, grace_s)
                 for ask in (*asks, *tries):
                     ask.cancel()
-        except* ActorStopped as stopped:
-            raise stopped.exceptions[0] from None
+        except BaseExceptionGroup as failures:
+            raise root_of(failures) from None
         self._tally.trace.end(len(tree), len(verdict.path), self._tally.plan)
         self._committing = now()
         return verdict, answers(asks), answers(tries)

@@ -2,12 +2,14 @@
 
 It knows batches and passes, not drafts nor users. A session in prefill stays in the batch, chunk by
 chunk beside the others' rounds, until its own verdict is there. A pass is held back a little for
-sessions that are about to come, where that saves one.
+sessions that are about to come, where that saves one. Of a pass that fails the works are tried one
+by one: what fails alone is that session's, unless the engine then fails at everything.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from typing import Protocol
 from edgecosine.balance.batch import Latecomer
 from edgecosine.balance.estimates import PassReport
 from edgecosine.engine.base import (
+    Failed,
+    Outcome,
     PassResult,
     Prefilling,
     TargetEngine,
@@ -23,15 +27,24 @@ from edgecosine.engine.base import (
     VerifyWork,
 )
 from edgecosine.engine.profile import profile
-from edgecosine.errors import ActorStopped
+from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.clock import now
 from edgecosine.node.engine_thread import EngineThread
+from edgecosine.node.faults import cause_of
 from edgecosine.node.mailbox import Envelope, Mailbox
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE
+
+logger = logging.getLogger(__name__)
 
 NEXT_ROUND_S = 0.001
 """How soon a session with a verdict is expected again, unless it says otherwise."""
 GRACE_S = 0.001
 """How much later than expected whoever a pass is held back for may come."""
+
+
+_PROBE = VerifyWork("probe", (1,), 1, EMPTY_TREE, Sampling())
+"""What every engine can do that is not broken."""
 
 
 class PassCosts(Protocol):
@@ -88,7 +101,7 @@ class Verifying:
     async def verify(self, work: VerifyWork) -> Verdict:
         """The target's verdict on a tree.
 
-        Raises ActorStopped when the engine has ended.
+        Raises ActorStopped when the engine has ended, and what the engine does at this work alone.
         """
         return await self._mailbox.ask(work)
 
@@ -103,15 +116,18 @@ class Verifying:
         self._released.append(key)
 
     async def run(self) -> None:
-        """Measure what passes cost, then run them as long as there are works."""
+        """Measure what passes cost, then run them as long as there are works.
+
+        Raises EngineError when the engine does not run any more.
+        """
         try:
             for num_rows, elapsed_s in (await self._profile()).items():
                 self._costs.observe_pass(PassReport(num_rows, elapsed_s))
             self._ended = now()
             while True:
                 await self._gather_batch()
-                result = await self._pass()
-                self._batch = self._settle(result)
+                if self._batch:
+                    self._batch = self._settle(await self._pass())
         finally:
             self._mailbox.close()
             for envelope in self._batch:
@@ -135,6 +151,7 @@ class Verifying:
             ends = min(ends, moment + held_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
                 self._give_up(ends)
+                self._batch = [envelope for envelope in self._batch if envelope.is_open]
                 break
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
@@ -167,17 +184,48 @@ class Verifying:
         released, self._released = self._released, []
         try:
             result, elapsed_s = await self._run_engine(works, released)
-        except Exception:
+        except EngineError:
             self.has_failed = True
             raise
+        except Exception as error:  # noqa: BLE001 -- whose fault it is remains to be seen
+            result = await self._one_by_one(works, error)
+            self.num_passes += 1
+            return result
         self.num_passes += 1
         ended = now()
         self.busy_s += elapsed_s
         cycle_s = ended - self._ended
         self.idle_s += cycle_s - elapsed_s
         self._ended, self.last_pass_s = ended, elapsed_s
-        self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
+        if result.num_rows:
+            self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
         return result
+
+    async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> PassResult:
+        """The works of a pass that failed with `error`, each in a pass of its own.
+
+        Raises EngineError when it is the engine that fails.
+        """
+        logger.warning("pass failed: works=%d cause=%s", len(works), cause_of(error))
+        outcomes = [Failed(error) if len(works) == 1 else await self._alone(work) for work in works]
+        if any(isinstance(outcome, Failed) for outcome in outcomes):
+            probe = await self._alone(_PROBE)
+            self._released.append(_PROBE.key)
+            if isinstance(probe, Failed):
+                self.has_failed = True
+                reason = cause_of(probe.error)
+                raise EngineError(f"the engine does not run any more: {reason}")
+        return PassResult(outcomes, 0)
+
+    async def _alone(self, work: VerifyWork) -> Outcome:
+        try:
+            result, _ = await self._run_engine([work], [])
+        except EngineError:
+            self.has_failed = True
+            raise
+        except Exception as error:  # noqa: BLE001 -- it is this work's
+            return Failed(error)
+        return result.outcomes[0]
 
     async def _profile(self) -> dict[int, float]:
         return await self._thread.run(functools.partial(profile, self._engine))
@@ -194,6 +242,8 @@ class Verifying:
         for envelope, outcome in zip(self._batch, result.outcomes, strict=True):
             if isinstance(outcome, Prefilling):
                 prefilling.append(envelope)
+            elif isinstance(outcome, Failed):
+                envelope.fail(outcome.error)
             elif envelope.is_open:
                 work = envelope.message
                 self._expected[work.key] = now() + NEXT_ROUND_S, 1 + len(work.tree)
@@ -202,13 +252,13 @@ class Verifying:
 
 
 def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
-    verdicts = [outcome for outcome in result.outcomes if not isinstance(outcome, Prefilling)]
+    verdicts = [outcome for outcome in result.outcomes if isinstance(outcome, Verdict)]
     return PassReport(
         num_rows=result.num_rows,
         elapsed_s=elapsed_s,
         cycle_s=cycle_s,
         num_tokens=sum(1 + len(verdict.path) for verdict in verdicts),
-        is_prefill=len(verdicts) < len(result.outcomes),
+        is_prefill=any(isinstance(outcome, Prefilling) for outcome in result.outcomes),
     )
 
 

@@ -93,14 +93,18 @@ class Intake:
                 body = read_object(message.payload)
         except RequestError as error:
             fault = error
+        except Exception as error:  # noqa: BLE001 -- its asker is told, and nobody else harmed
+            fault = _unforeseen(error)
         ticket = self._ticket(kind, body, message)
         try:
             ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
             if fault is not None:
-                raise fault
+                return Refused(ticket, fault)
             request = self._request(ticket, body, text, limits)
         except RequestError as error:
             return Refused(ticket, error)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return Refused(ticket, _unforeseen(error))
         expiry_s = math.inf if message.expiry_s is None else message.expiry_s
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
         return Accepted(replace(ticket, wants_stream=request.stream), request)
@@ -158,6 +162,14 @@ class Intake:
             limits=limits,
             draw_seed=self._draw_seed,
         )
+
+
+def _unforeseen(error: Exception) -> RequestError:
+    fault = RequestError(
+        "the cluster failed to read this request", code="internal_error", status=500
+    )
+    fault.__cause__ = error
+    return fault
 
 
 def _lenient(name: str, body: Mapping[str, object]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
+from edgecosine.protocol.request import MIN_TEMPERATURE
 from edgecosine.protocol.tree import TokenTree
 
 PROTOCOL_VERSION = 1
@@ -95,6 +96,11 @@ class Coupling(msgspec.Struct, frozen=True, array_like=True):
     top_p: Share = 1.0
     min_p: Share = 0.0
     seed: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)] = bytes(8)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the target takes the most probable token at each position."""
+        return self.temperature < MIN_TEMPERATURE
 
 
 class DraftRequest(Message, frozen=True, tag="draft?"):

@@ -21,6 +21,7 @@ from edgecosine.protocol.prompts import check_prompt, read_messages, read_prompt
 from edgecosine.protocol.request import (
     DEFAULT_POLICY,
     MAX_SEED,
+    MIN_REPETITION_PENALTY,
     Request,
     RequestKind,
     Sampling,
@@ -196,7 +197,9 @@ def _sampling(fields: Fields, max_tokens: int, draw_seed: Callable[[], int]) -> 
         seed=_seed(fields, draw_seed),
         presence_penalty=fields.number("presence_penalty", 0.0, low=-2.0, high=2.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2.0, high=2.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, low=0.0, high=10.0, above=True),
+        repetition_penalty=fields.number(
+            "repetition_penalty", 1.0, low=MIN_REPETITION_PENALTY, high=10.0
+        ),
         logit_bias=fields.biases("logit_bias", max_entries=MAX_BIASES, limit=100.0),
         min_tokens=fields.integer("min_tokens", 0, low=0, high=max_tokens),
         stop_token_ids=fields.tokens("stop_token_ids", max_entries=MAX_STOP_TOKENS),

@@ -9,6 +9,11 @@ from typing import Any, Literal
 
 MAX_SEED = 2**64 - 1
 
+MIN_TEMPERATURE = 1e-6
+"""Below it sampling is greedy: float32 cannot hold logits over so small a number."""
+MIN_REPETITION_PENALTY = 0.01
+"""The least that is accepted: float32 cannot hold logits over a number near 0."""
+
 DEFAULT_POLICY = "edgecosine"
 
 FinishReason = Literal["stop", "length"]
@@ -18,8 +23,9 @@ FinishReason = Literal["stop", "length"]
 class Sampling:
     """How the target chooses tokens; the parameters of the OpenAI API and of its common extensions.
 
-    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 cut nothing. Every field holds under
-    speculation, because the target samples for itself.
+    A temperature below `MIN_TEMPERATURE` is greedy. top_k 0, top_p 1 and min_p 0 cut nothing, and
+    nothing cuts the most probable token. Every field holds under speculation, because the target
+    samples for itself.
     """
 
     temperature: float = 0.0
@@ -40,7 +46,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken at each position."""
-        return self.temperature == 0.0
+        return self.temperature < MIN_TEMPERATURE
 
     @property
     def is_plain(self) -> bool:

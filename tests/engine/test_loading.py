@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine.engine.ballast import add_ballast
-from edgecosine.engine.base import DraftWork
+from edgecosine.engine.base import DraftWork, Failed, VerifyWork
 from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.memory import MemoryPlan
@@ -23,6 +23,7 @@ from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of, save
 
@@ -57,6 +58,24 @@ def test_loaded_target_knows_the_end_tokens_of_the_model(tmp_path: Path) -> None
     [answer], _ = decode(engine, [prompt_of(20)], 5, [nothing], [how])
     assert not {7, 9} & {*answer[:3]}
     assert answer[3:] == [7, 7]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_tokens_beyond_the_models_rows_are_none(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(family, vocab_size=200)
+    model.generation_config.eos_token_id = [9, 200, 5000]
+    engine, loaded = load_target(LoadOptions(save(model, tmp_path), threads=1, slots=1))
+    assert isinstance(engine, TransformerTarget)
+    assert loaded.codec is not None
+    assert (loaded.codec.num_tokens, loaded.codec.num_rows, loaded.num_rows) == (200, 200, 200)
+    assert loaded.codec.eos_tokens == {9}
+    assert "ids=[200, 5000] tokens=200" in caplog.text
+    decode(engine, [prompt_of(20)[:1]], 5, [nothing], [Sampling(min_tokens=3)])
+    beyond = VerifyWork("beyond", (7, 200), 2, EMPTY_TREE, Sampling())
+    [outcome] = engine.step([beyond]).outcomes
+    assert isinstance(outcome, Failed)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

@@ -86,6 +86,9 @@ class ChangedRows:
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         self.model.move(slot, source, target)
 
+    def clear(self, slot: int) -> None:
+        self.model.clear(slot)
+
     @contextmanager
     def widely(self, cells: int) -> Iterator[PassModel]:
         with self.model.widely(cells) as wide:

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgecosine.engine.sources import locate
 from edgecosine.engine.text import TextCodec
+from edgecosine.errors import RequestError
+from edgecosine.protocol.request import ChatMessage
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,42 @@ def test_leading_space_is_a_tokens_own() -> None:
     assert codec.spelling(1 + 0xE2) == ("bytes:\\xe2", b"\xe2")
     assert codec.spelling(1 + ord("x")) == ("x", b"x")
     assert codec.spelling(names["\ufffd"]) == ("\ufffd", "\ufffd".encode())
+
+
+TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for m in messages %}{{ m.content }}", "endfor"),
+        ("{{ messages[0].name.first }}", "no attribute"),
+        ("{{ messages[7]['content'] }}", "messages"),
+        ("{{ messages[0]['content'] + 1 }}", "str"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ messages | no_such_filter }}", "no_such_filter"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
+        ({"tools": "x", "rag": "y"}, "default"),
+    ],
+)
+def test_chat_that_the_template_does_not_take_is_refused_with_its_words(
+    template: object, words: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
+    tokenizer.chat_template = template
+    codec = TextCodec(tokenizer, [0])
+    with pytest.raises(RequestError, match=words) as refusal:
+        codec.encode_chat(TURNS)
+    assert (refusal.value.status, refusal.value.parameter) == (400, "messages")
+    assert "\n" not in refusal.value.message
+    assert codec.encode("one")
+
+
+def test_chat_template_that_serves_nobody_is_told_at_the_load() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
+    tokenizer.chat_template = "{% for m in messages %}"
+    assert "end of template" in str(TextCodec(tokenizer, [0]).chat_fault())
+    for template in ("{{ messages[0]['content'] }}", None):
+        tokenizer.chat_template = template
+        assert TextCodec(tokenizer, [0]).chat_fault() is None

@@ -399,3 +399,58 @@ def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
             assert len(replies) == 1
 
     run(main())
+
+
+class FailingDrafter(ScriptedDrafter):
+    """Fails at some requests, whoever is beside them, and tells of others what is no number."""
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        if any(work.key == "bad" for work in batch):
+            raise StopIteration if len(batch) == 1 else IndexError
+        proposals = super().draft(batch)
+        no_number = Proposal((1,), (float("nan"),))
+        return [
+            no_number if work.key == "nan" else proposal
+            for work, proposal in zip(batch, proposals, strict=True)
+        ]
+
+
+def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(FailingDrafter(LANGUAGE), thread)
+            for number in range(2):
+                for key in ("a", "bad", "b", "nan"):
+                    drafting.on_request(ask(PREFIX, key=key, number=number), post)
+                async with at_work(drafting):
+                    drafts = await post.drafts(4)
+                lengths = {draft.request_id: len(draft.confidences) for draft in drafts}
+                assert lengths == {"a": 3, "b": 3, "bad": 0, "nan": 0}
+                post.answers.clear()
+
+    run(main())
+    assert len(caplog.records) == 2  # one of a kind
+
+
+def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> list[int]:
+        raise ValueError("no tokens")
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            with monkeypatch.context() as patch:
+                patch.setattr(rules, "unpack_tokens", fail)
+                drafting.on_request(ask(PREFIX), post)
+            [draft] = await post.drafts(1)
+            assert draft.tokens == b""
+
+    run(main())

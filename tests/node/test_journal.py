@@ -479,3 +479,23 @@ def test_order_of_what_is_told_is_kept(tmp_path: Path) -> None:
         assert heard == list(range(300))
 
     run(story())
+
+
+def test_step_that_fails_behind_the_journal_keeps_nobody_else_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        called: list[str] = []
+
+        def fail(_: bool) -> None:
+            called.append("first")
+            raise ValueError("bug")
+
+        async with writing(DiskJournal(tmp_path)) as journal:
+            journal.accept(ticket("a/1"), request("a/1"), MODEL, fail)
+            journal.then(lambda: called.append("second"))
+            await journal.settled()
+        assert called == ["first", "second"]
+
+    run(story())
+    assert "ValueError: bug" in caplog.text

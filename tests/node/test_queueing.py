@@ -52,3 +52,35 @@ def test_cancelled_in_the_queue_gives_its_place_up() -> None:
         assert admission.num_queued == admission.num_at_work == 0
 
     run(story())
+
+
+def test_suspects_come_first_and_alone_whoever_leaves() -> None:
+    async def story() -> None:
+        admission = Admission(num_places=3, max_queued=9)
+        places = Places(admission)
+        [before] = places.book([REQUEST])
+        first = places.book([REQUEST, REQUEST], is_suspect=True)
+        [second] = places.book([REQUEST], is_suspect=True)
+        [third] = places.book([REQUEST], is_suspect=True)
+        others = places.book([REQUEST, REQUEST])
+
+        def at_work() -> list[bool]:
+            turns = (before, *first, second, third, *others)
+            return [turn.begun.done() and not turn.begun.cancelled() for turn in turns]
+
+        assert at_work() == [True, *[False] * 6]
+        places.leave([before])
+        assert at_work()[1:] == [True, True, *[False] * 4]
+        places.leave(first[:1])
+        assert admission.num_at_work == 1
+        second.begun.cancel()  # its asker has left and is about to say so
+        places.leave(first[1:])
+        assert at_work()[4:] == [False] * 3
+        places.leave([second])
+        assert at_work()[4:] == [True, False, False]
+        places.leave([third])
+        assert at_work()[5:] == [True, True]
+        places.leave(others)
+        assert admission.num_queued == admission.num_at_work == 0
+
+    run(story())

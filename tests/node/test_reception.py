@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from edgecosine.balance.admission import Admission
+from edgecosine.errors import NoLogits
 from edgecosine.node.reception import Reception
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
@@ -27,12 +28,8 @@ class Desk:
     def __init__(self, service: ScriptedService) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
-        self.reception = Reception(
-            service,
-            topics=HOME,
-            send=self._send,
-            admission=Admission(num_places=service.max_sessions, max_queued=4),
-        )
+        self.admission = Admission(num_places=service.max_sessions, max_queued=4)
+        self.reception = Reception(service, topics=HOME, send=self._send, admission=self.admission)
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -44,9 +41,17 @@ class Desk:
             self._news.clear()
             await self._news.wait()
 
-    def take(self, request_id: str, prompt: str = "x", deadline_s: float = 60.0) -> None:
+    def take(
+        self,
+        request_id: str,
+        prompt: str = "x",
+        deadline_s: float = 60.0,
+        *,
+        wants_stream: bool = False,
+    ) -> None:
         """Ask."""
-        ticket = Ticket("a", request_id, "completion", HOME.response("a", request_id))
+        reply = HOME.response("a", request_id)
+        ticket = Ticket("a", request_id, "completion", reply, wants_stream=wants_stream)
         request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
         self.reception.take(Accepted(ticket, request))
 
@@ -123,24 +128,66 @@ def test_answer_too_large_for_mqtt_is_an_error() -> None:
     run(story())
 
 
-def test_bug_in_the_service_ends_the_reception_but_answers_first() -> None:
+class Panic(BaseException):
+    """What a library that is not Python's may raise."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("bug"), "failed at this request"),
+        (ExceptionGroup("several", [ValueError("bug")]), "failed at this request"),
+        (Panic("bug"), "failed at this request"),
+        (TimeoutError("bug"), "failed at this request"),
+        (NoLogits(), "NaN"),
+    ],
+)
+def test_bug_in_the_service_is_the_end_of_its_request_alone(
+    error: BaseException, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def story() -> None:
         service = ScriptedService()
-        service.errors["bug"] = ValueError("bug")
-        service.hold("hm")
+        service.errors["bug"] = error
+        held = service.hold("hm")
         desk = Desk(service)
-        with pytest.raises(ExceptionGroup):
-            await _serve(desk, {"1": "hm", "2": "bug"})
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            desk.take("1", "hm")
+            desk.take("2", "bug")
+            await desk.expect_final("2")
+            held.set()
+            await desk.expect_final("1")
+            running.cancel()
         assert desk.finals("2") == ["internal_error"]
-        assert desk.finals("1") == ["shutting_down"]
+        assert words in str(desk.sent)
+        assert desk.finals("1") == ["text"]
+        assert desk.admission.num_at_work == desk.admission.num_queued == 0
 
     run(story())
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "request=a/2" in line.getMessage()
+    assert line.exc_info is None
 
 
-async def _serve(desk: Desk, prompts: dict[str, str]) -> None:
-    """Ask, and serve until the reception ends by itself."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(desk.reception.run())
-        await asyncio.sleep(0)
-        for request_id, prompt in prompts.items():
-            desk.take(request_id, prompt)
+def test_request_whose_end_cannot_be_told_as_it_should_has_a_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Outgoing:
+        raise ValueError("no part can be made")
+
+    async def story() -> None:
+        desk = Desk(ScriptedService())
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            with monkeypatch.context() as patch:
+                patch.setattr("edgecosine.node.telling.piece_message", fail)
+                desk.take("1", wants_stream=True)
+                await desk.expect_final("1")
+            desk.take("2", wants_stream=True)
+            await desk.expect_final("2")
+            running.cancel()
+        assert (desk.finals("1"), desk.finals("2")) == (["internal_error"], ["text"])
+
+    run(story())

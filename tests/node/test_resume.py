@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from edgecosine.node.service import Service
 from edgecosine.protocol.choices import choices_of
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import Request, Sampling
+from edgecosine.protocol.request import Committed, Progress, Request, Sampling
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
@@ -114,7 +114,7 @@ def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def admission(service: Service) -> Admission:
     """Room for a few."""
-    return Admission(num_places=service.max_sessions, max_queued=4)
+    return Admission(num_places=service.max_sessions, max_queued=16)
 
 
 async def live(
@@ -242,10 +242,12 @@ class Desk:
             self.reception.delivered(message)
         self._news.set()
 
-    def take(self, **fields: Any) -> None:
-        reply, is_stream = fields.pop("reply", FINAL), fields.get("stream", False)
-        ticket = Ticket("a", "1", "completion", reply, wants_stream=is_stream, digest=b"d")
-        self.reception.take(Accepted(ticket, Request("a", "1", "completion", "hm", **fields)))
+    def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
+        reply = fields.pop("reply", HOME.response("a", name))
+        is_stream = fields.get("stream", False)
+        ticket = Ticket("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
+        request = Request("a", name, "completion", prompt, **fields)
+        self.reception.take(Accepted(ticket, request))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
         while len(found := [m for m in self.sent if m.topic == topic]) < count:
@@ -253,8 +255,8 @@ class Desk:
             await self._news.wait()
         return [json.loads(message.payload) for message in found]
 
-    async def expect_state(self, state: str) -> None:
-        topic = HOME.job_state("1")
+    async def expect_state(self, state: str, name: str = "1") -> None:
+        topic = HOME.job_state(name)
         while state not in [body["state"] for body in await self.expect(topic, 0)]:
             self._news.clear()
             await self._news.wait()
@@ -459,6 +461,137 @@ def test_request_that_breaks_the_engine_each_time_is_given_up(tmp_path: Path) ->
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"
             assert str(MAX_STARTS) in final["error"]["message"]
+
+    run(story())
+
+
+class DeadlyService(ScriptedService):
+    """Ends its process at a deadly prompt; knows how many sessions were at work together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_work: set[str] = set()
+        self.beside: list[set[str]] = []
+        """Who was at work whenever a session began, by prompt."""
+        self.has_ended = asyncio.Event()
+
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        prompt = str(request.prompt)
+        self.at_work.add(prompt)
+        self.beside.append(set(self.at_work))
+        try:
+            async for step in super().answer(request):
+                yield step
+                if prompt == "deadly" and "deadly" not in self.held:
+                    self.has_ended.set()
+                    await asyncio.Event().wait()
+        finally:
+            self.at_work.discard(prompt)
+
+
+def killed(at: Desk) -> None:
+    """This life ends without an order."""
+    at.journal.leave = lambda _: None  # type: ignore[method-assign]
+
+
+def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        service = DeadlyService()
+        service.hold("innocent")
+        service.hold("deadly")
+        async with desk(tmp_path, service) as at:
+            at.take("1", "deadly")
+            for number in range(2, 6):
+                at.take(str(number), "innocent")
+            await service.begun(4)
+            killed(at)
+        sent: list[Outgoing] = []
+        for life in range(MAX_STARTS - 1):
+            service = DeadlyService()
+            async with desk(tmp_path, service) as at:
+                if not life:
+                    at.take("new", "newcomer")
+                await service.has_ended.wait()
+                killed(at)
+            sent += at.sent
+            assert all(len(each) == 1 for each in service.beside)
+        async with desk(tmp_path, DeadlyService()) as at:
+            await at.reception.idle()
+        bodies = {m.topic: json.loads(m.payload) for m in [*sent, *at.sent]}
+        finals = [bodies[HOME.response("a", name)] for name in ("1", "2", "3", "4", "5", "new")]
+        assert finals[0]["error"]["code"] == "internal_error"
+        assert all("choices" in final for final in finals[1:])
+
+    run(story())
+
+
+def test_requests_that_had_new_tokens_or_only_waited_are_no_suspects(tmp_path: Path) -> None:
+    async def story() -> None:
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            for number in range(service.max_sessions + 1):
+                at.take(str(number))
+            await service.begun(service.max_sessions)
+            for number in range(service.max_sessions):
+                at.journal.commit(f"a/{number}", 0, 0, Committed((1,)))
+            killed(at)
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            await service.begun(service.max_sessions)
+            at.reception.cancel("0", "a")
+            await service.begun(service.max_sessions + 1)
+
+    run(story())
+
+
+def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take("1", n=2)
+            at.take("2", deadline_s=0.3)
+            await at.expect_state("running", "2")
+            killed(at)
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            at.take("3")
+            await service.begun(2)
+            await at.expect(HOME.response("a", "2"))
+            assert {request.request_id for request in service.requests} == {"1"}
+            at.reception.cancel("1", "a")
+            await at.expect(HOME.response("a", "1"))
+            await at.expect_state("running", "3")
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("lost", "damage"),
+    [
+        ("1", "UPDATE jobs SET request = x'c1' WHERE key = 'a/1'"),
+        ("3", "UPDATE answers SET final = x'c1' WHERE key = 'a/3'"),
+    ],
+)
+def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
+    lost: str, damage: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            at.is_acknowledging = False
+            for name, prompt in (("1", "hm"), ("2", "hm"), ("3", "x"), ("4", "x")):
+                at.take(name, prompt)
+            for name in "34":
+                await at.expect(HOME.response("a", name))
+            await at.journal.settled()
+            at.journal.store.write([(damage, ())], is_lasting=False)
+        for _ in range(2):
+            async with desk(tmp_path) as at:
+                at.is_acknowledging = False
+                for name in {*"1234"} - {lost}:
+                    await at.expect(HOME.response("a", name))
+                assert not await at.expect(HOME.response("a", lost), 0)
 
     run(story())
 

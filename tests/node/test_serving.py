@@ -61,6 +61,24 @@ def test_request_that_cannot_be_served_is_refused_with_the_reason(
     run(main())
 
 
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_prompt_with_a_token_that_the_model_cannot_read_is_refused(kind: str) -> None:
+    prompt = (ChatMessage("user", "to \x7f be"),) if kind == "chat" else "to \x7f be"
+    asked = request(kind=kind, prompt=prompt)
+
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE)) as home:
+            codec = home.serving._codec
+            codec.num_rows = 0x7F
+            codec._tokenizer.chat_template = "a template"
+            codec._tokenizer.apply_chat_template = lambda turns, **_: turns[0]["content"]
+            with pytest.raises(RequestError, match="token 127, but the model has tokens 0 to 126"):
+                await home.answer(asked)
+            assert (await home.answer(request())).text == alone(LANGUAGE, request()).text
+
+    run(main())
+
+
 def test_request_as_long_as_the_context_is_served() -> None:
     asked = request(max_tokens=59)
 

@@ -201,6 +201,8 @@ def test_chat_content_may_come_in_parts() -> None:
         ({"presence_penalty": 2.1}, "decimal_above_max_value"),
         ({"frequency_penalty": -2.1}, "decimal_below_min_value"),
         ({"repetition_penalty": 0}, "decimal_below_min_value"),
+        ({"repetition_penalty": 0.0099}, "decimal_below_min_value"),
+        ({"repetition_penalty": 1e-38}, "decimal_below_min_value"),
         ({"logit_bias": [1]}, "invalid_type"),
         ({"logit_bias": {"a": 1}}, "invalid_value"),
         ({"logit_bias": {"-1": 1}}, "invalid_value"),

@@ -18,7 +18,14 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from edgecosine import zoo
 from edgecosine.engine.ballast import add_ballast
-from edgecosine.engine.base import DraftEngine, DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import (
+    DraftEngine,
+    DraftWork,
+    Prefilling,
+    TargetEngine,
+    VerifyWork,
+    verdict_of,
+)
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.memory import give_back_memory
 from edgecosine.engine.options import LoadOptions
@@ -140,8 +147,9 @@ def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
     [outcome] = engine.step([_work(key, tokens)]).outcomes
-    assert not isinstance(outcome, Prefilling)
-    return outcome.bonus
+    verdict = verdict_of(outcome)
+    assert verdict is not None
+    return verdict.bonus
 
 
 def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
@@ -186,8 +194,8 @@ def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
             works = [_work(key, sequence) for key, sequence in enumerate(sequences)]
             for sequence, outcome in zip(sequences, engine.step(works).outcomes, strict=True):
-                if not isinstance(outcome, Prefilling):
-                    sequence.append(outcome.bonus)
+                if (verdict := verdict_of(outcome)) is not None:
+                    sequence.append(verdict.bonus)
         return time.perf_counter() - started
 
     fresh = itertools.cycle(range(1, 1000))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from edgecosine.engine.attention import Rows
-from edgecosine.engine.base import Prefilling, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.base import TargetEngine, Verdict, VerifyWork, verdict_of
 from edgecosine.engine.model import PassModel
 from edgecosine.lab.exactness.drafts import MOODS, Mood
 from edgecosine.protocol.request import Sampling
@@ -60,6 +60,10 @@ class Recorder:
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """As `PassModel.move`."""
         self._model.move(slot, source, target)
+
+    def clear(self, slot: int) -> None:
+        """As `PassModel.clear`."""
+        self._model.clear(slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,8 @@ def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
         result = opened.engine.step([work])
         [found] = digests(opened, [work], result.outcomes)
         [outcome] = result.outcomes
-        if isinstance(outcome, Verdict):
-            tokens.append(outcome.bonus)
+        if (verdict := verdict_of(outcome)) is not None:
+            tokens.append(verdict.bonus)
             seen += found
     opened.engine.release("plain")
     return Truth(question, tuple(tokens[len(question.prompt) :]), tuple(seen))
@@ -284,13 +288,14 @@ class Storm:
         tally.most_sessions = max(tally.most_sessions, len(sessions))
         found = digests(self._opened, works, outcomes)
         for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
-            if isinstance(outcome, Prefilling):
+            verdict = verdict_of(outcome)
+            if verdict is None:
                 continue
-            session.tokens += [*(work.tree.tokens[node] for node in outcome.path), outcome.bonus]
+            session.tokens += [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
             session.seen += seen
             if len(work.tree):
                 tally.drafted_rounds += 1
-                tally.accepted += len(outcome.path)
+                tally.accepted += len(verdict.path)
 
     def _work(self, session: _Session) -> VerifyWork:
         question, coming = session.truth.question, session.truth.answer[len(session.said) :]

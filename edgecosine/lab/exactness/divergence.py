@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import TargetEngine, VerifyWork, verdict_of
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
 
@@ -70,9 +70,10 @@ def _answers(
             for i in todo
         ]
         for i, outcome in zip(todo, engine.step(works).outcomes, strict=True):
-            if isinstance(outcome, Prefilling):
+            verdict = verdict_of(outcome)
+            if verdict is None:
                 continue
-            sequences[i] += [*(trees[i].tokens[node] for node in outcome.path), outcome.bonus]
+            sequences[i] += [*(trees[i].tokens[node] for node in verdict.path), verdict.bonus]
             trees[i] = drafts[i](sequences[i])
     for i in range(len(prompts)):
         engine.release(str(i))

@@ -105,9 +105,13 @@ def requests() -> list[bytes]:
     limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
     levels = b'{"prompt":"x","reply_to":"edgecosine/home/response/' + 196 * b"/" + b'"}'
     points = '{"prompt":"x","reply_to":"edgecosine/home/response/\ufdcf\U0001fffd"}'.encode()
+    tiny = (
+        b'{"prompt":"x","temperature":1e-46,"top_p":5e-324,"min_p":1e-45,"repetition_penalty":0.01,'
+        b'"logit_bias":{"4096":1e-40},"stop_token_ids":[4096],"min_tokens":3}'
+    )
     bodies = (
         (0, render_body(_REQUEST)), (1, render_body(completion)), (2, b"To be, or"), (0, parts),
-        (1, limits), (1, levels), (1, points),
+        (1, limits), (1, levels), (1, points), (1, tiny),
     )  # fmt: skip
     return [bytes((kind,)) + body for kind, body in bodies]
 

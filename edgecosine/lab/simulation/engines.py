@@ -12,6 +12,7 @@ from typing import Any, cast
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
+    Outcome,
     PassResult,
     Prefilling,
     Proposal,
@@ -52,7 +53,7 @@ class RecitingTarget:
         return len(self._texts.lists[0])
 
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
-        outcomes: list[Verdict | Prefilling] = []
+        outcomes: list[Outcome] = []
         num_rows = 0
         for work in batch:
             cached = min(self._cached.get(work.key, 0), len(work.tokens) - 1)

@@ -1,0 +1,109 @@
+"""Real nodes of a model with every fault at once: each request that meets one fails with its words,
+and the processes and the other requests' texts take no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from edgecosine import zoo
+from edgecosine.errors import RequestError
+from edgecosine.node.client import Client
+from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.request import ChatMessage, Request, Sampling
+from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
+
+pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ raise_exception('roles alternate') }}"
+)
+GOOD = "def main():"
+
+
+def faulty(directory: Path) -> str:
+    """A drafter of the zoo with a template that refuses all, a token without a row, an end token
+    without a logit, and a row that is NaN."""
+    shutil.copytree(zoo.DIRECTORY / zoo.drafter_names()[0], directory)
+    bad = AutoTokenizer.from_pretrained(directory).encode(" while")[0]
+    weights = {name: each.clone() for name, each in _weights(directory).items()}
+    # Untied, or the row would be in every product of the output layer.
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.embed_tokens.weight"][bad] = float("nan")
+    num_rows = len(weights["lm_head.weight"])
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    pad = {"id": num_rows, "content": "[PAD]", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append(pad | flags)
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    _edit(directory / "tokenizer_config.json", chat_template=TEMPLATE)
+    _edit(directory / "config.json", tie_word_embeddings=False)
+    _edit(directory / "generation_config.json", eos_token_id=[0, num_rows + 900])
+    return str(directory)
+
+
+def _weights(directory: Path) -> Any:
+    return load_file(directory / "model.safetensors")
+
+
+def _edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+async def said(client: Client, prompt: Any = GOOD, **how: Any) -> str:
+    """The text, or the error's code and words."""
+    kind = "completion" if isinstance(prompt, str) else "chat"
+    asked = Request(
+        "", secrets.token_hex(8), kind, prompt, max_tokens=24, ignore_eos=True,
+        sampling=Sampling(**how),
+    )  # fmt: skip
+    try:
+        async with contextlib.aclosing(client.ask(asked)) as steps:
+            async for step in steps:
+                if isinstance(step, Final):
+                    return step.text
+    except RequestError as error:
+        return f"{error.code}: {error.message}"
+    raise AssertionError("no final message")
+
+
+def test_request_that_meets_a_fault_of_the_model_fails_alone(tmp_path: Path) -> None:
+    model = faulty(tmp_path / "faulty")
+    plan = ClusterPlan(
+        cluster=f"fenced-{secrets.token_hex(3)}",
+        target=Member("t", ("--role", "target", "--model", model, "--threads", "1")),
+        drafters=(Member("d", ("--role", "drafter", "--model", model, "--threads", "1")),),
+        broker_port=free_port(),
+    )
+
+    async def story() -> None:
+        async with (
+            LocalCluster(plan, print) as cluster,
+            Client(cluster.broker_url, plan.cluster) as client,
+        ):
+            lives = cluster.pids
+            good = await said(client)
+            assert not good.startswith("internal_error")
+            turns = (ChatMessage("user", "one"), ChatMessage("user", "two"))
+            assert "roles alternate" in await said(client, turns)
+            for how in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}):
+                answer = await said(client, f"{GOOD}\n    while", **how)
+                assert answer.startswith("internal_error: the model gave NaN")
+            assert "the model has tokens 0 to" in await said(client, "def [PAD] main():")
+            assert await said(client, temperature=1.0, top_p=1e-46) == good
+            assert await said(client, temperature=1e-45) == good
+            assert await said(client, min_tokens=9) == good
+            assert cluster.pids == lives
+
+    run_patiently(story())
