@@ -14,7 +14,7 @@ from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
 from edgecosine.protocol.request import Logprobs
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.tree import EMPTY_TREE, ROOT
 
 
 @dataclass(slots=True)
@@ -33,7 +33,8 @@ class _Part:
 class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`.
 
-    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while.
+    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while. A
+    sequence of more than `turns_at` tokens is read anew, with its longrope's long factors.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class TransformerTarget:
         max_context: int,
         chunk: int = 64,
         eos_tokens: Collection[int] = (),
+        turns_at: int = 0,
     ) -> None:
-        self._model = model
+        self._model, self._turns_at = model, turns_at
         self._eos_tokens = frozenset(eos_tokens)
-        self._slots = Slots(slots)
+        self._slots = Slots(slots, turns_at)
         self._max_context = max_context
         self._chunk = chunk
 
@@ -72,18 +74,20 @@ class TransformerTarget:
         self._slots.release(key)
 
     def _add(self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]) -> _Part:
+        if len(work.tokens) <= self._turns_at < len(work.tokens) + max(work.tree.depths, default=0):
+            work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
         pending = work.tokens[cached : cached + self._chunk]
-        rows.add_sequence(slot.index, cached, pending)
+        rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
         if not part.remaining:
             part.first_logit = len(keep)
             keep.append(len(rows) - 1)
             keep.extend(range(len(rows), len(rows) + len(work.tree)))
-            rows.add_tree(slot.index, len(work.tokens), work.tree)
+            rows.add_tree(slot.index, len(work.tokens), work.tree, slot.mark)
         return part
 
     def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int]) -> Verdict | Prefilling:
