@@ -7,33 +7,40 @@ is never trusted.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from edgecosine import models, zoo
 from edgecosine.engine import drafter
+from edgecosine.engine.accounting import check_tensors
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.cut_models import load_cut_model
+from edgecosine.engine.ends import end_tokens
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
 from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, files_digest, find_model
+from edgecosine.engine.model_files import NGRAM, files_digest
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import download_bar, showing_progress
+from edgecosine.engine.refusals import refusing
+from edgecosine.engine.rotary import turning_length
 from edgecosine.engine.selftest import Reference, check_as_served, check_family, take_reference
 from edgecosine.engine.sources import Source
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
@@ -51,12 +58,15 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     """
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
-    model, loaded, cells = load_model(options) if options.tensor_parallel == 1 else _split(options)
+    with refusing(f"cannot serve {options.model!r}"):
+        load = load_model if options.tensor_parallel == 1 else _split
+        model, loaded, cells = load(options)
     engine = TransformerTarget(
         model,
         slots=options.slots,
         max_context=loaded.max_context,
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
+        turns_at=loaded.turns_at,
     )
     logger.info(
         "target loaded model=%s cells=%d tensor_parallel=%d exactness=%s (%s)",
@@ -80,11 +90,12 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         return load_ngram()
     # A guess cannot change an answer, so no drafter is held to a policy.
     options = replace(options, exactness="rounding")
-    model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
-    kernels = kernels_if_any()
+    with refusing(f"cannot draft by {options.model!r}"):
+        model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
     engine = drafter.TransformerDrafter(
-        model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
-    )
+        model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),
+        turns_at=loaded.turns_at,
+    )  # fmt: skip
     return engine, loaded
 
 
@@ -109,28 +120,29 @@ def load_model(
 
     def load() -> Any:
         with showing_progress(options.model):
-            model = reading(options.model, lambda: _weights(plan, options))
+            model = reading(options.model, "its weights", lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = reading(options.model, lambda: _tokenizer(plan.source))
+    tokenizer = reading(options.model, "its tokenizer", lambda: _tokenizer(plan.source))
     with freeing_at_once():
         meet()
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
-        reference = _reference(model, options.quantize, plan.context)
+        reference = _reference(model, plan, options)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
-    codec = TextCodec(tokenizer, _eos_tokens(model))
+    codec = TextCodec(tokenizer, end_tokens(model.config, _settings(plan), tokenizer))
     weights, cache = runner.held
     loaded = Loaded(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
-        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
+        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(plan.source, model.config),
+        turns_at=turning_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.cells
 
@@ -139,16 +151,40 @@ def _tokenizer(source: Source) -> Any:
     if source.gguf is not None:
         assert source.whole.gguf is not None, "what comes from a GGUF model is one"
         return read_gguf_tokenizer(source.whole.gguf)
-    return AutoTokenizer.from_pretrained(source.where)
+    tokenizer = AutoTokenizer.from_pretrained(source.where, trust_remote_code=False)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # What transformers makes of a tokenizer's settings alone.
+        raise ValueError("it has no tokens: the file of its vocabulary (tokenizer.json) is missing")
+    return tokenizer
 
 
 def _format(plan: LoadPlan, options: LoadOptions) -> str:
     return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
 
 
-def _digest(options: LoadOptions) -> str:
-    path = find_model(options.model, zoo.DIRECTORY, options.gguf)
-    return "" if path is None else files_digest(path)
+def _settings(plan: LoadPlan) -> list[dict[str, Any]]:
+    """What the model's files say of it, without what families have by default."""
+    if plan.source.gguf is not None:
+        return [{"eos_token_id": plan.config.get_text_config().eos_token_id}]
+    found = (_file_of(plan.source, name) for name in ("config.json", "generation_config.json"))
+    return [msgspec.json.decode(path.read_bytes(), type=dict) for path in found if path is not None]
+
+
+def _file_of(source: Source, name: str) -> Path | None:
+    """A file of a directory, or of a hub model that was loaded; None where there is none."""
+    found = cached_file(
+        source.where, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    return None if found is None else Path(found)
+
+
+def _digest(source: Source, config: Any) -> str:
+    """Of all files that were loaded; a hub's are known by huggingface_hub."""
+    if source.gguf is not None:
+        own = files_digest(source.gguf.paths[0])
+        return own if source.base is None else f"{own}+{_digest(source.base, config)}"
+    settings = _file_of(source, "config.json")
+    return "" if settings is None else files_digest(settings.parent)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
@@ -157,16 +193,18 @@ def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     return load_over_ranks(options)
 
 
-def _reference(model: Any, quantize: Quantize, context: int) -> Reference:
-    try:
-        return take_reference(model, context)
-    except RuntimeError as error:
-        if quantize == "none":
-            raise
-        raise ModelUnsupported(
-            f"{quantize} does not run on this device with this model ({error}); "
-            "leave --quantize out, or take another"
-        ) from error
+def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
+    """Its first pass also shows whether the device has what a quantised model needs."""
+    what = f"{options.model!r} does not run here"
+    if options.quantize != "none":
+        what = f"{options.quantize} does not run on {plan.device} with this model"
+        remedy = "; leave --quantize out, or take another"
+    elif getattr(model, "is_quantized", False):
+        remedy = f"; its layers are quantised for others than {plan.device}"
+    else:
+        remedy = "; take another model, or another --dtype"
+    with refusing(what, remedy):
+        return take_reference(model, plan.context)
 
 
 def _runner(
@@ -231,22 +269,24 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
         "trust_remote_code": False,
         "attn_implementation": "eager",
         "tqdm_class": download_bar(),
+        "output_loading_info": True,
+        # Tensors of another shape are refused by name, with those that are missing.
+        "ignore_mismatched_sizes": True,
     }
     if options.tensor_parallel > 1:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        shards = DistributedConfig(tp_size=options.tensor_parallel)
-        return AutoModelForCausalLM.from_pretrained(
-            plan.source.where, **settings, distributed_config=shards
-        )
-    if options.quantize == "none":
-        plain: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
-        return plain.to(plan.device)
-    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    quantization = _quantization(options.quantize, plan.dtype)
-    settings |= {"device_map": plan.device, "quantization_config": quantization}
-    return AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
+    elif options.quantize != "none":
+        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        quantization = _quantization(options.quantize, plan.dtype)
+        settings |= {"device_map": plan.device, "quantization_config": quantization}
+    loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+    model, info = loading
+    check_tensors(options.model, model.config, info)
+    is_placed = options.tensor_parallel > 1 or options.quantize != "none"
+    return model if is_placed else model.to(plan.device)
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
@@ -263,16 +303,10 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
-def _eos_tokens(model: Any) -> list[int]:
-    eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    if eos is None:
-        return []
-    return [eos] if isinstance(eos, int) else list(eos)
-
-
 def _display_name(options: LoadOptions) -> str:
     is_known = options.model in zoo.names() or models.is_known(options.model)
-    name = options.model if is_known else options.gguf or Path(options.model).name
+    where = Path(options.model).expanduser()
+    # As it is called where `.` or `..` says less.
+    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
+    name = options.model if is_known else options.gguf or path.name or "model"
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

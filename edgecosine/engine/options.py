@@ -55,3 +55,6 @@ class Loaded:
     """What is computed in."""
     digest: str = ""
     """Of the model's files."""
+    turns_at: int = 0
+    """A sequence of more tokens has other keys and values in all its cells (`rotary.py`); 0: none
+    has."""

@@ -70,7 +70,9 @@ class _MarkedRotary(nn.Module):
         device = next(rotary.buffers()).device
         for part, position in ((self.short, 0), (self.long, turning_length(rotary.config))):
             for where in _layers(part):
-                part(torch.zeros(1, device=device), torch.tensor([[position]], device=device), *where)
+                part(
+                    torch.zeros(1, device=device), torch.tensor([[position]], device=device), *where
+                )
             _freeze(part)
 
     def forward(

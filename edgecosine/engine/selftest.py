@@ -144,8 +144,8 @@ def _take_reference(model: Any, place: _Place, context: int) -> Reference:
             logger.warning("the self-test knows the model's output in %s only: %s", dtype, error)
             return replace(reference, stock_error=_UNKNOWN * reference.spread)
     can_widen = not getattr(model, "is_quantized", False)
-    error = error_of(stock, truth)
-    return replace(reference, truth=truth, stock_error=error, can_widen=can_widen)
+    stock_error = error_of(stock, truth)
+    return replace(reference, truth=truth, stock_error=stock_error, can_widen=can_widen)
 
 
 def check_family(model: ProvableModel, reference: Reference, family: str) -> None:

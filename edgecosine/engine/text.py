@@ -88,12 +88,19 @@ class TextCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Ids below this are tokens of the vocabulary."""
-        return len(self._tokenizer)
+        """Ids below this are tokens of the vocabulary, but for holes."""
+        return self._num_ids
+
+    @functools.cached_property
+    def _num_ids(self) -> int:
+        """The highest id and one; a tokenizer's length is less where its ids have holes."""
+        if not hasattr(self._tokenizer, "get_vocab"):
+            return len(self._tokenizer)
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
     def vocabulary(self) -> list[bytes]:
-        """The tokens by id, for comparison between nodes."""
-        names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        """The tokens by id, empty in holes, for comparison between nodes."""
+        names = self._tokenizer.convert_ids_to_tokens(range(self.num_tokens))
         return [(name or "").encode() for name in names]
 
 
