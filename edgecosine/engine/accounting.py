@@ -6,8 +6,12 @@ transformers makes missing weights up and leaves out what it has no place for, w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
+
+from safetensors import safe_open
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
@@ -27,6 +31,13 @@ _LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _SCALES: Final = re.compile(
     r"scale|zero_?point|\bqweight|\bqzeros|g_idx|absmax|quant_(map|state)|\bSCB$|_blocks$|packed"
 )
+_PART: Final = re.compile(
+    r"(.+)\.((?:nested_)?(?:absmax|quant_map)|quant_state\..+|SCB|weight_format)"
+)
+_CODED: Final = ("I", "U", "F8", "F4", "F6")
+"""Number formats that no weight has by itself."""
+_PREFIXES: Final = ("model", "transformer", "gpt_neox")
+"""transformers takes a name with and without it."""
 _HEAD: Final = "lm_head.weight"
 _NAMED = 3
 
@@ -57,6 +68,55 @@ def check_tensors(name: str, config: Any, info: Mapping[str, Any]) -> None:
         remedy = "set tie_word_embeddings in config.json if its output layer is the embedding"
     error = ModelUnavailable if missing or shapes else ModelUnsupported
     raise error(f"{name} does not hold the model of its config.json: {'; '.join(faults)}; {remedy}")
+
+
+def check_stored(name: str, files: Sequence[Path], config: Any) -> None:
+    """Look at what transformers does not report of the files of the model `name`.
+
+    Raises ModelUnavailable where a tensor is there twice, or a quantised one without all that
+    belongs to it; ModelUnsupported where numbers are coded in a way that nothing names.
+    """
+    kinds = dict[str, str]()
+    twice = set[str]()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            keys = set(opened.keys())
+            twice |= keys & kinds.keys()
+            kinds |= {key: opened.get_slice(key).get_dtype() for key in keys}
+    twice |= {key for key in kinds for prefix in _PREFIXES if f"{prefix}.{key}" in kinds}
+    if twice:
+        raise ModelUnavailable(f"{name} holds twice {_some(twice)}; take a whole checkpoint")
+    if parts := _missing_parts(kinds):
+        raise ModelUnavailable(
+            f"{name} lacks parts of its quantised weights, {_some(parts)}; take a whole checkpoint"
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        coded = {
+            key
+            for key, kind in kinds.items()
+            if kind.startswith(_CODED) and not _HARMLESS.search(key)
+        }
+        if coded:
+            raise ModelUnsupported(
+                f"{name} holds {_some(coded, lambda key: f'{key} ({kinds[key]})')}, and its "
+                "config.json does not name the quantisation; take a checkpoint that does"
+            )
+    elif not AutoHfQuantizer.supports_quant_method(quantization):  # type: ignore[no-untyped-call]
+        raise ModelUnsupported(
+            f"{name} is quantised in a way that transformers does not know "
+            f"({getattr(quantization, 'quant_method', quantization)}); take another checkpoint"
+        )
+
+
+def _missing_parts(keys: Collection[str]) -> set[str]:
+    """What bitsandbytes' quantised weights have everywhere but in some places."""
+    parts = dict[str, set[str]]()
+    for key in keys:
+        if found := _PART.fullmatch(key):
+            parts.setdefault(found[1], set()).add(found[2])
+    everywhere = set().union(*parts.values())
+    return {f"{stem}.{part}" for stem, own in parts.items() for part in everywhere - own}
 
 
 def _unaccounted(config: Any, unexpected: Collection[str]) -> set[str]:

@@ -63,10 +63,8 @@ def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.
     """
     if asked == "rounding":
         return Decision("rounding", "asked for", decision.kernels)
-    config: Any = getattr(modules, "config", None)
-    turns_at = turning_length(config.get_text_config()) if config is not None else 0
     if decision.policy == "bitwise" and (
-        fault := stock_products(modules) or company_changes(model, turns_at)
+        fault := stock_products(modules) or company_changes(model, getattr(modules, "config", None))
     ):
         decision = Decision("rounding", fault, decision.kernels)
     require(decision, asked)
@@ -91,14 +89,14 @@ def stock_products(modules: nn.Module) -> str | None:
     return None
 
 
-def company_changes(model: PassModel, turns_at: int = 0) -> str | None:
+def company_changes(model: PassModel, config: Any = None) -> str | None:
     """What changes the bits of a row's logits, or None when nothing that was tried does.
 
     Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
     same sequence is run at once, in pieces, as a branch of a tree and beside other rows, which
-    are at the last positions there are. Sequences of more than `turns_at` tokens have marks.
+    are at the last positions that the model's `config` has.
     """
-    probe = _Probe(model, turns_at)
+    probe = _Probe(model, config)
     tokens = [3 + 2 * i for i in range(_LENGTH)]
     reference = probe.run(tokens, _LENGTH, 0)
     for cut in (1, 4, _LENGTH - 1):
@@ -113,12 +111,15 @@ def company_changes(model: PassModel, turns_at: int = 0) -> str | None:
 class _Probe:
     """A sequence in slot 0 after tokens that are read once, and other rows in its passes."""
 
-    def __init__(self, model: PassModel, turns_at: int) -> None:
+    def __init__(self, model: PassModel, config: Any) -> None:
+        text = None if config is None else config.get_text_config()
+        most = getattr(text, "max_position_embeddings", 0) or model.cells
+        last = min(model.cells, most) - 1
+        turns_at = 0 if text is None else turning_length(text)
         self._model = model
         self._start = max(0, min(_BEFORE, model.cells - _LENGTH - max(_COMPANY)))
         self._end = self._start + _LENGTH
         self._mark = mark_of(self._end, turns_at)
-        last = model.cells - 1
         self._company_shift = last - self._end + mark_of(last + 1, turns_at)
         if self._start:
             rows = RowBuilder()

@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from edgecosine import models, zoo
 from edgecosine.engine import drafter
-from edgecosine.engine.accounting import check_tensors
+from edgecosine.engine.accounting import check_stored, check_tensors
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.cut_models import load_cut_model
@@ -32,7 +32,7 @@ from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenize
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, files_digest
+from edgecosine.engine.model_files import NGRAM, files_digest, loaded_weights
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
@@ -282,9 +282,14 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
             logging.getLogger(name).setLevel(logging.ERROR)
         quantization = _quantization(options.quantize, plan.dtype)
         settings |= {"device_map": plan.device, "quantization_config": quantization}
+    is_here = Path(plan.source.where).is_dir()
+    if is_here:
+        check_stored(options.model, loaded_weights(Path(plan.source.where)), plan.config)
     loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
     model, info = loading
     check_tensors(options.model, model.config, info)
+    if not is_here and (config := _file_of(plan.source, "config.json")) is not None:
+        check_stored(options.model, loaded_weights(config.parent), plan.config)
     is_placed = options.tensor_parallel > 1 or options.quantize != "none"
     return model if is_placed else model.to(plan.device)
 

@@ -174,6 +174,12 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
+def loaded_weights(directory: Path) -> list[Path]:
+    """The files of weights that transformers reads: one, or else those of the index."""
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else _weights(directory)
+
+
 def _weights(directory: Path) -> list[Path]:
     index = directory / _INDEX
     if not index.is_file():
