@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from edgecosine import models, zoo
 from edgecosine.engine import drafter
@@ -28,11 +26,11 @@ from edgecosine.engine.cut_models import load_cut_model
 from edgecosine.engine.ends import end_tokens
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
-from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
+from edgecosine.engine.gguf_weights import load_gguf_weights
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, files_digest, loaded_weights
+from edgecosine.engine.model_files import NGRAM, loaded_weights
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
@@ -42,7 +40,7 @@ from edgecosine.engine.progress import download_bar, showing_progress
 from edgecosine.engine.refusals import refusing
 from edgecosine.engine.rotary import turning_length
 from edgecosine.engine.selftest import Reference, check_as_served, check_family, take_reference
-from edgecosine.engine.sources import Source
+from edgecosine.engine.source_files import digest_of, file_of, read_tokenizer, settings_of
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
@@ -125,7 +123,7 @@ def load_model(
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = reading(options.model, "its tokenizer", lambda: _tokenizer(plan.source))
+    tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))
     with freeing_at_once():
         meet()
         model = load()
@@ -136,55 +134,21 @@ def load_model(
         runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
-    codec = TextCodec(tokenizer, end_tokens(model.config, _settings(plan), tokenizer))
+    codec = TextCodec(
+        tokenizer, end_tokens(model.config, settings_of(plan.source, plan.config), tokenizer)
+    )
     weights, cache = runner.held
     loaded = Loaded(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
-        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(plan.source, model.config),
+        dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
         turns_at=turning_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.cells
 
 
-def _tokenizer(source: Source) -> Any:
-    if source.gguf is not None:
-        assert source.whole.gguf is not None, "what comes from a GGUF model is one"
-        return read_gguf_tokenizer(source.whole.gguf)
-    tokenizer = AutoTokenizer.from_pretrained(source.where, trust_remote_code=False)
-    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        # What transformers makes of a tokenizer's settings alone.
-        raise ValueError("it has no tokens: the file of its vocabulary (tokenizer.json) is missing")
-    return tokenizer
-
-
 def _format(plan: LoadPlan, options: LoadOptions) -> str:
     return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
-
-
-def _settings(plan: LoadPlan) -> list[dict[str, Any]]:
-    """What the model's files say of it, without what families have by default."""
-    if plan.source.gguf is not None:
-        return [{"eos_token_id": plan.config.get_text_config().eos_token_id}]
-    found = (_file_of(plan.source, name) for name in ("config.json", "generation_config.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=dict) for path in found if path is not None]
-
-
-def _file_of(source: Source, name: str) -> Path | None:
-    """A file of a directory, or of a hub model that was loaded; None where there is none."""
-    found = cached_file(
-        source.where, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
-    )
-    return None if found is None else Path(found)
-
-
-def _digest(source: Source, config: Any) -> str:
-    """Of all files that were loaded; a hub's are known by huggingface_hub."""
-    if source.gguf is not None:
-        own = files_digest(source.gguf.paths[0])
-        return own if source.base is None else f"{own}+{_digest(source.base, config)}"
-    settings = _file_of(source, "config.json")
-    return "" if settings is None else files_digest(settings.parent)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
@@ -288,7 +252,7 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
     loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
     model, info = loading
     check_tensors(options.model, model.config, info)
-    if not is_here and (config := _file_of(plan.source, "config.json")) is not None:
+    if not is_here and (config := file_of(plan.source, "config.json")) is not None:
         check_stored(options.model, loaded_weights(config.parent), plan.config)
     is_placed = options.tensor_parallel > 1 or options.quantize != "none"
     return model if is_placed else model.to(plan.device)
