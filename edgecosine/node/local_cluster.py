@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -292,4 +293,5 @@ def _drafter_options(model: str, cores: str) -> tuple[str, ...]:
 
 def node_name(model: str) -> str:
     """A model's name as part of a node id."""
-    return "".join(c if c.isalnum() else "-" for c in Path(model).name)[:40]
+    name = Path(os.path.normpath(Path(model).absolute())).name
+    return "".join(c if c.isalnum() else "-" for c in name)[:40]

@@ -47,7 +47,7 @@ def _stock(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
     said = inner.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=LENGTH, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
+        eos_token_id=None, pad_token_id=0, use_cache=False,
     )  # fmt: skip
     return said[0, len(prompt) :].tolist()
 

@@ -306,7 +306,7 @@ def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -
         "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0],
         "original_max_position_embeddings": 64,
     }  # fmt: skip
-    model, reference = _far("phi3", rope_parameters=longrope)
+    model, reference = _far("phi3", rope_parameters=longrope, original_max_position_embeddings=64)
     runner = _run_as("plain", model, cells=464)
     check_family(runner, reference, "phi3")
     by_sequence = model.model.rotary_emb
