@@ -1,7 +1,7 @@
 """Lengths in a configuration beyond which a model computes otherwise: windows, chunks and the like.
 
-A self-test of some forty tokens sees what lies beyond a length of 4096 when the model is told,
-for the time of the test, that it is 12. Weights and code stay as they are.
+A self-test of a few tokens sees what lies beyond a length of 4096 when the model is told,
+for the time of the test, that it is 6. Weights and code stay as they are.
 """
 
 from __future__ import annotations

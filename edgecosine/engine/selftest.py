@@ -38,10 +38,10 @@ _TREE, _REST = 12, 6
 """Of these, the positions that are a branch of a tree, and those after it."""
 _LONGEST_REACH = 256
 """The sequence goes beyond windows up to this one; more would cost too much at every load."""
-_SHORT = 12
+_SHORT = 6
 """What longer ones are for a test of their own."""
 _FAR = 16
-"""Tokens at the last positions of the context."""
+"""Tokens of such a test, and of one at the last positions of the context."""
 _NARROW, _FLOAT32, _WIDE = 5.0, 100.0, 0.01
 """Most of our error in units of the stock model's: as served in a narrow type or in float32, and
 widely where the stock model is narrow. Twelve families of 24 to 36 layers with outlier channels had
@@ -111,7 +111,7 @@ def take_reference(model: Any, context: int) -> Reference:
         _Place(length),
         *([_Place(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
         *(
-            _Place(_COMPARED, reaches={name: _SHORT})
+            _Place(_FAR, reaches={name: _SHORT})
             for name, reach in reaches.items()
             if reach > _LONGEST_REACH
         ),
@@ -185,7 +185,9 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
     is_sharp = reference.dtype == torch.float32 and reference.can_widen
-    _compare(logits, reference, _FLOAT32 if is_sharp else _NARROW, family, "as served")
+    # Over few positions, how large rounding happens to be is less even.
+    narrow = _NARROW if len(reference.truth) >= _COMPARED else 2 * _NARROW
+    _compare(logits, reference, _FLOAT32 if is_sharp else narrow, family, "as served")
 
 
 def _with_lengths(family: str, reaches: Mapping[str, int]) -> str:

@@ -267,9 +267,9 @@ LONG_WINDOW = 300
 def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     check_family(_run_as(way, copy.deepcopy(model), cells=464), reference, "mistral")
-    assert {place.reaches.get("sliding_window") for place in reference.further} == {None, 12}
+    assert {place.reaches.get("sliding_window") for place in reference.further} == {None, 6}
     _no_window(model)
-    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 12' gives other"):
+    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' gives other"):
         check_family(_run_as(way, model, cells=464), reference, "mistral")
 
 
@@ -286,7 +286,7 @@ def test_the_models_own_windows_are_back_after_the_test() -> None:
 def test_a_window_that_a_row_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = _far("gemma2", sliding_window=LONG_WINDOW)
     monkeypatch.setattr(AttentionState, "attend", _attend_by(ATTENTION["window"]))
-    with pytest.raises(ModelUnsupported, match="sliding_window 12"):
+    with pytest.raises(ModelUnsupported, match="sliding_window 6"):
         check_family(_run_as("plain", model, cells=464), reference, "gemma2")
 
 
@@ -332,7 +332,7 @@ def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
         torch.nn.init.normal_(parameter, std=0.12)
     check_family(_run_as("plain", copy.deepcopy(model)), take_reference(model, 250), "llama4")
     reference = take_reference(model, 400)
-    with pytest.raises(ModelUnsupported, match="floor_scale 12"):
+    with pytest.raises(ModelUnsupported, match="floor_scale 6"):
         check_family(_run_as("plain", model, cells=464), reference, "llama4")
 
 
