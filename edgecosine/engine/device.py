@@ -7,13 +7,20 @@ from pathlib import Path
 
 import torch
 
+from edgecosine.engine.control_groups import group_memory
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
+from edgecosine.errors import ConfigError
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can be taken on `device` now."""
+    """Bytes that can be taken on `device` now, by the machine and by limits of control groups."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
+    free, within = _machine_memory(), group_memory()
+    return free if within is None else min(free, within)
+
+
+def _machine_memory() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
@@ -23,10 +30,22 @@ def available_memory(device: str) -> int:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first GPU when there is one."""
-    if device != "auto":
-        return device
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """`auto` is the first GPU when there is one.
+
+    Raises ConfigError for a device that is not there.
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        is_here = torch.device(device).type != "meta"
+        torch.empty(1, device=device)
+    # torch says that it is built without CUDA by an AssertionError.
+    except (RuntimeError, AssertionError, NotImplementedError):
+        is_here = False
+    if not is_here:
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ConfigError("device", device, f"here are auto, {', '.join(here)}")
+    return device
 
 
 def describe() -> list[str]:

@@ -123,10 +123,11 @@ class TransformerDrafter:
         max_context: int,
         kernels: Kernels | None = None,
         chunk: int = 256,
+        turns_at: int = 0,
     ) -> None:
         self._model, self._kernels = model, kernels
         self._fused = model if isinstance(model, FusedModel) else None
-        self._slots = Slots(slots)
+        self._slots = Slots(slots, turns_at)
         self._growths: dict[int, tuple[Coupling, Growth]] = {}
         """By slot; below the sequence that the slot holds."""
         self._max_context = max_context
@@ -232,7 +233,9 @@ class TransformerDrafter:
             for node in drafting.next_nodes(self._max_context - drafting.growth.length):
                 path = drafting.growth.read(node)
                 token = drafting.growth.nodes.token[node]
-                rows.add_node(drafting.slot.index, drafting.growth.length, token, path)
+                rows.add_node(
+                    drafting.slot.index, drafting.growth.length, token, path, drafting.slot.mark
+                )
                 heads.append(Head(drafting, node, len(rows) - 1))
             drafting.num_steps += 1
         self._evaluate(rows, heads, told)
@@ -259,7 +262,7 @@ class TransformerDrafter:
         says whether it would have guessed them."""
         slot, tokens = drafting.slot, drafting.work.tokens
         start, first_row = len(slot.tokens), len(rows)
-        rows.add_sequence(slot.index, start, pending)
+        rows.add_sequence(slot.index, start, pending, slot.mark)
         slot.tokens.extend(pending)
         told += (
             Told(drafting, position, first_row + position - start - 1)

@@ -10,6 +10,7 @@ rounding  the same up to the rounding of sums; greedy texts may part where two t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,13 @@ from edgecosine.engine.model import PassModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.options import Exactness, Policy
 from edgecosine.engine.packing import PackedLinear
+from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.tree import ROOT, TokenTree
 
-_LENGTH = 13
+_LENGTH, _BEFORE = 13, 40
+"""Tokens whose logits are compared, and tokens before them."""
 _COMPANY = (1, 18, 38)
 """Rows beside the sequence: few, and more than stock kernels take in one block."""
 
@@ -61,7 +64,7 @@ def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.
     if asked == "rounding":
         return Decision("rounding", "asked for", decision.kernels)
     if decision.policy == "bitwise" and (
-        fault := stock_products(modules) or company_changes(model)
+        fault := stock_products(modules) or company_changes(model, getattr(modules, "config", None))
     ):
         decision = Decision("rounding", fault, decision.kernels)
     require(decision, asked)
@@ -86,50 +89,70 @@ def stock_products(modules: nn.Module) -> str | None:
     return None
 
 
-def company_changes(model: PassModel) -> str | None:
+def company_changes(model: PassModel, config: Any = None) -> str | None:
     """What changes the bits of a row's logits, or None when nothing that was tried does.
 
     Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
-    same sequence is run at once, in pieces, as a branch of a tree and beside other rows.
+    same sequence is run at once, in pieces, as a branch of a tree and beside other rows, which
+    are at the last positions that the model's `config` has.
     """
+    probe = _Probe(model, config)
     tokens = [3 + 2 * i for i in range(_LENGTH)]
-    reference = _run(model, tokens, _LENGTH, 0)
+    reference = probe.run(tokens, _LENGTH, 0)
     for cut in (1, 4, _LENGTH - 1):
         for company in (0, *_COMPANY):
-            if not torch.equal(_run(model, tokens, cut, company), reference):
+            if not torch.equal(probe.run(tokens, cut, company), reference):
                 return f"a row's bits differ in pieces of {cut} rows beside {company} others"
-    if not torch.equal(_run_tree(model, tokens), reference[1:]):
+    if not torch.equal(probe.run_tree(tokens), reference[1:]):
         return "a row's bits differ under a token tree"
     return None
 
 
-def _run(model: PassModel, tokens: list[int], cut: int, company: int) -> torch.Tensor:
-    """Logits [length, vocabulary] of a sequence fed in two pieces, other rows before each."""
-    parts = []
-    for start, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
-        if piece:
+class _Probe:
+    """A sequence in slot 0 after tokens that are read once, and other rows in its passes."""
+
+    def __init__(self, model: PassModel, config: Any) -> None:
+        text = None if config is None else config.get_text_config()
+        most = getattr(text, "max_position_embeddings", 0) or model.cells
+        last = min(model.cells, most) - 1
+        turns_at = 0 if text is None else turning_length(text)
+        self._model = model
+        self._start = max(0, min(_BEFORE, model.cells - _LENGTH - max(_COMPANY)))
+        self._end = self._start + _LENGTH
+        self._mark = mark_of(self._end, turns_at)
+        self._company_shift = last - self._end + mark_of(last + 1, turns_at)
+        if self._start:
             rows = RowBuilder()
-            rows.add_tree(0, _LENGTH, _fan(company))
-            rows.add_sequence(0, start, piece)
-            parts.append(model.forward(rows.build(), range(company, company + len(piece))))
-    return torch.cat(parts)
+            rows.add_sequence(0, 0, range(1, self._start + 1), self._mark)
+            model.forward(rows.build(), [0])
 
+    def run(self, tokens: list[int], cut: int, company: int) -> torch.Tensor:
+        """Logits [length, vocabulary] of the sequence fed in two pieces, other rows before each."""
+        parts = []
+        for at, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
+            if piece:
+                rows = RowBuilder()
+                rows.add_tree(0, self._end, _fan(company), self._company_shift)
+                rows.add_sequence(0, self._start + at, piece, self._mark)
+                keep = range(company, company + len(piece))
+                parts.append(self._model.forward(rows.build(), keep))
+        return torch.cat(parts)
 
-def _run_tree(model: PassModel, tokens: list[int]) -> torch.Tensor:
-    """Logits of all tokens but the first, each in a tree after a wrong sibling."""
-    head = RowBuilder()
-    head.add_sequence(0, 0, tokens[:1])
-    model.forward(head.build(), [0])
-    nodes, parents, right = list[int](), list[int](), ROOT
-    for token in tokens[1:]:
-        nodes += [token + 1, token]
-        parents += [right, right]
-        right = len(nodes) - 1
-    size = len(nodes)
-    tree = TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)
-    rows = RowBuilder()
-    rows.add_tree(0, 1, tree)
-    return model.forward(rows.build(), range(1, size, 2))
+    def run_tree(self, tokens: list[int]) -> torch.Tensor:
+        """Logits of all tokens but the first, each in a tree after a wrong sibling."""
+        head = RowBuilder()
+        head.add_sequence(0, self._start, tokens[:1], self._mark)
+        self._model.forward(head.build(), [0])
+        nodes, parents, right = list[int](), list[int](), ROOT
+        for token in tokens[1:]:
+            nodes += [token + 1, token]
+            parents += [right, right]
+            right = len(nodes) - 1
+        size = len(nodes)
+        tree = TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)
+        rows = RowBuilder()
+        rows.add_tree(0, self._start + 1, tree, self._mark)
+        return self._model.forward(rows.build(), range(1, size, 2))
 
 
 def _fan(size: int) -> TokenTree:

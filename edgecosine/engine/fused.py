@@ -7,7 +7,7 @@ the self-test at load compares the two. Everything else runs as a `SlotModel`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgecosine.engine.growth import Growing
 from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import Layout, narrowest, pack, take_weight
+from edgecosine.engine.reaches import WINDOW
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -226,6 +227,21 @@ class FusedModel:
         finally:
             for weight, layout in zip(weights, layouts, strict=True):
                 weight.layout = layout
+
+    @contextmanager
+    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[FusedModel]:
+        """Context in which windows are as long as `reaches` says."""
+        layers = [
+            layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
+        ]
+        windows = [layer.window for layer in layers]
+        try:
+            for layer in layers:
+                layer.window = reaches.get(WINDOW, layer.window)
+            yield self
+        finally:
+            for layer, window in zip(layers, windows, strict=True):
+                layer.window = window
 
     def _keep(self, tensor: torch.Tensor) -> int:
         tensor = tensor.contiguous()

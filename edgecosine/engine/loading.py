@@ -7,35 +7,40 @@ is never trusted.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from edgecosine import models, zoo
 from edgecosine.engine import drafter
+from edgecosine.engine.accounting import check_stored, check_tensors
 from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.cut_models import load_cut_model
+from edgecosine.engine.ends import end_tokens
 from edgecosine.engine.exactness import confirm, decide, require
 from edgecosine.engine.fused import FusedModel, can_fuse
-from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_tokenizer
+from edgecosine.engine.gguf_weights import load_gguf_weights
 from edgecosine.engine.graphs import capture_for, use_own_stream
 from edgecosine.engine.memory import freeing_at_once
 from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.model_files import NGRAM, files_digest, find_model
+from edgecosine.engine.model_files import NGRAM, loaded_weights
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import download_bar, showing_progress
+from edgecosine.engine.refusals import refusing
+from edgecosine.engine.rotary import turning_length
 from edgecosine.engine.selftest import Reference, check_as_served, check_family, take_reference
-from edgecosine.engine.sources import Source
+from edgecosine.engine.source_files import digest_of, file_of, read_tokenizer, settings_of
 from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.engine.text import TextCodec
@@ -51,13 +56,16 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     """
     if options.model == NGRAM:
         raise ModelUnsupported("ngram only drafts; a target needs a model")
-    model, loaded, cells = load_model(options) if options.tensor_parallel == 1 else _split(options)
+    with refusing(f"cannot serve {options.model!r}"):
+        load = load_model if options.tensor_parallel == 1 else _split
+        model, loaded, cells = load(options)
     engine = TransformerTarget(
         model,
         slots=options.slots,
         max_context=loaded.max_context,
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
         num_tokens=loaded.num_rows,
+        turns_at=loaded.turns_at,
     )
     assert loaded.codec is not None
     if (fault := loaded.codec.chat_fault()) is not None:
@@ -84,11 +92,12 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         return load_ngram()
     # A guess cannot change an answer, so no drafter is held to a policy.
     options = replace(options, exactness="rounding")
-    model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
-    kernels = kernels_if_any()
+    with refusing(f"cannot draft by {options.model!r}"):
+        model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
     engine = drafter.TransformerDrafter(
-        model, slots=options.slots, max_context=loaded.max_context, kernels=kernels
-    )
+        model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),
+        turns_at=loaded.turns_at,
+    )  # fmt: skip
     return engine, loaded
 
 
@@ -113,49 +122,38 @@ def load_model(
 
     def load() -> Any:
         with showing_progress(options.model):
-            model = reading(options.model, lambda: _weights(plan, options))
+            model = reading(options.model, "its weights", lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
         return model
 
-    tokenizer = reading(options.model, lambda: _tokenizer(plan.source))
+    tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))
     with freeing_at_once():
         meet()
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
         num_rows = int(model.get_input_embeddings().num_embeddings)
-        reference = _reference(model, options.quantize, plan.context)
+        reference = _reference(model, plan, options)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     num_tokens = min(num_rows, reference.truth.shape[1])
-    codec = TextCodec(tokenizer, _known(_eos_tokens(model), num_tokens), num_tokens)
+    ends = end_tokens(model.config, settings_of(plan.source, plan.config), tokenizer)
+    codec = TextCodec(tokenizer, _known(ends, num_tokens), num_tokens)
     weights, cache = runner.held
     loaded = Loaded(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
-        dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
-        num_rows=num_rows,
+        dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
+        num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.cells
 
 
-def _tokenizer(source: Source) -> Any:
-    if source.gguf is not None:
-        assert source.whole.gguf is not None, "what comes from a GGUF model is one"
-        return read_gguf_tokenizer(source.whole.gguf)
-    return AutoTokenizer.from_pretrained(source.where)
-
-
 def _format(plan: LoadPlan, options: LoadOptions) -> str:
     return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
-
-
-def _digest(options: LoadOptions) -> str:
-    path = find_model(options.model, zoo.DIRECTORY, options.gguf)
-    return "" if path is None else files_digest(path)
 
 
 def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
@@ -164,16 +162,18 @@ def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     return load_over_ranks(options)
 
 
-def _reference(model: Any, quantize: Quantize, context: int) -> Reference:
-    try:
-        return take_reference(model, context)
-    except RuntimeError as error:
-        if quantize == "none":
-            raise
-        raise ModelUnsupported(
-            f"{quantize} does not run on this device with this model ({error}); "
-            "leave --quantize out, or take another"
-        ) from error
+def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
+    """Its first pass also shows whether the device has what a quantised model needs."""
+    what = f"{options.model!r} does not run here"
+    if options.quantize != "none":
+        what = f"{options.quantize} does not run on {plan.device} with this model"
+        remedy = "; leave --quantize out, or take another"
+    elif getattr(model, "is_quantized", False):
+        remedy = f"; its layers are quantised for others than {plan.device}"
+    else:
+        remedy = "; take another model, or another --dtype"
+    with refusing(what, remedy):
+        return take_reference(model, plan.context)
 
 
 def _runner(
@@ -238,22 +238,29 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
         "trust_remote_code": False,
         "attn_implementation": "eager",
         "tqdm_class": download_bar(),
+        "output_loading_info": True,
+        # Tensors of another shape are refused by name, with those that are missing.
+        "ignore_mismatched_sizes": True,
     }
     if options.tensor_parallel > 1:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        shards = DistributedConfig(tp_size=options.tensor_parallel)
-        return AutoModelForCausalLM.from_pretrained(
-            plan.source.where, **settings, distributed_config=shards
-        )
-    if options.quantize == "none":
-        plain: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
-        return plain.to(plan.device)
-    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    quantization = _quantization(options.quantize, plan.dtype)
-    settings |= {"device_map": plan.device, "quantization_config": quantization}
-    return AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
+    elif options.quantize != "none":
+        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        quantization = _quantization(options.quantize, plan.dtype)
+        settings |= {"device_map": plan.device, "quantization_config": quantization}
+    is_here = Path(plan.source.where).is_dir()
+    if is_here:
+        check_stored(options.model, loaded_weights(Path(plan.source.where)), plan.config)
+    loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+    model, info = loading
+    check_tensors(options.model, model.config, info)
+    if not is_here and (config := file_of(plan.source, "config.json")) is not None:
+        check_stored(options.model, loaded_weights(config.parent), plan.config)
+    is_placed = options.tensor_parallel > 1 or options.quantize != "none"
+    return model if is_placed else model.to(plan.device)
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
@@ -270,15 +277,6 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
-def _eos_tokens(model: Any) -> list[int]:
-    eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    if eos is None:
-        return []
-    return [eos] if isinstance(eos, int) else list(eos)
-
-
 def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
     """Those end tokens that the model can say; no other one can be drawn, or kept from it."""
     known = [token for token in eos_tokens if token < num_tokens]
@@ -290,5 +288,8 @@ def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
 
 def _display_name(options: LoadOptions) -> str:
     is_known = options.model in zoo.names() or models.is_known(options.model)
-    name = options.model if is_known else options.gguf or Path(options.model).name
+    where = Path(options.model).expanduser()
+    # As it is called where `.` or `..` says less.
+    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
+    name = options.model if is_known else options.gguf or path.name or "model"
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

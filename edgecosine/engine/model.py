@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -16,6 +16,8 @@ from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.packing import pack_linear_layers
 from edgecosine.engine.parallel_layers import pack_shards
+from edgecosine.engine.reaches import shortened
+from edgecosine.engine.rotary import rotate_by_sequence
 from edgecosine.engine.steady import steady_activations
 from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
@@ -67,6 +69,7 @@ class SlotModel:
         kernels: Kernels | None,
     ) -> None:
         model.set_attn_implementation(NAME)
+        rotate_by_sequence(model)
         if kernels is not None:
             pack = pack_shards if model.tp_size else pack_linear_layers
             pack(model, kernels, threads)
@@ -135,6 +138,12 @@ class SlotModel:
                 yield self
         finally:
             self._state = served
+
+    @contextmanager
+    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[SlotModel]:
+        """Context in which the model's windows and the like are as long as `reaches` says."""
+        with shortened(self._model, reaches):
+            yield self
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,14 @@ from edgecosine.errors import ModelUnavailable
 
 NGRAM: Final = "ngram"
 _INDEX: Final = "model.safetensors.index.json"
-_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZERS: Final = ("tokenizer.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
+"""Each of them holds a whole vocabulary; so do vocab.json and merges.txt together."""
+_PAIR: Final = ("vocab.json", "merges.txt")
+_SETTINGS: Final = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", "adapter_config.json", "*.jinja",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SAMPLE_BYTES: Final = 64 << 10
 _NUM_SAMPLES: Final = 64
@@ -43,11 +51,15 @@ def fault_of(directory: Path) -> str | None:
         if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
             return f"config.json is missing; or name a file by --gguf, as in --gguf {files[0]}"
         return "config.json is missing"
+    if (directory / "adapter_config.json").is_file():
+        return "it changes a model by an adapter (adapter_config.json): merge the two first"
     if fault := _fault_of_weights(directory):
         return fault
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        return "no tokenizer file"
-    return None
+    pair = [name for name in _PAIR if (directory / name).is_file()]
+    if not _named(directory, _TOKENIZERS) and len(pair) < len(_PAIR):
+        missing = set(_PAIR).difference(pair)
+        return f"tokenizer.json or {missing.pop()} is missing" if pair else "no tokenizer file"
+    return next(filter(None, map(_fault_of_file, _small_files(directory))), None)
 
 
 def _fault_of_weights(directory: Path) -> str | None:
@@ -58,10 +70,30 @@ def _fault_of_weights(directory: Path) -> str | None:
     for path in weights:
         if not path.is_file():
             return f"{path.name} is missing"
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                return f"{path.name} is a Git LFS pointer: run `git lfs pull`"
+        if fault := _fault_of_file(path):
+            return fault
     return None if weights else "no .safetensors file"
+
+
+def _fault_of_file(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    if start == _POINTER:
+        return f"{path.name} is a Git LFS pointer: run `git lfs pull`"
+    return None if start or path.suffix == ".jinja" else f"{path.name} is empty"
+
+
+def _small_files(directory: Path) -> list[Path]:
+    """The files beside the weights that decide what a model says."""
+    return _named(directory, (*_SETTINGS, *_TOKENIZERS, *_PAIR))
+
+
+def _named(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def zoo_models(zoo: Path) -> list[Path]:
@@ -79,8 +111,9 @@ def find_model(name: str, zoo: Path, gguf: str = "") -> Path | None:
 
 
 def _find_model(name: str, zoo: Path) -> Path | None:
-    if (zoo / name).is_dir():
-        return zoo / name
+    known = {path.name: path for path in zoo_models(zoo)}
+    if name in known:
+        return known[name]
     if models.is_known(name):
         return models.find(name)
     path = Path(name).expanduser()
@@ -88,15 +121,32 @@ def _find_model(name: str, zoo: Path) -> Path | None:
         return path
     if not is_hub_name(name):
         return None
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    cache = Path(os.environ.get("HF_HUB_CACHE", cache))
-    snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
-    return max(snapshots.glob("*/"), key=lambda path: path.stat().st_mtime, default=None)
+    model = _hub_cache() / f"models--{name.replace('/', '--')}"
+    with suppress(OSError):
+        loaded = model / "snapshots" / (model / "refs" / "main").read_text().strip()
+        if loaded.is_dir():
+            return loaded
+    snapshots = (model / "snapshots").glob("*/")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own rules; it need not be installed."""
+    for name, below in (
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ):
+        if given := os.environ.get(name):
+            return Path(os.path.expandvars(given)).expanduser() / below
+    return Path("~/.cache/huggingface/hub").expanduser()
 
 
 def files_digest(path: Path) -> str:
-    """Tells a model from another one, and from another version of it, by its settings, vocabulary
-    and weights; of files of more than 4 MiB by samples of 64 KiB, the first of which has shapes.
+    """Tells a model from another one, and from another version of it, by all files that decide what
+    it says: settings, tokenizer, chat templates and weights; of files of more than 4 MiB by samples
+    of 64 KiB, the first of which has shapes.
 
     A GGUF file is the same model under any name.
     """
@@ -105,11 +155,9 @@ def files_digest(path: Path) -> str:
         for part in part_names(path.name):
             _sample(path.with_name(part), digest.update)
         return digest.hexdigest()
-    names = ("config.json", *_TOKENIZERS)
-    for file in (*(path / name for name in names), *_weights(path)):
-        if file.is_file():
-            digest.update(file.name.encode() + b"\0")
-            _sample(file, digest.update)
+    for file in (*_small_files(path), *_named(path, ("*.safetensors", _INDEX))):
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+        _sample(file, digest.update)
     return digest.hexdigest()
 
 
@@ -124,6 +172,12 @@ def _sample(path: Path, take: Callable[[bytes], object]) -> None:
 def is_hub_name(name: str) -> bool:
     """Whether a name has the form of a model hub's, OWNER/MODEL."""
     return _HUB_NAME.fullmatch(name) is not None
+
+
+def loaded_weights(directory: Path) -> list[Path]:
+    """The files of weights that transformers reads: one, or else those of the index."""
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else _weights(directory)
 
 
 def _weights(directory: Path) -> list[Path]:

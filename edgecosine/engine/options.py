@@ -57,3 +57,6 @@ class Loaded:
     """Of the model's files."""
     num_rows: int = 0
     """Of the embedding: token ids below can be read."""
+    turns_at: int = 0
+    """A sequence of more tokens has other keys and values in all its cells (`rotary.py`); 0: none
+    has."""

@@ -115,7 +115,9 @@ def load_over_ranks(
     Raises EngineError naming the rank that failed, or what `load_model` raises.
     """
     size = options.tensor_parallel
-    device = check_shards(options, read_config(options), resolve_device(options.device))
+    # What is asked for by name is refused in words of its own where it is not there.
+    asked = resolve_device("auto") if options.device == "auto" else options.device
+    device = check_shards(options, read_config(options), asked)
     if dist.is_initialized():
         raise ModelUnsupported("this process already has a tensor-parallel model")
     threads = options.threads or max(1, torch.get_num_threads() // size)

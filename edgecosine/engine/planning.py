@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
 from edgecosine import models, zoo
 from edgecosine.engine.cut_models import read_cut_config
@@ -18,6 +18,8 @@ from edgecosine.engine.gguf_file import EMBEDDING
 from edgecosine.engine.memory import MemoryPlan, plan_memory
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.reaches import refuse_chunks
+from edgecosine.engine.refusals import refusing
 from edgecosine.engine.sources import Source, locate
 from edgecosine.engine.static import capacity
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
@@ -60,12 +62,18 @@ class LoadPlan:
 def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
     """The plan for a model, with `room` cells of a slot for draft nodes.
 
-    Raises ModelUnavailable or ModelUnsupported.
+    Raises ModelUnavailable, ModelUnsupported, or ConfigError for a device that is not there.
     """
     device = resolve_device(options.device)
     source = _source(options)
     config = _config(source)
+    with refusing(f"cannot plan {options.model!r}"):
+        return _plan(options, source, config, device, room)
+
+
+def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: int) -> LoadPlan:
     context = _context(config, options.context)
+    refuse_chunks(config.get_text_config(), context)
     dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
     # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
     rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
@@ -91,20 +99,18 @@ def read_config(options: LoadOptions) -> Any:
     return _config(_source(options))
 
 
-def reading(name: str, read: Callable[[], Any]) -> Any:
-    """What `read` gives of the model `name`.
+def reading(name: str, what: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives of a part of the model `name`.
 
-    Raises ModelUnavailable where files are missing or damaged.
+    Raises ModelUnavailable where it fails.
     """
-    try:
+    remedy = (
+        f"; its files are missing, damaged, or of another release than transformers {__version__}"
+        if Path(name).expanduser().exists()
+        else f" (known by name: {', '.join((*zoo.names(), *models.names()))})"
+    )
+    with refusing(f"cannot load {name!r}, {what}", remedy, ModelUnavailable):
         return read()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        known = ", ".join((*zoo.names(), *models.names()))
-        raise ModelUnavailable(
-            f"cannot load {name!r}: {reason[0] if reason else type(error).__name__} "
-            f"(known by name: {known})"
-        ) from error
 
 
 def kernels_if_any() -> Kernels | None:
@@ -133,7 +139,16 @@ def _source(options: LoadOptions) -> Source:
 def _config(source: Source) -> Any:
     if source.gguf is not None:
         return read_cut_config(source)
-    return reading(source.where, lambda: AutoConfig.from_pretrained(source.where))
+    config = reading(
+        source.where,
+        "config.json",
+        lambda: AutoConfig.from_pretrained(source.where, trust_remote_code=False),
+    )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelUnsupported(
+            f"model family {config.model_type!r} cannot be served: it does not continue texts"
+        )
+    return config
 
 
 def _default_dtype(device: str, config: Any) -> torch.dtype:

@@ -24,29 +24,31 @@ class RowBuilder:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def add_sequence(self, slot: int, start: int, tokens: Sequence[int]) -> None:
-        """Rows for tokens at positions start, start + 1, ... of a slot; cell = position."""
-        for position, token in enumerate(tokens, start):
-            self._add(slot, token, position, position, position + 1, [])
+    def add_sequence(self, slot: int, start: int, tokens: Sequence[int], shift: int = 0) -> None:
+        """Rows for tokens in the cells start, start + 1, ... of a slot; position = cell + shift."""
+        for cell, token in enumerate(tokens, start):
+            self._add(slot, token, cell + shift, cell, cell + 1, [])
 
-    def add_tree(self, slot: int, length: int, tree: TokenTree) -> None:
+    def add_tree(self, slot: int, length: int, tree: TokenTree, shift: int = 0) -> None:
         """Rows for the nodes of a tree whose root is the last of `length` tokens.
 
         Node i takes cell length + i. It sees the sequence, then its ancestors, then itself.
         """
         if tree.is_chain:
-            self.add_sequence(slot, length, tree.tokens)
+            self.add_sequence(slot, length, tree.tokens, shift)
             return
         paths: list[list[int]] = []
         for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
             above = [] if parent == ROOT else paths[parent]
             paths.append([*above, length + node])
-            position = length + tree.depths[node] - 1
+            position = length + tree.depths[node] - 1 + shift
             self._add(slot, token, position, length + node, length, paths[node])
 
-    def add_node(self, slot: int, length: int, token: int, path: Sequence[int]) -> None:
+    def add_node(
+        self, slot: int, length: int, token: int, path: Sequence[int], shift: int = 0
+    ) -> None:
         """A row for one node below `length` tokens; `path` is the cells down to it, own last."""
-        self._add(slot, token, length + len(path) - 1, path[-1], length, list(path))
+        self._add(slot, token, length + len(path) - 1 + shift, path[-1], length, list(path))
 
     def _add(
         self,

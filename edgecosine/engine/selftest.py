@@ -5,19 +5,26 @@ stock model in its own dtype is off the truth is what rounding costs at this dep
 passes may be off by about as much; and where they too are computed widely, which leaves mistakes
 and takes rounding away, by a small part of it. Families with recurrent state, masks by cache index
 or attention of their own fail this test and are refused by name, instead of being served wrongly.
+
+The sequence is run at the first positions of a context, a few tokens at its last ones, and some
+where lengths that the sequence does not reach are shortened (`reaches.py`); each beside a row from
+the other end of the context.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from edgecosine.engine.model import PassModel
+from edgecosine.engine.reaches import reaches_of, shortened
+from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
@@ -29,8 +36,12 @@ _COMPARED = 32
 """Last positions of the sequence, whose logits are compared."""
 _TREE, _REST = 12, 6
 """Of these, the positions that are a branch of a tree, and those after it."""
-_LONGEST_WINDOW = 256
+_LONGEST_REACH = 256
 """The sequence goes beyond windows up to this one; more would cost too much at every load."""
+_SHORT = 6
+"""What longer ones are for a test of their own."""
+_FAR = 16
+"""Tokens of such a test, and of one at the last positions of the context."""
 _NARROW, _FLOAT32, _WIDE = 5.0, 100.0, 0.01
 """Most of our error in units of the stock model's: as served in a narrow type or in float32, and
 widely where the stock model is narrow. Twelve families of 24 to 36 layers with outlier channels had
@@ -48,6 +59,12 @@ class ProvableModel(PassModel, Protocol):
     def widely(self, cells: int) -> AbstractContextManager[PassModel]:
         """Context of the same way in float32, with one slot of at least `cells` tokens."""
 
+    def shortened(
+        self, reaches: Mapping[str, int], cells: int
+    ) -> AbstractContextManager[ProvableModel]:
+        """Context of the same way with other lengths (`reaches.py`), with at least one slot of at
+        least `cells` tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -63,6 +80,16 @@ class Reference:
     can_widen: bool
     """Whether rounding can be taken away from both. Layers of a quantised model round by rules of
     their own, whatever the dtype."""
+    start: int = 0
+    """Position of the first token."""
+    reaches: Mapping[str, int] = field(default_factory=dict)
+    """Lengths that the model was given for it, by name."""
+    turns_at: int = 0
+    """As `turning_length` gives it."""
+    last_position: int = 0
+    """Of the context that will be served."""
+    further: tuple[Reference, ...] = ()
+    """The same for other positions and lengths."""
 
     @property
     def spread(self) -> float:
@@ -70,36 +97,78 @@ class Reference:
         return self.truth[self.truth.isfinite()].std().item() + 1e-6
 
 
-@torch.inference_mode()
 def take_reference(model: Any, context: int) -> Reference:
-    """Run a fixed sequence through the model as transformers defines it, in its dtype and widely.
+    """Run fixed sequences through the model as transformers defines it, in its dtype and widely.
 
     `context` is the most tokens that will be served: longer windows do not matter.
     """
+    config = model.config.get_text_config()
+    most = min(context, getattr(config, "max_position_embeddings", 0) or context)
+    reaches = reaches_of(config, context)
+    near = max((r for r in reaches.values() if r <= _LONGEST_REACH), default=0)
+    length = min(_COMPARED + near, max(most, 1))
+    places = [
+        _Place(length),
+        *([_Place(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
+        *(
+            _Place(_FAR, reaches={name: _SHORT})
+            for name, reach in reaches.items()
+            if reach > _LONGEST_REACH
+        ),
+    ]
+    first, *further = (_take_reference(model, place, most) for place in places)
+    return replace(first, further=tuple(further))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    length: int
+    start: int = 0
+    reaches: Mapping[str, int] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def _take_reference(model: Any, place: _Place, context: int) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
-    length = _length(config, context)
-    tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(length)]
-    stock = _stock_logits(model, tokens)
-    try:
-        with computing_in(torch.float64 if dtype == torch.float32 else torch.float32, model):
-            truth = _stock_logits(model, tokens)
-    except _FAULTS as error:
-        logger.warning(
-            "the self-test knows the model's output in one type only: dtype=%s reason=%s",
-            dtype,
-            error,
-        )
-        unknown = Reference(tokens, stock, 0.0, dtype, can_widen=False)
-        return replace(unknown, stock_error=_UNKNOWN * unknown.spread)
+    tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(place.length)]
+    with shortened(model, place.reaches):
+        stock = _stock_logits(model, tokens, place.start)
+        reference = Reference(
+            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, reaches=place.reaches,
+            turns_at=turning_length(config), last_position=context - 1,
+        )  # fmt: skip
+        try:
+            with computing_in(torch.float64 if dtype == torch.float32 else torch.float32, model):
+                truth = _stock_logits(model, tokens, place.start)
+        except _FAULTS as error:
+            logger.warning(
+                "the self-test knows the model's output in one type only: dtype=%s reason=%s",
+                dtype, error,
+            )  # fmt: skip
+            return replace(reference, stock_error=_UNKNOWN * reference.spread)
     can_widen = not getattr(model, "is_quantized", False)
-    return Reference(tokens, truth, error_of(stock, truth), dtype, can_widen)
+    stock_error = error_of(stock, truth)
+    return replace(reference, truth=truth, stock_error=stock_error, can_widen=can_widen)
 
 
 def check_family(model: ProvableModel, reference: Reference, family: str) -> None:
-    """Run the sequence of the reference as it is served, and widely.
+    """Run the sequences of the reference as they are served, and widely.
 
     Raises ModelUnsupported when the logits differ by more than rounding.
     """
+    _check(model, reference, family)
+    for other in reference.further:
+        size = len(other.tokens) + _TREE
+        if other.start + size > model.cells:
+            continue  # an engine of a shorter context, and of shorter tables
+        if not other.reaches:
+            _check(model, other, family)
+            continue
+        with model.shortened(other.reaches, size) as short:
+            _check(short, other, _with_lengths(family, other.reaches))
+
+
+def _check(model: ProvableModel, reference: Reference, family: str) -> None:
     check_as_served(model, reference, family)
     if reference.dtype == torch.float32 or not reference.can_widen:
         return
@@ -113,13 +182,19 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
 
 
 def check_as_served(model: PassModel, reference: Reference, family: str) -> None:
-    """The part of `check_family` that runs the model just as it is served."""
+    """The part of `check_family` that runs the first sequence just as it is served."""
     try:
         logits = _run(model, reference)
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
     is_sharp = reference.dtype == torch.float32 and reference.can_widen
-    _compare(logits, reference, _FLOAT32 if is_sharp else _NARROW, family, "as served")
+    # Over few positions, how large rounding happens to be is less even.
+    narrow = _NARROW if len(reference.truth) >= _COMPARED else 2 * _NARROW
+    _compare(logits, reference, _FLOAT32 if is_sharp else narrow, family, "as served")
+
+
+def _with_lengths(family: str, reaches: Mapping[str, int]) -> str:
+    return f"{family}, {', '.join(f'{name} {length}' for name, length in reaches.items())}"
 
 
 def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
@@ -151,19 +226,13 @@ def _compare(
         )
 
 
-def _length(config: Any, context: int) -> int:
-    windows = (getattr(config, name, 0) for name in ("sliding_window", "attention_chunk_size"))
-    reach = max((window for window in windows if window and window < context), default=0)
-    if reach > _LONGEST_WINDOW:
-        logger.info("the self-test does not go beyond the window: tokens=%d", reach)
-        reach = 0
-    return min(_COMPARED + reach, getattr(config, "max_position_embeddings", 0) or _COMPARED)
-
-
-def _stock_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+def _stock_logits(model: Any, tokens: list[int], start: int) -> torch.Tensor:
     """float32 [positions, vocabulary] of the last tokens."""
     ids = torch.tensor([tokens], device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -_COMPARED:]
+    # A family may know its positions by itself alone.
+    positions = {"position_ids": torch.arange(start, start + len(tokens))[None].to(model.device)}
+    output = model(input_ids=ids, use_cache=False, **(positions if start else {}))
+    logits: torch.Tensor = output.logits[0, -_COMPARED:]
     return logits.cpu().float()
 
 
@@ -174,17 +243,29 @@ def _run(model: PassModel, reference: Reference) -> torch.Tensor:
     size = min(_TREE, len(tokens) // 3)
     begin = len(tokens) - min(_REST, len(tokens) // 4) - size
     chunk, branch, rest = tokens[:begin], tokens[begin : begin + size], tokens[begin + size :]
+    start, turns_at = reference.start, reference.turns_at
+    shift = start + mark_of(start + len(tokens), turns_at)
+
+    def run(rows: RowBuilder, keep: range) -> torch.Tensor:
+        company = model.cells - 1
+        # Beyond all cells that the sequence takes; tables may end where the cells do.
+        if company >= len(tokens) + size:
+            position = 0 if start else min(company, reference.last_position)
+            mark = mark_of(position + 1, turns_at)
+            rows.add_node(0, 1, tokens[0], [company], position + mark - 1)
+        return model.forward(rows.build(), keep)
+
     rows = RowBuilder()
-    rows.add_sequence(0, 0, chunk)
-    parts = [model.forward(rows.build(), range(len(tokens) - count, begin))]
+    rows.add_sequence(0, 0, chunk, shift)
+    parts = [run(rows, range(len(tokens) - count, begin))]
     rows = RowBuilder()
-    rows.add_tree(0, begin, _among_siblings(branch))
+    rows.add_tree(0, begin, _among_siblings(branch), shift)
     right = range(1, 2 * size, 2)
-    parts.append(model.forward(rows.build(), right))
+    parts.append(run(rows, right))
     model.move(0, [begin + node for node in right], range(begin, begin + size))
     rows = RowBuilder()
-    rows.add_sequence(0, begin + size, rest)
-    parts.append(model.forward(rows.build(), range(len(rest))))
+    rows.add_sequence(0, begin + size, rest, shift)
+    parts.append(run(rows, range(len(rest))))
     return torch.cat(parts)
 
 

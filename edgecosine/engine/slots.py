@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edgecosine.engine.rotary import mark_of
+
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the longest common prefix."""
@@ -38,6 +40,8 @@ class Slot:
     key: str | None = None
     """The session that owns the slot, if one does."""
     last_used: int = 0
+    mark: int = 0
+    """What is added to the positions of its tokens."""
 
     def keep(self, length: int) -> None:
         """Forget what lies behind `length` tokens; nothing is moved or freed."""
@@ -47,7 +51,9 @@ class Slot:
 class Slots:
     """Finds a slot for a session; the least recently used one makes room."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, turns_at: int = 0) -> None:
+        """A sequence of more than `turns_at` tokens has other keys and values; 0: none has."""
+        self._turns_at = turns_at
         self._slots = [Slot(index) for index in range(count)]
         self._by_key: dict[str, Slot] = {}
         self._clock = 0
@@ -72,6 +78,9 @@ class Slots:
             slot.key = key
             self._by_key[key] = slot
         slot.last_used = self._clock
+        if slot.mark != (mark := mark_of(len(tokens), self._turns_at)):
+            slot.mark = mark
+            slot.keep(0)
         slot.keep(common_prefix(slot.tokens, tokens))
         return slot
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from edgecosine.engine.attention import NAME, Rows, attending_by
 from edgecosine.engine.graphs import Capture
 from edgecosine.engine.model import PassModel, bytes_of
+from edgecosine.engine.reaches import shortened
+from edgecosine.engine.rotary import rotate_by_sequence
 from edgecosine.engine.static_attention import StaticAttention, find_layers
 from edgecosine.engine.static_shapes import ROWS, PassInputs, PassShape, arrange
 from edgecosine.engine.wide import computing_in
@@ -64,6 +66,7 @@ class StaticModel:
         self, model: PreTrainedModel, *, slots: int, cells: int, capture: Capture | None
     ) -> None:
         model.set_attn_implementation(NAME)
+        rotate_by_sequence(model)
         self._model: Any = model.eval()  # type: ignore[no-untyped-call]
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
@@ -126,6 +129,13 @@ class StaticModel:
     def widely(self, cells: int) -> Iterator[PassModel]:
         """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
         with computing_in(torch.float32, self._model):
+            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
+
+    @contextmanager
+    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[StaticModel]:
+        """Context of the same model with windows and the like as long as `reaches` says, on one
+        slot of `cells` tokens, not recorded."""
+        with shortened(self._model, reaches):
             yield StaticModel(self._model, slots=1, cells=cells, capture=None)
 
     @torch.inference_mode()

@@ -42,7 +42,8 @@ class TransformerTarget:
     """Decides by a causal LM; implements `TargetEngine`.
 
     `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while, and
-    `num_tokens` the rows of its embedding.
+    `num_tokens` the rows of its embedding. A sequence of more than `turns_at` tokens is read anew,
+    with its longrope's long factors.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class TransformerTarget:
         chunk: int = 64,
         eos_tokens: Collection[int] = (),
         num_tokens: int = 1 << 31,
+        turns_at: int = 0,
     ) -> None:
-        self._model, self._num_tokens = model, num_tokens
+        self._model, self._num_tokens, self._turns_at = model, num_tokens, turns_at
         self._eos_tokens = frozenset(eos_tokens)
-        self._slots = Slots(slots)
+        self._slots = Slots(slots, turns_at)
         self._bare: set[str] = set()
         """Sessions whose trees are left out until their next verdict."""
         self._max_context = max_context
@@ -96,7 +98,8 @@ class TransformerTarget:
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
     ) -> _Part | Failed:
-        if work.key in self._bare:
+        deepest = len(work.tokens) + max(work.tree.depths, default=0)
+        if work.key in self._bare or len(work.tokens) <= self._turns_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
@@ -107,14 +110,14 @@ class TransformerTarget:
             return Failed(ValueError(f"a token is none of the model's {self._num_tokens}"))
         if len(work.tokens) + len(work.tree) > self._model.cells:
             return Failed(ValueError(f"the sequence needs more than {self._model.cells} cells"))
-        rows.add_sequence(slot.index, cached, pending)
+        rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
         if not part.remaining:
             part.first_logit = len(keep)
             keep.append(len(rows) - 1)
             keep.extend(range(len(rows), len(rows) + len(work.tree)))
-            rows.add_tree(slot.index, len(work.tokens), work.tree)
+            rows.add_tree(slot.index, len(work.tokens), work.tree, slot.mark)
         return part
 
     def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:

@@ -107,12 +107,19 @@ class TextCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Ids below this are tokens of the vocabulary that the model reads and says."""
-        return min(len(self._tokenizer), self.num_rows)
+        """Ids below this are tokens that the model reads and says, but for holes."""
+        return min(self._num_ids, self.num_rows)
+
+    @functools.cached_property
+    def _num_ids(self) -> int:
+        """The highest id and one; a tokenizer's length is less where its ids have holes."""
+        if not hasattr(self._tokenizer, "get_vocab"):
+            return len(self._tokenizer)
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
     def vocabulary(self) -> list[bytes]:
-        """The tokens by id, for comparison between nodes."""
-        names = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        """The tokens by id, empty in holes, for comparison between nodes."""
+        names = self._tokenizer.convert_ids_to_tokens(range(self._num_ids))
         return [(name or "").encode() for name in names]
 
 

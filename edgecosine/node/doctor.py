@@ -23,6 +23,7 @@ from typing import Final
 from edgecosine import models
 from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
+from edgecosine.engine.control_groups import group_memory
 from edgecosine.engine.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
 from edgecosine.errors import BrokerLost, ConfigError, EnrolmentError
 from edgecosine.node.broker_address import BrokerAddress
@@ -69,7 +70,9 @@ def check_compiler(which: Callable[[str], str | None] = shutil.which) -> Check:
     return Check("compiler", "none", advice)
 
 
-def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
+def check_memory(
+    meminfo: Path = Path("/proc/meminfo"), group: Callable[[], int | None] = group_memory
+) -> Check:
     """Memory that a model could take now."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
@@ -77,6 +80,8 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
         what = "available"
     except (OSError, KeyError, ValueError):
         free, what = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in all"
+    if (within := group()) is not None and within < free:
+        free, what = within, "within the limit of the control group"
     finding = f"{free / 2**30:.1f} GiB {what}"
     if free >= MIN_MEMORY_BYTES:
         return Check("memory", finding)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 import signal
 import sys
@@ -346,7 +347,7 @@ def _drafter_options(model: str, cores: str) -> tuple[str, ...]:
 
 def node_name(model: str) -> str:
     """A model's name as part of a node id."""
-    name = Path(model).resolve().name if model in (".", "..") else Path(model).name
+    name = Path(os.path.normpath(Path(model).absolute())).name
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:40] or "model"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine.engine.attention import AttentionState, Rows
 from edgecosine.engine.fused import FusedModel, can_fuse
@@ -19,6 +20,8 @@ from edgecosine.engine.loading import load_target
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.reaches import refuse_chunks
+from edgecosine.engine.rotary import LONG
 from edgecosine.engine.selftest import (
     ProvableModel,
     Reference,
@@ -52,17 +55,17 @@ def _deep(family: str, layers: int, dtype: torch.dtype) -> tuple[Any, Reference]
     return model, take_reference(model, 256)
 
 
-def _run_as(way: str, model: Any) -> ProvableModel:
+def _run_as(way: str, model: Any, cells: int = 96) -> ProvableModel:
     kernels = _kernels()
     if way == "static":
-        return StaticModel(model, slots=1, cells=96, capture=None)
+        return StaticModel(model, slots=1, cells=cells, capture=None)
     if way == "plain":
-        return SlotModel(model, slots=1, cells=96, threads=1, kernels=None)
+        return SlotModel(model, slots=1, cells=cells, threads=1, kernels=None)
     if kernels is None:
         pytest.skip("no C++ compiler for the kernels")
     if way == "fused":
-        return FusedModel(model, slots=1, cells=96, threads=1, kernels=kernels)
-    return SlotModel(model, slots=1, cells=96, threads=1, kernels=kernels)
+        return FusedModel(model, slots=1, cells=cells, threads=1, kernels=kernels)
+    return SlotModel(model, slots=1, cells=cells, threads=1, kernels=kernels)
 
 
 @dataclass
@@ -253,6 +256,95 @@ def test_sequence_goes_beyond_windows_that_matter_and_are_not_too_long(
 ) -> None:
     model = build(MISTRAL, layers=1, sliding_window=window, max_position_embeddings=4096)
     assert len(take_reference(model, context).tokens) == expected
+
+
+def _far(family: str, **changes: Any) -> tuple[Any, Reference]:
+    model = build(family, max_position_embeddings=512, **changes)
+    return model, take_reference(model, 400)
+
+
+LONG_WINDOW = 300
+
+
+@pytest.mark.parametrize("way", ["plain", "static", "fused", "layers"])
+def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
+    model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
+    check_family(_run_as(way, copy.deepcopy(model), cells=464), reference, "mistral")
+    assert {place.reaches.get("sliding_window") for place in reference.further} == {None, 6}
+    _no_window(model)
+    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' gives other"):
+        check_family(_run_as(way, model, cells=464), reference, "mistral")
+
+
+def test_the_models_own_windows_are_back_after_the_test() -> None:
+    model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
+    fused = _run_as("fused", copy.deepcopy(model), cells=464)
+    assert isinstance(fused, FusedModel)
+    check_family(fused, reference, "mistral")
+    assert {layer.window for layer in fused._decoder.layers[:4]} == {LONG_WINDOW}
+    check_family(_run_as("plain", model, cells=464), reference, "mistral")
+    assert model.config.sliding_window == LONG_WINDOW
+
+
+def test_a_window_that_a_row_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reference = _far("gemma2", sliding_window=LONG_WINDOW)
+    monkeypatch.setattr(AttentionState, "attend", _attend_by(ATTENTION["window"]))
+    with pytest.raises(ModelUnsupported, match="sliding_window 6"):
+        check_family(_run_as("plain", model, cells=464), reference, "gemma2")
+
+
+def test_mistakes_at_the_end_of_the_context_are_refused() -> None:
+    model, reference = _far("llama")
+    fused = _run_as("fused", copy.deepcopy(model), cells=464)
+    assert isinstance(fused, FusedModel)
+    fused._kept[-2][300:] = 0.0  # the rotary tables end too early
+    with pytest.raises(ModelUnsupported, match="other logits"):
+        check_family(fused, reference, "llama")
+
+
+def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -> None:
+    """As it did where the highest position of a pass chose the frequencies of all its rows."""
+    longrope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
+        "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0],
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    model, reference = _far("phi3", rope_parameters=longrope, original_max_position_embeddings=64)
+    runner = _run_as("plain", model, cells=464)
+    check_family(runner, reference, "phi3")
+    by_sequence = model.model.rotary_emb
+    by_sequence.forward = lambda x, position_ids: (
+        by_sequence.long if position_ids.max() >= LONG else by_sequence.short
+    )(x, position_ids % LONG)
+    with pytest.raises(ModelUnsupported, match="other logits"):
+        check_family(runner, reference, "phi3")
+
+
+def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
+    """Llama 4 scales queries by their place in the pass, which is none in their sequence."""
+    heads = {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+    config = AutoConfig.for_model(
+        "llama4_text", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64,
+        intermediate_size_mlp=64, num_hidden_layers=2, num_attention_heads=4, **heads,
+        num_key_value_heads=2, max_position_embeddings=512, no_rope_layers=[1, 0],
+        attention_chunk_size=512, floor_scale=300, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.12)
+    check_family(_run_as("plain", copy.deepcopy(model)), take_reference(model, 250), "llama4")
+    reference = take_reference(model, 400)
+    with pytest.raises(ModelUnsupported, match="floor_scale 6"):
+        check_family(_run_as("plain", model, cells=464), reference, "llama4")
+
+
+def test_chunks_within_the_context_are_refused_with_what_to_do() -> None:
+    config = AutoConfig.for_model("llama4_text", attention_chunk_size=64)
+    refuse_chunks(config, 64)
+    with pytest.raises(ModelUnsupported, match=r"chunks of 64 tokens.*--context 64 or less"):
+        refuse_chunks(config, 65)
+    refuse_chunks(build(MISTRAL).config, 4096)
 
 
 def test_tokens_that_the_model_rules_out_are_to_be_ruled_out() -> None:

@@ -1,0 +1,96 @@
+"""What memory the control groups of this process still allow: docker --memory, systemd MemoryMax.
+
+Version 1 and 2, and every group above the process's own that can be seen: the kernel kills by the
+narrowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+_UNLIMITED: Final = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Names of a version's files, and of the part of its use that is given back on demand."""
+
+    limits: tuple[str, ...]
+    use: str
+    reclaimable: str
+
+
+_BY_VERSION: Final = {
+    "cgroup": _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    "cgroup2": _Files(("memory.max", "memory.high"), "memory.current", "inactive_file"),
+}
+
+
+def group_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that the control groups still allow; None where no group has a limit."""
+    rooms = [room for files, group in _groups(root) if (room := _room(group, files)) is not None]
+    return min(rooms, default=None)
+
+
+def _groups(root: Path) -> Iterator[tuple[_Files, Path]]:
+    """This process's groups that count memory, and those above them."""
+    try:
+        own = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    paths = [line.split(":", 2)[1:] for line in own if line.count(":") >= 2]
+    for mount in mounts:
+        before, _, after = mount.partition(" - ")
+        where, how = before.split(" "), after.split(" ")
+        if len(where) < 5 or len(how) < 3 or (files := _BY_VERSION.get(how[0])) is None:
+            continue
+        controller = "memory" if how[0] == "cgroup" else ""
+        for controllers, path in paths:
+            if controller in controllers.split(","):
+                top = root / where[4].lstrip("/")
+                yield from ((files, group) for group in _upwards(top, where[3], path))
+
+
+def _upwards(top: Path, mounted: str, path: str) -> Iterator[Path]:
+    """The directories of a group and of those above it, of a tree of which `mounted` is at `top`.
+
+    Within a container the group's path may be one of the host, of which nothing is seen but `top`.
+    """
+    try:
+        inner = PurePosixPath(path).relative_to(mounted)
+    except ValueError:
+        inner = PurePosixPath()
+    group = top / inner if ".." not in inner.parts else top
+    while True:
+        yield group
+        if group == top:
+            return
+        group = group.parent
+
+
+def _room(group: Path, files: _Files) -> int | None:
+    limits = [limit for name in files.limits if (limit := _number(group / name)) is not None]
+    limit, used = min(limits, default=_UNLIMITED), _number(group / files.use)
+    if limit >= _UNLIMITED or used is None:
+        return None
+    return max(0, limit - max(0, used - _reclaimable(group, files.reclaimable)))
+
+
+def _reclaimable(group: Path, name: str) -> int:
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+        return int(dict(line.split(" ", 1) for line in lines).get(name, 0))
+    except (OSError, ValueError):
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    """What a file says; None where it says `max`, or is not there."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

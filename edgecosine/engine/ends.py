@@ -1,0 +1,68 @@
+"""Which tokens end an answer: all that the model's files name.
+
+generation_config.json, config.json and the tokenizer are often of different age, and each may be
+the one that is right. The token that the chat template puts after an assistant's turn is what the
+model was taught to say there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+_ANSWER: Final = "Yes"
+
+
+def end_tokens(config: Any, files: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]:
+    """Ids that end an answer, in order.
+
+    `config` is the model's, `files` what config.json and generation_config.json say. What a family
+    has for an end where no file names one is used where none does.
+    """
+    named = [tokenizer.eos_token_id, turn_end(tokenizer)]
+    for said in files:
+        inner = said.get("text_config")
+        named += [part.get("eos_token_id") for part in (said, inner) if isinstance(part, Mapping)]
+    ids = set(_ids(named, tokenizer)) or set(
+        _ids([config.get_text_config().eos_token_id], tokenizer)
+    )
+    return sorted(token for token in ids if token >= 0)
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that a chat template puts right after what the assistant says, if it
+    does."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        said = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # noqa: BLE001 -- a template may raise what it likes
+        logger.debug("the chat template does not take two turns: reason=%s", error)
+        return None
+    after = said.rpartition(_ANSWER)[2].strip()
+    tokens = tokenizer.encode(after, add_special_tokens=False) if after else []
+    is_special = bool(tokens) and tokens[0] in tokenizer.added_tokens_decoder
+    is_special = is_special and tokenizer.added_tokens_decoder[tokens[0]].special
+    return tokens[0] if is_special else None
+
+
+def _ids(named: Iterable[Any], tokenizer: Any) -> Iterable[int]:
+    """Ids among what files say, which may be lists, and texts of an id or of a token."""
+    for each in named:
+        if isinstance(each, list | tuple):
+            yield from _ids(each, tokenizer)
+        elif isinstance(each, str):
+            is_number = each.strip().isdecimal()
+            known = None if is_number else tokenizer.get_vocab().get(each)
+            if is_number:
+                yield int(each)
+            elif known is not None:
+                yield known
+            else:
+                logger.warning("an end token is named that is none: token=%r", each)
+        elif isinstance(each, int | float) and not isinstance(each, bool) and each == int(each):
+            yield int(each)
