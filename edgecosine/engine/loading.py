@@ -31,6 +31,7 @@ from edgecosine.engine.model_files import NGRAM, files_digest, find_model
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
+from edgecosine.engine.packing import round_weights
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import download_bar, showing_progress
@@ -112,6 +113,8 @@ def load_model(
             model = reading(options.model, lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
+        if plan.form == "int8":
+            round_weights(model)
         return model
 
     tokenizer = reading(options.model, lambda: _tokenizer(plan.source))
@@ -120,9 +123,9 @@ def load_model(
         model = load()
         meet()
         num_parameters = sum(p.numel() for p in model.parameters())
-        reference = _reference(model, options.quantize, plan.context)
+        reference = _reference(model, options.quantize, plan)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-        runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
+        runner = _runner(model, load, reference, options.slots, plan, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     codec = TextCodec(tokenizer, _eos_tokens(model))
@@ -131,6 +134,7 @@ def load_model(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
         dtype=str(plan.dtype).removeprefix("torch."), digest=_digest(options),
+        form=plan.form,
     )  # fmt: skip
     return runner, loaded, plan.cells
 
@@ -157,9 +161,9 @@ def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
     return load_over_ranks(options)
 
 
-def _reference(model: Any, quantize: Quantize, context: int) -> Reference:
+def _reference(model: Any, quantize: Quantize, plan: LoadPlan) -> Reference:
     try:
-        return take_reference(model, context)
+        return take_reference(model, plan.context, plan.form)
     except RuntimeError as error:
         if quantize == "none":
             raise
@@ -174,18 +178,19 @@ def _runner(
     reload: Callable[[], Any],
     reference: Reference,
     slots: int,
-    cells: int,
+    plan: LoadPlan,
     kernels: Kernels | None,
 ) -> PassModel:
     """The fastest way to run the model that gives what the model itself gives.
 
     A way that is tried takes the weights, so the next one loads them again.
     """
-    family, threads = str(model.config.model_type), torch.get_num_threads()
+    family, threads, cells = str(model.config.model_type), torch.get_num_threads(), plan.cells
     if kernels is not None and can_fuse(model):
         fused = FusedModel(
-            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True
-        )
+            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True,
+            form=plan.form,
+        )  # fmt: skip
         try:
             check_family(fused, reference, family)
         except ModelUnsupported as error:
@@ -199,7 +204,9 @@ def _runner(
         use_own_stream(model.device)
         if (static := fixed_shapes(model, reference, slots, cells)) is not None:
             return static
-    layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+    layered = SlotModel(
+        model, slots=slots, cells=cells, threads=threads, kernels=kernels, form=plan.form
+    )
     check_family(layered, reference, family)
     return layered
 

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from edgecosine.engine.model import PassModel
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.packing import rounding_inputs
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
@@ -63,6 +65,19 @@ class Reference:
     can_widen: bool
     """Whether rounding can be taken away from both. Layers of a quantised model round by rules of
     their own, whatever the dtype."""
+    form: WeightForm = "bfloat16"
+    """With int8, linear layers round their inputs, and the stock model's were rounded likewise."""
+
+    @property
+    def is_sharp(self) -> bool:
+        """Whether nothing is rounded to less than float32."""
+        return self.dtype == torch.float32 and self.form != "int8"
+
+    @property
+    def arithmetic(self) -> str:
+        """What the stock model computes in, in words."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name} with inputs of 8 bits" if self.form == "int8" else name
 
     @property
     def spread(self) -> float:
@@ -71,7 +86,7 @@ class Reference:
 
 
 @torch.inference_mode()
-def take_reference(model: Any, context: int) -> Reference:
+def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> Reference:
     """Run a fixed sequence through the model as transformers defines it, in its dtype and widely.
 
     `context` is the most tokens that will be served: longer windows do not matter.
@@ -79,6 +94,11 @@ def take_reference(model: Any, context: int) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
     length = _length(config, context)
     tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(length)]
+    if form == "int8":
+        truth = _stock_logits(model, tokens)
+        with rounding_inputs(model):
+            error = error_of(_stock_logits(model, tokens), truth)
+        return Reference(tokens, truth, error, dtype, can_widen=True, form=form)
     stock = _stock_logits(model, tokens)
     try:
         with computing_in(torch.float64 if dtype == torch.float32 else torch.float32, model):
@@ -97,7 +117,7 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
     Raises ModelUnsupported when the logits differ by more than rounding.
     """
     check_as_served(model, reference, family)
-    if reference.dtype == torch.float32 or not reference.can_widen:
+    if reference.is_sharp or not reference.can_widen:
         return
     try:
         with model.widely(len(reference.tokens) + _TREE) as wide:
@@ -114,7 +134,7 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
         logits = _run(model, reference)
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
-    is_sharp = reference.dtype == torch.float32 and reference.can_widen
+    is_sharp = reference.is_sharp and reference.can_widen
     _compare(logits, reference, _FLOAT32 if is_sharp else _NARROW, family, "as served")
 
 
@@ -137,7 +157,7 @@ def _compare(
     error = error_of(logits.cpu(), reference.truth)
     figures = (
         f"error {error:.2g} {how}, where the stock model in "
-        f"{str(reference.dtype).removeprefix('torch.')} has {reference.stock_error:.2g}, "
+        f"{reference.arithmetic} has {reference.stock_error:.2g}, "
         f"of logits that spread by {reference.spread:.2g}"
     )
     logger.debug("self-test of %s: %s", family, figures)

@@ -28,6 +28,21 @@ int edgecosine_has_pairs() {
 #endif
 }
 
+// Whether this processor has units that multiply bytes.
+int edgecosine_has_bytes() {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// Bytes [outputs, blocks * 32] and their float16 scales [outputs, blocks] to panels.
+void edgecosine_pack_blocks(const int8_t* bytes, const uint16_t* scales, void* packed, int64_t outputs,
+                            int64_t blocks) {
+  pack_blocks(bytes, scales, static_cast<Bytes*>(packed), outputs, blocks);
+}
+
 // Row-major [outputs, inputs] to panels [outputs / panel, steps, panel], zero-filled at the edges.
 void edgecosine_pack(const void* w, void* packed, int64_t outputs, int64_t inputs, int64_t layout) {
   const auto form = static_cast<Layout>(layout);

@@ -79,6 +79,23 @@ inline float total(Vector v) {
   return v[0] + v[1];
 }
 
+// The greatest lane of what are the bits of floats without a sign.
+inline float greatest(Ints v) {
+  const auto fold = [&](Ints w) { v = w > v ? w : v; };
+#ifdef __AVX512F__
+  fold(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  fold(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  fold(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+#else
+  fold(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  fold(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+#endif
+  const int32_t bits = v[0] > v[1] ? v[0] : v[1];
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 template <class Value>
 float dot(const float* a, const Value* b, int64_t size) {
   Vector sum{};

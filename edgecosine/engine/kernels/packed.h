@@ -21,8 +21,15 @@ namespace {
 
 constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
 
-// The same in packing.py. Wide pairs are pairs that are multiplied with float32 inputs.
-enum Layout : int64_t { kFloat32 = 0, kBfloat16 = 1, kPairs = 2, kWidePairs = 3 };
+// The same in packing.py. What is wide is multiplied with float32 inputs.
+enum Layout : int64_t {
+  kFloat32 = 0,
+  kBfloat16 = 1,
+  kPairs = 2,
+  kWidePairs = 3,
+  kBytes = 4,
+  kWideBytes = 5,
+};
 
 // Two inputs of one output column in bfloat16: what a dot-product unit takes in one step.
 struct Pair {
