@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "packed.h"
 
@@ -32,10 +33,10 @@ struct WideBytes {
   uint8_t data[2 + kBlock];
 };
 
+// A row's share of a block, by the place that it takes: rows that are multiplied together lie in a
+// group, number by number side by side.
 struct RoundedInputs {
-  int32_t quads[kQuads];
-  float scale;
-  int32_t unbias;                              // what the bias of the weights adds to a sum, negated
+  int32_t words[kQuads + 2];
 };
 struct WideInputs {
   float values[kBlock];
@@ -118,7 +119,9 @@ inline Ints multiply_add_bytes(Ints sum, Ints column, int32_t quad) {
 typedef int8_t Octets __attribute__((vector_size(kLanes)));
 constexpr float kWholes = 12582912.0f;         // 1.5 * 2^23: float32 holds no fractions beside it
 
-inline void round_block(const float* x, RoundedInputs* y) {
+// The block of row `row` in a group of `rows`: its quads, its scale, and what the bias of the weights
+// adds to its sums, negated.
+inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t rows) {
   constexpr int kVectors = kBlock / kLanes;
   Ints most{};                                 // as bits, of which those of NaN are the greatest
   for (int v = 0; v < kVectors; v++) {
@@ -134,59 +137,75 @@ inline void round_block(const float* x, RoundedInputs* y) {
     const Ints whole = __builtin_convertvector(raised - kWholes, Ints);
     const Octets octets = __builtin_convertvector(whole, Octets);
     std::memcpy(bytes + v * kLanes, &octets, kLanes);
-    sum += __builtin_convertvector(octets, Ints);
+    sum += whole;
   }
-  std::memcpy(y->quads, bytes, kBlock);
-  y->scale = largest / 127.0f;
-  y->unbias = -kBias * static_cast<int32_t>(total(__builtin_convertvector(sum, Vector)));
+  int32_t* words = group->words + row;
+  for (int q = 0; q < kQuads; q++) std::memcpy(words + q * rows, bytes + 4 * q, 4);
+  const float scale = largest / 127.0f;
+  std::memcpy(words + kQuads * rows, &scale, 4);
+  words[(kQuads + 1) * rows] =
+      -kBias * static_cast<int32_t>(total(__builtin_convertvector(sum, Vector)));
 }
 
-inline void convert_block(const float* x, RoundedInputs* y) { round_block(x, y); }
-inline void convert_block(const float* x, WideInputs* y) { std::memcpy(y, x, sizeof *y); }
-
-template <class Act, class Input>
-void convert_blocks(const Act* x, Input* y, int64_t size) {
-  float block[kBlock];
-  for (int64_t at = 0; at < size; at += kBlock) {
-    const int64_t count = std::min(kBlock, size - at);
-    convert(x + at, block, count);
-    std::fill(block + count, block + kBlock, 0.0f);
-    convert_block(block, y + at / kBlock);
-  }
+inline void put_block(const float* x, WideInputs* group, int64_t row, int64_t) {
+  std::memcpy(group + row, x, sizeof *group);
 }
-template <class Act>
-void convert(const Act* x, RoundedInputs* y, int64_t size) { convert_blocks(x, y, size); }
-template <class Act>
-void convert(const Act* x, WideInputs* y, int64_t size) { convert_blocks(x, y, size); }
+
+// Rows [rows, inputs] in groups: of a group all blocks one after the other.
+template <class Weight, class Act>
+const typename Operands<Weight>::Input* grouped_inputs(const Act* x, int64_t rows, int64_t inputs) {
+  using Input = typename Operands<Weight>::Input;
+  thread_local std::vector<Input> form;
+  const int64_t steps = steps_of<Weight>(inputs), groups = groups_of(rows);
+  form.resize(rows * steps);
+  for (int64_t g = 0; g < groups; g++) {
+    const int64_t begin = rows * g / groups, size = rows * (g + 1) / groups - begin;
+    for (int64_t r = 0; r < size; r++)
+      for (int64_t k = 0; k < steps; k++) {
+        const Act* from = x + (begin + r) * inputs + k * kBlock;
+        Input* group = &form[begin * steps + k * size];
+        const int64_t count = inputs - k * kBlock;
+        if constexpr (std::is_same_v<Act, float>)
+          if (count >= kBlock) {
+            put_block(from, group, r, size);
+            continue;
+          }
+        float block[kBlock] = {};
+        convert(from, block, std::min(kBlock, count));
+        put_block(block, group, r, size);
+      }
+  }
+  return form.data();
+}
 
 inline Ints load_quad(const uint8_t* block, int quad, int half) {
   const uint8_t* at = block + 2 * kPanel + (quad * kPanel + half * kLanes) * 4;
   return *reinterpret_cast<const LooseInts*>(at);
 }
 
-// Adds one block of inputs to sums c [rows, panel]. They stay in memory, that the exact sums of all
+// Adds a block of a group to sums [rows, panel], which lie in memory, so that the exact sums of all
 // rows find room in registers.
-template <int Rows, class Fetch>
-void add_block(const RoundedInputs* x, int64_t ldx, const Bytes* w, float* c, int64_t ldc, Fetch fetch) {
+template <int Rows>
+void add_block(const RoundedInputs* group, const Bytes* w, float* sums) {
+  const int32_t* words = group->words;
   const uint8_t* block = w->data;
   Ints low[Rows], high[Rows];
-  for (int r = 0; r < Rows; r++) low[r] = high[r] = Ints{} + x[r * ldx].unbias;
+  for (int r = 0; r < Rows; r++) low[r] = high[r] = Ints{} + words[(kQuads + 1) * Rows + r];
 #pragma GCC unroll 8
   for (int q = 0; q < kQuads; q++) {
-    fetch(q);
     const Ints first = load_quad(block, q, 0), second = load_quad(block, q, 1);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; r++) {
-      const int32_t quad = x[r * ldx].quads[q];
-      low[r] = multiply_add_bytes(low[r], first, quad);
-      high[r] = multiply_add_bytes(high[r], second, quad);
+      low[r] = multiply_add_bytes(low[r], first, words[q * Rows + r]);
+      high[r] = multiply_add_bytes(high[r], second, words[q * Rows + r]);
     }
   }
   const Vector first = load_halves(block), second = load_halves(block + 2 * kLanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; r++) {
-    const float scale = x[r * ldx].scale;
-    float* sum = c + r * ldc;
+    float scale;
+    std::memcpy(&scale, words + kQuads * Rows + r, 4);
+    float* sum = sums + r * kPanel;
     const Vector one = __builtin_convertvector(low[r], Vector);
     const Vector other = __builtin_convertvector(high[r], Vector);
     store(sum, fused(one, first * scale, load(sum)));
@@ -194,20 +213,38 @@ void add_block(const RoundedInputs* x, int64_t ldx, const Bytes* w, float* c, in
   }
 }
 
-template <int Rows, class Fetch>
-void add_block(const WideInputs* x, int64_t ldx, const WideBytes* w, float* c, int64_t ldc, Fetch) {
+template <int Rows>
+void add_block(const WideInputs* group, const WideBytes* w, float* sums) {
   for (int half = 0; half < 2; half++) {
     const Vector scale = load_halves(w->data + 2 * half * kLanes);
     for (int r = 0; r < Rows; r++) {
-      float* at = c + r * ldc + half * kLanes;
+      float* at = sums + r * kPanel + half * kLanes;
       Vector sum = load(at);
       for (int i = 0; i < kBlock; i++) {
         const Ints bytes = (load_quad(w->data, i / 4, half) >> 8 * (i % 4)) & 0xff;
-        sum += x[r * ldx].values[i] * (__builtin_convertvector(bytes - kBias, Vector) * scale);
+        sum += group[r].values[i] * (__builtin_convertvector(bytes - kBias, Vector) * scale);
       }
       store(at, sum);
     }
   }
+}
+
+// The outputs of a panel for a group of rows.
+template <int Rows, class Weight, class Input = typename Operands<Weight>::Input>
+void multiply_group(const Input* group, const Weight* w, float* c, int64_t ldc, int64_t steps) {
+  // Rows of c may share their places in the cache, so sums are made elsewhere.
+  alignas(64) float sums[Rows * kPanel] = {};
+  for (int64_t k = 0; k < steps; k++) {
+    add_block<Rows>(group + k * Rows, w + k * kPanel, sums);
+    asm volatile("" : : "r"(sums) : "memory");  // they stay in memory
+  }
+  for (int r = 0; r < Rows; r++) std::memcpy(c + r * ldc, sums + r * kPanel, sizeof(float) * kPanel);
+}
+
+template <int Rows, class Input, class Weight, class... Arguments>
+void multiply_group_of(int64_t rows, const Input* group, const Weight* w, Arguments... arguments) {
+  if (rows == Rows) return multiply_group<Rows, Weight>(group, w, arguments...);
+  if constexpr (Rows > 1) multiply_group_of<Rows - 1>(rows, group, w, arguments...);
 }
 
 // Bytes [outputs, steps * block] and their scales [outputs, steps] to panels, zero-filled at the edges.

@@ -10,12 +10,7 @@
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kMostRows = 8;                   // rows whose sums lie in registers beside two columns
-#else
-constexpr int kMostRows = 6;
-#endif
-constexpr int64_t kDepthBytes = 16 << 10;      // of a panel, so that it stays in cache for all rows
+constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
 constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
 constexpr int64_t kAhead = 8192;               // bytes between the weights in use and those fetched
 constexpr int64_t kLine = 64;                  // bytes of a cache line
@@ -37,30 +32,12 @@ struct Ahead {
       __builtin_prefetch(line + kLine, 0, 2);
     }
   }
-
-  void fetch(int64_t step, int part) const {   // of a step that is more than two lines
-    if (part * 2 * kLine < pace) Ahead{at + part * 2 * kLine, pace, is_near}.fetch(step);
-  }
 };
-
-// Rows x a panel of outputs over `steps` blocks of inputs.
-template <int Rows, class Weight, class Input = typename Operands<Weight>::Input>
-void micro_of_blocks(const Input* x, int64_t ldx, const Weight* w, float* c, int64_t ldc,
-                     int64_t steps, bool first, Ahead ahead) {
-  if (first)
-    for (int r = 0; r < Rows; r++) std::fill(c + r * ldc, c + r * ldc + kPanel, 0.0f);
-  for (int64_t k = 0; k < steps; k++)
-    add_block<Rows>(x + k, ldx, w + k * kPanel, c, ldc, [&](int quad) { ahead.fetch(k, quad); });
-}
 
 // Rows x panels of outputs over `steps` of inputs; continues from c unless `first`.
 template <int Rows, int Panels, class Weight, class Input = typename Operands<Weight>::Input>
 void micro(const Input* x, int64_t ldx, const Weight* w, int64_t panel_stride, float* c,
            int64_t ldc, int64_t steps, bool first, Ahead ahead) {
-  if constexpr (kIsBlock<Weight>) {
-    static_assert(Panels == 1);
-    return micro_of_blocks<Rows>(x, ldx, w, c, ldc, steps, first, ahead);
-  } else {
   constexpr int kVectors = 2 * Panels;
   Vector sum[Rows][kVectors];
   for (int r = 0; r < Rows; r++)
@@ -83,7 +60,6 @@ void micro(const Input* x, int64_t ldx, const Weight* w, int64_t panel_stride, f
   }
   for (int r = 0; r < Rows; r++)
     for (int v = 0; v < kVectors; v++) store(c + r * ldc + v * kLanes, sum[r][v]);
-  }
 }
 
 template <int Rows, class Input, class Weight, class... Arguments>
@@ -92,28 +68,45 @@ void micro_of(int64_t rows, const Input* x, int64_t ldx, const Weight* w, Argume
   if constexpr (Rows > 1) micro_of<Rows - 1>(rows, x, ldx, w, arguments...);
 }
 
-template <class Weight, class Input>
+template <class Weight, class Act>
+const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs) {
+  if constexpr (kIsBlock<Weight>)
+    return grouped_inputs<Weight>(x, rows, inputs);
+  else
+    return rows_of<Weight>(x, rows, inputs);
+}
+
+template <class Weight, class Input, std::enable_if_t<kIsBlock<Weight>, int> = 0>
+void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
+               const Weight* w, float* c, int64_t ldc) {
+  const int64_t groups = groups_of(rows);
+  for (int64_t panel = begin; panel < end; panel++)
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
+      multiply_group_of<kMostRows>(size, x + row * steps, w + panel * steps * kPanel,
+                                   c + row * ldc + panel * kPanel, ldc, steps);
+    }
+}
+
+template <class Weight, class Input, std::enable_if_t<!kIsBlock<Weight>, int> = 0>
 void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                const Weight* w, float* c, int64_t ldc) {
   const int64_t stride = steps * kPanel, step_bytes = kPanel * sizeof(Weight);
-  const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
-  const int64_t depth = kDepthBytes / step_bytes;
+  const int64_t blocks = groups_of(rows);
   int64_t panel = begin;
-  if constexpr (!kIsBlock<Weight>)
-    if (rows == 1)                             // one row: several panels hide the add latency
-      for (; panel + 4 <= end; panel += 4)
-        micro<1, 4, Weight>(x, steps, w + panel * stride, stride, c + panel * kPanel, ldc, steps, true,
-                            {});
+  if (rows == 1)                               // one row: several panels hide the add latency
+    for (; panel + 4 <= end; panel += 4)
+      micro<1, 4, Weight>(x, steps, w + panel * stride, stride, c + panel * kPanel, ldc, steps, true, {});
   for (; panel < end; panel++)
-    for (int64_t k = 0; k < steps; k += depth)
+    for (int64_t k = 0; k < steps; k += kDepth)
       for (int64_t b = 0; b < blocks; b++) {   // blocks of equal height, not a full one and a rest
         const int64_t row = rows * b / blocks;
         // Every block of rows fetches its part of the weights that come next.
         const char* here = reinterpret_cast<const char*>(w + panel * stride + k * kPanel);
-        const int64_t next = blocks == 1 ? kAhead : depth * step_bytes * (blocks + b) / blocks;
+        const int64_t next = blocks == 1 ? kAhead : kDepth * step_bytes * (blocks + b) / blocks;
         micro_of<kMostRows>(rows * (b + 1) / blocks - row, x + row * steps + k, steps,
                             w + panel * stride + k * kPanel, stride, c + row * ldc + panel * kPanel,
-                            ldc, std::min(depth, steps - k), k == 0,
+                            ldc, std::min(kDepth, steps - k), k == 0,
                             Ahead{here + next, step_bytes / blocks, rows <= kNearRows});
       }
 }
