@@ -18,6 +18,7 @@ from edgecosine.errors import ConfigError
 Role = Literal["target", "drafter"]
 Quantize = Literal["none", "nf4", "int8"]
 Exactness = Literal["auto", "bitwise", "rounding"]
+Weights = Literal["auto", "bfloat16", "int8"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FILE_NAME = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
@@ -66,6 +67,7 @@ class NodeConfig:
     ballast: int = 1
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
+    weights: Weights = "auto"
     gguf: str = ""
     max_sessions: int = 8
     drain_timeout_s: float = DRAIN_TIMEOUT_S

@@ -126,6 +126,13 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
     "quantised GGUF file are rounded to bfloat16 by auto, and kept exactly by float32.",
 )  # fmt: skip
 @_option(
+    "--weights", type=click.Choice(["auto", "bfloat16", "int8"]), default="auto",
+    help="How linear layers are held on a CPU. int8: in blocks of 8 bits with a scale each, their "
+    "inputs rounded to 8 bits, too: half the memory, and the quickest. bfloat16: as the model has "
+    "them. auto: int8 for a quantised GGUF file where the processor multiplies bytes (VNNI), else "
+    "bfloat16.",
+)  # fmt: skip
+@_option(
     "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
     help="What a target promises. bitwise: company, drafts and restarts never change an answer; "
     "needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may part where "

@@ -19,6 +19,7 @@ from edgecosine.engine.attention import LayerCache, Rows
 from edgecosine.engine.growth import Growing
 from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.native import Kernels
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.packing import Layout, narrowest, pack, take_weight
 from edgecosine.engine.reaches import WINDOW
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
@@ -110,10 +111,12 @@ class FusedModel:
         threads: int,
         kernels: Kernels,
         takes_weights: bool = False,
+        form: WeightForm = "bfloat16",
     ) -> None:
         body: Any = model.model
         config: Any = model.config
         self._kernels, self._cells, self._takes_weights = kernels, cells, takes_weights
+        self._form: WeightForm = form
         self._kept: list[torch.Tensor] = []
         """Tensors whose memory the decoder points to."""
         attention = body.layers[0].self_attn
@@ -215,7 +218,7 @@ class FusedModel:
 
     @contextmanager
     def widely(self, _cells: int) -> Iterator[PassModel]:
-        """Context in which inputs of linear layers are not rounded to bfloat16."""
+        """Context in which inputs of linear layers are not rounded."""
         layers = self._decoder.layers[: self._decoder.num_layers]
         weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
         weights.append(self._decoder.head)
@@ -254,7 +257,8 @@ class FusedModel:
     def _weight(self, *linears: nn.Linear) -> _Weight:
         """One packed matrix of the outputs of all `linears` side by side."""
         outputs = sum(linear.out_features for linear in linears)
-        packed = pack([self._weight_of(linear) for linear in linears], self._kernels)
+        weights = [self._weight_of(linear) for linear in linears]
+        packed = pack(weights, self._kernels, self._form)
         biases = [linear.bias for linear in linears if linear.bias is not None]
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
         values = self._keep(packed.values)

@@ -95,6 +95,11 @@ class GgufModel:
         return self.main_format not in _PLAIN
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether most of the numbers in matrices are small ones with scales."""
+        return self.is_coarse and self.main_format != "BF16"
+
+    @property
     def num_tokens(self) -> int:
         """Size of the vocabulary in the file; 0 where it has none."""
         return integer(self.metadata, _TOKENS, 0) if _TOKENIZER in self.metadata else 0

@@ -34,6 +34,7 @@ from edgecosine.engine.model_files import NGRAM, loaded_weights
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.ngram import load_ngram
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
+from edgecosine.engine.packing import round_weights
 from edgecosine.engine.parallel_layers import can_pack
 from edgecosine.engine.planning import TREE_ROOM, LoadPlan, kernels_if_any, plan_load, reading
 from edgecosine.engine.progress import download_bar, showing_progress
@@ -71,8 +72,9 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     if (fault := loaded.codec.chat_fault()) is not None:
         logger.warning("chats are refused, completions are served: reason=%s", fault)
     logger.info(
-        "target loaded: model=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
+        "target loaded: model=%s weights=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
         loaded.name,
+        loaded.form,
         cells,
         options.tensor_parallel,
         loaded.exactness,
@@ -125,6 +127,8 @@ def load_model(
             model = reading(options.model, "its weights", lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
+        if plan.form == "int8":
+            round_weights(model)
         return model
 
     tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))
@@ -136,7 +140,7 @@ def load_model(
         num_rows = int(model.get_input_embeddings().num_embeddings)
         reference = _reference(model, plan, options)
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-        runner = _runner(model, load, reference, options.slots, plan.cells, kernels)
+        runner = _runner(model, load, reference, options.slots, plan, kernels)
     decision = confirm(decision, options.exactness, runner, model)
     name = _display_name(options)
     num_tokens = min(num_rows, reference.truth.shape[1])
@@ -147,7 +151,7 @@ def load_model(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
         dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
-        num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
+        form=plan.form, num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.cells
 
@@ -173,7 +177,7 @@ def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
     else:
         remedy = "; take another model, or another --dtype"
     with refusing(what, remedy):
-        return take_reference(model, plan.context)
+        return take_reference(model, plan.context, plan.form)
 
 
 def _runner(
@@ -181,18 +185,19 @@ def _runner(
     reload: Callable[[], Any],
     reference: Reference,
     slots: int,
-    cells: int,
+    plan: LoadPlan,
     kernels: Kernels | None,
 ) -> PassModel:
     """The fastest way to run the model that gives what the model itself gives.
 
     A way that is tried takes the weights, so the next one loads them again.
     """
-    family, threads = str(model.config.model_type), torch.get_num_threads()
+    family, threads, cells = str(model.config.model_type), torch.get_num_threads(), plan.cells
     if kernels is not None and can_fuse(model):
         fused = FusedModel(
-            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True
-        )
+            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True,
+            form=plan.form,
+        )  # fmt: skip
         try:
             check_family(fused, reference, family)
         except ModelUnsupported as error:
@@ -206,7 +211,9 @@ def _runner(
         use_own_stream(model.device)
         if (static := fixed_shapes(model, reference, slots, cells)) is not None:
             return static
-    layered = SlotModel(model, slots=slots, cells=cells, threads=threads, kernels=kernels)
+    layered = SlotModel(
+        model, slots=slots, cells=cells, threads=threads, kernels=kernels, form=plan.form
+    )
     check_family(layered, reference, family)
     return layered
 

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.sharding import shards_cache
 from edgecosine.errors import ModelUnsupported, OutOfMemory
 
 # From malloc.h; the sizes set afterwards are those that glibc arrives at by itself.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
+INT8_BYTES = 34 / 32
+"""Bytes of a weight in blocks of 8 bits (packing.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ def plan_memory(
     num_ranks: int = 1,
     sizes: Sequence[int] = (),
     origin: str = "",
+    form: WeightForm = "bfloat16",
 ) -> MemoryPlan:
     """Plan for a model of this configuration with `slots` rows of `cells` tokens, whose keys and
     values are of the model's dtype unless `cache_dtype` says otherwise.
@@ -137,10 +141,16 @@ def plan_memory(
     cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells
     cache *= (cache_dtype or dtype).itemsize
     # Packing copies one layer at a time; the output layer may be tied and is then held twice.
-    workspace = 2 * max(sizes, default=0) * dtype.itemsize // num_ranks + (64 << 20)
+    largest, total = max(sizes, default=0), sum(sizes)
+    workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
     if shards_cache(text):
         cache //= num_ranks
-    return MemoryPlan(int(sum(sizes) * per_weight) // num_ranks, int(cache), workspace, origin)
+    if form == "int8":
+        # The embedding stays as it was read, and everything is read before anything is packed.
+        held = int(total * INT8_BYTES) + largest * dtype.itemsize
+        workspace = max(workspace, total * dtype.itemsize - held)
+        return MemoryPlan(held, int(cache), workspace, origin)
+    return MemoryPlan(int(total * per_weight) // num_ranks, int(cache), workspace, origin)
 
 
 def _sizes(config: Any, dtype: torch.dtype, ballast: int) -> list[int]:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
 from edgecosine.engine.native import Kernels
-from edgecosine.engine.packing import pack_linear_layers
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.packing import PackedLinear, pack_linear_layers
 from edgecosine.engine.parallel_layers import pack_shards
 from edgecosine.engine.reaches import shortened
 from edgecosine.engine.rotary import rotate_by_sequence
@@ -67,12 +68,15 @@ class SlotModel:
         cells: int,
         threads: int,
         kernels: Kernels | None,
+        form: WeightForm = "bfloat16",
     ) -> None:
         model.set_attn_implementation(NAME)
         rotate_by_sequence(model)
         if kernels is not None:
-            pack = pack_shards if model.tp_size else pack_linear_layers
-            pack(model, kernels, threads)
+            if model.tp_size:
+                pack_shards(model, kernels, threads)
+            else:
+                pack_linear_layers(model, kernels, threads, form)
             steady_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
         # Several threads cut elementwise operators at places that depend on the number of rows,
@@ -132,12 +136,17 @@ class SlotModel:
     def widely(self, cells: int) -> Iterator[PassModel]:
         """Context in which everything is computed in float32, on one slot of `cells` tokens."""
         served = self._state
+        packed = [module for module in self._model.modules() if isinstance(module, PackedLinear)]
         self._state = replace(served, slots=1, cells=cells, layers={})
+        for layer in packed:
+            layer.is_wide = True
         try:
             with computing_in(torch.float32, self._model):
                 yield self
         finally:
             self._state = served
+            for layer in packed:
+                layer.is_wide = False
 
     @contextmanager
     def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[SlotModel]:

@@ -42,6 +42,8 @@ class Kernels:
     """Output columns that the packed layout keeps side by side."""
     has_pairs: bool
     """Whether the processor multiplies pairs of bfloat16."""
+    has_bytes: bool
+    """Whether the processor has units that multiply bytes."""
 
 
 def cache_directory() -> Path | None:
@@ -156,7 +158,10 @@ def _declare(path: Path) -> Kernels:
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
-    library.edgecosine_has_pairs.argtypes, library.edgecosine_has_pairs.restype = [], number
+    for name in ("has_pairs", "has_bytes"):
+        question = getattr(library, f"edgecosine_{name}")
+        question.argtypes, question.restype = [], number
+    library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, size, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
     library.edgecosine_linear.argtypes = [
         pointer, number, pointer, size, pointer, pointer, number, size, size, size, number
@@ -170,10 +175,11 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_grow.restype = size
     library.edgecosine_attention.restype = number
     library.edgecosine_decode.restype = number
-    for name in ("pack", "linear", "rank"):
+    for name in ("pack", "pack_blocks", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
     return Kernels(
         library=library,
         panel=library.edgecosine_panel(),
         has_pairs=bool(library.edgecosine_has_pairs()),
+        has_bytes=bool(library.edgecosine_has_bytes()),
     )

@@ -9,6 +9,11 @@ from edgecosine.engine.text import TextCodec
 
 Quantize = Literal["none", "nf4", "int8"]
 Policy = Literal["bitwise", "rounding"]
+WeightForm = Literal["bfloat16", "int8"]
+"""How linear layers hold their weights: as the model has them, in bfloat16 where that loses
+nothing; or in blocks of 8 bits."""
+Weights = WeightForm | Literal["auto"]
+"""What is asked for; auto is int8 for a quantised file where the processor multiplies bytes."""
 Exactness = Policy | Literal["auto"]
 """What is asked for; auto is bitwise where it can be had."""
 
@@ -31,6 +36,7 @@ class LoadOptions:
     ballast: int = 1
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
+    weights: Weights = "auto"
     gguf: str = ""
 
 
@@ -53,6 +59,8 @@ class Loaded:
     """Weights, cache and workspace as foreseen before the load."""
     dtype: str = ""
     """What is computed in."""
+    form: str = ""
+    """How linear layers hold their weights."""
     digest: str = ""
     """Of the model's files."""
     num_rows: int = 0

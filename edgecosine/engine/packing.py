@@ -3,24 +3,32 @@
 A weight that bfloat16 holds exactly is packed as bfloat16 whatever the model's dtype is: the sums
 are float32 all the same, so the result is equal to the bit, at half the memory traffic. A model
 that computes in bfloat16 is packed in pairs where the processor multiplies these.
+
+Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which loses nothing by it.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.memory import drop_pages
 from edgecosine.engine.native import Kernels
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.shortlist import ShortlistHead
 
 _BLOCK = 1 << 18
 """Values that are looked at together."""
+_ROWS_AT_ONCE = 512
+"""Rows of a matrix that are rounded together: whole panels."""
 
 
 class Layout(enum.IntEnum):
@@ -31,11 +39,20 @@ class Layout(enum.IntEnum):
     PAIRS = 2
     WIDE_PAIRS = 3
     """Pairs that are multiplied with float32 inputs, at half the speed."""
+    BYTES = 4
+    """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
+    WIDE_BYTES = 5
+    """The same blocks, multiplied with float32 inputs, slowly."""
 
     @property
     def wide(self) -> Layout:
         """How the same panels are multiplied with float32 inputs."""
-        return Layout.WIDE_PAIRS if self is Layout.PAIRS else self
+        return _WIDE.get(self, self)
+
+
+_WIDE = {Layout.PAIRS: Layout.WIDE_PAIRS, Layout.BYTES: Layout.WIDE_BYTES}
+BLOCK_SIZE = 32
+"""Inputs of a column that share a scale; the same number in kernels/blocks.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +76,15 @@ class PackedLinear(nn.Module):
         kernels: Kernels,
         threads: int,
         out_dtype: torch.dtype,
+        form: WeightForm = "bfloat16",
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
-        packed = pack([weight.detach()], kernels)
+        packed = pack([weight.detach()], kernels, form)
         self._layout = packed.layout
+        self.is_wide = False
+        """Whether inputs are taken as they are where the layout would round them."""
         self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
@@ -72,7 +92,8 @@ class PackedLinear(nn.Module):
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         rows = x.numel() // self.in_features
-        layout = self._layout.wide if x.dtype == torch.float32 else self._layout
+        is_wide = self.is_wide or (self._layout is Layout.PAIRS and x.dtype == torch.float32)
+        layout = self._layout.wide if is_wide else self._layout
         self._kernels.library.edgecosine_linear(
             x.data_ptr(), x.element_size(),
             self.packed.data_ptr(), int(layout),
@@ -97,7 +118,64 @@ def is_narrow(weight: torch.Tensor) -> bool:
     return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
 
 
-def pack(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
+def to_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [rows, inputs] as int8 blocks [rows, blocks, 32] and float16 scales [rows, blocks].
+
+    What came out of such blocks is found again without loss.
+    """
+    rows, inputs = values.shape
+    blocks = functional.pad(values.float(), (0, -inputs % BLOCK_SIZE)).view(rows, -1, BLOCK_SIZE)
+    scales = (blocks.abs().amax(-1) / 127).half()
+    divisors = scales.float().masked_fill(scales == 0, torch.inf)
+    rounded = (blocks / divisors[..., None]).round_().clamp_(-127, 127)
+    return rounded.to(torch.int8).contiguous(), scales.contiguous()
+
+
+@torch.inference_mode()
+def round_weights(model: nn.Module) -> None:
+    """Round the weights of dense linear layers to what 8 bits hold.
+
+    They get memory of their own: what was written to the pages of a mapped file would be lost as
+    soon as a matrix that shares them is packed.
+    """
+    for module in model.modules():
+        if type(module) not in {nn.Linear, Conv1D}:
+            continue
+        parameter = module.get_parameter("weight")
+        weight = parameter.t() if type(module) is Conv1D else parameter.data
+        rounded = torch.empty_like(weight)
+        for rows, found in zip(
+            *(torch.split(w, _ROWS_AT_ONCE) for w in (weight, rounded)), strict=True
+        ):
+            values, scales = to_blocks(rows)
+            blocks = values.float() * scales.float()[..., None]
+            found.copy_(blocks.flatten(1)[:, : weight.shape[1]])
+        parameter.data = rounded.t() if type(module) is Conv1D else rounded
+
+
+@contextmanager
+def rounding_inputs(model: nn.Module) -> Iterator[None]:
+    """Context in which stock dense linear layers round their inputs as layers in blocks do."""
+    layers = [module for module in model.modules() if type(module) in {nn.Linear, Conv1D}]
+    hooks = [layer.register_forward_pre_hook(_rounded_inputs) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    x = inputs[0]
+    padded = functional.pad(x, (0, -x.shape[-1] % BLOCK_SIZE))
+    blocks = padded.view(*x.shape[:-1], -1, BLOCK_SIZE)
+    scales = blocks.abs().amax(-1, keepdim=True) / 127
+    rounded = (blocks / scales.masked_fill(scales == 0, torch.inf)).round() * scales
+    cut: torch.Tensor = rounded.flatten(-2)[..., : x.shape[-1]]
+    return cut
+
+
+def pack(weights: list[torch.Tensor], kernels: Kernels, form: WeightForm = "bfloat16") -> Packed:
     """Pack matrices [outputs, inputs] as one with all their outputs; their dtype says whether the
     model computes in bfloat16.
 
@@ -105,6 +183,8 @@ def pack(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
     """
     if any(len(weight) % kernels.panel for weight in weights[:-1]):
         weights[:] = [torch.cat(weights)]
+    if form == "int8":
+        return _pack_blocks(weights, kernels)
     if kernels.has_pairs and all(weight.dtype == torch.bfloat16 for weight in weights):
         layout, together, dtype = Layout.PAIRS, 2, torch.bfloat16
     elif all(map(is_narrow, weights)):
@@ -126,6 +206,24 @@ def pack(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
     return Packed(values, layout)
 
 
+def _pack_blocks(weights: list[torch.Tensor], kernels: Kernels) -> Packed:
+    steps = -(-weights[0].shape[1] // BLOCK_SIZE)
+    panels = [-(-len(weight) // kernels.panel) for weight in weights]
+    size = steps * kernels.panel * (BLOCK_SIZE + torch.float16.itemsize)
+    packed = torch.empty(sum(panels), size, dtype=torch.uint8)
+    for part in torch.split_with_sizes(packed, panels):
+        weight = weights.pop(0)
+        for begin in range(0, len(weight), _ROWS_AT_ONCE):
+            values, scales = to_blocks(weight[begin : begin + _ROWS_AT_ONCE])
+            kernels.library.edgecosine_pack_blocks(
+                values.data_ptr(), scales.data_ptr(), part[begin // kernels.panel :].data_ptr(),
+                len(values), steps,
+            )  # fmt: skip
+        drop_pages(weight)
+        del weight
+    return Packed(packed, Layout.BYTES)
+
+
 def take_weight(module: nn.Module) -> torch.Tensor:
     """The layer's weight, which the layer then holds no more: two of each at once would double the
     memory of a load."""
@@ -134,7 +232,9 @@ def take_weight(module: nn.Module) -> torch.Tensor:
     return weight
 
 
-def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -> int:
+def pack_linear_layers(
+    model: PreTrainedModel, kernels: Kernels, threads: int, form: WeightForm = "bfloat16"
+) -> int:
     """Replace every dense linear layer of `model` in place; returns how many.
 
     The output layer gives float32 logits, so that their order is not lost to rounding.
@@ -154,7 +254,7 @@ def pack_linear_layers(model: PreTrainedModel, kernels: Kernels, threads: int) -
             out_dtype = torch.float32 if child is head else weight.dtype
             if type(child) is Conv1D:
                 weight = weight.t()
-            done[child] = PackedLinear(weight, child.bias, kernels, threads, out_dtype)
+            done[child] = PackedLinear(weight, child.bias, kernels, threads, out_dtype, form)
             del weight
             setattr(parent, name, done[child])
     return len(done)

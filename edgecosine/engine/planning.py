@@ -15,9 +15,9 @@ from edgecosine.engine.cut_models import read_cut_config
 from edgecosine.engine.device import available_memory, resolve_device
 from edgecosine.engine.fused import CACHE, FAMILIES
 from edgecosine.engine.gguf_file import EMBEDDING
-from edgecosine.engine.memory import MemoryPlan, plan_memory
+from edgecosine.engine.memory import INT8_BYTES, MemoryPlan, plan_memory
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.options import LoadOptions, WeightForm
 from edgecosine.engine.reaches import refuse_chunks
 from edgecosine.engine.refusals import refusing
 from edgecosine.engine.sources import Source, locate
@@ -38,6 +38,7 @@ class LoadPlan:
     """A model and how it will be held.
 
     dtype        what is computed in
+    form         how linear layers hold their weights
     rounded      what a file's weights are rounded to
     context      tokens that a sequence may have
     cells        tokens that a slot has room for, draft nodes included
@@ -48,6 +49,7 @@ class LoadPlan:
     config: Any
     device: str
     dtype: torch.dtype
+    form: WeightForm
     rounded: torch.dtype
     context: int
     cells: int
@@ -74,19 +76,21 @@ def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
 def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: int) -> LoadPlan:
     context = _context(config, options.context)
     refuse_chunks(config.get_text_config(), context)
-    dtype = DTYPES[options.dtype] if options.dtype != "auto" else _default_dtype(device, config)
+    form = _form(source, device, options)
+    dtype = _dtype(options.dtype, form, device, config)
     # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
-    rounded = config.dtype if source.gguf and options.dtype == "auto" else dtype
+    is_rounded = source.gguf and options.dtype == "auto" and form != "int8"
+    rounded = config.dtype if is_rounded else dtype
     cells = context + room
     sizes = _sizes(source, options)
     memory = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
         cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
         cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
-        sizes=sizes, origin=_origin(source, sizes, rounded),
+        sizes=sizes, origin=_origin(source, sizes, rounded, form), form=form,
     )  # fmt: skip
     return LoadPlan(
-        source, config, device, dtype, rounded, context, cells, memory,
+        source, config, device, dtype, form, rounded, context, cells, memory,
         num_sharing=options.tensor_parallel if device == "cpu" else 1,
     )  # fmt: skip
 
@@ -151,6 +155,41 @@ def _config(source: Source) -> Any:
     return config
 
 
+def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
+    """Raises ModelUnsupported where int8 is asked for and cannot be had."""
+    if options.weights == "bfloat16":
+        return "bfloat16"
+    fault = _why_not_int8(device, options)
+    if options.weights == "int8":
+        if fault:
+            raise ModelUnsupported(f"--weights int8 cannot be had here: {fault}")
+        return "int8"
+    is_worth_it = source.gguf is not None and source.gguf.is_quantized and options.dtype == "auto"
+    kernels = kernels_if_any()
+    has_units = kernels is not None and kernels.has_bytes
+    return "int8" if is_worth_it and has_units and not fault else "bfloat16"
+
+
+def _why_not_int8(device: str, options: LoadOptions) -> str | None:
+    if device != "cpu":
+        return f"it is for processors, and this model is on {device}"
+    if options.quantize != "none" or options.tensor_parallel > 1:
+        return "leave --quantize and --tensor-parallel out"
+    if options.dtype not in {"auto", "float32"}:
+        return f"leave --dtype {options.dtype} out"
+    try:
+        load_kernels()
+    except KernelsUnavailable as error:
+        return str(error)
+    return None
+
+
+def _dtype(asked: str, form: WeightForm, device: str, config: Any) -> torch.dtype:
+    if asked != "auto":
+        return DTYPES[asked]
+    return torch.float32 if form == "int8" else _default_dtype(device, config)
+
+
 def _default_dtype(device: str, config: Any) -> torch.dtype:
     """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
 
@@ -190,9 +229,10 @@ def _sizes(source: Source, options: LoadOptions) -> list[int]:
     return sizes + [tensor.num_elements for tensor in whole if tensor.name == EMBEDDING]
 
 
-def _origin(source: Source, sizes: list[int], dtype: torch.dtype) -> str:
+def _origin(source: Source, sizes: list[int], dtype: torch.dtype, form: WeightForm) -> str:
     if source.gguf is None:
         return ""
-    packed = sum(sizes or _sizes(source, LoadOptions(""))) * dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
+    per_weight = INT8_BYTES if form == "int8" else dtype.itemsize
+    packed = sum(sizes or _sizes(source, LoadOptions(""))) * per_weight
+    name = form if form == "int8" else str(dtype).removeprefix("torch.")
     return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"

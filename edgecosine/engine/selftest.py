@@ -16,13 +16,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from edgecosine.engine.model import PassModel
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.packing import rounding_inputs
 from edgecosine.engine.reaches import reaches_of, shortened
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.engine.rows import RowBuilder
@@ -90,6 +92,19 @@ class Reference:
     """Of the context that will be served."""
     further: tuple[Reference, ...] = ()
     """The same for other positions and lengths."""
+    form: WeightForm = "bfloat16"
+    """With int8, linear layers round their inputs, and the stock model's were rounded likewise."""
+
+    @property
+    def is_sharp(self) -> bool:
+        """Whether nothing is rounded to less than float32."""
+        return self.dtype == torch.float32 and self.form != "int8"
+
+    @property
+    def arithmetic(self) -> str:
+        """What the stock model computes in, in words."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name} with inputs of 8 bits" if self.form == "int8" else name
 
     @property
     def spread(self) -> float:
@@ -97,7 +112,7 @@ class Reference:
         return self.truth[self.truth.isfinite()].std().item() + 1e-6
 
 
-def take_reference(model: Any, context: int) -> Reference:
+def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> Reference:
     """Run fixed sequences through the model as transformers defines it, in its dtype and widely.
 
     `context` is the most tokens that will be served: longer windows do not matter.
@@ -116,7 +131,7 @@ def take_reference(model: Any, context: int) -> Reference:
             if reach > _LONGEST_REACH
         ),
     ]
-    first, *further = (_take_reference(model, place, most) for place in places)
+    first, *further = (_take_reference(model, place, most, form) for place in places)
     return replace(first, further=tuple(further))
 
 
@@ -128,17 +143,18 @@ class _Place:
 
 
 @torch.inference_mode()
-def _take_reference(model: Any, place: _Place, context: int) -> Reference:
+def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
     tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(place.length)]
     with shortened(model, place.reaches):
-        stock = _stock_logits(model, tokens, place.start)
+        with rounding_inputs(model) if form == "int8" else nullcontext():
+            stock = _stock_logits(model, tokens, place.start)
         reference = Reference(
             tokens, stock, 0.0, dtype, can_widen=False, start=place.start, reaches=place.reaches,
-            turns_at=turning_length(config), last_position=context - 1,
+            turns_at=turning_length(config), last_position=context - 1, form=form,
         )  # fmt: skip
         try:
-            with computing_in(torch.float64 if dtype == torch.float32 else torch.float32, model):
+            with _widely(model, form):
                 truth = _stock_logits(model, tokens, place.start)
         except _FAULTS as error:
             logger.warning(
@@ -149,6 +165,13 @@ def _take_reference(model: Any, place: _Place, context: int) -> Reference:
     can_widen = not getattr(model, "is_quantized", False)
     stock_error = error_of(stock, truth)
     return replace(reference, truth=truth, stock_error=stock_error, can_widen=can_widen)
+
+
+def _widely(model: Any, form: WeightForm) -> AbstractContextManager[None]:
+    """Context in which the stock model rounds by far less than it is served with."""
+    if form == "int8":
+        return nullcontext()
+    return computing_in(torch.float64 if model.dtype == torch.float32 else torch.float32, model)
 
 
 def check_family(model: ProvableModel, reference: Reference, family: str) -> None:
@@ -170,7 +193,7 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
 
 def _check(model: ProvableModel, reference: Reference, family: str) -> None:
     check_as_served(model, reference, family)
-    if reference.dtype == torch.float32 or not reference.can_widen:
+    if reference.is_sharp or not reference.can_widen:
         return
     try:
         with model.widely(len(reference.tokens) + _TREE) as wide:
@@ -187,7 +210,7 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
         logits = _run(model, reference)
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
-    is_sharp = reference.dtype == torch.float32 and reference.can_widen
+    is_sharp = reference.is_sharp and reference.can_widen
     # Over few positions, how large rounding happens to be is less even.
     narrow = _NARROW if len(reference.truth) >= _COMPARED else 2 * _NARROW
     _compare(logits, reference, _FLOAT32 if is_sharp else narrow, family, "as served")
@@ -216,7 +239,7 @@ def _compare(
     error = error_of(logits.cpu(), reference.truth)
     figures = (
         f"error {error:.2g} {how}, where the stock model in "
-        f"{str(reference.dtype).removeprefix('torch.')} has {reference.stock_error:.2g}, "
+        f"{reference.arithmetic} has {reference.stock_error:.2g}, "
         f"of logits that spread by {reference.spread:.2g}"
     )
     logger.debug("self-test: family=%s figures=%s", family, figures)

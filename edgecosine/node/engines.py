@@ -51,5 +51,6 @@ def _load_options(config: NodeConfig) -> LoadOptions:
         ballast=config.ballast,
         tensor_parallel=config.tensor_parallel,
         exactness=config.exactness,
+        weights=config.weights,
         gguf=config.gguf,
     )

@@ -153,8 +153,8 @@ async def run_target(
 def identity_of(config: NodeConfig, loaded: Loaded) -> str:
     """Names what a target's texts depend on beside the requests."""
     facts = (
-        loaded.digest, loaded.dtype, loaded.exactness, loaded.max_context, config.ballast,
-        config.tensor_parallel,
+        loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
+        config.ballast, config.tensor_parallel,
     )  # fmt: skip
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from contextlib import suppress
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgecosine.engine.base import DraftWork
 from edgecosine.engine.gguf_file import read_gguf
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.model_files import fault_of, files_digest, find_model
+from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.planning import plan_load
 from edgecosine.engine.target import TransformerTarget
@@ -124,7 +126,7 @@ def test_drafter_drafts_from_a_file(plain: Path) -> None:
 def test_memory_is_planned_from_the_tensor_table(
     plain: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, plan = read_gguf(plain), plan_load(options(plain, dtype="auto"))
+    model, plan = read_gguf(plain), plan_load(options(plain, dtype="auto", weights="bfloat16"))
     assert plan.rounded == torch.bfloat16
     # The tied output layer is held beside the embedding.
     num_held = model.num_parameters + model.tensors[0].num_elements
@@ -143,7 +145,27 @@ def test_memory_is_planned_from_the_tensor_table(
 def test_weights_are_rounded_unless_the_file_has_more_digits(kind: Kind, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", kind=kind)
     expected = torch.float32 if kind in {Kind.F16, Kind.F32} else torch.bfloat16
-    assert plan_load(options(path, dtype="auto", device="cpu")).rounded == expected
+    plan = plan_load(options(path, dtype="auto", device="cpu", weights="bfloat16"))
+    assert plan.rounded == expected
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q8_0, Kind.BF16, Kind.F16], ids=lambda k: k.name)
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_quantised_files_are_held_in_8_bits_where_the_processor_multiplies_bytes(
+    kind: Kind, has_bytes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = Kernels(library=CDLL(None), panel=32, has_pairs=True, has_bytes=has_bytes)
+    monkeypatch.setattr("edgecosine.engine.planning.load_kernels", lambda: kernels)
+    path = write_gguf(tmp_path / "model.gguf", kind=kind)
+    plan = plan_load(options(path, dtype="auto", device="cpu"))
+    is_small = has_bytes and kind in {Kind.Q4_1, Kind.Q8_0}
+    assert plan.form == ("int8" if is_small else "bfloat16")
+    if is_small:
+        assert (plan.dtype, plan.rounded) == (torch.float32, torch.float32)
+        assert plan.memory.origin == "0.0 GB file, 0.00 GB packed in int8"
+    asked = plan_load(options(path, dtype="auto", device="cpu", weights="int8"))
+    assert asked.form == "int8"
+    assert plan_load(options(path, dtype="float32", device="cpu")).form == "bfloat16"
 
 
 def test_file_that_is_cut_off_is_refused_with_both_sizes(plain: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
 def test_quantisation_that_fails_on_this_device_is_refused_with_the_reason(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(model: object, context: int) -> Reference:
+    def fails(model: object, context: int, form: str) -> Reference:
         raise RuntimeError("no kernel for this shape")
 
     monkeypatch.setattr("edgecosine.engine.loading.take_reference", fails)
@@ -103,14 +103,14 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
 ) -> None:
     seen: list[torch.dtype] = []
 
-    def look(model: torch.nn.Module, context: int) -> Reference:
+    def look(model: torch.nn.Module, context: int, form: str) -> Reference:
         seen.append(next(model.parameters()).dtype)
         raise ModelUnsupported("seen enough")
 
     where = save(build("llama").to(stored), tmp_path)
     monkeypatch.setattr("edgecosine.engine.loading.take_reference", look)
     for has_pairs in (True, False):
-        kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs)
+        kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs, has_bytes=False)
         monkeypatch.setattr("edgecosine.engine.planning.load_kernels", lambda found=kernels: found)
         with pytest.raises(ModelUnsupported, match="seen enough"):
             load_target(LoadOptions(where, threads=1, slots=1))

@@ -33,58 +33,152 @@ inline bool are_within(int64_t slots, int64_t cells, const int32_t* slot, const 
   return true;
 }
 
-// sum[column .. column + Vectors * kLanes) = the values of all positions, weighted; sums stay in
-// registers while the positions go by.
-template <int Vectors, class Value, class Cell>
-void weigh(const Value* values, int64_t size, const Cell& cell, int64_t begin, int64_t end,
-           const float* weights, float* sum) {
-  Vector part[Vectors] = {};
-  for (int64_t j = begin; j < end; j++) {
-    const Value* at = values + cell(j) * size;
-    for (int v = 0; v < Vectors; v++) part[v] += weights[j] * load(at + v * kLanes);
+constexpr int kMostHeads = 4;                  // query heads that read their keys and values together
+constexpr int64_t kTile = 8;                   // rows of a slot that read them one after the other
+constexpr int64_t kNear = 2 * kLanes;          // positions whose values stay in cache meanwhile
+
+// A row's view of its slot: the first `length` cells, then those that `path` names.
+struct View {
+  const int32_t* path;
+  int64_t length, begin, end;                  // positions from begin to end are attended to
+
+  int64_t cell(int64_t position) const {
+    return position < length ? position : static_cast<int64_t>(path[position - length]);
   }
-  for (int v = 0; v < Vectors; v++) store(sum + v * kLanes, part[v]);
+};
+
+// query . key, lane by lane. `Fixed` is the size of a key in vectors, or 0 where it is not known.
+template <int Fixed, class Value>
+[[gnu::always_inline]] inline Vector products(const float* query, const Value* key, int64_t size) {
+  Vector sum{};
+  for (int64_t i = 0; i < (Fixed ? Fixed * kLanes : size / kLanes * kLanes); i += kLanes)
+    sum += load(query + i) * load(key + i);
+  return sum;
 }
 
-template <class Value>
-void attend(const Shape& s, const Value* query, const Value* keys, const Value* values,
-            int64_t length, const int32_t* path, int64_t path_length, const float* sink, Value* out,
-            std::vector<float>& scores, std::vector<float>& scratch) {
-  const int64_t visible = length + path_length;
-  const int64_t begin = s.window > 0 ? std::max<int64_t>(0, visible - s.window) : 0;
-  const auto cell = [&](int64_t position) {
-    return position < length ? position : static_cast<int64_t>(path[position - length]);
-  };
-  scores.assign((visible + kLanes) / kLanes * kLanes, -INFINITY);
-  scratch.assign(s.key_size + s.value_size, 0.0f);
-  float* q = scratch.data();
-  float* sum = q + s.key_size;
-  for (int64_t i = 0; i < s.key_size; i++) q[i] = scalar(query + i) * s.scale;
-  float most = sink ? *sink : -INFINITY;
-  for (int64_t j = begin; j < visible; j++) {
-    float score = dot(q, keys + cell(j) * s.key_size, s.key_size);
-    if (s.softcap > 0) score = std::tanh(score / s.softcap) * s.softcap;
-    scores[j] = score;
-    most = std::max(most, score);
+// scores[j] = query . key for kLanes positions from `first` on, summed as by `dot`; of those outside of
+// the view, -infinity.
+template <int Fixed, class Value>
+void score(const float* query, const Value* keys, int64_t size, const View& view, int64_t first,
+           float* scores) {
+  if (Fixed && first >= view.begin && first + kLanes <= std::min(view.end, view.length)) {
+    const Value* key = keys + first * size;
+    const auto of = [&](int i) __attribute__((always_inline)) {
+      return products<Fixed>(query, key + i * Fixed * kLanes, size);
+    };
+    return store(scores + first, totals(of));
   }
-  Vector lanes{};
-  for (size_t j = 0; j < scores.size(); j += kLanes) {
-    const Vector shifted = load(&scores[j]) - most;
+  for (int64_t j = first; j < first + kLanes; j++) {
+    const bool is_seen = view.begin <= j && j < view.end;
+    scores[j] = is_seen ? dot(query, keys + view.cell(j) * size, size) : -INFINITY;
+  }
+}
+
+// Scores to weights, in place; returns their sum.
+inline float soften(const Shape& s, float* scores, const View& view, const float* sink) {
+  if (s.softcap > 0)
+    for (int64_t j = view.begin; j < view.end; j++)
+      scores[j] = std::tanh(scores[j] / s.softcap) * s.softcap;
+  Vector mosts = Vector{} - INFINITY, lanes{};
+  for (int64_t j = 0; j < view.end; j += kLanes) {
+    const Vector next = load(scores + j);
+    mosts = next > mosts ? next : mosts;
+  }
+  float most = sink ? *sink : -INFINITY;
+  for (int i = 0; i < kLanes; i++) most = std::max(most, mosts[i]);
+  for (int64_t j = 0; j < view.end; j += kLanes) {
+    const Vector shifted = load(scores + j) - most;
     const Vector weight = shifted > -87.0f ? exponential(shifted) : Vector{};
-    store(&scores[j], weight);
+    store(scores + j, weight);
     lanes += weight;
   }
-  float norm = total(lanes);
-  if (sink) norm += std::exp(*sink - most);
+  const float norm = total(lanes);
+  return sink ? norm + std::exp(*sink - most) : norm;
+}
+
+// Adds the weighted values of positions to sums[head][0 .. Vectors * kLanes).
+template <int Heads, int Vectors, class Value>
+void weigh(const Value* values, int64_t size, const View& view, int64_t begin, int64_t end,
+           const float* weights, int64_t ldw, float* sums) {
+  Vector part[Heads][Vectors];
+  for (int h = 0; h < Heads; h++)
+    for (int v = 0; v < Vectors; v++) part[h][v] = load(sums + h * size + v * kLanes);
+  const auto add = [&](int64_t j, const Value* at) {
+    for (int v = 0; v < Vectors; v++) {
+      const Vector value = load(at + v * kLanes);
+      for (int h = 0; h < Heads; h++) part[h][v] += weights[h * ldw + j] * value;
+    }
+  };
+  int64_t j = begin;
+  for (; j < std::min(end, view.length); j++) add(j, values + j * size);
+  for (; j < end; j++) add(j, values + view.cell(j) * size);
+  for (int h = 0; h < Heads; h++)
+    for (int v = 0; v < Vectors; v++) store(sums + h * size + v * kLanes, part[h][v]);
+}
+
+template <int Heads, class Value>
+void weigh_all(const Value* values, int64_t size, const View& view, int64_t begin, int64_t end,
+               const float* weights, int64_t ldw, float* sums) {
   int64_t column = 0;
-  for (; column + 4 * kLanes <= s.value_size; column += 4 * kLanes)
-    weigh<4>(values + column, s.value_size, cell, begin, visible, scores.data(), sum + column);
-  for (; column + kLanes <= s.value_size; column += kLanes)
-    weigh<1>(values + column, s.value_size, cell, begin, visible, scores.data(), sum + column);
-  for (int64_t j = begin; j < visible; j++)
-    for (int64_t i = column; i < s.value_size; i++)
-      sum[i] += scores[j] * scalar(values + cell(j) * s.value_size + i);
-  for (int64_t i = 0; i < s.value_size; i++) put(out + i, sum[i] / norm);
+  for (; column + 4 * kLanes <= size; column += 4 * kLanes)
+    weigh<Heads, 4>(values + column, size, view, begin, end, weights, ldw, sums + column);
+  for (; column + kLanes <= size; column += kLanes)
+    weigh<Heads, 1>(values + column, size, view, begin, end, weights, ldw, sums + column);
+  for (int64_t j = begin; j < end; j++)
+    for (int64_t i = column; i < size; i++)
+      for (int h = 0; h < Heads; h++)
+        sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.cell(j) * size + i);
+}
+
+struct Room {
+  std::vector<float> queries, scores, sums;
+};
+
+// A tile of rows, and the heads of them that share keys and values.
+template <int Heads, class Value>
+void attend(const Shape& s, const Value* query, const Value* keys, const Value* values,
+            const std::vector<View>& views, const float* sinks, Value* out, Room& room) {
+  const int64_t rows = views.size();
+  int64_t longest = 0;
+  for (const View& view : views) longest = std::max(longest, view.end);
+  const int64_t lds = (longest + kLanes - 1) / kLanes * kLanes;
+  room.queries.resize(rows * Heads * s.key_size);
+  room.scores.resize(rows * Heads * lds);
+  room.sums.assign(rows * Heads * s.value_size, 0.0f);
+  for (int64_t t = 0; t < rows; t++)
+    for (int h = 0; h < Heads; h++)
+      for (int64_t i = 0; i < s.key_size; i++)
+        room.queries[(t * Heads + h) * s.key_size + i] =
+            scalar(query + t * s.query_row + h * s.query_head + i) * s.scale;
+  const auto scored = s.key_size == 4 * kLanes   ? score<4, Value>
+                      : s.key_size == 8 * kLanes ? score<8, Value>
+                                                 : score<0, Value>;
+  for (int64_t first = 0; first < longest; first += kLanes)
+    for (int64_t t = 0; t < rows; t++)
+      for (int h = 0; h < Heads && first < views[t].end; h++)
+        scored(&room.queries[(t * Heads + h) * s.key_size], keys, s.key_size, views[t], first,
+               &room.scores[(t * Heads + h) * lds]);
+  float norms[kTile][Heads];
+  for (int64_t t = 0; t < rows; t++)
+    for (int h = 0; h < Heads; h++)
+      norms[t][h] =
+          soften(s, &room.scores[(t * Heads + h) * lds], views[t], sinks ? sinks + h : nullptr);
+  for (int64_t first = 0; first < longest; first += kNear)
+    for (int64_t t = 0; t < rows; t++)
+      weigh_all<Heads>(values, s.value_size, views[t], std::max(first, views[t].begin),
+                       std::min(first + kNear, views[t].end), &room.scores[t * Heads * lds], lds,
+                       &room.sums[t * Heads * s.value_size]);
+  for (int64_t t = 0; t < rows; t++)
+    for (int h = 0; h < Heads; h++)
+      for (int64_t i = 0; i < s.value_size; i++)
+        put(out + (t * s.heads + h) * s.value_size + i,
+            room.sums[(t * Heads + h) * s.value_size + i] / norms[t][h]);
+}
+
+template <int Heads, class... Arguments>
+void attend_of(int64_t heads, Arguments&&... arguments) {
+  if (heads == Heads) return attend<Heads>(arguments...);
+  if constexpr (Heads > 1) attend_of<Heads - 1>(heads, arguments...);
 }
 
 template <class Value>
@@ -101,21 +195,33 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
       std::memcpy(values + slot[t] * value_slot + (g * s.cells + cell[t]) * s.value_size,
                   new_values + t * s.value_row + g * s.value_head, s.value_size * sizeof(Value));
     }
-  const int64_t per_group = s.heads / s.groups;
-  const int64_t work = rows * s.heads;
+  std::vector<int64_t> tiles{0};                // rows that each begins with, and the end
+  for (int64_t t = 1; t <= rows; t++)
+    if (t == rows || slot[t] != slot[tiles.back()] || t - tiles.back() == kTile) tiles.push_back(t);
+  const int64_t per_group = s.heads / s.groups, parts = (per_group + kMostHeads - 1) / kMostHeads;
+  const int64_t work = (static_cast<int64_t>(tiles.size()) - 1) * s.groups * parts;
   const int64_t longest = rows ? *std::max_element(length, length + rows) : 0;
-  const bool is_large = work * longest * s.key_size >= kParallelWork && work >= 2 * threads;
+  const bool is_large = rows * s.heads * longest * s.key_size >= kParallelWork;
 #pragma omp parallel num_threads(threads) if (threads > 1 && is_large)
   {
-    std::vector<float> scores, scratch;
+    Room room;
+    std::vector<View> views;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < work; i++) {
-      const int64_t t = i / s.heads, h = i % s.heads, g = h / per_group;
-      attend(s, query + t * s.query_row + h * s.query_head,
-             keys + slot[t] * key_slot + g * s.cells * s.key_size,
-             values + slot[t] * value_slot + g * s.cells * s.value_size, length[t],
-             path + t * s.paths, path_length[t], sinks ? sinks + h : nullptr,
-             out + (t * s.heads + h) * s.value_size, scores, scratch);
+      const int64_t tile = i / (s.groups * parts), g = i / parts % s.groups, part = i % parts;
+      const int64_t first = per_group * part / parts, count = per_group * (part + 1) / parts - first;
+      const int64_t h = g * per_group + first, begin = tiles[tile];
+      views.clear();
+      for (int64_t t = begin; t < tiles[tile + 1]; t++) {
+        const int64_t end = length[t] + path_length[t];
+        const int64_t low = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
+        views.push_back({path + t * s.paths, length[t], low, end});
+      }
+      attend_of<kMostHeads>(count, s, query + begin * s.query_row + h * s.query_head,
+                            keys + slot[begin] * key_slot + g * s.cells * s.key_size,
+                            values + slot[begin] * value_slot + g * s.cells * s.value_size, views,
+                            sinks ? sinks + h : nullptr, out + (begin * s.heads + h) * s.value_size,
+                            room);
     }
   }
 }

@@ -111,9 +111,11 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
     return linear_of(down, inner, y, rows, threads);
   }
   const auto run = [&](auto* weight, auto* form) {
-    using Form = Operands<std::decay_t<decltype(*weight)>>;
-    gated(x, weight, form, down.inputs / Form::kInputs, rows, panels, both.inputs, threads);
-    if constexpr (std::is_same_v<typename Form::Input, float>)
+    using Form = std::decay_t<decltype(*form)>;
+    constexpr bool is_plain = std::is_same_v<Form, float>;
+    const int64_t together = is_plain ? 1 : Operands<std::decay_t<decltype(*weight)>>::kInputs;
+    gated(x, weight, form, down.inputs / together, rows, panels, both.inputs, threads);
+    if constexpr (is_plain)
       linear_of(down, form, y, rows, threads); // bfloat16 may hold the one matrix and not the other
     else
       linear(form, static_cast<decltype(weight)>(down.packed), down.bias, y, rows, down.outputs,
@@ -121,6 +123,8 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
   };
   if (both.layout == kFloat32) run(static_cast<const float*>(both.packed), inner);
   if (both.layout == kBfloat16) run(static_cast<const uint16_t*>(both.packed), inner);
+  if (both.layout == kBytes) run(static_cast<const Bytes*>(both.packed), inner);
+  if (both.layout == kWideBytes) run(static_cast<const WideBytes*>(both.packed), inner);
 #ifdef __AVX512BF16__
   if (both.layout == kPairs)
     run(static_cast<const Pair*>(both.packed), reinterpret_cast<Pair*>(inner));

@@ -28,6 +28,21 @@ int edgecosine_has_pairs() {
 #endif
 }
 
+// Whether this processor has units that multiply bytes.
+int edgecosine_has_bytes() {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// Bytes [outputs, blocks * 32] and their float16 scales [outputs, blocks] to panels.
+void edgecosine_pack_blocks(const int8_t* bytes, const uint16_t* scales, void* packed, int64_t outputs,
+                            int64_t blocks) {
+  pack_blocks(bytes, scales, static_cast<Bytes*>(packed), outputs, blocks);
+}
+
 // Row-major [outputs, inputs] to panels [outputs / panel, steps, panel], zero-filled at the edges.
 void edgecosine_pack(const void* w, void* packed, int64_t outputs, int64_t inputs, int64_t layout) {
   const auto form = static_cast<Layout>(layout);
@@ -55,12 +70,12 @@ void edgecosine_linear(const void* x, int x_bytes, const void* w, int64_t layout
 // slot[t], then attends to the first length[t] cells of it and to the path_length[t] cells that
 // path[t] names, in this order. Returns 0, and does nothing, where a row lies beyond the cache.
 int edgecosine_attention(const void* query, const void* new_keys, const void* new_values,
-                          const int64_t* strides, void* keys, void* values, const int32_t* slot,
-                          const int32_t* cell, const int32_t* length, const int32_t* path,
-                          const int32_t* path_length, const float* sinks, void* out, int64_t rows,
-                          int64_t heads, int64_t groups, int64_t key_size, int64_t value_size,
-                          int64_t slots, int64_t cells, int64_t paths, float scale, float softcap, int64_t window,
-                          int bytes, int threads) {
+                         const int64_t* strides, void* keys, void* values, const int32_t* slot,
+                         const int32_t* cell, const int32_t* length, const int32_t* path,
+                         const int32_t* path_length, const float* sinks, void* out, int64_t rows,
+                         int64_t heads, int64_t groups, int64_t key_size, int64_t value_size,
+                         int64_t slots, int64_t cells, int64_t paths, float scale, float softcap,
+                         int64_t window, int bytes, int threads) {
   if (!are_within(slots, cells, slot, cell, length, path, path_length, paths, rows)) return 0;
   const Shape shape{heads,      groups,     key_size,   value_size, cells,
                     paths,      strides[0], strides[1], strides[2], strides[3],

@@ -79,6 +79,44 @@ inline float total(Vector v) {
   return v[0] + v[1];
 }
 
+// Two vectors folded into one: of each, runs of `Run` lanes are added to the runs beside them.
+template <int Run>
+[[gnu::always_inline]] inline Vector folded(Vector p, Vector q) {
+  Ints low, high;
+  for (int i = 0; i < kLanes; i++) {           // the compiler makes constants of these
+    const int at = i % (kLanes / 2), from = i < kLanes / 2 ? 0 : kLanes;
+    low[i] = from + at / Run * 2 * Run + at % Run;
+    high[i] = low[i] + Run;
+  }
+  return __builtin_shuffle(p, q, low) + __builtin_shuffle(p, q, high);
+}
+
+// Lane i is the sum of the lanes of the vector of(i), as by `total`.
+template <int Run = 1, class Of>
+[[gnu::always_inline]] inline Vector totals(const Of& of, int i = 0) {
+  if constexpr (Run == kLanes)
+    return of(i);
+  else
+    return folded<Run>(totals<2 * Run>(of, 2 * i), totals<2 * Run>(of, 2 * i + 1));
+}
+
+// The greatest lane of what are the bits of floats without a sign.
+inline float greatest(Ints v) {
+  const auto fold = [&](Ints w) { v = w > v ? w : v; };
+#ifdef __AVX512F__
+  fold(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  fold(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  fold(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+#else
+  fold(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  fold(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+#endif
+  const int32_t bits = v[0] > v[1] ? v[0] : v[1];
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 template <class Value>
 float dot(const float* a, const Value* b, int64_t size) {
   Vector sum{};

@@ -6,15 +6,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "packed.h"
+#include "blocks.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kMostRows = 8;                   // rows whose sums lie in registers beside two columns
-#else
-constexpr int kMostRows = 6;
-#endif
 constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
 constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
 constexpr int64_t kAhead = 8192;               // bytes between the weights in use and those fetched
@@ -73,11 +68,31 @@ void micro_of(int64_t rows, const Input* x, int64_t ldx, const Weight* w, Argume
   if constexpr (Rows > 1) micro_of<Rows - 1>(rows, x, ldx, w, arguments...);
 }
 
-template <class Weight, class Input>
+template <class Weight, class Act>
+const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs) {
+  if constexpr (kIsBlock<Weight>)
+    return grouped_inputs<Weight>(x, rows, inputs);
+  else
+    return rows_of<Weight>(x, rows, inputs);
+}
+
+template <class Weight, class Input, std::enable_if_t<kIsBlock<Weight>, int> = 0>
+void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
+               const Weight* w, float* c, int64_t ldc) {
+  const int64_t groups = groups_of(rows);
+  for (int64_t panel = begin; panel < end; panel++)
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
+      multiply_group_of<kMostRows>(size, x + row * steps, w + panel * steps * kPanel,
+                                   c + row * ldc + panel * kPanel, ldc, steps);
+    }
+}
+
+template <class Weight, class Input, std::enable_if_t<!kIsBlock<Weight>, int> = 0>
 void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                const Weight* w, float* c, int64_t ldc) {
   const int64_t stride = steps * kPanel, step_bytes = kPanel * sizeof(Weight);
-  const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
+  const int64_t blocks = groups_of(rows);
   int64_t panel = begin;
   if (rows == 1)                               // one row: several panels hide the add latency
     for (; panel + 4 <= end; panel += 4)
@@ -126,6 +141,8 @@ void linear_of(Layout layout, const Act* x, const void* w, const float* bias, Ou
   };
   if (layout == kFloat32) run(static_cast<const float*>(w));
   if (layout == kBfloat16) run(static_cast<const uint16_t*>(w));
+  if (layout == kBytes) run(static_cast<const Bytes*>(w));
+  if (layout == kWideBytes) run(static_cast<const WideBytes*>(w));
 #ifdef __AVX512BF16__
   if (layout == kPairs) run(static_cast<const Pair*>(w));
   if (layout == kWidePairs) run(static_cast<const WidePair*>(w));

@@ -20,9 +20,21 @@
 namespace {
 
 constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
+#ifdef __AVX512F__
+constexpr int kMostRows = 8;                   // rows whose sums lie in registers beside two columns
+#else
+constexpr int kMostRows = 6;
+#endif
 
-// The same in packing.py. Wide pairs are pairs that are multiplied with float32 inputs.
-enum Layout : int64_t { kFloat32 = 0, kBfloat16 = 1, kPairs = 2, kWidePairs = 3 };
+// The same in packing.py. What is wide is multiplied with float32 inputs.
+enum Layout : int64_t {
+  kFloat32 = 0,
+  kBfloat16 = 1,
+  kPairs = 2,
+  kWidePairs = 3,
+  kBytes = 4,
+  kWideBytes = 5,
+};
 
 // Two inputs of one output column in bfloat16: what a dot-product unit takes in one step.
 struct Pair {
@@ -96,6 +108,9 @@ inline void multiply_add(Vector& sum, Floats input, const Vectors& column) {
 }
 #endif
 
+// Rows are multiplied in groups of equal size, not in full ones and a rest.
+inline int64_t groups_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
+
 // Steps along the inputs; an odd one out is paired with a zero.
 template <class Weight>
 int64_t steps_of(int64_t inputs) {
@@ -116,7 +131,7 @@ void convert(const Act* x, Floats* y, int64_t size) { convert(x, &y->first, size
 
 // Rows [rows, inputs] in the form that goes with a layout, [rows, steps].
 template <class Weight, class Act>
-const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs) {
+const typename Operands<Weight>::Input* rows_of(const Act* x, int64_t rows, int64_t inputs) {
   using Input = typename Operands<Weight>::Input;
   if constexpr (std::is_same_v<Act, Input>) {
     return x;
