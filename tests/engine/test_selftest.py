@@ -108,14 +108,14 @@ def _mask_longer(rows: Rows) -> Rows:
     return replace(rows, length=rows.length + 1)
 
 
-def _later_in_trees(rows: Rows) -> Rows:
-    return replace(rows, positions=rows.positions + (rows.path_length > 0))
+def _earlier_in_trees(rows: Rows) -> Rows:
+    return replace(rows, positions=rows.positions - (rows.path_length > 0).long())
 
 
 ROWS = {
     "mask shorter": _mask_shorter,
     "mask longer": _mask_longer,
-    "positions of trees": _later_in_trees,
+    "positions of trees": _earlier_in_trees,
 }
 
 
