@@ -20,7 +20,7 @@ from edgecosine.engine.growth import Growing
 from edgecosine.engine.model import PassModel, bytes_of
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.options import WeightForm
-from edgecosine.engine.packing import Layout, narrowest, pack, take_weight
+from edgecosine.engine.packing import Arena, Layout, most_bytes, narrowest, pack, take_weight
 from edgecosine.engine.reaches import WINDOW
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
@@ -119,6 +119,9 @@ class FusedModel:
         self._form: WeightForm = form
         self._kept: list[torch.Tensor] = []
         """Tensors whose memory the decoder points to."""
+        linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+        shapes = [(linear.out_features, linear.in_features) for linear in linears]
+        self._arena = Arena(most_bytes(shapes, kernels, form), kernels)
         attention = body.layers[0].self_attn
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
@@ -169,7 +172,7 @@ class FusedModel:
     def held(self) -> tuple[int, int]:
         """Bytes of the weights and of the cache."""
         cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
-        return bytes_of(self._kept) - cache, cache
+        return self._arena.used + bytes_of(self._kept) - cache, cache
 
     @torch.inference_mode()
     def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
@@ -258,10 +261,10 @@ class FusedModel:
         """One packed matrix of the outputs of all `linears` side by side."""
         outputs = sum(linear.out_features for linear in linears)
         weights = [self._weight_of(linear) for linear in linears]
-        packed = pack(weights, self._kernels, self._form)
+        packed = pack(weights, self._kernels, self._form, self._arena.take)
         biases = [linear.bias for linear in linears if linear.bias is not None]
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
-        values = self._keep(packed.values)
+        values = packed.values.data_ptr()
         return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
     def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> _Layer:

@@ -162,6 +162,7 @@ def _declare(path: Path) -> Kernels:
         question = getattr(library, f"edgecosine_{name}")
         question.argtypes, question.restype = [], number
     library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, size, size]
+    library.edgecosine_prefer_huge_pages.argtypes = [pointer, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
     library.edgecosine_linear.argtypes = [
         pointer, number, pointer, size, pointer, pointer, number, size, size, size, number
@@ -175,7 +176,7 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_grow.restype = size
     library.edgecosine_attention.restype = number
     library.edgecosine_decode.restype = number
-    for name in ("pack", "pack_blocks", "linear", "rank"):
+    for name in ("pack", "pack_blocks", "prefer_huge_pages", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
     return Kernels(
         library=library,

@@ -37,6 +37,9 @@ int edgecosine_has_bytes() {
 #endif
 }
 
+// Asks for large pages for memory that is not touched yet.
+void edgecosine_prefer_huge_pages(void* memory, int64_t bytes) { prefer_huge_pages(memory, bytes); }
+
 // Bytes [outputs, blocks * 32] and their float16 scales [outputs, blocks] to panels.
 void edgecosine_pack_blocks(const int8_t* bytes, const uint16_t* scales, void* packed, int64_t outputs,
                             int64_t blocks) {
