@@ -13,6 +13,7 @@ from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
 
 
@@ -64,7 +65,8 @@ def command(
     cluster: str,
 ) -> None:
     """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    # One character more than any cluster takes is enough for its refusal.
+    text = sys.stdin.read(MAX_PAYLOAD_BYTES + 1) if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
     request = Request(

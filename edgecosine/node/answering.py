@@ -13,7 +13,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from edgecosine.errors import ActorStopped, EdgecosineError, RequestError
+from edgecosine.errors import ActorStopped, EdgecosineError, Refusal, RequestError
 from edgecosine.node.counters import Counters
 from edgecosine.node.faults import CANCELLED, EXPIRED, INTERNAL, LEAVING, TOO_LONG
 from edgecosine.node.ledger import Entry, Ledger
@@ -117,7 +117,7 @@ class Answering:
         else:
             self.fail(entry, "failed", LEAVING)
 
-    def fail(self, entry: Entry, state: State, error: RequestError) -> None:
+    def fail(self, entry: Entry, state: State, error: RequestError | Refusal) -> None:
         """End a request without an answer."""
         self._counters.count("failed", error.code)
         self._finish(entry, state, error_message(entry.ticket, error))

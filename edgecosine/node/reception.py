@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from edgecosine.balance.admission import Admission
-from edgecosine.errors import JournalUnavailable, RequestError
+from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.node.answering import Answering
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
@@ -87,7 +87,7 @@ class Reception:
             wall_clock_s=wall_clock_s,
             counters=self._counters,
         )
-        self._objection: RequestError | None = None
+        self._objection: Refusal | None = None
 
     def __repr__(self) -> str:
         return f"<Reception {self._ledger!r} {self._places!r}>"
@@ -171,9 +171,9 @@ class Reception:
         ticket, request = claim.ticket, claim.request
         try:
             if not self._answering.is_open:
-                raise DRAINING
+                raise DRAINING.error()
             if self._objection is not None:
-                raise self._objection
+                raise self._objection.error()
             self._places.check(choices_of(request))
             entry = self._ledger.admit(ticket, request, _now() - self._age_s(claim))
         except RequestError as error:
@@ -198,7 +198,7 @@ class Reception:
     def _age_s(self, claim: Claim) -> float:
         return max(0.0, self._wall_clock_s() - claim.asked_s)
 
-    def refuse(self, ticket: Ticket, error: RequestError) -> None:
+    def refuse(self, ticket: Ticket, error: RequestError | Refusal) -> None:
         """Answer with an error what never was at work."""
         self._counters.count("refused", error.code)
         logger.info("request refused request=%s code=%s", ticket.key, error.code)

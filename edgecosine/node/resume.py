@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgecosine.errors import RequestError
+from edgecosine.errors import Refusal
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
 from edgecosine.node.records import Kept
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 MAX_STARTS = 5
 """Starts without a new token after which a request is taken for what ends the process."""
 
-_OTHER_MODEL = RequestError(
+_OTHER_MODEL = Refusal(
     "the cluster was restarted with another model", code="model_changed", status=503
 )
-DEADLY = RequestError(
+DEADLY = Refusal(
     f"the target ended {MAX_STARTS} times at this request", code="internal_error", status=500
 )
 _ticket = msgspec.msgpack.Decoder(Ticket).decode
@@ -47,7 +47,7 @@ class Job:
     said: dict[int, Committed]
     """By choice."""
     has_begun: bool = False
-    fault: RequestError | None = None
+    fault: Refusal | None = None
     """Why it cannot go on."""
 
 

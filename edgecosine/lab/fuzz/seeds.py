@@ -102,7 +102,10 @@ def requests() -> list[bytes]:
     """Bodies of requests; the first byte draws the kind."""
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
-    limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
+    limits = (
+        b'{"prompt":["x"],"max_completion_tokens":9,"client":"a",'
+        b'"reply_to":"edgecosine/home/response/a/b"}'
+    )
     bodies = (render_body(_REQUEST), render_body(completion), b"To be, or", parts, limits)
     return [bytes((kind,)) + body for kind, body in zip((0, 1, 2, 0, 1), bodies, strict=True)]
 

@@ -247,6 +247,8 @@ def _take(message: Incoming, kind: str) -> bool:
     reading = _INTAKE.read(kinds[0], message, _LIMITS)
     topic = reading.ticket.reply_topic
     _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
+    own = seeds.HOME.response(reading.ticket.client_id, "")
+    _require(topic.startswith(own), "an answer to another client")
     if not isinstance(reading, Accepted):
         render_error(reading.error, reading.ticket.request_id)
         return False
