@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from edgecosine.errors import ActorStopped, EdgecosineError, Refusal, RequestError
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.faults import CANCELLED, EXPIRED, INTERNAL, LEAVING, TOO_LONG
 from edgecosine.node.ledger import Entry, Ledger
@@ -48,6 +49,7 @@ class Answering:
         self._ledger, self._places, self._telling = ledger, places, telling
         self._journal, self._keep_answers_s = journal, keep_answers_s
         self._wall_clock_s, self._counters = wall_clock_s, counters
+        self._complaints = Complaints()
         self._turns: dict[Entry, list[tuple[Request, Turn]]] = {}
         """The choices of each request at work, and their places at the target."""
         self._scopes: dict[Entry, asyncio.Timeout] = {}
@@ -236,7 +238,8 @@ class Answering:
         self._telling.owe(key, final)
         self._telling.state(entry)
         # What was answered has its line from the session.
-        level = logging.DEBUG if state == "done" else logging.INFO
+        is_told = state != "done" and self._complaints.is_due(state, _now())
+        level = logging.INFO if is_told else logging.DEBUG
         logger.log(level, "request finished request=%s state=%s", key, state)
 
     def _vacate(self, entry: Entry) -> None:

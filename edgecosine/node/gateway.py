@@ -20,6 +20,7 @@ from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
 from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
 from edgecosine.node.reception import Reception, model_of
@@ -103,6 +104,7 @@ class Gateway:
         )
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
+        self._complaints = Complaints()
         self._node_states: dict[str, Outgoing] = {}
         self._intake = Intake(
             self._topics,
@@ -239,7 +241,8 @@ class Gateway:
                 for status in self._announced_status():
                     self._courier.send(status)
             case RequestTopic() | CancelTopic() if message.retain:
-                logger.warning("retained message ignored topic=%s", message.topic)
+                if self._complaints.is_due("retained", asyncio.get_running_loop().time()):
+                    logger.warning("retained message ignored topic=%s", message.topic)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
                     self._absences.left(client_id)

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.node.answering import Answering
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
 from edgecosine.node.faults import DRAINING, JOURNAL_RETRY_S, unavailable
@@ -63,6 +64,7 @@ class Reception:
         self._service = service
         self._wall_clock_s = wall_clock_s
         self._counters = counters or Counters()
+        self._complaints = Complaints()
         self._journal = journal or NoJournal()
         self._past = past
         self._jobs: dict[str, Job] = {}
@@ -201,7 +203,8 @@ class Reception:
     def refuse(self, ticket: Ticket, error: RequestError | Refusal) -> None:
         """Answer with an error what never was at work."""
         self._counters.count("refused", error.code)
-        logger.info("request refused request=%s code=%s", ticket.key, error.code)
+        if self._complaints.is_due(error.code, _now()):
+            logger.info("request refused request=%s code=%s", ticket.key, error.code)
         self._telling.send(error_message(ticket, error))
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
