@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgecosine.balance.policy import POLICIES
@@ -81,6 +82,7 @@ class Serving:
         """
         started = time.perf_counter()
         prompt = self._prompt_tokens(request)
+        request = self._fitted(request, len(prompt))
         session = Session(
             request=request,
             prompt=prompt,
@@ -111,14 +113,21 @@ class Serving:
             prompt = self._codec.encode_chat(request.prompt)
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
-        if len(prompt) + request.max_tokens > self._max_context:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {request.max_tokens}, but "
-                f"the model's context has {self._max_context}",
-                code="context_length_exceeded",
-                parameter="max_tokens" if len(prompt) < self._max_context else "prompt",
-            )
         return prompt
+
+    def _fitted(self, request: Request, num_prompt: int) -> Request:
+        """The request within the context that its prompt leaves."""
+        room = self._max_context - num_prompt
+        if request.max_tokens <= room:
+            return request
+        if request.is_default_length and room >= max(1, request.sampling.min_tokens):
+            return replace(request, max_tokens=room)
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {request.max_tokens}, but "
+            f"the model's context has {self._max_context}",
+            code="context_length_exceeded",
+            parameter="max_tokens" if room > 0 else "prompt",
+        )
 
     def _check_tokens(self, parameter: str, tokens: Iterable[int]) -> None:
         num_tokens = self._codec.num_tokens

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgecosine.engine.sources import locate
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.text import Detokenizer, TextCodec
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,31 @@ def test_leading_space_is_a_tokens_own() -> None:
     assert codec.spelling(1 + 0xE2) == ("bytes:\\xe2", b"\xe2")
     assert codec.spelling(1 + ord("x")) == ("x", b"x")
     assert codec.spelling(names["\ufffd"]) == ("\ufffd", "\ufffd".encode())
+
+
+@pytest.mark.parametrize("prompt", ["", "a", "a to", "to be", "é"])
+def test_text_of_an_answer_is_that_behind_its_prompt(prompt: str) -> None:
+    codec = byte_fallback()
+    said = codec.encode("to be") + codec.encode("é") + codec.encode("to")
+    detokenizer = Detokenizer(codec, codec.encode(prompt))
+    text = "".join(detokenizer.push([token]) for token in said) + detokenizer.finish()
+    assert text == detokenizer.text == " to be é to"
+    assert (
+        text
+        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, said))
+        .encode("latin-1")
+        .decode()
+    )
+
+
+def test_text_behind_special_tokens_alone_keeps_its_space() -> None:
+    codec = byte_fallback()
+    detokenizer = Detokenizer(codec, [0] * 40)
+    assert detokenizer.push(codec.encode("to")) + detokenizer.finish() == " to"
+
+
+def test_special_tokens_are_found_by_their_names(byte_level: TextCodec) -> None:
+    assert byte_level.special_token("<|endoftext|>") == 0
+    for name in ("a", "def", "<|nothing|>", "<|endoftext|> ", "🦜"):
+        assert byte_level.special_token(name) is None
+    assert byte_fallback().special_token("?") is None
