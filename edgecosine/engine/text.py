@@ -14,6 +14,10 @@ from edgecosine.protocol.request import ChatMessage
 _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_SPELLINGS = 4096
+_CHARACTERS_A_TOKEN = 8
+"""More than a token of a text has on average."""
+_EDGE = 64
+"""Tokens at the end of a text that may be others where the text goes on."""
 MAX_CONTEXT = 16
 """Tokens of a prompt that are looked at for the text that an answer follows."""
 
@@ -31,6 +35,11 @@ class TextCodec:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
         return list(self._tokenizer.encode(text))
+
+    def is_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether its beginning shows that a text has more tokens; a large one takes long."""
+        beginning = text[: num_tokens * _CHARACTERS_A_TOKEN]
+        return len(beginning) < len(text) and len(self.encode(beginning)) > num_tokens + _EDGE
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of a conversation with the opening of the assistant's turn.

@@ -8,11 +8,12 @@ from typing import Literal
 
 Event = Literal[
     "refused", "failed", "repeated", "reconnected", "taken_over", "lost_links", "dropped_messages",
-    "stalls", "late_drafts", "stale_drafts",
+    "stalls", "late_drafts", "stale_drafts", "unread_messages", "unsaid_refusals",
 ]  # fmt: skip
 """Requests refused or failed (by error code) and asked twice; broker connections made anew; works
 of a target that went; links that ended; messages that found no room in the outbox; engines that
-stopped answering; drafts that came after their deadline, and drafts given up for a newer round."""
+stopped answering; drafts that came after their deadline, and drafts given up for a newer round;
+messages of QoS 0 that were dropped for their sender's others, and refusals that found no room."""
 
 
 class Counters:

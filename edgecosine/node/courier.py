@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.counters import Counters
+from edgecosine.node.inbox import Inbox
 from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
@@ -95,6 +96,7 @@ class Courier:
         counters: Counters | None = None,
         delivered: Callable[[Outgoing], None] = lambda _: None,
         session_s: int = 0,
+        inbox: Inbox | None = None,
     ) -> None:
         self._address = address
         self._name = name
@@ -105,6 +107,7 @@ class Courier:
         self._farewell = farewell
         self._lost, self._delivered, self._session_s = lost, delivered, session_s
         self._counters = counters or Counters()
+        self._inbox = Inbox() if inbox is None else inbox
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
         self._has_connected = False
         self._version: Version | None = None
@@ -171,6 +174,7 @@ class Courier:
                     will=self._will,
                     version=self._version,
                     session_s=self._session_s,
+                    inbox=self._inbox,
                 ) as connection:
                     self._version = connection.version
                     await self._attend(connection)

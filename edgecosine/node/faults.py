@@ -18,6 +18,12 @@ DRAINING = Refusal(
     status=503,
     retry_after_s=_DRAIN_RETRY_S,
 )
+CROWDED = Refusal(
+    "more requests wait than can be read; try again in 1.0 s",
+    code="overloaded",
+    status=503,
+    retry_after_s=1.0,
+)
 TOO_LONG = Refusal("the answer is too long for MQTT", code="answer_too_large", status=500)
 
 

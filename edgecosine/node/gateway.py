@@ -23,13 +23,15 @@ from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
+from edgecosine.node.faults import CROWDED
+from edgecosine.node.inbox import Inbox
 from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
 from edgecosine.node.service import Service
 from edgecosine.node.sharing import Sharing
-from edgecosine.protocol.fields import read_object
-from edgecosine.protocol.intake import Accepted, Intake
+from edgecosine.protocol.fields import read_names, read_object
+from edgecosine.protocol.intake import ANONYMOUS, Accepted, Intake
 from edgecosine.protocol.notices import (
     DRAINING,
     OFFLINE,
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 256 << 10
 MAX_NODES = 256
+MAX_UNREAD = 1024
+MAX_UNREAD_BYTES = 16 << 20
 
 
 class Gateway:
@@ -76,6 +80,7 @@ class Gateway:
         identity: str = "",
     ) -> None:
         self._service = service
+        self._counters = counters or Counters()
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
@@ -96,7 +101,7 @@ class Gateway:
             send=self._send,
             admission=self.admission,
             wall_clock_s=wall_clock_s,
-            counters=counters or Counters(),
+            counters=self._counters,
             journal=self._journal,
             past=past,
             keep_answers_s=keep_answers_s,
@@ -128,6 +133,12 @@ class Gateway:
             counters=counters,
             delivered=self._reception.delivered,
             session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
+            inbox=Inbox(
+                max_messages=MAX_UNREAD,
+                max_bytes=MAX_UNREAD_BYTES,
+                lane=self._sender,
+                on_drop=self._turn_away,
+            ),
         )
 
     def __repr__(self) -> str:
@@ -212,6 +223,25 @@ class Gateway:
     def _limits(self) -> Limits:
         info = self._service.info
         return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
+
+    def _sender(self, topic: str, payload: bytes | bytearray, client: str | None) -> str:
+        """Whose turn it takes to read a message."""
+        level, _, last = topic.rpartition("/")
+        if last == "status":
+            return level.rpartition("/")[2]
+        named = client or read_names(payload).get("client")
+        return named if isinstance(named, str) else ANONYMOUS
+
+    def _turn_away(self, message: Incoming | None) -> None:
+        """What found no room to wait is not read; of QoS 1 it is refused."""
+        if message is None:
+            self._counters.count("unread_messages")
+            return
+        match self._topics.parse(message.topic):
+            case RequestTopic(kind):
+                reading = self._intake.refuse(kind, message, CROWDED)
+                self._reception.refuse(reading.ticket, reading.error)
+        self._journal.then(message.acknowledge)
 
     def _receive(self, message: Incoming) -> None:
         # A request that was let in is the broker's until it is in the journal.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 MAX_TAKEN_OVER: Final = 3
 """A request that more targets than these did not survive is taken for what ends them."""
 _MAX_CANCELLED: Final = 256
+MAX_REFUSALS: Final = 2048
+MAX_REFUSALS_PER_CLIENT: Final = 512
+"""Refusals that the broker does not have yet; beyond, they are counted and not sent, since each
+costs as much as an answer and would go before answers."""
 
 
 class Reception:
@@ -65,6 +69,9 @@ class Reception:
         self._wall_clock_s = wall_clock_s
         self._counters = counters or Counters()
         self._complaints = Complaints()
+        self._refusals: dict[Outgoing, str] = {}
+        """Those that the broker does not have, and their clients."""
+        self._num_refusals: Counter[str] = Counter()
         self._journal = journal or NoJournal()
         self._past = past
         self._jobs: dict[str, Job] = {}
@@ -205,7 +212,15 @@ class Reception:
         self._counters.count("refused", error.code)
         if self._complaints.is_due(error.code, _now()):
             logger.info("request refused request=%s code=%s", ticket.key, error.code)
-        self._telling.send(error_message(ticket, error))
+        num_unsent = self._num_refusals.get(ticket.client_id, 0)
+        if num_unsent >= MAX_REFUSALS_PER_CLIENT or len(self._refusals) >= MAX_REFUSALS:
+            self._counters.count("unsaid_refusals")
+            return
+        message = error_message(ticket, error)
+        if message not in self._refusals:
+            self._refusals[message] = ticket.client_id
+            self._num_refusals[ticket.client_id] += 1
+        self._telling.send(message)
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
         """End a request at work, if there is one of that name."""
@@ -225,6 +240,10 @@ class Reception:
 
     def delivered(self, message: Outgoing) -> None:
         """The broker has a message."""
+        if (client_id := self._refusals.pop(message, None)) is not None:
+            self._num_refusals[client_id] -= 1
+            if not self._num_refusals[client_id]:
+                del self._num_refusals[client_id]
         self._telling.delivered(message)
 
     def _accepted(self, entry: Entry, is_journalled: bool) -> None:

@@ -107,6 +107,7 @@ class Serving:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
         self._check_tokens("logit_bias", [token for token, _ in request.sampling.logit_bias])
         self._check_tokens("stop_token_ids", request.sampling.stop_token_ids)
+        self._check_text(request)
         if isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
@@ -114,6 +115,19 @@ class Serving:
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
         return prompt
+
+    def _check_text(self, request: Request) -> None:
+        """Refuse at small cost what is far too long; nobody is served while a text is encoded."""
+        if isinstance(request.prompt, str):
+            texts = [request.prompt]
+        else:
+            texts = [turn.content for turn in request.prompt]
+        if any(self._codec.is_longer(text, self._max_context) for text in texts):
+            raise RequestError(
+                f"the prompt has more tokens than the model's context, {self._max_context}",
+                code="context_length_exceeded",
+                parameter="prompt",
+            )
 
     def _fitted(self, request: Request, num_prompt: int) -> Request:
         """The request within the context that its prompt leaves."""

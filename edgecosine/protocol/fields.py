@@ -54,7 +54,7 @@ def read_object(payload: bytes) -> dict[str, object]:
     return body
 
 
-def read_names(payload: bytes) -> dict[str, object]:
+def read_names(payload: bytes | bytearray) -> dict[str, object]:
     """`client`, `id` and `reply_to` of a JSON object of any size; empty when it cannot be read.
 
     Nothing else of it is kept, so it costs no memory.

@@ -83,14 +83,14 @@ class Intake:
 
     def read(self, kind: RequestKind, message: Incoming, limits: Limits) -> Accepted | Refused:
         """Make a request of a publication, or say what is wrong with it."""
+        num_bytes = len(message.payload)
+        if num_bytes > self.max_request_bytes:
+            return self.refuse(kind, message, too_large(num_bytes, self.max_request_bytes))
         body: Mapping[str, object] = {}
         text = ""
         fault: Refusal | None = None
         try:
-            if len(message.payload) > self.max_request_bytes:
-                fault = too_large(len(message.payload), self.max_request_bytes)
-                body = {} if kind == "ask" else read_names(message.payload)
-            elif kind == "ask":
+            if kind == "ask":
                 text = read_text(message.payload)
             else:
                 body = read_object(message.payload)
@@ -108,6 +108,16 @@ class Intake:
         expiry_s = math.inf if message.expiry_s is None else message.expiry_s
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
         return Accepted(replace(ticket, wants_stream=request.stream), request)
+
+    def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> Refused:
+        """Refuse a publication unread; nothing of it is looked at but whose it is."""
+        body = {} if kind == "ask" else read_names(message.payload)
+        ticket = self._ticket(kind, body, message)
+        try:
+            ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
+        except RequestError as error:
+            fault = error.refusal
+        return Refused(ticket, fault)
 
     def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
         client_id = message.client if message.client and is_identifier(message.client) else None

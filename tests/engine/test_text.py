@@ -94,3 +94,11 @@ def test_special_tokens_are_found_by_their_names(byte_level: TextCodec) -> None:
     for name in ("a", "def", "<|nothing|>", "<|endoftext|> ", "🦜"):
         assert byte_level.special_token(name) is None
     assert byte_fallback().special_token("?") is None
+
+
+def test_text_that_is_far_too_long_shows_it_at_its_beginning(byte_level: TextCodec) -> None:
+    for text, num_tokens in (("x " * 5000, 1000), ("def main():\n" * 900, 100)):
+        assert byte_level.is_longer(text, num_tokens)
+        assert len(byte_level.encode(text)) > num_tokens
+    for text in ("x " * 500, " " * 100_000, ""):
+        assert not byte_level.is_longer(text, len(byte_level.encode(text)))

@@ -32,6 +32,13 @@ def request(**changes: Any) -> Request:
         ({"prompt": ""}, "empty_prompt", "prompt", "empty"),
         ({"max_tokens": 60}, "context_length_exceeded", "max_tokens", "5 tokens"),
         ({"prompt": "x" * 64}, "context_length_exceeded", "prompt", "64 tokens"),
+        ({"prompt": "x" * 99_999}, "context_length_exceeded", "prompt", "context, 64"),
+        (
+            {"prompt": (ChatMessage("user", "x" * 99_999),)},
+            "context_length_exceeded",
+            "prompt",
+            "context, 64",
+        ),
         ({"prompt": (ChatMessage("user", "hi"),)}, "no_chat_template", None, "completion"),
         (
             {"sampling": Sampling(logit_bias=((5, 1.0), (NUM_TOKENS, 1.0)))},
