@@ -39,6 +39,8 @@ class _Work:
 
     def __init__(self, name: str) -> None:
         self.is_over = False
+        self.has_arrived = asyncio.Event()
+        """Our arrival is prepared: what came with the subscriptions may be looked at."""
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
         self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
@@ -211,7 +213,7 @@ class Courier:
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    work.start(group, partial(self._read, connection))
+                    work.start(group, partial(self._read, connection, work))
                     work.start(group, connection.watch)
                     work.start(group, partial(self._arrive_and_write, connection, group, work))
                     loss = await work.lost()
@@ -239,7 +241,8 @@ class Courier:
         self._is_connected.set()
         self._has_tried.set()
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: Connection, work: _Work) -> None:
+        await work.has_arrived.wait()
         async for message in connection.messages():
             # Whatever comes in may call for an answer, and answers must find room.
             await self._outbox.room()
@@ -249,7 +252,9 @@ class Courier:
         self, connection: Connection, group: asyncio.TaskGroup, work: _Work
     ) -> None:
         await connection.subscribe(self._filters)
-        for message in self._announce():
+        announcement = self._announce()
+        work.has_arrived.set()
+        for message in announcement:
             await connection.publish(message)
         if not work.is_over:
             self._note_success(connection)
