@@ -28,6 +28,8 @@ EdgecosineError
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class EdgecosineError(Exception):
     """Base of all errors raised on purpose."""
@@ -45,8 +47,33 @@ class AddressTaken(ConfigError):
     """Another program listens there at this moment."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not served, as a value that can be kept and shared.
+
+    A kept exception would also keep the frames, and the bodies in them, of every raise.
+    The fields are those of RequestError.
+    """
+
+    message: str
+    code: str = "invalid_request"
+    parameter: str | None = None
+    status: int = 400
+    retry_after_s: float | None = None
+
+    def error(self) -> RequestError:
+        """A new exception that says the same."""
+        return RequestError(
+            self.message,
+            code=self.code,
+            parameter=self.parameter,
+            status=self.status,
+            retry_after_s=self.retry_after_s,
+        )
+
+
 class RequestError(EdgecosineError):
-    """A request cannot be served as it was put.
+    """A request cannot be served as it was put. It is made anew for each raise; `Refusal` is kept.
 
     `code` is an OpenAI error code, `parameter` the field at fault, `status` the HTTP number that
     rule engines branch on. `retry_after_s` says in how many seconds the same request may be served;
@@ -70,6 +97,11 @@ class RequestError(EdgecosineError):
             status,
         )
         self.retry_after_s = retry_after_s
+
+    @property
+    def refusal(self) -> Refusal:
+        """What it says, without where it was raised."""
+        return Refusal(self.message, self.code, self.parameter, self.status, self.retry_after_s)
 
 
 class Overloaded(RequestError):

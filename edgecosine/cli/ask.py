@@ -13,6 +13,7 @@ from edgecosine.cli.running import broker_options, run_command
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final
+from edgecosine.protocol.openai import DEFAULT_MAX_TOKENS
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
 
@@ -23,10 +24,9 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
+    default=None,
     metavar="N",
-    help="Longest answer.",
+    help=f"Longest answer.  [default: {DEFAULT_MAX_TOKENS}, or what the context has room for]",
 )
 @click.option(
     "--temperature",
@@ -56,7 +56,7 @@ from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, S
 def command(
     prompt: str,
     chat: bool,
-    max_tokens: int,
+    max_tokens: int | None,
     temperature: float,
     top_p: float,
     seed: int | None,
@@ -73,7 +73,8 @@ def command(
         request_id=secrets.token_hex(8),
         kind="chat" if chat else "completion",
         prompt=(ChatMessage("user", text),) if chat else text,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+        is_default_length=max_tokens is None,
         sampling=Sampling(
             temperature=temperature,
             top_p=top_p,

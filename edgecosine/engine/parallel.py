@@ -29,7 +29,7 @@ from edgecosine.engine.parallel_channel import Go, Move, Pass, Ready, Start, Sta
 from edgecosine.engine.parallel_ranks import Ranks
 from edgecosine.engine.planning import read_config
 from edgecosine.engine.sharding import check_shards
-from edgecosine.errors import ModelUnsupported
+from edgecosine.errors import EngineError, ModelUnsupported
 
 START_TIMEOUT_S: Final = 120.0
 LOAD_TIMEOUT_S: Final = 1800.0
@@ -49,7 +49,7 @@ class ParallelModel:
 
     def __init__(self, model: PassModel, ranks: Ranks) -> None:
         self._model, self._ranks = model, ranks
-        self._failure: Exception | None = None
+        self._failure: str | None = None
         self.close = weakref.finalize(self, _end, ranks)
         """End the other ranks; done at the latest when this process ends."""
 
@@ -95,16 +95,17 @@ class ParallelModel:
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
         if self._failure is not None:
-            raise self._failure
+            raise EngineError(self._failure)
         try:
             return run()
         except Exception as error:
             # The ranks are no longer in step, whoever began.
-            self._failure = _failure_of(error, self._ranks)
+            failure = _failure_of(error, self._ranks)
+            self._failure = str(failure) or type(failure).__name__
             self.close()
-            if self._failure is error:
+            if failure is error:
                 raise
-            raise self._failure from error
+            raise failure from error
 
 
 def load_over_ranks(

@@ -15,6 +15,12 @@ _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_SPELLINGS = 4096
 _MAX_WORDS = 300
+_CHARACTERS_A_TOKEN = 8
+"""More than a token of a text has on average."""
+_EDGE = 64
+"""Tokens at the end of a text that may be others where the text goes on."""
+MAX_CONTEXT = 16
+"""Tokens of a prompt that are looked at for the text that an answer follows."""
 
 
 class TextCodec:
@@ -30,6 +36,11 @@ class TextCodec:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
         return list(self._tokenizer.encode(text))
+
+    def is_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether its beginning shows that a text has more tokens; a large one takes long."""
+        beginning = text[: num_tokens * _CHARACTERS_A_TOKEN]
+        return len(beginning) < len(text) and len(self.encode(beginning)) > num_tokens + _EDGE
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of a conversation with the opening of the assistant's turn.
@@ -88,8 +99,7 @@ class TextCodec:
         return self._spellings(token)
 
     def _spell(self, token: int) -> tuple[str, bytes]:
-        # Alone, or first, a token of some tokenizers loses the space that it begins with.
-        before = self._tokenizer.encode("a", add_special_tokens=False)[-1:]
+        before = self._letter()
         start, whole = (
             self._tokenizer.decode(
                 tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -104,6 +114,25 @@ class TextCodec:
             return utf8.decode(), utf8
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in utf8), utf8
+
+    def context(self, prompt: Sequence[int]) -> list[int]:
+        """Tokens to decode before an answer: the last ones of its prompt that show text, else a
+        letter. Alone, or first, a token of some tokenizers loses the space that it begins with."""
+        for size in range(1, min(len(prompt), MAX_CONTEXT) + 1):
+            tail = list(prompt[-size:])
+            if self._decode(tail):
+                return tail
+        return self._letter()
+
+    def _letter(self) -> list[int]:
+        return list(self._tokenizer.encode("a", add_special_tokens=False)[-1:])
+
+    def special_token(self, name: str) -> int | None:
+        """The token of this name that shows no text, so that its name is in no answer."""
+        for token in self._tokenizer.encode(name, add_special_tokens=False):
+            if self._tokenizer.convert_ids_to_tokens(token) == name and not self._decode([token]):
+                return int(token)
+        return None
 
     @property
     def num_tokens(self) -> int:
@@ -149,16 +178,21 @@ class Detokenizer:
     """Turns a growing token sequence into text, piece by piece.
 
     A piece is given out once later tokens cannot change it, so characters of several tokens are
-    never torn. `text` is all that was given out.
+    never torn. `text` is all that was given out, as it reads behind `prompt`.
     """
 
     codec: TextCodec
+    prompt: Sequence[int] = ()
     text: str = ""
     _tokens: list[int] = field(default_factory=list)
     _start: int = 0
     """Where the window begins that is decoded anew for each piece."""
     _read: int = 0
-    """Tokens whose text was given out."""
+    """Tokens whose text was given out, or stands in the prompt."""
+
+    def __post_init__(self) -> None:
+        self._tokens = self.codec.context(self.prompt)
+        self._read = len(self._tokens)
 
     def push(self, tokens: Sequence[int]) -> str:
         """Add tokens; returns the text that is now certain."""

@@ -14,7 +14,8 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from edgecosine.errors import ActorStopped, RequestError, root_of
+from edgecosine.errors import ActorStopped, Refusal, RequestError, root_of
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.faults import (
     CANCELLED,
@@ -57,6 +58,7 @@ class Answering:
         self._ledger, self._places, self._telling = ledger, places, telling
         self._journal, self._keep_answers_s = journal, keep_answers_s
         self._wall_clock_s, self._counters = wall_clock_s, counters
+        self._complaints = Complaints()
         self._turns: dict[Entry, list[tuple[Request, Turn]]] = {}
         """The choices of each request at work, and their places at the target."""
         self._scopes: dict[Entry, asyncio.Timeout] = {}
@@ -127,7 +129,7 @@ class Answering:
         else:
             self.fail(entry, "failed", LEAVING)
 
-    def fail(self, entry: Entry, state: State, error: RequestError) -> None:
+    def fail(self, entry: Entry, state: State, error: RequestError | Refusal) -> None:
         """End a request without an answer."""
         self._counters.count("failed", error.code)
         self._finish(entry, state, error_message(entry.ticket, error))
@@ -269,7 +271,8 @@ class Answering:
         entry.is_told = True
         self._telling.state(entry)
         # What was answered has its line from the session.
-        level = logging.DEBUG if state == "done" else logging.INFO
+        is_told = state != "done" and self._complaints.is_due(state, _now())
+        level = logging.INFO if is_told else logging.DEBUG
         logger.log(level, "request finished: request=%s state=%s", key, state)
 
     def _vacate(self, entry: Entry) -> None:

@@ -18,6 +18,7 @@ from edgecosine.errors import RequestError
 from edgecosine.node.asking import Asking
 from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import Final, parse_final, parse_piece
+from edgecosine.protocol.intake import too_large
 from edgecosine.protocol.notices import CONTRACT_VERSION, read_facts
 from edgecosine.protocol.openai import check_identifier, render_body
 from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
@@ -131,15 +132,19 @@ class Askings:
             raise RequestError(
                 "this id is at work already", code="duplicate_id", parameter="id", status=409
             )
-        if len(render_body(request)) > MAX_PAYLOAD_BYTES:
-            raise RequestError(
-                f"the request has more than {MAX_PAYLOAD_BYTES} bytes",
-                code="request_too_large",
-                status=413,
-            )
+        num_bytes, limit = len(render_body(request)), self._max_request_bytes
+        if num_bytes > limit:
+            raise too_large(num_bytes, limit).error()
         asking = Asking(request)
         self._by_id[request.request_id] = asking
         return asking
+
+    @property
+    def _max_request_bytes(self) -> int:
+        """As the gateway tells it; at most what MQTT carries."""
+        limits = self._watch.info().get("limits")
+        told = limits.get("max_request_bytes") if isinstance(limits, dict) else None
+        return min(told, MAX_PAYLOAD_BYTES) if isinstance(told, int) else MAX_PAYLOAD_BYTES
 
     async def _news(self, asking: Asking) -> None:
         """Wait for something to happen to a request; the end of patience is something, too."""

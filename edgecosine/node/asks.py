@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgecosine.errors import LocalProtocolError
+from edgecosine.errors import LinkLost, LocalProtocolError
 from edgecosine.protocol.messages import Draft, DraftRequest, OutOfStep
 
 Answer = Draft | OutOfStep
@@ -49,8 +49,8 @@ class Asks:
         else:
             answer.set_result(message)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: LinkLost) -> None:
         """No answer will come any more."""
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(error)
+                answer.set_exception(LinkLost(str(error)))

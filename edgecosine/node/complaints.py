@@ -6,10 +6,11 @@ from typing import Final
 
 _QUIET_S: Final = 60.0
 _MAX_KINDS: Final = 256
+"""Also the most complaints in a minute, of whatever kinds."""
 
 
 class Complaints:
-    """When what was last complained about, such as a host."""
+    """When what was last complained about, such as a host or an error code."""
 
     def __init__(self) -> None:
         self._made_at: dict[str, float] = {}
@@ -19,6 +20,8 @@ class Complaints:
         if now < self._made_at.get(about, -_QUIET_S) + _QUIET_S:
             return False
         if len(self._made_at) >= _MAX_KINDS:
-            self._made_at.clear()
+            self._made_at = {kind: at for kind, at in self._made_at.items() if now < at + _QUIET_S}
+        if len(self._made_at) >= _MAX_KINDS:
+            return False
         self._made_at[about] = now
         return True

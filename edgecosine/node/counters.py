@@ -9,14 +9,15 @@ from typing import Literal
 Event = Literal[
     "refused", "failed", "repeated", "reconnected", "taken_over", "lost_links", "dropped_messages",
     "undeliverable", "stalls", "late_drafts", "stale_drafts", "floods", "asked_again", "restarts",
-    "resumed",
+    "resumed", "unread_messages", "unsaid_refusals",
 ]  # fmt: skip
 """Requests refused or failed (by error code) and asked twice; broker connections made anew; works
 of a target that went; links that ended; messages that found no room in the outbox, or that no
 broker takes; engines that stopped answering; drafts that came after their deadline, and drafts
 given up for a newer round; peers that sent more messages than they were asked for; drafters asked
 again because they lacked tokens; starts of this node after its first one, as far as its journal
-knows, and requests that went on after one."""
+knows, and requests that went on after one; messages of QoS 0 that were dropped for their sender's
+others, and refusals that found no room."""
 
 
 class Counters:

@@ -20,6 +20,7 @@ from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
+from edgecosine.node.inbox import Inbox
 from edgecosine.node.mqtt import Connection, Version, connect
 from edgecosine.node.outbox import Outbox
 from edgecosine.node.refusals import Refusals
@@ -42,6 +43,8 @@ class _Work:
 
     def __init__(self, name: str) -> None:
         self.is_over = False
+        self.has_arrived = asyncio.Event()
+        """Our arrival is prepared: what came with the subscriptions may be looked at."""
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
         self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
@@ -104,6 +107,7 @@ class Courier:
         refused: Callable[[Outgoing, str], None] = lambda _, __: None,
         session_s: int = 0,
         client_id: str | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._address = address
         self._name = name
@@ -116,6 +120,7 @@ class Courier:
         self._lost, self._session_s = lost, session_s
         self._delivered, self._refused = delivered, refused
         self._counters = counters or Counters()
+        self._inbox = Inbox() if inbox is None else inbox
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
         self._refusals = Refusals()
         self._announced: Outgoing | None = None
@@ -182,6 +187,7 @@ class Courier:
                     will=self._will,
                     version=self._version,
                     session_s=self._session_s,
+                    inbox=self._inbox,
                 ) as connection:
                     self._version = connection.version
                     await self._attend(connection)
@@ -218,7 +224,7 @@ class Courier:
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    work.start(group, partial(self._read, connection))
+                    work.start(group, partial(self._read, connection, work))
                     work.start(group, connection.watch)
                     work.start(group, partial(self._arrive_and_write, connection, group, work))
                     loss = await work.lost()
@@ -265,7 +271,8 @@ class Courier:
         self._is_connected.set()
         self._has_tried.set()
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: Connection, work: _Work) -> None:
+        await work.has_arrived.wait()
         async for message in connection.messages():
             # Whatever comes in may call for an answer, and answers must find room.
             await self._outbox.room()
@@ -275,7 +282,9 @@ class Courier:
         self, connection: Connection, group: asyncio.TaskGroup, work: _Work
     ) -> None:
         await connection.subscribe(self._filters)
-        for message in self._announce():
+        announcement = self._announce()
+        work.has_arrived.set()
+        for message in announcement:
             if not self._is_refused(connection, message):
                 self._announced = message
                 refusal = await connection.publish(message)

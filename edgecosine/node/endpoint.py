@@ -147,8 +147,11 @@ class Endpoint:
         self._strangers.pop(task, None)
 
     def _complain(self, about: str, host: str) -> None:
-        if self._complaints.is_due(about, asyncio.get_running_loop().time()):
+        if self._is_due(about):
             logger.warning("not accepted: from=%s reason=%s", host, about)
+
+    def _is_due(self, about: str) -> bool:
+        return self._complaints.is_due(about, asyncio.get_running_loop().time())
 
     async def _attend(self, accepted: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
@@ -160,7 +163,8 @@ class Endpoint:
                     lambda: protocol, accepted, ssl=self._tls()
                 )
         except OSError as error:  # a TimeoutError is one, too
-            logger.info("no enrolment: from=%s reason=%s", host, explain(error))
+            if self._is_due(f"handshake {host}"):
+                logger.info("no enrolment: from=%s reason=%s", host, explain(error))
             accepted.close()
             return
         except asyncio.CancelledError:
@@ -170,7 +174,8 @@ class Endpoint:
         try:
             await self._converse(reader, writer, host)
         except (OSError, ValueError, EnrolmentError) as error:  # ValueError: a line without end
-            logger.info("no enrolment: from=%s reason=%s", host, error or type(error).__name__)
+            if self._is_due(f"request {host}"):
+                logger.info("no enrolment: from=%s reason=%s", host, error or type(error).__name__)
         finally:
             writer.close()
 
@@ -187,7 +192,8 @@ class Endpoint:
             answer = await self._answer(request, peercert, host)
         except EnrolmentRefused as error:
             what = type(request).__name__.lower()
-            logger.warning("not granted: from=%s asked_to=%s reason=%s", host, what, error)
+            if self._is_due(f"{what} {host}"):
+                logger.warning("not granted: from=%s asked_to=%s reason=%s", host, what, error)
             answer = Denial(str(error)[:1024])
         writer.write(write_line(answer))
         async with asyncio.timeout(_PATIENCE_S):

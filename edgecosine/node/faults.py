@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from edgecosine.errors import NoLogits, RequestError, root_of
+from edgecosine.errors import NoLogits, Refusal, root_of
 
 logger = logging.getLogger(__name__)
 
@@ -15,29 +16,34 @@ _DRAIN_RETRY_S = 5.0
 _UNAVAILABLE_RETRY_S = 10.0
 _MAX_WORDS = 300
 
-CANCELLED = RequestError("the request was cancelled", code="cancelled", status=499)
-EXPIRED = RequestError("the request's deadline has passed", code="deadline_exceeded", status=408)
-INTERNAL = RequestError("the cluster failed at this request", code="internal_error", status=500)
-LEAVING = RequestError("the cluster is shutting down", code="shutting_down", status=503)
-DRAINING = RequestError(
+CANCELLED = Refusal("the request was cancelled", code="cancelled", status=499)
+EXPIRED = Refusal("the request's deadline has passed", code="deadline_exceeded", status=408)
+INTERNAL = Refusal("the cluster failed at this request", code="internal_error", status=500)
+LEAVING = Refusal("the cluster is shutting down", code="shutting_down", status=503)
+DRAINING = Refusal(
     "the cluster takes no more requests, for it is restarting",
     code="draining",
     status=503,
     retry_after_s=_DRAIN_RETRY_S,
 )
-TOO_LONG = RequestError("the answer is too long for MQTT", code="answer_too_large", status=500)
-NOT_TAKEN = RequestError(
+CROWDED = Refusal(
+    "more requests wait than can be read; try again in 1.0 s",
+    code="overloaded",
+    status=503,
+    retry_after_s=1.0,
+)
+TOO_LONG = Refusal("the answer is too long for MQTT", code="answer_too_large", status=500)
+NOT_TAKEN = Refusal(
     "the broker does not take the answer, which may be too long for it",
     code="answer_too_large",
     status=500,
 )
 
 
-def fault_of(error: BaseException) -> RequestError:
+def fault_of(error: BaseException) -> Refusal:
     """What the asker is told where something failed that nobody foresaw."""
-    if isinstance(root_of(error), NoLogits):
-        return RequestError(str(root_of(error)), code=INTERNAL.code, status=INTERNAL.status)
-    return RequestError(INTERNAL.message, code=INTERNAL.code, status=INTERNAL.status)
+    cause = root_of(error)
+    return replace(INTERNAL, message=str(cause)) if isinstance(cause, NoLogits) else INTERNAL
 
 
 def cause_of(error: BaseException) -> str:
@@ -54,9 +60,9 @@ def log_failure(key: str, error: BaseException) -> None:
     logger.error("request failed: request=%s cause=%s", key, cause_of(error), exc_info=trace)
 
 
-def unavailable(reason: str) -> RequestError:
+def unavailable(reason: str) -> Refusal:
     """Nobody is let in for this reason."""
-    return RequestError(
+    return Refusal(
         f"the target cannot answer now: {reason}",
         code="unavailable",
         status=503,

@@ -20,16 +20,18 @@ from edgecosine.balance.admission import Admission
 from edgecosine.errors import RequestError
 from edgecosine.node.absences import GRACE_S, Absences
 from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.courier import Courier
-from edgecosine.node.faults import cause_of
+from edgecosine.node.faults import CROWDED, cause_of
+from edgecosine.node.inbox import Inbox
 from edgecosine.node.reception import Reception, model_of
 from edgecosine.node.records import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.resume import NO_PAST, Past
 from edgecosine.node.service import Service
 from edgecosine.node.sharing import Sharing
-from edgecosine.protocol.fields import read_object
-from edgecosine.protocol.intake import Accepted, Intake
+from edgecosine.protocol.fields import read_names, read_object
+from edgecosine.protocol.intake import ANONYMOUS, Accepted, Intake
 from edgecosine.protocol.notices import (
     DRAINING,
     OFFLINE,
@@ -52,6 +54,8 @@ from edgecosine.security.client_ids import ClientIds
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 256 << 10
+MAX_UNREAD = 1024
+MAX_UNREAD_BYTES = 16 << 20
 _LOOK_S = 1.0
 
 
@@ -78,6 +82,7 @@ class Gateway:
     ) -> None:
         client_ids = client_ids or ClientIds()
         self._service = service
+        self._counters = counters or Counters()
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
@@ -99,7 +104,7 @@ class Gateway:
             send=self._send,
             admission=self.admission,
             wall_clock_s=wall_clock_s,
-            counters=counters or Counters(),
+            counters=self._counters,
             journal=self._journal,
             past=past,
             keep_answers_s=keep_answers_s,
@@ -108,6 +113,7 @@ class Gateway:
         self._absences = Absences(self._reception.cancel_all, absence_s)
         self._status = ONLINE
         self._told_info: Outgoing | None = None
+        self._complaints = Complaints()
         self._intake = Intake(
             self._topics,
             max_request_bytes=max_request_bytes,
@@ -133,6 +139,12 @@ class Gateway:
             delivered=self._reception.delivered,
             refused=self._reception.undeliverable,
             session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
+            inbox=Inbox(
+                max_messages=MAX_UNREAD,
+                max_bytes=MAX_UNREAD_BYTES,
+                lane=self._sender,
+                on_drop=self._turn_away,
+            ),
         )
 
     def __repr__(self) -> str:
@@ -231,6 +243,25 @@ class Gateway:
         info = self._service.info
         return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
 
+    def _sender(self, topic: str, payload: bytes | bytearray, client: str | None) -> str:
+        """Whose turn it takes to read a message."""
+        level, _, last = topic.rpartition("/")
+        if last == "status":
+            return level.rpartition("/")[2]
+        named = client or read_names(payload).get("client")
+        return named if isinstance(named, str) else ANONYMOUS
+
+    def _turn_away(self, message: Incoming | None) -> None:
+        """What found no room to wait is not read; of QoS 1 it is refused."""
+        if message is None:
+            self._counters.count("unread_messages")
+            return
+        match self._topics.parse(message.topic):
+            case RequestTopic(kind):
+                reading = self._intake.refuse(kind, message, CROWDED)
+                self._reception.refuse(reading.ticket, reading.error)
+        self._journal.then(message.acknowledge)
+
     def _receive(self, message: Incoming) -> None:
         # A request that was let in is the broker's until it is in the journal.
         try:
@@ -249,7 +280,7 @@ class Gateway:
                 if isinstance(reading, Accepted):
                     self._reception.take(reading, message.acknowledge)
                     return True
-                self._reception.refuse(reading.ticket, reading.error)
+                self._reception.refuse(reading.ticket, reading.error, reading.cause)
                 self._journal.then(message.acknowledge)
                 return True
         return False
@@ -263,7 +294,8 @@ class Gateway:
                 for status in self._announced_status():
                     self._courier.send(status)
             case RequestTopic() | CancelTopic() if message.retain:
-                logger.warning("retained message ignored: topic=%s", message.topic)
+                if self._complaints.is_due("retained", asyncio.get_running_loop().time()):
+                    logger.warning("retained message ignored: topic=%s", message.topic)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
                     self._absences.left(client_id)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgecosine.errors import RequestError
+from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.intake import ANONYMOUS, Ticket
 from edgecosine.protocol.publication import Outgoing
 from edgecosine.protocol.replies import State
@@ -20,7 +20,7 @@ from edgecosine.protocol.request import Committed, Request
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
 
-DUPLICATE = RequestError(
+DUPLICATE = Refusal(
     "this id was used for another request; ids name one request each",
     code="duplicate_id",
     parameter="id",
@@ -144,7 +144,7 @@ class Ledger:
             return None
         digest = known.ticket.digest if isinstance(known, Entry) else known.digest
         if digest != ticket.digest:
-            raise DUPLICATE
+            raise DUPLICATE.error()
         if isinstance(known, Finished):
             self._finished.move_to_end(ticket.key)
         return known

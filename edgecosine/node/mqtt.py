@@ -11,14 +11,16 @@ import contextlib
 import functools
 import logging
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 import aiomqtt
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, MQTTMessage
 from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -26,6 +28,8 @@ from edgecosine.errors import BrokerLost
 from edgecosine.node.broker_address import BrokerAddress
 from edgecosine.node.broker_limits import BrokerLimits
 from edgecosine.node.broker_probe import other_way
+from edgecosine.node.inbox import Inbox
+from edgecosine.node.packets import Packets, is_qos_0, peek
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -39,7 +43,11 @@ _PROBE_TIMEOUT_S = 2.0
 _REPLY_TIMEOUT_S = 10.0
 _GOODBYE_TIMEOUT_S = 2.0
 _LOOK_S = 1.0
-_MAX_INCOMING = 10_000
+_READ_BYTES = 256 << 10
+_FEW_BYTES = 64 << 10
+"""Read at one time while many small messages come, so that the loop has its turns."""
+_MANY = 32
+"""So many messages that are not wanted are looked at in what is read at one time."""
 _MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + (64 << 10)
 _MAX_SENDERS = 64
 _FIRST_FAILURE = 128
@@ -53,11 +61,13 @@ _numbers: ContextVar[list[int]] = ContextVar("_numbers")
 
 
 class _Client(aiomqtt.Client):
-    """aiomqtt's client, asked to write only to sockets that are there, and to keep what a broker
-    says of its limits and of messages that it refuses.
+    """aiomqtt's client, asked to write only to sockets that are there, to read into an inbox, and
+    to keep what a broker says of its limits and of messages that it refuses.
 
     aiomqtt registers a socket a moment later and by its number, when the socket may be closed and
-    the number another one's.
+    the number another one's. paho reads a message in four calls of the system and builds six
+    objects of it, so that a flood would hold the loop: here many are read at once, and those that
+    the inbox does not want go before they are decoded.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -96,6 +106,60 @@ class _Client(aiomqtt.Client):
         self.limits = _limits(properties)
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
+    def read_into(self, inbox: Inbox, version: Version) -> None:
+        """Before it connects."""
+        self._inbox, self._packets = inbox, Packets()
+        self._num_read = self._num_unwanted = 0
+        self._has_properties = version == "5"
+        self._client._packet_read = self._read  # type: ignore[method-assign]
+
+    def _read(self) -> MQTTErrorCode:
+        """In the place of paho's reading of one packet."""
+        client = self._client
+        try:
+            data = client._sock_recv(_READ_BYTES if self._num_read < _MANY else _FEW_BYTES)
+        except BlockingIOError:
+            return MQTTErrorCode.MQTT_ERR_AGAIN
+        except OSError:
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        if not data:
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        client._last_bytes_received = time.monotonic()
+        self._packets.feed(data)
+        self._num_read = self._num_unwanted = 0
+        try:
+            while (packet := self._packets.next()) is not None:
+                self._num_read += 1
+                code = self._handle(*packet)
+                if code > 0:
+                    return code
+        except ValueError:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        # Or paho would read on for as many times as messages of ours are on their way.
+        return MQTTErrorCode.MQTT_ERR_AGAIN
+
+    def _handle(self, command: int, body: bytearray) -> MQTTErrorCode:
+        if is_qos_0(command) and not self._inbox.has_room(len(body)):
+            if self._num_unwanted < _MANY:
+                said = peek(body, has_properties=self._has_properties)
+                is_wanted = said is None or self._inbox.wants(*said)
+            else:
+                is_wanted = False
+            if not is_wanted:
+                self._num_unwanted += 1
+                self._inbox.leave_out()
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+        self._client._in_packet = {
+            "command": command, "have_remaining": 1, "remaining_count": [], "remaining_mult": 1,
+            "remaining_length": len(body), "packet": body, "to_process": 0, "pos": 0,
+        }  # fmt: skip
+        return self._client._packet_handle()
+
+    def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
+        del client, userdata
+        acknowledge = functools.partial(self._acknowledge, message.mid, message.qos)
+        self._inbox.put(_incoming(message, acknowledge), 1 if message.qos else 0)
+
     def _on_socket_register_write(
         self, client: PahoClient, userdata: object, sock: socket.socket
     ) -> None:
@@ -111,6 +175,9 @@ class _Client(aiomqtt.Client):
             # uvloop has closed its side of a socket that was reset; paho learns it by reading.
             client.loop_read()
 
+    def _acknowledge(self, number: int, qos: int) -> None:
+        self._client.ack(number, qos)
+
 
 class Connection:
     """A connection that stands."""
@@ -119,12 +186,6 @@ class Connection:
         self._client = client
         self.version = version
         self.limits = client.limits
-
-    def _incoming(self, message: aiomqtt.Message) -> Incoming:
-        return _incoming(message, functools.partial(self._acknowledge, message))
-
-    def _acknowledge(self, message: aiomqtt.Message) -> None:
-        self._client._client.ack(message.mid, message.qos)
 
     async def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe with QoS 1.
@@ -175,12 +236,16 @@ class Connection:
 
         Raises BrokerLost.
         """
-        with _broker_errors():
-            async for message in self._client.messages:
-                yield self._incoming(message)
-                # aiomqtt needs turns of the loop for each message, in which several more come in.
-                while not self._client._queue.empty():
-                    yield self._incoming(self._client._queue.get_nowait())
+        inbox, end = self._client._inbox, self._client._disconnected
+        end.add_done_callback(lambda _: inbox.wake())
+        while True:
+            while (message := inbox.take()) is not None:
+                yield message
+                # Others have their turns, too, among them the reading itself.
+                await asyncio.sleep(0)
+            if end.done():
+                raise BrokerLost(str(end.exception() or "the connection has ended"))
+            await inbox.arrival()
 
 
 @contextlib.asynccontextmanager
@@ -191,19 +256,23 @@ async def connect(
     will: Outgoing | None = None,
     version: Version | None = None,
     session_s: int = 0,
+    inbox: Inbox | None = None,
 ) -> AsyncIterator[Connection]:
     """Connect, and disconnect on the way out, so that the will is sent only when we are torn away.
 
     With `session_s` the broker keeps our subscriptions, and for them what comes with QoS 1, while
     we are away (MQTT 5: so many seconds); each message is then ours to acknowledge. Without
-    `version`, MQTT 5 is tried and then 3.1.1. Raises BrokerLost.
+    `version`, MQTT 5 is tried and then 3.1.1. What comes waits in `inbox`. Raises BrokerLost.
     """
-    dial = functools.partial(_dial, address, client_id=client_id, session_s=session_s)
+    inbox = Inbox() if inbox is None else inbox
+    inbox.clear()
+    dial = functools.partial(_dial, address, client_id=client_id, session_s=session_s, inbox=inbox)
     try:
         client, spoken = await dial(will=will, version=version)
     except BrokerLost as error:
         if will is None or (lesser := _without(will, error.reason_code)) == will:
             raise
+        inbox.clear()
         client, spoken = await dial(will=lesser, version=version)
     try:
         yield Connection(client, spoken)
@@ -221,17 +290,19 @@ async def _dial(
     will: Outgoing | None,
     version: Version | None,
     session_s: int,
+    inbox: Inbox,
 ) -> tuple[_Client, Version]:
+    enter = functools.partial(_enter, address, client_id, will, session_s=session_s, inbox=inbox)
     if version is None:
         try:
-            return await _enter(address, client_id, will, "5", _PROBE_TIMEOUT_S, session_s), "5"
+            return await enter("5", _PROBE_TIMEOUT_S), "5"
         except aiomqtt.MqttError as error:
             if not _may_be_older(error):
                 raise _no_connection(address, error) from error
             logger.info("broker does not answer MQTT 5, trying 3.1.1: broker=%s", address)
     spoken = version or "3.1.1"
     try:
-        return await _enter(address, client_id, will, spoken, _REPLY_TIMEOUT_S, session_s), spoken
+        return await enter(spoken, _REPLY_TIMEOUT_S), spoken
     except aiomqtt.MqttError as error:
         raise _no_connection(address, error) from error
 
@@ -267,7 +338,9 @@ async def _enter(
     will: Outgoing | None,
     version: Version,
     timeout_s: float,
+    *,
     session_s: int,
+    inbox: Inbox,
 ) -> _Client:
     is_kept = session_s > 0
     client = _Client(
@@ -283,11 +356,11 @@ async def _enter(
         properties=_connect_properties(session_s) if version == "5" else None,
         timeout=timeout_s,
         keepalive=address.keepalive_s,
-        max_queued_incoming_messages=_MAX_INCOMING,
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         tls_context=address.tls(),
         logger=_paho_logger,
     )
+    client.read_into(inbox, version)
     client.pending_calls_threshold = _MAX_SENDERS
     # Otherwise paho acknowledges what it has read, whether anybody has written it down or not.
     client._client.manual_ack_set(is_kept)
@@ -385,12 +458,12 @@ def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Prop
     return properties
 
 
-def _incoming(message: aiomqtt.Message, acknowledge: Callable[[], None]) -> Incoming:
+def _incoming(message: MQTTMessage, acknowledge: Callable[[], None]) -> Incoming:
     properties = message.properties
     users = getattr(properties, "UserProperty", None) or []
     return Incoming(
-        topic=str(message.topic),
-        payload=message.payload,
+        topic=message.topic,
+        payload=bytes(message.payload),
         retain=message.retain,
         response_topic=getattr(properties, "ResponseTopic", None),
         correlation=getattr(properties, "CorrelationData", None),

@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final, NoReturn
 
 from edgecosine.balance.admission import Admission
-from edgecosine.errors import JournalUnavailable, RequestError
+from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.node.answering import Answering
+from edgecosine.node.complaints import Complaints
 from edgecosine.node.counters import Counters
 from edgecosine.node.desk import Alone
 from edgecosine.node.faults import (
     DRAINING,
-    INTERNAL,
     JOURNAL_RETRY_S,
     NOT_TAKEN,
     fault_of,
@@ -48,6 +48,10 @@ logger = logging.getLogger(__name__)
 MAX_TAKEN_OVER: Final = 3
 """A request that more targets than these did not survive is taken for what ends them."""
 _MAX_CANCELLED: Final = 256
+MAX_REFUSALS: Final = 2048
+MAX_REFUSALS_PER_CLIENT: Final = 512
+"""Refusals that the broker does not have yet; beyond, they are counted and not sent, since each
+costs as much as an answer and would go before answers."""
 
 
 class Reception:
@@ -71,6 +75,10 @@ class Reception:
         self._service = service
         self._wall_clock_s = wall_clock_s
         self._counters = counters or Counters()
+        self._complaints = Complaints()
+        self._refusals: dict[Outgoing, str] = {}
+        """Those that the broker does not have, and their clients."""
+        self._num_refusals: Counter[str] = Counter()
         self._journal = journal or NoJournal()
         self._past = past
         self._jobs: dict[str, Job] = {}
@@ -95,7 +103,7 @@ class Reception:
             wall_clock_s=wall_clock_s,
             counters=self._counters,
         )
-        self._objection: RequestError | None = None
+        self._objection: Refusal | None = None
 
     def __repr__(self) -> str:
         return f"<Reception {self._ledger!r} {self._places!r}>"
@@ -198,9 +206,9 @@ class Reception:
         ticket, request = claim.ticket, claim.request
         try:
             if not self._answering.is_open:
-                raise DRAINING
+                raise DRAINING.error()
             if self._objection is not None:
-                raise self._objection
+                raise self._objection.error()
             self._places.check(choices_of(request))
             entry = self._ledger.admit(ticket, request, _now() - self._age_s(claim))
         except RequestError as error:
@@ -230,13 +238,24 @@ class Reception:
     def _age_s(self, claim: Claim) -> float:
         return max(0.0, self._wall_clock_s() - claim.asked_s)
 
-    def refuse(self, ticket: Ticket, error: RequestError) -> None:
-        """Answer with an error what never was at work."""
-        if error.code == INTERNAL.code and error.__cause__ is not None:
-            log_failure(ticket.key, error.__cause__)
+    def refuse(
+        self, ticket: Ticket, error: RequestError | Refusal, cause: Exception | None = None
+    ) -> None:
+        """Answer with an error what never was at work; `cause` is what nobody foresaw."""
+        if cause is not None:
+            log_failure(ticket.key, cause)
         self._counters.count("refused", error.code)
-        logger.info("request refused: request=%s code=%s", ticket.key, error.code)
-        self._telling.send(error_message(ticket, error))
+        if self._complaints.is_due(error.code, _now()):
+            logger.info("request refused: request=%s code=%s", ticket.key, error.code)
+        num_unsent = self._num_refusals.get(ticket.client_id, 0)
+        if num_unsent >= MAX_REFUSALS_PER_CLIENT or len(self._refusals) >= MAX_REFUSALS:
+            self._counters.count("unsaid_refusals")
+            return
+        message = error_message(ticket, error)
+        if message not in self._refusals:
+            self._refusals[message] = ticket.client_id
+            self._num_refusals[ticket.client_id] += 1
+        self._telling.send(message)
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
         """End a request at work, if there is one of that name."""
@@ -256,6 +275,10 @@ class Reception:
 
     def delivered(self, message: Outgoing) -> None:
         """The broker has a message."""
+        if (client_id := self._refusals.pop(message, None)) is not None:
+            self._num_refusals[client_id] -= 1
+            if not self._num_refusals[client_id]:
+                del self._num_refusals[client_id]
         self._telling.delivered(message)
 
     def undeliverable(self, message: Outgoing, _: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.errors import RequestError
+from edgecosine.errors import Refusal
 from edgecosine.node.faults import cause_of
 from edgecosine.node.journal import DiskJournal
 from edgecosine.node.moments import Moment
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 MAX_STARTS = 5
 """Starts without a new token after which a request is taken for what ends the process."""
 
-_OTHER_MODEL = RequestError(
+_OTHER_MODEL = Refusal(
     "the cluster was restarted with another model", code="model_changed", status=503
 )
-DEADLY = RequestError(
+DEADLY = Refusal(
     f"the target ended {MAX_STARTS} times at this request", code="internal_error", status=500
 )
 _ticket = msgspec.msgpack.Decoder(Ticket).decode
@@ -53,7 +53,7 @@ class Job:
     has_begun: bool = False
     num_deaths: int = 0
     """Processes that ended while it was at work, since its last new token."""
-    fault: RequestError | None = None
+    fault: Refusal | None = None
     """Why it cannot go on."""
 
 

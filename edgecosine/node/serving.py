@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgecosine.balance.policy import POLICIES
@@ -81,6 +82,7 @@ class Serving:
         """
         started = time.perf_counter()
         prompt = self._prompt_tokens(request)
+        request = self._fitted(request, len(prompt))
         session = Session(
             request=request,
             prompt=prompt,
@@ -108,6 +110,7 @@ class Serving:
         self._check_tokens(
             "stop_token_ids", request.sampling.stop_token_ids, self._codec.num_tokens
         )
+        self._check_text(request)
         if isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
@@ -116,14 +119,34 @@ class Serving:
         self._check_tokens(parameter, prompt, self._codec.num_rows)
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
-        if len(prompt) + request.max_tokens > self._max_context:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {request.max_tokens}, but "
-                f"the model's context has {self._max_context}",
-                code="context_length_exceeded",
-                parameter="max_tokens" if len(prompt) < self._max_context else "prompt",
-            )
         return prompt
+
+    def _check_text(self, request: Request) -> None:
+        """Refuse at small cost what is far too long; nobody is served while a text is encoded."""
+        if isinstance(request.prompt, str):
+            texts = [request.prompt]
+        else:
+            texts = [turn.content for turn in request.prompt]
+        if any(self._codec.is_longer(text, self._max_context) for text in texts):
+            raise RequestError(
+                f"the prompt has more tokens than the model's context, {self._max_context}",
+                code="context_length_exceeded",
+                parameter="prompt",
+            )
+
+    def _fitted(self, request: Request, num_prompt: int) -> Request:
+        """The request within the context that its prompt leaves."""
+        room = self._max_context - num_prompt
+        if request.max_tokens <= room:
+            return request
+        if request.is_default_length and room >= max(1, request.sampling.min_tokens):
+            return replace(request, max_tokens=room)
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {request.max_tokens}, but "
+            f"the model's context has {self._max_context}",
+            code="context_length_exceeded",
+            parameter="max_tokens" if room > 0 else "prompt",
+        )
 
     def _check_tokens(self, parameter: str, tokens: Iterable[int], num_tokens: int) -> None:
         highest = max(tokens, default=0)

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict, VerifyWork
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.text import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.balancer import Balancer
@@ -75,7 +75,7 @@ class Session:
         """When the last round's verdict was there, and nobody drafted any more."""
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
-        self._transcript = Transcript(request, codec)
+        self._transcript = Transcript(request, codec, prompt[-MAX_CONTEXT:])
         self._tally = Tally(trace=Trace(is_on=request.trace))
         self._consulting = Consulting(
             key=request.key,

@@ -165,7 +165,7 @@ class Sharing:
         Raises RequestError when another one of that name is about to be started.
         """
         if self.book.is_another(ticket):
-            raise DUPLICATE
+            raise DUPLICATE.error()
         self._do(self.book.hear(self._claim(ticket, request, 0.0), _now()))
         if self.book.is_open(ticket.key):
             self._open[ticket.key] = taken

@@ -19,13 +19,15 @@ from edgecosine.protocol.request import (
 
 
 class Transcript:
-    """Takes committed tokens one round at a time."""
+    """Takes committed tokens one round at a time; their text is that behind `prompt`."""
 
-    def __init__(self, request: Request, codec: TextCodec) -> None:
+    def __init__(self, request: Request, codec: TextCodec, prompt: Sequence[int] = ()) -> None:
         self._request, self._codec = request, codec
         eos_tokens = frozenset[int]() if request.ignore_eos else codec.eos_tokens
-        self._end_tokens = eos_tokens.union(request.sampling.stop_token_ids)
-        self._detokenizer = Detokenizer(codec)
+        # The name of a special token is in no text, so such a stop string ends by the token.
+        named = {codec.special_token(stop) for stop in request.stop} - {None}
+        self._end_tokens = eos_tokens.union(request.sampling.stop_token_ids, named)
+        self._detokenizer = Detokenizer(codec, prompt)
         self._shown = 0
         self._exempt = 0
         """Characters of the first `min_tokens` tokens, in which no stop string ends."""

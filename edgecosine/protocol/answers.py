@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.errors import RequestError
+from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.request import (
     Answer,
     Choice,
@@ -118,7 +118,7 @@ def speculation_figures(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def render_error(error: RequestError, request_id: str) -> bytes:
+def render_error(error: RequestError | Refusal, request_id: str) -> bytes:
     """The OpenAI error object, and the request that it is about."""
     default = "server_error" if error.status >= _SERVER_FAULT else "invalid_request_error"
     fault: dict[str, Any] = {

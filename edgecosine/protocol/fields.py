@@ -8,11 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Final, NoReturn
+
+import msgspec
 
 from edgecosine.errors import RequestError
 
 _SHOWN_DIGITS = 40
+_MAX_NAME_BYTES: Final = 1024
+_BOM: Final = b"\xef\xbb\xbf"
+_NULL: Final = msgspec.Raw(b"null")
+
+
+class _Names(msgspec.Struct, frozen=True):
+    """The fields that say whose a request is and where its answer goes, unread."""
+
+    client: msgspec.Raw = _NULL
+    id: msgspec.Raw = _NULL
+    reply_to: msgspec.Raw = _NULL
+
+
+_names = msgspec.json.Decoder(_Names).decode
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_object(payload: bytes) -> dict[str, object]:
@@ -35,6 +52,23 @@ def read_object(payload: bytes) -> dict[str, object]:
     if not isinstance(body, dict):
         raise RequestError("the body is not a JSON object", code="invalid_json")
     return body
+
+
+def read_names(payload: bytes | bytearray) -> dict[str, object]:
+    """`client`, `id` and `reply_to` of a JSON object of any size; empty when it cannot be read.
+
+    Nothing else of it is kept, so it costs no memory.
+    """
+    try:
+        names = _names(payload.removeprefix(_BOM))
+        raw = {"client": names.client, "id": names.id, "reply_to": names.reply_to}
+        return {
+            name: msgspec.json.decode(value)
+            for name, value in raw.items()
+            if len(bytes(value)) <= _MAX_NAME_BYTES
+        }
+    except _UNREADABLE:
+        return {}
 
 
 def read_text(payload: bytes) -> str:

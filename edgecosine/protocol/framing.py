@@ -41,7 +41,7 @@ class FrameBuffer:
     def __init__(self, max_frame_bytes: int = MAX_GREETING_BYTES) -> None:
         self.max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
-        self._refusal: RemoteProtocolError | None = None
+        self._refusal: str | None = None
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -61,14 +61,14 @@ class FrameBuffer:
         Raises RemoteProtocolError, now and at every later call, when a frame exceeds the cap.
         """
         if self._refusal is not None:
-            raise self._refusal
+            raise RemoteProtocolError(self._refusal)
         if len(self._buffer) < HEADER_BYTES:
             return None
         size = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
         if size > self.max_frame_bytes:
-            self._refusal = RemoteProtocolError(self._why_not(size))
+            self._refusal = self._why_not(size)
             self._buffer.clear()
-            raise self._refusal
+            raise RemoteProtocolError(self._refusal)
         end = HEADER_BYTES + size
         if len(self._buffer) < end:
             return None

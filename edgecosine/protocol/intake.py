@@ -1,8 +1,9 @@
 """From a publication on a request topic to a request, or to a refusal that can be delivered.
 
-Pure. It decides who asks (user property `client`, else the body's `client`, else "anon"), what the
-request is called (the body's `id`, else the correlation data where it is an identifier, else a
-drawn name) and where the answer goes, in this order, so that even a refusal finds its reader.
+Pure. It decides who asks (user property `client`, else the body's `client`, else the client of the
+MQTT 5 Response Topic, else "anon"), what the request is called (the body's `id`, else the
+correlation data where it is an identifier, else a drawn name) and where the answer goes, in this
+order, so that even a refusal finds its reader.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from edgecosine.errors import RequestError
-from edgecosine.protocol.fields import read_object, read_text
+from edgecosine.errors import Refusal, RequestError
+from edgecosine.protocol.fields import read_names, read_object, read_text
 from edgecosine.protocol.openai import (
     Limits,
     ask_request,
@@ -22,7 +23,7 @@ from edgecosine.protocol.openai import (
 )
 from edgecosine.protocol.publication import Incoming
 from edgecosine.protocol.request import Request, RequestKind
-from edgecosine.protocol.topics import Topics, is_identifier
+from edgecosine.protocol.topics import ResponseTopic, Topics, is_identifier
 
 ANONYMOUS = "anon"
 
@@ -61,7 +62,12 @@ class Refused:
     """The publication is none; the ticket says where the error goes."""
 
     ticket: Ticket
-    error: RequestError
+    error: Refusal
+    cause: Exception | None = None
+    """What nobody foresaw, for the log."""
+
+
+UNREAD = Refusal("the cluster failed to read this request", code="internal_error", status=500)
 
 
 class Intake:
@@ -82,36 +88,51 @@ class Intake:
 
     def read(self, kind: RequestKind, message: Incoming, limits: Limits) -> Accepted | Refused:
         """Make a request of a publication, or say what is wrong with it."""
+        num_bytes = len(message.payload)
+        if num_bytes > self.max_request_bytes:
+            return self.refuse(kind, message, too_large(num_bytes, self.max_request_bytes))
         body: Mapping[str, object] = {}
         text = ""
-        fault: RequestError | None = None
+        fault: Refusal | None = None
+        cause: Exception | None = None
         try:
-            self._check_size(message.payload)
             if kind == "ask":
                 text = read_text(message.payload)
             else:
                 body = read_object(message.payload)
         except RequestError as error:
-            fault = error
+            fault = error.refusal
         except Exception as error:  # noqa: BLE001 -- its asker is told, and nobody else harmed
-            fault = _unforeseen(error)
+            fault, cause = UNREAD, error
         ticket = self._ticket(kind, body, message)
         try:
             ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
             if fault is not None:
-                return Refused(ticket, fault)
+                return Refused(ticket, fault, cause)
             request = self._request(ticket, body, text, limits)
         except RequestError as error:
-            return Refused(ticket, error)
+            return Refused(ticket, error.refusal)
         except Exception as error:  # noqa: BLE001 -- as above
-            return Refused(ticket, _unforeseen(error))
+            return Refused(ticket, UNREAD, error)
+        ticket = replace(ticket, digest=_digest(kind, message.payload))
         expiry_s = math.inf if message.expiry_s is None else message.expiry_s
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
         return Accepted(replace(ticket, wants_stream=request.stream), request)
 
+    def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> Refused:
+        """Refuse a publication unread; nothing of it is looked at but whose it is."""
+        body = {} if kind == "ask" else read_names(message.payload)
+        ticket = self._ticket(kind, body, message)
+        try:
+            ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
+        except RequestError as error:
+            fault = error.refusal
+        return Refused(ticket, fault)
+
     def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
         client_id = message.client if message.client and is_identifier(message.client) else None
-        client_id = client_id or _lenient("client", body) or ANONYMOUS
+        client_id = client_id or _lenient("client", body)
+        client_id = client_id or self._addressed(message.response_topic) or ANONYMOUS
         name = _lenient("id", body) or _spelt(message.correlation)
         request_id = name or self._draw_id()
         return Ticket(
@@ -120,19 +141,15 @@ class Intake:
             kind=kind,
             reply_topic=self._topics.response(client_id, request_id),
             correlation=message.correlation,
-            digest=hashlib.blake2b(
-                kind.encode() + b"\0" + message.payload, digest_size=16
-            ).digest(),
             is_named=name is not None,
         )
 
-    def _check_size(self, payload: bytes) -> None:
-        if len(payload) > self.max_request_bytes:
-            raise RequestError(
-                f"the request has {len(payload)} bytes; at most {self.max_request_bytes} are taken",
-                code="request_too_large",
-                status=413,
-            )
+    def _addressed(self, response_topic: str | None) -> str | None:
+        """The client that an MQTT 5 tool names by its Response Topic alone."""
+        match self._topics.parse(response_topic or ""):
+            case ResponseTopic(client_id):
+                return client_id
+        return None
 
     def _with_reply(self, ticket: Ticket, topic: object) -> Ticket:
         if topic is None:
@@ -141,7 +158,17 @@ class Intake:
             raise RequestError(
                 "reply_to is not a string", code="invalid_type", parameter="reply_to"
             )
-        return replace(ticket, reply_topic=self._topics.check_reply(topic))
+        self._topics.check_reply(topic)
+        own = self._topics.response(ticket.client_id, "")
+        if not topic.startswith(own) or topic == own:
+            # One client could otherwise have the cluster publish answers to another one.
+            raise RequestError(
+                f"the replies to this client go below {own}",
+                code="reply_topic_refused",
+                parameter="reply_to",
+                status=403,
+            )
+        return replace(ticket, reply_topic=topic)
 
     def _request(
         self, ticket: Ticket, body: Mapping[str, object], text: str, limits: Limits
@@ -164,12 +191,17 @@ class Intake:
         )
 
 
-def _unforeseen(error: Exception) -> RequestError:
-    fault = RequestError(
-        "the cluster failed to read this request", code="internal_error", status=500
+def too_large(num_bytes: int, limit: int) -> Refusal:
+    """Nobody is let in with so long a body."""
+    return Refusal(
+        f"the request has {num_bytes} bytes; the cluster takes at most {limit}",
+        code="request_too_large",
+        status=413,
     )
-    fault.__cause__ = error
-    return fault
+
+
+def _digest(kind: RequestKind, payload: bytes) -> bytes:
+    return hashlib.blake2b(kind.encode() + b"\0" + payload, digest_size=16).digest()
 
 
 def _lenient(name: str, body: Mapping[str, object]) -> str | None:

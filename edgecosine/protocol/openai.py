@@ -74,13 +74,14 @@ def parse_request(
     check_identifier("client", body.get("client"))
     fields.text("reply_to", max_length=MAX_TOPIC_BYTES)
     _refuse_unsupported(body)
-    max_tokens = _max_tokens(fields, limits.max_tokens)
+    max_tokens, is_default_length = _max_tokens(fields, limits.max_tokens)
     return Request(
         client_id=client_id,
         request_id=request_id,
         kind=kind,
         prompt=read_messages(body) if kind == "chat" else read_prompt(body),
         max_tokens=max_tokens,
+        is_default_length=is_default_length,
         sampling=_sampling(fields, max_tokens, draw_seed),
         stop=_stops(body.get("stop")),
         ignore_eos=fields.boolean("ignore_eos", default=False),
@@ -108,6 +109,7 @@ def ask_request(
         kind="ask",
         prompt=check_prompt("prompt", text),
         max_tokens=min(DEFAULT_MAX_TOKENS, limits.max_tokens),
+        is_default_length=True,
         sampling=Sampling(seed=seed),
     )
 
@@ -118,7 +120,6 @@ def render_body(request: Request) -> bytes:
     body: dict[str, Any] = {
         "id": request.request_id,
         "client": request.client_id,
-        "max_tokens": request.max_tokens,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -136,6 +137,8 @@ def render_body(request: Request) -> bytes:
         "stream": request.stream,
         "trace": request.trace,
     }
+    if not request.is_default_length:
+        body["max_tokens"] = request.max_tokens
     if isinstance(request.prompt, str):
         body["prompt"] = request.prompt
     else:
@@ -229,7 +232,8 @@ def _seed(fields: Fields, draw_seed: Callable[[], int]) -> int:
     return fields.integer("seed", 0, low=-(1 << 63), high=MAX_SEED) & MAX_SEED
 
 
-def _max_tokens(fields: Fields, limit: int) -> int:
+def _max_tokens(fields: Fields, limit: int) -> tuple[int, bool]:
+    """The longest answer, and whether the asker named none."""
     given = [
         name for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None
     ]
@@ -239,7 +243,7 @@ def _max_tokens(fields: Fields, limit: int) -> int:
     }
     if len(values) > 1:
         invalid("max_completion_tokens", "max_tokens and max_completion_tokens differ")
-    return min(values.pop(), limit)
+    return min(values.pop(), limit), not given
 
 
 def _model(fields: Fields, served: frozenset[str]) -> str | None:

@@ -65,13 +65,18 @@ def _message(name: str, message: object) -> ChatMessage:
     role = message.get("role")
     if role not in ROLES:
         invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
-    return ChatMessage(role=str(role), content=_content(f"{name}.content", message.get("content")))
+    content = message.get("content")
+    if role == "assistant" and content is None:
+        # As clients keep turns that only called tools, or refused.
+        refusal = message.get("refusal")
+        content = "" if refusal is None else refusal
+    return ChatMessage(role=str(role), content=_content(f"{name}.content", content))
 
 
 def _content(name: str, content: object) -> str:
     """Text, or a list of parts that are all text."""
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        parts = [_text_of(part) for part in content]
         if not all(isinstance(part, str) for part in parts):
             invalid(name, f"a part of {name} is not text")
         content = "".join(str(part) for part in parts)
@@ -80,6 +85,12 @@ def _content(name: str, content: object) -> str:
     if not is_sound(content):
         invalid(name, f"{name} holds half of a surrogate pair")
     return content
+
+
+def _text_of(part: object) -> object:
+    if not isinstance(part, dict):
+        return None
+    return part.get("refusal" if part.get("type") == "refusal" else "text")
 
 
 def _missing(name: str) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from edgecosine.errors import RequestError
+from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.answers import Piece, render_error, render_final, render_piece
 from edgecosine.protocol.intake import Ticket
 from edgecosine.protocol.publication import JSON_TYPE, TEXT_TYPE, Outgoing
@@ -61,7 +61,7 @@ def answer_message(ticket: Ticket, request: Request, answer: Answer, *, created_
     )
 
 
-def undeliverable(final: Outgoing, error: RequestError) -> Outgoing | None:
+def undeliverable(final: Outgoing, error: RequestError | Refusal) -> Outgoing | None:
     """What to say in place of a final message that no broker takes.
 
     None for what is no final message, or is an error itself: there is nothing shorter to say.
@@ -77,7 +77,7 @@ def undeliverable(final: Outgoing, error: RequestError) -> Outgoing | None:
     )
 
 
-def error_message(ticket: Ticket, error: RequestError) -> Outgoing:
+def error_message(ticket: Ticket, error: RequestError | Refusal) -> Outgoing:
     """The one final message of a request that was not answered."""
     return Outgoing(
         topic=ticket.reply_topic,

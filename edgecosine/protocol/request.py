@@ -122,6 +122,8 @@ class Request:
     """Whether the answer tells the course of its rounds."""
     said: Committed = NOTHING
     """What a session of a former process has committed; this one goes on behind it."""
+    is_default_length: bool = False
+    """Whether the asker named no length, so that `max_tokens` is cut where the context ends."""
 
     @property
     def key(self) -> str:

@@ -24,6 +24,7 @@ async def command(name: str, *arguments: str) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", f"from edgecosine.cli.{name} import command; command()", *arguments),
+        stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
         start_new_session=True,
@@ -68,6 +69,20 @@ def test_ask_passes_its_options_on_and_prints_json() -> None:
             [request] = home.service.requests
             assert (request.max_tokens, request.sampling.temperature) == (9, 0.5)
             assert (request.sampling.top_p, request.sampling.seed) == (0.9, 7)
+
+    run(story())
+
+
+def test_ask_of_a_too_long_text_fails_at_once() -> None:
+    async def story() -> None:
+        async with house() as home:
+            for num_bytes in (400_000, 3 << 20):
+                async with command("ask", "-", *at(home)) as process:
+                    out, err = await process.communicate(b"x" * num_bytes)
+                    assert (process.returncode, out) == (1, b"")
+                    assert b"the cluster takes at most 262144" in err
+                    assert err.count(b"\n") == 1
+            assert not [m for m in home.listener.received if "/request/" in m.topic]
 
     run(story())
 

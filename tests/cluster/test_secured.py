@@ -77,7 +77,11 @@ async def linked(client: Client, *drafters: str) -> None:
     """Wait until the target is linked with exactly these."""
     while True:
         view = (await client.nodes()).get("big")
-        if view is not None and view.is_here and set(view.state.get("drafters", ())) == set(drafters):
+        if (
+            view is not None
+            and view.is_here
+            and set(view.state.get("drafters", ())) == set(drafters)
+        ):
             return
         await client.changed()
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgecosine.engine.sources import locate
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.text import Detokenizer, TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.protocol.request import ChatMessage
 
@@ -107,3 +107,39 @@ def test_chat_template_that_serves_nobody_is_told_at_the_load() -> None:
     for template in ("{{ messages[0]['content'] }}", None):
         tokenizer.chat_template = template
         assert TextCodec(tokenizer, [0]).chat_fault() is None
+
+
+@pytest.mark.parametrize("prompt", ["", "a", "a to", "to be", "é"])
+def test_text_of_an_answer_is_that_behind_its_prompt(prompt: str) -> None:
+    codec = byte_fallback()
+    said = codec.encode("to be") + codec.encode("é") + codec.encode("to")
+    detokenizer = Detokenizer(codec, codec.encode(prompt))
+    text = "".join(detokenizer.push([token]) for token in said) + detokenizer.finish()
+    assert text == detokenizer.text == " to be é to"
+    assert (
+        text
+        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, said))
+        .encode("latin-1")
+        .decode()
+    )
+
+
+def test_text_behind_special_tokens_alone_keeps_its_space() -> None:
+    codec = byte_fallback()
+    detokenizer = Detokenizer(codec, [0] * 40)
+    assert detokenizer.push(codec.encode("to")) + detokenizer.finish() == " to"
+
+
+def test_special_tokens_are_found_by_their_names(byte_level: TextCodec) -> None:
+    assert byte_level.special_token("<|endoftext|>") == 0
+    for name in ("a", "def", "<|nothing|>", "<|endoftext|> ", "🦜"):
+        assert byte_level.special_token(name) is None
+    assert byte_fallback().special_token("?") is None
+
+
+def test_text_that_is_far_too_long_shows_it_at_its_beginning(byte_level: TextCodec) -> None:
+    for text, num_tokens in (("x " * 5000, 1000), ("def main():\n" * 900, 100)):
+        assert byte_level.is_longer(text, num_tokens)
+        assert len(byte_level.encode(text)) > num_tokens
+    for text in ("x " * 500, " " * 100_000, ""):
+        assert not byte_level.is_longer(text, len(byte_level.encode(text)))

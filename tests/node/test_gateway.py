@@ -135,7 +135,7 @@ def test_failure_inside_is_an_internal_error_for_the_asker() -> None:
 def test_reply_goes_to_the_topic_that_was_named() -> None:
     async def story() -> None:
         async with house() as home:
-            named = f"{HOME.root}/response/my/own/place"
+            named = f"{HOME.root}/response/cli/own/place"
             ask(home, "1", reply_to=named)
             assert (await home.listener.expect_json(named))["id"] == "1"
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run
-from tests.node.gateway_talk import answer, assert_still_answers
+from tests.node.gateway_talk import answer, ask, assert_still_answers
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -83,5 +83,34 @@ def test_oversized_payload_is_refused() -> None:
             )
             assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
             await assert_still_answers(home)
+
+    run(story())
+
+
+@pytest.mark.parametrize("num_bytes", [300_000, 900_000])
+def test_oversized_body_is_refused_to_its_asker(num_bytes: int) -> None:
+    async def story() -> None:
+        async with house() as home:
+            ask(home, "big", prompt="x" * num_bytes)
+            assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
+            reply_to = HOME.response("cli", "else/where")
+            ask(home, "other", prompt="x" * num_bytes, reply_to=reply_to)
+            final = await home.listener.expect_json(reply_to)
+            assert final["error"]["code"] == "request_too_large"
+            await assert_still_answers(home)
+
+    run(story())
+
+
+def test_reply_topic_of_another_client_gets_nothing() -> None:
+    async def story() -> None:
+        async with house() as home:
+            ask(home, "1", reply_to=HOME.response("alice", "77"))
+            assert (await answer(home, "1"))["error"]["code"] == "reply_topic_refused"
+            ask(home, "2", client=None, reply_to=HOME.response("alice", "77"))
+            assert (await answer(home, "2", "anon"))["error"]["code"] == "reply_topic_refused"
+            await assert_still_answers(home)
+            assert len(home.service.requests) == 1
+            assert not [m for m in home.listener.received if "/alice/" in m.topic]
 
     run(story())

@@ -129,6 +129,7 @@ def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
         HOME.response("", "").rstrip("/") + "/",
         "edgecosine/another/response/shell/7",
         HOME.response("shell", "7" * 300),
+        HOME.response("alice", "7"),
     ],
     ids=lambda topic: topic[:40],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,13 @@ def request(**changes: Any) -> Request:
         ({"prompt": ""}, "empty_prompt", "prompt", "empty"),
         ({"max_tokens": 60}, "context_length_exceeded", "max_tokens", "5 tokens"),
         ({"prompt": "x" * 64}, "context_length_exceeded", "prompt", "64 tokens"),
+        ({"prompt": "x" * 99_999}, "context_length_exceeded", "prompt", "context, 64"),
+        (
+            {"prompt": (ChatMessage("user", "x" * 99_999),)},
+            "context_length_exceeded",
+            "prompt",
+            "context, 64",
+        ),
         ({"prompt": (ChatMessage("user", "hi"),)}, "no_chat_template", None, "completion"),
         (
             {"sampling": Sampling(logit_bias=((5, 1.0), (NUM_TOKENS, 1.0)))},
@@ -87,6 +95,43 @@ def test_request_as_long_as_the_context_is_served() -> None:
             return await home.answer(asked)
 
     assert run(main()).text == alone(LANGUAGE, asked).text
+
+
+@pytest.mark.parametrize(("num_prompt", "num_tokens"), [(5, 59), (63, 1)])
+def test_length_that_nobody_named_is_what_the_context_leaves(
+    num_prompt: int, num_tokens: int
+) -> None:
+    asked = request(
+        prompt="x" * num_prompt, max_tokens=128, is_default_length=True, ignore_eos=True
+    )
+
+    async def main() -> Answer:
+        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+            return await home.answer(asked)
+
+    answer = run(main())
+    assert (answer.num_tokens, answer.finish_reason) == (num_tokens, "length")
+    assert answer.text == alone(LANGUAGE, replace(asked, max_tokens=num_tokens)).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameter"),
+    [
+        ({"prompt": "x" * 64}, "prompt"),
+        ({"prompt": "x" * 60, "sampling": Sampling(min_tokens=5)}, "max_tokens"),
+    ],
+)
+def test_length_that_nobody_named_does_not_make_room(
+    changes: dict[str, Any], parameter: str
+) -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+            with pytest.raises(RequestError) as refusal:
+                await home.answer(request(is_default_length=True, max_tokens=128, **changes))
+            assert refusal.value.code == "context_length_exceeded"
+            assert refusal.value.parameter == parameter
+
+    run(main())
 
 
 def test_answers_are_counted_and_told() -> None:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from edgecosine.engine.sources import locate
+from edgecosine.engine.text import TextCodec
 from edgecosine.node.transcript import Transcript
 from edgecosine.protocol.request import Logprobs, Request, Sampling, ScoredToken
 from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
@@ -95,3 +98,19 @@ def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
 
 def test_vocabulary_of_the_codec_holds_the_end() -> None:
     assert byte_codec().num_tokens == NUM_TOKENS > EOS
+
+
+@pytest.mark.parametrize(("min_tokens", "text", "num_tokens"), [(0, "a", 1), (2, "ab", 3)])
+def test_stop_string_that_names_a_special_token_ends_the_answer_by_it(
+    min_tokens: int, text: str, num_tokens: int
+) -> None:
+    codec = TextCodec(AutoTokenizer.from_pretrained(locate("target").where), [])
+    how = Sampling(min_tokens=min_tokens)
+    asked = Request(
+        "a", "1", "ask", "x", stop=("no", "<|endoftext|>"), ignore_eos=True, sampling=how
+    )
+    [special], [a], [b] = map(codec.encode, ("<|endoftext|>", "a", "b"))
+    transcript = Transcript(asked, codec)
+    transcript.push([a, special, b, special, b])
+    assert (transcript.text, transcript.finish_reason) == (text, "stop")
+    assert len(transcript.tokens) == num_tokens

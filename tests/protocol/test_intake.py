@@ -52,19 +52,77 @@ def test_names_come_in_order(
 
 
 def test_reply_topic_is_taken_from_property_then_body() -> None:
-    topics = [f"edgecosine/home/response/{name}" for name in "ab"]
-    body = {"prompt": "x", "reply_to": topics[1]}
+    topics = [f"edgecosine/home/response/me/{name}" for name in "ab"]
+    body = {"prompt": "x", "client": "me", "reply_to": topics[1]}
     assert read(body).ticket.reply_topic == topics[1]
     assert read(body, response_topic=topics[0]).ticket.reply_topic == topics[0]
     assert read(b"{", response_topic=topics[0]).ticket.reply_topic == topics[0]
 
 
-@pytest.mark.parametrize("topic", ["zigbee2mqtt/lock/set", "", 5, ["x"]])
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "zigbee2mqtt/lock/set",
+        "",
+        5,
+        ["x"],
+        HOME.response("b", "1"),
+        HOME.response("a", ""),
+        HOME.response("ab", "1"),
+        HOME.response("a", "1").replace("/a/", "//"),
+    ],
+)
 def test_refusal_of_a_foreign_reply_topic_goes_to_the_askers_own(topic: object) -> None:
     reading = read({"prompt": "x", "client": "a", "id": "1", "reply_to": topic})
     assert isinstance(reading, Refused)
     assert reading.error.parameter == "reply_to"
     assert reading.ticket.reply_topic == HOME.response("a", "1")
+
+
+def test_request_without_a_name_has_no_reply_topic_of_others() -> None:
+    reading = read({"prompt": "x", "id": "1", "reply_to": HOME.response("alice", "77")})
+    assert isinstance(reading, Refused)
+    assert reading.ticket.reply_topic == HOME.response("anon", "1")
+
+
+def test_response_topic_names_the_client_where_nothing_else_does() -> None:
+    topic = HOME.response("me", "77")
+    assert read({"prompt": "x"}, response_topic=topic).ticket.client_id == "me"
+    for named in ({"client": "you"}, {}):
+        reading = read(
+            {"prompt": "x", **named}, response_topic=topic, client=None if named else "you"
+        )
+        assert isinstance(reading, Refused)
+        assert reading.error.code == "reply_topic_refused"
+        assert reading.ticket.client_id == "you"
+
+
+@pytest.mark.parametrize(
+    ("body", "properties", "topic"),
+    [
+        ({"client": "me", "id": 7}, {}, HOME.response("me", "7")),
+        ({"client": "me", "reply_to": HOME.response("me", "x/y")}, {}, HOME.response("me", "x/y")),
+        ({"client": "me", "reply_to": "lock/set"}, {}, HOME.response("me", "drawn")),
+        ({"client": ["me"], "id": "x" * 2000}, {"correlation": b"7"}, HOME.response("anon", "7")),
+        ({}, {"response_topic": HOME.response("me", "1")}, HOME.response("me", "1")),
+    ],
+)
+def test_request_that_is_too_large_finds_its_asker(
+    body: dict[str, Any], properties: dict[str, Any], topic: str
+) -> None:
+    for whole in ({"prompt": "x" * 5000, **body}, {**body, "prompt": "x" * 5000}):
+        reading = read(whole, **properties)
+        assert isinstance(reading, Refused)
+        assert reading.ticket.reply_topic == topic
+        if body.get("reply_to") != "lock/set":
+            assert (reading.error.code, reading.error.status) == ("request_too_large", 413)
+
+
+@pytest.mark.parametrize("body", [b"[" * 9000, b'{"client":' + b"[" * 9000, b'{"id":"\xff' * 999])
+def test_large_body_that_is_no_request_is_refused(body: bytes) -> None:
+    reading = read(body, client="me")
+    assert isinstance(reading, Refused)
+    assert reading.ticket.client_id == "me"
 
 
 def test_earlier_of_expiry_and_deadline_counts() -> None:

@@ -248,9 +248,44 @@ def test_wrong_field_is_refused_by_name(fields: dict[str, Any], code: str) -> No
     assert (error.code, error.parameter) == (code, next(iter(fields)))
 
 
+def test_length_is_a_default_where_none_is_named() -> None:
+    assert read({"prompt": "x"}).is_default_length
+    assert read({"prompt": "x", "max_tokens": None}).is_default_length
+    assert not read({"prompt": "x", "max_tokens": DEFAULT_MAX_TOKENS}).is_default_length
+    assert not read({"prompt": "x", "max_completion_tokens": 5}).is_default_length
+    asked = read({"prompt": "x"})
+    assert read(render_body(asked)) == asked
+
+
 def test_two_different_limits_are_refused() -> None:
     error = refusal({"prompt": "x", "max_tokens": 5, "max_completion_tokens": 6})
     assert error.parameter == "max_completion_tokens"
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "content"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, ""),
+        ({"role": "assistant", "tool_calls": [CALL]}, ""),
+        ({"role": "assistant", "content": None, "function_call": CALL["function"]}, ""),
+        ({"role": "assistant", "content": None, "refusal": "no"}, "no"),
+        ({"role": "assistant", "content": "yes", "refusal": None}, "yes"),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "no"),
+        ({"role": "assistant", "content": []}, ""),
+        ({"role": "user", "content": []}, ""),
+        ({"role": "tool", "tool_call_id": "1", "content": "x"}, "x"),
+        ({"role": "tool", "content": [{"type": "text", "text": "x"}]}, "x"),
+        ({"role": "user", "name": "alice", "content": "x"}, "x"),
+    ],
+    ids=str,
+)
+def test_former_turns_are_read_as_clients_keep_them(turn: dict[str, Any], content: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}, turn]}
+    [_, former] = read(body, "chat").prompt
+    assert former == ChatMessage(turn["role"], content)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +300,10 @@ def test_two_different_limits_are_refused() -> None:
         ([{"role": "king", "content": "x"}], "messages[0].role"),
         ([{"role": [], "content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "assistant", "content": None}], "messages"),
+        ([{"role": "assistant", "content": None, "refusal": 5}], "messages[0].content"),
+        ([{"role": "assistant", "content": [{"type": "refusal"}]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content"),
         ([{"role": "user", "content": "\udfff"}], "messages[0].content"),

@@ -102,7 +102,10 @@ def requests() -> list[bytes]:
     """Bodies of requests; the first byte draws the kind."""
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
-    limits = b'{"prompt":["x"],"max_completion_tokens":9,"reply_to":"edgecosine/home/response/a/b"}'
+    limits = (
+        b'{"prompt":["x"],"max_completion_tokens":9,"client":"a",'
+        b'"reply_to":"edgecosine/home/response/a/b"}'
+    )
     levels = b'{"prompt":"x","reply_to":"edgecosine/home/response/' + 196 * b"/" + b'"}'
     points = '{"prompt":"x","reply_to":"edgecosine/home/response/\ufdcf\U0001fffd"}'.encode()
     tiny = (

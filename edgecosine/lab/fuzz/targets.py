@@ -248,6 +248,8 @@ def _take(message: Incoming, kind: str) -> bool:
     topic = reading.ticket.reply_topic
     _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
     _require(can_publish_to(topic), "an answer that a broker hangs up on")
+    own = seeds.HOME.response(reading.ticket.client_id, "")
+    _require(topic.startswith(own), "an answer to another client")
     if not isinstance(reading, Accepted):
         render_error(reading.error, reading.ticket.request_id)
         return False

@@ -120,7 +120,7 @@ class _Letters:
     def __len__(self) -> int:
         return self._size
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, **_: object) -> list[int]:
         return [ord(letter) - _FIRST_LETTER for letter in text]
 
     def decode(self, tokens: Sequence[int], **_: object) -> str:

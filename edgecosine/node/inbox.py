@@ -1,0 +1,148 @@
+"""Messages that have come and were not looked at: bounded, and read in turns of their senders.
+
+They are read as they came, but for those of a sender that is ahead of its share by more than a
+burst: these wait for their turns (start-time fair queueing of Goyal, Vin and Cheng, 1996, by
+messages and bytes). What finds no room is what would be read last, of QoS 0 before others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from edgecosine.protocol.publication import Incoming, Qos
+
+MAX_MESSAGES: Final = 10_000
+MAX_BYTES: Final = 32 << 20
+_BYTES_A_TURN: Final = 4096
+"""So many bytes cost as much as it costs to look at a message at all."""
+_BURST: Final = 128.0
+"""Messages, or so many times 4 KiB, that a sender may be ahead of its share."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One sender's messages that wait."""
+
+    last: float
+    """The virtual time in which the last of them is read."""
+    count: int = 0
+
+
+class Inbox:
+    """A queue with one taker.
+
+    `lane` names the sender by topic, payload and user property `client`. `on_drop` is given each
+    message of QoS 1 that found no room, and None for one of QoS 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_messages: int = MAX_MESSAGES,
+        max_bytes: int = MAX_BYTES,
+        lane: Callable[[str, bytes | bytearray, str | None], str] = lambda *_: "",
+        on_drop: Callable[[Incoming | None], None] = lambda _: None,
+    ) -> None:
+        self._max_messages, self._max_bytes = max_messages, max_bytes
+        self._lane, self._on_drop = lane, on_drop
+        self._waiting: list[tuple[float, int, Qos, str, Incoming]] = []
+        """Virtual times, numbers, both negative, and the rest: what is read first comes last."""
+        self._lanes: dict[str, _Lane] = {}
+        self._now = 0.0
+        self._number = self._num_bytes = self._num_qos_0 = 0
+        self._news = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __repr__(self) -> str:
+        return f"<Inbox {len(self)} waiting of {len(self._lanes)} senders>"
+
+    def put(self, message: Incoming, qos: Qos) -> None:
+        """Take a message in; whatever finds no room is dropped."""
+        name = self._lane(message.topic, message.payload, message.client)
+        lane = self._lanes.setdefault(name, _Lane(self._now))
+        turn = self._turn(lane, message.payload)
+        lane.last = max(lane.last, self._now) + _cost(message.payload)
+        lane.count += 1
+        self._number += 1
+        self._num_bytes += len(message.payload)
+        self._num_qos_0 += qos == 0
+        insort(self._waiting, (-turn, -self._number, qos, name, message))
+        while len(self._waiting) > self._max_messages or self._num_bytes > self._max_bytes:
+            self._evict()
+        self._news.set()
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether one more message would put no other one out."""
+        is_short = len(self._waiting) < self._max_messages
+        return is_short and self._num_bytes + num_bytes <= self._max_bytes
+
+    def wants(self, topic: str, payload: bytes | bytearray) -> bool:
+        """Whether a message of QoS 0 is to be put where there is no room: not as the last one."""
+        lane = self._lanes.get(self._lane(topic, payload, None)) or _Lane(self._now)
+        last, _, qos, *_ = self._waiting[self._last()]
+        return qos == 0 and self._turn(lane, payload) < -last
+
+    def leave_out(self) -> None:
+        """A message that was not wanted is not put."""
+        self._on_drop(None)
+
+    def take(self) -> Incoming | None:
+        """The message whose turn it is, if any waits."""
+        if not self._waiting:
+            return None
+        at, *_, message = self._waiting[-1]
+        self._now = -at
+        self._remove(-1)
+        return message
+
+    async def arrival(self) -> None:
+        """Wait until a message waits, or `wake` is called."""
+        if not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+
+    def wake(self) -> None:
+        """Let the taker look."""
+        self._news.set()
+
+    def clear(self) -> None:
+        """Forget what waits: a new connection brings it again, or nobody does."""
+        self._waiting.clear()
+        self._lanes.clear()
+        self._num_bytes = self._num_qos_0 = 0
+
+    def _turn(self, lane: _Lane, payload: bytes | bytearray) -> float:
+        """The virtual time in which the lane's next message is read."""
+        return max(self._now, lane.last + _cost(payload) - _BURST)
+
+    def _last(self) -> int:
+        """Where the message stands that is dropped first."""
+        if not self._num_qos_0:
+            return 0
+        return next(n for n, (_, _, qos, *_) in enumerate(self._waiting) if qos == 0)
+
+    def _evict(self) -> None:
+        number = self._last()
+        _, _, qos, name, message = self._waiting[number]
+        self._lanes[name].last -= _cost(message.payload)
+        self._remove(number)
+        self._on_drop(message if qos else None)
+
+    def _remove(self, number: int) -> None:
+        _, _, qos, name, message = self._waiting.pop(number)
+        self._num_qos_0 -= qos == 0
+        self._num_bytes -= len(message.payload)
+        lane = self._lanes[name]
+        lane.count -= 1
+        if not lane.count:
+            del self._lanes[name]
+
+
+def _cost(payload: bytes | bytearray) -> float:
+    return 1.0 + len(payload) / _BYTES_A_TURN
