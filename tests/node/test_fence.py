@@ -138,7 +138,7 @@ class Desk:
         if isinstance(reading, Accepted):
             self.reception.take(reading)
         else:
-            self.reception.refuse(reading.ticket, reading.error)
+            self.reception.refuse(reading.ticket, reading.error, reading.cause)
 
     async def final(self, name: str) -> Any:
         """The one final message."""

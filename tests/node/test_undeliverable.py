@@ -111,7 +111,7 @@ def test_topic_that_the_broker_hangs_up_on_is_given_up(
                 hang_up_on(monkeypatch)
                 for number in range(4):
                     ask(listener, f"honest-{number}", "little")
-                ask(listener, "bad", "little", reply_to=HOME.root + "/response/" + 215 * "/")
+                ask(listener, "bad", "little", reply_to=HOME.root + "/response/cli/" + 215 * "/")
                 for number in range(4, 8):
                     ask(listener, f"honest-{number}", "little")
                 for number in range(8):

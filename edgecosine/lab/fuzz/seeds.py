@@ -106,8 +106,12 @@ def requests() -> list[bytes]:
         b'{"prompt":["x"],"max_completion_tokens":9,"client":"a",'
         b'"reply_to":"edgecosine/home/response/a/b"}'
     )
-    levels = b'{"prompt":"x","reply_to":"edgecosine/home/response/' + 196 * b"/" + b'"}'
-    points = '{"prompt":"x","reply_to":"edgecosine/home/response/\ufdcf\U0001fffd"}'.encode()
+    levels = (
+        b'{"prompt":"x","client":"a","reply_to":"edgecosine/home/response/a/' + 195 * b"/" + b'"}'
+    )
+    points = (
+        '{"prompt":"x","client":"a","reply_to":"edgecosine/home/response/a/\ufdcf\U0001fffd"}'
+    ).encode()
     tiny = (
         b'{"prompt":"x","temperature":1e-46,"top_p":5e-324,"min_p":1e-45,"repetition_penalty":0.01,'
         b'"logit_bias":{"4096":1e-40},"stop_token_ids":[4096],"min_tokens":3}'
