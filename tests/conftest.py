@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,3 +24,12 @@ def _hears_interrupts() -> None:
     """Shells start what they put in the background deaf to Ctrl-C, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log() -> Iterator[None]:
+    """A command that a test runs in this process sets a level for the tests after it, too."""
+    log = logging.getLogger("edgecosine")
+    level = log.level
+    yield
+    log.setLevel(level)
