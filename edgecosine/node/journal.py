@@ -246,6 +246,8 @@ class DiskJournal:
             while (batch := self._take()) is not None:
                 failure = self._write(batch)
                 self._loop.call_soon_threadsafe(self._written, batch[-1].number, failure)
+            if self._owed and (failure := self._write([])) is not None:
+                logger.error("ends of requests were not written: reason=%s", failure)
         except Exception as error:  # noqa: BLE001 -- it ends the actor, in the loop
             self._crash = error
             self._loop.call_soon_threadsafe(self._has_crashed.set)

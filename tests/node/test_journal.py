@@ -440,6 +440,20 @@ def test_what_is_owed_is_written_when_there_is_room_though_nobody_asks(
     run(story())
 
 
+def test_what_is_owed_is_written_before_the_journal_ends(tmp_path: Path) -> None:
+    async def story() -> None:
+        journal = DiskJournal(tmp_path, now=lambda: NOW)
+        async with writing(journal):
+            with _full_disk(journal.store):
+                journal.finish(kept("a/1"))
+                await journal.settled()
+        again = DiskJournal(tmp_path, now=lambda: NOW)
+        assert [each.key for each in past(again).answers] == ["a/1"]
+        again.store.close()
+
+    run(story())
+
+
 def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, stuck_s=0.2)
