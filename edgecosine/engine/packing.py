@@ -55,6 +55,7 @@ class Layout(enum.IntEnum):
 _WIDE = {Layout.PAIRS: Layout.WIDE_PAIRS, Layout.BYTES: Layout.WIDE_BYTES}
 BLOCK_SIZE = 32
 """Inputs of a column that share a scale; the same number in kernels/blocks.h."""
+_BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,8 @@ def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torc
 class Arena:
     """Memory for matrices that every pass reads one after the other.
 
-    In pages of its own each would end within a large page, and a processor fetches ahead within
-    pages alone: small matrices were read at two thirds of the speed.
+    A processor fetches ahead within a page alone, and a small matrix with memory of its own lies in
+    small pages.
     """
 
     def __init__(self, size: int, kernels: Kernels) -> None:
@@ -203,7 +204,7 @@ def most_bytes(shapes: Iterable[tuple[int, int]], kernels: Kernels, form: Weight
     most = 0
     for outputs, inputs in shapes:
         columns = -(-outputs // kernels.panel) * kernels.panel
-        width = 34 * -(-inputs // BLOCK_SIZE) if form == "int8" else 4 * (inputs + 1)
+        width = _BLOCK_BYTES * -(-inputs // BLOCK_SIZE) if form == "int8" else 4 * (inputs + 1)
         most += columns * width + _LINE
     return most
 
@@ -254,7 +255,7 @@ def _pack_blocks(
 ) -> Packed:
     steps = -(-weights[0].shape[1] // BLOCK_SIZE)
     panels = [-(-len(weight) // kernels.panel) for weight in weights]
-    size = steps * kernels.panel * (BLOCK_SIZE + torch.float16.itemsize)
+    size = steps * kernels.panel * _BLOCK_BYTES
     packed = take(sum(panels) * size).view(-1, size)
     for part in torch.split_with_sizes(packed, panels):
         weight = weights.pop(0)

@@ -19,11 +19,12 @@ struct Shape {
   int64_t window;
 };
 
+inline bool below(int64_t value, int64_t limit) { return 0 <= value && value < limit; }
+
 // Whether the rows stay within a cache of `slots` slots of `cells` cells.
 inline bool are_within(int64_t slots, int64_t cells, const int32_t* slot, const int32_t* cell,
                        const int32_t* length, const int32_t* path, const int32_t* path_length,
                        int64_t paths, int64_t rows) {
-  const auto below = [](int64_t value, int64_t limit) { return 0 <= value && value < limit; };
   for (int64_t t = 0; t < rows; t++) {
     if (!below(slot[t], slots) || !below(cell[t], cells)) return false;
     if (!below(length[t], cells + 1) || !below(path_length[t], paths + 1)) return false;

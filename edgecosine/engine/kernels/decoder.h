@@ -137,16 +137,9 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
 bool fit(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
          const int32_t* cell, const int32_t* length, const int32_t* path, const int32_t* path_length,
          int64_t paths, int64_t rows) {
-  const auto below = [](int64_t value, int64_t end) { return value >= 0 && value < end; };
-  for (int64_t t = 0; t < rows; t++) {
-    if (!below(tokens[t], d.vocabulary) || !below(positions[t], d.cells) ||
-        !below(slot[t], d.slots) || !below(cell[t], d.cells) || !below(length[t], d.cells + 1) ||
-        !below(path_length[t], paths + 1))
-      return false;
-    for (int64_t i = 0; i < path_length[t]; i++)
-      if (!below(path[t * paths + i], d.cells)) return false;
-  }
-  return true;
+  for (int64_t t = 0; t < rows; t++)
+    if (!below(tokens[t], d.vocabulary) || !below(positions[t], d.cells)) return false;
+  return are_within(d.slots, d.cells, slot, cell, length, path, path_length, paths, rows);
 }
 
 void embed(const Decoder& d, const int64_t* tokens, int64_t rows, float* x) {
