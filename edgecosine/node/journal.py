@@ -3,7 +3,9 @@
 A thread writes in batches; the loop only appends to a queue and is never blocked. What the world
 may see of a request waits until all that it follows from is written (the output commit of
 Elnozahy et al., ACM Computing Surveys 2002, §2.6): `then` keeps that order. Where the disk refuses
-or does not answer, new requests are refused and those at work go on without a journal.
+or does not answer, new requests are refused and those at work go on without a journal; their final
+messages wait a while for the disk (`once_kept`), since an end that is not written comes twice, with
+other times, if the process is killed before it is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -40,6 +43,8 @@ _MAX_BATCH = 256
 _MAX_OWED = 4096
 """Ends of requests that are kept for a disk that refuses them."""
 _STUCK_S = 5.0
+_HOLD_S = 10.0
+"""How long the final message of a request waits for a disk that refuses its end."""
 _LOOK_S = 1.0
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,19 +69,26 @@ class DiskJournal:
     is_durable = True
 
     def __init__(
-        self, directory: Path, *, now: Callable[[], Moment] = Moment.now, stuck_s: float = _STUCK_S
+        self,
+        directory: Path,
+        *,
+        now: Callable[[], Moment] = Moment.now,
+        stuck_s: float = _STUCK_S,
+        hold_s: float = _HOLD_S,
     ) -> None:
         self.store = JournalStore(directory)
         self.failure: str | None = None
         """Why nothing can be written now."""
-        self._now, self._stuck_s = now, stuck_s
+        self._now, self._stuck_s, self._hold_s = now, stuck_s, hold_s
         self._first = self.store.first_moment(now())
         self.num_starts = self.store.count_start()
         """How often a node has begun on this journal."""
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._owed: deque[_Record] = deque(maxlen=_MAX_OWED)
-        self._num_told = self._num_written = 0
+        self._num_told = self._num_written = self._num_kept = 0
+        """Records told; those of them that the disk has answered; up to where nothing is owed."""
         self._waiting: deque[tuple[int, float, Then]] = deque()
+        self._held: deque[tuple[int, float, Callable[[], None]]] = deque()
         self._is_stuck = False
         self._crash: BaseException | None = None
         self._has_crashed = asyncio.Event()
@@ -164,6 +176,16 @@ class DiskJournal:
         else:
             self._wait(lambda _: call())
 
+    def once_kept(self, call: Callable[[], None]) -> None:
+        """Call when the ends that were told before are written, or were not in a long while.
+
+        Never called when this process ends before: the next one goes on with such requests.
+        """
+        if self._num_kept == self._num_told and not (self._waiting or self._held):
+            call()
+        else:
+            self._held.append((self._num_told, time.monotonic(), call))
+
     async def settled(self) -> None:
         """Wait until all that was told is written, or cannot be."""
         is_settled = asyncio.Event()
@@ -221,10 +243,14 @@ class DiskJournal:
         if self._waiting and time.monotonic() - self._waiting[0][1] > self._stuck_s:
             self._is_stuck = True
             self._release(self._num_told, f"no answer from the disk in {self._stuck_s:.0f} s")
+        self._send_held()
 
     def _written(self, number: int, failure: str | None) -> None:
         self._num_written, self._is_stuck = number, False
+        if failure is None:
+            self._num_kept = number
         self._release(number, failure)
+        self._send_held()
 
     def _release(self, number: int, failure: str | None) -> None:
         if failure is not None and self.failure is None:
@@ -234,10 +260,13 @@ class DiskJournal:
         self.failure = failure
         while self._waiting and self._waiting[0][0] <= number:
             _, _, then = self._waiting.popleft()
-            try:
-                then(failure is None)
-            except Exception as error:  # noqa: BLE001 -- the others wait for the disk alone
-                logger.error("step behind the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
+            _call(partial(then, failure is None))
+
+    def _send_held(self) -> None:
+        """Call what waits for ends that are written by now, or has waited for long enough."""
+        latest = time.monotonic() - self._hold_s
+        while self._held and (self._held[0][0] <= self._num_kept or self._held[0][1] <= latest):
+            _call(self._held.popleft()[2])
 
     def _work(self) -> None:
         """The thread: one transaction for all that has come."""
@@ -277,6 +306,13 @@ class DiskJournal:
             return str(error)
         self._owed.clear()
         return None
+
+
+def _call(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001 -- the others wait for the disk alone
+        logger.error("step behind the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
 
 
 _BEGIN = """

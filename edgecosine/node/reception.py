@@ -193,6 +193,7 @@ class Reception:
         """Another target answers a request."""
         logger.info("request given up, another target has it: request=%s", key)
         self._jobs.pop(key, None)
+        self._telling.forget(key)
         entry = self._ledger.forget(key)
         if entry is not None:
             self._answering.abandon(entry)
@@ -324,12 +325,9 @@ class Reception:
             if self._sharing.is_held(ticket.key):
                 return
             self._sharing.repeat(ticket)
-            self._telling.send(
-                replace(
-                    known.final,
-                    topic=ticket.reply_topic,
-                    correlation=ticket.correlation,
-                )
+            final = known.final
+            self._telling.again(
+                replace(final, topic=ticket.reply_topic, correlation=ticket.correlation)
             )
             return
         if known.ticket != ticket:

@@ -68,6 +68,9 @@ class Journal(Protocol):
     def then(self, call: Callable[[], None]) -> None:
         """Call when all that was told before is written, or cannot be."""
 
+    def once_kept(self, call: Callable[[], None]) -> None:
+        """Call when the ends that were told before are written, or were not in a long while."""
+
     async def settled(self) -> None:
         """Wait until all that was told is written, or cannot be."""
 
@@ -101,6 +104,9 @@ class NoJournal:
     def forget(self, key: str) -> None: ...
 
     def then(self, call: Callable[[], None]) -> None:
+        call()
+
+    def once_kept(self, call: Callable[[], None]) -> None:
         call()
 
     async def settled(self) -> None: ...

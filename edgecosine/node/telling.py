@@ -32,6 +32,8 @@ class Telling:
         self.stall: str | None = None
         """Why requests at work do not move now."""
         self._sharing = sharing
+        self._unwritten: dict[str, Outgoing] = {}
+        """Final messages by key that wait for the journal."""
         self._owed: dict[Outgoing, str] = {}
         """Final messages that the broker may not have, and their requests' keys."""
 
@@ -44,7 +46,16 @@ class Telling:
 
     def owe(self, key: str, final: Outgoing) -> None:
         """Send a final message, in the next life of this process, too, until the broker has it."""
-        self._sharing.give(key, partial(self._give, key, final))
+        self._unwritten[key] = final
+        self._journal.once_kept(partial(self._written, key))
+
+    def forget(self, key: str) -> None:
+        """Another target sends the final message of a request."""
+        self._unwritten.pop(key, None)
+
+    def again(self, final: Outgoing) -> None:
+        """Send a final message to who asked again."""
+        self._journal.once_kept(partial(self.send, final))
 
     def delivered(self, message: Outgoing) -> None:
         """The broker has a message."""
@@ -61,14 +72,24 @@ class Telling:
         self._journal.deliver(key)
         self._sharing.delivered(key)
 
+    def _written(self, key: str) -> None:
+        final = self._unwritten.pop(key, None)
+        if final is not None:
+            self._sharing.give(key, partial(self._give, key, final))
+
     def _give(self, key: str, final: Outgoing) -> None:
         self._owed[final] = key
         self.send(final)
 
     def state(self, entry: Entry) -> None:
         """How far a request is."""
-        stall = self.stall if entry.state in _AT_WORK else None
-        self.send(state_message(self._topics, entry.ticket, entry.state, stall))
+        is_at_work = entry.state in _AT_WORK
+        stall = self.stall if is_at_work else None
+        message = state_message(self._topics, entry.ticket, entry.state, stall)
+        if is_at_work:
+            self.send(message)
+        else:
+            self._journal.once_kept(partial(self.send, message))
 
     def part(self, entry: Entry, choice: int, text: str) -> None:
         """More text of one choice, for those who read along."""

@@ -40,6 +40,7 @@ class Story:
     texts: dict[int, str] = field(default_factory=dict)
     finals: set[bytes] = field(default_factory=set)
     body: bytes = b""
+    num_asked: int = 0
 
     def add(self, piece: dict[str, Any]) -> bool:
         """False where something is missing before this part."""
@@ -86,6 +87,7 @@ class Reader:
 
     def _send(self, request_id: str) -> None:
         self._num_asked += 1
+        self.stories[request_id].num_asked += 1
         self._courier.send(Outgoing(HOME.request("completion"), self.stories[request_id].body))
 
     async def until(self, is_so: Any) -> None:

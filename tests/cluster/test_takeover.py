@@ -126,10 +126,16 @@ def ask_all(reader: Reader, prefix: str, num_tokens: int = 56) -> list[str]:
 
 
 def check(reader: CountingReader, names: list[str], bodies: list[Any]) -> None:
-    """One final each, and streams that say the same."""
-    assert {name: reader.num_finals[name] for name in names} == dict.fromkeys(names, 1)
+    """One answer each, and streams that say the same.
+
+    It is sent once, once more to who asks again, and once more by a target that is back and does
+    not know whether the broker had it.
+    """
     for name, body in zip(names, bodies, strict=True):
-        check_story(reader.stories[name], body)
+        story = reader.stories[name]
+        assert len(story.finals) == 1
+        assert 1 <= reader.num_finals[name] <= story.num_asked + 1
+        check_story(story, body)
 
 
 def test_killed_target_is_stood_in_for(tmp_path: Path) -> None:
@@ -151,9 +157,7 @@ def test_killed_target_is_stood_in_for(tmp_path: Path) -> None:
             await reader.answers(*again)
             for name in killed:
                 reader._send(name)
-            await reader.until(lambda: all(reader.num_finals[name] == 2 for name in killed))
-            assert all(len(reader.stories[name].finals) == 1 for name in killed)
-            reader.num_finals.subtract(killed)
+            await reader.until(lambda: all(reader.num_finals[name] >= 2 for name in killed))
             check(reader, killed, ends)
             logs = [here.log(name) for name in NAMES]
             assert all("answered: request=cli/again" in log for log in logs)

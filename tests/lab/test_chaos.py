@@ -214,7 +214,15 @@ def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: 
         asked_s=[1.0 + 0.1 * number for number in range(num_asked)],
     )
     assert (_condemned(story) == set()) == is_clean
-    assert (_condemned(story, connections=[(2.5, 2.5)]) == set()) == (num_asked > 1)
+    assert (_condemned(story, connections=[(3.5, 3.5)]) == set()) == (num_asked > 1)
+
+
+@pytest.mark.parametrize(("num_finals", "is_clean"), [(3, True), (4, False)])
+def test_new_connection_is_a_reason_for_the_final_and_for_the_request_delivered_again(
+    num_finals: int, *, is_clean: bool
+) -> None:
+    story = changed(heard=[Heard(2.0 + number, final(*TEXTS)) for number in range(num_finals)])
+    assert (_condemned(story, connections=[(2.5, 2.5)]) == set()) == is_clean
 
 
 def test_faults_on_all_sides_excuse_no_second_final() -> None:

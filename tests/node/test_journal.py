@@ -454,6 +454,36 @@ def test_what_is_owed_is_written_before_the_journal_ends(tmp_path: Path) -> None
     run(story())
 
 
+def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Path) -> None:
+    """In order, and behind an end that the disk refused; then without it, when it takes too long."""
+
+    async def story() -> None:
+        journal = DiskJournal(tmp_path, now=lambda: NOW, hold_s=0.3)
+        called: list[str] = []
+        is_late = asyncio.Event()
+        async with writing(journal):
+            journal.once_kept(lambda: called.append("at once"))
+            assert called == ["at once"]
+            with _full_disk(journal.store):
+                journal.finish(kept("a/1"))
+                journal.once_kept(lambda: called.append("a/1"))
+                await journal.settled()
+                assert called == ["at once"]
+            journal.finish(kept("a/2"))
+            journal.once_kept(lambda: called.append("a/2"))
+            await journal.settled()
+            await asyncio.sleep(0)
+            assert called == ["at once", "a/1", "a/2"]
+            with _full_disk(journal.store):
+                journal.finish(kept("b/1"))
+                journal.once_kept(is_late.set)
+                await journal.settled()
+                assert not is_late.is_set()
+                await is_late.wait()
+
+    run(story())
+
+
 def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, stuck_s=0.2)

@@ -427,6 +427,39 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
     run(story())
 
 
+def test_answer_whose_end_the_disk_refuses_is_not_sent_before_a_kill_and_again_after_it(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        gate = service.hold("hm")
+        at = Desk(tmp_path, service)
+
+        def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
+            raise JournalLost("full")
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in (at.journal.run(), at.reception.run())]
+            await asyncio.sleep(0)
+            at.take()
+            await at.expect_state("running")
+            at.journal.store.write = refuse  # type: ignore[method-assign]
+            gate.set()
+            await at.reception.idle()
+            await at.journal.settled()
+            assert not await at.expect(FINAL, 0)
+            assert "done" not in [body["state"] for body in await at.expect(HOME.job_state("1"))]
+            for task in tasks:
+                task.cancel()
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path, service) as at:
+            assert (await at.expect(FINAL))[0]["choices"]
+            await at.expect_state("done")
+        assert len(service.requests) == 2
+
+    run(story())
+
+
 def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> None:
     async def story() -> None:
         for _ in range(MAX_STARTS + 1):
