@@ -47,15 +47,36 @@ class _Work:
         """Our arrival is prepared: what came with the subscriptions may be looked at."""
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
         self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
 
     def start(
         self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    ) -> asyncio.Task[None]:
         """Let a task of the group do some work."""
         task = group.create_task(self._do(work), name=f"{self._name}.courier")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def deliver(
+        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let a task of the group send a message, and hear that the broker has it."""
+        task = self.start(group, work)
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    async def finish(self, until: float) -> None:
+        """Take and send nothing more, and hear of what is on its way.
+
+        What the broker has and we do not know of would be sent again.
+        """
+        self.is_over = True
+        for task in self._tasks - self._deliveries:
+            task.cancel()
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=max(0.0, until - _now()))
 
     async def lost(self) -> BrokerLost:
         """Wait until a task loses the broker."""
@@ -220,7 +241,7 @@ class Courier:
 
         Raises BrokerLost.
         """
-        work = _Work(self._name)
+        work, leave_until = _Work(self._name), 0.0
         try:
             async with asyncio.TaskGroup() as group:
                 try:
@@ -228,11 +249,15 @@ class Courier:
                     work.start(group, connection.watch)
                     work.start(group, partial(self._arrive_and_write, connection, group, work))
                     loss = await work.lost()
+                except asyncio.CancelledError:
+                    leave_until = _now() + _FAREWELL_TIMEOUT_S
+                    await work.finish(leave_until)
+                    raise
                 finally:
                     work.end()
         except asyncio.CancelledError:
             self._outbox.rewind()
-            await self._leave(connection)
+            await self._leave(connection, leave_until)
             raise
         finally:
             alone = self._outbox.lose()
@@ -297,7 +322,7 @@ class Courier:
             await room.acquire()
             number, message = await self._outbox.take()
             # Tasks start in the order in which they were made, so messages keep theirs.
-            work.start(group, partial(self._deliver, connection, number, message, room))
+            work.deliver(group, partial(self._deliver, connection, number, message, room))
 
     async def _deliver(
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
@@ -336,11 +361,11 @@ class Courier:
             self._give_up(message, objection)
         return objection is not None
 
-    async def _leave(self, connection: Connection) -> None:
-        """Send what is left, then the farewell, as far as a short time allows."""
+    async def _leave(self, connection: Connection, until: float) -> None:
+        """Send what is left, then the farewell, as far as the time allows."""
         connection.look()
         with contextlib.suppress(BrokerLost, TimeoutError):
-            async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+            async with asyncio.timeout_at(until):
                 while self._outbox:
                     await self._publish(connection, *await self._outbox.take())
                 for message in self._farewell():

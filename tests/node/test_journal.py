@@ -455,7 +455,7 @@ def test_what_is_owed_is_written_before_the_journal_ends(tmp_path: Path) -> None
 
 
 def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Path) -> None:
-    """In order, and behind an end that the disk refused; then without it, when it takes too long."""
+    """In order, behind an end that the disk refused; in the end without it."""
 
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW, hold_s=0.3)

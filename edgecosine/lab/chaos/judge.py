@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -177,8 +177,20 @@ def _doubled(story: Story, connections: Sequence[Span]) -> str | None:
         num_unexplained += 1
         # Who asks again is answered again, once for each time.
         if num_unexplained >= max(1, sum(at_s <= heard.at_s for at_s in story.asked_s)):
-            return f"its final came again after {heard.at_s - before.at_s:.1f} s for no reason"
+            return (
+                f"its final came again for no reason: finals at {_times(finals, heard.at_s)}, "
+                f"asked at {_shown(story.asked_s)}, connections at "
+                f"{_shown(begun_s for begun_s, _ in connections if begun_s > finals[0].at_s)}"
+            )
     return None
+
+
+def _times(finals: Sequence[Heard], until_s: float) -> str:
+    return _shown(heard.at_s for heard in finals if heard.at_s <= until_s)
+
+
+def _shown(times_s: Iterable[float]) -> str:
+    return ", ".join(f"{at_s:.3f}" for at_s in itertools.islice(times_s, 6)) + " s"
 
 
 def _is_repeated(before_s: float, again_s: float, connections: Sequence[Span]) -> bool:
