@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 
 from edgecosine.balance.batch import Latecomer
 from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import (
     DraftEngine,
 )
 from edgecosine.errors import EngineError, LinkLost
-from edgecosine.node.balancer import Balancer
-from edgecosine.node.consulting import DrafterLink
-from edgecosine.node.drafting import Drafting
-from edgecosine.node.engine_thread import EngineThread
-from edgecosine.node.serving import Serving
-from edgecosine.node.verifying import Verifying
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.target.draft_client import DrafterLink
+from edgecosine.node.target.text_service import Serving
+from edgecosine.node.target.verifier import Verifying
 from edgecosine.protocol.messages import (
     AnyMessage,
     Draft,

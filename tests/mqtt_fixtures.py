@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from edgecosine.node.absences import GRACE_S
-from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.courier import Courier
-from edgecosine.node.gateway import MAX_REQUEST_BYTES, Gateway
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.node.gateway.disconnected_clients import GRACE_S
+from edgecosine.node.gateway.gateway import MAX_REQUEST_BYTES, Gateway
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService

@@ -13,14 +13,14 @@ import pytest
 
 import edgecosine
 from edgecosine.balance.admission import Admission
-from edgecosine.node.reception import Reception
+from edgecosine.node.gateway.request_manager import Reception
 from edgecosine.protocol.intake import Accepted, Ticket
 from edgecosine.protocol.request import Request
 from edgecosine.protocol.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
 from tests.house import Neighbour, house
-from tests.node.wire_fixtures import run
+from tests.node.links.wire_fixtures import run
 
 FORMAT = re.compile(r"[^=%]+(: (\w+=%[^ =]+)( \w+=%[^ =]+)*( advice=.*)?|: advice=.*)?", re.DOTALL)
 """Words, then keys with a value each; advice comes last, in words of its own."""

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from edgecosine.errors import ConfigError
-from edgecosine.node.broker_address import BrokerAddress, holds_password, without_password
+from edgecosine.mqtt.broker_address import BrokerAddress, holds_password, without_password
 from edgecosine.protocol.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.files import default_credentials

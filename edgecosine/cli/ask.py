@@ -10,8 +10,8 @@ import msgspec
 
 from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
+from edgecosine.client.client import Client
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.openai import DEFAULT_MAX_TOKENS
 from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES

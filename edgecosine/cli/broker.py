@@ -8,8 +8,8 @@ import click
 
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
-from edgecosine.node.broker import BrokerKind, EmbeddedBroker
-from edgecosine.node.guard import is_loopback
+from edgecosine.local.embedded_broker import BrokerKind, EmbeddedBroker
+from edgecosine.node.links.link_policy import is_loopback
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.errors import ConfigError
-from edgecosine.node.endpoint import Endpoint, utc_now
-from edgecosine.node.enrolling import join, renew
+from edgecosine.node.credentials.ca_client import join, renew
+from edgecosine.node.credentials.ca_server import Endpoint, utc_now
 from edgecosine.protocol.messages import Role
 from edgecosine.protocol.topics import Topics
 from edgecosine.security.authority import Authority

@@ -15,7 +15,7 @@ import uvloop
 
 import edgecosine
 from edgecosine.cli.running import access_options, resolve_access
-from edgecosine.node.doctor import Check, examine
+from edgecosine.local.doctor import Check, examine
 
 _ZOO = Path(edgecosine.__file__).parent / "zoo"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from edgecosine.cli.running import broker_options, run_command
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.forgetting import forget
+from edgecosine.client.forget import forget
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.topics import is_identifier
 
 

@@ -30,9 +30,9 @@ from edgecosine.config import (
     read_file,
 )
 from edgecosine.errors import ConfigError
-from edgecosine.node.draining import Drain
-from edgecosine.node.local_cluster import node_name
+from edgecosine.local.cluster import node_name
 from edgecosine.node.node import run_node
+from edgecosine.node.runtime.drain import Drain
 from edgecosine.security.credentials import Credentials
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)

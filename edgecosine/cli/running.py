@@ -27,7 +27,7 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.outcome import INTERRUPTED, TERMINATED, end_of
 from edgecosine.errors import ConfigError
-from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.mqtt.broker_address import BrokerAddress
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER = "home"

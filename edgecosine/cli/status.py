@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecosine.cli.running import broker_options, run_command
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
-from edgecosine.node.health import counted
+from edgecosine.client.client import Client
+from edgecosine.client.health import counted
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.notices import NodeView
 
 _NOTHING = "-"

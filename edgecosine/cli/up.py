@@ -14,7 +14,7 @@ from edgecosine.cli.outcome import LOG_LEVEL_VARIABLE
 from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.config import Exactness
 from edgecosine.errors import ModelUnavailable
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
 
 
 @click.command("up")

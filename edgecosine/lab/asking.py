@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgecosine.node.client import Client
+from edgecosine.client.client import Client
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
 

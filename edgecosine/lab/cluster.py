@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.network import namespaces
@@ -25,8 +26,7 @@ from edgecosine.lab.network.hosts import Host, Network, free_port
 from edgecosine.lab.network.namespaces import NamespaceNetwork
 from edgecosine.lab.network.relays import LOOPBACK, RelayNetwork
 from edgecosine.lab.network.weather import FINE, Weather
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
+from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
 StartBroker = Callable[[Host, int], Awaitable[None]]

@@ -17,12 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edgecosine.client.client import Client
 from edgecosine.lab.asking import GREEDY, Asked, ask
 from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.scene import Scene
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.lab.asking import Asked, ask
-from edgecosine.node.client import Client
 from edgecosine.protocol.request import Sampling
 
 MAX_TOKENS = 128

@@ -8,8 +8,12 @@ import functools
 import logging
 
 from edgecosine.config import NodeConfig
+from edgecosine.counters import Counters
 from edgecosine.errors import LinkError
-from edgecosine.node.assembly import (
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.name_check import check_name
+from edgecosine.mqtt.node_status import Presence, publish_state
+from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
@@ -17,17 +21,13 @@ from edgecosine.node.assembly import (
     log_lost,
     run_all,
 )
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.counters import Counters
-from edgecosine.node.drafting import MAX_TOKEN, Drafting
-from edgecosine.node.draining import Drain
-from edgecosine.node.engine_thread import EngineThread
-from edgecosine.node.engines import load_drafter
-from edgecosine.node.link import Link
-from edgecosine.node.membership import Membership
-from edgecosine.node.name_check import check_name
-from edgecosine.node.presence import Presence, publish_state
-from edgecosine.node.state import drafter_state
+from edgecosine.node.credentials.membership import Membership
+from edgecosine.node.drafter.draft_worker import MAX_TOKEN, Drafting
+from edgecosine.node.links.link import Link
+from edgecosine.node.runtime.drain import Drain
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.runtime.load_engine import load_drafter
+from edgecosine.node.state_report import drafter_state
 from edgecosine.protocol.messages import DraftRequest, Leave, Release
 from edgecosine.protocol.request import NodeState
 

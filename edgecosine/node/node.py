@@ -6,13 +6,13 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.errors import ConfigError
-from edgecosine.node.assembly import run_all
-from edgecosine.node.broker_address import BrokerAddress
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.node.common import run_all
+from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.drafter_node import run_drafter
-from edgecosine.node.draining import Drain, Drained
-from edgecosine.node.engine_thread import EngineThread
-from edgecosine.node.guard import is_loopback
-from edgecosine.node.membership import Membership
+from edgecosine.node.links.link_policy import is_loopback
+from edgecosine.node.runtime.drain import Drain, Drained
+from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target_node import run_target
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,14 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
+from edgecosine.balance.planner import Balancer
 from edgecosine.config import NodeConfig
+from edgecosine.counters import Counters
 from edgecosine.engine.options import Loaded
-from edgecosine.node.assembly import (
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.name_check import check_name
+from edgecosine.mqtt.node_status import Presence, publish_state
+from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
@@ -17,27 +22,22 @@ from edgecosine.node.assembly import (
     log_lost,
     run_all,
 )
-from edgecosine.node.balancer import Balancer
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.consulting import DrafterLink
-from edgecosine.node.counters import Counters
-from edgecosine.node.draining import Drain
-from edgecosine.node.engine_thread import EngineThread
-from edgecosine.node.engines import load_target
-from edgecosine.node.gateway import Gateway
-from edgecosine.node.journal import DiskJournal
-from edgecosine.node.link import Link
-from edgecosine.node.membership import Membership
-from edgecosine.node.moments import Moment
-from edgecosine.node.name_check import check_name
-from edgecosine.node.peers import Peers
-from edgecosine.node.presence import Presence, publish_state
-from edgecosine.node.readiness import Readiness
-from edgecosine.node.reception import model_of
-from edgecosine.node.resume import NO_PAST, read_past
-from edgecosine.node.serving import Serving
-from edgecosine.node.state import target_state
-from edgecosine.node.verifying import Verifying
+from edgecosine.node.credentials.membership import Membership
+from edgecosine.node.durability.boot_clock import Moment
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.durability.recovery import NO_PAST, read_past
+from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.node.gateway.request_manager import model_of
+from edgecosine.node.links.link import Link
+from edgecosine.node.links.peers import Peers
+from edgecosine.node.runtime.drain import Drain
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.runtime.load_engine import load_target
+from edgecosine.node.state_report import target_state
+from edgecosine.node.target.draft_client import DrafterLink
+from edgecosine.node.target.engine_watchdog import Readiness
+from edgecosine.node.target.text_service import Serving
+from edgecosine.node.target.verifier import Verifying
 from edgecosine.protocol.messages import DraftRequest, Release
 from edgecosine.protocol.request import NodeState
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from edgecosine.cli import main
 from edgecosine.errors import ConfigError
-from edgecosine.node.membership import Membership
+from edgecosine.node.credentials.membership import Membership
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.join_token import read_token
 from tests.cli.test_node_command import settings

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from edgecosine.cli import main
 from edgecosine.cli.outcome import end_of
 from edgecosine.errors import BrokerLost, ConfigError
-from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.presence import Presence
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.node_status import Presence
 from edgecosine.protocol.notices import node_state_notice
 from tests.mqtt_fixtures import HOME, House, free_port, house, needs_mosquitto, run, running
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
+from edgecosine.client.client import Client
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.security.mosquitto import broker_account
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run
 

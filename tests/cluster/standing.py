@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster
+from edgecosine.local.cluster import ClusterPlan, LocalCluster
 from tests.mqtt_fixtures import run_patiently
 
 

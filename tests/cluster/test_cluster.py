@@ -12,9 +12,9 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
+from edgecosine.client.client import Client
 from edgecosine.lab.asking import Asked, ask
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
 from edgecosine.protocol.request import Sampling
 from tests.mqtt_fixtures import free_port, run_patiently
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import ChatMessage, Request, Sampling
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently

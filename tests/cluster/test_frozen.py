@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Request
 from tests.cluster.standing import standing

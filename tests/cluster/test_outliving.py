@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from edgecosine import zoo
-from edgecosine.node import processes
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
-from edgecosine.node.courier import Courier
+from edgecosine.client.client import Client
+from edgecosine.local import child_processes as processes
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.protocol.publication import Incoming, Outgoing
 from edgecosine.protocol.topics import ResponseTopic, StreamTopic, Topics
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Request
 from edgecosine.protocol.topics import Topics

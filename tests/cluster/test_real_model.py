@@ -11,13 +11,13 @@ from rich.console import Console
 
 from edgecosine import models, zoo
 from edgecosine.cli.up import split_cores
+from edgecosine.client.client import Client
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.scene import Scene
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.request import Sampling
 from tests.mqtt_fixtures import free_port, run_patiently
 

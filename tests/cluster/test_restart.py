@@ -13,9 +13,9 @@ from collections import Counter
 import pytest
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.answers import Final
 from edgecosine.protocol.request import Delta, Request
 from tests.mqtt_fixtures import free_port, run_patiently

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.node import processes
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
+from edgecosine.client.client import Client
+from edgecosine.local import child_processes as processes
+from edgecosine.mqtt.broker_address import BrokerAddress
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(180)]

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.asking import ask
-from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.client import Client
+from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.protocol.request import DEFAULT_POLICY
 from tests.engine.decoding import decode, nothing
 from tests.mqtt_fixtures import free_port, run_patiently

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edgecosine import zoo
-from edgecosine.node.client import Client
+from edgecosine.client.client import Client
 from edgecosine.protocol.publication import Incoming
 from edgecosine.protocol.topics import ResponseTopic
 from tests.cluster.test_outliving import (

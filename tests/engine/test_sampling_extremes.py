@@ -15,7 +15,7 @@ from edgecosine.engine.guessing import guess
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.noise import gumbel
 from edgecosine.engine.sampling import adjust, draw
-from edgecosine.node.session import coupling_of
+from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.openai import Limits, parse_request
 from edgecosine.protocol.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.client.client import Client
 from edgecosine.errors import ConfigError, RequestError
 from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.record import (
@@ -22,7 +23,6 @@ from edgecosine.lab.bench.record import (
 )
 from edgecosine.lab.load import Load, closed_loop, make_jobs, open_loop
 from edgecosine.lab.network.weather import Weather
-from edgecosine.node.client import Client
 from edgecosine.protocol.request import Answer, Progress, Request
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import house, needs_mosquitto, run

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import Overloaded, RequestError
 from edgecosine.lab.soak.clients import Clients, Manner
-from edgecosine.node.client import Client
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import house, needs_mosquitto, run
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgecosine.lab.chaos.judge import Story
 from edgecosine.lab.chaos.witness import Witness
-from edgecosine.node.broker import EmbeddedBroker
+from edgecosine.local.embedded_broker import EmbeddedBroker
 from tests.lab.chaos_stories import final
 from tests.mqtt_fixtures import HOME, free_port, listening, needs_mosquitto, run
 

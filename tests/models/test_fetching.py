@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from edgecosine import models
 from edgecosine.cli.model import command
 from edgecosine.errors import ModelUnavailable
+from edgecosine.local.doctor import check_models
 from edgecosine.models.catalogue import CATALOGUE, Entry, Piece
 from edgecosine.models.fetching import cached, fetch, models_directory
-from edgecosine.node.doctor import check_models
 from tests.models.packages import PARTS, add_package, entry_of, know, offline
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.node.watch import Watch
+from edgecosine.client.cluster_view import Watch
 from edgecosine.protocol.notices import (
     OFFLINE,
     NodeStatus,

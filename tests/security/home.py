@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from edgecosine.node.guard import Guard
+from edgecosine.node.links.link_policy import Guard
 from edgecosine.protocol.messages import Role
 from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials, Enrolling

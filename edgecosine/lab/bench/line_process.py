@@ -15,7 +15,7 @@ import msgspec
 
 from edgecosine.errors import LabError
 from edgecosine.lab.network.hosts import pinned
-from edgecosine.node import processes
+from edgecosine.local import child_processes as processes
 
 MAX_LINE_BYTES = 1 << 22
 REPLY_TIMEOUT_S = 900.0

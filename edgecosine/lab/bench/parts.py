@@ -15,13 +15,13 @@ from typing import Any
 
 from edgecosine import models
 from edgecosine.balance.policy import PARTS
+from edgecosine.client.client import Client
 from edgecosine.lab.asking import GREEDY, Asked, ask
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh import fresh_prompts
 from edgecosine.lab.figures import Figure, Keep, interval
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.request import Sampling
 
 WHOLE = "edgecosine"

@@ -13,6 +13,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import EdgecosineError
 from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.cells import (
@@ -32,7 +33,6 @@ from edgecosine.lab.bench.stock_process import StockProcess
 from edgecosine.lab.cluster import LabCluster, NetworkKind
 from edgecosine.lab.load import Job, Load, closed_loop, make_jobs, open_loop
 from edgecosine.lab.loops import loop_share
-from edgecosine.node.client import Client
 from edgecosine.protocol.request import NodeState
 
 WARM_UP = (OURS, "specinfer")

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.chaos.judge import Story
 from edgecosine.lab.chaos.orders import Order
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.witness import Witness
-from edgecosine.node.client import Client
 from edgecosine.protocol.request import Delta
 
 PATIENCE_S: Final = 60.0

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, LabError, RequestError
 from edgecosine.lab.chaos.asking import PATIENCE_S, Asker
 from edgecosine.lab.chaos.faults import Injected, Kind
@@ -23,7 +24,6 @@ from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.witness import Witness
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, counted
-from edgecosine.node.client import Client
 from edgecosine.protocol.answers import Final as FinalMessage
 from edgecosine.protocol.request import Request
 

@@ -16,7 +16,7 @@ from edgecosine.lab.chaos.clock import WallClocks, why_no_steps
 from edgecosine.lab.chaos.disk import Disk, small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.node.local_cluster import Environment
+from edgecosine.local.cluster import Environment
 
 KEEPALIVE_S: Final = 4
 """Of the nodes' connections to the broker; lost nodes are noticed in one and a half of it."""

@@ -11,8 +11,8 @@ from typing import Final
 
 from edgecosine.errors import RequestError
 from edgecosine.lab.chaos.judge import Heard, Span, Story, is_refusal
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.courier import Courier
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.protocol.answers import parse_piece
 from edgecosine.protocol.fields import read_object
 from edgecosine.protocol.openai import render_body

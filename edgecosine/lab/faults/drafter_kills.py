@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.faults.nursery import Nursery
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.request import DEFAULT_POLICY
 
 _TARGET = "target"

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.load import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.node import processes
-from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.client import Client
+from edgecosine.local import child_processes as processes
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.request import DEFAULT_POLICY
 
 _CLUSTER = "fort"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.node import processes
-from edgecosine.node.broker import EmbeddedBroker
-from edgecosine.node.client import Client
+from edgecosine.local import child_processes as processes
+from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.protocol.request import Delta, Request
 
 _PATIENCE_S = 300.0

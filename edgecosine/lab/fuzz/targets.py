@@ -15,6 +15,8 @@ from typing import Final
 
 import msgspec
 
+from edgecosine.client.cluster_view import Watch
+from edgecosine.client.health import concerns, counted
 from edgecosine.discovery.peer import MAX_MODEL_BYTES, HostileAdvert, from_txt, to_txt
 from edgecosine.errors import ConfigError, EnrolmentError, RemoteProtocolError, RequestError
 from edgecosine.lab.fuzz import seeds
@@ -25,8 +27,6 @@ from edgecosine.lab.fuzz.mutations import (
     mutate_json,
     mutate_msgpack,
 )
-from edgecosine.node.health import concerns, counted
-from edgecosine.node.watch import Watch
 from edgecosine.protocol.answers import parse_final, parse_piece, render_error, render_piece
 from edgecosine.protocol.codec import decode, encode
 from edgecosine.protocol.framing import HEADER_BYTES, FrameBuffer, frame

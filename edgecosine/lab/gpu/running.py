@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.lab.gpu.parts import Part, Visit
-from edgecosine.node import processes
+from edgecosine.local import child_processes as processes
 
 DONE, FAILED, LATE, LEFT_OUT = "done", "failed", "out of time", "left out"
 _LAST_LINES: Final = 40

@@ -10,7 +10,7 @@ import msgspec
 
 from edgecosine.errors import LabError
 from edgecosine.lab.network.orders import Order, write_order
-from edgecosine.node import processes
+from edgecosine.local import child_processes as processes
 
 
 class Carrier:

@@ -20,7 +20,7 @@ from edgecosine.errors import LabError
 from edgecosine.lab.network.carrier import Carrier
 from edgecosine.lab.network.orders import Change, Report
 from edgecosine.lab.network.weather import FINE, Weather
-from edgecosine.node import processes
+from edgecosine.local import child_processes as processes
 
 
 class Host:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from edgecosine.node.balancer import Balancer
+from edgecosine.balance.planner import Balancer
 
 DECISIONS = (
     "first_plan", "plan", "is_enough", "fuse", "ahead", "patience_s", "trial", "most_confident",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from edgecosine.balance.planner import Balancer
 from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
@@ -27,10 +28,9 @@ from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.events import Core, Strand
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.node.balancer import Balancer
-from edgecosine.node.clock import now
-from edgecosine.node.drafting import Drafting
-from edgecosine.node.verifying import Verifying
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.runtime.clock import now
+from edgecosine.node.target.verifier import Verifying
 
 PREFILL_CHUNK = 64
 """As in `TransformerTarget`."""

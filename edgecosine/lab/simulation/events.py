@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from edgecosine.errors import LabError
-from edgecosine.node.clock import clock
+from edgecosine.node.runtime.clock import clock
 
 Result = TypeVar("Result")
 Event = Callable[[], object]

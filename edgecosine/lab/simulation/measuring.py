@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from edgecosine import zoo
 from edgecosine.balance.estimates import PassReport
 from edgecosine.balance.plan import MAX_NODES
+from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.node.balancer import Balancer
 from edgecosine.protocol.messages import Coupling
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE, TokenTree

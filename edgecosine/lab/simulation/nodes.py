@@ -17,7 +17,7 @@ from edgecosine.lab.simulation.engines import (
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.wire import VirtualLink
-from edgecosine.node.session import Session
+from edgecosine.node.target.session import Session
 from edgecosine.protocol.request import Request
 
 

@@ -12,7 +12,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyW
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
-from edgecosine.node.session import coupling_of
+from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.messages import Coupling, pack_shares
 from edgecosine.protocol.request import Sampling
 from edgecosine.protocol.tree import EMPTY_TREE

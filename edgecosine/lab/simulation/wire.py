@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
-from edgecosine.node.asks import Asks
-from edgecosine.node.drafting import Drafting
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.links.pending_requests import Asks
 from edgecosine.protocol.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
 
 

@@ -24,15 +24,15 @@ from functools import partial
 from pathlib import Path
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.load import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
-from edgecosine.node import processes
-from edgecosine.node.client import Client
-from edgecosine.node.local_cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local import child_processes as processes
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
 from edgecosine.protocol.request import DEFAULT_POLICY
 from edgecosine.protocol.topics import Topics
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from edgecosine import zoo
+from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.client import Client
 from edgecosine.protocol.request import Delta, Request, Sampling
 
 _EXPIRED = "deadline_exceeded"

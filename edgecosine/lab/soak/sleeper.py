@@ -12,8 +12,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from edgecosine.node.broker_address import BrokerAddress
-from edgecosine.node.courier import Courier
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
 
 _AWAKE_S = 1.0
 _LONGEST_KEEPALIVE_S = 65535

@@ -1,0 +1,203 @@
+"""The requests that a client has at work: sent, sent again to whoever takes over, and read.
+
+A request goes out again when a gateway comes back, under its id, so it is not run twice. Nothing is
+waited for without end: neither a gateway that went away nor an answer beyond its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+
+import msgspec
+
+from edgecosine.client.active_request import Asking
+from edgecosine.client.cluster_view import Watch
+from edgecosine.errors import RequestError
+from edgecosine.protocol.answers import Final, parse_final, parse_piece
+from edgecosine.protocol.intake import too_large
+from edgecosine.protocol.notices import CONTRACT_VERSION, read_facts
+from edgecosine.protocol.openai import check_identifier, render_body
+from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 10.0
+"""How much later than the deadline the gateway's word on it may come."""
+_MAX_SENDINGS = 5
+
+
+class Askings:
+    """What one client has asked of one cluster; `watch` says whether a gateway is there."""
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        client_id: str,
+        watch: Watch,
+        send: Callable[[Outgoing], None],
+        patience_s: float,
+    ) -> None:
+        self._topics, self._client_id, self._watch = topics, client_id, watch
+        self._publish, self._patience_s = send, patience_s
+        self._by_id: dict[str, Asking] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        """Send a request once and yield what comes; leaving early cancels it.
+
+        Raises RequestError.
+        """
+        request = replace(request, client_id=self._client_id)
+        self._check_contract()
+        asking = self._open(request)
+        try:
+            self._send(asking)
+            while not asking.is_over:
+                if (delta := asking.take()) is not None:
+                    yield delta
+                    continue
+                await self._news(asking)
+            yield asking.result()
+        finally:
+            del self._by_id[request.request_id]
+            if not asking.is_over:
+                self._cancel(request.request_id)
+
+    def take_piece(self, request_id: str, payload: bytes) -> None:
+        """A part of an answer has come."""
+        asking = self._by_id.get(request_id)
+        if asking is None:
+            return
+        try:
+            asking.take_piece(parse_piece(payload))
+        except ValueError as error:
+            logger.warning("unreadable piece: request=%s reason=%s", request_id, error)
+
+    def take_final(self, request_id: str, payload: bytes) -> None:
+        """The final message of an answer has come."""
+        asking = self._by_id.get(request_id)
+        if asking is None:
+            return
+        try:
+            asking.finish(parse_final(payload))
+        except RequestError as error:
+            asking.fail(error)
+        except ValueError as error:
+            logger.warning("unreadable final message: request=%s reason=%s", request_id, error)
+
+    def undeliverable(self, message: Outgoing, reason: str) -> None:
+        """The broker does not take a message of ours, perhaps a request."""
+        request_id = read_facts(message.payload).get("id")
+        asking = self._by_id.get(request_id) if isinstance(request_id, str) else None
+        if asking is not None:
+            asking.fail(
+                RequestError(
+                    f"the broker does not take the request: {reason}",
+                    code="broker_refused",
+                    status=502,
+                )
+            )
+
+    def on_gateway(self) -> None:
+        """A gateway has come or gone."""
+        for asking in self._by_id.values():
+            # It may be another gateway, or the same one that has forgotten nothing.
+            if self._watch.is_online:
+                self._send(asking)
+            asking.wake()
+
+    def _check_contract(self) -> None:
+        """Whether we can read what the gateway will say."""
+        theirs = self._watch.info().get("contract")
+        if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
+            raise RequestError(
+                f"the gateway speaks version {theirs} of the MQTT contract, this client "
+                f"{CONTRACT_VERSION}: install the gateway's release here",
+                code="contract_mismatch",
+                status=505,
+            )
+
+    def _open(self, request: Request) -> Asking:
+        check_identifier("id", request.request_id)
+        if request.request_id in self._by_id:
+            raise RequestError(
+                "this id is at work already", code="duplicate_id", parameter="id", status=409
+            )
+        num_bytes, limit = len(render_body(request)), self._max_request_bytes
+        if num_bytes > limit:
+            raise too_large(num_bytes, limit).error()
+        asking = Asking(request)
+        self._by_id[request.request_id] = asking
+        return asking
+
+    @property
+    def _max_request_bytes(self) -> int:
+        """As the gateway tells it; at most what MQTT carries."""
+        limits = self._watch.info().get("limits")
+        told = limits.get("max_request_bytes") if isinstance(limits, dict) else None
+        return min(told, MAX_PAYLOAD_BYTES) if isinstance(told, int) else MAX_PAYLOAD_BYTES
+
+    async def _news(self, asking: Asking) -> None:
+        """Wait for something to happen to a request; the end of patience is something, too."""
+        until = self._until(asking)
+        try:
+            async with asyncio.timeout_at(None if math.isinf(until) else until):
+                await asking.news()
+        except TimeoutError:
+            if asyncio.get_running_loop().time() < asking.since + asking.request.deadline_s:
+                asking.fail(no_gateway(self._topics.cluster))
+            else:
+                asking.fail(too_late())
+
+    def _until(self, asking: Asking) -> float:
+        # The gateway keeps the deadline; its word on that comes a little later.
+        late = asking.since + asking.request.deadline_s + _GRACE_S
+        if self._watch.is_online:
+            return late
+        return min(late, self._watch.offline_since + self._patience_s)
+
+    def _send(self, asking: Asking) -> None:
+        if asking.num_sendings >= _MAX_SENDINGS:
+            asking.fail(no_gateway(self._topics.cluster))
+            return
+        asking.num_sendings += 1
+        kind = asking.request.kind
+        self._publish(
+            Outgoing(
+                self._topics.request("chat" if kind == "chat" else "completion"),
+                render_body(asking.request),
+                content_type=JSON_TYPE,
+            )
+        )
+
+    def _cancel(self, request_id: str) -> None:
+        self._publish(
+            Outgoing(
+                self._topics.job_cancel(request_id),
+                msgspec.json.encode({"client": self._client_id}),
+                content_type=JSON_TYPE,
+            )
+        )
+
+
+def too_late() -> RequestError:
+    """The deadline has passed, and nobody said so."""
+    return RequestError("no answer in time", code="deadline_exceeded", status=408)
+
+
+def no_gateway(cluster: str) -> RequestError:
+    """Why nobody can be asked."""
+    return RequestError(
+        f"no gateway of cluster {cluster!r} is online on this broker",
+        code="gateway_offline",
+        status=503,
+    )

@@ -1,0 +1,320 @@
+"""The other side of the door: asks a cluster over MQTT, for people and for tools.
+
+One connection carries any number of requests at once. A broken connection is survived: requests are
+sent again under their ids, which the gateway answers without running them twice. A refusal that
+tells when to come again is heeded. That no gateway is there is said, never waited for without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from edgecosine.client.active_requests import Askings, no_gateway, too_late
+from edgecosine.client.cluster_view import Watch
+from edgecosine.client.health import concerns
+from edgecosine.client.retry import RETRY_PATIENCE_S, Retrying
+from edgecosine.errors import BrokerLost, ConfigError, RequestError
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.protocol.answers import Final
+from edgecosine.protocol.notices import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.topics import (
+    ClientStatusTopic,
+    ResponseTopic,
+    StatusTopic,
+    StreamTopic,
+    Topics,
+    is_identifier,
+)
+
+CONNECT_TIMEOUT_S = 10.0
+PATIENCE_S = 300.0
+"""How long a request waits for a gateway or a broker that went away: a restart loads the model."""
+_MARK = "mark"
+
+
+class Client:
+    """`async with Client(url, cluster) as client: async for step in client.ask(request): …`
+
+    Where a username is given, answers go to topics of that name, which a broker may keep from
+    others. Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
+    """
+
+    def __init__(
+        self,
+        broker: str | BrokerAddress,
+        cluster: str,
+        *,
+        client_id: str | None = None,
+        patience_s: float = PATIENCE_S,
+        retry_patience_s: float = RETRY_PATIENCE_S,
+        on_standstill: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
+        """`on_standstill` is told why requests of ours do not move; None: they do again."""
+        address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
+        connection = f"cli-{secrets.token_hex(6)}"
+        if client_id is not None and not is_identifier(client_id):
+            raise ConfigError("client_id", client_id, "1 to 64 letters, digits, '_', '.' or '-'")
+        self.client_id = client_id or _known_as(address) or connection
+        self._is_alone = self.client_id in (client_id, connection)
+        self._mark_id = f"{_MARK}-{connection}"
+        self._topics = Topics(cluster)
+        self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
+        self._on_standstill = on_standstill
+        self._standstill: str | None = None
+        """What was told last."""
+        self._num_asking = 0
+        self._watch = Watch()
+        self._lapse: asyncio.TimerHandle | None = None
+        """When the gateway's last word holds no more."""
+        self._group = asyncio.TaskGroup()
+        self._task: asyncio.Task[Any] | None = None
+        topics = self._topics
+        self._courier = Courier(
+            address,
+            name=self.client_id,
+            receive=self._receive,
+            filters=(
+                topics.status,
+                topics.info,
+                topics.node_status("+"),
+                topics.node_state("+"),
+                topics.response(self.client_id, "+"),
+                topics.stream(self.client_id, "+"),
+                *([topics.client_status(self.client_id)] if self._is_alone else []),
+            ),
+            will=self._presence(OFFLINE),
+            announce=self._arrive,
+            farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
+            lost=self._lose,
+            refused=self._give_up,
+        )
+        self._askings = Askings(
+            topics=topics,
+            client_id=self.client_id,
+            watch=self._watch,
+            send=self._courier.send,
+            patience_s=patience_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Client {self.client_id} {len(self._askings)} asked {self._courier!r}>"
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._courier.run(), name=f"{self.client_id}.courier")
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._courier.reached()
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, TimeoutError):
+                raise BrokerLost("the broker does not answer") from error
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end()
+
+    async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        """Yield the text as it comes, when the request says so, and the final message last.
+
+        Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
+        RequestError, also when no gateway is there, and BrokerLost.
+        """
+        self._num_asking += 1
+        self._tell_standstill()
+        try:
+            async with contextlib.aclosing(self._ask_again_and_again(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._num_asking -= 1
+            self._tell_standstill()
+
+    async def _ask_again_and_again(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        retrying = Retrying(request, self._retry_patience_s)
+        while True:
+            try:
+                async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
+                    async for step in steps:
+                        yield step
+            except RequestError as refusal:
+                pause_s = retrying.pause_s(refusal)
+            else:
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+        left_s = request.deadline_s - await self._gateway(request.deadline_s)
+        steps = self._askings.ask(replace(request, deadline_s=left_s))
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
+
+    async def nodes(self) -> dict[str, NodeView]:
+        """What the broker holds about every node of the cluster.
+
+        Raises BrokerLost.
+        """
+        await self._complete()
+        return self._watch.nodes()
+
+    async def info(self) -> Mapping[str, Any]:
+        """What the cluster says that it serves; empty when it never said.
+
+        Raises BrokerLost.
+        """
+        await self._complete()
+        return self._watch.info()
+
+    async def is_online(self) -> bool:
+        """Whether a gateway is there.
+
+        Raises BrokerLost.
+        """
+        await self._complete()
+        return await self._watch.online()
+
+    async def concerns(self) -> list[str]:
+        """What is not as it should be in the cluster, in words.
+
+        Raises BrokerLost.
+        """
+        is_online = await self.is_online()
+        return concerns(
+            is_online=is_online, is_draining=self._watch.is_draining, nodes=self._watch.nodes()
+        )
+
+    async def _gateway(self, deadline_s: float) -> float:
+        """Wait for a gateway that was there before; how many seconds that took.
+
+        Raises RequestError, and BrokerLost.
+        """
+        now = asyncio.get_running_loop().time
+        begun = now()
+        if await self.is_online():
+            return 0.0
+        patient_until = self._watch.offline_since + self._patience_s
+        late = begun + deadline_s
+        if math.isinf(self._watch.offline_since):
+            raise no_gateway(self._topics.cluster)
+        try:
+            async with asyncio.timeout_at(min(patient_until, late)):
+                while not self._watch.is_online:
+                    await self.changed()
+        except TimeoutError:
+            raise too_late() if now() >= late else no_gateway(self._topics.cluster) from None
+        return now() - begun
+
+    def _tell_standstill(self) -> None:
+        """Tell why our requests do not move, if that is news."""
+        reason = self._why_still() if self._num_asking else None
+        if reason != self._standstill:
+            self._standstill = reason
+            self._on_standstill(reason)
+
+    def _why_still(self) -> str | None:
+        if not self._watch.is_online:
+            is_known = math.isfinite(self._watch.offline_since)
+            return "the gateway went away" if is_known else None
+        stalls = self._watch.unavailable.items()
+        return next((f"{name} is unavailable: {reason}" for name, reason in stalls), None)
+
+    async def changed(self) -> None:
+        """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
+        await self._watch.changed()
+
+    async def _complete(self) -> None:
+        """Wait until the broker has sent what it held when we came."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._watch.complete()
+        except TimeoutError as error:
+            raise BrokerLost("the broker does not answer") from error
+
+    def _arrive(self) -> tuple[Outgoing, ...]:
+        """Our presence, and a message to ourselves: when that arrives, the retained ones have."""
+        mark = Outgoing(self._topics.response(self.client_id, self._mark_id), b"")
+        return tuple(filter(None, [self._presence(ONLINE), mark]))
+
+    def _presence(self, payload: bytes) -> Outgoing | None:
+        """Whether we are here, by which a gateway learns who waits for answers no more.
+
+        Who shares a user's name is not alone under it, and cannot say so for the others.
+        """
+        if not self._is_alone:
+            return None
+        return Outgoing(self._topics.client_status(self.client_id), payload)
+
+    def _receive(self, message: Incoming) -> None:
+        match self._topics.parse(message.topic):
+            case StreamTopic(_, request_id):
+                self._askings.take_piece(request_id, message.payload)
+            case ResponseTopic(_, request_id) if (
+                request_id == self._mark_id and not message.payload
+            ):
+                self._watch.take_mark()
+            case ResponseTopic(_, request_id):
+                self._askings.take_final(request_id, message.payload)
+            case ClientStatusTopic():
+                if message.payload == OFFLINE:
+                    # The will of a former connection, which the broker missed only now.
+                    self._courier.send(Outgoing(message.topic, ONLINE))
+            case StatusTopic():
+                self._take_status(message.payload, message.expiry_s)
+            case topic:
+                # A broker that knows MQTT 5 tells how much is left of what it held.
+                left_s = KEEP_S if message.expiry_s is None else message.expiry_s
+                age_s = max(0.0, KEEP_S - left_s) if message.retain else 0.0
+                self._watch.take(topic, message.payload, age_s)
+                self._tell_standstill()
+
+    def _take_status(self, payload: bytes, left_s: float | None = None) -> None:
+        """The cluster said whether it is there, and for how long that holds where it is renewed."""
+        if self._lapse is not None:
+            self._lapse.cancel()
+            self._lapse = None
+        if payload and left_s is not None:
+            loop = asyncio.get_running_loop()
+            self._lapse = loop.call_later(min(left_s, KEEP_ONLINE_S), self._take_status, b"")
+        if self._watch.take_status(payload):
+            self._askings.on_gateway()
+            self._tell_standstill()
+
+    def _give_up(self, message: Outgoing, reason: str) -> None:
+        """The broker does not take a message."""
+        self._askings.undeliverable(message, reason)
+
+    def _lose(self) -> None:
+        """The connection broke."""
+        if self._watch.lose():
+            self._askings.on_gateway()
+            self._tell_standstill()
+
+    async def _end(self) -> None:
+        if self._lapse is not None:
+            self._lapse.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+
+def _known_as(address: BrokerAddress) -> str | None:
+    """Who we are to the broker, where that can be a level of a topic."""
+    name = address.username
+    return name if name and is_identifier(name) else None

@@ -1,0 +1,97 @@
+"""Whether a name is free: two nodes of one name would say different things on the same topics.
+
+Who starts asks on the topic of his own status. A node that is at work under this name answers; what
+a broker kept of a dead one does not. Of two that ask at once the one whose question came first goes
+on: the broker tells both in one order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from typing import Final
+
+from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.protocol.notices import NodeStatus, node_status_notice, read_node_status
+from edgecosine.protocol.publication import Incoming
+from edgecosine.protocol.topics import Topics
+
+_PATIENCE_S: Final = 1.5
+_CONNECT_S: Final = 10.0
+_QUESTION: Final = "asks whether its name is free"
+_AT_WORK: Final = frozenset({"starting", "ready", "unavailable"})
+
+
+async def check_name(broker: BrokerAddress, cluster: str, node_id: str) -> None:
+    """Raises ConfigError when another node of this name is at work; without a broker nobody is."""
+    check = _Check(broker, cluster, node_id)
+    is_taken = False
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(check.courier.run(), name=f"{node_id}.name")
+        with contextlib.suppress(BrokerLost, TimeoutError):
+            async with asyncio.timeout(_CONNECT_S):
+                is_taken = await check.is_taken()
+        running.cancel()
+    if is_taken:
+        raise ConfigError(
+            "node_id", node_id, "a name that no other node of the cluster has; one of this name is "
+            "at work: stop that one, or choose another --node-id",
+        )  # fmt: skip
+
+
+def is_question(said: NodeStatus, session: str) -> bool:
+    """Whether another node than that of this session asks for the name."""
+    return said.reason == _QUESTION and said.session != session
+
+
+class _Check:
+    def __init__(self, broker: BrokerAddress, cluster: str, node_id: str) -> None:
+        self._topics = Topics(cluster)
+        self._session = secrets.token_hex(8)
+        self._question = node_status_notice(
+            self._topics, node_id, "starting", session=self._session, now_s=time.time(),
+            reason=_QUESTION,
+        )  # fmt: skip
+        self._is_claimed = False
+        """Whether the broker knows of one who is at work, or died without a word."""
+        self._is_taken = asyncio.Event()
+        self._has_asked = asyncio.Event()
+        self.courier = Courier(
+            broker,
+            name=f"edgecosine-{cluster}-{node_id}-{self._session}",
+            receive=self._receive,
+            filters=(self._topics.node_status(node_id),),
+            announce=lambda: (self._question,),
+        )
+
+    async def is_taken(self) -> bool:
+        """Ask, and wait for an answer where there may be one.
+
+        Raises BrokerLost.
+        """
+        await self.courier.reached()
+        await self._has_asked.wait()
+        if not self._is_claimed:
+            return False
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await self._is_taken.wait()
+        except TimeoutError:
+            return False
+
+    def _receive(self, message: Incoming) -> None:
+        said = read_node_status(message.payload)
+        if said is None:
+            return
+        if said.session == self._session:
+            self._has_asked.set()
+        elif is_question(said, self._session) and self._has_asked.is_set():
+            return  # who asked after us is told by us
+        elif said.state in _AT_WORK:
+            self._is_claimed = True
+            if not message.retain:
+                self._is_taken.set()

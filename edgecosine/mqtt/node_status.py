@@ -1,0 +1,158 @@
+"""A node's own word on MQTT: that it is there, what it is, and, by its will, that it is lost.
+
+Every node has one, the target beside its gateway. A connection has one will, so this one is the
+node's, and the gateway's connection carries the cluster's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from edgecosine.counters import Counters
+from edgecosine.errors import BrokerLost
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.name_check import is_question
+from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.protocol.notices import (
+    RENEW_S,
+    NodePresence,
+    node_state_notice,
+    node_status_notice,
+    read_node_status,
+)
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.topics import NodeStatusTopic, Topics
+from edgecosine.security.client_ids import ClientIds
+
+logger = logging.getLogger(__name__)
+
+STATE_PERIOD_S = 1.0
+_STATE_AGAIN_S = 600.0
+"""Well before a broker forgets a state that has not changed."""
+
+
+class Presence:
+    """One node on one broker. `run` until cancelled; it leaves cleanly and clears its state."""
+
+    def __init__(
+        self,
+        *,
+        broker: BrokerAddress,
+        cluster: str,
+        node_id: str,
+        session: str | None = None,
+        wall_clock_s: Callable[[], float] = time.time,
+        counters: Counters | None = None,
+        client_ids: ClientIds | None = None,
+    ) -> None:
+        self._topics = Topics(cluster)
+        self._node_id = node_id
+        self._broker = broker
+        self._session = session or secrets.token_hex(8)
+        self._wall_clock_s = wall_clock_s
+        self._presence: NodePresence = "starting"
+        self._reason = ""
+        self._state: NodeState | None = None
+        self._said = self._status(self._presence)
+        """Sent again and again as it is, so that who watches sees no change."""
+        name = f"edgecosine-{cluster}-{node_id}"
+        self._courier = Courier(
+            broker,
+            name=name,
+            client_id=(client_ids or ClientIds()).of(name),
+            receive=self._receive,
+            filters=(self._topics.node_status(node_id),),
+            will=self._status("lost"),
+            announce=self._announcement,
+            farewell=self._farewell,
+            counters=counters,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Presence {self._node_id} {self._presence} {self._courier!r}>"
+
+    async def run(self) -> NoReturn:
+        """Be seen until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._courier.run(), name=f"{self._node_id}.presence")
+            group.create_task(self._tell_if_unheard(), name=f"{self._node_id}.presence.first")
+            while True:
+                await asyncio.sleep(RENEW_S)
+                if self._courier.is_connected:
+                    self._courier.send(self._said)
+        raise AssertionError("a presence ends by an exception")
+
+    async def connected(self) -> None:
+        """Wait until the broker is there."""
+        await self._courier.connected()
+
+    def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
+        """Say how the node is, and why it is not ready. Who drains is not ready again."""
+        if self._presence == "draining":
+            return
+        self._presence, self._reason = presence, reason
+        self._said = self._status(presence)
+        self._courier.send(self._said)
+
+    def publish_state(self, state: NodeState) -> None:
+        """Tell what the node is and how it does; told again to a broker that forgot."""
+        self._state = state
+        self._courier.send(node_state_notice(self._topics, self._node_id, state))
+
+    async def _tell_if_unheard(self) -> None:
+        """Say in the log what to do if the broker is not there at first."""
+        try:
+            await self._courier.reached()
+        except BrokerLost as error:
+            logger.warning(
+                "no broker, trying on: broker=%s reason=%s advice=start one by `edgecosine "
+                "broker`, or name yours by --broker", self._broker, error,
+            )  # fmt: skip
+
+    def _receive(self, message: Incoming) -> None:
+        """Correct what the will of a dead connection, or of a former life, says of us, and answer
+        who would have our name."""
+        if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
+            return
+        said = read_node_status(message.payload)
+        if said is None or said.state in ("lost", "offline") or is_question(said, self._session):
+            self._courier.send(self._said)
+
+    def _status(self, presence: NodePresence) -> Outgoing:
+        return node_status_notice(
+            self._topics,
+            self._node_id,
+            presence,
+            session=self._session,
+            now_s=self._wall_clock_s(),
+            reason=self._reason if presence == self._presence else "",
+        )
+
+    def _announcement(self) -> Sequence[Outgoing]:
+        if self._state is None:
+            return (self._said,)
+        return (node_state_notice(self._topics, self._node_id, self._state), self._said)
+
+    def _farewell(self) -> Sequence[Outgoing]:
+        return (
+            node_state_notice(self._topics, self._node_id, None),
+            self._status("offline"),
+        )
+
+
+async def publish_state(presence: Presence, state: Callable[[], NodeState]) -> NoReturn:
+    """Tell the node's state when it changes, looking once a period, until cancelled."""
+    told: NodeState | None = None
+    told_at = 0.0
+    while True:
+        now, now_s = state(), time.monotonic()
+        if now != told or now_s - told_at > _STATE_AGAIN_S:
+            presence.publish_state(now)
+            told, told_at = now, now_s
+        await asyncio.sleep(STATE_PERIOD_S)

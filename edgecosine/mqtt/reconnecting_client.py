@@ -1,0 +1,377 @@
+"""Keeps one MQTT connection through all its lives.
+
+Who has a courier gives it messages with `send`, which never waits, and gets messages by a plain
+call. A lost broker is weather here: the courier comes back with jittered back-off, subscribes and
+announces again, and sends what is still in the outbox. On the way out it empties the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from edgecosine.counters import Counters
+from edgecosine.errors import BrokerLost
+from edgecosine.log_throttle import Complaints
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.connection import Connection, Version, connect
+from edgecosine.mqtt.inbox import Inbox
+from edgecosine.mqtt.outbox import Outbox
+from edgecosine.mqtt.refused_messages import Refusals
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
+
+logger = logging.getLogger(__name__)
+
+_MAX_UNACKNOWLEDGED = 16
+"""Below paho's own window of 20, so that paho never reorders what we send."""
+_FAREWELL_TIMEOUT_S = 3.0
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 5.0
+_SHOWN = 256
+_QUIET_S = 10.0
+"""A connection that lasted this long was a good one; two nodes of one name never have it."""
+
+
+class _Work:
+    """The tasks of one connection, and how the first of them lost the broker."""
+
+    def __init__(self, name: str) -> None:
+        self.is_over = False
+        self.has_arrived = asyncio.Event()
+        """Our arrival is prepared: what came with the subscriptions may be looked at."""
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
+
+    def start(
+        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None]:
+        """Let a task of the group do some work."""
+        task = group.create_task(self._do(work), name=f"{self._name}.courier")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def deliver(
+        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let a task of the group send a message, and hear that the broker has it."""
+        task = self.start(group, work)
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    async def finish(self, until: float) -> None:
+        """Take and send nothing more, and hear of what is on its way.
+
+        What the broker has and we do not know of would be sent again.
+        """
+        self.is_over = True
+        for task in self._tasks - self._deliveries:
+            task.cancel()
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=max(0.0, until - _now()))
+
+    async def lost(self) -> BrokerLost:
+        """Wait until a task loses the broker."""
+        return await self._loss
+
+    def end(self) -> None:
+        """End all tasks.
+
+        `is_over` is for those that do not hear it: aiomqtt waits by `asyncio.wait_for`, which
+        forgets a cancellation that comes together with what it waits for (fixed in Python 3.12).
+        """
+        self.is_over = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except BrokerLost as error:
+            if not self._loss.done():
+                self._loss.set_result(error)
+
+
+class Courier:
+    """One actor's connection to the broker.
+
+    `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
+    `lost` is called when a connection that stood has broken, `delivered` for each message of ours
+    that the broker has, `refused` for each that it never will have, and why. With `session_s` the
+    broker keeps what comes while we are away, and each incoming message is to be acknowledged.
+
+    A broker gives a session to whoever comes with its `client_id`, so that is a secret; unless told
+    otherwise it is drawn. `name` is for people.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        *,
+        name: str,
+        receive: Callable[[Incoming], None],
+        filters: Sequence[str] = (),
+        will: Outgoing | None = None,
+        announce: Callable[[], Sequence[Outgoing]] = tuple,
+        farewell: Callable[[], Sequence[Outgoing]] = tuple,
+        lost: Callable[[], None] = lambda: None,
+        counters: Counters | None = None,
+        delivered: Callable[[Outgoing], None] = lambda _: None,
+        refused: Callable[[Outgoing, str], None] = lambda _, __: None,
+        session_s: int = 0,
+        client_id: str | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
+        self._address = address
+        self._name = name
+        self._client_id = client_id or f"{name}-{secrets.token_hex(16)}"
+        self._receive = receive
+        self._filters = filters
+        self._will = will
+        self._announce = announce
+        self._farewell = farewell
+        self._lost, self._session_s = lost, session_s
+        self._delivered, self._refused = delivered, refused
+        self._counters = counters or Counters()
+        self._inbox = Inbox() if inbox is None else inbox
+        self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
+        self._refusals = Refusals()
+        self._announced: Outgoing | None = None
+        """What was sent on arrival and not yet acknowledged."""
+        self._pause_s = _FIRST_PAUSE_S
+        self._complaints = Complaints()
+        self._has_connected = False
+        self._version: Version | None = None
+        self._is_connected = asyncio.Event()
+        self._has_tried = asyncio.Event()
+        self._failure: BrokerLost | None = None
+
+    def __repr__(self) -> str:
+        where = "connected" if self.is_connected else "away"
+        return f"<Courier {self._name} {where} {self._outbox!r}>"
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is there, with our subscriptions and announcements in place."""
+        return self._is_connected.is_set()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the broker takes less than we have to say."""
+        return self._outbox.is_full
+
+    @property
+    def version(self) -> Version | None:
+        """The MQTT version that the broker speaks, once known."""
+        return self._version
+
+    def send(self, message: Outgoing) -> None:
+        """Queue a message; it is sent when the broker is there.
+
+        Raises ValueError when it is so large that a broker would hang up on it, again and again.
+        """
+        if len(message.payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"{len(message.payload)} bytes are too many for {message.topic}")
+        self._outbox.put(message)
+
+    async def connected(self) -> None:
+        """Wait until the broker is there."""
+        await self._is_connected.wait()
+
+    async def reached(self) -> None:
+        """Wait for the first attempt to connect.
+
+        Raises BrokerLost when it failed.
+        """
+        await self._has_tried.wait()
+        if self._failure is not None:
+            raise BrokerLost(str(self._failure)) from self._failure
+
+    async def run(self) -> NoReturn:
+        """Stay connected until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._pause_s = _FIRST_PAUSE_S
+        while True:
+            begun = loop.time()
+            try:
+                async with connect(
+                    self._address,
+                    client_id=self._client_id,
+                    will=self._will,
+                    version=self._version,
+                    session_s=self._session_s,
+                    inbox=self._inbox,
+                ) as connection:
+                    self._version = connection.version
+                    await self._attend(connection)
+            except BrokerLost as error:
+                self._note_failure(error)
+            if loop.time() - begun > _QUIET_S:
+                self._pause_s = _FIRST_PAUSE_S
+            # Jitter, so that a house full of nodes does not come back in one moment.
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.5))
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _note_failure(self, error: BrokerLost) -> None:
+        # Said once, and not at each attempt.
+        level = logging.WARNING if self._failure is None else logging.DEBUG
+        logger.log(level, "broker lost: name=%s reason=%s", self._name, error)
+        if self._is_connected.is_set():
+            self._is_connected.clear()
+            self._lost()
+        else:
+            # Another broker may stand there next time, and speak another version.
+            self._version = None
+        self._failure = error
+        self._has_tried.set()
+
+    async def _attend(self, connection: Connection) -> None:
+        """Serve one connection until it ends or we are cancelled.
+
+        A lost broker is a value here, not an error of a task: a task group that ends with errors
+        would lose a cancellation that came at the same time.
+
+        Raises BrokerLost.
+        """
+        work, leave_until = _Work(self._name), 0.0
+        try:
+            async with asyncio.TaskGroup() as group:
+                try:
+                    work.start(group, partial(self._read, connection, work))
+                    work.start(group, connection.watch)
+                    work.start(group, partial(self._arrive_and_write, connection, group, work))
+                    loss = await work.lost()
+                except asyncio.CancelledError:
+                    leave_until = _now() + _FAREWELL_TIMEOUT_S
+                    await work.finish(leave_until)
+                    raise
+                finally:
+                    work.end()
+        except asyncio.CancelledError:
+            self._outbox.rewind()
+            await self._leave(connection, leave_until)
+            raise
+        finally:
+            alone = self._outbox.lose()
+        self._blame(self._announced or alone, loss)
+        raise BrokerLost(str(loss)) from loss
+
+    def _blame(self, alone: Outgoing | None, loss: BrokerLost) -> None:
+        """Give up the message that was alone on its way, if it was so at the last loss, too."""
+        self._announced = None
+        if alone is not None and self._refusals.lost(alone, _now(), loss.reason_code):
+            self._outbox.give_up(alone)
+            self._pause_s = _FIRST_PAUSE_S
+            self._give_up(alone, f"the broker ended the connection for it twice: {loss}")
+
+    def _give_up(self, message: Outgoing, reason: str) -> None:
+        self._counters.count("undeliverable")
+        # Some are told again every second.
+        if self._complaints.is_due(message.topic, _now()):
+            logger.warning(
+                "message given up: name=%s topic=%r bytes=%d reason=%s",
+                self._name, message.topic[:_SHOWN], len(message.payload), reason,
+            )  # fmt: skip
+        self._refused(message, reason)
+
+    def _note_success(self, connection: Connection) -> None:
+        logger.info(
+            "broker found: name=%s broker=%s mqtt=%s",
+            self._name,
+            self._address,
+            connection.version,
+        )
+        if self._has_connected:
+            self._counters.count("reconnected")
+        self._has_connected = True
+        self._failure = None
+        self._is_connected.set()
+        self._has_tried.set()
+
+    async def _read(self, connection: Connection, work: _Work) -> None:
+        await work.has_arrived.wait()
+        async for message in connection.messages():
+            # Whatever comes in may call for an answer, and answers must find room.
+            await self._outbox.room()
+            self._receive(message)
+
+    async def _arrive_and_write(
+        self, connection: Connection, group: asyncio.TaskGroup, work: _Work
+    ) -> None:
+        await connection.subscribe(self._filters)
+        announcement = self._announce()
+        work.has_arrived.set()
+        for message in announcement:
+            if not self._is_refused(connection, message):
+                self._announced = message
+                refusal = await connection.publish(message)
+                self._announced = None
+                self._note(message, refusal)
+        if not work.is_over:
+            self._note_success(connection)
+        room = asyncio.Semaphore(min(_MAX_UNACKNOWLEDGED, connection.limits.max_in_flight))
+        while not work.is_over:
+            await room.acquire()
+            number, message = await self._outbox.take()
+            # Tasks start in the order in which they were made, so messages keep theirs.
+            work.deliver(group, partial(self._deliver, connection, number, message, room))
+
+    async def _deliver(
+        self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
+    ) -> None:
+        try:
+            await self._publish(connection, number, message)
+        finally:
+            room.release()
+
+    async def _publish(self, connection: Connection, number: int, message: Outgoing) -> None:
+        """Send one message of the outbox, or give it up.
+
+        Raises BrokerLost.
+        """
+        if self._is_refused(connection, message):
+            self._outbox.settle(number)
+            return
+        refusal = await connection.publish(message)
+        self._outbox.settle(number)
+        self._note(message, refusal)
+        if refusal is None:
+            self._delivered(message)
+
+    def _note(self, message: Outgoing, refusal: str | None) -> None:
+        """The broker has answered to a message."""
+        self._refusals.taken(message)
+        if refusal is not None:
+            self._give_up(message, refusal)
+
+    def _is_refused(self, connection: Connection, message: Outgoing) -> bool:
+        """Whether the broker would end the connection for a message, which is then given up."""
+        objection = connection.limits.objection(message) or self._refusals.objection(
+            message, _now()
+        )
+        if objection is not None:
+            self._give_up(message, objection)
+        return objection is not None
+
+    async def _leave(self, connection: Connection, until: float) -> None:
+        """Send what is left, then the farewell, as far as the time allows."""
+        connection.look()
+        with contextlib.suppress(BrokerLost, TimeoutError):
+            async with asyncio.timeout_at(until):
+                while self._outbox:
+                    await self._publish(connection, *await self._outbox.take())
+                for message in self._farewell():
+                    if not self._is_refused(connection, message):
+                        await connection.publish(message)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,105 @@
+"""What both kinds of node are made of: their links, and one TaskGroup for all loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from edgecosine.config import NodeConfig
+from edgecosine.counters import Counters
+from edgecosine.engine.options import Loaded
+from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
+from edgecosine.node.credentials.membership import Membership
+from edgecosine.node.links.link import Link, LinkSettings
+from edgecosine.node.links.peers import Peers
+from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.security.client_ids import ClientIds
+
+logger = logging.getLogger(__name__)
+
+
+def client_ids_of(config: NodeConfig) -> ClientIds:
+    """The client ids of a node's connections to the broker, the same in all its lives if it can
+    keep their secret."""
+    directory = config.identity_dir or config.state_dir
+    if directory is None:
+        return ClientIds()
+    try:
+        return ClientIds.kept_in(directory)
+    except OSError as error:
+        logger.warning("client ids are drawn anew at each start: reason=%s", error)
+        return ClientIds()
+
+
+async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
+    """Run a node's loops until one of them ends it.
+
+    Raises the first EdgecosineError.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            for role, loop in loops.items():
+                group.create_task(loop, name=f"{node_id}.{role}")
+    except* EdgecosineError as errors:
+        # One plain reason for the operator; the group has ended everything else.
+        raise root_of(errors) from None
+
+
+def linked_peers(
+    config: NodeConfig,
+    loaded: Loaded,
+    membership: Membership,
+    *,
+    on_request: Callable[[Link, DraftRequest | Release], None],
+    on_joined: Callable[[Link], None],
+    on_lost: Callable[[Link], None],
+) -> Peers:
+    """Who a node is linked with, and how it introduces itself."""
+    tokens = loaded.codec.vocabulary() if loaded.codec else []
+    vocabulary = Vocabulary.of(tokens)
+    hello = Hello(
+        protocol=PROTOCOL_VERSION,
+        cluster=config.cluster,
+        node_id=config.node_id,
+        incarnation=int(time.time() * 1000),
+        role=config.role,
+        model=loaded.name[:256],
+        quantization=loaded.quantization,
+        vocabulary=vocabulary.digests,
+        max_context=loaded.max_context,
+    )
+    return Peers(
+        settings=LinkSettings(
+            hello=hello, vocabulary=vocabulary, on_request=on_request, guard=membership.guard
+        ),
+        listen=membership.listen,
+        static=membership.static,
+        discover=membership.discover,
+        on_joined=on_joined,
+        on_lost=on_lost,
+    )
+
+
+def log_joined(link: Link) -> None:
+    """Say that a link stands."""
+    peer = link.peer
+    logger.info(
+        "joined: peer=%s role=%s model=%s quantization=%s context=%s",
+        peer.node_id, peer.role, peer.model, peer.quantization, peer.max_context or "any",
+    )  # fmt: skip
+
+
+def log_lost(link: Link) -> None:
+    """Say that a link has ended."""
+    logger.info("lost: peer=%s reason=%s", link.peer.node_id, link.closed.result())
+
+
+def count_lost(counters: Counters, link: Link) -> None:
+    """Count a link that has ended, and a peer that flooded it."""
+    counters.count("lost_links")
+    if isinstance(link.closed.result(), PeerFlooded):
+        counters.count("floods")

@@ -1,0 +1,151 @@
+"""How a node talks to its cluster's authority: to be let in, to renew, to hear whom to trust.
+
+The first connection of all verifies nothing and tells nothing: it fetches the authority's
+certificate, which must have the token's fingerprint. The secret goes through the second, to an
+endpoint that this very certificate vouches for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from edgecosine.discovery.static import parse_address
+from edgecosine.errors import EnrolmentError, EnrolmentRefused
+from edgecosine.node.credentials.ca_server import WATCH_S
+from edgecosine.node.links.link_policy import explain
+from edgecosine.security.certificates import ENROLMENT_NAME
+from edgecosine.security.credentials import Credentials, Enrolling
+from edgecosine.security.enrolment import (
+    MAX_ANSWER_BYTES,
+    Admission,
+    Answer,
+    Denial,
+    Introduce,
+    Join,
+    Renew,
+    Request,
+    TrustList,
+    Watch,
+    read_answer,
+    write_line,
+)
+from edgecosine.security.join_token import JoinToken
+from edgecosine.security.trust import enrolment_context, pick_authority, unverified_context
+
+_PATIENCE_S: Final = 10.0
+_ANSWER_S: Final = 20.0
+
+
+async def join(
+    token: JoinToken, node_id: str, directory: Path, addresses: Sequence[str]
+) -> Credentials:
+    """Have a key of our own certified, and keep it in `directory`.
+
+    Raises EnrolmentRefused when the authority says no, EnrolmentError when it cannot be reached or
+    somebody else answers.
+    """
+    authority = await _find_authority(token, addresses)
+    enrolling = Enrolling()
+    context = enrolment_context(authority)
+    request = Join(token.secret, node_id, enrolling.request)
+    answer = await _ask_any(addresses, request, context, ENROLMENT_NAME)
+    if not isinstance(answer, Admission):
+        raise EnrolmentError("the authority gave another answer than a certificate")
+    return await asyncio.to_thread(enrolling.store, directory, answer, addresses)
+
+
+async def renew(credentials: Credentials) -> Credentials:
+    """A new key with a new certificate, for the same name; others need not know.
+
+    Raises EnrolmentError.
+    """
+    enrolling = Enrolling()
+    context = enrolment_context(credentials.authorities_pem, credentials.node_file)
+    answer = await _ask_any(
+        credentials.endpoints, Renew(enrolling.request), context, ENROLMENT_NAME
+    )
+    if not isinstance(answer, Admission):
+        raise EnrolmentError("the authority gave another answer than a certificate")
+    return credentials.renewed(enrolling, answer)
+
+
+async def watch(credentials: Credentials) -> TrustList:
+    """Whom to trust, as soon as it is something else than what is known, or after a while.
+
+    Raises EnrolmentError.
+    """
+    context = enrolment_context(credentials.authorities_pem, credentials.node_file)
+    request = Watch(credentials.revision)
+    answer = await _ask_any(
+        credentials.endpoints, request, context, ENROLMENT_NAME, WATCH_S + _ANSWER_S
+    )
+    if not isinstance(answer, TrustList):
+        raise EnrolmentError("the authority gave another answer than whom to trust")
+    return answer
+
+
+async def _find_authority(token: JoinToken, addresses: Sequence[str]) -> str:
+    """The certificate with the token's fingerprint, as PEM."""
+    answer = await _ask_any(addresses, Introduce(), unverified_context(), None)
+    if not isinstance(answer, TrustList):
+        raise EnrolmentError("the authority does not say who it is")
+    return pick_authority(answer.authorities, token.fingerprint)
+
+
+async def _ask_any(
+    addresses: Sequence[str],
+    request: Request,
+    context: ssl.SSLContext,
+    server_name: str | None,
+    answer_s: float = _ANSWER_S,
+) -> Answer:
+    """The answer of the first address that gives one."""
+    failures = []
+    for address in addresses:
+        try:
+            return await _ask(address, request, context, server_name, answer_s)
+        except EnrolmentRefused:
+            raise
+        except EnrolmentError as error:
+            failures.append(f"{address}: {error}")
+    raise EnrolmentError(
+        f"no answer from the cluster's authority ({'; '.join(failures) or 'no address is known'}); "
+        "it answers while `edgecosine node` or `edgecosine cluster serve` runs on its machine"
+    )
+
+
+async def _ask(
+    address: str,
+    request: Request,
+    context: ssl.SSLContext,
+    server_name: str | None,
+    answer_s: float,
+) -> Answer:
+    host, port = parse_address(address, key="ca_address")
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=server_name or "", limit=MAX_ANSWER_BYTES
+            )
+    except ssl.SSLError as error:
+        raise EnrolmentError(explain(error)) from error
+    except OSError as error:
+        raise EnrolmentError(str(error) or "no answer") from error
+    try:
+        async with asyncio.timeout(answer_s):
+            writer.write(write_line(request))
+            line = await reader.readline()
+    except (OSError, ValueError) as error:
+        raise EnrolmentError(str(error) or "no answer") from error
+    finally:
+        writer.close()
+    if not line:
+        raise EnrolmentError("it hung up without an answer; its log tells why")
+    answer = read_answer(line)
+    if isinstance(answer, Denial):
+        raise EnrolmentRefused(answer.reason)
+    return answer

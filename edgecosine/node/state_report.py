@@ -1,0 +1,109 @@
+"""What a node tells about itself on its state topic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgecosine.balance.planner import Balancer
+from edgecosine.counters import Counters
+from edgecosine.discovery.events import Explanation
+from edgecosine.engine.options import Loaded
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.node.links.peers import Peers
+from edgecosine.node.target.text_service import Serving
+from edgecosine.node.target.verifier import Verifying
+from edgecosine.protocol.request import NodeState
+
+
+def target_state(
+    loaded: Loaded,
+    identity: str,
+    serving: Serving,
+    verifying: Verifying,
+    balancer: Balancer,
+    peers: Peers,
+    gateway: Gateway,
+    journal: DiskJournal | None,
+    counters: Counters,
+) -> NodeState:
+    """What a target tells on its state topic."""
+    rounds = max(1, serving.num_rounds)
+    admission = gateway.admission
+    return {
+        "role": "target",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "exactness": loaded.exactness,
+        "dtype": loaded.dtype,
+        "identity": identity,
+        "beside": sorted(gateway.sharing.others),
+        "parameters": loaded.num_parameters,
+        "answers": serving.num_answers,
+        "acceptance": round(serving.num_accepted / rounds, 2),
+        "ahead_hit_rate": round(serving.num_ahead / serving.num_speculative, 2)
+        if serving.num_speculative
+        else None,
+        "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
+        if verifying.busy_s
+        else None,
+        "busy_s": round(verifying.busy_s, 3),
+        "idle_s": round(verifying.idle_s, 3),
+        "plan": balancer.last_reason,
+        "at_work": admission.num_at_work,
+        "queued": admission.num_queued,
+        "is_full": admission.is_full,
+        "is_congested": gateway.is_congested,
+        "counters": _counts(
+            counters, late_drafts=serving.num_late, asked_again=balancer.num_asked_again
+        ),
+        "journal": "off" if journal is None else journal.failure or "ok",
+        "drafters": {
+            node_id: {
+                "rtt_ms": round(link.rtt_s * 1e3, 2),
+                **_drafter_view(balancer, node_id),
+            }
+            for node_id, link in sorted(peers.links.items())
+        },
+        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if _is_amiss(e)],
+    }
+
+
+def _is_amiss(peer: Explanation) -> bool:
+    """Whether a peer should be linked and is not; another cluster's nodes should not."""
+    return peer.standing not in ("linked", "left out") and not peer.is_foreign
+
+
+def _counts(counters: Counters, **more: int) -> dict[str, Any]:
+    """All that was counted, here and by the actors themselves."""
+    return {**counters.view(), **{name: number for name, number in more.items() if number}}
+
+
+def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
+    state = balancer.drafter(node_id)
+    return {
+        "acceptance": round(state.record.prior, 3),
+        "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
+        "drafted": state.num_drafted,
+        "late": state.num_late,
+    }
+
+
+def drafter_state(
+    loaded: Loaded, drafting: Drafting, peers: Peers, counters: Counters
+) -> NodeState:
+    """What a drafter tells on its state topic."""
+    rtts = [link.rtt_s for link in peers.links.values()]
+    return {
+        "role": "drafter",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
+        "tokens_per_s": round(drafting.num_tokens / drafting.busy_s, 1)
+        if drafting.busy_s
+        else None,
+        "drafted": drafting.num_tokens,
+        "targets": sorted(peers.links),
+        "counters": _counts(counters, stale_drafts=drafting.num_stale),
+    }

@@ -1,0 +1,79 @@
+"""Counts one request's rounds into the metrics of its answer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgecosine.balance.plan import Plan
+from edgecosine.engine.base import Verdict
+from edgecosine.node.target.round_trace import Trace
+from edgecosine.protocol.request import DrafterShare, Metrics
+from edgecosine.protocol.tree import TokenTree
+
+
+@dataclass(slots=True)
+class Tally:
+    """Draft tokens proposed and accepted, by drafter; times in seconds."""
+
+    by_length: Counter[int] = field(default_factory=Counter)
+    num_draft_tokens: int = 0
+    num_speculative_rounds: int = 0
+    num_ahead_rounds: int = 0
+    proposed: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    led: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    """Who led the first round that had drafters."""
+    plan: str = ""
+    trace: Trace = field(default_factory=Trace)
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def count_plan(self, plan: Plan, *, is_ready: bool) -> None:
+        """Count the plan of a round; `is_ready` says that nobody has to be asked for it."""
+        self.plan = plan.reason
+        if plan.drafters:
+            self.num_speculative_rounds += 1
+            self.num_ahead_rounds += is_ready
+            self.first = self.first or plan.drafters[0]
+            self.led[plan.drafters[0]] += 1
+
+    def count_round(self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict) -> None:
+        """Count a verified tree; bit i of a node's proposers is drafters[i]."""
+        self.by_length[len(verdict.path)] += 1
+        self.num_draft_tokens += len(tree)
+        accepted = set(verdict.path)
+        for node, proposers in enumerate(tree.proposers):
+            for bit, drafter in enumerate(drafters):
+                if proposers >> bit & 1:
+                    self.proposed[drafter] += 1
+                    self.accepted[drafter] += node in accepted
+
+    def metrics(self) -> Metrics:
+        """The counts as a frozen value."""
+        longest = max(self.by_length, default=0)
+        names = sorted({*self.proposed, *self.late, *self.led})
+        return Metrics(
+            acceptance_histogram=tuple(self.by_length[n] for n in range(longest + 1)),
+            num_draft_tokens=self.num_draft_tokens,
+            num_speculative_rounds=self.num_speculative_rounds,
+            num_ahead_rounds=self.num_ahead_rounds,
+            drafters={
+                name: DrafterShare(
+                    proposed=self.proposed[name],
+                    accepted=self.accepted[name],
+                    late=self.late[name],
+                    led=self.led[name],
+                    first=int(name == self.first),
+                )
+                for name in names
+            },
+            plan=self.plan,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            rounds=tuple(self.trace.rounds),
+            began_s=self.trace.began_s,
+        )

@@ -1,0 +1,77 @@
+"""The course of one request's rounds, where the request asks for it; a few idle calls where not."""
+
+from __future__ import annotations
+
+from edgecosine.node.runtime.clock import now
+from edgecosine.protocol.messages import Draft
+from edgecosine.protocol.request import DraftTimes, RoundTimes
+
+MAX_ROUNDS = 512
+"""Rounds that are recorded at most, so that a final message stays within its bounds."""
+
+
+class Trace:
+    """Told of each event as it happens; its clock starts with the session."""
+
+    def __init__(self, *, is_on: bool = False) -> None:
+        self._is_on = is_on
+        self.began_s = now()
+        self._deadline_s = 0.0
+        self._started_s = self._submitted_s = self._verified_s = self._pass_s = 0.0
+        self._drafts: list[DraftTimes] = []
+        self.rounds: list[RoundTimes] = []
+
+    def begin(self) -> None:
+        """A round begins; the prefill is one, too."""
+        self._started_s, self._deadline_s = self._now_s(), 0.0
+
+    def plan(self, deadline_s: float) -> None:
+        """Drafts of the round are waited for no longer than this."""
+        self._deadline_s = deadline_s
+
+    def submit(self) -> None:
+        """The tree goes to the target."""
+        self._submitted_s = self._now_s()
+
+    def verified(self, pass_s: float) -> None:
+        """The verdict is there; its pass took so long."""
+        self._verified_s, self._pass_s = self._now_s(), pass_s
+
+    def drafted(self, drafter: str, asked: float, draft: Draft | None) -> None:
+        """A drafter answered, or was given up; `asked` by the performance counter."""
+        if self._is_on:
+            self._drafts.append(
+                DraftTimes(
+                    drafter=drafter,
+                    asked_s=_rounded(asked - self.began_s),
+                    ended_s=self._now_s(),
+                    compute_s=_rounded(draft.compute_us / 1e6) if draft else 0.0,
+                    num_tokens=len(draft.confidences) if draft else 0,
+                )
+            )
+
+    def end(self, num_nodes: int, num_accepted: int, plan: str) -> None:
+        """The round is over, and nobody drafts for it any more; `plan` is why it was as it was."""
+        drafts, self._drafts = self._drafts, []
+        if self._is_on and len(self.rounds) < MAX_ROUNDS:
+            self.rounds.append(
+                RoundTimes(
+                    started_s=self._started_s,
+                    submitted_s=self._submitted_s,
+                    verified_s=self._verified_s,
+                    pass_s=_rounded(self._pass_s),
+                    num_nodes=num_nodes,
+                    num_accepted=num_accepted,
+                    drafts=tuple(drafts),
+                    deadline_s=_rounded(self._deadline_s),
+                    plan=plan,
+                )
+            )
+
+    def _now_s(self) -> float:
+        return _rounded(now() - self.began_s) if self._is_on else 0.0
+
+
+def _rounded(seconds: float) -> float:
+    """Microseconds are enough, and short to write."""
+    return round(seconds, 6)

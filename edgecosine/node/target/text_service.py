@@ -1,0 +1,175 @@
+"""The target's sessions behind the gateway's `Service`: checks prompts, runs, counts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgecosine.balance.planner import Balancer
+from edgecosine.balance.policy import POLICIES
+from edgecosine.engine.text import TextCodec
+from edgecosine.errors import RequestError
+from edgecosine.node.target.draft_client import DrafterLinks
+from edgecosine.node.target.session import Session
+from edgecosine.node.target.verifier import Verifying
+from edgecosine.protocol.request import Answer, Progress, Request
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """Answers requests with one target model; implements `Service`."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        codec: TextCodec,
+        max_context: int,
+        max_sessions: int,
+        exactness: str,
+        verifying: Verifying,
+        balancer: Balancer,
+        drafters: DrafterLinks,
+    ) -> None:
+        self._model, self._codec, self._max_context = model, codec, max_context
+        self._max_sessions, self._exactness = max_sessions, exactness
+        self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
+        self._sessions: dict[str, Session] = {}
+        self.num_answers = 0
+        self.num_tokens = 0
+        self.num_rounds = 0
+        self.num_accepted = 0
+        self.num_speculative = 0
+        """Rounds whose plan had drafters."""
+        self.num_ahead = 0
+        """Those of them whose drafts had been made ahead."""
+        self.num_late = 0
+        """Drafts that came after their deadline."""
+
+    def __repr__(self) -> str:
+        return f"<Serving {self._model} [{len(self._sessions)} sessions, {self.num_answers} done]>"
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What is served."""
+        return {
+            "models": [self._model],
+            "max_context": self._max_context,
+            "max_tokens": self._max_context,
+            "exactness": self._exactness,
+            "policies": list(POLICIES),
+        }
+
+    @property
+    def max_sessions(self) -> int:
+        """Sessions that may be at work at one time."""
+        return self._max_sessions
+
+    @property
+    def has_broken(self) -> bool:
+        """Whether the engine failed in a pass."""
+        return self._verifying.has_failed
+
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        """Run a session.
+
+        Raises RequestError when the prompt does not fit the model.
+        """
+        started = time.perf_counter()
+        prompt = self._prompt_tokens(request)
+        request = self._fitted(request, len(prompt))
+        session = Session(
+            request=request,
+            prompt=prompt,
+            model=self._model,
+            codec=self._codec,
+            verifying=self._verifying,
+            balancer=self._balancer,
+            drafters=self._drafters,
+        )
+        self._sessions[request.key] = session
+        try:
+            async with contextlib.aclosing(session.run()) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        self._count(request, step, time.perf_counter() - started)
+                    yield step
+        finally:
+            del self._sessions[request.key]
+
+    def _prompt_tokens(self, request: Request) -> list[int]:
+        if request.policy not in POLICIES:
+            raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
+        biased = [token for token, _ in request.sampling.logit_bias]
+        self._check_tokens("logit_bias", biased, self._codec.num_tokens)
+        self._check_tokens(
+            "stop_token_ids", request.sampling.stop_token_ids, self._codec.num_tokens
+        )
+        self._check_text(request)
+        if isinstance(request.prompt, str):
+            prompt = self._codec.encode(request.prompt)
+        else:
+            prompt = self._codec.encode_chat(request.prompt)
+        parameter = "messages" if request.kind == "chat" else "prompt"
+        self._check_tokens(parameter, prompt, self._codec.num_rows)
+        if not prompt:
+            raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
+        return prompt
+
+    def _check_text(self, request: Request) -> None:
+        """Refuse at small cost what is far too long; nobody is served while a text is encoded."""
+        if isinstance(request.prompt, str):
+            texts = [request.prompt]
+        else:
+            texts = [turn.content for turn in request.prompt]
+        if any(self._codec.is_longer(text, self._max_context) for text in texts):
+            raise RequestError(
+                f"the prompt has more tokens than the model's context, {self._max_context}",
+                code="context_length_exceeded",
+                parameter="prompt",
+            )
+
+    def _fitted(self, request: Request, num_prompt: int) -> Request:
+        """The request within the context that its prompt leaves."""
+        room = self._max_context - num_prompt
+        if request.max_tokens <= room:
+            return request
+        if request.is_default_length and room >= max(1, request.sampling.min_tokens):
+            return replace(request, max_tokens=room)
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {request.max_tokens}, but "
+            f"the model's context has {self._max_context}",
+            code="context_length_exceeded",
+            parameter="max_tokens" if room > 0 else "prompt",
+        )
+
+    def _check_tokens(self, parameter: str, tokens: Iterable[int], num_tokens: int) -> None:
+        highest = max(tokens, default=0)
+        if highest >= num_tokens:
+            raise RequestError(
+                f"{parameter} names token {highest}, but the model has tokens 0 to "
+                f"{num_tokens - 1}",
+                parameter=parameter,
+            )
+
+    def _count(self, request: Request, answer: Answer, elapsed_s: float) -> None:
+        metrics = answer.metrics
+        self.num_answers += 1
+        self.num_tokens += answer.num_tokens
+        self.num_rounds += metrics.num_rounds
+        self.num_accepted += metrics.num_accepted_tokens
+        self.num_speculative += metrics.num_speculative_rounds
+        self.num_ahead += metrics.num_ahead_rounds
+        self.num_late += sum(share.late for share in metrics.drafters.values())
+        logger.info(
+            "answered: request=%s prompt_tokens=%d tokens=%d rounds=%d accepted=%d elapsed_s=%.3f "
+            "finish=%s plan=%s drafters=%s",
+            request.key, answer.num_prompt_tokens, answer.num_tokens, metrics.num_rounds,
+            metrics.num_accepted_tokens, elapsed_s, answer.finish_reason, metrics.plan,
+            ",".join(sorted(metrics.drafters)) or "none",
+        )  # fmt: skip

@@ -1,0 +1,220 @@
+"""Each ablation changes the decision that it names, and no other one.
+
+One history, told by a script, is behind all of them; then every decision of the balancer is asked
+for under `edgecosine` and under the ablation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.plan import MAX_NODES, Plan
+from edgecosine.balance.planner import Balancer
+from edgecosine.balance.policy import PARTS, POLICIES
+from edgecosine.balance.statistics import RequestState
+from edgecosine.balance.steps import ENOUGH_ROUNDS
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.protocol.hindsight import Hindsight
+from edgecosine.protocol.tree import chain
+
+PASS_S = 0.03
+PROMPT = tuple(range(20))
+TRUTH = tuple(range(100, 140))
+TEAM = ("a", "b", "c")
+EXPERT = "a"
+"""Whom all that was learned speaks for; the lot falls on another one."""
+FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "what is there is enough"}
+WHOM = {"led by verdicts", "led by surprise", "led by reports", "led by similarity"}
+
+CHANGED: Mapping[str, set[str]] = {
+    "cooperation": {"drafters asked", "fused every"},
+    "fusion": {"drafters in the tree"},
+    "siblings": {"width", "width ahead", "siblings in the tree"},
+    "routing": WHOM,
+    "surprise": {"led by surprise"},
+    "reports": {"led by reports"},
+    "similarity": {"led by similarity"},
+    "calibration": {"confidences"},
+    "ahead": {"asked ahead", "outcomes shared", "width ahead"},
+    "fanout": {"outcomes shared"},
+    "adaptivity": FOLLOWS_SPEEDS,
+    "steps": {"fused every"},
+}
+
+
+def draft(node_id: str, hits: int, size: int = 4, at: int = len(PROMPT), **more: Any) -> Proposal:
+    """Of a drafter that is right so often and then wrong."""
+    tokens = TRUTH[:hits] + tuple(range(500, 500 + size - hits))
+    return Proposal(node_id, at, tokens, (0.9,) * size, **more)
+
+
+def judge(made: Balancer, request: RequestState, node_id: str, hits: int) -> None:
+    """A drafter's draft has met the target's text."""
+    made.observe_truth(request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1])
+
+
+def experienced() -> Balancer:
+    """Knows passes, drafters that are equally quick and equally good, and what kind of text each of
+    them is good for."""
+    made = Balancer()
+    for rows in (1, 8, MAX_NODES + 1):
+        made.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
+    for node_id in TEAM:
+        for _ in range(8):
+            made.observe_answer(node_id, 0.004, 0.002, 4)
+    for number in range(12):
+        request = made.open("edgecosine")
+        expert = TEAM[number % 3]
+        made.observe_text(request, [1000 * (1 + number % 3) + place for place in range(40)])
+        for node_id in TEAM:
+            for _ in range(4):
+                judge(made, request, node_id, 4 if node_id == expert else 1)
+        made.close(request)
+    return made
+
+
+def opened(made: Balancer, policy: str) -> RequestState:
+    """The request that is looked at: for each policy it has the same lot."""
+    return made.open(policy, num_prompt=len(PROMPT))
+
+
+def led_by_verdicts(made: Balancer, request: RequestState) -> object:
+    for node_id in TEAM:
+        for _ in range(4):
+            judge(made, request, node_id, 4 if node_id == EXPERT else 1)
+    return made.plan(request, TEAM, 100).drafters[0]
+
+
+def led_by_surprise(made: Balancer, request: RequestState) -> object:
+    request.first_length = len(PROMPT)
+    drafts = [
+        draft(node_id, 1, hindsight=Hindsight((False,) * (len(PROMPT) - 1), surprise))
+        for node_id, surprise in zip(TEAM, (1.0, 4.0, 4.0), strict=True)
+    ]
+    made.observe_truth(request, drafts, PROMPT + TRUTH[:1])
+    return made.plan(request, TEAM, 100).drafters[0]
+
+
+def led_by_reports(made: Balancer, request: RequestState) -> object:
+    answer = PROMPT + TRUTH[:20]
+    drafts = [
+        draft(node_id, 0, at=len(answer), hindsight=Hindsight((node_id == EXPERT,) * 20, 1.0))
+        for node_id in TEAM
+    ]
+    made.observe_truth(request, drafts, answer)
+    return made.plan(request, TEAM, 100).drafters[0]
+
+
+def led_by_similarity(made: Balancer, request: RequestState) -> object:
+    made.observe_text(request, [1000 + place for place in range(40)])
+    return made.plan(request, TEAM, 100).drafters[0]
+
+
+def plan_of_two(made: Balancer, request: RequestState) -> Plan:
+    """The drafters are right about the same tokens, and in turns."""
+    for first, second in ((4, 1), (1, 4)) * 8:
+        drafts = [draft("a", first), draft("b", second)]
+        made.observe_truth(request, drafts, PROMPT + TRUTH[:5])
+    return made.plan(request, ("a", "b"), 100)
+
+
+def fused_every(made: Balancer, request: RequestState) -> object:
+    """The surer of two is always right at its first token, each of them only half of the time."""
+    right, wrong = (TRUTH[0],), (7,)
+    for turn in range(60):
+        drafts = [
+            Proposal("a", len(PROMPT), right if turn % 2 else wrong, (0.9 if turn % 2 else 0.2,)),
+            Proposal("b", len(PROMPT), wrong if turn % 2 else right, (0.2 if turn % 2 else 0.9,)),
+        ]
+        made.observe_truth(request, drafts, PROMPT + TRUTH[:1])
+    for _ in range(ENOUGH_ROUNDS):
+        made.observe_round(request, Plan(("a", "b"), gamma=4), was_ready=False, num_accepted=0)
+    return bool(made.plan(request, ("a", "b"), 100).interval)
+
+
+def tree_of(made: Balancer, request: RequestState) -> Any:
+    """What is verified of two drafts, one of them with siblings."""
+    drafts = [
+        Proposal("a", 5, (1, 2, 3, 4), (0.9, 0.9, 0.8, 0.02), (-1, 0, 0, 1)),
+        Proposal("b", 5, (1, 9), (0.9, 0.7)),
+    ]
+    return made.fuse(request, drafts, 50, 0.004)
+
+
+def ahead_of(made: Balancer, request: RequestState) -> Plan:
+    tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
+    return made.ahead(request, TEAM, Plan(("a", "b"), gamma=3, deadline_s=0.02), tree)
+
+
+def is_enough(made: Balancer, request: RequestState) -> object:
+    """A poor rest of a draft is there, and asking is quick."""
+    plan = Plan(("a",), gamma=4, draft_s=0.001, deadline_s=0.02)
+    return made.is_enough(request, [Proposal("a", 5, (1,), (0.3,))], plan)
+
+
+DECISIONS: Mapping[str, Callable[[Balancer, RequestState], object]] = {
+    "asked first": lambda made, request: made.first_plan(request, TEAM, 100),
+    "led by verdicts": led_by_verdicts,
+    "led by surprise": led_by_surprise,
+    "led by reports": led_by_reports,
+    "led by similarity": led_by_similarity,
+    "drafters asked": lambda *known: len(plan_of_two(*known).drafters),
+    "length": lambda *known: plan_of_two(*known).gamma,
+    "width": lambda *known: plan_of_two(*known).width,
+    "deadline": lambda *known: plan_of_two(*known).deadline_s,
+    "fused every": fused_every,
+    "tree": lambda *known: 4 in tree_of(*known).tokens,
+    "siblings in the tree": lambda *known: 3 in tree_of(*known).tokens,
+    "drafters in the tree": lambda *known: 9 in tree_of(*known).tokens,
+    "confidences": lambda *known: tree_of(*known).confidences[0] > 0.98,
+    "asked ahead": lambda *known: bool(ahead_of(*known).drafters),
+    "outcomes shared": lambda *known: bool(ahead_of(*known).shares),
+    "width ahead": lambda *known: ahead_of(*known).width,
+    "what is there is enough": is_enough,
+    "tried": lambda made, request: [
+        made.trial(request, TEAM, Plan(("a",))).drafters for _ in range(20)
+    ],
+}
+"""By name, what is decided after the same history."""
+
+
+def decided(policy: str) -> dict[str, object]:
+    found = {}
+    for name, decide in DECISIONS.items():
+        made = experienced()
+        found[name] = decide(made, opened(made, policy))
+    return found
+
+
+def test_every_part_is_looked_at() -> None:
+    assert set(CHANGED) == set(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_ablation_changes_what_it_names_and_nothing_else(part: str) -> None:
+    whole, without = decided("edgecosine"), decided(f"edgecosine-without-{part}")
+    changed = {name for name in whole if whole[name] != without[name]}
+    assert changed == CHANGED[part], {name: (whole[name], without[name]) for name in changed}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_ablation_differs_from_the_whole_in_one_switch(part: str) -> None:
+    whole, without = POLICIES["edgecosine"], POLICIES[f"edgecosine-without-{part}"]
+    fields = [name for name in whole.__slots__ if getattr(whole, name) != getattr(without, name)]
+    assert len(fields) == 2  # the name is the other one
+
+
+def test_lots_are_drawn_for_each_request_and_fall_on_everybody() -> None:
+    made = experienced()
+    leads = []
+    for _ in range(40):
+        request = made.open("edgecosine-without-routing")
+        plans = [made.plan(request, TEAM, 100) for _ in range(5)]
+        assert len({plan.drafters[0] for plan in plans}) == 1
+        leads.append(plans[0].drafters[0])
+        made.close(request)
+    assert min(leads.count(node_id) for node_id in TEAM) > 5

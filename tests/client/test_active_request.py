@@ -1,0 +1,103 @@
+"""A request as its asker sees it: what was missed comes from the final message, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edgecosine.client.active_request import Asking
+from edgecosine.errors import RequestError
+from edgecosine.protocol.answers import Final, Piece
+from edgecosine.protocol.request import Delta, Request
+
+
+def taken_of(asking: Asking) -> str:
+    """All text that can be taken."""
+    texts = []
+    while (delta := asking.take()) is not None:
+        texts.append(delta.text)
+    return "".join(texts)
+
+
+FINAL = Final("1", ("to be or not",), "stop", {})
+
+
+def pieces(*texts: str, start: int = 0) -> list[Piece]:
+    """Parts that follow each other, the first of them behind `start` characters."""
+    return [
+        Piece(start + len("".join(texts[:number])), text, False)
+        for number, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (pieces("to", " be"), []),
+        (pieces("to", " be"), pieces(" not", start=8)),
+        (pieces("to", " be"), pieces("to", " be", " or", " not")),
+        (pieces("to", " be"), pieces("to be", " or not")),
+        (pieces("to be or not"), pieces("to")),
+        (pieces("to", " be"), pieces("o be or", start=1)),
+        (pieces("to", " be or"), pieces(" be", " or", " not", start=2)),
+        (pieces("to"), pieces("to be or not")),
+        ([], pieces(" be", start=1)),
+        ([], []),
+    ],
+)
+def test_text_is_whole_and_nothing_comes_twice(before: list[Piece], after: list[Piece]) -> None:
+    async def story() -> str:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True))
+        taken = []
+        for part in (before, after):
+            for piece in part:
+                asking.take_piece(piece)
+            taken.append(taken_of(asking))
+        asking.finish(FINAL)
+        taken.append(taken_of(asking))
+        assert asking.is_over
+        assert asking.result() is FINAL
+        return "".join(taken)
+
+    assert asyncio.run(story()) == FINAL.text
+
+
+def test_request_without_stream_has_no_text_but_the_final() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x"))
+        assert not asking.is_over
+        with pytest.raises(RuntimeError):
+            asking.result()
+        asking.finish(FINAL)
+        assert asking.is_over
+        assert asking.take() is None
+
+    asyncio.run(story())
+
+
+def test_choices_are_taken_apart_and_made_whole() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True, n=3))
+        for index, choice, text in [(0, 0, "to"), (0, 2, "or"), (2, 0, " be"), (0, 9, "?")]:
+            asking.take_piece(Piece(index, text, False, choice))
+        assert [asking.take(), asking.take()] == [Delta(0, "to be"), Delta(1, "or", 2)]
+        assert asking.take() is None
+        asking.finish(Final("1", ("to be", "hm", "or not", "too many"), "stop", {}))
+        assert [asking.take(), asking.take()] == [Delta(2, "hm", 1), Delta(3, " not", 2)]
+        assert asking.is_over
+
+    asyncio.run(story())
+
+
+def test_first_end_counts() -> None:
+    async def story() -> None:
+        asking = Asking(Request("a", "1", "completion", "x", stream=True))
+        asking.take_piece(Piece(0, "to", False))
+        asking.fail(RequestError("no"))
+        asking.finish(FINAL)
+        assert asking.is_over
+        with pytest.raises(RequestError, match="no"):
+            asking.result()
+
+    asyncio.run(story())

@@ -1,0 +1,76 @@
+"""Healthy is told from degraded, and each degraded cluster is told why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgecosine.client.health import concerns, counted
+from edgecosine.counters import Counters
+from edgecosine.discovery.events import Explanation, Standing
+from edgecosine.node.state_report import _is_amiss
+from edgecosine.protocol.notices import NodePresence, NodeStatus, NodeView
+
+WELL: dict[str, Any] = {"role": "target", "drafters": {"d": {}}, "not_linked": []}
+
+
+def node(name: str, presence: NodePresence, reason: str = "", **state: Any) -> NodeView:
+    return NodeView(name, NodeStatus(presence, "s", 1.0, reason), state)
+
+
+def found(*nodes: NodeView, is_online: bool = True, is_draining: bool = False) -> str:
+    views = {view.node_id: view for view in nodes}
+    return "; ".join(concerns(is_online=is_online, is_draining=is_draining, nodes=views))
+
+
+def test_cluster_at_work_is_healthy_and_so_is_one_whose_drafter_went_home() -> None:
+    drafter = node("d", "ready", role="drafter")
+    assert found(node("t", "ready", **WELL), drafter) == ""
+    assert found(node("t", "ready", **WELL), drafter, node("e", "offline")) == ""
+
+
+@pytest.mark.parametrize(
+    ("views", "why"),
+    [
+        ([node("t", "unavailable", "no pass has ended", **WELL)], "t is unavailable: no pass"),
+        ([node("t", "ready", **WELL), node("d", "lost")], "d is lost"),
+        ([node("t", "ready", **WELL), node("d", "draining")], "d is draining"),
+        ([node("t", "ready", **(WELL | {"drafters": {}}))], "no drafter is linked"),
+        ([node("t", "ready", **(WELL | {"is_full": True, "queued": 64}))], "full, 64 wait"),
+        ([node("t", "ready", **(WELL | {"is_congested": True}))], "left out"),
+        ([node("t", "ready", **(WELL | {"not_linked": ["d: protocol 2"]}))], "d: protocol 2"),
+    ],
+)
+def test_what_is_wrong_is_named(views: list[NodeView], why: str) -> None:
+    assert why in found(*views)
+
+
+def peer(standing: Standing, *, is_foreign: bool = False) -> Explanation:
+    return Explanation("d", standing, "why", is_foreign=is_foreign)
+
+
+def test_only_who_should_be_linked_and_is_not_is_amiss() -> None:
+    assert _is_amiss(peer("refused"))
+    assert _is_amiss(peer("waiting"))
+    assert not _is_amiss(peer("linked"))
+    assert not _is_amiss(peer("left out"))
+    assert not _is_amiss(peer("refused", is_foreign=True))
+
+
+def test_closed_doors_are_named() -> None:
+    assert "no gateway" in found(is_online=False)
+    assert "no more requests" in found(is_draining=True)
+
+
+def test_counts_are_told_by_kind_and_what_never_was_is_not() -> None:
+    counters = Counters()
+    assert counters.view() == {}
+    counters.count("refused", "overloaded")
+    counters.count("refused", "overloaded")
+    counters.count("refused", "draining")
+    counters.count("lost_links", by=3)
+    counters.count("reconnected", by=0)
+    assert counters.view() == {"refused": {"draining": 1, "overloaded": 2}, "lost_links": 3}
+    views = {"t": node("t", "ready", counters=counters.view()), "d": node("d", "ready")}
+    assert counted(views) == ["t: lost links 3, refused (draining 1, overloaded 2)"]

@@ -1,0 +1,193 @@
+"""Who keeps nodes running, and when no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgecosine.client.client import Client
+from edgecosine.errors import EngineError
+from edgecosine.local import child_processes as processes
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
+from edgecosine.mqtt.broker_address import BrokerAddress
+from tests.mqtt_fixtures import free_port, needs_mosquitto
+from tests.node.links.wire_fixtures import run
+
+SLEEPER = (sys.executable, "-I", "-S", "-c", "import signal; signal.pause()")
+
+
+async def launch_sleeper(
+    _: str, __: Sequence[str], log: Path, ___: Mapping[str, str]
+) -> asyncio.subprocess.Process:
+    """A node that does nothing."""
+    return await processes.spawn(SLEEPER, log)
+
+
+async def at_once() -> None:
+    """All are linked."""
+
+
+def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> None:
+    starts: list[str] = []
+
+    async def launch(
+        node_id: str, _: Sequence[str], log: Path, __: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        starts.append(node_id)
+        return await processes.spawn((sys.executable, "-S", "-c", ""), log)
+
+    async def story() -> None:
+        member = Member("t", ())
+
+        def end(_: str) -> None:
+            cluster._stopped.add("t")
+
+        cluster = LocalCluster(ClusterPlan("c", member, (), "mqtt://localhost"), end, launch)
+        cluster._is_ready = True
+        await cluster._start(member)
+        await cluster._keep(member)
+        await cluster._stop_all()
+
+    run(story())
+    assert starts == ["t"]
+
+
+def test_drafters_take_devices_in_turns() -> None:
+    plan = local_plan(
+        "target", ("a", "b", "c"), cluster="c", ballast=1, target_cores="0", drafter_cores="1",
+        broker=None, broker_port=1883, target_device="cuda:0", drafter_devices=("cuda:0", "cpu"),
+    )  # fmt: skip
+    members = [member.options for member in (plan.target, *plan.drafters)]
+    devices = [options[options.index("--device") + 1] for options in members]
+    assert devices == ["cuda:0", "cuda:0", "cpu", "cuda:0"]
+
+
+def plan_of(port: int = 0, drafters: Sequence[str] = (), broker: str | None = None) -> ClusterPlan:
+    return local_plan(
+        "target", drafters, cluster="c", ballast=1, target_cores="", drafter_cores="",
+        broker=broker, broker_port=port or free_port(),
+    )  # fmt: skip
+
+
+def test_every_drafter_has_an_id_of_its_own() -> None:
+    long = "x" * 50
+    models = ("ngram", "ngram", "target", "a/Qwen", "b/Qwen", "QWEN", f"{long}1", f"{long}2", "小")
+    plan = plan_of(drafters=models)
+    ids = [member.node_id for member in (plan.target, *plan.drafters)]
+    assert len({node_id.lower() for node_id in ids}) == 1 + len(models)
+    assert all(node_id.isascii() and len(node_id) <= 64 for node_id in ids)
+    names = [node_id.rpartition("-")[0] for node_id in ids]
+    assert names[:6] == ["target", "ngram", "ngram-2", "target-2", "Qwen", "Qwen-2"]
+
+
+@needs_mosquitto
+def test_node_that_cannot_start_is_the_reason_why_the_cluster_does_not() -> None:
+    async def launch(
+        node_id: str, _: Sequence[str], log: Path, __: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        program = "import sys; sys.exit('a log line\\nError: no such model')"
+        is_target = node_id.startswith("target")
+        command = SLEEPER if is_target else (sys.executable, "-S", "-c", program)
+        return await processes.spawn(command, log)
+
+    async def story() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(2):
+            with pytest.raises(EngineError, match=r"^ngram-.* ended with 1: no such model$"):
+                async with LocalCluster(plan_of(drafters=["ngram"]), print, launch):
+                    pass
+            assert task.cancelling() == 0
+
+    run(story())
+
+
+@needs_mosquitto
+def test_what_goes_wrong_inside_is_raised_and_everything_ends() -> None:
+    async def story() -> None:
+        cluster = LocalCluster(plan_of(), print, launch_sleeper)
+        cluster._wait_until_linked = at_once  # type: ignore[method-assign]
+        with pytest.raises(KeyError, match="mine"):
+            async with cluster:
+                raise KeyError("mine")
+        assert all(process.returncode is not None for process in cluster._processes.values())
+
+    run(story())
+
+
+@needs_mosquitto
+def test_broker_that_dies_is_started_again_at_its_port() -> None:
+    async def story() -> None:
+        told: list[str] = []
+        cluster = LocalCluster(plan_of(), told.append, launch_sleeper)
+        cluster._wait_until_linked = at_once  # type: ignore[method-assign]
+        async with cluster:
+            former = cluster.pids["broker"]
+            for _ in range(2):
+                os.kill(cluster.pids["broker"], signal.SIGKILL)
+                async with asyncio.timeout(10):
+                    while not await _answers(cluster.broker_url, former, cluster):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                former = cluster.pids["broker"]
+        assert sum("the broker ended with code -9" in line for line in told) == 2
+
+    run(story())
+
+
+async def _answers(url: str, former: int, cluster: LocalCluster) -> bool:
+    if cluster.pids["broker"] == former:
+        return False
+    try:
+        async with Client(url, "c"):
+            return True
+    except Exception:  # noqa: BLE001 -- not yet
+        return False
+
+
+@needs_mosquitto
+def test_up_whose_node_cannot_start_says_why_and_fails() -> None:
+    command = ("up", "--target", "nosuch", "--drafter", "ngram", "--broker-port", str(free_port()))
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecosine", *command], capture_output=True, check=False,
+        env=os.environ | {"EDGECOSINE_SLOTS": "0"}, text=True, timeout=60,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith(("Error: target-", "Error: ngram-"))
+    assert "ended with 2: Invalid value for '--slots'" in last
+
+
+@needs_mosquitto
+def test_nodes_are_not_told_what_is_for_ask() -> None:
+    envs: list[Mapping[str, str]] = []
+
+    async def launch(
+        _: str, __: Sequence[str], log: Path, env: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        envs.append(env)
+        return await processes.spawn(SLEEPER, log)
+
+    async def story() -> None:
+        for url in (None, "mqtts://elsewhere"):
+            access = BrokerAddress.parse(url) if url else None
+            plan = replace(plan_of(broker=url), access=access)
+            cluster = LocalCluster(plan, print, launch)
+            cluster._wait_until_linked = at_once  # type: ignore[method-assign]
+            async with cluster:
+                pass
+
+    run(story())
+    ours, elsewhere = envs
+    assert ours["EDGECOSINE_BROKER"].startswith("mqtt://127.0.0.1:")
+    for name in ("CA", "CERTIFICATE", "USERNAME", "PASSWORD", "PASSWORD_FILE"):
+        assert ours[f"EDGECOSINE_BROKER_{name}"] == ""
+        assert f"EDGECOSINE_BROKER_{name}" not in elsewhere
+    assert ours["EDGECOSINE_CONFIG"] == elsewhere["EDGECOSINE_CONFIG"] == ""

@@ -1,0 +1,99 @@
+"""Whoever knows a node's name takes neither its connection nor the session that waits for it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from edgecosine.client.client import Client
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.connection import connect
+from edgecosine.mqtt.node_status import Presence
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.security.client_ids import SECRET_FILE, ClientIds
+from tests.fakes import ScriptedService
+from tests.mqtt_fixtures import (
+    HOME,
+    free_port,
+    house,
+    listening,
+    needs_mosquitto,
+    run,
+    running,
+)
+from tests.node.gateway.gateway_talk import answer, ask
+
+pytestmark = needs_mosquitto
+
+GUESSES = (
+    "edgecosine-home-t1-gateway",
+    "edgecosine-home-t1-sharing",
+    "edgecosine-home-t1",
+    "me",
+)
+
+
+def test_name_of_a_node_does_not_take_its_connection() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home", client_id="me") as client:
+            address = BrokerAddress.parse(home.broker.url)
+            for guess in GUESSES:
+                async with connect(address, client_id=guess):
+                    pass
+            ask(home, "1")
+            assert (await answer(home, "1"))["choices"]
+            assert await client.is_online()
+            statuses = [m.payload for m in home.listener.received if m.topic == HOME.status]
+            assert statuses == [b"online"]
+
+    run(story())
+
+
+def test_session_waits_for_the_next_life_and_for_nobody_else(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            address = BrokerAddress.parse(broker.url)
+
+            def gateway() -> Gateway:
+                return Gateway(
+                    ScriptedService(), broker=address, cluster="home", node_id="t1",
+                    journal=DiskJournal(tmp_path), client_ids=ClientIds.kept_in(tmp_path),
+                )  # fmt: skip
+
+            first = gateway()
+            async with running(first.run()):
+                await first.connected()
+            async with listening(broker) as listener:
+                body = {"client": "cli", "id": "1", "prompt": "or not"}
+                listener.send(HOME.request("completion"), body)
+                await listener.expect(HOME.request("completion"))
+                async with connect(address, client_id=GUESSES[0], version="5"):
+                    pass
+                async with running(gateway().run()):
+                    final = await listener.expect_json(HOME.response("cli", "1"))
+                    assert final["choices"][0]["text"] == "to be"
+
+    run(story())
+
+
+def test_secret_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        ids = ClientIds.kept_in(tmp_path)
+        async with EmbeddedBroker(port=free_port()) as broker:
+            presence = Presence(
+                broker=BrokerAddress.parse(broker.url), cluster="home", node_id="d1",
+                client_ids=ids,
+            )  # fmt: skip
+            async with running(presence.run()):
+                await presence.connected()
+
+    with caplog.at_level(logging.DEBUG):
+        run(story())
+    tail = ClientIds.kept_in(tmp_path).of("edgecosine-home-d1").rpartition("-")[2]
+    assert "broker found" in caplog.text
+    for secret in (tail, (tmp_path / SECRET_FILE).read_text().strip()):
+        assert secret not in caplog.text

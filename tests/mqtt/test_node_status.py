@@ -1,0 +1,128 @@
+"""A node's word on MQTT: there, ready, gone, or lost and the broker says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from edgecosine.client.client import Client
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt import node_status as module
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.node_status import Presence
+from edgecosine.protocol.notices import KEEP_S
+from tests.mqtt_fixtures import (
+    HOME,
+    PATIENCE_S,
+    free_port,
+    listening,
+    needs_mosquitto,
+    run,
+    running,
+)
+
+pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
+
+NODE = """
+import sys, uvloop
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.node_status import Presence
+uvloop.run(Presence(broker=BrokerAddress.parse(sys.argv[1]), cluster="home", node_id="d1").run())
+"""
+
+
+@contextlib.asynccontextmanager
+async def presence(broker: EmbeddedBroker) -> AsyncIterator[Presence]:
+    """A node that is seen."""
+    node = Presence(
+        broker=BrokerAddress.parse(broker.url), cluster="home", node_id="d1", session="s1"
+    )
+    async with running(node.run()):
+        await node.connected()
+        yield node
+
+
+def test_node_tells_about_itself_and_clears_that_when_it_leaves() -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            async with presence(broker) as node:
+                node.publish_presence("ready")
+                node.publish_state({"role": "drafter", "model": "tiny"})
+                async with listening(broker) as listener:
+                    await listener.expect(HOME.node_state("d1"))
+                async with Client(broker.url, "home") as client:
+                    [view] = (await client.nodes()).values()
+                    assert view.is_here
+                    assert view.status is not None
+                    assert (view.status.state, view.status.session) == ("ready", "s1")
+                    assert view.state == {"role": "drafter", "model": "tiny"}
+            async with Client(broker.url, "home") as client:
+                [view] = (await client.nodes()).values()
+                assert not view.is_here
+                assert view.state == {}
+
+    run(story())
+
+
+def test_will_of_a_former_life_is_corrected() -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
+            node.publish_presence("ready")
+            async with listening(broker) as listener:
+                await listener.expect(HOME.node_status("d1"))
+                listener.send(HOME.node_status("d1"), {"state": "lost", "session": "s0", "ts": 1.0})
+                said = await listener.expect(HOME.node_status("d1"), 3)
+                assert json.loads(said[2].payload)["state"] == "ready"
+
+    run(story())
+
+
+def test_word_of_a_node_lapses_and_is_said_again_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.05)
+
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
+            node.publish_presence("ready")
+            async with listening(broker) as listener:
+                said = await listener.expect(HOME.node_status("d1"), 4)
+                assert len({message.payload for message in said}) == 1
+                assert all(0 < (message.expiry_s or 0) <= KEEP_S for message in said)
+
+    run(story())
+
+
+def test_killed_node_is_lost() -> None:
+    async def story() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", NODE, broker.url)
+            first = await listener.expect_json(HOME.node_status("d1"))
+            process.send_signal(signal.SIGKILL)
+            last = json.loads((await listener.expect(HOME.node_status("d1"), 2))[1].payload)
+            assert (first["state"], last["state"]) == ("starting", "lost")
+            assert first["session"] == last["session"]
+            async with asyncio.timeout(PATIENCE_S):
+                await process.wait()
+
+    run(story())
+
+
+def test_state_is_told_again_to_a_broker_that_forgot() -> None:
+    async def story() -> None:
+        port = free_port()
+        async with contextlib.AsyncExitStack() as stack:
+            async with EmbeddedBroker(port=port) as broker:
+                node = await stack.enter_async_context(presence(broker))
+                node.publish_state({"role": "drafter"})
+            async with EmbeddedBroker(port=port) as broker, listening(broker) as listener:
+                assert (await listener.expect_json(HOME.node_state("d1")))["role"] == "drafter"
+            await stack.aclose()
+
+    run(story())

@@ -1,0 +1,72 @@
+"""A courier leaves a broker that is slow to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.protocol.publication import Outgoing
+from tests.mqtt_fixtures import free_port, listening, needs_mosquitto, run, running
+
+pytestmark = needs_mosquitto
+
+
+@contextlib.asynccontextmanager
+async def held_up(home: EmbeddedBroker, is_open: asyncio.Event) -> AsyncIterator[BrokerAddress]:
+    """The broker, whose answers come only while `is_open` is set."""
+    to = BrokerAddress.parse(home.url)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection(to.host, to.port)
+
+        async def answers() -> None:
+            while data := await broker_reader.read(1 << 16):
+                await is_open.wait()
+                writer.write(data)
+            writer.close()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(answers())
+            while data := await reader.read(1 << 16):
+                broker_writer.write(data)
+            broker_writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield BrokerAddress("127.0.0.1", server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+
+
+def test_message_on_its_way_is_not_sent_again_by_who_leaves() -> None:
+    async def story() -> None:
+        is_open = asyncio.Event()
+        is_open.set()
+        async with (
+            EmbeddedBroker(port=free_port()) as home,
+            listening(home, "news", "end") as listener,
+            held_up(home, is_open) as address,
+        ):
+            leaving = Courier(
+                address,
+                name="leaving",
+                receive=lambda _: None,
+                farewell=lambda: (Outgoing("end", b""),),
+            )
+            async with running(leaving.run()) as task:
+                await leaving.connected()
+                is_open.clear()
+                leaving.send(Outgoing("news", b""))
+                await listener.expect("news")
+                task.cancel()
+                await asyncio.sleep(0)
+                is_open.set()
+                await asyncio.wait([task])
+            await listener.expect("end")
+            assert len(await listener.expect("news")) == 1
+
+    run(story())

@@ -1,0 +1,382 @@
+"""Several books and a broker between them: each request is answered once, whoever dies when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecosine.balance.rendezvous import chosen
+from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.cluster_queue.members import GRACE_S
+from edgecosine.node.cluster_queue.state import UNCLAIMED_S, WorkBook
+from edgecosine.protocol.intake import Ticket
+from edgecosine.protocol.request import Request
+from edgecosine.protocol.sharing import Claim, Known, Standing
+
+NAMES = ("a", "b", "c")
+
+
+@dataclass
+class Node:
+    """A target without MQTT: its book, what it has at work, and what it has yet to hear."""
+
+    name: str
+    life: int = 0
+    is_alive: bool = True
+    at_work: set[str] = field(default_factory=set)
+    answered: set[str] = field(default_factory=set)
+    heard: list[str] = field(default_factory=list)
+    inbox: deque[tuple[str, object]] = field(default_factory=deque)
+    book: WorkBook = field(init=False)
+
+    def __post_init__(self) -> None:
+        standing = Standing(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
+        self.book = WorkBook(standing, knows=self.answered.__contains__)
+
+
+@dataclass
+class World:
+    """A broker with total order that keeps what is retained, and targets that hear it in time."""
+
+    now: float = 0.0
+    nodes: dict[str, Node] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
+    finals: Counter[str] = field(default_factory=Counter)
+    excused: set[str] = field(default_factory=set)
+    """Answered by a target that died before the last of the others had heard of the request."""
+    starts: Counter[str] = field(default_factory=Counter)
+    backlog: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in NAMES})
+
+    def join(self, name: str, *, journal: bool = True) -> None:
+        """A target comes, or comes back with its journal."""
+        before = self.nodes.get(name)
+        node = Node(name, before.life + 1 if before else 0)
+        self.nodes[name] = node
+        if before is not None and journal:
+            node.answered |= before.answered
+            for key in sorted(before.at_work):
+                self.do(node, node.book.resume(self.offer(node, key), self.now))
+        node.book.arrive(self.now)
+        self.publish("standing", node.book.us)
+        self.standings[name] = node.book.us
+        for standing in self.standings.values():
+            if standing.node != name:
+                node.inbox.append(("standing", standing))
+        node.inbox.extend(("retained", claim) for claim in self.claims.values())
+        node.inbox.append(("echo", None))
+        node.inbox.extend(("request", key) for key in self.backlog[name])
+        self.backlog[name] = []
+
+    def kill(self, name: str) -> None:
+        node = self.nodes[name]
+        node.is_alive = False
+        self.excused |= {key for key in node.answered if self.is_still_heard(key, name)}
+        # What it has not acknowledged its session keeps.
+        self.backlog[name] = [
+            key
+            for key in [*node.heard, *(str(what) for kind, what in node.inbox if kind == "request")]
+            if key not in node.heard or node.book.is_open(key)
+        ]
+        node.inbox.clear()
+        lost = msgspec.structs.replace(node.book.us, state="lost")
+        self.standings[name] = lost
+        self.publish("standing", lost)
+
+    def is_still_heard(self, key: str, dead: str) -> bool:
+        """Whether a target other than the dead one may take the request for a new one."""
+        return any(
+            key in self.claims
+            or key in self.backlog[name]
+            or ("request", key) in node.inbox
+            or node.book.is_open(key)
+            for name, node in self.nodes.items()
+            if name != dead
+        )
+
+    def ask(self, key: str) -> None:
+        for name in NAMES:
+            node = self.nodes.get(name)
+            if node is not None and node.is_alive:
+                node.inbox.append(("request", key))
+            elif node is not None:
+                self.backlog[name].append(key)
+
+    def publish(self, kind: str, what: object) -> None:
+        for node in self.nodes.values():
+            if node.is_alive:
+                node.inbox.append((kind, what))
+
+    def offer(self, node: Node, key: str) -> Claim:
+        client, request_id = key.split("/")
+        ticket = Ticket(client, request_id, "completion", "r", digest=key.encode())
+        us = node.book.us
+        return Claim(
+            us.node, us.session, ticket, Request(client, request_id, "completion", ""), 0.0
+        )
+
+    def do(self, node: Node, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Tell(claim):
+                    self.claims[claim.key] = claim
+                    self.publish("claim", claim)
+                case Clear(key):
+                    self.claims.pop(key, None)
+                    self.publish("clear", key)
+                case Inform(ticket):
+                    self.publish("known", (ticket.key, Known(node.name, ticket.digest)))
+                case Agree(claim):
+                    claimant = self.nodes[claim.node]
+                    if claimant.is_alive:
+                        claimant.inbox.append(("consent", (node.name, claim)))
+                case Start(claim):
+                    assert claim.key not in node.at_work
+                    node.at_work.add(claim.key)
+                    self.starts[claim.key] += 1
+                case GiveUp(key):
+                    node.at_work.discard(key)
+
+    def hear(self, name: str) -> None:
+        """One target hears its next message."""
+        node = self.nodes[name]
+        if not node.is_alive or not node.inbox:
+            return
+        kind, what = node.inbox.popleft()
+        book, now = node.book, self.now
+        match kind, what:
+            case "request", str(key):
+                node.heard.append(key)
+                if key in node.answered:
+                    self.do(node, book.repeat(self.offer(node, key).ticket))
+                elif key not in node.at_work:
+                    self.do(node, book.hear(self.offer(node, key), now))
+            case (("claim" | "retained"), Claim() as claim):
+                self.do(node, book.claimed(claim, now, is_retained=kind == "retained"))
+            case "clear", str(key):
+                self.do(node, book.cleared(key, now))
+            case "known", (str(key), Known() as said):
+                self.do(node, book.known(key, said.node, said.digest, now))
+            case "consent", (str(other), Claim() as claim):
+                self.do(node, book.consented(other, claim.key, claim.generation))
+            case "standing", Standing() as standing if standing.node != name:
+                self.do(node, book.stands(standing, now))
+            case "echo", _:
+                self.do(node, book.join(now, is_remembered=True))
+
+    def answer(self, name: str) -> None:
+        """A target ends its first request, if it is sure that it is its own."""
+        node = self.nodes[name]
+        for key in sorted(node.at_work):
+            if node.is_alive and node.book.is_ours(key):
+                node.at_work.discard(key)
+                node.answered.add(key)
+                self.finals[key] += 1
+                self.do(node, node.book.finish(key))
+                return
+
+    def settle(self) -> None:
+        """Everything is heard."""
+        while any(node.inbox for node in self.nodes.values()):
+            for name in self.nodes:
+                self.hear(name)
+
+    def come_to_rest(self) -> None:
+        """All that is to happen happens, without a fault any more."""
+        for _ in range(6):
+            self.settle()
+            self.now += GRACE_S / 2
+            for node in self.nodes.values():
+                if node.is_alive:
+                    self.do(node, node.book.tick(self.now))
+            self.settle()
+            for name in self.nodes:
+                while self.nodes[name].at_work and self.nodes[name].is_alive:
+                    before = sum(self.finals.values())
+                    self.answer(name)
+                    if sum(self.finals.values()) == before:
+                        break
+                    self.settle()
+
+
+def world(*names: str) -> World:
+    here = World()
+    for name in names:
+        here.join(name)
+    here.settle()
+    return here
+
+
+def owner(key: str, *names: str) -> str:
+    return chosen(key, names)
+
+
+KEYS = [f"u/{number}" for number in range(24)]
+
+
+def test_requests_are_shared_and_each_is_answered_once() -> None:
+    here = world("a", "b")
+    for key in KEYS:
+        here.ask(key)
+    here.settle()
+    assert here.nodes["a"].at_work
+    assert here.nodes["b"].at_work
+    assert sorted([*here.nodes["a"].at_work, *here.nodes["b"].at_work]) == sorted(KEYS)
+    here.come_to_rest()
+    assert here.finals == dict.fromkeys(KEYS, 1)
+    assert here.claims == {}
+
+
+def test_alone_nothing_is_published() -> None:
+    here = world("a")
+    here.publish = lambda *_: pytest.fail("nobody is there")  # type: ignore[method-assign]
+    for key in KEYS:
+        here.ask(key)
+    here.settle()
+    for _ in KEYS:
+        here.answer("a")
+    assert here.finals == dict.fromkeys(KEYS, 1)
+
+
+def test_who_comes_later_learns_what_is_at_work() -> None:
+    here = world("a")
+    here.ask("u/1")
+    here.settle()
+    here.join("b")
+    here.settle()
+    here.kill("a")
+    here.come_to_rest()
+    assert here.finals == {"u/1": 1}
+    assert here.nodes["b"].answered == {"u/1"}
+
+
+@pytest.mark.parametrize("returns_early", [False, True])
+def test_who_comes_back_does_not_run_again_what_was_taken(returns_early: bool) -> None:
+    here = world("a", "b")
+    key = next(key for key in KEYS if owner(key, "a", "b") == "a")
+    here.ask(key)
+    here.settle()
+    here.kill("a")
+    here.settle()
+    here.now += GRACE_S
+    here.do(here.nodes["b"], here.nodes["b"].book.tick(here.now))
+    if not returns_early:
+        here.come_to_rest()
+        assert here.finals == {key: 1}
+    here.join("a")
+    here.come_to_rest()
+    assert here.finals == {key: 1}
+    assert here.nodes["b"].answered == {key}
+    assert here.starts[key] == 2
+
+
+def test_who_wakes_up_gives_up_what_was_taken() -> None:
+    here = world("a", "b")
+    key = next(key for key in KEYS if owner(key, "a", "b") == "a")
+    here.ask(key)
+    here.settle()
+    a, b = here.nodes["a"], here.nodes["b"]
+    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="lost"), here.now))
+    here.now += GRACE_S
+    here.do(b, b.book.tick(here.now))
+    assert b.at_work == {key}
+    here.settle()
+    assert a.at_work == set()
+
+
+def test_who_leaves_hands_over_at_once() -> None:
+    here = world("a", "b")
+    for key in KEYS:
+        here.ask(key)
+    here.settle()
+    a, b = here.nodes["a"], here.nodes["b"]
+    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="left"), here.now))
+    assert b.at_work == set(KEYS)
+
+
+def test_who_drains_gets_nothing_new() -> None:
+    here = world("a", "b")
+    a = here.nodes["a"]
+    here.do(a, a.book.say("draining", here.now))
+    for key in KEYS:
+        here.ask(key)
+    here.publish("standing", a.book.us)
+    here.come_to_rest()
+    assert a.answered == set()
+    assert here.finals == dict.fromkeys(KEYS, 1)
+
+
+def test_request_without_an_id_is_answered_once() -> None:
+    here = world("a", "b")
+    books = [here.nodes[name].book for name in "ab"]
+    for number in range(20):
+        for node, book in zip("ab", books, strict=True):
+            claim = here.offer(here.nodes[node], f"anon/{node}{number}")
+            ticket = dataclasses.replace(claim.ticket, is_named=False, digest=b"%d" % (number % 3))
+            here.do(here.nodes[node], book.hear(msgspec.structs.replace(claim, ticket=ticket), 0.0))
+    here.come_to_rest()
+    assert sum(here.finals.values()) == 20
+
+
+def test_unclaimed_request_is_taken_in_the_end() -> None:
+    here = world("a", "b")
+    a, b = here.nodes["a"], here.nodes["b"]
+    key = next(key for key in KEYS if owner(key, "a", "b") == "a")
+    here.do(b, b.book.hear(here.offer(b, key), here.now))
+    here.do(b, b.book.tick(here.now + UNCLAIMED_S / 2))
+    assert not here.claims
+    here.do(b, b.book.tick(here.now + UNCLAIMED_S))
+    here.settle()
+    assert b.at_work == {key}
+    assert a.at_work == set()
+
+
+def test_repeat_that_comes_late_is_not_run_again() -> None:
+    here = world("a", "b")
+    for key in KEYS:
+        here.ask(key)
+    here.come_to_rest()
+    here.kill("b")
+    for key in KEYS:
+        here.ask(key)
+    here.settle()
+    here.join("b")
+    here.come_to_rest()
+    asked_again = [key for key in KEYS if owner(key, "a", "b") == "b"]
+    assert all(here.finals[key] == 1 for key in KEYS if key not in asked_again)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_each_request_is_answered_once_whoever_dies(data: st.DataObject) -> None:
+    """Messages are heard late, each target at its own pace; targets die and come back with their
+    journals. Nothing is lost while one lives, and nothing is answered twice that can be known."""
+    here = world(*NAMES)
+    asked: list[str] = []
+    for _ in range(data.draw(st.integers(4, 40))):
+        alive = [name for name in NAMES if here.nodes[name].is_alive]
+        dead = [name for name in NAMES if name not in alive]
+        match data.draw(st.sampled_from(["ask", "hear", "hear", "hear", "answer", "kill", "join"])):
+            case "ask":
+                asked.append(f"u/{len(asked)}")
+                here.ask(asked[-1])
+            case "hear":
+                for name in data.draw(st.lists(st.sampled_from(NAMES), max_size=8)):
+                    here.hear(name)
+            case "answer":
+                here.answer(data.draw(st.sampled_from(NAMES)))
+            case "kill" if len(alive) > 1:
+                here.kill(data.draw(st.sampled_from(alive)))
+            case "join" if dead:
+                here.join(data.draw(st.sampled_from(dead)))
+    here.come_to_rest()
+    once = [key for key in asked if key not in here.excused]
+    assert {key: here.finals[key] for key in once} == dict.fromkeys(once, 1)
+    assert all(here.finals[key] for key in asked)
+    assert not any(node.at_work for node in here.nodes.values() if node.is_alive)

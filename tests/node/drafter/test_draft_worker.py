@@ -1,0 +1,456 @@
+"""Drafting: answers the newest question of each request, many at once, and keeps in step."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
+from edgecosine.errors import LinkLost
+from edgecosine.node.drafter import draft_worker as rules
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_tokens,
+    prefix_digest,
+    unpack_tokens,
+)
+from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.tree import EMPTY_TREE
+from tests.fakes_engine import Language, ScriptedDrafter, babble
+from tests.node.links.wire_fixtures import run
+
+LANGUAGE = babble()
+PREFIX = list(b"to be")
+
+
+def ask(
+    prefix: list[int],
+    *,
+    key: str = "r",
+    held: int = 0,
+    number: int = 0,
+    is_ahead: bool = False,
+    size: int = 3,
+) -> DraftRequest:
+    """A request for a prefix of which the drafter should hold `held` tokens."""
+    return DraftRequest(
+        key, number, len(prefix), prefix_digest(prefix), pack_tokens(prefix[held:]), size,
+        is_ahead=is_ahead,
+    )  # fmt: skip
+
+
+class Post:
+    """Takes answers; somebody may wait for a number of them."""
+
+    def __init__(self) -> None:
+        self.answers: list[AnyMessage] = []
+        self._came = asyncio.Event()
+
+    def __call__(self, message: AnyMessage) -> None:
+        self.answers.append(message)
+        self._came.set()
+
+    async def drafts(self, count: int) -> list[Draft]:
+        """The first `count` answers, all of them drafts."""
+        while len(self.answers) < count:
+            self._came.clear()
+            await self._came.wait()
+        drafts = [each for each in self.answers if isinstance(each, Draft)]
+        assert len(drafts) == len(self.answers) == count
+        return drafts
+
+
+@asynccontextmanager
+async def at_work(drafting: Drafting) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(drafting.run())
+        yield
+        task.cancel()
+
+
+class PatientDrafter(ScriptedDrafter):
+    """Drafts ahead until somebody waits."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.begun = threading.Event()
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        if batch[0].ahead is not None:
+            self.begun.set()
+            while not is_awaited():
+                pass
+        return super().draft(batch)
+
+
+def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> Drafting:
+    return Drafting(engine=engine, thread=thread, max_batch=max_batch)
+
+
+def test_draft_continues_the_prefix_as_the_engine_says() -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX, number=7), post)
+                [draft] = await post.drafts(1)
+        sequence = list(PREFIX)
+        for token in unpack_tokens(draft.tokens):
+            assert token == LANGUAGE(sequence, Sampling())
+            sequence.append(token)
+        assert (draft.request_id, draft.round, draft.is_ahead) == ("r", 7, False)
+        assert draft.confidences == bytes([128] * 3)
+        assert draft.parents == b""
+        assert drafting.num_tokens == 3
+
+    run(main())
+
+
+def test_drafter_out_of_step_says_what_it_has_and_recovers() -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask([*PREFIX, 1, 2], held=5), post)
+            drafting.on_request(ask(PREFIX), post)
+            drafting.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
+            drafting.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
+            assert post.answers == [
+                OutOfStep("r", 0, 0),
+                OutOfStep("r", 1, 5),
+                OutOfStep("r", 2, 0),
+            ]
+            post.answers.clear()
+            async with at_work(drafting):
+                drafting.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
+                [draft] = await post.drafts(1)
+                assert draft.round == 3
+
+    run(main())
+
+
+def test_newer_round_replaces_older_ones_that_wait() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(4):
+                drafting.on_request(ask([*PREFIX, number], number=number), post)
+            async with at_work(drafting):
+                [draft] = await post.drafts(1)
+            assert draft.round == 3
+            assert drafting.num_stale == 3
+            assert sum(map(len, engine.batches)) == 1
+
+    run(main())
+
+
+def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for key in "abc":
+                drafting.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
+            async with at_work(drafting):
+                drafts = await post.drafts(3)
+        assert [(draft.request_id, draft.is_ahead) for draft in drafts] == [
+            ("c", False),
+            ("a", True),
+            ("b", True),
+        ]
+        assert [[work.key for work in batch] for batch in engine.batches] == [["c"], ["a", "b"]]
+
+    run(main())
+
+
+def test_drafting_ahead_is_told_when_the_target_waits() -> None:
+    async def main() -> None:
+        post, engine = Post(), PatientDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX, is_ahead=True), post)
+                await asyncio.get_running_loop().run_in_executor(None, engine.begun.wait)
+                drafting.on_request(ask([*PREFIX, 1], held=5, number=1), post)
+                drafts = await post.drafts(2)
+        assert [draft.round for draft in drafts] == [0, 1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("tokens", [[5, 1 << 30], [5, 6, 7], [5, 5]])
+def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = Drafting(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
+            asked = msgspec.structs.replace(
+                ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens(tokens),
+                tree_parents=bytes(2), tree_confidences=bytes(2),
+            )  # fmt: skip
+            async with at_work(drafting):
+                drafting.on_request(asked, post)
+                await post.drafts(1)
+        assert engine.batches[0][0].ahead == EMPTY_TREE
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"), [(b"\xff\x00\x33", (1.0, 0.0, 0.2)), (b"\xff", ()), (b"", ())]
+)
+def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
+    shares: bytes, expected: tuple[float, ...]
+) -> None:
+    async def main() -> None:
+        with EngineThread("drafter") as thread:
+            engine, post = ScriptedDrafter(LANGUAGE), Post()
+            drafting = drafting_with(engine, thread)
+            message = msgspec.structs.replace(
+                ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens([97, 98]),
+                tree_confidences=b"\xff\xff", outcome_shares=shares,
+            )  # fmt: skip
+            async with at_work(drafting):
+                drafting.on_request(message, post)
+                await post.drafts(1)
+        assert engine.batches[0][0].shares == expected
+
+    run(main())
+
+
+def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
+    async def main() -> None:
+        post, engine = Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread, max_batch=4)
+            for number in range(6):
+                drafting.on_request(ask([*PREFIX, number], key=str(number)), post)
+            async with at_work(drafting):
+                drafts = await post.drafts(6)
+        assert [draft.request_id for draft in drafts] == list("012345")
+        assert [[work.key for work in batch] for batch in engine.batches] == [
+            list("0123"),
+            list("45"),
+        ]
+
+    run(main())
+
+
+def test_answer_to_a_link_that_is_gone_harms_nobody() -> None:
+    def gone(_: AnyMessage) -> None:
+        raise LinkLost("gone")
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask(PREFIX, key="away"), gone)
+            drafting.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
+            drafting.on_request(ask(PREFIX, key="here"), post)
+            async with at_work(drafting):
+                [draft] = await post.drafts(1)
+                drafting.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
+                await post.drafts(2)
+
+    run(main())
+
+
+def draft_sequence(draft: Draft) -> list[int]:
+    return [*PREFIX, *unpack_tokens(draft.tokens)]
+
+
+@pytest.mark.parametrize("is_link_lost", [True, False])
+def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
+    async def main() -> None:
+        ended, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX), post)
+                await post.drafts(1)
+                assert engine.held == {"r"}
+                drafting.on_request(ask([*PREFIX, 1], number=1), ended)
+                if is_link_lost:
+                    drafting.forget_all()
+                else:
+                    drafting.on_request(Release("r"), ended)
+                assert repr(drafting) == "<Drafting [0 waiting, 0 requests]>"
+                drafting.on_request(ask(PREFIX, key="next"), post)
+                await post.drafts(2)
+            assert ended.answers == []
+            assert engine.held == {"next"}
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_in_step", [True, False])
+def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> None:
+    """A stranger's requests, in step or not, cannot fill the memory."""
+
+    async def main() -> None:
+        post, many = Post(), Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            drafting.on_request(ask(PREFIX, key="old"), post)
+            for number in range(rules.MAX_REQUESTS + 5):
+                if number == rules.MAX_REQUESTS - 5:
+                    drafting.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
+                drafting.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
+            assert f"{rules.MAX_REQUESTS} requests" in repr(drafting)
+            late = Post()
+            drafting.on_request(ask([*PREFIX, 1], key="old", held=5), late)
+            assert late.answers == [OutOfStep("old", 0, 0)]
+            drafting.on_request(ask([*PREFIX, 1], key="0", held=5), late)
+            assert len(late.answers) == 1
+
+    run(main())
+
+
+def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> None:
+    async def main() -> None:
+        crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(rules.MAX_REQUESTS - 1):
+                drafting.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
+            drafting.on_request(ask(PREFIX, key="r"), post, "honest")
+            for number in range(2 * rules.MAX_REQUESTS):
+                drafting.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
+            async with at_work(drafting):
+                await post.drafts(1)
+                assert engine.batches[0][0].key == "r@honest"
+                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                await post.drafts(2)
+
+    run(main())
+
+
+def test_a_target_cannot_touch_the_requests_of_another() -> None:
+    async def main() -> None:
+        post, other, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            drafting.on_request(ask(PREFIX), post, "honest")
+            drafting.on_request(ask([9, 9, 9], number=5), other, "hostile")
+            drafting.on_request(Release("r"), other, "hostile")
+            async with at_work(drafting):
+                await post.drafts(1)
+                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                await post.drafts(2)
+        assert not other.answers
+
+    run(main())
+
+
+def test_flood_of_releases_is_no_work() -> None:
+    async def main() -> None:
+        post, engine = Post(), CountingDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(engine, thread)
+            for number in range(2 * rules.MAX_REQUESTS):
+                drafting.on_request(Release(f"unknown-{number}"), post)
+                drafting.on_request(ask(PREFIX, key=f"known-{number}"), post)
+                drafting.on_request(Release(f"known-{number}"), post)
+            async with at_work(drafting):
+                drafting.on_request(ask(PREFIX), post)
+                await post.drafts(1)
+        assert len(engine.released) == rules.MAX_REQUESTS
+        assert all(key.startswith("known") for key in engine.released)
+
+    run(main())
+
+
+class CountingDrafter(ScriptedDrafter):
+    """Keeps what it was told to release."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.released: list[str] = []
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
+        super().release(key)
+
+
+def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
+    async def main() -> None:
+        replies: list[AnyMessage] = []
+        engine = ScriptedDrafter(babble())
+        with EngineThread("test") as thread:
+            drafting = Drafting(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
+            drafting.on_request(ask([1, 2, 50]), replies.append)
+            assert [type(reply) for reply in replies] == [OutOfStep]
+            drafting.on_request(ask([1, 2, 49]), replies.append)
+            assert len(replies) == 1
+
+    run(main())
+
+
+class FailingDrafter(ScriptedDrafter):
+    """Fails at some requests, whoever is beside them, and tells of others what is no number."""
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        if any(work.key == "bad" for work in batch):
+            raise StopIteration if len(batch) == 1 else IndexError
+        proposals = super().draft(batch)
+        no_number = Proposal((1,), (float("nan"),))
+        return [
+            no_number if work.key == "nan" else proposal
+            for work, proposal in zip(batch, proposals, strict=True)
+        ]
+
+
+def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(FailingDrafter(LANGUAGE), thread)
+            for number in range(2):
+                for key in ("a", "bad", "b", "nan"):
+                    drafting.on_request(ask(PREFIX, key=key, number=number), post)
+                async with at_work(drafting):
+                    drafts = await post.drafts(4)
+                lengths = {draft.request_id: len(draft.confidences) for draft in drafts}
+                assert lengths == {"a": 3, "b": 3, "bad": 0, "nan": 0}
+                post.answers.clear()
+
+    run(main())
+    assert len(caplog.records) == 2  # one of a kind
+
+
+def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> list[int]:
+        raise ValueError("no tokens")
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            with monkeypatch.context() as patch:
+                patch.setattr(rules, "unpack_tokens", fail)
+                drafting.on_request(ask(PREFIX), post)
+            [draft] = await post.drafts(1)
+            assert draft.tokens == b""
+
+    run(main())

@@ -1,0 +1,661 @@
+"""A gateway that is killed at every record of its journal: same text, one final, no gap."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecosine.balance.admission import Admission
+from edgecosine.errors import JournalLost
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.node.durability import journal as journal_module
+from edgecosine.node.durability.boot_clock import Moment
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.durability.recovery import MAX_STARTS, read_past
+from edgecosine.node.durability.store import Statement
+from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.node.gateway.request_manager import Reception, model_of
+from edgecosine.node.gateway.service import Service
+from edgecosine.protocol.choices import choices_of
+from edgecosine.protocol.intake import Accepted, Ticket
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import Committed, Progress, Request, Sampling
+from edgecosine.protocol.topics import Topics
+from tests.fakes import ScriptedService
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.house import Neighbour, house
+from tests.mqtt_fixtures import run
+
+HOME = Topics("home")
+FINAL = HOME.response("a", "1")
+STREAM = HOME.stream("a", "1")
+NEVER = 1000
+LANGUAGE = babble(eos_every=40)
+
+REQUESTS = (
+    Request("a", "1", "completion", "To be", stream=True, max_tokens=24),
+    Request(
+        "a", "1", "completion", "To be", stream=True, max_tokens=24, n=2, top_logprobs=2,
+        sampling=Sampling(temperature=0.8, seed=3, min_tokens=6), stop=("ab", "cdd"),
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """What the outside has seen, over all lives of the gateway."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    finals: list[bytes] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    num_deaths: int = 0
+
+    def see(self, message: Outgoing) -> None:
+        """A reader that keeps `text[:i] + delta`, and finds no gap and no contradiction."""
+        if message.topic == FINAL:
+            self.finals.append(message.payload)
+        elif message.topic == STREAM:
+            piece = json.loads(message.payload)
+            if piece["fin"]:
+                assert piece["i"] == sum(map(len, self.texts.values()))
+                return
+            choice, index, delta = piece.get("choice", 0), piece["i"], piece["delta"]
+            text = self.texts.get(choice, "")
+            assert index <= len(text), "a gap"
+            common = min(len(text) - index, len(delta))
+            assert text[index : index + common] == delta[:common], "a contradiction"
+            self.texts[choice] = text[:index] + delta + text[index + len(delta) :]
+        else:
+            self.states.append(json.loads(message.payload)["state"])
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class MortalJournal(DiskJournal):
+    """Dies before its record number `dies_at`, or right behind the one before."""
+
+    def __init__(self, directory: Path, dies_at: int, *, is_late: bool = False) -> None:
+        super().__init__(directory)
+        self.is_dead = False
+        self.news = asyncio.Event()
+        self._num_left, self._is_late = dies_at, is_late
+        self._write_really, self.store.write = self.store.write, self._write_mortally  # type: ignore[method-assign]
+
+    def _write_mortally(self, statements: Iterable[Statement], *, is_lasting: bool) -> None:
+        if not self._num_left:
+            self._die()
+            raise Killed
+        self._write_really(statements, is_lasting=is_lasting)
+        self._num_left -= 1
+        if self._is_late and not self._num_left:
+            self._die()
+
+    def _die(self) -> None:
+        self.is_dead = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.news.set)
+
+
+@pytest.fixture(autouse=True)
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each record is a transaction of its own."""
+    monkeypatch.setattr(journal_module, "_MAX_BATCH", 1)
+
+
+def admission(service: Service) -> Admission:
+    """Room for a few."""
+    return Admission(num_places=service.max_sessions, max_queued=16)
+
+
+async def live(
+    service: Service, journal: MortalJournal, world: World, request: Request, *, asks: bool
+) -> None:
+    """One life of a gateway, until it is killed or has nothing left to do."""
+
+    def send(message: Outgoing) -> None:
+        if not journal.is_dead:
+            world.see(message)
+            journal.news.set()
+            reception.delivered(message)
+
+    past = read_past(journal, model_of(service), Moment.now())
+    reception = Reception(
+        service, topics=HOME, send=send, admission=admission(service), journal=journal, past=past
+    )
+    ticket = Ticket("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
+    try:
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(journal.run())
+            running = group.create_task(reception.run())
+            await asyncio.sleep(0)
+            if asks:
+                reception.take(Accepted(ticket, request))
+            while not (journal.is_dead or world.finals):
+                journal.news.clear()
+                await journal.news.wait()
+            if not journal.is_dead:
+                await journal.settled()
+            running.cancel()
+            await asyncio.wait([running])
+            writing.cancel()
+    except* Killed:
+        pass
+    world.num_deaths += journal.is_dead
+
+
+async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
+    """Ask once, be killed as often as told, then live on; the whole thing with drafters."""
+    world = World()
+    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.6))]
+    for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
+        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+            journal = MortalJournal(directory, dies_at, is_late=is_late)
+            # Whoever was never told that the request is accepted asks again.
+            asks = number == 0 or not world.states
+            await live(home.serving, journal, world, request, asks=asks)
+    return world
+
+
+def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
+    said = [alone(LANGUAGE, choice) for choice in choices_of(request)]
+    assert len(set(world.finals)) == 1
+    final = json.loads(world.finals[0])
+    assert [choice["text"] for choice in final["choices"]] == [each.text for each in said]
+    assert [choice["finish_reason"] for choice in final["choices"]] == [
+        each.finish_reason for each in said
+    ]
+    if request.top_logprobs is not None:
+        told = [choice["logprobs"]["token_logprobs"] for choice in final["choices"]]
+        assert told == [[each.drawn for each in choice.logprobs] for choice in said]
+    assert final["usage"]["completion_tokens"] == sum(len(each.tokens) for each in said)
+    assert [world.texts.get(number, "") for number in range(request.n)] == [
+        each.text for each in said
+    ]
+
+
+@pytest.mark.parametrize(("is_late", "tell_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)])
+@pytest.mark.parametrize("request_", REQUESTS, ids=["greedy", "sampled"])
+def test_killed_at_any_record_it_ends_as_it_would_have(
+    request_: Request,
+    is_late: bool,
+    tell_every_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+
+    async def story() -> None:
+        for dies_at in range(NEVER):
+            directory = tmp_path / str(dies_at)
+            world = await lives(request_, directory, (dies_at, is_late))
+            assert_as_if_nothing_had_happened(world, request_)
+            if not world.num_deaths:
+                break
+        assert dies_at > 5
+
+    run(story())
+
+
+@pytest.mark.parametrize("deaths", [[(3, False), (3, False)], [(4, True), (2, True), (6, False)]])
+def test_killed_several_times_it_ends_as_it_would_have(
+    deaths: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+
+    async def story() -> None:
+        for request in REQUESTS:
+            world = await lives(request, tmp_path / str(request.n), *deaths)
+            assert world.num_deaths == len(deaths)
+            assert_as_if_nothing_had_happened(world, request)
+
+    run(story())
+
+
+class Desk:
+    """A reception over a journal, and all that it sent; `is_acknowledging` is the broker."""
+
+    def __init__(self, directory: Path, service: ScriptedService) -> None:
+        self.journal = DiskJournal(directory)
+        self.sent: list[Outgoing] = []
+        self.is_acknowledging = True
+        self._news = asyncio.Event()
+        self.admission = admission(service)
+        past = read_past(self.journal, model_of(service), Moment.now())
+        self.reception = Reception(
+            service, topics=HOME, send=self._send, admission=self.admission,
+            journal=self.journal, past=past,
+        )  # fmt: skip
+
+    def _send(self, message: Outgoing) -> None:
+        self.sent.append(message)
+        if self.is_acknowledging:
+            self.reception.delivered(message)
+        self._news.set()
+
+    def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
+        reply = fields.pop("reply", HOME.response("a", name))
+        is_stream = fields.get("stream", False)
+        ticket = Ticket("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
+        request = Request("a", name, "completion", prompt, **fields)
+        self.reception.take(Accepted(ticket, request))
+
+    async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
+        while len(found := [m for m in self.sent if m.topic == topic]) < count:
+            self._news.clear()
+            await self._news.wait()
+        return [json.loads(message.payload) for message in found]
+
+    async def expect_state(self, state: str, name: str = "1") -> None:
+        topic = HOME.job_state(name)
+        while state not in [body["state"] for body in await self.expect(topic, 0)]:
+            self._news.clear()
+            await self._news.wait()
+
+
+@asynccontextmanager
+async def desk(directory: Path, service: ScriptedService | None = None) -> AsyncIterator[Desk]:
+    """A reception that is stopped as by SIGTERM."""
+    at = Desk(directory, service or ScriptedService())
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(at.journal.run())
+        open_ = group.create_task(at.reception.run())
+        await asyncio.sleep(0)
+        yield at
+        await at.journal.settled()
+        open_.cancel()
+        await asyncio.wait([open_])
+        writing.cancel()
+
+
+def holding() -> ScriptedService:
+    service = ScriptedService()
+    service.hold("hm")
+    return service
+
+
+def test_stopped_gateway_leaves_its_requests_to_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["choices"][0]["text"] == "to be"
+            await at.expect_state("done")
+            assert [body["state"] for body in await at.expect(HOME.job_state("1"))] == [
+                "accepted", "queued", "running", "done",
+            ]  # fmt: skip
+
+    run(story())
+
+
+def test_drain_that_is_out_of_time_leaves_the_rest_to_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+            at.reception.drain()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await at.reception.idle()
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["choices"][0]["text"] == "to be"
+            await at.reception.idle()
+
+    run(story())
+
+
+def test_resumed_request_has_a_place_as_every_other(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take(n=2)
+            await at.expect_state("running")
+        async with desk(tmp_path, holding()) as at:
+            await at.expect_state("running")
+            assert at.admission.num_at_work == 2
+        async with desk(tmp_path) as at:
+            await at.expect(FINAL)
+            assert at.admission.num_at_work == at.admission.num_queued == 0
+
+    run(story())
+
+
+def test_deadline_goes_on_while_nobody_is_there(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take(deadline_s=0.2)
+            await at.expect_state("running")
+        await asyncio.sleep(0.25)  # the deadline is what is waited for
+        async with desk(tmp_path, holding()) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "deadline_exceeded"
+
+    run(story())
+
+
+def test_answer_that_the_broker_has_is_sent_on_demand_only(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path) as at:
+            at.is_acknowledging = False
+            at.take()
+            [first] = await at.expect(FINAL)
+        async with desk(tmp_path) as at:
+            assert await at.expect(FINAL) == [first]
+        service = ScriptedService()
+        async with desk(tmp_path, service) as at:
+            at.take(reply=HOME.response("a", "elsewhere"))
+            assert await at.expect(HOME.response("a", "elsewhere")) == [first]
+            assert not await at.expect(FINAL, 0)
+            assert not service.requests
+
+    run(story())
+
+
+def test_answer_that_the_broker_may_lack_comes_behind_its_whole_stream(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path) as at:
+            at.is_acknowledging = False
+            at.take(stream=True)
+            await at.expect(FINAL)
+        async with desk(tmp_path) as at:
+            await at.expect(FINAL)
+            assert [message.topic for message in at.sent[:3]] == [STREAM, STREAM, FINAL]
+            assert await at.expect(STREAM) == [
+                {"i": 0, "delta": "to be", "fin": False},
+                {"i": 5, "delta": "", "fin": True},
+            ]
+        async with desk(tmp_path) as at:
+            await at.journal.settled()
+            assert not await at.expect(STREAM, 0)
+
+    run(story())
+
+
+def test_answer_goes_where_the_request_came_from_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take()
+            await at.expect_state("running")
+            at.take(reply=HOME.response("a", "elsewhere"))
+        async with desk(tmp_path) as at:
+            await at.expect(HOME.response("a", "elsewhere"))
+            assert not await at.expect(FINAL, 0)
+
+    run(story())
+
+
+def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        async with desk(tmp_path, service) as at:
+            write = at.journal.store.write
+
+            def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
+                raise JournalLost("full")
+
+            at.journal.store.write = refuse  # type: ignore[method-assign]
+            at.take()
+            [final] = await at.expect(FINAL)
+            assert (final["error"]["code"], final["error"]["status"]) == (
+                "journal_unavailable", 503,
+            )  # fmt: skip
+            assert final["error"]["retry_after_s"] > 0
+            assert not service.requests
+            assert at.admission.num_at_work == 0
+            await at.reception.idle()
+            at.journal.store.write = write  # type: ignore[method-assign]
+            at.take()
+            finals = await at.expect(FINAL, 2)
+            assert "choices" in finals[1]
+        async with desk(tmp_path, service) as at:
+            assert not await at.expect(FINAL, 0)
+            assert len(service.requests) == 1
+
+    run(story())
+
+
+def test_answer_whose_end_the_disk_refuses_is_not_sent_before_a_kill_and_again_after_it(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        gate = service.hold("hm")
+        at = Desk(tmp_path, service)
+
+        def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
+            raise JournalLost("full")
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in (at.journal.run(), at.reception.run())]
+            await asyncio.sleep(0)
+            at.take()
+            await at.expect_state("running")
+            at.journal.store.write = refuse  # type: ignore[method-assign]
+            gate.set()
+            await at.reception.idle()
+            await at.journal.settled()
+            assert not await at.expect(FINAL, 0)
+            assert "done" not in [body["state"] for body in await at.expect(HOME.job_state("1"))]
+            for task in tasks:
+                task.cancel()
+        assert not await at.expect(FINAL, 0)
+        async with desk(tmp_path, service) as at:
+            assert (await at.expect(FINAL))[0]["choices"]
+            await at.expect_state("done")
+        assert len(service.requests) == 2
+
+    run(story())
+
+
+def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        for _ in range(MAX_STARTS + 1):
+            async with desk(tmp_path, holding()) as at:
+                at.take()
+                await at.expect_state("running")
+        for _ in range(MAX_STARTS):
+            async with desk(tmp_path, holding()) as at:
+                at.journal.leave = lambda _: None  # type: ignore[method-assign]
+                at.take()
+                await at.expect_state("running")
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "internal_error"
+
+    run(story())
+
+
+def test_request_that_breaks_the_engine_each_time_is_given_up(tmp_path: Path) -> None:
+    """The process ends by an error and not by a kill, in which order its parts may well end."""
+
+    async def story() -> None:
+        for number in range(MAX_STARTS):
+            service = holding()
+            async with desk(tmp_path, service) as at:
+                if not number:
+                    at.take()
+                await at.expect_state("running")
+                assert not await at.expect(FINAL, 0)
+                service.has_broken = True
+        async with desk(tmp_path) as at:
+            [final] = await at.expect(FINAL)
+            assert final["error"]["code"] == "internal_error"
+            assert str(MAX_STARTS) in final["error"]["message"]
+
+    run(story())
+
+
+class DeadlyService(ScriptedService):
+    """Ends its process at a deadly prompt; knows how many sessions were at work together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_work: set[str] = set()
+        self.beside: list[set[str]] = []
+        """Who was at work whenever a session began, by prompt."""
+        self.has_ended = asyncio.Event()
+
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        prompt = str(request.prompt)
+        self.at_work.add(prompt)
+        self.beside.append(set(self.at_work))
+        try:
+            async for step in super().answer(request):
+                yield step
+                if prompt == "deadly" and "deadly" not in self.held:
+                    self.has_ended.set()
+                    await asyncio.Event().wait()
+        finally:
+            self.at_work.discard(prompt)
+
+
+def killed(at: Desk) -> None:
+    """This life ends without an order."""
+    at.journal.leave = lambda _: None  # type: ignore[method-assign]
+
+
+def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        service = DeadlyService()
+        service.hold("innocent")
+        service.hold("deadly")
+        async with desk(tmp_path, service) as at:
+            at.take("1", "deadly")
+            for number in range(2, 6):
+                at.take(str(number), "innocent")
+            await service.begun(4)
+            killed(at)
+        sent: list[Outgoing] = []
+        for life in range(MAX_STARTS - 1):
+            service = DeadlyService()
+            async with desk(tmp_path, service) as at:
+                if not life:
+                    at.take("new", "newcomer")
+                await service.has_ended.wait()
+                killed(at)
+            sent += at.sent
+            assert all(len(each) == 1 for each in service.beside)
+        async with desk(tmp_path, DeadlyService()) as at:
+            await at.reception.idle()
+        bodies = {m.topic: json.loads(m.payload) for m in [*sent, *at.sent]}
+        finals = [bodies[HOME.response("a", name)] for name in ("1", "2", "3", "4", "5", "new")]
+        assert finals[0]["error"]["code"] == "internal_error"
+        assert all("choices" in final for final in finals[1:])
+
+    run(story())
+
+
+def test_requests_that_had_new_tokens_or_only_waited_are_no_suspects(tmp_path: Path) -> None:
+    async def story() -> None:
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            for number in range(service.max_sessions + 1):
+                at.take(str(number))
+            await service.begun(service.max_sessions)
+            for number in range(service.max_sessions):
+                at.journal.commit(f"a/{number}", 0, 0, Committed((1,)))
+            killed(at)
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            await service.begun(service.max_sessions)
+            at.reception.cancel("0", "a")
+            await service.begun(service.max_sessions + 1)
+
+    run(story())
+
+
+def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with desk(tmp_path, holding()) as at:
+            at.take("1", n=2)
+            at.take("2", deadline_s=0.3)
+            await at.expect_state("running", "2")
+            killed(at)
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            at.take("3")
+            await service.begun(2)
+            await at.expect(HOME.response("a", "2"))
+            assert {request.request_id for request in service.requests} == {"1"}
+            at.reception.cancel("1", "a")
+            await at.expect(HOME.response("a", "1"))
+            await at.expect_state("running", "3")
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("lost", "damage"),
+    [
+        ("1", "UPDATE jobs SET request = x'c1' WHERE key = 'a/1'"),
+        ("3", "UPDATE answers SET final = x'c1' WHERE key = 'a/3'"),
+    ],
+)
+def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
+    lost: str, damage: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        service = holding()
+        async with desk(tmp_path, service) as at:
+            at.is_acknowledging = False
+            for name, prompt in (("1", "hm"), ("2", "hm"), ("3", "x"), ("4", "x")):
+                at.take(name, prompt)
+            for name in "34":
+                await at.expect(HOME.response("a", name))
+            await at.journal.settled()
+            at.journal.store.write([(damage, ())], is_lasting=False)
+        for _ in range(2):
+            async with desk(tmp_path) as at:
+                at.is_acknowledging = False
+                for name in {*"1234"} - {lost}:
+                    await at.expect(HOME.response("a", name))
+                assert not await at.expect(HOME.response("a", lost), 0)
+
+    run(story())
+
+
+def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -> None:
+    async def story() -> None:
+        journal = DiskJournal(tmp_path)
+        gateway = Gateway(
+            ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
+            node_id="t1", journal=journal,
+        )  # fmt: skip
+        gateway.sharing.book.join(0.0, is_remembered=False)
+        is_acknowledged = asyncio.Event()
+        message = Incoming(
+            HOME.request("completion"), b'{"id": "1", "prompt": "hm"}',
+            acknowledge=is_acknowledged.set,
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            open_ = group.create_task(gateway._reception.run())
+            await asyncio.sleep(0)
+            gateway._receive(message)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not is_acknowledged.is_set()
+            writing = group.create_task(journal.run())
+            await is_acknowledged.wait()
+            assert journal.store.read("SELECT key FROM jobs") == [("anon/1",)] or (
+                journal.store.read("SELECT key FROM answers") == [("anon/1",)]
+            )
+            open_.cancel()
+            await asyncio.wait([open_])
+            writing.cancel()
+
+    run(story())

@@ -1,0 +1,79 @@
+"""Floods of ordinary clients on a real Mosquitto: others are answered, and memory is bounded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgecosine.mqtt.inbox import Inbox
+from edgecosine.node.gateway.gateway import MAX_UNREAD
+from edgecosine.protocol.publication import Incoming
+from tests.mqtt_fixtures import HOME, House, house, listening, needs_mosquitto, run
+from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
+
+pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
+
+
+def flood(home: House, number: int, client: str = "flood") -> list[Incoming]:
+    """Messages as they come from the broker, all at once."""
+    body = {"client": client, "prompt": ["no", "prompt"]}
+    return [
+        Incoming(HOME.request("completion"), json.dumps({**body, "id": str(n)}).encode())
+        for n in range(number)
+    ]
+
+
+def inbox_of(home: House) -> Inbox:
+    return home.gateway._courier._inbox
+
+
+def test_others_are_read_before_the_rest_of_a_flood() -> None:
+    async def story() -> None:
+        async with house() as home:
+            for message in flood(home, MAX_UNREAD):
+                inbox_of(home).put(message, 1)
+            await assert_still_answers(home)
+            finals = [m for m in home.listener.received if "/response/flood/" in m.topic]
+            assert len(finals) < MAX_UNREAD
+            # Nothing of it is lost: each is refused in its turn.
+            for number in range(MAX_UNREAD):
+                final = await answer(home, str(number), "flood")
+                assert final["error"]["code"] == "invalid_value"
+
+    run(story())
+
+
+def test_flood_that_finds_no_room_is_refused_or_counted() -> None:
+    async def story() -> None:
+        async with house() as home:
+            messages = flood(home, MAX_UNREAD + 20)
+            for message in messages[:-20]:
+                inbox_of(home).put(message, 1)
+            for message in messages[-20:-10]:
+                inbox_of(home).put(message, 0)
+            for message in messages[-10:]:
+                inbox_of(home).put(message, 1)
+            assert len(inbox_of(home)) == MAX_UNREAD
+            assert home.gateway._counters.view()["unread_messages"] == 10
+            for number in range(MAX_UNREAD + 10, MAX_UNREAD + 20):
+                final = await answer(home, str(number), "flood")
+                assert final["error"]["code"] == "overloaded"
+            await assert_still_answers(home)
+
+    run(story())
+
+
+def test_flood_over_the_wire_leaves_the_gateway_to_others() -> None:
+    async def story() -> None:
+        async with house() as home:
+            async with listening(home.broker, HOME.status, name="flood") as flooder:
+                for number in range(300):
+                    body = {"client": "flood", "id": str(number), "prompt": []}
+                    flooder.send(HOME.request("chat"), body, qos=0)
+                for number in range(5):
+                    ask(home, f"h{number}")
+                    assert "choices" in await answer(home, f"h{number}")
+            assert len(inbox_of(home)) <= MAX_UNREAD
+
+    run(story())

@@ -1,0 +1,130 @@
+"""Leaving in order: the door is closed to new requests, and who is inside is served."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from edgecosine.client.client import Client
+from edgecosine.errors import RequestError
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.runtime.drain import Drain, Drained
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.protocol.notices import DRAINING
+from tests.client.test_client import completion, whole
+from tests.fakes_engine import ScriptedDrafter
+from tests.mqtt_fixtures import HOME, house, listening, needs_mosquitto, run
+from tests.node.drafter.test_draft_worker import LANGUAGE, PREFIX, Post, at_work
+from tests.node.drafter.test_draft_worker import ask as ask_drafter
+from tests.node.gateway.gateway_talk import ask
+
+
+@needs_mosquitto
+@pytest.mark.timeout(60)
+def test_draining_gateway_serves_who_is_in_and_refuses_others_with_a_hint() -> None:
+    async def story() -> None:
+        async with house() as home:
+            gate = home.service.hold("hm")
+            ask(home, "1", prompt="hm")
+            await home.listener.expect_state("1", "running")
+            async with asyncio.TaskGroup() as group:
+                leaving = group.create_task(home.gateway.drain())
+                ask(home, "2")
+                error = (await home.listener.expect_json(HOME.response("cli", "2")))["error"]
+                assert (error["code"], error["status"]) == ("draining", 503)
+                assert error["retry_after_s"] > 0
+                async with listening(home.broker, HOME.status, name="late") as late:
+                    await late.expect(HOME.status)
+                    assert [m.payload for m in late.received] == [DRAINING]
+                ask(home, "1", prompt="hm")  # the same request again is at work already
+                assert not leaving.done()
+                gate.set()
+                await leaving
+            final = await home.listener.expect_json(HOME.response("cli", "1"))
+            assert final["choices"][0]["text"] == "to be"
+
+    run(story())
+
+
+@needs_mosquitto
+@pytest.mark.timeout(60)
+def test_client_waits_for_a_gateway_that_restarts() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home") as client:
+            gate = home.service.hold("hm")
+            steps = client.ask(completion("1", "hm", stream=True))
+            await anext(steps)
+            async with asyncio.TaskGroup() as group:
+                leaving = group.create_task(home.gateway.drain())
+                await home.listener.expect(HOME.status)
+                second = group.create_task(whole(client, completion("2")))
+                await home.listener.expect(HOME.response(client.client_id, "2"))
+                gate.set()
+                await leaving
+                assert [step async for step in steps][-1].text == "to be"
+                home.gateway_task.cancel()
+                await asyncio.wait([home.gateway_task])
+                async with house(broker=home.broker, node_id="t2"):
+                    assert (await second)[1].text == "to be"
+
+    run(story())
+
+
+@needs_mosquitto
+@pytest.mark.timeout(60)
+def test_asker_without_patience_hears_that_the_gateway_drains() -> None:
+    async def story() -> None:
+        async with house() as home, Client(home.broker.url, "home", retry_patience_s=0) as client:
+            await home.gateway.drain()
+            with pytest.raises(RequestError) as refusal:
+                await whole(client, completion("1"))
+            assert (refusal.value.code, refusal.value.status) == ("draining", 503)
+
+    run(story())
+
+
+def test_drafting_is_idle_when_nobody_waits() -> None:
+    async def story() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            drafting = Drafting(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
+            await drafting.idle()
+            async with at_work(drafting), asyncio.TaskGroup() as group:
+                for number in range(3):
+                    drafting.on_request(ask_drafter(PREFIX, key=f"r{number}"), post)
+                group.create_task(drafting.idle())
+            assert len(post.answers) == 3
+
+    run(story())
+
+
+def test_drain_waits_for_the_work_and_only_so_long() -> None:
+    async def story(timeout_s: float, *, is_done: bool) -> str:
+        drain, done = Drain(timeout_s), asyncio.Event()
+        if is_done:
+            done.set()
+        drain.by(lambda: _wait(done))
+        assert not drain.is_requested
+        assert drain.request()
+        assert not drain.request()
+        with pytest.raises(Drained) as reason:
+            await drain.run()
+        return str(reason.value)
+
+    assert "nothing is at work" in run(story(60.0, is_done=True))
+    assert "did not end" in run(story(0.01, is_done=False))
+
+
+def test_node_that_is_not_up_yet_goes_at_once() -> None:
+    async def story() -> None:
+        drain = Drain(60.0)
+        drain.request()
+        with pytest.raises(Drained):
+            await drain.run()
+
+    run(story())
+
+
+async def _wait(done: asyncio.Event) -> None:
+    await done.wait()

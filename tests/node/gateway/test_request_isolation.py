@@ -1,0 +1,334 @@
+"""Whatever is raised at a request, at any stage of its life, is the end of this request alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecosine.balance.admission import Admission
+from edgecosine.balance.planner import Balancer
+from edgecosine.engine.base import DraftWork, Failed, PassResult, Proposal, VerifyWork
+from edgecosine.engine.text import TextCodec
+from edgecosine.errors import ActorStopped
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.gateway import request_runner as answering
+from edgecosine.node.gateway.reply_publisher import Telling
+from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.node.gateway.request_runner import Answering
+from edgecosine.node.gateway.request_table import Ledger
+from edgecosine.node.gateway.session_slots import Places
+from edgecosine.node.target.draft_client import Consulting
+from edgecosine.node.target.engine_watchdog import CANARY, Readiness
+from edgecosine.node.target.output_processor import Transcript
+from edgecosine.node.target.session import Session
+from edgecosine.node.target.text_service import Serving
+from edgecosine.node.target.verifier import Verifying
+from edgecosine.protocol import intake
+from edgecosine.protocol.intake import Accepted, Intake
+from edgecosine.protocol.openai import Limits
+from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.request import Request, Sampling
+from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.tree import EMPTY_TREE
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.house import House, Neighbour, house
+from tests.mqtt_fixtures import run
+
+HOME = Topics("home")
+LANGUAGE = babble()
+BAD = "a/bad"
+LENGTH = 40
+
+
+class Injected(Exception):
+    """What nobody foresaw."""
+
+
+Found = Callable[..., bool]
+
+
+def by_task(*_: Any, **__: Any) -> bool:
+    """The session of the bad request runs."""
+    task = asyncio.current_task()
+    return task is not None and task.get_name() == BAD
+
+
+def by_key(owner: Any, *_: Any, **__: Any) -> bool:
+    """What belongs to the bad request's session."""
+    return bool(owner._key == BAD)
+
+
+def by_first(_: Any, what: Any, *__: Any, **___: Any) -> bool:
+    """The first argument is the bad request's: a key, a ticket, an entry, a request or a work."""
+    while (inner := getattr(what, "ticket", None)) is not None:
+        what = inner
+    if isinstance(what, list | tuple):
+        what = what[0]
+    return getattr(what, "key", what) == BAD
+
+
+def by_second(owner: Any, _: Any, what: Any, *__: Any) -> bool:
+    """The same of the second argument."""
+    return by_first(owner, what)
+
+
+STAGES: dict[str, tuple[Any, str, Found]] = {
+    "read": (intake, "parse_request", lambda *_, **given: given["request_id"] == "bad"),
+    "recalled": (Ledger, "recall", by_first),
+    "admitted": (Ledger, "admit", by_first),
+    "booked": (Places, "book", by_first),
+    "journalled": (DiskJournal, "accept", by_first),
+    "accepted": (Telling, "state", by_first),
+    "started": (Answering, "start", by_first),
+    "begun": (DiskJournal, "begin", by_first),
+    "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
+    "opened": (Balancer, "open", by_task),
+    "first plan": (Balancer, "first_plan", by_task),
+    "plan": (Balancer, "plan", by_task),
+    "asked": (Consulting, "_request", by_key),
+    "draft": (Consulting, "_proposal", by_key),
+    "fuse": (Balancer, "fuse", by_task),
+    "ahead": (Balancer, "ahead", by_task),
+    "verify": (Verifying, "verify", by_first),
+    "commit": (Session, "_commit", by_task),
+    "learned": (Balancer, "observe_truth", by_task),
+    "text": (Transcript, "push", by_task),
+    "tokens journalled": (DiskJournal, "commit", by_first),
+    "stream": (Telling, "part", by_first),
+    "counted": (Serving, "_count", by_first),
+    "answer": (Session, "_answer", by_task),
+    "cost": (Places, "learn", by_second),
+    "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
+    "last part": (Telling, "last_part", by_first),
+    "closed": (Balancer, "close", by_task),
+    "released": (Consulting, "release", by_key),
+}
+
+
+@dataclass
+class Desk:
+    """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
+
+    home: House
+    reception: Reception
+    admission: Admission
+    journal: DiskJournal
+    sent: list[Outgoing]
+    news: asyncio.Event
+    intake: Intake = field(
+        default_factory=lambda: Intake(
+            HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7
+        )
+    )
+
+    def take(self, name: str, prompt: str) -> None:
+        body = {
+            "client": "a", "id": name, "prompt": prompt, "max_tokens": LENGTH, "stream": True,
+            "temperature": 0.8, "seed": 5,
+        }  # fmt: skip
+        message = Incoming(HOME.request("completion"), json.dumps(body).encode())
+        reading = self.intake.read("completion", message, Limits())
+        if isinstance(reading, Accepted):
+            self.reception.take(reading)
+        else:
+            self.reception.refuse(reading.ticket, reading.error, reading.cause)
+
+    async def final(self, name: str) -> Any:
+        """The one final message."""
+        while not (found := [m for m in self.sent if m.topic == HOME.response("a", name)]):
+            self.news.clear()
+            await self.news.wait()
+        assert len(found) == 1
+        return json.loads(found[0].payload)
+
+
+@asynccontextmanager
+async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
+    """Two sessions at a time, and a drafter."""
+    sent, news = list[Outgoing](), asyncio.Event()
+
+    def send(message: Outgoing) -> None:
+        sent.append(message)
+        news.set()
+
+    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7))]
+    async with house(target, neighbours, max_sessions=2) as home:
+        journal = DiskJournal(directory)
+        admission = Admission(num_places=2, max_queued=8)
+        reception = Reception(
+            home.serving, topics=HOME, send=send, admission=admission, journal=journal
+        )
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(journal.run())
+            running = group.create_task(reception.run())
+            await asyncio.sleep(0)
+            yield Desk(home, reception, admission, journal, sent, news)
+            await journal.settled()
+            assert journal.store.read("SELECT key FROM jobs") == []
+            running.cancel()
+            await asyncio.wait([running])
+            writing.cancel()
+
+
+def said(name: str, prompt: str) -> str:
+    """The right text."""
+    fields = {"client": "a", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0.8, "seed": 5}
+    request: Request = intake.parse_request(
+        "completion", fields, client_id="a", request_id=name, limits=Limits(), draw_seed=lambda: 7
+    )
+    return alone(LANGUAGE, request).text
+
+
+async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """A request beside the bad one, and two after it, which need all places and slots."""
+    at.take("good", "one of the good")
+    at.take("bad", "a bad one")
+    failed = await at.final("bad")
+    assert failed["error"]["code"] == "internal_error"
+    assert (await at.final("good"))["choices"][0]["text"] == said("good", "one of the good")
+    for name in ("next", "another"):
+        at.take(name, f"the {name}")
+    for name in ("next", "another"):
+        assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
+    await at.reception.idle()
+    assert at.admission.num_at_work == at.admission.num_queued == 0
+    assert repr(at.home.serving).startswith("<Serving scripted [0 sessions")
+    assert at.home.balancer._at_work == set()
+    await at.home.verifying.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
+    assert set(at.home.target.fed) <= {"probe"}
+    assert "[0 waiting" in repr(at.home.verifying)
+    lines = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert all("request=a/bad" in line.getMessage() for line in lines)
+    assert all(line.exc_info is None for line in lines)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_failure_at_a_stage_is_its_requests_alone(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    owner, name, is_bad = STAGES[stage]
+    before, num_raised = getattr(owner, name), [0]
+
+    def step(*given: Any, **named: Any) -> Any:
+        if is_bad(*given, **named):
+            num_raised[0] += 1
+            if stage == "closed":
+                before(*given, **named)
+            raise Injected(stage)
+        return before(*given, **named)
+
+    async def story() -> None:
+        async with desk(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
+            monkeypatch.setattr(owner, name, step)
+            await assert_only_the_bad_one_fails(at, caplog)
+
+    run(story())
+    assert num_raised[0]
+    assert any("Injected" in record.getMessage() for record in caplog.records)
+
+
+class FailingTarget(ScriptedTarget):
+    """Fails at whole passes with the bad request in them, or at its verdicts alone."""
+
+    def __init__(self, is_bad: Callable[[VerifyWork], bool], *, fails_alone: bool) -> None:
+        super().__init__(LANGUAGE, chunk=4)
+        self._is_bad, self._fails_alone = is_bad, fails_alone
+
+    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+        bad = [work.key == BAD and self._is_bad(work) for work in batch]
+        if any(bad) and not self._fails_alone:
+            raise Injected("pass")
+        result = super().step(batch)
+        outcomes = [
+            Failed(Injected("alone")) if failed else outcome
+            for failed, outcome in zip(bad, result.outcomes, strict=True)
+        ]
+        return PassResult(outcomes, result.num_rows)
+
+
+@pytest.mark.parametrize("fails_alone", [True, False])
+@pytest.mark.parametrize("num_tokens", [0, 1, 7])
+def test_failure_of_the_engine_at_one_request_is_that_requests_alone(
+    num_tokens: int, fails_alone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the prompt is read, at the first draw, and at a later tree."""
+    length = len("a bad one") + num_tokens
+
+    async def story() -> None:
+        target = FailingTarget(
+            lambda work: not num_tokens or len(work.tokens) >= length, fails_alone=fails_alone
+        )
+        async with desk(target, tmp_path) as at:
+            await assert_only_the_bad_one_fails(at, caplog)
+
+    run(story())
+    assert any("Injected" in record.getMessage() for record in caplog.records)
+
+
+def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Path) -> None:
+    def fail(_number: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            raise Injected("pass")
+
+    async def story() -> None:
+        async with house(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
+            asked = Request("a", "bad", "ask", "x")
+            with pytest.raises(ActorStopped):
+                await home.answer(asked)
+            assert home.verifying.has_failed
+
+    run(story())
+
+
+def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
+    class FailingDrafter(ScriptedDrafter):
+        def draft(self, batch: Sequence[DraftWork], *_: Any) -> list[Proposal]:
+            if any(work.key == BAD for work in batch):
+                raise Injected("draft")
+            return super().draft(batch)
+
+    async def story() -> None:
+        neighbours = [Neighbour(FailingDrafter(LANGUAGE)), Neighbour(ScriptedDrafter(LANGUAGE))]
+        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+            for name in ("bad", "good"):
+                asked = Request("a", name, "ask", "x", max_tokens=LENGTH)
+                answer = await home.answer(asked)
+                assert answer.text == alone(LANGUAGE, asked).text
+            assert answer.metrics.num_accepted_tokens > 0
+
+    run(story())
+
+
+def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() -> None:
+    told: list[str] = []
+    is_told = asyncio.Event()
+
+    def tell(reason: str | None) -> None:
+        if reason is not None:
+            told.append(reason)
+            is_told.set()
+
+    def fail(_number: int, keys: list[str]) -> None:
+        if keys == [CANARY]:
+            raise Injected("canary")
+
+    async def story() -> None:
+        async with house(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
+            readiness = Readiness(
+                passes=home.verifying, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
+            )
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(readiness.run())
+                await is_told.wait()
+                watching.cancel()
+
+    run(story())
+    assert "Injected" in told[0]

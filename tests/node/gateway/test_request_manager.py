@@ -1,0 +1,193 @@
+"""The reception without a broker: one final message for each request, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from edgecosine.balance.admission import Admission
+from edgecosine.errors import NoLogits
+from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.protocol.intake import Accepted, Ticket
+from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.request import Progress, Request
+from edgecosine.protocol.topics import Topics
+from tests.fakes import ScriptedService
+from tests.mqtt_fixtures import run
+
+HOME = Topics("home")
+
+
+class Desk:
+    """A reception and all that it sent."""
+
+    def __init__(self, service: ScriptedService) -> None:
+        self.sent: list[Outgoing] = []
+        self._news = asyncio.Event()
+        self.admission = Admission(num_places=service.max_sessions, max_queued=4)
+        self.reception = Reception(service, topics=HOME, send=self._send, admission=self.admission)
+
+    def _send(self, message: Outgoing) -> None:
+        self.sent.append(message)
+        self._news.set()
+
+    async def expect_final(self, request_id: str) -> None:
+        """Wait for a final message."""
+        while not self.finals(request_id):
+            self._news.clear()
+            await self._news.wait()
+
+    def take(
+        self,
+        request_id: str,
+        prompt: str = "x",
+        deadline_s: float = 60.0,
+        *,
+        wants_stream: bool = False,
+    ) -> None:
+        """Ask."""
+        reply = HOME.response("a", request_id)
+        ticket = Ticket("a", request_id, "completion", reply, wants_stream=wants_stream)
+        request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
+        self.reception.take(Accepted(ticket, request))
+
+    def finals(self, request_id: str) -> list[str]:
+        """Codes of the errors that a request got, `text` for an answer."""
+        bodies = [
+            json.loads(message.payload)
+            for message in self.sent
+            if message.topic == HOME.response("a", request_id)
+        ]
+        return [body["error"]["code"] if "error" in body else "text" for body in bodies]
+
+
+class BreakingService(ScriptedService):
+    """Has a task group fail inside each session, and goes on."""
+
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        with contextlib.suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._fail())
+        async for step in super().answer(request):
+            yield step
+
+    async def _fail(self) -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+
+@pytest.mark.parametrize("service", [ScriptedService(), BreakingService()])
+def test_deadline_is_a_deadline_whatever_went_on_inside(service: ScriptedService) -> None:
+    async def story() -> None:
+        service.hold("hm")
+        desk = Desk(service)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            desk.take("1", "hm", deadline_s=0.05)
+            await desk.expect_final("1")
+            running.cancel()
+        assert desk.finals("1") == ["deadline_exceeded"]
+
+    run(story())
+
+
+def test_request_of_the_last_moment_is_told_so_and_a_later_one_to_come_again() -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        service.hold("hm")
+        desk = Desk(service)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            desk.take("1", "hm")
+            running.cancel()
+        desk.take("2")
+        assert desk.finals("1") == ["shutting_down"]
+        assert desk.finals("2") == ["draining"]
+        assert "0 at work" in repr(desk.reception)
+
+    run(story())
+
+
+def test_answer_too_large_for_mqtt_is_an_error() -> None:
+    async def story() -> None:
+        desk = Desk(ScriptedService(words=("x" * MAX_PAYLOAD_BYTES,)))
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            desk.take("1")
+            await desk.expect_final("1")
+            running.cancel()
+        assert desk.finals("1") == ["answer_too_large"]
+
+    run(story())
+
+
+class Panic(BaseException):
+    """What a library that is not Python's may raise."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("bug"), "failed at this request"),
+        (ExceptionGroup("several", [ValueError("bug")]), "failed at this request"),
+        (Panic("bug"), "failed at this request"),
+        (TimeoutError("bug"), "failed at this request"),
+        (NoLogits(), "NaN"),
+    ],
+)
+def test_bug_in_the_service_is_the_end_of_its_request_alone(
+    error: BaseException, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        service.errors["bug"] = error
+        held = service.hold("hm")
+        desk = Desk(service)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            desk.take("1", "hm")
+            desk.take("2", "bug")
+            await desk.expect_final("2")
+            held.set()
+            await desk.expect_final("1")
+            running.cancel()
+        assert desk.finals("2") == ["internal_error"]
+        assert words in str(desk.sent)
+        assert desk.finals("1") == ["text"]
+        assert desk.admission.num_at_work == desk.admission.num_queued == 0
+
+    run(story())
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "request=a/2" in line.getMessage()
+    assert line.exc_info is None
+
+
+def test_request_whose_end_cannot_be_told_as_it_should_has_a_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> Outgoing:
+        raise ValueError("no part can be made")
+
+    async def story() -> None:
+        desk = Desk(ScriptedService())
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(desk.reception.run())
+            await asyncio.sleep(0)
+            with monkeypatch.context() as patch:
+                patch.setattr("edgecosine.node.gateway.reply_publisher.piece_message", fail)
+                desk.take("1", wants_stream=True)
+                await desk.expect_final("1")
+            desk.take("2", wants_stream=True)
+            await desk.expect_final("2")
+            running.cancel()
+        assert (desk.finals("1"), desk.finals("2")) == (["internal_error"], ["text"])
+
+    run(story())

@@ -1,0 +1,275 @@
+"""Peers that send as fast as their socket takes it: others are served, and the link ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from edgecosine.discovery.peer import Address
+from edgecosine.node.links.listener import connect
+from edgecosine.node.links.peer_budget import (
+    BURST_MESSAGES,
+    JOINS_WITHIN_S,
+    LOOP_SHARE,
+    MAX_BANS,
+    MAX_EARNED_MESSAGES,
+    MAX_JOINS,
+    MESSAGES_PER_HEARTBEAT,
+    Allowance,
+    Bans,
+    LoopShare,
+)
+from edgecosine.protocol.codec import decode, encode
+from edgecosine.protocol.framing import FrameBuffer, frame
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Hello,
+    Ping,
+    Pong,
+    Release,
+    pack_tokens,
+)
+from tests.node.links.test_peers import Node, living
+from tests.node.links.wire_fixtures import (
+    QUICK,
+    Inbox,
+    door,
+    draft_for,
+    drafter_hello,
+    drafter_settings,
+    echo,
+    logbook,
+    request,
+    run,
+    target_hello,
+    target_settings,
+)
+
+LATE_DRAFT = Draft("asker/1", 1, pack_tokens(range(128)), bytes(128), bytes(range(128)))
+NUM_ASKS = 40
+REASON = "sent more messages than it was asked for"
+
+
+class Flooder(threading.Thread):
+    """A peer in a thread of its own: greets, then repeats its messages until it is cut off."""
+
+    def __init__(self, address: Address, hello: Hello, flood: Sequence[AnyMessage]) -> None:
+        super().__init__()
+        self._hello, self._flood = hello, b"".join(frame(encode(message)) for message in flood)
+        self._socket = socket.create_connection(address)
+        self.num_floods = 0
+
+    def run(self) -> None:
+        reading = threading.Thread(target=self._read)
+        with contextlib.suppress(OSError):
+            self._greet()
+            reading.start()
+            while True:
+                self._socket.sendall(self._flood)
+                self.num_floods += 1
+        if reading.ident is not None:
+            reading.join()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self._socket.close()
+
+    def _greet(self) -> None:
+        self._socket.sendall(frame(encode(self._hello)) + frame(encode(Ping(0))))
+        buffer = FrameBuffer(1 << 21)
+        while True:
+            buffer.feed(self._socket.recv(65536))
+            while (payload := buffer.next_frame()) is not None:
+                if isinstance(message := decode(payload), Ping):
+                    self._socket.sendall(frame(encode(Pong(message.number))))
+                    return
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._socket.recv(65536):
+                pass
+
+
+@contextmanager
+def flooding(address: Address, hello: Hello, flood: Sequence[AnyMessage]) -> Iterator[Flooder]:
+    flooder = Flooder(address, hello, flood)
+    flooder.start()
+    try:
+        yield flooder
+    finally:
+        flooder.stop()
+
+
+async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
+    """An honest drafter is asked while another one floods; that one is cut off and kept out."""
+    with logbook() as book:
+        async with living(target_settings(QUICK)) as target:
+            [address] = await target.peers.listening()
+            async with living(drafter_settings(timing=QUICK), static=[address]):
+                await target.until_linked("drafter-1")
+                honest = target.peers.links["drafter-1"]
+                with flooding(address, drafter_hello(node_id="hostile"), flood):
+                    for number in range(NUM_ASKS):
+                        assert await honest.ask(request(number)) == draft_for(request(number))
+                    await until_told(target, "lost")
+                assert REASON in await book.says("lost: peer=hostile")
+                assert "kept_out_s=60" in await book.says("flooded: peer=hostile")
+                with flooding(address, drafter_hello(node_id="hostile"), flood) as again:
+                    await asyncio.to_thread(again.join)
+                assert set(target.peers.links) == {"drafter-1"}
+                assert await honest.ask(request(99)) == draft_for(request(99))
+                assert target.told.count(("joined", "hostile")) == 1
+
+
+async def until_told(node: Node, what: str, times: int = 1) -> None:
+    await node.until(lambda: node.told.count((what, "hostile")) >= times)
+
+
+def test_a_drafter_that_floods_pings_is_cut_off_and_kept_out() -> None:
+    run(assert_drafter_floods_in_vain([Ping(1)] * 1000))
+
+
+def test_a_drafter_that_floods_drafts_which_nobody_asked_for_is_cut_off_and_kept_out() -> None:
+    run(assert_drafter_floods_in_vain([LATE_DRAFT] * 100))
+
+
+def test_a_drafter_that_comes_and_goes_over_and_over_is_kept_out() -> None:
+    async def main() -> None:
+        async with living(target_settings(QUICK)) as target:
+            [address] = await target.peers.listening()
+            for number in range(1, MAX_JOINS + 1):
+                hostile = await connect(address, drafter_settings(node_id="hostile"))
+                await until_told(target, "joined", number)
+                hostile.abort("it goes")
+                await until_told(target, "lost", number)
+            again = await connect(address, drafter_settings(node_id="hostile"))
+            assert "came 32 times in a minute: kept out for 60 s" in str(await again.wait_closed())
+            assert target.told.count(("joined", "hostile")) == MAX_JOINS
+
+    run(main())
+
+
+def test_a_target_that_floods_releases_is_cut_off() -> None:
+    async def main() -> None:
+        with logbook() as book:
+            async with living(drafter_settings(timing=QUICK)) as drafter:
+                [address] = await drafter.peers.listening()
+                with flooding(address, target_hello(node_id="hostile"), [Release("a/b")] * 1000):
+                    await until_told(drafter, "lost")
+            assert REASON in await book.says("lost: peer=hostile")
+
+    run(main())
+
+
+def test_a_target_that_floods_requests_leaves_others_their_drafts() -> None:
+    async def main() -> None:
+        async with door(drafter_settings(timing=QUICK)) as drafter:
+            honest = await connect(drafter.address, target_settings(QUICK))
+            flood = [request(number) for number in range(100)]
+            with flooding(drafter.address, target_hello(node_id="hostile"), flood) as flooder:
+                while not flooder.num_floods:
+                    assert await honest.ask(request(1)) == draft_for(request(1))
+                for number in range(NUM_ASKS):
+                    assert await honest.ask(request(number)) == draft_for(request(number))
+                assert flooder.is_alive()
+            honest.close("done")
+            await honest.wait_closed()
+
+    run(main())
+
+
+def test_a_flood_before_the_handshake_is_over_ends_the_link() -> None:
+    async def main() -> None:
+        with logbook() as book:
+            async with door(drafter_settings(timing=QUICK)) as drafter:
+                hostile = socket.create_connection(drafter.address)
+                hostile.sendall(frame(encode(target_hello())) + 1000 * frame(encode(Ping(1))))
+                assert REASON in await book.says("not let in")
+                hostile.close()
+
+    run(main())
+
+
+def test_late_answers_to_many_requests_are_no_flood() -> None:
+    async def main() -> None:
+        inbox = Inbox()
+        async with door(drafter_settings(inbox)) as drafter:
+            link = await connect(drafter.address, target_settings())
+            asked: list[DraftRequest] = []
+            async with asyncio.TaskGroup() as group:
+                asks = [group.create_task(link.ask(request(n))) for n in range(4 * BURST_MESSAGES)]
+                while len(asked) < len(asks):
+                    theirs, message = await inbox.asked.get()
+                    assert isinstance(message, DraftRequest)
+                    asked.append(message)
+                for ask in asks:
+                    ask.cancel()
+            for message in asked:
+                theirs.send(draft_for(message))
+            async with asyncio.TaskGroup() as group:
+                last = group.create_task(link.ask(request(9999)))
+                echo(*await inbox.asked.get())
+            assert last.result() == draft_for(request(9999))
+            assert link.num_late == len(asked)
+            link.close("done")
+            await link.wait_closed()
+
+    run(main())
+
+
+def test_what_was_never_answered_is_not_saved_up() -> None:
+    allowance = Allowance()
+    for _ in range(10 * MAX_EARNED_MESSAGES):
+        allowance.earn()
+    assert [allowance.spend() for _ in range(MAX_EARNED_MESSAGES + 1)].count(False) == 1
+
+
+def test_heartbeats_give_a_silent_peer_its_messages_back_up_to_the_burst() -> None:
+    allowance = Allowance()
+    assert all(allowance.spend() for _ in range(BURST_MESSAGES))
+    allowance.beat()
+    assert [allowance.spend() for _ in range(MESSAGES_PER_HEARTBEAT + 1)].count(True) == (
+        MESSAGES_PER_HEARTBEAT
+    )
+    for _ in range(1000):
+        allowance.beat()
+    assert [allowance.spend() for _ in range(BURST_MESSAGES + 1)].count(False) == 1
+
+
+def test_messages_of_a_link_take_their_share_of_the_loop() -> None:
+    share, now, used_s = LoopShare(), 0.0, 0.0
+    for _ in range(1000):
+        now += 0.001
+        used_s += 0.001
+        now += share.spend(0.001, now)
+    assert round(used_s / now, 6) <= LOOP_SHARE
+
+
+def test_a_standstill_of_this_process_is_no_flood() -> None:
+    assert LoopShare().spend(10.0, 10.0) == 0.0
+
+
+def test_bans_grow_end_and_are_bounded() -> None:
+    bans = Bans()
+    first_s = bans.ban("hostile", "it floods", 0.0)
+    assert bans.objection("hostile", first_s - 1) == "it floods: kept out for 60 s"
+    assert bans.objection("hostile", first_s) is None
+    assert bans.ban("hostile", "it floods", first_s) == 2 * first_s
+    for number in range(MAX_BANS):
+        bans.ban(f"other-{number}", "it floods", 0.0)
+    assert bans.objection("hostile", first_s + 1) is None
+
+
+def test_a_peer_may_come_back_now_and_then_but_not_over_and_over() -> None:
+    bans = Bans()
+    assert all(bans.may_come("d", 3.0 * number) for number in range(1000))
+    assert [bans.may_come("e", 0.0) for _ in range(MAX_JOINS + 1)].count(False) == 1
+    assert bans.may_come("e", JOINS_WITHIN_S)

@@ -1,0 +1,348 @@
+"""What strangers do to a door: each is shown out with a reason, and a good peer is served."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from edgecosine.discovery.peer import Address
+from edgecosine.node.links.heartbeat import Timing
+from edgecosine.node.links.link import LinkSettings
+from edgecosine.protocol.codec import decode, encode
+from edgecosine.protocol.framing import FrameBuffer, frame
+from edgecosine.protocol.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Hello,
+    Ping,
+    Pong,
+    Refuse,
+    Release,
+)
+from edgecosine.protocol.vocabulary import Vocabulary
+from tests.node.links.wire_fixtures import (
+    QUICK,
+    WORDS,
+    Door,
+    assert_serves_a_good_peer,
+    door,
+    drafter_settings,
+    logbook,
+    request,
+    run,
+    target_hello,
+)
+
+
+class Stranger:
+    """A raw connection that says what it likes, and hears messages."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._buffer = FrameBuffer(1 << 21)
+
+    def say(self, *messages: AnyMessage) -> None:
+        self.writer.write(b"".join(frame(encode(message)) for message in messages))
+
+    async def hear(self) -> AnyMessage | None:
+        """The next message; None at the end of file."""
+        while (payload := self._buffer.next_frame()) is None:
+            try:
+                data = await self.reader.read(65536)
+            except ConnectionError:
+                return None
+            if not data:
+                return None
+            self._buffer.feed(data)
+        return decode(payload)
+
+    async def hear_refusal(self) -> Refuse:
+        while not isinstance(message := await self.hear(), Refuse):
+            assert message is not None, "the link ended without a refusal"
+        return message
+
+    async def hear_the_end(self) -> None:
+        while await self.hear() is not None:
+            pass
+
+    async def get_ready(self) -> None:
+        self.say(target_hello(), Ping(0))
+        while not isinstance(message := await self.hear(), Ping):
+            assert message is not None
+        self.say(Pong(message.number))
+
+
+@asynccontextmanager
+async def stranger(address: Address) -> AsyncIterator[Stranger]:
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        yield Stranger(reader, writer)
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def haunted(settings: LinkSettings | None = None) -> AsyncIterator[tuple[Door, Stranger]]:
+    """A door and a stranger in it; when both have parted, a good peer is served."""
+    async with door(settings) as drafter:
+        async with stranger(drafter.address) as guest:
+            yield drafter, guest
+        await assert_serves_a_good_peer(drafter.address)
+
+
+def chunks_of_noise() -> Iterator[bytes]:
+    for seed in range(20):
+        source = random.Random(seed)
+        yield source.randbytes(source.randrange(1, 2000))
+
+
+def test_random_bytes() -> None:
+    async def main() -> None:
+        async with door() as drafter:
+            for noise in chunks_of_noise():
+                async with stranger(drafter.address) as guest:
+                    guest.writer.write(noise)
+                    guest.writer.write_eof()
+                    await guest.hear_the_end()
+            await assert_serves_a_good_peer(drafter.address)
+
+    run(main())
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "a frame announcing 4 GiB": (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes"),
+    "an HTTP request": (b"GET / HTTP/1.1\r\n\r\n", "announced a frame of"),
+    "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01", "speaks TLS, this node plain text"),
+    "an empty frame": (frame(b""), "no bounded msgpack"),
+    "a greeting frame beyond its cap": (b"\x00\x04\x00\x01", "the cap is 262144"),
+    "an array of four billion": (frame(b"\xdd\xff\xff\xff\xff"), "no bounded msgpack"),
+    "deep nesting": (frame(b"\x91" * 10_000), "no bounded msgpack"),
+    "work before the greeting": (frame(encode(Release("a"))), "release before the greeting"),
+    "a pong before the greeting": (frame(encode(Pong(0))), "pong before the greeting"),
+    "two greetings": (2 * frame(encode(target_hello())), "hello before the first pong"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_shown_out_at_the_door(data: bytes, reason: str) -> None:
+    async def main() -> None:
+        async with haunted() as (_, guest):
+            guest.writer.write(data)
+            assert reason in (await guest.hear_refusal()).reason
+            await guest.hear_the_end()
+
+    run(main())
+
+
+OUT_OF_ORDER: dict[str, tuple[AnyMessage, str]] = {
+    "a draft from a target": (Draft("a", 0, b"", b""), "the peer sent draft at work"),
+    "a second greeting": (target_hello(), "the peer sent hello at work"),
+    "a pong to no ping": (Pong(77), "pong 77 to a ping that was never sent"),
+    "a request cut off": (DraftRequest("a", 0, 4, 0, b"123", 1), "tokens are cut off"),
+}
+
+
+@pytest.mark.parametrize(("message", "reason"), OUT_OF_ORDER.values(), ids=OUT_OF_ORDER.keys())
+def test_what_ends_a_link_at_work(message: AnyMessage, reason: str) -> None:
+    async def main() -> None:
+        async with haunted() as (drafter, guest):
+            await guest.get_ready()
+            link = await drafter.ready.get()
+            guest.say(message)
+            assert reason in (await guest.hear_refusal()).reason
+            assert reason in str(await link.closed)
+
+    run(main())
+
+
+def test_a_wrong_version_is_told_what_to_do() -> None:
+    async def main() -> None:
+        async with haunted() as (_, guest):
+            guest.say(target_hello(protocol=2))
+            assert "install the same release on both" in (await guest.hear_refusal()).reason
+
+    run(main())
+
+
+def test_a_greeting_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+    async def main() -> None:
+        async with haunted() as (_, guest):
+            fields = msgspec.to_builtins(target_hello(protocol=2))
+            guest.writer.write(frame(msgspec.msgpack.encode([*fields, "new", 1])))
+            assert "protocol 2 there, 1 here" in (await guest.hear_refusal()).reason
+
+    run(main())
+
+
+def test_a_wrong_vocabulary_gets_the_block_that_differs() -> None:
+    other = Vocabulary.of([f"word{n}" if n != 300 else "x" for n in range(600)])
+
+    async def main() -> None:
+        async with haunted(drafter_settings(vocabulary=WORDS)) as (_, guest):
+            greeting = msgspec.structs.replace(target_hello(), vocabulary=other.digests)
+            guest.say(greeting)
+            refusal = await guest.hear_refusal()
+            difference = other.difference(refusal.block_index, refusal.block)
+            assert str(difference) == "token 300 is b'x' here and b'word300' there"
+
+    run(main())
+
+
+def test_a_refused_stranger_that_keeps_talking_is_let_go() -> None:
+    async def main() -> None:
+        async with haunted() as (drafter, guest):
+            guest.say(target_hello(cluster="other"))
+            await guest.hear_refusal()
+            guest.say(Ping(1), Release("a"), Ping(2))
+            await guest.hear_the_end()
+            assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_a_slow_greeting_runs_out_of_time() -> None:
+    async def main() -> None:
+        patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
+        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
+            guest.writer.write(frame(encode(target_hello()))[:7])
+            await guest.hear_the_end()
+            assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_a_greeting_byte_by_byte_is_taken_if_it_comes_in_time() -> None:
+    async def main() -> None:
+        async with haunted() as (drafter, guest):
+            for byte in frame(encode(target_hello())) + frame(encode(Ping(0))):
+                guest.writer.write(bytes((byte,)))
+                await guest.writer.drain()
+            while not isinstance(message := await guest.hear(), Ping):
+                assert message is not None
+            guest.say(Pong(message.number))
+            (await drafter.ready.get()).abort("seen")
+
+    run(main())
+
+
+async def drip(guest: Stranger, data: bytes) -> None:
+    """Say something byte by byte, slowly, until nobody listens any more."""
+    for byte in data:
+        if guest.writer.is_closing():
+            return
+        guest.writer.write(bytes((byte,)))
+        await asyncio.sleep(0.01)
+
+
+def test_a_greeting_byte_by_byte_runs_out_of_time() -> None:
+    async def main() -> None:
+        patience = Timing(heartbeat_s=30.0, handshake_s=0.2, linger_s=0.1)
+        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
+            async with asyncio.TaskGroup() as group:
+                endless = frame(encode(target_hello(model="x" * 250)))[:-1] + bytes(1000)
+                dripping = group.create_task(drip(guest, endless), name="dripping")
+                await guest.hear_the_end()
+                dripping.cancel()
+            assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_half_a_frame_and_silence_ends_a_link_at_work() -> None:
+    async def main() -> None:
+        async with haunted(drafter_settings(timing=QUICK)) as (drafter, guest):
+            await guest.get_ready()
+            link = await drafter.ready.get()
+            guest.writer.write(frame(bytes(1 << 20))[:1000])
+            assert "silent for 0.15 s" in str(await link.closed)
+
+    run(main())
+
+
+def test_a_frame_byte_by_byte_without_an_answer_ends_a_link_at_work() -> None:
+    async def main() -> None:
+        strict = replace(QUICK, unanswered_heartbeats=5)
+        async with haunted(drafter_settings(timing=strict)) as (drafter, guest):
+            await guest.get_ready()
+            link = await drafter.ready.get()
+            async with asyncio.TaskGroup() as group:
+                frame_without_end = frame(bytes(1 << 20))
+                dripping = group.create_task(drip(guest, frame_without_end), name="dripping")
+                assert "answered no ping for 5 heartbeats" in str(await link.closed)
+                dripping.cancel()
+
+    run(main())
+
+
+def test_a_flood_of_connections_is_complained_about_once() -> None:
+    async def main() -> None:
+        with logbook() as book:
+            async with door(max_unfinished=2) as drafter:
+                crowd = [await asyncio.open_connection(*drafter.address) for _ in range(200)]
+                await assert_serves_a_good_peer(drafter.address)
+                for _, writer in crowd:
+                    writer.close()
+        assert sum("too many unfinished greetings" in line for line in book.lines) == 1
+
+    run(main())
+
+
+def test_a_greeting_without_a_ping_runs_out_of_time() -> None:
+    async def main() -> None:
+        patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
+        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
+            guest.say(target_hello())
+            await guest.hear_the_end()
+            assert drafter.ready.empty()
+
+    run(main())
+
+
+def test_a_crowd_at_the_door_does_not_keep_a_good_peer_out() -> None:
+    async def main() -> None:
+        async with door(max_unfinished=4) as drafter:
+            crowd = [await asyncio.open_connection(*drafter.address) for _ in range(12)]
+            for reader, _ in crowd:
+                assert isinstance(await Stranger(reader, _).hear(), Hello)
+            await assert_serves_a_good_peer(drafter.address)
+            assert "4 unfinished" in repr(drafter.listener) or "3 unf" in repr(drafter.listener)
+            for _, writer in crowd:
+                writer.close()
+
+    run(main())
+
+
+def test_a_stranger_that_never_reads_is_dropped() -> None:
+    async def main() -> None:
+        impatient = replace(drafter_settings(), max_unsent_bytes=1 << 16)
+        async with door(impatient) as drafter:
+            deaf = socket.socket()
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(deaf, drafter.address)
+            greeting = (target_hello(), Ping(0), Pong(0))
+            await loop.sock_sendall(deaf, b"".join(frame(encode(said)) for said in greeting))
+            link = await drafter.ready.get()
+            assert link._transport is not None
+            their_socket = link._transport.get_extra_info("socket")
+            their_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            flood = frame(encode(request(1))) * 1000
+            while not link.closed.done():
+                try:
+                    await loop.sock_sendall(deaf, flood)
+                except ConnectionError:
+                    break
+            assert "does not read" in str(await link.closed)
+            deaf.close()
+            await assert_serves_a_good_peer(drafter.address)
+
+    run(main())

@@ -1,0 +1,92 @@
+"""Engine threads: one call after the other, away from the loop, results only for who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from edgecosine.errors import EngineError
+from edgecosine.node.runtime.engine_thread import EngineThread
+from tests.node.links.wire_fixtures import run
+
+
+def test_calls_run_one_after_the_other_in_one_thread_that_is_not_the_loops() -> None:
+    order: list[int] = []
+
+    def call(number: int) -> str:
+        order.append(number)
+        return threading.current_thread().name
+
+    async def main() -> None:
+        with EngineThread("engine") as thread:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(thread.run(lambda number=number: call(number)))  # type: ignore[misc]
+                    for number in range(20)
+                ]
+            names = {task.result() for task in tasks}
+        assert names == {"engine"}
+        assert order == list(range(20))
+
+    run(main())
+
+
+def test_error_of_a_call_reaches_its_caller_and_the_thread_lives_on() -> None:
+    def fail() -> None:
+        raise EngineError("no memory")
+
+    async def main() -> None:
+        with EngineThread("engine") as thread:
+            with pytest.raises(EngineError, match="no memory"):
+                await thread.run(fail)
+            assert await thread.run(lambda: 7) == 7
+
+    run(main())
+
+
+def test_caller_who_leaves_stops_no_call_and_blocks_nobody() -> None:
+    entered, leave, finished = threading.Event(), threading.Event(), list[int]()
+
+    def slow() -> None:
+        entered.set()
+        assert leave.wait(10)
+        finished.append(1)
+
+    async def main() -> None:
+        with EngineThread("engine") as thread:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(thread.run(slow))
+                assert await asyncio.to_thread(entered.wait, 10)
+                task.cancel()
+            assert task.cancelled()
+            leave.set()
+            assert await thread.run(lambda: list(finished)) == [1]
+
+    run(main())
+
+
+def test_whoever_is_not_served_when_the_thread_ends_is_cancelled() -> None:
+    entered, called = threading.Event(), list[int]()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            with EngineThread("engine") as thread:
+
+                def slow() -> None:
+                    entered.set()
+                    assert thread.ending.wait(10)
+
+                served = group.create_task(thread.run(slow))
+                assert await asyncio.to_thread(entered.wait, 10)
+                waiting = group.create_task(thread.run(lambda: called.append(1)))
+                await asyncio.sleep(0)
+            await asyncio.wait([served, waiting])
+        assert not served.cancelled()
+        assert waiting.cancelled()
+        assert not called
+        with pytest.raises(RuntimeError, match="has ended"):
+            await thread.run(lambda: 7)
+
+    run(main())

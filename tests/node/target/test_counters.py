@@ -1,0 +1,68 @@
+"""What is done again is counted where people look: asks put again, starts, requests resumed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from edgecosine.balance.admission import Admission
+from edgecosine.counters import Counters
+from edgecosine.node.durability.journal import DiskJournal
+from edgecosine.node.durability.recovery import Job, Past
+from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.protocol.intake import Ticket
+from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.request import Request
+from edgecosine.protocol.topics import Topics
+from tests.fakes import ScriptedService
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
+from tests.house import Neighbour, Weather, house
+from tests.node.links.wire_fixtures import run
+
+HOME = Topics("home")
+
+
+def test_starts_on_one_journal_are_counted(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        journal = DiskJournal(tmp_path)
+        assert journal.num_starts == number
+        journal.store.close()
+
+
+def test_drafter_that_lacks_tokens_is_asked_again_and_that_is_counted() -> None:
+    language = babble()
+
+    async def counted(*weather: Weather) -> int:
+        neighbour = Neighbour(ScriptedDrafter(language), weather)
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            await home.answer(Request("a", "1", "ask", "To be", max_tokens=20))
+            return home.balancer.num_asked_again
+
+    async def main() -> None:
+        assert await counted(Weather.FINE) == 0
+        assert await counted(Weather.FINE, Weather.FINE, Weather.FORGOTTEN) > 0
+
+    run(main())
+
+
+def test_request_that_goes_on_after_a_start_is_counted() -> None:
+    async def main() -> None:
+        service, counters, is_sent = ScriptedService(), Counters(), asyncio.Event()
+
+        def send(message: Outgoing) -> None:
+            if message.topic == HOME.response("a", "1"):
+                is_sent.set()
+
+        ticket = Ticket("a", "1", "completion", HOME.response("a", "1"))
+        job = Job(ticket, Request("a", "1", "completion", "x"), 1.0, {})
+        reception = Reception(
+            service, topics=HOME, send=send, counters=counters, past=Past(jobs=(job,)),
+            admission=Admission(num_places=1, max_queued=4),
+        )  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(reception.run())
+            await is_sent.wait()
+            running.cancel()
+        assert counters.view() == {"resumed": 1}
+
+    run(main())

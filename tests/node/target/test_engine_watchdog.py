@@ -1,0 +1,220 @@
+"""Readiness is the engine's own word: a frozen engine thread is noticed, told, and forgiven."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.mqtt.node_status import Presence
+from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.node.target.engine_watchdog import CANARY, Readiness
+from edgecosine.protocol.request import Answer, Request
+from tests.fakes_engine import ScriptedTarget, babble
+from tests.house import House, house
+from tests.mqtt_fixtures import HOME, free_port, listening, needs_mosquitto, run, running
+from tests.node.gateway.test_overload import ask
+
+LANGUAGE = babble()
+PROMPT = list(b"there?")
+STALL_S = 0.2
+
+
+class Frost:
+    """Freezes the engine's thread from its next pass on, until it thaws."""
+
+    def __init__(self) -> None:
+        self.is_frozen = threading.Event()
+        self._freezes = False
+        self._thawed = threading.Event()
+        self._canaries = threading.Semaphore(0)
+
+    def __call__(self, _number: int, keys: list[str]) -> None:
+        if CANARY in keys:
+            self._canaries.release()
+        if self._freezes:
+            self.is_frozen.set()
+            assert self._thawed.wait(20)
+
+    def fall(self) -> None:
+        self._freezes = True
+
+    async def canaries(self, count: int) -> None:
+        """Wait for so many more passes with a canary."""
+        for _ in range(count):
+            assert await asyncio.to_thread(self._canaries.acquire, timeout=20)
+
+    def thaw(self) -> None:
+        self._freezes = False
+        self._thawed.set()
+
+
+class Told:
+    """What readiness said, for tests that wait for it."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str | None] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, reason: str | None) -> None:
+        self.reasons.append(reason)
+        self._news.set()
+
+    async def changes(self, count: int) -> str | None:
+        """The change of this number, from 1."""
+        while len(self.reasons) < count:
+            self._news.clear()
+            await self._news.wait()
+        return self.reasons[count - 1]
+
+
+@asynccontextmanager
+async def watched(
+    frost: Frost, told: Told, *, period_s: float = 60.0
+) -> AsyncIterator[tuple[House, Readiness]]:
+    """A target under watch."""
+    async with house(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
+        readiness = Readiness(
+            passes=home.verifying, prompt=PROMPT, is_exact=True, on_change=told,
+            period_s=period_s, stall_s=STALL_S,
+        )  # fmt: skip
+        try:
+            async with running(readiness.run()):
+                yield home, readiness
+        finally:
+            frost.thaw()
+
+
+def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
+    async def story() -> None:
+        frost, told = Frost(), Told()
+        frost.fall()
+        async with watched(frost, told) as (home, readiness):
+            await asyncio.to_thread(frost.is_frozen.wait, 20)
+            assert told.reasons == []
+            assert readiness.reason is not None
+            frost.thaw()
+            assert await told.changes(1) is None
+            assert [CANARY] in home.target.batches
+
+    run(story())
+
+
+def test_canaries_are_sent_at_rest_and_harm_nobody() -> None:
+    async def story() -> None:
+        frost, told = Frost(), Told()
+        async with watched(frost, told, period_s=0.05) as (home, _):
+            await frost.canaries(4)
+            answer = await home.answer(Request("me", "1", "completion", "hm", max_tokens=2))
+            assert isinstance(answer, Answer)
+            assert told.reasons == [None]
+
+    run(story())
+
+
+def test_frozen_engine_is_unavailable_until_it_goes_on() -> None:
+    async def story() -> None:
+        frost, told = Frost(), Told()
+        async with watched(frost, told) as (home, readiness), asyncio.TaskGroup() as group:
+            assert await told.changes(1) is None
+            frost.fall()
+            asked = group.create_task(
+                home.answer(Request("me", "1", "completion", "hm", max_tokens=2))
+            )
+            assert "no pass" in str(await told.changes(2))
+            assert readiness.reason is not None
+            frost.thaw()
+            assert await told.changes(3) is None
+            assert (await asked).num_tokens == 2
+
+    run(story())
+
+
+def test_freeze_at_rest_is_found_by_a_canary() -> None:
+    async def story() -> None:
+        frost, told = Frost(), Told()
+        async with watched(frost, told, period_s=0.05):
+            assert await told.changes(1) is None
+            frost.fall()
+            assert "no pass" in str(await told.changes(2))
+
+    run(story())
+
+
+class FickleEngine:
+    """Answers the canary with another token each time."""
+
+    def __init__(self) -> None:
+        self.num_passes = self.num_held = 0
+        self.has_changed = asyncio.Event()
+
+    async def verify(self, _work: VerifyWork) -> Verdict:
+        self.num_passes += 1
+        if self.num_passes == 5:
+            self.has_changed.set()
+        return Verdict((), self.num_passes)
+
+    def release(self, _key: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promised(
+    *, is_exact: bool
+) -> None:
+    async def story() -> None:
+        engine, told = FickleEngine(), Told()
+        readiness = Readiness(
+            passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=told, period_s=0.02
+        )
+        async with running(readiness.run()):
+            if is_exact:
+                assert "said 1 before" in str(await told.changes(2))
+            await engine.has_changed.wait()
+        assert is_exact or told.reasons == [None]
+
+    run(story())
+
+
+@needs_mosquitto
+@pytest.mark.timeout(60)
+def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
+    async def story() -> None:
+        frost, told = Frost(), Told()
+        async with EmbeddedBroker(port=free_port()) as broker, watched(frost, told) as (home, _):
+            address = BrokerAddress.parse(broker.url)
+            gateway = Gateway(home.serving, broker=address, cluster="home", node_id="t1")
+            presence = Presence(broker=address, cluster="home", node_id="t1")
+            async with (
+                running(gateway.run()), running(presence.run()), listening(broker) as listener,
+            ):  # fmt: skip
+                await gateway.connected()
+                await told.changes(1)
+                frost.fall()
+                ask(listener, "me", 1)
+                reason = await told.changes(2)
+                gateway.heed(reason)
+                states = await listener.expect(HOME.job_state("me-1"), 4)
+                assert "no pass" in json.loads(states[-1].payload)["stall"]
+                presence.publish_presence("unavailable", reason or "")
+                error = (await listener.expect_json(ask(listener, "me", 2)))["error"]
+                assert (error["code"], error["status"]) == ("unavailable", 503)
+                assert error["retry_after_s"] > 0
+                said = await listener.expect(HOME.node_status("t1"), 2)
+                assert b"no pass" in said[-1].payload
+                frost.thaw()
+                assert await told.changes(3) is None
+                gateway.heed(None)
+                states = await listener.expect(HOME.job_state("me-1"), 5)
+                assert "stall" not in json.loads(states[-1].payload)
+                assert "choices" in await listener.expect_json(HOME.response("me", "me-1"))
+                assert "choices" in await listener.expect_json(ask(listener, "me", 3))
+
+    run(story())

@@ -1,0 +1,103 @@
+"""Whom a pass may be held back for: sessions that are at work, and nobody who has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from edgecosine.balance.batch import Latecomer
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.target.verifier import Verifying
+from tests.fakes_engine import ScriptedTarget
+from tests.node.links.wire_fixtures import run
+from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, verdict, work
+
+
+class Noting(Costs):
+    """Notes in how many seconds whom it was asked to wait for was expected."""
+
+    def __init__(self, hold_s: float = 0.0) -> None:
+        super().__init__(hold_s)
+        self.waits: list[list[float]] = []
+
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+        self.waits.append([late.in_s for late in latecomers])
+        return super().hold_s(num_rows, latecomers)
+
+
+@asynccontextmanager
+async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifying]:
+    """Verifying at work."""
+    with EngineThread("target") as thread:
+        verifying = Verifying(engine=target, thread=thread, max_batch=4, costs=costs)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(verifying.run())
+            yield verifying
+            running.cancel()
+
+
+def test_session_with_a_verdict_is_expected_until_it_ends() -> None:
+    async def main() -> None:
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
+            await verifying.verify(work("a"))
+            assert "1 expected" in repr(verifying)
+            verifying.release("a")
+            assert "0 expected" in repr(verifying)
+            verifying.expect("a", 0.1, 4)
+            assert "0 expected" in repr(verifying)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_released_first", [True, False])
+def test_session_that_gives_up_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
+    """Its asker leaves; the session gives its key back at once, or in a moment."""
+
+    async def main() -> None:
+        gate = Gate()
+        target = ScriptedTarget(LANGUAGE, before_pass=gate)
+        async with batching(target, Costs()) as verifying, asyncio.TaskGroup() as group:
+            leaver = group.create_task(verifying.verify(work("leaver")))
+            await gate.reached()
+            leaver.cancel()
+            await asyncio.wait([leaver])
+            if is_released_first:
+                verifying.release("leaver")
+            gate.open()
+            assert await verifying.verify(work("stayer")) == verdict(work("stayer"))
+            assert "1 expected" in repr(verifying)
+            if not is_released_first:
+                verifying.release("leaver")
+            verifying.release("stayer")
+            assert "0 expected" in repr(verifying)
+
+    run(main())
+
+
+def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
+    async def main() -> None:
+        async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
+            await verifying.verify(work("gone"))
+            verifying.release("gone")
+            assert await verifying.verify(work("here")) == verdict(work("here"))
+            assert not costs.is_holding.is_set()
+
+    run(main())
+
+
+def test_who_was_waited_for_in_vain_is_not_waited_for_again() -> None:
+    costs = Noting(hold_s=0.01)
+
+    async def main() -> None:
+        async with batching(ScriptedTarget(LANGUAGE), costs) as verifying:
+            await verifying.verify(work("late"))
+            await verifying.verify(work("a"))
+            await verifying.verify(work("a", 5))
+
+    run(main())
+    assert costs.waits[0][0] < 1.0
+    assert costs.waits[-1] == [math.inf]

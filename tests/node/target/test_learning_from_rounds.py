@@ -1,0 +1,151 @@
+"""What a session's rounds tell drafters and the balancer, and what it ends when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from edgecosine.balance.plan import Plan
+from edgecosine.balance.planner import Balancer
+from edgecosine.protocol.request import Request
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
+from tests.house import House, Neighbour, house
+from tests.node.links.wire_fixtures import run
+
+LANGUAGE = babble()
+
+
+def asked(policy: str = "edgecosine", max_tokens: int = 40) -> Request:
+    return Request("a", "1", "ask", "To be", max_tokens=max_tokens, policy=policy)
+
+
+def drafters(count: int) -> list[Neighbour]:
+    return [Neighbour(ScriptedDrafter(LANGUAGE)) for _ in range(count)]
+
+
+@dataclass
+class Call:
+    """A call of the balancer."""
+
+    args: tuple[Any, ...]
+    terms: dict[str, Any]
+
+
+def listen(balancer: Balancer, name: str) -> list[Call]:
+    """All calls of one of the balancer's methods, which goes on as before."""
+    calls: list[Call] = []
+    method = getattr(balancer, name)
+
+    def note(*args: Any, **terms: Any) -> Any:
+        calls.append(Call(args, terms))
+        return method(*args, **terms)
+
+    setattr(balancer, name, note)
+    return calls
+
+
+def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
+    """A drafter that never answers is not late: its ask was taken back, not waited for."""
+
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            home.links["drafter-0"].held = asyncio.Event()
+            late = listen(home.balancer, "observe_late")
+            answer = await home.answer(asked(max_tokens=2))
+            assert home.links["drafter-0"].asked
+            assert late == []
+            assert answer.metrics.drafters == {}
+
+    run(main())
+
+
+def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes() -> None:
+    async def shares(policy: str) -> list[dict[int, bytes]]:
+        """Of each drafter, by round, where the tree has outcomes beside its root."""
+        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            home.balancer.plan = lambda *_: Plan(  # type: ignore[method-assign]
+                ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
+            )
+            await home.answer(asked(policy))
+            ahead = [
+                [each for each in link.asked if each.is_ahead and each.tree_tokens]
+                for link in home.links.values()
+            ]
+        for each in (*ahead[0], *ahead[1]):
+            assert len(each.outcome_shares) in (0, 1 + len(each.tree_confidences))
+        return [{each.round: each.outcome_shares for each in asks} for asks in ahead]
+
+    async def main() -> None:
+        one, other = await shares("edgecosine")
+        rounds = one.keys() & other.keys()
+        assert rounds
+        assert all(one[number] and one[number] != other[number] for number in rounds)
+        for told in await shares("edgecosine-without-fanout"):
+            assert told
+            assert not any(told.values())
+
+    run(main())
+
+
+def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            waits = listen(home.balancer, "observe_wait")
+            await home.answer(asked("specinfer"))
+            assert waits
+            for call in waits:
+                plan, waited_s = call.args
+                assert len(plan.drafters) == 2
+                assert waited_s > 0.0
+
+    run(main())
+
+
+@pytest.mark.parametrize(("policy", "is_disturbed"), [("specinfer", True), ("colocated", False)])
+def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
+    """First impressions and trials always are, drafts that a round waits for where it asks more
+    than one drafter."""
+
+    async def heard(home: House) -> list[bool]:
+        calls = listen(home.balancer, "observe_answer")
+        await home.answer(asked(policy))
+        return [call.terms["is_disturbed"] for call in calls]
+
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            told = await heard(home)
+            assert all(told[:2])
+            if is_disturbed:
+                assert all(told)
+            else:
+                assert False in told[2:]
+
+    run(main())
+
+
+def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
+    """Nobody else is asked, but the target reads the prompt meanwhile."""
+
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = listen(home.balancer, "observe_answer")
+            await home.answer(asked())
+            told = [call.terms["is_disturbed"] for call in calls]
+            assert told[0]
+            assert False in told
+
+    run(main())
+
+
+def test_each_round_tells_what_it_cost_the_event_loop() -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = listen(home.balancer, "observe_bookkeeping")
+            answer = await home.answer(asked())
+            assert len(calls) == answer.metrics.num_rounds
+            assert all(call.args[0] > 0.0 for call in calls)
+
+    run(main())

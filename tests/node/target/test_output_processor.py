@@ -1,0 +1,116 @@
+"""Transcripts: the same text however tokens are grouped, and nothing shown that is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from edgecosine.engine.sources import locate
+from edgecosine.engine.text import TextCodec
+from edgecosine.node.target.output_processor import Transcript
+from edgecosine.protocol.request import Logprobs, Request, Sampling, ScoredToken
+from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
+
+letters = [*"aé€😀b".encode(), 0xFF, EOS]
+answers = st.lists(st.sampled_from(letters), max_size=40) | st.text("aab€", max_size=20).map(
+    lambda text: list(text.encode())
+)
+stops = st.lists(st.text("ab€", min_size=1, max_size=12), max_size=3).map(tuple)
+
+
+requests = st.builds(
+    Request,
+    client_id=st.just("a"),
+    request_id=st.just("1"),
+    kind=st.just("ask"),
+    prompt=st.just("x"),
+    max_tokens=st.integers(1, 40),
+    stop=stops,
+    ignore_eos=st.booleans(),
+    sampling=st.builds(
+        Sampling,
+        min_tokens=st.sampled_from([0, 0, 1, 3, 10]),
+        stop_token_ids=st.lists(st.sampled_from(letters), max_size=1).map(tuple),
+    ),
+)
+
+
+@given(answers, requests, st.data())
+def test_text_is_the_same_however_tokens_come(
+    tokens: list[int], asked: Request, data: st.DataObject
+) -> None:
+    def language(so_far: Sequence[int], _: Sampling) -> int:
+        return dict(enumerate(tokens, start=1)).get(len(so_far), EOS)
+
+    said, how = alone(language, asked), asked.sampling
+    committed = [draw(language, [0] * (1 + n), 1, how) for n in range(asked.max_tokens)]
+    transcript, shown = Transcript(asked, byte_codec()), ""
+    while transcript.finish_reason is None:
+        start = len(transcript.tokens)
+        size = data.draw(st.integers(1, 6))
+        shown += transcript.push(committed[start : start + size])
+        assert said.text.startswith(shown)
+    assert (transcript.text, shown) == (said.text, said.text)
+    assert tuple(transcript.tokens) == said.tokens
+    assert transcript.finish_reason == said.finish_reason
+    assert transcript.room == asked.max_tokens - len(said.tokens)
+
+
+def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
+    asked = Request("a", "1", "ask", "x", stop=("stop it",))
+    transcript = Transcript(asked, byte_codec())
+    assert [transcript.push([letter]) for letter in b"a stop on"] == [
+        "a", " ", "", "", "", "", "", "stop o", "n",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "said"),
+    [(0, "a"), (2, "a"), (3, "a-"), (4, "a--- b"), (7, "a--- b"), (8, "a--- b-"), (9, "a--- b---")],
+)
+def test_stop_string_counts_when_it_ends_after_the_first_tokens(min_tokens: int, said: str) -> None:
+    how = Sampling(min_tokens=min_tokens)
+    asked = Request("a", "1", "ask", "x", stop=("--",), max_tokens=9, sampling=how)
+    transcript = Transcript(asked, byte_codec())
+    transcript.push(b"a--- b---")
+    assert transcript.text == said
+
+
+def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
+    asked = Request("a", "1", "ask", "x", max_tokens=5, top_logprobs=1)
+    transcript = Transcript(asked, byte_codec())
+    told = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]
+    tokens = "a€b".encode()
+    transcript.push(tokens[:3], told[:3])
+    transcript.push(tokens[3:], told[3:])
+    logprobs = transcript.choice().logprobs
+    assert logprobs is not None
+    assert [each.text_offset for each in logprobs] == [0, 1, 1, 1, 2]
+    assert b"".join(each.token.utf8 for each in logprobs) == tokens
+    assert [each.token.text for each in logprobs[:2]] == ["a", "bytes:\\xe2"]
+    assert [each.token.logprob for each in logprobs] == [each.drawn for each in told]
+    assert {each.top for each in logprobs} == {(ScoredToken("b", b"b", -0.25),)}
+
+
+def test_vocabulary_of_the_codec_holds_the_end() -> None:
+    assert byte_codec().num_tokens == NUM_TOKENS > EOS
+
+
+@pytest.mark.parametrize(("min_tokens", "text", "num_tokens"), [(0, "a", 1), (2, "ab", 3)])
+def test_stop_string_that_names_a_special_token_ends_the_answer_by_it(
+    min_tokens: int, text: str, num_tokens: int
+) -> None:
+    codec = TextCodec(AutoTokenizer.from_pretrained(locate("target").where), [])
+    how = Sampling(min_tokens=min_tokens)
+    asked = Request(
+        "a", "1", "ask", "x", stop=("no", "<|endoftext|>"), ignore_eos=True, sampling=how
+    )
+    [special], [a], [b] = map(codec.encode, ("<|endoftext|>", "a", "b"))
+    transcript = Transcript(asked, codec)
+    transcript.push([a, special, b, special, b])
+    assert (transcript.text, transcript.finish_reason) == (text, "stop")
+    assert len(transcript.tokens) == num_tokens

@@ -1,0 +1,97 @@
+"""Traces: the course of every round, for requests that ask for it and for no others."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgecosine.balance.policy import POLICIES
+from edgecosine.node.target.round_trace import MAX_ROUNDS, Trace
+from edgecosine.protocol.messages import Draft
+from edgecosine.protocol.request import Answer, Metrics, Request
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
+from tests.house import Neighbour, Weather, house
+from tests.node.links.wire_fixtures import run
+
+LANGUAGE = babble()
+PASS_S = 0.002
+
+
+def _answer(asked: Request, weathers: Sequence[Sequence[Weather]]) -> Answer:
+    target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(PASS_S))
+    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7), tuple(w)) for w in weathers]
+
+    async def main() -> Answer:
+        async with house(target, neighbours) as home:
+            return await home.answer(asked)
+
+    return run(main())
+
+
+def _request(policy: str, *, trace: bool) -> Request:
+    return Request("a", "1", "ask", "To be", max_tokens=40, policy=policy, trace=trace)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from([*POLICIES]),
+    st.lists(st.lists(st.sampled_from(list(Weather)), min_size=1, max_size=4), max_size=3),
+)
+def test_rounds_follow_each_other_and_hold_their_drafts(
+    policy: str, weathers: list[list[Weather]]
+) -> None:
+    metrics: Metrics = _answer(_request(policy, trace=True), weathers).metrics
+    prefill, *rounds = metrics.rounds
+    assert prefill.num_nodes == 0
+    assert len(rounds) == metrics.num_rounds
+    assert prefill.plan == ""
+    assert all(times.plan.startswith("K=") for times in rounds)
+    assert not rounds or rounds[-1].plan == metrics.plan
+    assert sum(times.num_nodes for times in rounds) == metrics.num_draft_tokens
+    assert sum(times.num_accepted for times in rounds) == metrics.num_accepted_tokens
+    for times, following in itertools.pairwise([*metrics.rounds, None]):
+        assert times is not None
+        assert 0 <= times.started_s <= times.submitted_s
+        assert PASS_S <= times.pass_s <= times.verified_s - times.submitted_s + 2e-6
+        if following is not None:
+            assert times.verified_s <= following.started_s
+        for draft in times.drafts:
+            assert times.started_s <= draft.asked_s <= draft.ended_s
+            assert following is None or draft.ended_s <= following.started_s
+            assert draft.asked_s >= times.submitted_s or draft.ended_s <= times.submitted_s
+
+
+@pytest.mark.parametrize("policy", ["edgecosine", "cosine-paper"])
+def test_nothing_is_recorded_for_who_does_not_ask(policy: str) -> None:
+    metrics = _answer(_request(policy, trace=False), [[Weather.FINE]]).metrics
+    assert metrics.num_accepted_tokens > 0
+    assert metrics.rounds == ()
+
+
+def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
+    trace = Trace(is_on=True)
+    draft = Draft("a/1", 1, b"\0" * 8, b"\xff" * 4, compute_us=1500)
+    trace.begin()
+    trace.drafted("one", time.perf_counter(), draft)
+    trace.drafted("other", time.perf_counter(), None)
+    trace.end(3, 2, "K=4")
+    [times] = trace.rounds
+    assert (times.num_nodes, times.num_accepted) == (3, 2)
+    assert [(d.drafter, d.num_tokens, d.compute_s) for d in times.drafts] == [
+        ("one", 4, 0.0015),
+        ("other", 0, 0.0),
+    ]
+
+
+def test_trace_has_an_end() -> None:
+    trace = Trace(is_on=True)
+    for _ in range(MAX_ROUNDS + 5):
+        trace.drafted("one", time.perf_counter(), None)
+        trace.end(1, 0, "")
+    assert len(trace.rounds) == MAX_ROUNDS
+    assert all(len(times.drafts) == 1 for times in trace.rounds)

@@ -1,0 +1,562 @@
+"""Theorem 1: the text of a session is the target's alone, whatever the drafters do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgecosine.balance.plan import ALONE
+from edgecosine.balance.policy import POLICIES
+from edgecosine.node.target.draft_client import LONGEST_ASKED, Consulting
+from edgecosine.node.target.request_metrics import Tally
+from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.prefix import Prefix
+from edgecosine.protocol.request import (
+    Answer,
+    Committed,
+    Delta,
+    Logprobs,
+    Request,
+    Sampling,
+    Started,
+)
+from tests.fakes_engine import (
+    Language,
+    ScriptedDrafter,
+    ScriptedTarget,
+    TurnTaker,
+    alone,
+    babble,
+    recital,
+)
+from tests.house import House, Neighbour, Weather, house
+from tests.node.links.wire_fixtures import run
+
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+IDLE = "<Drafting [0 waiting, 0 requests]>"
+
+
+def request(prompt: str = "To be", **changes: Any) -> Request:
+    fields: dict[str, Any] = {
+        "client_id": "a",
+        "request_id": "1",
+        "kind": "ask",
+        "prompt": prompt,
+    } | changes
+    return Request(**fields)
+
+
+requests = st.builds(
+    Request,
+    client_id=st.just("a"),
+    request_id=st.just("1"),
+    kind=st.just("ask"),
+    prompt=st.text("xyzé", min_size=1, max_size=30),
+    max_tokens=st.integers(1, 50),
+    sampling=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.8]),
+        seed=st.integers(0, 2**64 - 1),
+        min_tokens=st.sampled_from([0, 0, 5, 30]),
+        stop_token_ids=st.sampled_from([(), (ord("b"),)]),
+    ),
+    top_logprobs=st.sampled_from([None, 0, 3]),
+    stop=st.lists(st.text("abcdé", min_size=1, max_size=4), max_size=2).map(tuple),
+    ignore_eos=st.booleans(),
+    policy=st.sampled_from([*POLICIES]),
+)
+languages = st.builds(
+    babble,
+    st.sampled_from(["ab", "abcd", "aé", "ab€😀"]),
+    salt=st.integers(0, 1000),
+    eos_every=st.sampled_from([0, 10, 40]),
+)
+weathers = st.just((Weather.FINE,)) | st.lists(
+    st.sampled_from(list(Weather)), min_size=1, max_size=6
+).map(tuple)
+
+
+@few
+@given(st.data(), languages, requests, st.sampled_from([1.0, 1e-5]))
+def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
+    data: st.DataObject, language: Language, asked: Request, pass_s: float
+) -> None:
+    neighbours = [
+        Neighbour(
+            ScriptedDrafter(language, hits=hits, boast=boast),
+            data.draw(weathers),
+        )
+        for hits, boast in data.draw(
+            st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
+        )
+    ]
+    said = alone(language, asked)
+
+    async def main() -> None:
+        target = ScriptedTarget(language, chunk=data.draw(st.integers(1, 64)))
+        async with house(target, neighbours, pass_s=pass_s) as home:
+            answer = await home.answer(asked)
+            assert answer.text == said.text
+            assert answer.tokens == said.tokens
+            assert answer.finish_reason == said.finish_reason
+            assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
+            assert repr(home.serving) == "<Serving scripted [0 sessions, 1 done]>"
+            for link, drafting in zip(home.links.values(), home.drafters, strict=True):
+                link.lose() if not link.look() else None
+                assert repr(drafting) == IDLE
+
+    run(main())
+
+
+def told(answer: Answer) -> tuple[Logprobs, ...] | None:
+    """The log-probabilities of an answer by token; tokens are bytes here."""
+    logprobs = answer.choices[0].logprobs
+    if logprobs is None:
+        return None
+    return tuple(
+        Logprobs(each.token.logprob, tuple((ord(top.text), top.logprob) for top in each.top))
+        for each in logprobs
+    )
+
+
+def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
+    """A request's answer in a house of its own."""
+
+    async def main() -> Answer:
+        target = ScriptedTarget(language)
+        async with house(target, neighbours) as home:
+            return await home.answer(asked)
+
+    return run(main())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
+    language = babble()
+    asked = request(max_tokens=120, sampling=Sampling(temperature=temperature, seed=7))
+    answer = say(language, asked, Neighbour(ScriptedDrafter(language)))
+    assert answer.text == alone(language, asked).text
+    assert answer.metrics.num_rounds < 30
+    assert answer.metrics.num_accepted_tokens > 80
+    share = answer.metrics.drafters["drafter-0"]
+    assert share.accepted == answer.metrics.num_accepted_tokens
+    assert share.proposed == share.accepted
+
+
+@pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
+def test_drafter_that_forgot_everything_is_told_again_in_the_same_round(weather: Weather) -> None:
+    language = babble()
+    answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
+    assert answer.metrics.num_rounds < 30
+
+
+def test_drafter_that_remembers_is_told_only_what_is_new() -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(
+            ScriptedTarget(language), [Neighbour(ScriptedDrafter(language, hits=0.8))]
+        ) as home:
+            answer = await home.answer(request("x" * 50, max_tokens=60))
+            told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            assert told[0] == 50
+            assert sum(told) <= 50 + answer.num_tokens
+
+    run(main())
+
+
+def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
+    language = babble(eos_every=30)
+    for salt in range(5):
+        asked = request(f"salt {salt}", max_tokens=60, ignore_eos=True)
+        answer = say(language, asked, Neighbour(ScriptedDrafter(language, hits=0.7)))
+        metrics = answer.metrics
+        assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
+
+
+def test_expert_is_found_among_useless_drafters() -> None:
+    language, another = babble(), babble(salt=1)
+    asked = request(max_tokens=150)
+    answer = say(
+        language,
+        asked,
+        Neighbour(ScriptedDrafter(another)),
+        Neighbour(ScriptedDrafter(language)),
+        Neighbour(ScriptedDrafter(another)),
+    )
+    assert answer.metrics.num_rounds < 50
+    assert answer.metrics.drafters["drafter-1"].accepted > 90
+
+
+@pytest.mark.parametrize(
+    "weather",
+    [
+        Weather.NOTHING,
+        Weather.BEYOND_THE_VOCABULARY,
+        Weather.TOO_FEW_CONFIDENCES,
+        Weather.ALWAYS_OUT_OF_STEP,
+        Weather.REQUEST_LATE,
+        Weather.ANSWER_LATE,
+        Weather.WRONG_TOKENS,
+    ],
+)
+def test_drafter_that_never_helps_is_hardly_asked(weather: Weather) -> None:
+    language = babble()
+
+    async def main() -> int:
+        neighbour = Neighbour(ScriptedDrafter(language), [weather])
+        async with house(ScriptedTarget(language), [neighbour], pass_s=1e-7) as home:
+            await home.answer(request(max_tokens=400))
+            return len(home.links["drafter-0"].asked)
+
+    assert run(main()) < 150  # of 400 rounds, and one that is out of step is asked twice
+
+
+def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
+    language = babble()
+
+    async def main() -> Answer:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            home.links["drafter-0"]._absence = 30
+            home.links["drafter-0"].lose()
+            return await home.answer(request(max_tokens=200))
+
+    answer = run(main())
+    assert 20 < answer.metrics.num_rounds < 80
+
+
+def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further() -> None:
+    language = babble()
+
+    async def main() -> tuple[list[int], Answer]:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(ScriptedTarget(language), [neighbour]) as home:
+            link = home.links["drafter-0"]
+            link.max_context = 40
+            answer = await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in link.asked], answer
+
+    lengths, answer = run(main())
+    assert 20 < max(lengths) <= 40
+    assert "drafter-0 reads 40 tokens at most, the text has" in answer.metrics.plan
+
+
+@pytest.mark.parametrize("told", [0, 1 << 30])
+def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> None:
+    async def main() -> None:
+        async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
+            home.links["drafter-0"].max_context = told
+            sequence = Prefix(range(LONGEST_ASKED))
+            consulting = Consulting(
+                key="a/1", sequence=sequence, coupling=Coupling(), num_vocabulary=1 << 20,
+                links=lambda: home.links, balancer=home.balancer, tally=Tally(),
+            )  # fmt: skip
+            assert list(consulting.linked) == ["drafter-0"]
+            sequence.extend([1])
+            assert not consulting.linked
+
+    run(main())
+
+
+def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
+    language = babble()
+
+    async def main() -> list[int]:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            await home.answer(request(max_tokens=100))
+            return [asked.prefix_len for asked in home.links["drafter-0"].asked]
+
+    assert max(run(main())) > 80
+
+
+def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
+    language = babble()
+
+    async def main() -> None:
+        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+            asked = request(policy="target-alone", max_tokens=20)
+            answer = await home.answer(asked)
+            assert answer.text == alone(language, asked).text
+            assert answer.metrics.acceptance_histogram == (19,)
+            assert home.links["drafter-0"].asked == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "target-alone"])
+def test_every_policy_speculates(policy: str) -> None:
+    language = babble()
+    asked = request(policy=policy, max_tokens=120)
+    neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
+    answer = say(language, asked, *neighbours)
+    assert answer.text == alone(language, asked).text
+    assert answer.metrics.num_accepted_tokens > 60
+
+
+@pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
+def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
+    policy: str, *, is_ahead: bool
+) -> None:
+    language = babble()
+    target = ScriptedTarget(language, before_pass=lambda *_: time.sleep(0.01))
+
+    async def main() -> None:
+        neighbour = Neighbour(ScriptedDrafter(language))
+        async with house(target, [neighbour], pass_s=0.001) as home:
+            answer = await home.answer(request(policy=policy, max_tokens=200))
+            asked = home.links["drafter-0"].asked
+            waited_for = [each for each in asked if not each.is_ahead]
+            if is_ahead:
+                assert len(waited_for) < 0.3 * answer.metrics.num_rounds
+            else:
+                assert len(waited_for) >= answer.metrics.num_rounds
+                assert len(asked) == len(waited_for)
+
+    run(main())
+
+
+def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
+    language = babble()
+
+    async def main() -> None:
+        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            await home.answer(request(policy="cosine-paper", max_tokens=60))
+            asked = home.links["drafter-0"].asked[1:]
+            assert {each.num_tokens for each in asked} == {1}
+            lengths = [each.prefix_len for each in asked]
+            steps = [after - before for before, after in itertools.pairwise(lengths)]
+            assert steps.count(1) > len(steps) // 2
+
+    run(main())
+
+
+def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_same() -> None:
+    language = babble()
+
+    async def answer(policy: str) -> Answer:
+        neighbours = [Neighbour(TurnTaker(language, turn)) for turn in (0, 1)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            return await home.answer(request(max_tokens=200, policy=policy, trace=True))
+
+    stepping, plain = run(answer("edgecosine")), run(answer("edgecosine-without-steps"))
+    assert stepping.text == plain.text == alone(language, request(max_tokens=200)).text
+    plans = [times.plan for times in stepping.metrics.rounds]
+    assert sum("fused every" in plan for plan in plans) > 5
+    assert not any("fused every" in times.plan for times in plain.metrics.rounds)
+    assert stepping.metrics.num_rounds < 0.7 * plain.metrics.num_rounds
+
+
+def test_sessions_side_by_side_say_what_each_would_alone() -> None:
+    language = babble()
+    asked = [
+        request(
+            f"{number} " * (1 + 7 * number),
+            request_id=str(number),
+            sampling=Sampling(temperature=0.8, seed=number),
+            max_tokens=10 + 9 * number,
+        )
+        for number in range(4)
+    ]
+
+    async def main() -> list[Answer]:
+        neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(home.answer(each)) for each in asked]
+            assert max(map(len, home.target.batches)) > 1
+            return [task.result() for task in tasks]
+
+    assert [answer.text for answer in run(main())] == [alone(language, each).text for each in asked]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "said", "reason"),
+    [
+        ("plain", {}, "plain", "stop"),
+        ("plain", {"max_tokens": 3}, "pla", "length"),
+        ("plain", {"max_tokens": 5}, "plain", "length"),
+        ("one stop two", {"stop": ("stop",)}, "one ", "stop"),
+        ("one stop two", {"stop": ("two", "one")}, "", "stop"),
+        ("one sto", {"stop": ("stop",)}, "one sto", "stop"),
+        ("one sto", {"stop": ("stop",), "max_tokens": 6}, "one st", "length"),
+        ("abcd and more", {"stop": ("abcdefg",)}, "abcd and more", "stop"),
+        ("aaab", {"stop": ("aab",)}, "a", "stop"),
+        ("naïve café", {}, "naïve café", "stop"),
+        ("né", {"max_tokens": 2}, "n\ufffd", "length"),
+        ("x😀y", {"stop": ("😀",)}, "x", "stop"),
+        ("x😀y", {"max_tokens": 3}, "x\ufffd", "length"),
+        ("plain", {"sampling": Sampling(min_tokens=7), "max_tokens": 8}, "plainaa", "stop"),
+        ("a.b.c.", {"sampling": Sampling(min_tokens=2), "stop": (".",)}, "a.b", "stop"),
+        ("plain", {"sampling": Sampling(stop_token_ids=(ord("i"),))}, "pla", "stop"),
+        ("plain", {"sampling": Sampling(stop_token_ids=(105,)), "ignore_eos": True}, "pla", "stop"),
+    ],
+)
+@pytest.mark.parametrize("hits", [0.0, 1.0])
+def test_text_ends_where_it_should(
+    text: str, changes: dict[str, Any], said: str, reason: str, hits: float
+) -> None:
+    language = recital("To be", text.encode())
+    answer = say(language, request(**changes), Neighbour(ScriptedDrafter(language, hits=hits)))
+    assert (answer.text, answer.finish_reason) == (said, reason)
+
+
+def test_end_token_is_no_end_when_it_is_ignored() -> None:
+    language = recital("To be", b"one", 256, *b"two")
+    answer = say(language, request(ignore_eos=True, max_tokens=7))
+    assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
+
+
+def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    language = recital("To be", "s€ stay stop".encode())
+
+    async def main() -> list[str]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(request(stop=("stop",)))
+            assert isinstance(steps[0], Started)
+            return [step.text for step in steps if isinstance(step, Delta)]
+
+    assert run(main()) == ["s€", " ", "sta", "y", " "]
+
+
+def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", math.inf)
+    language = recital("To be", b"one and all")
+
+    async def main() -> list[str]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(request(max_tokens=11))
+            return [step.text for step in steps if isinstance(step, Delta)]
+
+    assert run(main()) == ["one and all"]
+
+
+@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
+def test_every_token_is_told_once(tell_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    language = babble()
+    asked = request(max_tokens=12, ignore_eos=True)
+
+    async def main() -> tuple[list[tuple[int, ...]], Answer]:
+        async with house(ScriptedTarget(language)) as home:
+            steps = await home.ask(asked)
+            told = [
+                step.committed if isinstance(step, Delta) else step
+                for step in steps
+                if isinstance(step, Delta | Committed)
+            ]
+            answer = steps[-1]
+            assert isinstance(answer, Answer)
+            return [committed.tokens for committed in told], answer
+
+    rounds, answer = run(main())
+    assert len(rounds) == (1 if tell_every_s else answer.num_tokens)
+    assert [token for tokens in rounds for token in tokens] == list(alone(language, asked).tokens)
+
+
+@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
+def test_resumed_session_shows_all_text_whenever_it_goes_out(
+    tell_every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    language = babble()
+    asked = request(max_tokens=12, ignore_eos=True)
+    whole = alone(language, asked)
+
+    async def main(num_said: int) -> list[Delta]:
+        async with house(ScriptedTarget(language)) as home:
+            said = Committed(tuple(whole.tokens[:num_said]))
+            steps = await home.ask(replace(asked, said=said))
+            return [step for step in steps if isinstance(step, Delta)]
+
+    for num_said in range(1, len(whole.tokens) + 1):
+        deltas = run(main(num_said))
+        assert "".join(delta.text for delta in deltas) == whole.text
+        assert [delta.index for delta in deltas] == list(range(len(deltas)))
+
+
+def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
+    """Cancel before the first, second, ... resumption of a session, until it ends by itself."""
+    language = babble()
+    neighbours = 2
+
+    async def cancelled_after(num_turns: int) -> bool:
+        engines = [ScriptedDrafter(language) for _ in range(neighbours)]
+        target = ScriptedTarget(language)
+        async with house(target, [Neighbour(engine) for engine in engines]) as home:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(home.answer(request(max_tokens=30)))
+                for _ in range(num_turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await assert_nothing_is_held(home, engines)
+            return task.cancelled()
+
+    async def main() -> None:
+        outcomes = [await cancelled_after(num_turns) for num_turns in (*range(30), 60, 120)]
+        assert outcomes[0]
+        assert sum(outcomes) > 10
+
+    run(main())
+
+
+def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
+    language = babble()
+
+    async def main() -> None:
+        engine = ScriptedDrafter(language)
+        async with house(ScriptedTarget(language), [Neighbour(engine)]) as home:
+            async with aclosing(home.serving.answer(request(max_tokens=40))) as steps:
+                async for step in steps:
+                    if isinstance(step, Delta) and step.index == 2:
+                        break
+            assert home.links["drafter-0"].released == ["a/1"]
+            await assert_nothing_is_held(home, [engine])
+
+    run(main())
+
+
+async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
+    """The next request of another name finds every slot free but its own."""
+    assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
+    assert repr(home.serving).startswith("<Serving scripted [0 sessions")
+    newcomer = home.balancer.open("edgecosine")
+    assert replace(home.balancer._company(newcomer), bookkeeping_s=0.0) == ALONE
+    home.balancer.close(newcomer)
+    await home.answer(request("another", request_id="2", max_tokens=12))
+    assert set(home.target.fed) <= {"a/2"}
+    assert "[0 waiting, 0 expected" in repr(home.verifying)
+    for engine in engines:
+        # A thread of its own gives slots back, when it comes to it.
+        await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
+
+
+def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> None:
+    language = babble()
+
+    async def main() -> Answer:
+        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
+        async with house(ScriptedTarget(language), neighbours) as home:
+            for node_id in home.links:
+                home.balancer.observe_answer(node_id, 0.001, 0.001, 4)
+            home.links["drafter-0"].held = asyncio.Event()
+            answer = await home.answer(request(max_tokens=60))
+            assert home.links["drafter-0"].released == ["a/1"]
+            return answer
+
+    answer = run(main())
+    silent = answer.metrics.drafters.get("drafter-0")
+    assert silent is None or silent.accepted == 0
+    assert answer.metrics.drafters["drafter-1"].accepted > 30

@@ -1,0 +1,142 @@
+"""Rounds step by step: chosen where drafters take turns in being right and exchanges cost nothing,
+dropped as soon as they cost something. The clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.plan import MAX_NODES, Plan
+from edgecosine.balance.planner import Balancer
+from edgecosine.engine.acceptance import walk
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.node.target.draft_client import Consulting
+from edgecosine.node.target.stepwise_drafts import gather_by_steps
+
+PASS_S, TOKEN_S = 0.03, 0.001
+NAMES = ("even", "odd")
+
+
+def truth(position: int) -> int:
+    """The target's own text."""
+    return 1000 + position
+
+
+@dataclass
+class World:
+    """Two drafters, each right at every other position or `is_good` at all, and a balancer."""
+
+    policy: str = "edgecosine"
+    rtt_s: float = 0.0001
+    is_good: bool = False
+    balancer: Balancer = field(default_factory=Balancer)
+    now_s: float = 0.0
+    length: int = 10
+    forms: list[int] = field(default_factory=list)
+    """The interval of each round."""
+
+    def __post_init__(self) -> None:
+        for rows in (1, MAX_NODES + 1):
+            self.balancer.observe_pass(PassReport(rows, PASS_S))
+        self.request = self.balancer.open(self.policy)
+
+    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
+        """What the plan's drafters say; stands in for `Consulting`."""
+        compute_s = plan.gamma * TOKEN_S
+        if plan.drafters and not plan.is_trial:
+            self.now_s += self.rtt_s + compute_s
+        for node_id in plan.drafters:
+            self.balancer.observe_answer(
+                node_id, self.rtt_s + compute_s, compute_s, plan.gamma,
+                is_disturbed=plan.is_trial or len(plan.drafters) > 1,
+            )  # fmt: skip
+        start = self.length + len(trunk)
+        return [self._draft(node_id, start, plan.gamma) for node_id in plan.drafters]
+
+    def _draft(self, node_id: str, start: int, size: int) -> Proposal:
+        places = range(start, start + size)
+        hits = [self.is_good or at % 2 == NAMES.index(node_id) for at in places]
+        tokens = tuple(truth(at) if hit else 1 for at, hit in zip(places, hits, strict=True))
+        return Proposal(node_id, start, tokens, tuple(0.9 if hit else 0.3 for hit in hits))
+
+    def play(self, num_rounds: int) -> float:
+        """So many rounds; tokens per second of them."""
+        began_s, first = self.now_s, self.length
+        for _ in range(num_rounds):
+            asyncio.run(self._play_round())
+        return (self.length - first) / (self.now_s - began_s)
+
+    async def _play_round(self) -> None:
+        made, request = self.balancer, self.request
+        plan, asked = made.plan(request, NAMES, 100), self.now_s
+        if plan.interval:
+            drafts = await gather_by_steps(cast(Consulting, self), made, request, plan)
+        else:
+            drafts = await self.gather(plan)
+        waited_s = self.now_s - asked
+        made.observe_wait(plan, waited_s)
+        tree = made.fuse(request, drafts, 99, waited_s)
+        tried = await self.gather(made.trial(request, NAMES, plan))
+        verdict = walk(tree, lambda _, accepted: truth(self.length + len(accepted)))
+        self.now_s += PASS_S
+        if plan.drafters:
+            made.observe_round(request, plan, was_ready=False, num_accepted=len(verdict.path))
+        self.length += len(verdict.path) + 1
+        committed = [truth(at) for at in range(self.length)]
+        made.observe_truth(request, [*drafts, *tried], committed)
+        self.forms.append(plan.interval)
+
+
+def stepped(forms: Sequence[int]) -> float:
+    """Share of rounds that went step by step."""
+    return sum(map(bool, forms)) / len(forms)
+
+
+def test_drafters_that_take_turns_in_being_right_go_on_from_each_other_where_that_is_cheap() -> (
+    None
+):
+    world, without = World(), World("edgecosine-without-steps")
+    world.play(60)
+    without.play(60)
+    assert stepped(world.forms[-30:]) > 0.8
+    assert stepped(without.forms) == 0.0
+    assert world.play(60) > 1.5 * without.play(60)
+    assert "fused every" in world.balancer.last_reason
+
+
+def test_steps_are_dropped_when_the_network_slows_and_taken_up_when_it_is_quick_again() -> None:
+    world, without = World(), World("edgecosine-without-steps")
+    for each in (world, without):
+        each.play(60)
+        each.rtt_s = 0.03
+        each.play(120)
+    assert stepped(world.forms[-60:]) < 0.2
+    assert world.play(60) > 0.95 * without.play(60)
+    world.rtt_s = 0.0001
+    world.play(200)
+    assert stepped(world.forms[-40:]) > 0.8
+
+
+def test_nobody_goes_step_by_step_where_each_drafter_is_right_alone() -> None:
+    world = World(is_good=True)
+    world.play(100)
+    assert stepped(world.forms) == 0.0
+
+
+def test_estimate_that_is_not_kept_is_hardly_tried_again() -> None:
+    """The drafters agree with the truth only where nobody goes on from another's words."""
+
+    class Deceived(World):
+        def _draft(self, node_id: str, start: int, size: int) -> Proposal:
+            draft = super()._draft(node_id, start, size)
+            if start == self.length:
+                return draft
+            return Proposal(node_id, start, (1,) * size, (0.3,) * size)
+
+    world = Deceived()
+    world.play(200)
+    assert 0.0 < stepped(world.forms) < 0.2
+    assert stepped(world.forms[-50:]) < 0.15

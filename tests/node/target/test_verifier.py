@@ -1,0 +1,338 @@
+"""Verifying: batches of who is ready, prefills beside rounds, and an end that all hear of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from edgecosine.balance.batch import Latecomer
+from edgecosine.balance.estimates import PassReport
+from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.errors import ActorStopped, EngineError
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.target.verifier import Verifying
+from edgecosine.protocol.request import Request, Sampling
+from edgecosine.protocol.tree import EMPTY_TREE, chain
+from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.house import Neighbour, house
+from tests.node.links.wire_fixtures import run
+
+LANGUAGE = babble()
+
+
+def work(key: str, size: int = 4) -> VerifyWork:
+    tokens = tuple(b"abcd" * size)[:size]
+    return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
+
+
+def verdict(asked: VerifyWork) -> Verdict:
+    """What the target says to an empty tree."""
+    return Verdict((), LANGUAGE(asked.tokens, Sampling()))
+
+
+class Costs:
+    """Records what passes cost; never holds one back unless it is told how long."""
+
+    def __init__(self, hold_s: float = 0.0) -> None:
+        self.seen: list[PassReport] = []
+        self.is_holding = asyncio.Event()
+        self._hold_s = hold_s
+
+    def observe_pass(self, report: PassReport) -> None:
+        self.seen.append(report)
+
+    def hold_s(self, _num_rows: int, _latecomers: Sequence[Latecomer]) -> float | None:
+        if not self._hold_s:
+            return None
+        self.is_holding.set()
+        return self._hold_s
+
+
+class Gate:
+    """Holds the engine's thread before passes of real works until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered, self._open = threading.Event(), threading.Event()
+
+    def __call__(self, _number: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            self.entered.set()
+            assert self._open.wait(10)
+
+    async def reached(self) -> None:
+        """Wait until the engine is in a pass."""
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+    def open(self) -> None:
+        """Let all passes go."""
+        self._open.set()
+
+
+def test_works_that_come_during_a_pass_share_the_next_one() -> None:
+    gate, costs = Gate(), Costs()
+    target = ScriptedTarget(LANGUAGE, before_pass=gate)
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = Verifying(
+                engine=target,
+                thread=thread,
+                max_batch=3,
+                costs=costs,
+            )
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                tasks = [group.create_task(verifying.verify(work("0")))]
+                await gate.reached()
+                tasks += [group.create_task(verifying.verify(work(str(n)))) for n in range(1, 6)]
+                await asyncio.sleep(0)
+                gate.open()
+                for number, task in enumerate(tasks):
+                    assert await task == verdict(work(str(number)))
+                running.cancel()
+            assert verifying.num_passes == 3
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches == [["0"], ["1", "2", "3"], ["4", "5"]]
+    assert "profile" not in target.fed
+    assert [report.num_rows for report in costs.seen[-3:]] == [1, 3, 2]
+    assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
+
+
+def test_time_is_busy_or_idle_and_never_both() -> None:
+    target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(0.01))
+
+    async def main() -> None:
+        began = time.perf_counter()
+        async with house(target) as home:
+            verifying, asked = home.verifying, Request("a", "1", "ask", "x", max_tokens=3)
+            await home.answer(asked)
+            busy_s, idle_s = verifying.busy_s, verifying.idle_s
+            await asyncio.sleep(0.05)
+            assert (verifying.busy_s, verifying.idle_s) == (busy_s, idle_s)
+            await home.answer(replace(asked, request_id="2"))
+            assert verifying.busy_s - busy_s >= 0.03
+            assert verifying.idle_s - idle_s >= 0.05
+            assert 0.01 <= verifying.last_pass_s <= verifying.busy_s
+            assert verifying.busy_s + verifying.idle_s <= time.perf_counter() - began
+
+    run(main())
+
+
+def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> None:
+    async def main() -> list[list[str]]:
+        target = ScriptedTarget(LANGUAGE, chunk=4)
+        async with house(target) as home:
+            short = Request("a", "short", "ask", "x", max_tokens=12)
+            long = Request("a", "long", "ask", "y" * 24, max_tokens=2)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(home.answer(each)) for each in (short, long)]
+            texts = [task.result().text for task in tasks]
+            assert texts == [alone(LANGUAGE, each).text for each in (short, long)]
+        return [batch for batch in target.batches if batch != ["profile"]]
+
+    batches = run(main())
+    during_prefill = [batch for batch in batches if "a/long" in batch][2:6]
+    assert len(during_prefill) == 4
+    assert all("a/short" in batch for batch in during_prefill)
+
+
+def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
+    gate = Gate()
+    target = ScriptedTarget(LANGUAGE, chunk=1, before_pass=gate)
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(target, thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                leaver = group.create_task(verifying.verify(work("leaver", 50)))
+                await gate.reached()
+                waiting = group.create_task(verifying.verify(work("waiting")))
+                stayer = group.create_task(verifying.verify(work("stayer")))
+                await asyncio.sleep(0)
+                leaver.cancel()
+                waiting.cancel()
+                verifying.release("leaver")
+                gate.open()
+                assert await stayer == verdict(work("stayer"))
+                running.cancel()
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches[0] == ["leaver"]
+    assert all(batch == ["stayer"] for batch in batches[1:])
+    assert "leaver" not in target.fed
+
+
+@pytest.mark.parametrize("is_profile", [True, False])
+def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
+    gate = Gate()
+
+    def fail(number: int, keys: list[str]) -> None:
+        if keys == ["profile"]:
+            if is_profile:
+                raise EngineError("no memory")
+            return
+        gate(number, keys)
+        raise EngineError("no memory")
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
+
+            async def refused(key: str) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work(key))
+
+            async def broken() -> None:
+                with pytest.raises(EngineError):
+                    await verifying.run()
+                assert verifying.has_failed is not is_profile
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(refused("in the pass"))
+                group.create_task(broken())
+                if not is_profile:
+                    await gate.reached()
+                    group.create_task(refused("in the mailbox"))
+                    await asyncio.sleep(0)
+                    gate.open()
+            await refused("too late")
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_passes", [0, 1, 3])
+def test_session_ends_with_a_plain_error_when_the_engine_fails(num_passes: int) -> None:
+    target = ScriptedTarget(LANGUAGE, before_pass=_failing_after(num_passes))
+
+    async def main() -> None:
+        asked = Request("a", "1", "ask", "x", max_tokens=50)
+        neighbour = Neighbour(ScriptedDrafter(LANGUAGE, hits=0.0))
+        async with house(target, [neighbour], may_fail=True) as home:
+            with pytest.raises(ActorStopped):
+                await home.answer(asked)
+            assert home.links["drafter-0"].released == ["a/1"]
+
+    run(main())
+
+
+def _failing_after(num_passes: int) -> Callable[[int, list[str]], None]:
+    seen = list[int]()
+
+    def before_pass(number: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            seen.append(number)
+        if len(seen) > num_passes:
+            raise EngineError("no memory")
+
+    return before_pass
+
+
+def test_stopped_verifying_leaves_nobody_waiting() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
+
+            async def refused(key: str) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work(key))
+
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                group.create_task(refused("in the pass"))
+                await gate.reached()
+                group.create_task(refused("in the mailbox"))
+                await asyncio.sleep(0)
+                running.cancel()
+                gate.open()
+
+    run(main())
+
+
+def test_tree_is_judged_by_the_targets_own_tokens() -> None:
+    asked = work("tree")
+    right = LANGUAGE(asked.tokens, Sampling())
+    tree = chain((right, 0))
+
+    async def main() -> Verdict:
+        with EngineThread("target") as thread:
+            verifying = _verifying(ScriptedTarget(LANGUAGE), thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifying.run())
+                given = await verifying.verify(
+                    VerifyWork("tree", asked.tokens, len(asked.tokens), tree, Sampling())
+                )
+                running.cancel()
+            return given
+
+    assert run(main()) == Verdict((0,), LANGUAGE([*asked.tokens, right], Sampling()))
+
+
+def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifying:
+    return Verifying(engine=target, thread=thread, max_batch=4, costs=Costs())
+
+
+@asynccontextmanager
+async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifying, Costs]]:
+    """Passes are held back for whoever has had a verdict and is not there again."""
+    costs = Costs(hold_s)
+    with EngineThread("target") as thread:
+        verifying = Verifying(engine=target, thread=thread, max_batch=4, costs=costs)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(verifying.run())
+            yield verifying, costs
+            running.cancel()
+
+
+def test_pass_is_held_back_for_who_is_about_to_come() -> None:
+    target = ScriptedTarget(LANGUAGE)
+
+    async def main() -> None:
+        async with holding(30.0, target) as (verifying, costs), asyncio.TaskGroup() as group:
+            await verifying.verify(work("late"))
+            group.create_task(verifying.verify(work("early")))
+            await costs.is_holding.wait()
+            again = work("late", 5)
+            assert await verifying.verify(again) == verdict(again)
+
+    run(main())
+    batches = [batch for batch in target.batches if batch != ["profile"]]
+    assert batches == [["late"], ["early", "late"]]
+
+
+def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
+    async def main() -> None:
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
+            await verifying.verify(work("gone"))
+            assert await verifying.verify(work("here")) == verdict(work("here"))
+            verifying.release("gone")
+            assert "1 expected" in repr(verifying)
+
+    run(main())
+
+
+def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+
+            async def ask(verifying: Verifying) -> None:
+                with pytest.raises(ActorStopped):
+                    await verifying.verify(work("early"))
+
+            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
+                await verifying.verify(work("late"))
+                group.create_task(ask(verifying))
+                await costs.is_holding.wait()
+
+    run(main())
