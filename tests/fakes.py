@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from edgecosine.protocol.request import (
+from edgecosine.protocol.api.request import (
     Answer,
     Choice,
     Delta,

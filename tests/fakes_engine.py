@@ -26,11 +26,11 @@ from edgecosine.engine.base import (
     never,
 )
 from edgecosine.engine.text import TextCodec
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.api.request import FinishReason, Logprobs, Request, Sampling
+from edgecosine.protocol.wire.messages import (
     Coupling,
     pack_tokens,
 )
-from edgecosine.protocol.request import FinishReason, Logprobs, Request, Sampling
 
 EOS = 256
 NUM_TOKENS = 257

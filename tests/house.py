@@ -25,7 +25,8 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.text_service import Serving
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.api.request import Answer, Delta, Progress, Request
+from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
     DraftRequest,
@@ -33,7 +34,6 @@ from edgecosine.protocol.messages import (
     Release,
     pack_tokens,
 )
-from edgecosine.protocol.request import Answer, Delta, Progress, Request
 from tests.fakes_engine import NUM_TOKENS, ScriptedTarget, byte_codec
 
 PASS_S = 1.0

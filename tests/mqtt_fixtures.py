@@ -19,8 +19,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.node.gateway.disconnected_clients import GRACE_S
 from edgecosine.node.gateway.gateway import MAX_REQUEST_BYTES, Gateway
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 
 HOME = Topics("home")

@@ -14,9 +14,9 @@ import pytest
 import edgecosine
 from edgecosine.balance.admission import Admission
 from edgecosine.node.gateway.request_manager import Reception
-from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
 from tests.house import Neighbour, house

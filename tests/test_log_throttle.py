@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgecosine.log_throttle import Complaints
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.security.trust import unverified_context
 from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run
 from tests.node.credentials.test_enrolment import served

@@ -33,7 +33,7 @@ from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.fusion.route import PRIOR_WEIGHT
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 FIRST_ASKED = 8
 """Drafters that are asked while the prompt is read, at most: each ask keeps the loop busy."""

@@ -31,7 +31,7 @@ from edgecosine.fusion.route import (
     Rescues,
     foresee,
 )
-from edgecosine.protocol.hindsight import MAX_FORETOLD
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
 
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress, holds_password, without_password
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.files import default_credentials
 

@@ -12,10 +12,10 @@ from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.client import Client
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.openai import DEFAULT_MAX_TOKENS
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES
-from edgecosine.protocol.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES
+from edgecosine.protocol.api.openai import DEFAULT_MAX_TOKENS
+from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
 
 
 @click.command("ask")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgecosine.node.credentials.ca_server import utc_now
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.authority import Authority
 from edgecosine.security.mosquitto import (
     CLIENT_PORT,

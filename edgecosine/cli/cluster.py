@@ -25,8 +25,8 @@ from edgecosine.discovery.static import parse_address
 from edgecosine.errors import ConfigError
 from edgecosine.node.credentials.ca_client import join, renew
 from edgecosine.node.credentials.ca_server import Endpoint, utc_now
-from edgecosine.protocol.messages import Role
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.topics import Topics
+from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials, Enrolling
 from edgecosine.security.files import default_credentials

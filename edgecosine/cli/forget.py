@@ -7,7 +7,7 @@ import click
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.forget import forget
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.topics import is_identifier
+from edgecosine.protocol.api.topics import is_identifier
 
 
 @click.command("forget")

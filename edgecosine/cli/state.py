@@ -9,7 +9,7 @@ from typing import Final
 
 from edgecosine.errors import ConfigError
 from edgecosine.places import user_directory
-from edgecosine.protocol.topics import is_identifier
+from edgecosine.protocol.api.topics import is_identifier
 from edgecosine.security.files import make_private_directory, write_private
 
 _NAME_FILE = "node-id"

@@ -17,7 +17,7 @@ from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.client import Client
 from edgecosine.client.health import counted
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.notices import NodeView
+from edgecosine.protocol.api.retained_topics import NodeView
 
 _NOTHING = "-"
 _WIDE = 240

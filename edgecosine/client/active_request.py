@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.answers import Final, Piece
-from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.api.answers import Final, Piece
+from edgecosine.protocol.api.request import Delta, Request
 
 
 class Asking:

@@ -17,13 +17,13 @@ import msgspec
 from edgecosine.client.active_request import Asking
 from edgecosine.client.cluster_view import Watch
 from edgecosine.errors import RequestError
-from edgecosine.protocol.answers import Final, parse_final, parse_piece
-from edgecosine.protocol.intake import too_large
-from edgecosine.protocol.notices import CONTRACT_VERSION, read_facts
-from edgecosine.protocol.openai import check_identifier, render_body
-from edgecosine.protocol.publication import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.request import Delta, Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.answers import Final, parse_final, parse_piece
+from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.api.openai import check_identifier, render_body
+from edgecosine.protocol.api.parse_request import too_large
+from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.retained_topics import CONTRACT_VERSION, read_facts
+from edgecosine.protocol.api.topics import Topics
 
 logger = logging.getLogger(__name__)
 

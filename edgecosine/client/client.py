@@ -23,11 +23,11 @@ from edgecosine.client.retry import RETRY_PATIENCE_S, Retrying
 from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.notices import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import Delta, Request
-from edgecosine.protocol.topics import (
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.retained_topics import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
+from edgecosine.protocol.api.topics import (
     ClientStatusTopic,
     ResponseTopic,
     StatusTopic,

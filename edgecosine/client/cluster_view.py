@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.protocol.notices import (
+from edgecosine.protocol.api.retained_topics import (
     DRAINING,
     KEEP_S,
     LEASE_S,
@@ -24,7 +24,7 @@ from edgecosine.protocol.notices import (
     read_node_status,
     view_nodes,
 )
-from edgecosine.protocol.topics import (
+from edgecosine.protocol.api.topics import (
     AnyTopic,
     InfoTopic,
     NodeStateTopic,

@@ -15,9 +15,9 @@ from typing import Final
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, connect
-from edgecosine.protocol.notices import KEEP_S, LEASE_S, read_node_status
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.retained_topics import KEEP_S, LEASE_S, read_node_status
+from edgecosine.protocol.api.topics import Topics
 
 _ANSWER_S: Final = 5.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgecosine.protocol.notices import NodeView
+from edgecosine.protocol.api.retained_topics import NodeView
 
 _SAID = ("unavailable", "draining", "lost", "starting")
 """What a node may be that calls for attention; `offline` is somebody's wish."""

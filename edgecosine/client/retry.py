@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.request import Request
 
 RETRY_PATIENCE_S = 30.0
 """How long a request is put again and again to a cluster that says when to come again."""

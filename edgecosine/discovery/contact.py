@@ -12,7 +12,7 @@ from typing import Final
 
 from edgecosine.discovery.events import Standing
 from edgecosine.discovery.peer import MAX_ADDRESSES, Address, Advert
-from edgecosine.protocol.messages import Hello
+from edgecosine.protocol.wire.messages import Hello
 
 MAX_ENDPOINTS: Final = 2 * MAX_ADDRESSES
 MAX_DIALS_AFTER_GOODBYE: Final = 3

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from edgecosine.protocol.messages import Hello, Role
-from edgecosine.protocol.vocabulary import short_digest
+from edgecosine.protocol.wire.messages import Hello, Role
+from edgecosine.protocol.wire.vocabulary import short_digest
 
 MAX_PORT: Final = 65535
 MAX_ADDRESSES: Final = 16

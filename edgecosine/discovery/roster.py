@@ -33,7 +33,7 @@ from edgecosine.discovery.events import (
     Ticked,
 )
 from edgecosine.discovery.peer import Address, Advert
-from edgecosine.protocol.messages import Hello
+from edgecosine.protocol.wire.messages import Hello
 
 MAX_PEERS: Final = 1024
 STABLE_S: Final = 5.0

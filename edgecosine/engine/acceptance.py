@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgecosine.engine.base import Verdict
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 def walk(tree: TokenTree, draw: Callable[[int, list[int]], int]) -> Verdict:

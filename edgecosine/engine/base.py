@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Logprobs, Sampling
-from edgecosine.protocol.tree import TokenTree
+from edgecosine.protocol.api.request import Logprobs, Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, Hindsight
+from edgecosine.protocol.wire.tree import TokenTree
 
 
 @dataclass(frozen=True, slots=True)

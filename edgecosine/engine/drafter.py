@@ -18,9 +18,9 @@ from edgecosine.engine.native import Kernels
 from edgecosine.engine.noise import noise_seed
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.slots import Slot, Slots
-from edgecosine.protocol.hindsight import MAX_FORETOLD, NO_HINDSIGHT, Hindsight
-from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, Coupling
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT, Hindsight
+from edgecosine.protocol.wire.tree import ROOT
 
 GUESSES = 4
 """Continuations that are kept of each node."""

@@ -23,7 +23,7 @@ from edgecosine.engine.packing import PackedLinear
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 _LENGTH, _BEFORE = 13, 40
 """Tokens whose logits are compared, and tokens before them."""

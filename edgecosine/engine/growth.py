@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from edgecosine.engine.base import Proposal
 from edgecosine.engine.guessing import Guesses
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 UNREAD = -1
 NO_NODE = -1

@@ -17,7 +17,7 @@ import torch
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.noise import noise_key
 from edgecosine.engine.sampling import scores, support
-from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.wire.messages import Coupling
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgecosine.engine.options import LoadOptions
-from edgecosine.protocol.framing import HEADER_BYTES, FrameBuffer
+from edgecosine.protocol.wire.framing import HEADER_BYTES, FrameBuffer
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 16

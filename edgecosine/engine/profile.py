@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import TokenTree, chain
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import TokenTree, chain
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 REPEATS = 3

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from edgecosine.engine.attention import Rows
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 class RowBuilder:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from edgecosine.engine.noise import gumbel
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
+from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
+from edgecosine.protocol.wire.messages import Coupling
 
 _FIRST_GUESS = 256
 """Tokens looked at before the whole vocabulary is sorted for top-p."""

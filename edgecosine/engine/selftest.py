@@ -30,7 +30,7 @@ from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.wide import computing_in
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 logger = logging.getLogger(__name__)
 

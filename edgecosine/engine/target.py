@@ -21,8 +21,8 @@ from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slots import Slot, Slots
 from edgecosine.errors import NoLogits
-from edgecosine.protocol.request import Logprobs
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT
+from edgecosine.protocol.api.request import Logprobs
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
 
 
 @dataclass(slots=True)

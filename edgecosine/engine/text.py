@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.request import ChatMessage
+from edgecosine.protocol.api.request import ChatMessage
 
 _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecosine.protocol.tree import TokenTree
+from edgecosine.protocol.wire.tree import TokenTree
 
 OWN, OTHERS = 255, 64
 """How much a drafter is to care about its own outcomes, and about the others'. These it does not

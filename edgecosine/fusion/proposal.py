@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgecosine.protocol.hindsight import NO_HINDSIGHT, Hindsight
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, Hindsight
+from edgecosine.protocol.wire.tree import ROOT
 
 
 @dataclass(frozen=True, slots=True)

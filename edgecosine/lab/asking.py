@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecosine.client.client import Client
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 
 GREEDY = Sampling()
 

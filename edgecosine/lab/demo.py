@@ -23,7 +23,7 @@ from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.scene import Scene
 from edgecosine.local.cluster import LocalCluster, local_plan
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"
 SAMPLED = Sampling(temperature=0.8, seed=1)

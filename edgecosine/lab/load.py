@@ -16,7 +16,7 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.lab.asking import Asked, ask
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 MAX_TOKENS = 128
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edgecosine.protocol.publication import Outgoing, Qos
-from edgecosine.protocol.topics import can_publish_to
+from edgecosine.protocol.api.mqtt_message import Outgoing, Qos
+from edgecosine.protocol.api.topics import can_publish_to
 
 _LARGEST_PACKET: Final = 268_435_460
 """Of any broker: MQTT has no way to write a greater length."""

@@ -30,7 +30,7 @@ from edgecosine.mqtt.broker_limits import BrokerLimits
 from edgecosine.mqtt.broker_probe import other_way
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.packets import Packets, is_qos_0, peek
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
 _paho_logger = logger.getChild("paho")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from edgecosine.protocol.publication import Incoming, Qos
+from edgecosine.protocol.api.mqtt_message import Incoming, Qos
 
 MAX_MESSAGES: Final = 10_000
 MAX_BYTES: Final = 32 << 20

@@ -16,9 +16,9 @@ from typing import Final
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.notices import NodeStatus, node_status_notice, read_node_status
-from edgecosine.protocol.publication import Incoming
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Incoming
+from edgecosine.protocol.api.retained_topics import NodeStatus, node_status_notice, read_node_status
+from edgecosine.protocol.api.topics import Topics
 
 _PATIENCE_S: Final = 1.5
 _CONNECT_S: Final = 10.0

@@ -18,16 +18,16 @@ from edgecosine.errors import BrokerLost
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import is_question
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.notices import (
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.retained_topics import (
     RENEW_S,
     NodePresence,
     node_state_notice,
     node_status_notice,
     read_node_status,
 )
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import NodeState
-from edgecosine.protocol.topics import NodeStatusTopic, Topics
+from edgecosine.protocol.api.topics import NodeStatusTopic, Topics
 from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)

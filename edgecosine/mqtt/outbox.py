@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 logger = logging.getLogger(__name__)
 

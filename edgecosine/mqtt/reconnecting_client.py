@@ -24,7 +24,7 @@ from edgecosine.mqtt.connection import Connection, Version, connect
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.outbox import Outbox
 from edgecosine.mqtt.refused_messages import Refusals
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Incoming, Outgoing
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 RETRY_S: Final = 60.0
 """After so long a retained message is tried again: the network may have been to blame."""

@@ -15,8 +15,8 @@ from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.peers import Peers
-from edgecosine.protocol.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
-from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.wire.vocabulary import Vocabulary
 from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)

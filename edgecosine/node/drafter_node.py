@@ -28,8 +28,8 @@ from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_drafter
 from edgecosine.node.state_report import drafter_state
-from edgecosine.protocol.messages import DraftRequest, Leave, Release
-from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.wire.messages import DraftRequest, Leave, Release
 
 logger = logging.getLogger(__name__)
 

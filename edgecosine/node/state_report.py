@@ -14,7 +14,7 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.links.peers import Peers
 from edgecosine.node.target.text_service import Serving
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.api.request import NodeState
 
 
 def target_state(

@@ -38,8 +38,8 @@ from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.engine_watchdog import Readiness
 from edgecosine.node.target.text_service import Serving
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.messages import DraftRequest, Release
-from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.wire.messages import DraftRequest, Release
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from edgecosine.errors import ConfigError, EnrolmentRefused
-from edgecosine.protocol.messages import Role
+from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.certificates import (
     Signer,
     key_pem,

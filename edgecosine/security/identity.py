@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from edgecosine.errors import ConfigError
-from edgecosine.protocol.messages import Role
+from edgecosine.protocol.wire.messages import Role
 
 _PREFIX: Final = "urn:edgecosine:node"
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgecosine.protocol.messages import Role
+from edgecosine.protocol.wire.messages import Role
 
 _BUSY_S: Final = 5.0
 _SCHEMA: Final = """

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import ConfigError
-from edgecosine.protocol.topics import REQUEST_KINDS, Topics, is_identifier
+from edgecosine.protocol.api.topics import REQUEST_KINDS, Topics, is_identifier
 from edgecosine.security.certificates import ENROLMENT_NAME
 from edgecosine.security.files import check_unshared, make_private_directory, write_private
 

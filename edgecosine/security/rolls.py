@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from edgecosine.errors import EnrolmentRefused
-from edgecosine.protocol.messages import Role
+from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.certificates import Leaf, Signer, certificate_pem, key_pem
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.ledger import AuthorityRow, CertificateRow, Ledger

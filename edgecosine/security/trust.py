@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from edgecosine.errors import EnrolmentError
-from edgecosine.protocol.messages import Hello
+from edgecosine.protocol.wire.messages import Hello
 from edgecosine.security.certificates import ENROLMENT_NAME, common_name
 from edgecosine.security.identity import NodeIdentity, PeerCertificate
 

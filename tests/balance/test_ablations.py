@@ -18,8 +18,8 @@ from edgecosine.balance.policy import PARTS, POLICIES
 from edgecosine.balance.statistics import RequestState
 from edgecosine.balance.steps import ENOUGH_ROUNDS
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.hindsight import Hindsight
-from edgecosine.protocol.tree import chain
+from edgecosine.protocol.wire.prompt_score import Hindsight
+from edgecosine.protocol.wire.tree import chain
 
 PASS_S = 0.03
 PROMPT = tuple(range(20))

@@ -13,7 +13,7 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.regime import FIRST_REST
 from edgecosine.balance.statistics import MAX_KNOWN, RequestState
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.tree import chain
+from edgecosine.protocol.wire.tree import chain
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))

@@ -8,8 +8,8 @@ import pytest
 
 from edgecosine.client.active_request import Asking
 from edgecosine.errors import RequestError
-from edgecosine.protocol.answers import Final, Piece
-from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.api.answers import Final, Piece
+from edgecosine.protocol.api.request import Delta, Request
 
 
 def taken_of(asking: Asking) -> str:

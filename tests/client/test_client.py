@@ -11,10 +11,10 @@ from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.notices import OFFLINE, ONLINE
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import HOME, free_port, house, listening, needs_mosquitto, run, running
 

@@ -10,8 +10,14 @@ import pytest
 from edgecosine.client import cluster_view as module
 from edgecosine.client.cluster_view import Watch
 from edgecosine.client.health import concerns
-from edgecosine.protocol.notices import KEEP_S, LEASE_S, NodePresence, NodeView, node_status_notice
-from edgecosine.protocol.topics import InfoTopic, NodeStateTopic, NodeStatusTopic, Topics
+from edgecosine.protocol.api.retained_topics import (
+    KEEP_S,
+    LEASE_S,
+    NodePresence,
+    NodeView,
+    node_status_notice,
+)
+from edgecosine.protocol.api.topics import InfoTopic, NodeStateTopic, NodeStatusTopic, Topics
 
 HOME = Topics("home")
 

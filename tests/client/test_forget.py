@@ -15,9 +15,9 @@ from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
-from edgecosine.protocol.notices import KEEP_S, LEASE_S, NodePresence, NodeStatus
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.sharing import Standing, standing_notice
+from edgecosine.protocol.api.claim_messages import Standing, standing_notice
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.retained_topics import KEEP_S, LEASE_S, NodePresence, NodeStatus
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.mqtt_fixtures import (
     HOME,

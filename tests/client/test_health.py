@@ -10,7 +10,7 @@ from edgecosine.client.health import concerns, counted
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation, Standing
 from edgecosine.node.state_report import _is_amiss
-from edgecosine.protocol.notices import NodePresence, NodeStatus, NodeView
+from edgecosine.protocol.api.retained_topics import NodePresence, NodeStatus, NodeView
 
 WELL: dict[str, Any] = {"role": "target", "drafters": {"d": {}}, "not_linked": []}
 

@@ -15,7 +15,7 @@ from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
 from edgecosine.lab.asking import Asked, ask
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 from tests.mqtt_fixtures import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)

@@ -18,8 +18,8 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import ChatMessage, Request, Sampling
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]

@@ -13,8 +13,8 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.request import Request
 from tests.cluster.standing import standing
 from tests.mqtt_fixtures import free_port, run_patiently
 

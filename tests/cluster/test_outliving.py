@@ -18,8 +18,8 @@ from edgecosine.client.client import Client
 from edgecosine.local import child_processes as processes
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.topics import ResponseTopic, StreamTopic, Topics
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.topics import ResponseTopic, StreamTopic, Topics
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]

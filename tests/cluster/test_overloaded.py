@@ -15,9 +15,9 @@ from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import Topics
 from tests.mqtt_fixtures import Listener, free_port, run_patiently, running
 
 pytestmark = pytest.mark.timeout(300)

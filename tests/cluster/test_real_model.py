@@ -18,7 +18,7 @@ from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.scene import Scene
 from edgecosine.local.cluster import LocalCluster, local_plan
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 from tests.mqtt_fixtures import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)

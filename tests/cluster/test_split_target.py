@@ -21,7 +21,7 @@ from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.asking import ask
 from edgecosine.local.embedded_broker import EmbeddedBroker
-from edgecosine.protocol.request import DEFAULT_POLICY
+from edgecosine.protocol.api.request import DEFAULT_POLICY
 from tests.engine.decoding import decode, nothing
 from tests.mqtt_fixtures import free_port, run_patiently
 

@@ -17,8 +17,8 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.protocol.publication import Incoming
-from edgecosine.protocol.topics import ResponseTopic
+from edgecosine.protocol.api.mqtt_message import Incoming
+from edgecosine.protocol.api.topics import ResponseTopic
 from tests.cluster.test_outliving import (
     BODIES,
     HOME,

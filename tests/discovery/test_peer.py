@@ -14,9 +14,9 @@ from edgecosine.discovery.peer import (
     from_txt,
     to_txt,
 )
-from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.protocol.wire.vocabulary import Vocabulary
 from tests.discovery.adverts import advert
-from tests.protocol.wire_values import hello
+from tests.protocol.wire.values import hello
 
 MAX_TXT_BYTES = 1200
 

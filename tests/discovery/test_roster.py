@@ -26,7 +26,7 @@ from edgecosine.discovery.events import (
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.roster import MAX_PEERS, STABLE_S, STALE_LIFE_S, Roster
 from tests.discovery.adverts import advert
-from tests.protocol.wire_values import hello
+from tests.protocol.wire.values import hello
 
 FIRST_S, LONGEST_S = 1.0, 8.0
 STATIC = Address("10.0.0.9", 7000)

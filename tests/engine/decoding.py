@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import Prefilling, Verdict, VerifyWork
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 Drafts = Callable[[list[int]], TokenTree]
 

@@ -15,8 +15,8 @@ from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 from tests.engine.models import VOCABULARY, build, prompt_of
 
 DRAWS = 2400

@@ -14,9 +14,9 @@ from edgecosine.engine.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.ngram import NgramDrafter
-from edgecosine.protocol.hindsight import MAX_FORETOLD, NO_HINDSIGHT
-from edgecosine.protocol.messages import MAX_DRAFT_TOKENS, Coupling
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, Coupling
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
 GREEDY = Coupling()

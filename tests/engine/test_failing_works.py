@@ -15,9 +15,9 @@ from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.static import StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import NoLogits
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree, chain
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree, chain
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of
 

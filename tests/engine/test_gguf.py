@@ -24,8 +24,8 @@ from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.planning import plan_load
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import ChatMessage
+from edgecosine.protocol.api.request import ChatMessage
+from edgecosine.protocol.wire.messages import Coupling
 from tests.engine.decoding import decode, nothing
 from tests.engine.gguf_files import CONTEXT, END, HEADS, TOKENS, TURN_END, WIDTH, write_gguf
 

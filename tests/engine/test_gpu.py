@@ -29,7 +29,7 @@ from edgecosine.lab.distill.recipe import Places, toy_recipe
 from edgecosine.lab.distill.train import STAGES, make_drafters
 from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.exactness.divergence import count_diverging
-from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.wire.messages import Coupling
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of

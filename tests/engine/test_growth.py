@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgecosine.engine.growth import UNREAD, Growth
 from edgecosine.engine.guessing import Guesses
-from edgecosine.protocol.tree import ROOT, TokenTree, chain
+from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain
 
 LENGTH = 10
 

@@ -11,8 +11,8 @@ from edgecosine.engine.guessing import Guesses, guess
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.noise import gumbel
 from edgecosine.engine.sampling import draw
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
 
 ROWS, VOCABULARY = 40, 517
 DRAWS = 4000

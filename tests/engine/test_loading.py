@@ -21,9 +21,9 @@ from edgecosine.engine.selftest import Reference
 from edgecosine.engine.sources import locate
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of, save
 

@@ -15,8 +15,8 @@ from edgecosine.engine.model import SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.sampling import logprobs_of
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.request import Logprobs, Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.api.request import Logprobs, Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 from tests.engine.decoding import Drafts, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of
 

@@ -13,8 +13,8 @@ from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.growth import CAPACITY, Growth
 from edgecosine.engine.guessing import Guesses
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree, chain
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
 COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))

@@ -19,8 +19,8 @@ from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.static import StaticModel
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import ROOT
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of, save
 

@@ -10,7 +10,7 @@ import torch
 
 from edgecosine.engine.noise import gumbel
 from edgecosine.engine.sampling import adjust, draw, support
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 SIZE = 11
 DRAWS = 4000

@@ -16,8 +16,8 @@ from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.noise import gumbel
 from edgecosine.engine.sampling import adjust, draw
 from edgecosine.node.target.session import coupling_of
-from edgecosine.protocol.openai import Limits, parse_request
-from edgecosine.protocol.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
+from edgecosine.protocol.api.openai import Limits, parse_request
+from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 
 SIZE = 700
 """More than the first guess of a top-p's head."""

@@ -20,7 +20,7 @@ from edgecosine.engine.static import StaticModel
 from edgecosine.engine.static_attention import visible
 from edgecosine.engine.static_shapes import PassInputs, PassShape, arrange
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.tree import TokenTree, chain
+from edgecosine.protocol.wire.tree import TokenTree, chain
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 from tests.engine.recording import FakeCapture, OnOneDevice

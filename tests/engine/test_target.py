@@ -10,7 +10,7 @@ from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 

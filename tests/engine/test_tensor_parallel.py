@@ -16,7 +16,7 @@ from edgecosine.engine.parallel import ParallelModel, load_over_ranks
 from edgecosine.engine.rows import RowBuilder
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of, save
 

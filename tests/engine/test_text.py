@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from edgecosine.engine.sources import locate
 from edgecosine.engine.text import Detokenizer, TextCodec
 from edgecosine.errors import RequestError
-from edgecosine.protocol.request import ChatMessage
+from edgecosine.protocol.api.request import ChatMessage
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.fusion.fuse import Draft, reaches, union
-from edgecosine.protocol.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 from tests.fusion.drafts import chains, probabilities, rounds
-from tests.protocol.test_tree import trees
+from tests.protocol.wire.test_tree import trees
 
 budgets = st.integers(0, 24)
 

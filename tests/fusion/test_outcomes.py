@@ -14,8 +14,8 @@ from edgecosine.engine.growth import Growth
 from edgecosine.engine.guessing import Guesses
 from edgecosine.fusion.outcomes import OWN, fan_out, outcome_masses
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.tree import ROOT, TokenTree, chain
-from tests.protocol.test_tree import trees
+from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain
+from tests.protocol.wire.test_tree import trees
 
 LENGTH = 10
 CHAIN = chain((1, 1, 1, 1), (0.8, 0.8, 0.8, 0.8))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.fusion.proposal import Judged, Proposal
-from edgecosine.protocol.tree import ROOT
+from edgecosine.protocol.wire.tree import ROOT
 
 
 @st.composite

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgecosine.lab.chaos.judge import Heard, Story
-from edgecosine.protocol.answers import Piece
+from edgecosine.protocol.api.answers import Piece
 
 TEXTS = ("one two three", "eins zwei")
 

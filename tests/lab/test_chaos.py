@@ -22,7 +22,7 @@ from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, TARGET, Fault
 from edgecosine.lab.chaos.judge import Heard, Story, judge
 from edgecosine.lab.chaos.orders import make_bodies, make_orders
 from edgecosine.lab.chaos.schedule import make_schedule
-from edgecosine.protocol.answers import Piece
+from edgecosine.protocol.api.answers import Piece
 from tests.lab.chaos_stories import TEXTS, changed, error, final, good_story
 
 DRAFTERS = ("d-0", "d-1")

@@ -27,7 +27,7 @@ from edgecosine.lab.distill.stages import as_served
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
-from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.wire.messages import Coupling
 from tests.engine.gguf_files import TOKENS, write_gguf
 
 

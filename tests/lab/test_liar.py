@@ -9,7 +9,7 @@ from edgecosine.engine.base import DraftWork, Proposal
 from edgecosine.engine.loading import load_drafter
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.liar import write_liar
-from edgecosine.protocol.messages import Coupling
+from edgecosine.protocol.wire.messages import Coupling
 
 
 def test_liar_says_the_next_word_of_the_vocabulary_with_the_same_confidence(tmp_path: Path) -> None:

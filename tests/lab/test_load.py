@@ -23,7 +23,7 @@ from edgecosine.lab.bench.record import (
 )
 from edgecosine.lab.load import Load, closed_loop, make_jobs, open_loop
 from edgecosine.lab.network.weather import Weather
-from edgecosine.protocol.request import Answer, Progress, Request
+from edgecosine.protocol.api.request import Answer, Progress, Request
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import house, needs_mosquitto, run
 

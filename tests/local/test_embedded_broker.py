@@ -15,8 +15,8 @@ from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.request import Delta, Request
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import free_port, needs_mosquitto, run, running
 

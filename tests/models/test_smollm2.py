@@ -14,7 +14,7 @@ from edgecosine.engine.loading import load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable
-from edgecosine.protocol.request import ChatMessage
+from edgecosine.protocol.api.request import ChatMessage
 from tests.engine.decoding import decode, nothing
 
 NAME = "smollm2-135m-instruct"

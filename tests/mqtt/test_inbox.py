@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.mqtt.inbox import Inbox
-from edgecosine.protocol.publication import Incoming, Qos
+from edgecosine.protocol.api.mqtt_message import Incoming, Qos
 
 
 class Box:

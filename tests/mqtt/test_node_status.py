@@ -16,7 +16,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt import node_status as module
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
-from edgecosine.protocol.notices import KEEP_S
+from edgecosine.protocol.api.retained_topics import KEEP_S
 from tests.mqtt_fixtures import (
     HOME,
     PATIENCE_S,

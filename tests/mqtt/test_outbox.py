@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.mqtt.outbox import Outbox
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 
 def sure(name: str) -> Outgoing:

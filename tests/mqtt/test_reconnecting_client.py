@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 from tests.mqtt_fixtures import free_port, listening, needs_mosquitto, run, running
 
 pytestmark = needs_mosquitto

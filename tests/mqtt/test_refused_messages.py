@@ -9,7 +9,7 @@ import pytest
 from edgecosine.mqtt.broker_limits import BrokerLimits, packet_bytes
 from edgecosine.mqtt.outbox import Outbox
 from edgecosine.mqtt.refused_messages import RETRY_S, Refusals
-from edgecosine.protocol.publication import Outgoing
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 FINAL, OTHER = Outgoing("final", b"text"), Outgoing("other", b"text")
 

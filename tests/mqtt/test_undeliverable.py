@@ -24,9 +24,9 @@ from edgecosine.node.durability.interface import Kept
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import NO_PAST, read_past
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.mqtt_fixtures import HOME, Listener, needs_mosquitto, run, running

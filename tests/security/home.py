@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from edgecosine.node.links.link_policy import Guard
-from edgecosine.protocol.messages import Role
+from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials, Enrolling
 

@@ -13,7 +13,7 @@ import pytest
 from edgecosine.errors import EnrolmentError
 from edgecosine.security.certificates import Signer, certificate_pem, new_key
 from edgecosine.security.trust import read_revoked
-from tests.protocol.wire_values import hello
+from tests.protocol.wire.values import hello
 from tests.security.home import Home
 
 NOW = datetime.now(UTC)

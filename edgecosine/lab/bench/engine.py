@@ -31,9 +31,9 @@ from edgecosine.engine.memory import give_back_memory
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
 from edgecosine.lab.figures import Figure, Keep, counted, interval
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 PROMPT_TOKENS = 192
 SESSIONS = 8

@@ -29,9 +29,9 @@ from edgecosine.engine.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, Keep, counted, interval
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8}
 TARGETS: Mapping[str, Mapping[str, Any]] = {

@@ -14,8 +14,8 @@ from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.loading import load_target
 from edgecosine.engine.memory import give_back_memory
 from edgecosine.engine.options import Loaded, LoadOptions
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import TokenTree
 
 _TIMEOUT_S = 600
 

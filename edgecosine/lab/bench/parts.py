@@ -22,7 +22,7 @@ from edgecosine.lab.distill.fresh import fresh_prompts
 from edgecosine.lab.figures import Figure, Keep, interval
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, local_plan
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"
 _SAMPLED = Sampling(temperature=0.8, seed=1)

@@ -33,7 +33,7 @@ from edgecosine.lab.bench.stock_process import StockProcess
 from edgecosine.lab.cluster import LabCluster, NetworkKind
 from edgecosine.lab.load import Job, Load, closed_loop, make_jobs, open_loop
 from edgecosine.lab.loops import loop_share
-from edgecosine.protocol.request import NodeState
+from edgecosine.protocol.api.request import NodeState
 
 WARM_UP = (OURS, "specinfer")
 """Policies that are asked, after the weather changed, until the target knows the new one."""

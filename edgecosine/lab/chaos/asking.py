@@ -14,7 +14,7 @@ from edgecosine.lab.chaos.judge import Story
 from edgecosine.lab.chaos.orders import Order
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.witness import Witness
-from edgecosine.protocol.request import Delta
+from edgecosine.protocol.api.request import Delta
 
 PATIENCE_S: Final = 60.0
 """How long an asker's client waits for a gateway that went away, before it says so."""

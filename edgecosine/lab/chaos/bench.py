@@ -24,8 +24,8 @@ from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.witness import Witness
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, counted
-from edgecosine.protocol.answers import Final as FinalMessage
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.answers import Final as FinalMessage
+from edgecosine.protocol.api.request import Request
 
 Say = Callable[[str], None]
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.answers import Piece, parse_final
+from edgecosine.protocol.api.answers import Piece, parse_final
 
 DEFINITIONS: Final[Mapping[str, str]] = {
     "lost": "ended without a final message: none was heard, or its asker was left without one",

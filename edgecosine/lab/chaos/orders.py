@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edgecosine.protocol.request import Request, Sampling
+from edgecosine.protocol.api.request import Request, Sampling
 
 POLICIES: Final = ("edgecosine", "edgecosine", "specinfer", "specedge")
 """Drawn from: texts are the same under all, but the baselines never stop to speculate."""

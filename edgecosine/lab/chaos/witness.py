@@ -13,12 +13,18 @@ from edgecosine.errors import RequestError
 from edgecosine.lab.chaos.judge import Heard, Span, Story, is_refusal
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.answers import parse_piece
-from edgecosine.protocol.fields import read_object
-from edgecosine.protocol.openai import render_body
-from edgecosine.protocol.publication import JSON_TYPE, Incoming, Outgoing
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import InfoTopic, RequestTopic, ResponseTopic, StreamTopic, Topics
+from edgecosine.protocol.api.answers import parse_piece
+from edgecosine.protocol.api.json_fields import read_object
+from edgecosine.protocol.api.mqtt_message import JSON_TYPE, Incoming, Outgoing
+from edgecosine.protocol.api.openai import render_body
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import (
+    InfoTopic,
+    RequestTopic,
+    ResponseTopic,
+    StreamTopic,
+    Topics,
+)
 
 _SESSION_S: Final = 3600
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgecosine.engine.sampling import draw
 from edgecosine.lab.distill.prompts import DOMAINS, opener
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 Tokens = NDArray[np.uint16]
 States = NDArray[np.float16]

@@ -20,8 +20,8 @@ from edgecosine.engine.attention import Rows
 from edgecosine.engine.base import TargetEngine, Verdict, VerifyWork, verdict_of
 from edgecosine.engine.model import PassModel
 from edgecosine.lab.exactness.drafts import MOODS, Mood
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 MOST_SESSIONS = 16
 

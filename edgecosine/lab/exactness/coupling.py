@@ -19,8 +19,8 @@ from edgecosine.engine.sampling import draw, support
 from edgecosine.lab.exactness.models import zoo_model, zoo_prompts
 from edgecosine.lab.zoo.generation import Sampling as Texts
 from edgecosine.lab.zoo.generation import generate
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
 
 _DRAWS = 4
 """Seeds tried at each position."""

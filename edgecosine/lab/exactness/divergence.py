@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import TargetEngine, VerifyWork, verdict_of
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 Drafts = Callable[[list[int]], TokenTree]
 

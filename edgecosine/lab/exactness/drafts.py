@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from edgecosine.protocol.tree import EMPTY_TREE, ROOT, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 MOST_NODES = 32
 

@@ -23,7 +23,7 @@ from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import Kernels
 from edgecosine.engine.target import TransformerTarget
 from edgecosine.lab.exactness.check import EngineShape, Opened, Question, Recorder, Subject, Truth
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 CONTEXT = 448
 CELLS = CONTEXT + 64

@@ -24,7 +24,7 @@ from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.faults.nursery import Nursery
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.request import DEFAULT_POLICY
+from edgecosine.protocol.api.request import DEFAULT_POLICY
 
 _TARGET = "target"
 _MODEL = "generalist"

@@ -27,7 +27,7 @@ from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.request import DEFAULT_POLICY
+from edgecosine.protocol.api.request import DEFAULT_POLICY
 
 _CLUSTER = "fort"
 _USER = "bench"

@@ -18,7 +18,7 @@ from edgecosine.errors import LabError
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
 from edgecosine.local.embedded_broker import EmbeddedBroker
-from edgecosine.protocol.request import Delta, Request
+from edgecosine.protocol.api.request import Delta, Request
 
 _PATIENCE_S = 300.0
 _MAX_TOKENS = 256

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]
 
-from edgecosine.protocol.framing import HEADER_BYTES
+from edgecosine.protocol.wire.framing import HEADER_BYTES
 
 Mutation = Callable[[bytes, Random], bytes]
 """Changes an input; raises ValueError when it has lost the form."""

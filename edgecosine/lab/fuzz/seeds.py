@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from edgecosine.discovery.peer import Advert, to_txt
 from edgecosine.errors import Overloaded
-from edgecosine.protocol.answers import Piece, render_error, render_final, render_piece
-from edgecosine.protocol.codec import encode
-from edgecosine.protocol.framing import frame
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.api.answers import Piece, render_error, render_final, render_piece
+from edgecosine.protocol.api.openai import render_body
+from edgecosine.protocol.api.request import Answer, ChatMessage, Choice, Request, Sampling
+from edgecosine.protocol.api.retained_topics import (
+    info_notice,
+    node_state_notice,
+    node_status_notice,
+)
+from edgecosine.protocol.api.topics import Topics
+from edgecosine.protocol.wire.codec import encode
+from edgecosine.protocol.wire.framing import frame
+from edgecosine.protocol.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Coupling,
@@ -22,10 +30,6 @@ from edgecosine.protocol.messages import (
     Release,
     pack_tokens,
 )
-from edgecosine.protocol.notices import info_notice, node_state_notice, node_status_notice
-from edgecosine.protocol.openai import render_body
-from edgecosine.protocol.request import Answer, ChatMessage, Choice, Request, Sampling
-from edgecosine.protocol.topics import Topics
 from edgecosine.security.enrolment import (
     Admission,
     Denial,

@@ -27,24 +27,24 @@ from edgecosine.lab.fuzz.mutations import (
     mutate_json,
     mutate_msgpack,
 )
-from edgecosine.protocol.answers import parse_final, parse_piece, render_error, render_piece
-from edgecosine.protocol.codec import decode, encode
-from edgecosine.protocol.framing import HEADER_BYTES, FrameBuffer, frame
-from edgecosine.protocol.handshake import Handshake, State
-from edgecosine.protocol.intake import Accepted, Intake
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.api.answers import parse_final, parse_piece, render_error, render_piece
+from edgecosine.protocol.api.mqtt_message import Incoming
+from edgecosine.protocol.api.openai import Limits, render_body
+from edgecosine.protocol.api.parse_request import Accepted, Intake
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.retained_topics import view_nodes
+from edgecosine.protocol.api.topics import REQUEST_KINDS, InfoTopic, can_publish_to
+from edgecosine.protocol.wire.codec import decode, encode
+from edgecosine.protocol.wire.framing import HEADER_BYTES, FrameBuffer, frame
+from edgecosine.protocol.wire.handshake import Handshake, State
+from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
     Draft,
     DraftRequest,
     Refuse,
     read_tree,
 )
-from edgecosine.protocol.notices import view_nodes
-from edgecosine.protocol.openai import Limits, render_body
-from edgecosine.protocol.publication import Incoming
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import REQUEST_KINDS, InfoTopic, can_publish_to
-from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary
+from edgecosine.protocol.wire.vocabulary import ANY_VOCABULARY, Vocabulary
 from edgecosine.security.enrolment import read_answer, read_request, write_line
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import PREFIX, read_token, write_token

@@ -14,7 +14,7 @@ from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.protocol.request import Answer, Delta, Request, Sampling
+from edgecosine.protocol.api.request import Answer, Delta, Request, Sampling
 
 
 @dataclass(frozen=True, slots=True)

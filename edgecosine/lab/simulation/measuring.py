@@ -18,9 +18,9 @@ from edgecosine.engine.drafter import TransformerDrafter
 from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 SESSIONS = 16
 SHAPES = (

@@ -18,7 +18,7 @@ from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.wire import VirtualLink
 from edgecosine.node.target.session import Session
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.request import Request
 
 
 class DrafterNode:

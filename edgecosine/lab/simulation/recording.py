@@ -13,9 +13,9 @@ from edgecosine.engine.loading import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
 from edgecosine.node.target.session import coupling_of
-from edgecosine.protocol.messages import Coupling, pack_shares
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import Coupling, pack_shares
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 16
 """Of each domain."""

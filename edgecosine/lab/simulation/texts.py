@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecosine.engine.guessing import Guesses
-from edgecosine.protocol.messages import pack_tokens
+from edgecosine.protocol.wire.messages import pack_tokens
 
 RECORDED = {
     0.0: Path(__file__).parent / "texts.npz",

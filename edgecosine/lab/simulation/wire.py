@@ -6,7 +6,7 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.node.drafter.draft_worker import Drafting
 from edgecosine.node.links.pending_requests import Asks
-from edgecosine.protocol.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
+from edgecosine.protocol.wire.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
 
 
 class VirtualLink:

@@ -33,8 +33,8 @@ from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.local import child_processes as processes
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
-from edgecosine.protocol.request import DEFAULT_POLICY
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.request import DEFAULT_POLICY
+from edgecosine.protocol.api.topics import Topics
 
 _NORMAL_SHARE = 0.5
 """Of capacity, in normal service."""

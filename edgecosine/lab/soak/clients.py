@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.protocol.request import Delta, Request, Sampling
+from edgecosine.protocol.api.request import Delta, Request, Sampling
 
 _EXPIRED = "deadline_exceeded"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.parse_request import Ticket
 
 
 @dataclass(frozen=True, slots=True)

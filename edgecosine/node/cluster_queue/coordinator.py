@@ -25,10 +25,7 @@ from edgecosine.node.cluster_queue.leases import CALL_S, RENEW_S, Leases
 from edgecosine.node.cluster_queue.single_target import Desk
 from edgecosine.node.cluster_queue.state import WorkBook
 from edgecosine.node.runtime.failures import DUPLICATE
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.sharing import (
+from edgecosine.protocol.api.claim_messages import (
     Call,
     Claim,
     Consent,
@@ -46,7 +43,10 @@ from edgecosine.protocol.sharing import (
     read_work,
     standing_notice,
 )
-from edgecosine.protocol.topics import InboxTopic, StandingTopic, Topics, WorkTopic
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import InboxTopic, StandingTopic, Topics, WorkTopic
 from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.protocol.sharing import Standing
+from edgecosine.protocol.api.claim_messages import Standing
 
 RENEW_S: Final = 1.0
 """How often a target says how it stands."""

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgecosine.balance.rendezvous import chosen
-from edgecosine.protocol.sharing import Claim, Standing, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
 
 GRACE_S: Final = 5.0
 """In which a target that was lost may come back to its work; as long as couriers pause at most."""

@@ -14,8 +14,8 @@ import msgspec
 
 from edgecosine.node.cluster_queue.actions import Clear, Effect, GiveUp, Inform, Start, Tell
 from edgecosine.node.cluster_queue.members import Standings
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.parse_request import Ticket
 
 CONSENT_S: Final = 0.5
 """How long a claim waits for another target, which is not waited for again until it speaks."""

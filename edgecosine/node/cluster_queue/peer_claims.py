@@ -13,8 +13,8 @@ import msgspec
 
 from edgecosine.balance.rendezvous import weight
 from edgecosine.node.cluster_queue.members import Standings
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.parse_request import Ticket
 
 MAX_KEPT: Final = 4096
 

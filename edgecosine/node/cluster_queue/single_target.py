@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
 
 
 class Desk(Protocol):

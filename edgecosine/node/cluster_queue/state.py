@@ -24,8 +24,8 @@ from edgecosine.node.cluster_queue.members import Standings
 from edgecosine.node.cluster_queue.own_claims import OurClaims
 from edgecosine.node.cluster_queue.peer_claims import TheirClaims, rank
 from edgecosine.node.cluster_queue.unclaimed import Hearsay
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.sharing import Claim, Standing, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
+from edgecosine.protocol.api.parse_request import Ticket
 
 UNCLAIMED_S: Final = 2.0
 """After so long a request that nobody claims is taken by whoever has heard it."""

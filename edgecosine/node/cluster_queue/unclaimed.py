@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.parse_request import Ticket
 
 
 class Hearsay:

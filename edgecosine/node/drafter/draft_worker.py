@@ -21,7 +21,7 @@ from edgecosine.errors import LinkError
 from edgecosine.log_throttle import Complaints
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.wire.messages import (
     MAX_SURPRISE,
     AnyMessage,
     Draft,
@@ -33,8 +33,8 @@ from edgecosine.protocol.messages import (
     read_tree,
     unpack_tokens,
 )
-from edgecosine.protocol.prefix import Prefix
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.prefix import Prefix
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.replies import State
-from edgecosine.protocol.request import Committed, Request
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.request import Committed, Request
 
 KEEP_ANSWERS_S: Final = 3600.0
 

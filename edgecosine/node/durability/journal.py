@@ -30,8 +30,8 @@ from edgecosine.node.durability.boot_clock import Moment
 from edgecosine.node.durability.interface import Kept, Then
 from edgecosine.node.durability.store import JournalStore, Statement
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.request import Committed, Request
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Committed, Request
 
 logger = logging.getLogger(__name__)
 

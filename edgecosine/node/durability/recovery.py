@@ -16,10 +16,10 @@ from edgecosine.node.durability.boot_clock import Moment
 from edgecosine.node.durability.interface import Kept
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.replies import State
-from edgecosine.protocol.request import Committed, Logprobs, Request
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.request import Committed, Logprobs, Request
 
 logger = logging.getLogger(__name__)
 

@@ -30,9 +30,11 @@ from edgecosine.node.gateway.disconnected_clients import GRACE_S, Absences
 from edgecosine.node.gateway.request_manager import Reception, model_of
 from edgecosine.node.gateway.service import Service
 from edgecosine.node.runtime.failures import CROWDED, cause_of
-from edgecosine.protocol.fields import read_names, read_object
-from edgecosine.protocol.intake import ANONYMOUS, Accepted, Intake
-from edgecosine.protocol.notices import (
+from edgecosine.protocol.api.json_fields import read_names, read_object
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.openai import Limits
+from edgecosine.protocol.api.parse_request import ANONYMOUS, Accepted, Intake
+from edgecosine.protocol.api.retained_topics import (
     DRAINING,
     OFFLINE,
     ONLINE,
@@ -40,9 +42,7 @@ from edgecosine.protocol.notices import (
     info_notice,
     status_notice,
 )
-from edgecosine.protocol.openai import Limits
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.topics import (
+from edgecosine.protocol.api.topics import (
     CancelTopic,
     ClientStatusTopic,
     RequestTopic,

@@ -9,10 +9,10 @@ from edgecosine.node.cluster_queue.coordinator import Sharing
 from edgecosine.node.cluster_queue.single_target import Alone
 from edgecosine.node.durability.interface import Journal
 from edgecosine.node.gateway.request_table import Entry
-from edgecosine.protocol.answers import Piece
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.replies import State, piece_message, state_message
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.answers import Piece
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.api.replies import State, piece_message, state_message
+from edgecosine.protocol.api.topics import Topics
 
 _AT_WORK: frozenset[State] = frozenset(("accepted", "queued", "running"))
 

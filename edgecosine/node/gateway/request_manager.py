@@ -36,12 +36,12 @@ from edgecosine.node.runtime.failures import (
     log_failure,
     unavailable,
 )
-from edgecosine.protocol.choices import choices_of
-from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Outgoing, nothing
-from edgecosine.protocol.replies import error_message, undeliverable
-from edgecosine.protocol.sharing import Claim
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.choices import choices_of
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.mqtt_message import Outgoing, nothing
+from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.replies import error_message, undeliverable
+from edgecosine.protocol.api.topics import Topics
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,10 @@ from edgecosine.node.runtime.failures import (
     fault_of,
     log_failure,
 )
-from edgecosine.protocol.choices import choices_of, join_answers
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.replies import State, answer_message, error_message
-from edgecosine.protocol.request import NOTHING, Answer, Committed, Delta, Request, Started
+from edgecosine.protocol.api.choices import choices_of, join_answers
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.api.replies import State, answer_message, error_message
+from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
 
 logger = logging.getLogger(__name__)
 

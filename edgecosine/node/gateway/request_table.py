@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from edgecosine.errors import RequestError
 from edgecosine.node.runtime.failures import DUPLICATE
-from edgecosine.protocol.intake import ANONYMOUS, Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.replies import State
-from edgecosine.protocol.request import Committed, Request
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import ANONYMOUS, Ticket
+from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.request import Committed, Request
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
-from edgecosine.protocol.request import Progress, Request
+from edgecosine.protocol.api.request import Progress, Request
 
 
 class Service(Protocol):

@@ -13,7 +13,7 @@ from typing import Self
 
 from edgecosine.balance.admission import Admission
 from edgecosine.balance.fairness import Job
-from edgecosine.protocol.request import Answer, Request
+from edgecosine.protocol.api.request import Answer, Request
 
 
 class Turn:

@@ -27,10 +27,10 @@ from edgecosine.node.links.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.node.links.link_policy import ADVICE, Guard, explain
 from edgecosine.node.links.peer_budget import Allowance, LoopShare
 from edgecosine.node.links.pending_requests import Asks
-from edgecosine.protocol.codec import decode, encode, tag_of
-from edgecosine.protocol.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer, frame
-from edgecosine.protocol.handshake import WORK_BY_SENDER, Handshake, State
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.wire.codec import decode, encode, tag_of
+from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer, frame
+from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, State
+from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
     AnyMessage,
     Draft,
@@ -43,7 +43,7 @@ from edgecosine.protocol.messages import (
     Refuse,
     Release,
 )
-from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.protocol.wire.vocabulary import Vocabulary
 
 MAX_UNSENT_BYTES: Final = 4 * MAX_FRAME_BYTES
 """A peer that leaves more than this unread is dropped."""

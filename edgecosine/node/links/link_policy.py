@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from edgecosine.errors import ConfigError
-from edgecosine.protocol.messages import Hello
+from edgecosine.protocol.wire.messages import Hello
 from edgecosine.security.trust import Trust
 
 ADVICE: Final = (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgecosine.errors import LinkLost, LocalProtocolError
-from edgecosine.protocol.messages import Draft, DraftRequest, OutOfStep
+from edgecosine.protocol.wire.messages import Draft, DraftRequest, OutOfStep
 
 Answer = Draft | OutOfStep
 

@@ -17,8 +17,7 @@ from edgecosine.errors import LinkError
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.request_metrics import Tally
-from edgecosine.protocol.hindsight import Hindsight
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.wire.messages import (
     MAX_DRAFT_TOKENS,
     MAX_PREFIX_TOKENS,
     AnyMessage,
@@ -32,8 +31,9 @@ from edgecosine.protocol.messages import (
     prefix_digest,
     read_tree,
 )
-from edgecosine.protocol.prefix import Prefix
-from edgecosine.protocol.tree import TokenTree
+from edgecosine.protocol.wire.prefix import Prefix
+from edgecosine.protocol.wire.prompt_score import Hindsight
+from edgecosine.protocol.wire.tree import TokenTree
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from edgecosine.config import STALL_TIMEOUT_S
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 CANARY: Final = "canary"
 PERIOD_S: Final = 10.0

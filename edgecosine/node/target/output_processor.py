@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgecosine.engine.text import Detokenizer, TextCodec
-from edgecosine.protocol.request import (
+from edgecosine.protocol.api.request import (
     Choice,
     FinishReason,
     Logprobs,

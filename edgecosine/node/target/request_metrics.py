@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import Verdict
 from edgecosine.node.target.round_trace import Trace
-from edgecosine.protocol.request import DrafterShare, Metrics
-from edgecosine.protocol.tree import TokenTree
+from edgecosine.protocol.api.request import DrafterShare, Metrics
+from edgecosine.protocol.wire.tree import TokenTree
 
 
 @dataclass(slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgecosine.node.runtime.clock import now
-from edgecosine.protocol.messages import Draft
-from edgecosine.protocol.request import DraftTimes, RoundTimes
+from edgecosine.protocol.api.request import DraftTimes, RoundTimes
+from edgecosine.protocol.wire.messages import Draft
 
 MAX_ROUNDS = 512
 """Rounds that are recorded at most, so that a final message stays within its bounds."""

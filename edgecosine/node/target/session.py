@@ -26,9 +26,7 @@ from edgecosine.node.target.request_metrics import Tally
 from edgecosine.node.target.round_trace import Trace
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.prefix import Prefix
-from edgecosine.protocol.request import (
+from edgecosine.protocol.api.request import (
     Answer,
     Committed,
     Delta,
@@ -38,7 +36,9 @@ from edgecosine.protocol.request import (
     Sampling,
     Started,
 )
-from edgecosine.protocol.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.prefix import Prefix
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from edgecosine.errors import RequestError
 from edgecosine.node.target.draft_client import DrafterLinks
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.request import Answer, Progress, Request
+from edgecosine.protocol.api.request import Answer, Progress, Request
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from edgecosine.node.runtime.clock import now
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.node.runtime.mailbox import Envelope, Mailbox
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgecosine.node.cluster_queue.members import Standings
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.sharing import Claim, Standing, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
 
 KEY = "u/1"
 

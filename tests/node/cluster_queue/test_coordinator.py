@@ -16,8 +16,8 @@ from edgecosine.errors import ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.notices import OFFLINE, ONLINE
-from edgecosine.protocol.sharing import KEEP_CLAIM_S, Claim, read_work
+from edgecosine.protocol.api.claim_messages import KEEP_CLAIM_S, Claim, read_work
+from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import (
     HOME,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.node.cluster_queue.members import FORGET_S, GRACE_S, Standings
-from edgecosine.protocol.sharing import StandingState
+from edgecosine.protocol.api.claim_messages import StandingState
 from tests.node.cluster_queue.claims import claim, joined, standing
 
 SOON_S = GRACE_S / 2

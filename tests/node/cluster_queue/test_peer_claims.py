@@ -6,7 +6,7 @@ import pytest
 
 from edgecosine.node.cluster_queue.members import GRACE_S
 from edgecosine.node.cluster_queue.peer_claims import MAX_KEPT, TheirClaims, rank
-from edgecosine.protocol.sharing import Claim
+from edgecosine.protocol.api.claim_messages import Claim
 from tests.node.cluster_queue.claims import KEY, claim, joined, standing, ticket
 
 LATER_S = 2 * GRACE_S

@@ -15,9 +15,9 @@ from edgecosine.balance.rendezvous import chosen
 from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
 from edgecosine.node.cluster_queue.members import GRACE_S
 from edgecosine.node.cluster_queue.state import UNCLAIMED_S, WorkBook
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.sharing import Claim, Known, Standing
+from edgecosine.protocol.api.claim_messages import Claim, Known, Standing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
 
 NAMES = ("a", "b", "c")
 

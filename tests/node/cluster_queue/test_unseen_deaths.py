@@ -19,16 +19,16 @@ from edgecosine.node.cluster_queue import leases
 from edgecosine.node.cluster_queue import members as standings
 from edgecosine.node.cluster_queue import state as workbook
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Request, Sampling
-from edgecosine.protocol.sharing import (
+from edgecosine.protocol.api.claim_messages import (
     Claim,
     Standing,
     StandingState,
     claim_notice,
     standing_notice,
 )
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request, Sampling
 from tests.cluster.test_outliving import Broker, Mortal
 from tests.fakes import ScriptedService
 from tests.mqtt.own_mosquitto import own_mosquitto

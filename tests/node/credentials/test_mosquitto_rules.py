@@ -21,12 +21,12 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, connect
 from edgecosine.mqtt.node_status import Presence
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.answers import Final
-from edgecosine.protocol.notices import node_state_notice, node_status_notice
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Delta, Request
-from edgecosine.protocol.sharing import Standing, standing_notice
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.claim_messages import Standing, standing_notice
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.retained_topics import node_state_notice, node_status_notice
+from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.mosquitto import BrokerFiles, write_configuration
 from tests.fakes import ScriptedService

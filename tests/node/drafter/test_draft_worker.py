@@ -15,7 +15,8 @@ from edgecosine.errors import LinkLost
 from edgecosine.node.drafter import draft_worker as rules
 from edgecosine.node.drafter.draft_worker import Drafting
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
     DraftRequest,
@@ -25,8 +26,7 @@ from edgecosine.protocol.messages import (
     prefix_digest,
     unpack_tokens,
 )
-from edgecosine.protocol.request import Sampling
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fakes_engine import Language, ScriptedDrafter, babble
 from tests.node.links.wire_fixtures import run
 

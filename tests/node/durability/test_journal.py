@@ -23,9 +23,9 @@ from edgecosine.node.durability.interface import Kept
 from edgecosine.node.durability.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal
 from edgecosine.node.durability.recovery import MAX_STARTS, Past, read_past
 from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Committed, Logprobs, Request, Sampling
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
 from tests.mqtt_fixtures import run, running
 
 MODEL = "tiny"

@@ -10,7 +10,7 @@ import pytest
 from edgecosine.node.durability import journal as journal_module
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.store import Statement
-from edgecosine.protocol.request import Committed
+from edgecosine.protocol.api.request import Committed
 from tests.mqtt_fixtures import run, running
 from tests.node.durability.test_journal import MODEL, kept, request, ticket
 

@@ -24,11 +24,11 @@ from edgecosine.node.durability.store import Statement
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.request_manager import Reception, model_of
 from edgecosine.node.gateway.service import Service
-from edgecosine.protocol.choices import choices_of
-from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import Committed, Progress, Request, Sampling
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.choices import choices_of
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.house import Neighbour, house

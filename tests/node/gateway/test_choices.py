@@ -14,11 +14,11 @@ from edgecosine.balance.admission import Admission
 from edgecosine.errors import ActorStopped
 from edgecosine.node.gateway.request_manager import Reception
 from edgecosine.node.gateway.service import Service
-from edgecosine.protocol.choices import choices_of
-from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Delta, Progress, Request, Sampling, Started
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.choices import choices_of
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.house import Neighbour, Weather, house

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.protocol.notices import OFFLINE
+from edgecosine.protocol.api.retained_topics import OFFLINE
 from tests.cli.test_mqtt_commands import at, command
 from tests.client.test_client import completion, whole
 from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run

@@ -11,7 +11,7 @@ from edgecosine.errors import RequestError
 from edgecosine.node.drafter.draft_worker import Drafting
 from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.protocol.notices import DRAINING
+from edgecosine.protocol.api.retained_topics import DRAINING
 from tests.client.test_client import completion, whole
 from tests.fakes_engine import ScriptedDrafter
 from tests.mqtt_fixtures import HOME, house, listening, needs_mosquitto, run

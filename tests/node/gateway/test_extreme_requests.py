@@ -14,8 +14,8 @@ from edgecosine.engine.fused import FusedModel
 from edgecosine.engine.model import PassModel, SlotModel
 from edgecosine.engine.native import KernelsUnavailable, load_kernels
 from edgecosine.engine.target import TransformerTarget
-from edgecosine.protocol.openai import Limits, parse_request
-from edgecosine.protocol.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
+from edgecosine.protocol.api.openai import Limits, parse_request
+from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
 from tests.engine.models import VOCABULARY, build
 from tests.fakes_engine import ScriptedTarget
 from tests.house import Neighbour, house

@@ -14,7 +14,7 @@ import pytest
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.request import Request
 from tests.fakes_engine import ScriptedTarget, alone, babble
 from tests.house import house as engine_house
 from tests.mqtt_fixtures import HOME, Listener, free_port, listening, needs_mosquitto, run, running

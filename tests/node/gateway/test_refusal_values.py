@@ -13,10 +13,10 @@ from pathlib import Path
 import edgecosine
 from edgecosine import errors
 from edgecosine.errors import RequestError
-from edgecosine.protocol.intake import Accepted, Intake, Refused
-from edgecosine.protocol.openai import Limits
-from edgecosine.protocol.publication import Incoming
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Incoming
+from edgecosine.protocol.api.openai import Limits
+from edgecosine.protocol.api.parse_request import Accepted, Intake, Refused
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import run
 from tests.node.gateway.test_request_manager import Desk

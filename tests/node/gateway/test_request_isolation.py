@@ -30,13 +30,13 @@ from edgecosine.node.target.output_processor import Transcript
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.text_service import Serving
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol import intake
-from edgecosine.protocol.intake import Accepted, Intake
-from edgecosine.protocol.openai import Limits
-from edgecosine.protocol.publication import Incoming, Outgoing
-from edgecosine.protocol.request import Request, Sampling
-from edgecosine.protocol.topics import Topics
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api import parse_request as intake
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.openai import Limits
+from edgecosine.protocol.api.parse_request import Accepted, Intake
+from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.topics import Topics
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.house import House, Neighbour, house
 from tests.mqtt_fixtures import run

@@ -12,10 +12,10 @@ import pytest
 from edgecosine.balance.admission import Admission
 from edgecosine.errors import NoLogits
 from edgecosine.node.gateway.request_manager import Reception
-from edgecosine.protocol.intake import Accepted, Ticket
-from edgecosine.protocol.publication import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.request import Progress, Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import run
 

@@ -6,9 +6,9 @@ import pytest
 
 from edgecosine.errors import RequestError
 from edgecosine.node.gateway.request_table import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, Finished, Ledger
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Request
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
 
 FINAL = Outgoing("t", b"text")
 

@@ -16,7 +16,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.outbox import MAX_BYTES, MAX_MESSAGES
 from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.publication import Incoming, Outgoing
+from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from tests.fakes import ScriptedService
 from tests.mqtt_fixtures import (
     free_port,

@@ -23,9 +23,9 @@ from edgecosine.node.links.peer_budget import (
     Bans,
     LoopShare,
 )
-from edgecosine.protocol.codec import decode, encode
-from edgecosine.protocol.framing import FrameBuffer, frame
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.wire.codec import decode, encode
+from edgecosine.protocol.wire.framing import FrameBuffer, frame
+from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
     DraftRequest,

@@ -15,9 +15,9 @@ import pytest
 from edgecosine.discovery.peer import Address
 from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import LinkSettings
-from edgecosine.protocol.codec import decode, encode
-from edgecosine.protocol.framing import FrameBuffer, frame
-from edgecosine.protocol.messages import (
+from edgecosine.protocol.wire.codec import decode, encode
+from edgecosine.protocol.wire.framing import FrameBuffer, frame
+from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
     DraftRequest,
@@ -27,7 +27,7 @@ from edgecosine.protocol.messages import (
     Refuse,
     Release,
 )
-from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.protocol.wire.vocabulary import Vocabulary
 from tests.node.links.wire_fixtures import (
     QUICK,
     WORDS,

@@ -19,8 +19,8 @@ from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import Link
 from edgecosine.node.links.link_policy import Guard
 from edgecosine.node.links.listener import connect, listen
-from edgecosine.protocol.messages import Draft, DraftRequest, Leave, OutOfStep, Release
-from edgecosine.protocol.vocabulary import Vocabulary
+from edgecosine.protocol.wire.messages import Draft, DraftRequest, Leave, OutOfStep, Release
+from edgecosine.protocol.wire.vocabulary import Vocabulary
 from tests.node.links.wire_fixtures import (
     QUICK,
     SLOW_HEART,

@@ -25,7 +25,7 @@ from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.link_policy import Guard
 from edgecosine.node.links.listener import Listener, connect, listen
 from edgecosine.node.links.peer_budget import BURST_MESSAGES
-from edgecosine.protocol.messages import Release
+from edgecosine.protocol.wire.messages import Release
 from edgecosine.security.trust import listening_context, unverified_context
 from tests.node.links.wire_fixtures import (
     LOCALHOST,

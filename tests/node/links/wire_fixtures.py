@@ -17,9 +17,9 @@ from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.link_policy import Guard
 from edgecosine.node.links.listener import Listener, connect, listen
-from edgecosine.protocol.messages import Draft, DraftRequest, Hello, Release, pack_tokens
-from edgecosine.protocol.vocabulary import ANY_VOCABULARY, Vocabulary
-from tests.protocol.wire_values import hello
+from edgecosine.protocol.wire.messages import Draft, DraftRequest, Hello, Release, pack_tokens
+from edgecosine.protocol.wire.vocabulary import ANY_VOCABULARY, Vocabulary
+from tests.protocol.wire.values import hello
 
 Result = TypeVar("Result")
 PATIENCE_S = 20.0

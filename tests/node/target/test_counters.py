@@ -10,10 +10,10 @@ from edgecosine.counters import Counters
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import Job, Past
 from edgecosine.node.gateway.request_manager import Reception
-from edgecosine.protocol.intake import Ticket
-from edgecosine.protocol.publication import Outgoing
-from edgecosine.protocol.request import Request
-from edgecosine.protocol.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.topics import Topics
 from tests.fakes import ScriptedService
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
 from tests.house import Neighbour, Weather, house

@@ -16,7 +16,7 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.target.engine_watchdog import CANARY, Readiness
-from edgecosine.protocol.request import Answer, Request
+from edgecosine.protocol.api.request import Answer, Request
 from tests.fakes_engine import ScriptedTarget, babble
 from tests.house import House, house
 from tests.mqtt_fixtures import HOME, free_port, listening, needs_mosquitto, run, running

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from edgecosine.engine.sources import locate
 from edgecosine.engine.text import TextCodec
 from edgecosine.node.target.output_processor import Transcript
-from edgecosine.protocol.request import Logprobs, Request, Sampling, ScoredToken
+from edgecosine.protocol.api.request import Logprobs, Request, Sampling, ScoredToken
 from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
 
 letters = [*"aé€😀b".encode(), 0xFF, EOS]

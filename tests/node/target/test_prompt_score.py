@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgecosine.balance.planner import Balancer
 from edgecosine.balance.statistics import RequestState
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.hindsight import Hindsight
+from edgecosine.protocol.wire.prompt_score import Hindsight
 from tests.balance.test_planner import balancer
 
 PROMPT = tuple(range(40))

@@ -10,8 +10,8 @@ from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import Verdict
 from edgecosine.fusion.fuse import Draft, union
 from edgecosine.node.target.request_metrics import Tally
-from edgecosine.protocol.request import DrafterShare
-from edgecosine.protocol.tree import EMPTY_TREE
+from edgecosine.protocol.api.request import DrafterShare
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fusion.drafts import rounds
 
 NAMES = ["a", "b", "c", "d"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.policy import POLICIES
 from edgecosine.node.target.round_trace import MAX_ROUNDS, Trace
-from edgecosine.protocol.messages import Draft
-from edgecosine.protocol.request import Answer, Metrics, Request
+from edgecosine.protocol.api.request import Answer, Metrics, Request
+from edgecosine.protocol.wire.messages import Draft
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
 from tests.house import Neighbour, Weather, house
 from tests.node.links.wire_fixtures import run

@@ -18,9 +18,7 @@ from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
 from edgecosine.node.target.draft_client import LONGEST_ASKED, Consulting
 from edgecosine.node.target.request_metrics import Tally
-from edgecosine.protocol.messages import Coupling
-from edgecosine.protocol.prefix import Prefix
-from edgecosine.protocol.request import (
+from edgecosine.protocol.api.request import (
     Answer,
     Committed,
     Delta,
@@ -29,6 +27,8 @@ from edgecosine.protocol.request import (
     Sampling,
     Started,
 )
+from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.prefix import Prefix
 from tests.fakes_engine import (
     Language,
     ScriptedDrafter,

@@ -17,8 +17,8 @@ from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifying
-from edgecosine.protocol.request import Request, Sampling
-from edgecosine.protocol.tree import EMPTY_TREE, chain
+from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
 from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.house import Neighbour, house
 from tests.node.links.wire_fixtures import run

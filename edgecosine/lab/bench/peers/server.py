@@ -16,7 +16,7 @@ from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
 from edgecosine.lab.load import Job, Load, closed_loop
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, Member, local_plan
-from edgecosine.protocol.request import Sampling
+from edgecosine.protocol.api.request import Sampling
 
 Say = Callable[[str], None]
 

@@ -1,0 +1,242 @@
+"""Answers as JSON: final messages, deltas and errors in OpenAI's shapes, written and read.
+
+The acceptance figures have the shape of vLLM's `metrics.speculative_decoding`; ratios of nothing
+are null. What only this cluster knows stands under `edgecosine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from edgecosine.errors import Refusal, RequestError
+from edgecosine.protocol.api.request import (
+    Answer,
+    Choice,
+    Metrics,
+    Request,
+    ScoredToken,
+    TokenLogprobs,
+)
+
+_SERVER_FAULT = 500
+_LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON has no word for; vLLM's figure."""
+_ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One part of a streamed answer; the last one says so.
+
+    `index` is the number of characters (Unicode code points) of the same text before this part, so
+    that a part that comes again, or otherwise divided, after a restart is known for what it is: a
+    reader keeps `text[:index] + part`. Where an answer has several choices, `choice` names the one
+    that the text belongs to; the last part's index counts the characters of all choices.
+    """
+
+    index: int
+    text: str
+    is_last: bool
+    choice: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """A final message as its reader sees it; `body` is the whole object."""
+
+    request_id: str
+    texts: tuple[str, ...]
+    """Of each choice."""
+    finish_reason: str
+    """Of the first choice."""
+    body: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The first choice's."""
+        return self.texts[0]
+
+
+def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
+    """The whole answer; `created_s` in seconds since 1970."""
+    metrics = answer.metrics
+    body = {
+        "id": request.request_id,
+        "object": "chat.completion" if request.kind == "chat" else "text_completion",
+        "created": created_s,
+        "model": answer.model,
+        "choices": [_choice(request, *numbered) for numbered in enumerate(answer.choices)],
+        "usage": {
+            "prompt_tokens": answer.num_prompt_tokens,
+            "completion_tokens": answer.num_tokens,
+            "total_tokens": answer.num_prompt_tokens + answer.num_tokens,
+        },
+        "metrics": {"speculative_decoding": speculation_figures(metrics)},
+        "edgecosine": {
+            "drafters": {name: asdict(share) for name, share in metrics.drafters.items()},
+            "plan": metrics.plan,
+            "speculative_rounds": metrics.num_speculative_rounds,
+            "ahead_rounds": metrics.num_ahead_rounds,
+            "seed": answer.seed,
+            "queue_s": metrics.queue_s,
+            "prefill_s": metrics.prefill_s,
+            "decode_s": metrics.decode_s,
+            **_course(metrics),
+        },
+    }
+    return msgspec.json.encode(body)
+
+
+def _course(metrics: Metrics) -> dict[str, Any]:
+    if not metrics.rounds:
+        return {}
+    rounds = [asdict(times) for times in metrics.rounds]
+    return {"began_s": metrics.began_s, "rounds": rounds}
+
+
+def speculation_figures(metrics: Metrics) -> dict[str, Any]:
+    """The acceptance figures of one answer.
+
+    The histogram's length is the longest draft path plus one, its sum the number of passes, and its
+    weighted sum the number of accepted draft tokens.
+    """
+    num_steps = metrics.num_rounds
+    num_accepted = metrics.num_accepted_tokens
+    num_draft = metrics.num_draft_tokens
+    return {
+        "mean_acceptance_length": 1 + num_accepted / num_steps if num_steps else None,
+        "draft_acceptance_rate": num_accepted / num_draft if num_draft else None,
+        "acceptance_histogram": list(metrics.acceptance_histogram),
+        "num_spec_steps": num_steps,
+        "num_accepted_draft_tokens": num_accepted,
+        "num_draft_tokens": num_draft,
+        "num_spec_tokens": len(metrics.acceptance_histogram) - 1,
+    }
+
+
+def render_error(error: RequestError | Refusal, request_id: str) -> bytes:
+    """The OpenAI error object, and the request that it is about."""
+    default = "server_error" if error.status >= _SERVER_FAULT else "invalid_request_error"
+    fault: dict[str, Any] = {
+        "message": error.message,
+        "type": _ERROR_TYPES.get(error.status, default),
+        "param": error.parameter,
+        "code": error.code,
+        "status": error.status,
+    }
+    if error.retry_after_s is not None:
+        fault["retry_after_s"] = error.retry_after_s
+    return msgspec.json.encode({"id": request_id, "error": fault})
+
+
+def render_piece(piece: Piece) -> bytes:
+    """One part of a streamed answer."""
+    body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
+    if piece.choice is not None:
+        body["choice"] = piece.choice
+    return msgspec.json.encode(body)
+
+
+def parse_piece(payload: bytes) -> Piece:
+    """Inverse of `render_piece`.
+
+    Raises ValueError.
+    """
+    match _read(payload):
+        case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
+            choice = more.get("choice")
+            return Piece(index, text, is_last, choice if isinstance(choice, int) else None)
+    raise ValueError("not a part of an answer")
+
+
+def parse_final(payload: bytes) -> Final:
+    """Read a final message.
+
+    Raises the RequestError that it carries, and ValueError when it is no final message.
+    """
+    body = _read(payload)
+    match body:
+        case {"error": {"message": str(message)} as fault}:
+            raise _error(message, fault)
+        case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
+            return Final(request_id, tuple(map(_text_of, choices)), reason, body)
+    raise ValueError("not a final message")
+
+
+def _read(payload: bytes) -> Any:
+    try:
+        return msgspec.json.decode(payload)
+    except RecursionError as error:
+        raise ValueError("the message is nested too deeply") from error
+
+
+def _text_of(choice: object) -> str:
+    match choice:
+        case {"text": str(text)} | {"message": {"content": str(text)}}:
+            return text
+    raise ValueError("not a choice")
+
+
+def _choice(request: Request, index: int, choice: Choice) -> dict[str, Any]:
+    body: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
+    if request.kind == "chat":
+        body["message"] = {"role": "assistant", "content": choice.text}
+        render = _chat_logprobs
+    else:
+        body["text"] = choice.text
+        render = _completion_logprobs
+    body["logprobs"] = None if choice.logprobs is None else render(choice.logprobs)
+    return body
+
+
+def _chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    content = [
+        {**_scored(each.token), "top_logprobs": [_scored(token) for token in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _scored(token: ScoredToken) -> dict[str, Any]:
+    return {
+        "token": token.text,
+        "logprob": _sayable(token.logprob),
+        "bytes": list(token.utf8),
+    }
+
+
+def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    return {
+        "tokens": [each.token.text for each in logprobs],
+        "token_logprobs": [_sayable(each.token.logprob) for each in logprobs],
+        "top_logprobs": [_top(each) for each in logprobs],
+        "text_offset": [each.text_offset for each in logprobs],
+    }
+
+
+def _top(logprobs: TokenLogprobs) -> dict[str, float]:
+    """By text; the generated token is among them always, the most probable one of equal texts."""
+    ranked = sorted((*logprobs.top, logprobs.token), key=lambda each: each.logprob)
+    best = {each.text: _sayable(each.logprob) for each in ranked}
+    return dict(reversed(best.items()))
+
+
+def _sayable(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)
+
+
+def _error(message: str, fault: Mapping[str, Any]) -> RequestError:
+    status = fault.get("status")
+    retry_after_s = fault.get("retry_after_s")
+    parameter = fault.get("param")
+    return RequestError(
+        message,
+        code=str(fault.get("code")),
+        parameter=parameter if isinstance(parameter, str) else None,
+        status=status if isinstance(status, int) else _SERVER_FAULT,
+        retry_after_s=retry_after_s if isinstance(retry_after_s, int | float) else None,
+    )

@@ -1,0 +1,97 @@
+"""What is asked, as text: a completion's prompt, or the turns of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+from edgecosine.errors import RequestError
+from edgecosine.protocol.api.json_fields import check_text, invalid, is_sound, wrong_type
+from edgecosine.protocol.api.request import ChatMessage
+
+MAX_MESSAGES = 1024
+MAX_PROMPT_CHARACTERS = 1 << 22
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def read_prompt(body: Mapping[str, object]) -> str:
+    """The one prompt of a completion.
+
+    Raises RequestError.
+    """
+    prompt = body.get("prompt")
+    if prompt is None:
+        _missing("prompt")
+    if isinstance(prompt, list):
+        if len(prompt) != 1:
+            invalid("prompt", "prompt is one text; send one request for each")
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        wrong_type("prompt", "a string")
+    return check_prompt("prompt", prompt)
+
+
+def check_prompt(name: str, text: str) -> str:
+    """Return `text` when it is a prompt.
+
+    Raises RequestError.
+    """
+    if not text:
+        raise RequestError(f"{name} is empty", code="empty_prompt", parameter=name)
+    return check_text(name, text, max_length=MAX_PROMPT_CHARACTERS)
+
+
+def read_messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
+    """The turns of a chat.
+
+    Raises RequestError.
+    """
+    messages = body.get("messages")
+    if messages is None:
+        _missing("messages")
+    if not isinstance(messages, list):
+        wrong_type("messages", "a list")
+    if len(messages) > MAX_MESSAGES:
+        invalid("messages", f"messages has at most {MAX_MESSAGES} entries")
+    turns = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(messages))
+    if not any(turn.content for turn in turns):
+        raise RequestError("messages are empty", code="empty_prompt", parameter="messages")
+    return turns
+
+
+def _message(name: str, message: object) -> ChatMessage:
+    if not isinstance(message, dict):
+        wrong_type(name, "an object")
+    role = message.get("role")
+    if role not in ROLES:
+        invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if role == "assistant" and content is None:
+        # As clients keep turns that only called tools, or refused.
+        refusal = message.get("refusal")
+        content = "" if refusal is None else refusal
+    return ChatMessage(role=str(role), content=_content(f"{name}.content", content))
+
+
+def _content(name: str, content: object) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(content, list):
+        parts = [_text_of(part) for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            invalid(name, f"a part of {name} is not text")
+        content = "".join(str(part) for part in parts)
+    if not isinstance(content, str):
+        wrong_type(name, "a string or a list of text parts")
+    if not is_sound(content):
+        invalid(name, f"{name} holds half of a surrogate pair")
+    return content
+
+
+def _text_of(part: object) -> object:
+    if not isinstance(part, dict):
+        return None
+    return part.get("refusal" if part.get("type") == "refusal" else "text")
+
+
+def _missing(name: str) -> NoReturn:
+    raise RequestError(f"{name} is missing", code="missing_required_parameter", parameter=name)

@@ -1,0 +1,80 @@
+"""From one request to the requests of its choices, and from their answers to one answer.
+
+Each choice is a session like any other: it has a key and a seed of its own and knows nothing of the
+others. The first one has the request's own seed, so it is what the request without `n` would get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+from edgecosine.protocol.api.request import Answer, DrafterShare, Metrics, Request
+
+
+def choices_of(request: Request) -> tuple[Request, ...]:
+    """A request for each choice, in order."""
+    return tuple(
+        replace(
+            request,
+            n=1,
+            choice=choice,
+            sampling=replace(request.sampling, seed=choice_seed(request.sampling.seed, choice)),
+        )
+        for choice in range(request.n)
+    )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The 64 bits of a choice's seed; the first choice has the request's own."""
+    if not choice:
+        return seed
+    spelt = seed.to_bytes(8, "little") + choice.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(spelt, digest_size=8).digest(), "little")
+
+
+def join_answers(answers: Sequence[Answer]) -> Answer:
+    """The answer to the request, from the answers to its choices in order.
+
+    Counts are summed. Times are those of sessions side by side: until the first one started, and of
+    the longest one.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    return replace(
+        answers[0],
+        choices=tuple(choice for answer in answers for choice in answer.choices),
+        metrics=_join_metrics([answer.metrics for answer in answers]),
+    )
+
+
+def _join_metrics(metrics: Sequence[Metrics]) -> Metrics:
+    histograms = zip_longest(*(each.acceptance_histogram for each in metrics), fillvalue=0)
+    names = sorted({name for each in metrics for name in each.drafters})
+    return Metrics(
+        acceptance_histogram=tuple(map(sum, histograms)),
+        num_draft_tokens=sum(each.num_draft_tokens for each in metrics),
+        num_speculative_rounds=sum(each.num_speculative_rounds for each in metrics),
+        num_ahead_rounds=sum(each.num_ahead_rounds for each in metrics),
+        drafters={
+            name: _join_shares([each.drafters.get(name, DrafterShare()) for each in metrics])
+            for name in names
+        },
+        plan=metrics[0].plan,
+        queue_s=min(each.queue_s for each in metrics),
+        prefill_s=max(each.prefill_s for each in metrics),
+        decode_s=max(each.decode_s for each in metrics),
+        rounds=metrics[0].rounds,
+    )
+
+
+def _join_shares(shares: Sequence[DrafterShare]) -> DrafterShare:
+    return DrafterShare(
+        proposed=sum(share.proposed for share in shares),
+        accepted=sum(share.accepted for share in shares),
+        late=sum(share.late for share in shares),
+        led=sum(share.led for share in shares),
+        first=sum(share.first for share in shares),
+    )

@@ -1,0 +1,217 @@
+"""From a publication on a request topic to a request, or to a refusal that can be delivered.
+
+Pure. It decides who asks (user property `client`, else the body's `client`, else the client of the
+MQTT 5 Response Topic, else "anon"), what the request is called (the body's `id`, else the
+correlation data where it is an identifier, else a drawn name) and where the answer goes, in this
+order, so that even a refusal finds its reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from edgecosine.errors import Refusal, RequestError
+from edgecosine.protocol.api.json_fields import read_names, read_object, read_text
+from edgecosine.protocol.api.mqtt_message import Incoming
+from edgecosine.protocol.api.openai import (
+    Limits,
+    ask_request,
+    check_identifier,
+    parse_request,
+)
+from edgecosine.protocol.api.request import Request, RequestKind
+from edgecosine.protocol.api.topics import ResponseTopic, Topics, is_identifier
+
+ANONYMOUS = "anon"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Whose request it is and how it is answered."""
+
+    client_id: str
+    request_id: str
+    kind: RequestKind
+    reply_topic: str
+    correlation: bytes | None = None
+    wants_stream: bool = False
+    digest: bytes = b""
+    """Of kind and body: tells a request that came twice from another one of the same name."""
+    is_named: bool = True
+    """Whether the asker gave the id, so that everybody who hears the request calls it the same."""
+
+    @property
+    def key(self) -> str:
+        """Names the request in the whole cluster."""
+        return f"{self.client_id}/{self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The publication is a request."""
+
+    ticket: Ticket
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The publication is none; the ticket says where the error goes."""
+
+    ticket: Ticket
+    error: Refusal
+    cause: Exception | None = None
+    """What nobody foresaw, for the log."""
+
+
+UNREAD = Refusal("the cluster failed to read this request", code="internal_error", status=500)
+
+
+class Intake:
+    """Reads requests for one cluster; `draw_id` and `draw_seed` are asked where a body has none."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        max_request_bytes: int,
+        draw_id: Callable[[], str],
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._topics = topics
+        self.max_request_bytes = max_request_bytes
+        self._draw_id = draw_id
+        self._draw_seed = draw_seed
+
+    def read(self, kind: RequestKind, message: Incoming, limits: Limits) -> Accepted | Refused:
+        """Make a request of a publication, or say what is wrong with it."""
+        num_bytes = len(message.payload)
+        if num_bytes > self.max_request_bytes:
+            return self.refuse(kind, message, too_large(num_bytes, self.max_request_bytes))
+        body: Mapping[str, object] = {}
+        text = ""
+        fault: Refusal | None = None
+        cause: Exception | None = None
+        try:
+            if kind == "ask":
+                text = read_text(message.payload)
+            else:
+                body = read_object(message.payload)
+        except RequestError as error:
+            fault = error.refusal
+        except Exception as error:  # noqa: BLE001 -- its asker is told, and nobody else harmed
+            fault, cause = UNREAD, error
+        ticket = self._ticket(kind, body, message)
+        try:
+            ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
+            if fault is not None:
+                return Refused(ticket, fault, cause)
+            request = self._request(ticket, body, text, limits)
+        except RequestError as error:
+            return Refused(ticket, error.refusal)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return Refused(ticket, UNREAD, error)
+        ticket = replace(ticket, digest=_digest(kind, message.payload))
+        expiry_s = math.inf if message.expiry_s is None else message.expiry_s
+        request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
+        return Accepted(replace(ticket, wants_stream=request.stream), request)
+
+    def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> Refused:
+        """Refuse a publication unread; nothing of it is looked at but whose it is."""
+        body = {} if kind == "ask" else read_names(message.payload)
+        ticket = self._ticket(kind, body, message)
+        try:
+            ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
+        except RequestError as error:
+            fault = error.refusal
+        return Refused(ticket, fault)
+
+    def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
+        client_id = message.client if message.client and is_identifier(message.client) else None
+        client_id = client_id or _lenient("client", body)
+        client_id = client_id or self._addressed(message.response_topic) or ANONYMOUS
+        name = _lenient("id", body) or _spelt(message.correlation)
+        request_id = name or self._draw_id()
+        return Ticket(
+            client_id=client_id,
+            request_id=request_id,
+            kind=kind,
+            reply_topic=self._topics.response(client_id, request_id),
+            correlation=message.correlation,
+            is_named=name is not None,
+        )
+
+    def _addressed(self, response_topic: str | None) -> str | None:
+        """The client that an MQTT 5 tool names by its Response Topic alone."""
+        match self._topics.parse(response_topic or ""):
+            case ResponseTopic(client_id):
+                return client_id
+        return None
+
+    def _with_reply(self, ticket: Ticket, topic: object) -> Ticket:
+        if topic is None:
+            return ticket
+        if not isinstance(topic, str):
+            raise RequestError(
+                "reply_to is not a string", code="invalid_type", parameter="reply_to"
+            )
+        self._topics.check_reply(topic)
+        own = self._topics.response(ticket.client_id, "")
+        if not topic.startswith(own) or topic == own:
+            # One client could otherwise have the cluster publish answers to another one.
+            raise RequestError(
+                f"the replies to this client go below {own}",
+                code="reply_topic_refused",
+                parameter="reply_to",
+                status=403,
+            )
+        return replace(ticket, reply_topic=topic)
+
+    def _request(
+        self, ticket: Ticket, body: Mapping[str, object], text: str, limits: Limits
+    ) -> Request:
+        if ticket.kind == "ask":
+            return ask_request(
+                text,
+                client_id=ticket.client_id,
+                request_id=ticket.request_id,
+                limits=limits,
+                seed=self._draw_seed(),
+            )
+        return parse_request(
+            ticket.kind,
+            body,
+            client_id=ticket.client_id,
+            request_id=ticket.request_id,
+            limits=limits,
+            draw_seed=self._draw_seed,
+        )
+
+
+def too_large(num_bytes: int, limit: int) -> Refusal:
+    """Nobody is let in with so long a body."""
+    return Refusal(
+        f"the request has {num_bytes} bytes; the cluster takes at most {limit}",
+        code="request_too_large",
+        status=413,
+    )
+
+
+def _digest(kind: RequestKind, payload: bytes) -> bytes:
+    return hashlib.blake2b(kind.encode() + b"\0" + payload, digest_size=16).digest()
+
+
+def _lenient(name: str, body: Mapping[str, object]) -> str | None:
+    """An identifier of the body; None when it is none, which `parse_request` refuses later."""
+    try:
+        return check_identifier(name, body.get(name))
+    except RequestError:
+        return None
+
+
+def _spelt(correlation: bytes | None) -> str | None:
+    text = (correlation or b"").decode("ascii", "replace")
+    return text if is_identifier(text) else None

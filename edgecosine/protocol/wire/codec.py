@@ -1,0 +1,133 @@
+"""Messages to bytes and back. It knows no socket and no order of messages.
+
+Bytes of a peer pass three gates, the cheapest first: msgpack with a bound on every length, the
+typed conversion into one frozen message, and the relations between a message's fields. Whatever
+the bytes are, they give a message or a RemoteProtocolError.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Final, NoReturn, get_args
+
+import msgpack  # type: ignore[import-untyped]
+import msgspec
+
+from edgecosine.errors import LocalProtocolError, RemoteProtocolError
+from edgecosine.protocol.wire.messages import (
+    MAX_PREFIX_TOKENS,
+    MAX_REASON_CHARACTERS,
+    VOCABULARY_BLOCK_TOKENS,
+    VOCABULARY_DIGEST_BYTES,
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Hello,
+)
+
+TOKEN_BYTES: Final = 4
+MAX_ARRAYS: Final = 8
+"""Arrays in one message, nested ones included; a byte of input may not become a list of output."""
+
+_BOUNDS: Final = {
+    "max_str_len": 4 * MAX_REASON_CHARACTERS,
+    "max_bin_len": TOKEN_BYTES * MAX_PREFIX_TOKENS,
+    "max_array_len": VOCABULARY_BLOCK_TOKENS,
+    "max_map_len": 0,
+    "max_ext_len": 0,
+}
+_TYPES: Final[dict[str, type[AnyMessage]]] = {
+    str(kind.__struct_config__.tag): kind for kind in get_args(AnyMessage)
+}
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+class _ArrayBudget:
+    """Counts the arrays of one message while it is being unpacked."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = MAX_ARRAYS
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {MAX_ARRAYS} arrays")
+        return items
+
+
+def tag_of(message: AnyMessage) -> str:
+    """The message's name on the wire."""
+    return str(message.__struct_config__.tag)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """The message as msgpack.
+
+    Raises LocalProtocolError when it holds what msgpack cannot carry.
+    """
+    try:
+        return _encoder.encode(message)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"cannot send this {tag_of(message)}: {error}") from error
+
+
+def decode(payload: bytes) -> AnyMessage:
+    """The message that one frame holds.
+
+    Raises RemoteProtocolError, and nothing else, when the bytes are no valid message.
+    """
+    try:
+        items = msgpack.unpackb(
+            payload, raw=False, strict_map_key=True, list_hook=_ArrayBudget(), **_BOUNDS
+        )
+    except (
+        ValueError,
+        msgpack.UnpackException,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        _refuse(f"bytes that are no bounded msgpack ({str(error) or type(error).__name__})")
+    if type(items) is not list or not items or type(items[0]) is not str:
+        _refuse("a message that is no array with a name first")
+    kind = _TYPES.get(items[0])
+    if kind is None:
+        _refuse(f"an unknown message {items[0][:32]!a}")
+    try:
+        message = msgspec.convert(items, kind)
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        _refuse(f"an invalid {items[0]}: {error}")
+    _check(message)
+    return message
+
+
+def _check(message: AnyMessage) -> None:
+    """Relations between fields, which no type can say."""
+    if type(message) is Draft:
+        _check_draft(message)
+    elif type(message) is DraftRequest:
+        if len(message.new_tokens) % TOKEN_BYTES:
+            _refuse("a draft request whose tokens are cut off")
+        if len(message.new_tokens) > TOKEN_BYTES * message.prefix_len:
+            _refuse("a draft request with more new tokens than its prefix is long")
+    elif type(message) is Hello and len(message.vocabulary) % VOCABULARY_DIGEST_BYTES:
+        _refuse("a hello whose vocabulary digests are cut off")
+
+
+def _check_draft(draft: Draft) -> None:
+    num_tokens, cut = divmod(len(draft.tokens), TOKEN_BYTES)
+    if cut:
+        _refuse("a draft whose tokens are cut off")
+    if len(draft.confidences) != num_tokens:
+        _refuse("a draft without one confidence per token")
+    if not draft.parents:
+        return
+    if len(draft.parents) != num_tokens:
+        _refuse("a draft without one parent per token")
+    if not all(map(operator.le, draft.parents, range(num_tokens))):
+        _refuse("a draft whose token stands before its parent")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise RemoteProtocolError(f"the peer sent {what}")

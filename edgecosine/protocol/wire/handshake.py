@@ -1,0 +1,202 @@
+"""Which message may come when on a link, and whether two nodes fit: a table, and five questions.
+
+Both sides send Hello at once. Who finds the other fit says so by its first Ping, and answers the
+other's by Pong; so whoever has a Pong knows that both agree, and may send work. A node that finds
+the other unfit sends Refuse and then only listens for the other's own Refuse, because its block
+names the first token in which the vocabularies differ.
+
+GREETING → AGREED → READY → CLOSED          GREETING → REFUSING → CLOSED
+
+All transitions are in `_TABLE`; a message for which it has no entry is out of order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from edgecosine.errors import PeerMismatched, PeerRefused, RemoteProtocolError
+from edgecosine.protocol.wire.codec import tag_of
+from edgecosine.protocol.wire.messages import (
+    MAX_REASON_CHARACTERS,
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Hello,
+    Leave,
+    OutOfStep,
+    Ping,
+    Pong,
+    Refuse,
+    Release,
+    Role,
+)
+from edgecosine.protocol.wire.vocabulary import Vocabulary
+
+
+class State(Enum):
+    """What a link is waiting for."""
+
+    GREETING = "before the greeting"
+    AGREED = "before the first pong"
+    READY = "at work"
+    REFUSING = "after a refusal"
+    CLOSED = "after the end"
+
+
+WORK_BY_SENDER: Final[Mapping[Role, frozenset[type[AnyMessage]]]] = {
+    "target": frozenset({DraftRequest, Release}),
+    "drafter": frozenset({Draft, OutOfStep, Leave}),
+}
+
+
+def misfit(ours: Hello, theirs: Hello) -> str | None:
+    """Why the two nodes can never be linked as they are, and what to do; None when they fit.
+
+    Vocabularies are compared by `vocabulary_refusal`.
+    """
+    if theirs.protocol != ours.protocol:
+        return (
+            f"protocol {theirs.protocol} there, {ours.protocol} here: "
+            "install the same release on both nodes"
+        )
+    if theirs.cluster != ours.cluster:
+        return (
+            f"cluster {theirs.cluster} there, {ours.cluster} here: "
+            "start both nodes with the same --cluster"
+        )
+    if theirs.node_id == ours.node_id:
+        if theirs.incarnation == ours.incarnation:
+            return "this is the node itself: leave its own address out of its peers"
+        return (
+            f"two nodes are called {ours.node_id}: "
+            "give each its own name, and do not copy a node's identity to another machine"
+        )
+    if theirs.role == ours.role:
+        other = "drafter" if ours.role == "target" else "target"
+        return f"both nodes are {ours.role}s: a {ours.role} links with {other}s only"
+    return None
+
+
+def vocabulary_refusal(ours: Vocabulary, theirs: Hello) -> Refuse | None:
+    """The refusal of a peer with another vocabulary; None when it is equal or either takes any."""
+    if not ours.digests or not theirs.vocabulary:
+        return None
+    index = ours.first_difference(theirs.vocabulary)
+    if index is None:
+        return None
+    return Refuse(
+        reason="the vocabularies differ: serve models with the same tokenizer",
+        block_index=index,
+        block=ours.block(index),
+    )
+
+
+def anybody(_: Hello) -> str | None:
+    """Trust without proof."""
+    return None
+
+
+class Handshake:
+    """The order of messages on one link, from the greeting to the end.
+
+    state    what the link is waiting for
+    peer     the other node's Hello, as soon as it came
+    refusal  our own refusal, to be sent when the state becomes REFUSING
+    ending   why the link ends, from REFUSING on
+
+    `objection` tells why a peer is not who it says it is, None when it is.
+    """
+
+    def __init__(
+        self,
+        ours: Hello,
+        vocabulary: Vocabulary,
+        objection: Callable[[Hello], str | None] = anybody,
+    ) -> None:
+        self.state = State.GREETING
+        self.peer: Hello | None = None
+        self.refusal: Refuse | None = None
+        self.ending: PeerRefused | None = None
+        self._ours, self._vocabulary = ours, vocabulary
+        self._objection = objection
+        self._work: frozenset[type[AnyMessage]] = frozenset()
+
+    def receive(self, message: AnyMessage) -> State:
+        """Take the peer's next message and give the state after it.
+
+        Raises RemoteProtocolError when the message is out of order.
+        """
+        kind = type(message)
+        if self.state is State.READY and kind in self._work:
+            return State.READY
+        rule = _TABLE[self.state].get(kind)
+        if rule is None:
+            raise RemoteProtocolError(f"the peer sent {tag_of(message)} {self.state.value}")
+        self.state = rule(self, message)
+        return self.state
+
+    def _take_hello(self, hello: Hello) -> State:
+        self.peer = hello
+        self._work = WORK_BY_SENDER[hello.role]
+        reason = self._objection(hello) or misfit(self._ours, hello)
+        if reason is not None:
+            self.refusal = Refuse(reason[:MAX_REASON_CHARACTERS])
+        else:
+            self.refusal = vocabulary_refusal(self._vocabulary, hello)
+        if self.refusal is None:
+            return State.AGREED
+        self.ending = PeerMismatched(self.refusal.reason)
+        return State.REFUSING
+
+    def _take_refuse(self, refuse: Refuse) -> State:
+        self.ending = PeerRefused(f"the peer refused: {printable(refuse.reason)}")
+        return State.CLOSED
+
+    def _take_answer_to_refusal(self, refuse: Refuse) -> State:
+        if self.refusal is not None and 0 <= self.refusal.block_index == refuse.block_index:
+            difference = self._vocabulary.difference(refuse.block_index, refuse.block)
+            if difference is not None:
+                self.ending = PeerMismatched(f"{self.refusal.reason} ({difference})")
+        return State.CLOSED
+
+    def _agreed(self, _message: AnyMessage) -> State:
+        return State.AGREED
+
+    def _ready(self, _message: AnyMessage) -> State:
+        return State.READY
+
+    def _still_refusing(self, _message: AnyMessage) -> State:
+        return State.REFUSING
+
+
+def printable(text: str) -> str:
+    """A stranger's text, fit for a log or a terminal."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
+
+
+_Rule = Callable[[Handshake, Any], State]
+
+_WORK: Final = WORK_BY_SENDER["target"] | WORK_BY_SENDER["drafter"]
+
+_TABLE: Final[Mapping[State, Mapping[type[AnyMessage], _Rule]]] = {
+    State.GREETING: {Hello: Handshake._take_hello, Refuse: Handshake._take_refuse},
+    State.AGREED: {
+        Ping: Handshake._agreed,
+        Pong: Handshake._ready,
+        Refuse: Handshake._take_refuse,
+    },
+    State.READY: {
+        Ping: Handshake._ready,
+        Pong: Handshake._ready,
+        Refuse: Handshake._take_refuse,
+    },
+    State.REFUSING: {
+        Refuse: Handshake._take_answer_to_refusal,
+        Ping: Handshake._still_refusing,
+        Pong: Handshake._still_refusing,
+        **dict.fromkeys(_WORK, Handshake._still_refusing),
+    },
+    State.CLOSED: {},
+}

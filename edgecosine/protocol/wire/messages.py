@@ -1,0 +1,216 @@
+"""Every message between nodes, as frozen values, grouped by who receives it.
+
+Arrays of numbers travel as raw little-endian bytes. Fields are only ever appended, with defaults.
+No message carries a mask, a distribution, a position that can be derived, or code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from edgecosine.protocol.api.request import MIN_TEMPERATURE
+from edgecosine.protocol.wire.tree import TokenTree
+
+PROTOCOL_VERSION = 1
+
+MAX_DRAFT_TOKENS = 128
+MAX_SURPRISE = 1e3
+MAX_PREFIX_TOKENS = 1 << 18
+MAX_VOCABULARY_BLOCKS = 8192
+VOCABULARY_BLOCK_TOKENS = 256
+VOCABULARY_DIGEST_BYTES = 8
+MAX_NAMED_TOKEN_BYTES = 256
+MAX_REASON_CHARACTERS = 1024
+
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+RequestKey = Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Incarnation = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+NamedToken = Annotated[bytes, msgspec.Meta(max_length=MAX_NAMED_TOKEN_BYTES)]
+VocabularyDigests = Annotated[
+    bytes, msgspec.Meta(max_length=VOCABULARY_DIGEST_BYTES * MAX_VOCABULARY_BLOCKS)
+]
+Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PREFIX_TOKENS)]
+DraftTokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_DRAFT_TOKENS)]
+DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
+OutcomeBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS + 1)]
+
+Role = Literal["target", "drafter"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+    """Base of all messages: an array on the wire, its tag first."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message in both directions."""
+
+    protocol: Count
+    cluster: Identifier
+    node_id: Identifier
+    incarnation: Incarnation
+    """Start of the process in milliseconds since 1970: of two lives, the later one counts."""
+    role: Role
+    model: Name
+    quantization: Name
+    vocabulary: VocabularyDigests
+    """Digests of the vocabulary's blocks, joined; empty for a node that takes any vocabulary."""
+    max_context: Count = 0
+    """Tokens that a sequence may have; a drafter is asked for no longer one. 0 where the node does
+    not say, as those before this field do not."""
+
+
+class Refuse(Message, frozen=True, tag="refuse"):
+    """Last message: why the link ends. `block` lists the sender's tokens of the first vocabulary
+    block that differs, so that the receiver can name the first difference."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
+    block_index: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_VOCABULARY_BLOCKS)] = -1
+    block: Annotated[list[NamedToken], msgspec.Meta(max_length=VOCABULARY_BLOCK_TOKENS)] = []
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Heartbeat."""
+
+    number: Count
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Answer to a heartbeat; the pair gives the round-trip time."""
+
+    number: Count
+
+
+class Coupling(msgspec.Struct, frozen=True, array_like=True):
+    """What a drafter must know to draw with the target's noise."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    top_k: Count = 0
+    top_p: Share = 1.0
+    min_p: Share = 0.0
+    seed: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)] = bytes(8)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the target takes the most probable token at each position."""
+        return self.temperature < MIN_TEMPERATURE
+
+
+class DraftRequest(Message, frozen=True, tag="draft?"):
+    """Make your sequence equal to this prefix, then propose what follows: `num_tokens` deep,
+    reading the `width` most probable continuations in each step.
+
+    The prefix is the first `prefix_len - len(new_tokens)` tokens that the drafter holds for this
+    request, followed by `new_tokens`; `prefix_digest` is that of the whole prefix. Accept, reject,
+    retry and resync are therefore one act: whatever the drafter holds beyond is dropped.
+
+    With `is_ahead` the target is verifying the tree of the three tree fields (in the form of a
+    `Draft`), and wants to know what follows any of its outcomes. Acceptance may end at the root or
+    at any node: `outcome_shares` has a byte for each of these, in this order, by which the drafter
+    weighs what comes after; empty where all count alike.
+    """
+
+    request_id: RequestKey
+    round: Count
+    prefix_len: Annotated[int, msgspec.Meta(ge=1, le=MAX_PREFIX_TOKENS)]
+    prefix_digest: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    new_tokens: Tokens
+    num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_DRAFT_TOKENS)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    coupling: Coupling = Coupling()
+    is_ahead: bool = False
+    tree_tokens: DraftTokens = b""
+    tree_parents: DraftBytes = b""
+    tree_confidences: DraftBytes = b""
+    outcome_shares: OutcomeBytes = b""
+
+
+class Release(Message, frozen=True, tag="release"):
+    """The request has ended; its cache may go."""
+
+    request_id: RequestKey
+
+
+class Draft(Message, frozen=True, tag="draft"):
+    """The proposed tokens, in topological order."""
+
+    request_id: RequestKey
+    round: Count
+    tokens: DraftTokens
+    confidences: DraftBytes
+    """One byte per token: round(255 * probability)."""
+    parents: DraftBytes = b""
+    """One byte per token, its parent's index + 1; empty for a chain."""
+    compute_us: Count = 0
+    """Time from taking the request up to the answer, without waiting in the queue."""
+    is_ahead: bool = False
+    foretold: DraftBytes = b""
+    """One byte per token, for the newest of those that were read for this draft: 1 where it was
+    the drafter's first guess, else 0."""
+    surprise: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_SURPRISE)] = 0.0
+    """Mean of -log q over the same tokens, in nats."""
+
+
+class OutOfStep(Message, frozen=True, tag="outofstep"):
+    """The prefix does not fit what the drafter holds: it has the first `have` tokens at most."""
+
+    request_id: RequestKey
+    round: Count
+    have: Count
+    is_ahead: bool = False
+
+
+class Leave(Message, frozen=True, tag="leave"):
+    """The drafter is going: it is not to be asked any more, and answers what it was asked."""
+
+
+AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep | Leave
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as little-endian unsigned 32-bit integers."""
+    return np.asarray(tokens, dtype="<u4").tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Inverse of `pack_tokens`.
+
+    Raises ValueError when the length is no multiple of four.
+    """
+    return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
+
+
+_SHARES = tuple(byte / 255 for byte in range(256))
+
+
+def pack_shares(shares: Sequence[float]) -> bytes:
+    """Probabilities as one byte each."""
+    return bytes(round(255 * share) for share in shares)
+
+
+def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
+    """The tree in the fields of a `Draft`, or None when they make none."""
+    size = len(confidences)
+    if len(tokens) != 4 * size or len(parents) not in {0, size}:
+        return None
+    above = tuple([parent - 1 for parent in parents]) or tuple(range(-1, size - 1))
+    shares = tuple(map(_SHARES.__getitem__, confidences))
+    try:
+        return TokenTree(tuple(unpack_tokens(tokens)), above, shares, (0,) * size)
+    except ValueError:
+        return None
+
+
+def prefix_digest(tokens: Sequence[int], known: int = 0) -> int:
+    """CRC-32 of a prefix, or of what follows a prefix whose digest is `known`.
+
+    It finds honest divergence cheaply; it is no signature, for a wrong draft can do no harm.
+    """
+    return zlib.crc32(pack_tokens(tokens), known)

@@ -1,0 +1,172 @@
+"""The order of messages on a link, as tables; two sides talk through lists, without a socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecosine.errors import PeerMismatched, PeerRefused, RemoteProtocolError
+from edgecosine.protocol.wire.handshake import Handshake, State, printable
+from edgecosine.protocol.wire.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Leave,
+    OutOfStep,
+    Ping,
+    Pong,
+    Refuse,
+    Release,
+)
+from edgecosine.protocol.wire.vocabulary import ANY_VOCABULARY, Vocabulary
+from tests.protocol.wire.values import hello, messages
+
+OURS = hello()
+DRAFTER: dict[str, Any] = {"node_id": "drafter-1", "role": "drafter"}
+WORDS = Vocabulary.of([f"word{number}" for number in range(600)])
+OTHER_WORDS = Vocabulary.of([f"word{number}" if number != 300 else "x" for number in range(600)])
+
+SAMPLES: dict[str, AnyMessage] = {
+    "hello": hello(**DRAFTER),
+    "refuse": Refuse("no"),
+    "ping": Ping(1),
+    "pong": Pong(1),
+    "draft?": DraftRequest("a", 0, 1, 0, b"", 1),
+    "release": Release("a"),
+    "draft": Draft("a", 0, b"", b""),
+    "outofstep": OutOfStep("a", 0, 0),
+    "leave": Leave(),
+}
+REACHED: dict[State, list[str]] = {
+    State.GREETING: [],
+    State.AGREED: ["hello"],
+    State.READY: ["hello", "ping", "pong"],
+    State.REFUSING: [],
+    State.CLOSED: ["hello", "refuse"],
+}
+EXPECTED: dict[State, dict[str, State]] = {
+    State.GREETING: {"hello": State.AGREED, "refuse": State.CLOSED},
+    State.AGREED: {"ping": State.AGREED, "pong": State.READY, "refuse": State.CLOSED},
+    State.READY: {
+        "ping": State.READY,
+        "pong": State.READY,
+        "draft": State.READY,
+        "outofstep": State.READY,
+        "leave": State.READY,
+        "refuse": State.CLOSED,
+    },
+    State.CLOSED: {},
+}
+
+
+def brought_to(state: State) -> Handshake:
+    handshake = Handshake(OURS, ANY_VOCABULARY)
+    for name in REACHED[state]:
+        handshake.receive(SAMPLES[name])
+    assert handshake.state is state
+    return handshake
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("state", EXPECTED)
+def test_each_message_in_each_state(state: State, name: str) -> None:
+    handshake = brought_to(state)
+    expected = EXPECTED[state].get(name)
+    if expected is None:
+        with pytest.raises(RemoteProtocolError, match="the peer sent"):
+            handshake.receive(SAMPLES[name])
+        assert handshake.state is state
+    else:
+        assert handshake.receive(SAMPLES[name]) is expected
+
+
+@pytest.mark.parametrize("name", ["draft", "outofstep"])
+def test_a_target_may_not_send_what_a_drafter_sends(name: str) -> None:
+    handshake = Handshake(hello(**DRAFTER), ANY_VOCABULARY)
+    for message in (hello(), Pong(0), SAMPLES["draft?"], SAMPLES["release"]):
+        handshake.receive(message)
+    with pytest.raises(RemoteProtocolError, match="at work"):
+        handshake.receive(SAMPLES[name])
+
+
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"protocol": 2, "cluster": "x"}, "protocol 2 there, 1 here: install the same release"),
+    ({"cluster": "x", "node_id": "target-1"}, "cluster x there, lab here: start both nodes with"),
+    ({"node_id": "target-1", "role": "target"}, "this is the node itself: leave its own address"),
+    ({"node_id": "target-1", "incarnation": 7}, "two nodes are called target-1: give each"),
+    ({"role": "target"}, "both nodes are targets: a target links with drafters only"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), MISFITS, ids=[reason for _, reason in MISFITS])
+def test_a_misfit_is_refused_with_what_to_do(changes: dict[str, Any], reason: str) -> None:
+    handshake = Handshake(OURS, WORDS)
+    assert handshake.receive(hello(**(DRAFTER | changes))) is State.REFUSING
+    assert handshake.refusal is not None
+    assert handshake.refusal.reason.startswith(reason)
+    assert isinstance(handshake.ending, PeerMismatched)
+
+
+def test_two_drafters_are_refused() -> None:
+    handshake = Handshake(hello(**DRAFTER), ANY_VOCABULARY)
+    handshake.receive(hello(role="drafter"))
+    assert "a drafter links with targets only" in str(handshake.ending)
+
+
+def test_both_sides_name_the_first_token_that_differs() -> None:
+    target = Handshake(hello(vocabulary=WORDS.digests), WORDS)
+    drafter_hello = hello(**DRAFTER, vocabulary=OTHER_WORDS.digests)
+    drafter = Handshake(drafter_hello, OTHER_WORDS)
+    assert target.receive(drafter_hello) is State.REFUSING
+    assert drafter.receive(hello(vocabulary=WORDS.digests)) is State.REFUSING
+    assert target.refusal is not None
+    assert drafter.refusal is not None
+    for name in ("ping", "draft"):
+        assert target.receive(SAMPLES[name]) is State.REFUSING
+    assert drafter.receive(target.refusal) is State.CLOSED
+    assert target.receive(drafter.refusal) is State.CLOSED
+    assert "token 300 is b'word300' here and b'x' there" in str(target.ending)
+    assert "token 300 is b'x' here and b'word300' there" in str(drafter.ending)
+
+
+@pytest.mark.parametrize("block_index", [-1, 0, 2])
+def test_a_refusal_of_another_block_names_nothing(block_index: int) -> None:
+    target = Handshake(OURS, WORDS)
+    target.receive(hello(**DRAFTER, vocabulary=OTHER_WORDS.digests))
+    target.receive(Refuse("no", block_index=block_index, block=[b"x"]))
+    assert str(target.ending) == "the vocabularies differ: serve models with the same tokenizer"
+
+
+@pytest.mark.parametrize("theirs", [b"", WORDS.digests])
+def test_an_equal_vocabulary_or_none_is_taken(theirs: bytes) -> None:
+    handshake = Handshake(OURS, WORDS)
+    assert handshake.receive(hello(**DRAFTER, vocabulary=theirs)) is State.AGREED
+
+
+@given(st.lists(messages), st.sampled_from(State))
+def test_any_messages_in_any_order_end_in_a_state_or_are_the_peers_error(
+    said: list[AnyMessage], start: State
+) -> None:
+    handshake = Handshake(OURS, WORDS)
+    handshake.state = start if start is not State.REFUSING else State.GREETING
+    for message in said:
+        was = handshake.state
+        try:
+            assert handshake.receive(message) is handshake.state
+        except RemoteProtocolError:
+            assert handshake.state is was
+        if handshake.state in (State.REFUSING, State.CLOSED) and was is not handshake.state:
+            assert handshake.ending is not None
+        if was is State.CLOSED:
+            assert handshake.state is State.CLOSED
+
+
+def test_a_strangers_reason_cannot_write_into_the_log() -> None:
+    handshake = Handshake(OURS, ANY_VOCABULARY)
+    assert handshake.receive(Refuse("go\naway\x1b[2J")) is State.CLOSED
+    assert isinstance(handshake.ending, PeerRefused)
+    assert str(handshake.ending) == "the peer refused: go?away?[2J"
+    assert printable("plain ä") == "plain ä"
