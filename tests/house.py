@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from edgecosine.balance.batch import Latecomer
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import (
     DraftEngine,

@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from edgecosine.balance.fairness import FairQueue, Job
+from edgecosine.balance.fair_queue import FairQueue, Job
 from edgecosine.errors import Overloaded
 
 _FORGETTING = 0.9

@@ -9,8 +9,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from edgecosine.balance.asking import pays_to_ask
-from edgecosine.balance.batch import Latecomer, hold_s
+from edgecosine.balance.batch_wait import Latecomer, hold_s
+from edgecosine.balance.fresh_draft_gain import pays_to_ask
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
@@ -25,14 +25,14 @@ from edgecosine.balance.plan import (
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_GAMMA
-from edgecosine.balance.rendezvous import weight
+from edgecosine.balance.probes import may_try, pace_of, whom_to_try
+from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.statistics import Learning, RequestState
 from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
-from edgecosine.balance.trials import may_try, pace_of, whom_to_try
+from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT
 from edgecosine.fusion.fuse import Draft, Union, reaches
 from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.route import PRIOR_WEIGHT
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 FIRST_ASKED = 8

@@ -11,17 +11,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.asking import Gain
-from edgecosine.balance.estimates import Crowding, DrafterSpeed, PassCost, PassReport, smooth
+from edgecosine.balance.cost_model import Crowding, DrafterSpeed, PassCost, PassReport, smooth
+from edgecosine.balance.fresh_draft_gain import Gain
 from edgecosine.balance.plan import PROBE_GAMMA, Plan
 from edgecosine.balance.policy import POLICIES, Policy
-from edgecosine.balance.regime import Regimes, Speed
+from edgecosine.balance.speculation_switch import Regimes, Speed
 from edgecosine.balance.steps import Stepping
-from edgecosine.fusion.calibrate import Calibration
-from edgecosine.fusion.context import Experience, Features, features
-from edgecosine.fusion.fuse import Union
-from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.route import (
+from edgecosine.fusion.acceptance_rates import (
     RECORD_MEMORY,
     REQUEST_MEMORY,
     AcceptanceRate,
@@ -31,6 +27,10 @@ from edgecosine.fusion.route import (
     Rescues,
     foresee,
 )
+from edgecosine.fusion.calibration import Calibration
+from edgecosine.fusion.fuse import Union
+from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.text_similarity import Experience, Features, features
 from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
 
 FIRST_REST = 24

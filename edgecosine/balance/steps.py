@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.balance.plan import MAX_GAMMA
-from edgecosine.balance.regime import Speed
+from edgecosine.balance.speculation_switch import Speed
 
 INTERVALS = (1, 2, 3, 4, 6)
 MUCH_SURER = 0.05

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Balancer
 from edgecosine.balance.policy import PARTS, POLICIES

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.admission import Admission, Pace
-from edgecosine.balance.fairness import Job
+from edgecosine.balance.fair_queue import Job
 from edgecosine.errors import Overloaded
 
 TOKEN_S = 0.1

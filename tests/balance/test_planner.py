@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.planner import FIRST_ASKED, Balancer
 from edgecosine.balance.policy import POLICIES
-from edgecosine.balance.regime import FIRST_REST
+from edgecosine.balance.speculation_switch import FIRST_REST
 from edgecosine.balance.statistics import MAX_KNOWN, RequestState
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.tree import chain

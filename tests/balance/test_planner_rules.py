@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Balancer
 from edgecosine.balance.statistics import FIRST_REST, LONGEST_REST, RequestState

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.balance.admission import Admission
-from edgecosine.balance.fairness import FairQueue, Job
+from edgecosine.balance.fair_queue import FairQueue, Job
 from edgecosine.errors import Overloaded
 
 

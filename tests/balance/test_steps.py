@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import MAX_GAMMA
-from edgecosine.balance.regime import Speed
+from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.steps import (
     ENOUGH_ROUNDS,
     FIRST_REST,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecosine.fusion.route import Record, RequestRates, Word
+from edgecosine.fusion.acceptance_rates import Record, RequestRates, Word
 
 
 def test_word_that_was_not_kept_is_discounted() -> None:

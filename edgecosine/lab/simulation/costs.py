@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from edgecosine.balance.estimates import PassCost
+from edgecosine.balance.cost_model import PassCost
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgecosine import zoo
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.balance.rendezvous import chosen
+from edgecosine.balance.rendezvous_hash import chosen
 from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
 
 GRACE_S: Final = 5.0

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edgecosine.balance.rendezvous import weight
+from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.node.cluster_queue.members import Standings
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.parse_request import Ticket

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from edgecosine.balance.admission import Admission
-from edgecosine.balance.fairness import Job
+from edgecosine.balance.fair_queue import Job
 from edgecosine.protocol.api.request import Answer, Request
 
 

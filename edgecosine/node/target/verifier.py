@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgecosine.balance.batch import Latecomer
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import (
     Failed,
     Outcome,

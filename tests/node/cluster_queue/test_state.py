@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecosine.balance.rendezvous import chosen
+from edgecosine.balance.rendezvous_hash import chosen
 from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
 from edgecosine.node.cluster_queue.members import GRACE_S
 from edgecosine.node.cluster_queue.state import UNCLAIMED_S, WorkBook

@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 import pytest
 
-from edgecosine.balance.rendezvous import chosen
+from edgecosine.balance.rendezvous_hash import chosen
 from edgecosine.node.cluster_queue.actions import Agree, Clear, GiveUp, Inform, Start, Tell
 from edgecosine.node.cluster_queue.own_claims import CONSENT_S
 from edgecosine.node.cluster_queue.peer_claims import rank

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.rendezvous import chosen
+from edgecosine.balance.rendezvous_hash import chosen
 from edgecosine.errors import ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from edgecosine.balance.batch import Latecomer
+from edgecosine.balance.batch_wait import Latecomer
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifying
 from tests.fakes_engine import ScriptedTarget

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Balancer
 from edgecosine.engine.acceptance import walk

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgecosine.balance.batch import Latecomer
-from edgecosine.balance.estimates import PassReport
+from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import Verdict, VerifyWork
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.engine_thread import EngineThread

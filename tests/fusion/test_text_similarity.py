@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.context import MEMORY, SHARPNESS, Experience, features
-from edgecosine.fusion.route import PRIOR_WEIGHT, Record, RequestRates
+from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, Record, RequestRates
+from edgecosine.fusion.text_similarity import MEMORY, SHARPNESS, Experience, features
 
 COMMON = list(range(200))
 SUBJECTS = {"law": range(1000, 1040), "code": range(2000, 2040)}

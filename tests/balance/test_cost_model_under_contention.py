@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecosine.balance.estimates import Crowding, DrafterSpeed
+from edgecosine.balance.cost_model import Crowding, DrafterSpeed
 
 
 def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:

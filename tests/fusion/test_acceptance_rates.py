@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.route import (
+from edgecosine.fusion.acceptance_rates import (
     FIRST_GUESS,
     REQUEST_MEMORY,
     AcceptanceRate,

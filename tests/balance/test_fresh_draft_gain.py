@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.asking import Gain, pays_to_ask
+from edgecosine.balance.fresh_draft_gain import Gain, pays_to_ask
 from edgecosine.balance.plan import MAX_NODES, Plan
 
 PASS_S = [0.0, *(0.010 + 0.0002 * rows for rows in range(MAX_NODES + 2))]

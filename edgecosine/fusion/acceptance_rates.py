@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgecosine.fusion.context import Expectation
+from edgecosine.fusion.text_similarity import Expectation
 
 PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""

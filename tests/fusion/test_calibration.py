@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.calibrate import BINS, MEMORY, PRIOR_WEIGHT, Calibration
+from edgecosine.fusion.calibration import BINS, MEMORY, PRIOR_WEIGHT, Calibration
 
 shares = st.floats(0, 1)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.estimates import DrafterSpeed, PassCost, smooth
+from edgecosine.balance.cost_model import DrafterSpeed, PassCost, smooth
 
 seconds = st.floats(0, 10)
 measurements = st.dictionaries(st.integers(1, 64), seconds, min_size=1, max_size=12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.batch import Latecomer, hold_s
+from edgecosine.balance.batch_wait import Latecomer, hold_s
 
 latecomers = st.lists(
     st.builds(Latecomer, in_s=st.floats(-0.01, 0.1), rows=st.integers(1, 40)), max_size=8

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.trials import FIRST_TRIALS, TRIAL_EVERY, may_try, pace_of, whom_to_try
+from edgecosine.balance.probes import FIRST_TRIALS, TRIAL_EVERY, may_try, pace_of, whom_to_try
 from tests.balance.test_plan import candidate, candidates
 
 KNOWN, GOOD = candidate("known", 0.2), candidate("good", 0.9)

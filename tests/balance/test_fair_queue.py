@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.fairness import MAX_CLIENTS, MAX_PRIORITY, STEP_TOKENS, FairQueue, Job
+from edgecosine.balance.fair_queue import MAX_CLIENTS, MAX_PRIORITY, STEP_TOKENS, FairQueue, Job
 
 COSTS = st.integers(1, 512).map(float)
 JOBS = st.builds(Job, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))

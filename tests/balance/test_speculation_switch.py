@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgecosine.balance.regime import FIRST_REST, LONGEST_REST, TRIAL_PASSES, Regimes
+from edgecosine.balance.speculation_switch import FIRST_REST, LONGEST_REST, TRIAL_PASSES, Regimes
 
 PLAIN_S = 0.010
 
