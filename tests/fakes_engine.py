@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
     PassResult,
@@ -25,7 +24,8 @@ from edgecosine.engine.base import (
     VerifyWork,
     never,
 )
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.target.acceptance import walk
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.protocol.api.request import FinishReason, Logprobs, Request, Sampling
 from edgecosine.protocol.wire.messages import (
     Coupling,

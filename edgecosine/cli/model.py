@@ -13,8 +13,8 @@ from rich.table import Table
 
 from edgecosine import models, zoo
 from edgecosine.cli.logs import log_to_stderr
-from edgecosine.engine.gguf_file import GgufModel, read_gguf
-from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.loading.gguf_file import GgufModel, read_gguf
+from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.errors import EdgecosineError, ModelUnavailable
 from edgecosine.places import expanded
 
@@ -137,7 +137,7 @@ def _facts(model: GgufModel) -> Iterable[tuple[str, str]]:
 
 
 def _facts_of_directory(path: Path) -> Iterable[tuple[str, str]]:
-    from edgecosine.engine.planning import plan_load  # imports torch, which takes seconds
+    from edgecosine.engine.loading.load_plan import plan_load  # imports torch, which takes seconds
 
     plan = plan_load(LoadOptions(str(path)))
     text = plan.config.get_text_config()
@@ -163,7 +163,7 @@ def _first_line_of(template: str) -> str:
 
 def _memory(options: LoadOptions) -> str:
     """What a node would plan; or why it would refuse the model."""
-    from edgecosine.engine.planning import plan_load  # imports torch, which takes seconds
+    from edgecosine.engine.loading.load_plan import plan_load  # imports torch, which takes seconds
 
     try:
         plan = plan_load(options)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from edgecosine.engine.native import Kernels
+from edgecosine.engine.cpu.kernel_library import Kernels
 
 NAME = "edgecosine_slots"
 

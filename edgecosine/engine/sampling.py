@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgecosine.engine.noise import gumbel
+from edgecosine.engine.gumbel import gumbel
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
 from edgecosine.protocol.wire.messages import Coupling
 

@@ -23,8 +23,14 @@ from typing import Final
 from edgecosine import models
 from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
-from edgecosine.engine.control_groups import group_memory
-from edgecosine.engine.model_files import NGRAM, fault_of, find_model, is_hub_name, zoo_models
+from edgecosine.engine.loading.control_groups import group_memory
+from edgecosine.engine.loading.model_files import (
+    NGRAM,
+    fault_of,
+    find_model,
+    is_hub_name,
+    zoo_models,
+)
 from edgecosine.errors import BrokerLost, ConfigError, EnrolmentError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.credentials.ca_server import utc_now
@@ -109,7 +115,7 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     return Check("processor", finding)
 
 
-def check_engine(module: str = "edgecosine.engine.device") -> list[Check]:
+def check_engine(module: str = "edgecosine.engine.loading.device") -> list[Check]:
     """What the engine says about processors and GPUs."""
     try:
         described: list[str] = importlib.import_module(module).describe()

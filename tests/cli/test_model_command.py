@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from gguf import GGMLQuantizationType
 
 from edgecosine.cli.model import command
-from tests.engine.gguf_files import write_gguf
+from tests.engine.loading.gguf_files import write_gguf
 
 
 def test_show_says_what_is_in_a_file(tmp_path: Path) -> None:

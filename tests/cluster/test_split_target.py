@@ -15,9 +15,9 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.engine.loading import load_target
-from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.loading.load import load_target
+from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.asking import ask
 from edgecosine.local.embedded_broker import EmbeddedBroker

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import Prefilling, Verdict, VerifyWork
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from edgecosine.engine import target as judging
 from edgecosine.engine.base import DraftWork, Failed, Prefilling, Verdict, VerifyWork
-from edgecosine.engine.drafter import TransformerDrafter
-from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.static import StaticModel
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.draft.drafter import TransformerDrafter
+from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.target import target as judging
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import NoLogits
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import Coupling

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import Rows
 from edgecosine.engine.base import DraftWork
-from edgecosine.engine.drafter import TransformerDrafter
-from edgecosine.engine.loading import load_drafter, load_target
-from edgecosine.engine.model import SlotModel
-from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.draft.drafter import TransformerDrafter
+from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.engine.loading.load import load_drafter, load_target
+from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.rotary import LONG, mark_of, turning_length
-from edgecosine.engine.rows import RowBuilder
-from edgecosine.engine.static import StaticModel
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.messages import Coupling
 from edgecosine.protocol.wire.tree import ROOT

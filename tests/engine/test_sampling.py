@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edgecosine.engine.noise import gumbel
+from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw, support
 from edgecosine.protocol.api.request import Sampling
 

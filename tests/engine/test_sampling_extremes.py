@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecosine.engine.guessing import guess
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.noise import gumbel
+from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.draft.draft_sampling import guess
+from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw
 from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.api.openai import Limits, parse_request

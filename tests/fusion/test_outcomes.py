@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.growth import Growth
-from edgecosine.engine.guessing import Guesses
+from edgecosine.engine.draft.draft_sampling import Guesses
+from edgecosine.engine.draft.draft_tree import Growth
 from edgecosine.fusion.outcomes import OWN, fan_out, outcome_masses
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from edgecosine.engine.base import DraftWork
-from edgecosine.engine.cut_models import load_cut_model, read_cut_config
-from edgecosine.engine.loading import load_drafter
-from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.sources import locate
+from edgecosine.engine.loading.cut_models import load_cut_model, read_cut_config
+from edgecosine.engine.loading.load import load_drafter
+from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.loading.sources import locate
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.distill import pool
 from edgecosine.lab.distill.adapters import adapt, changes
@@ -28,7 +28,7 @@ from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
 from edgecosine.protocol.wire.messages import Coupling
-from tests.engine.gguf_files import TOKENS, write_gguf
+from tests.engine.loading.gguf_files import TOKENS, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
 
 def test_grid_writes_what_flat_passes_write(target: Path) -> None:
     """Greedy answers, one token of a slot each step or all at once; slots are used again."""
-    from edgecosine.engine.model import SlotModel
+    from edgecosine.engine.forward_pass import SlotModel
     from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder
 
     tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer

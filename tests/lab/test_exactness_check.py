@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from edgecosine.engine.attention import Rows
 from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
-from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.native import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import (
     EngineShape,
     Opened,

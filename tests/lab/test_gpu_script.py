@@ -21,7 +21,7 @@ from edgecosine.lab.gpu.__main__ import main
 from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
 from edgecosine.lab.gpu.parts import PARTS, Part, Visit
 from edgecosine.lab.gpu.running import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
-from tests.engine.gguf_files import write_gguf
+from tests.engine.loading.gguf_files import write_gguf
 
 
 @pytest.fixture

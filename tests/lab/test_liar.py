@@ -6,8 +6,8 @@ from pathlib import Path
 
 from edgecosine import zoo
 from edgecosine.engine.base import DraftWork, Proposal
-from edgecosine.engine.loading import load_drafter
-from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.loading.load import load_drafter
+from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.liar import write_liar
 from edgecosine.protocol.wire.messages import Coupling
 

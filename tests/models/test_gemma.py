@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgecosine import models
-from edgecosine.engine.gguf_file import read_gguf
-from edgecosine.engine.gguf_weights import read_gguf_config, read_gguf_tokenizer
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.loading.gguf_file import read_gguf
+from edgecosine.engine.loading.gguf_weights import read_gguf_config, read_gguf_tokenizer
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ModelUnavailable
 
 NAME = "gemma-3-270m"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from edgecosine import models
-from edgecosine.engine.gguf_file import read_gguf
-from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
-from edgecosine.engine.loading import load_target
-from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.loading.gguf_file import read_gguf
+from edgecosine.engine.loading.gguf_weights import load_gguf_weights, read_gguf_config
+from edgecosine.engine.loading.load import load_target
+from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable
 from edgecosine.protocol.api.request import ChatMessage
 from tests.engine.decoding import decode, nothing

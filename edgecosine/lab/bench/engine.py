@@ -17,7 +17,6 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from edgecosine import zoo
-from edgecosine.engine.ballast import add_ballast
 from edgecosine.engine.base import (
     DraftEngine,
     DraftWork,
@@ -26,9 +25,10 @@ from edgecosine.engine.base import (
     VerifyWork,
     verdict_of,
 )
-from edgecosine.engine.loading import load_drafter, load_target
-from edgecosine.engine.memory import give_back_memory
-from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.loading.ballast import add_ballast
+from edgecosine.engine.loading.load import load_drafter, load_target
+from edgecosine.engine.loading.memory import give_back_memory
+from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.api.request import Sampling

@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine import zoo
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
-from edgecosine.engine.graphs import Capture, capture_for, use_own_stream
-from edgecosine.engine.loading import load_drafter, load_target
-from edgecosine.engine.options import LoadOptions, Quantize
-from edgecosine.engine.static import RUNS_TO_REPLAY, StaticModel
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.cuda.graphs import Capture, capture_for, use_own_stream
+from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, StaticModel
+from edgecosine.engine.loading.load import load_drafter, load_target
+from edgecosine.engine.loading.options import LoadOptions, Quantize
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, Keep, counted, interval

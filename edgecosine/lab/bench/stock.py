@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
 from transformers.utils import logging as transformers_logging
 
 from edgecosine import zoo
-from edgecosine.engine.ballast import add_ballast
+from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.lab.bench.stock_orders import Answer, Kind, Order, Ready, Setting
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

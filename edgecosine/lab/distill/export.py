@@ -1,4 +1,4 @@
-"""Writes a student as a GGUF file that names its base, see `engine/cut_models.py`."""
+"""Writes a student as a GGUF file that names its base, see `engine/loading/cut_models.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from gguf.quants import quantize
 from transformers import LlamaForCausalLM
 
-from edgecosine.engine.cut_models import LAYER_WEIGHTS, OUTPUT, adapted_name, rotary_pairs
-from edgecosine.engine.gguf_file import BASE, BASE_DIGEST, SHORTLIST
+from edgecosine.engine.loading.cut_models import LAYER_WEIGHTS, OUTPUT, adapted_name, rotary_pairs
+from edgecosine.engine.loading.gguf_file import BASE, BASE_DIGEST, SHORTLIST
 from edgecosine.lab.distill.adapters import changes
 
 

@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from edgecosine.engine.model import PassModel
-from edgecosine.engine.rows import RowBuilder
+from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.forward_pass import PassModel
 from edgecosine.lab.distill.conversations import Slot
 
 _STEP = 64

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from edgecosine.engine.cut_models import load_cut_model, read_cut_config
-from edgecosine.engine.gguf_file import read_gguf
-from edgecosine.engine.sources import locate
+from edgecosine.engine.loading.cut_models import load_cut_model, read_cut_config
+from edgecosine.engine.loading.gguf_file import read_gguf
+from edgecosine.engine.loading.sources import locate
 from edgecosine.lab.distill import pool
 from edgecosine.lab.distill.adapters import adapt
 from edgecosine.lab.distill.conversations import (

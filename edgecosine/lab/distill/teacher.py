@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.gguf_file import GgufModel
-from edgecosine.engine.gguf_weights import (
+from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.packing import PackedLinear
+from edgecosine.engine.loading.gguf_file import GgufModel
+from edgecosine.engine.loading.gguf_weights import (
     load_gguf_weights,
     read_gguf_config,
     read_gguf_tokenizer,
 )
-from edgecosine.engine.packing import PackedLinear
-from edgecosine.engine.planning import kernels_if_any
-from edgecosine.engine.sources import locate
+from edgecosine.engine.loading.load_plan import kernels_if_any
+from edgecosine.engine.loading.sources import locate
 from edgecosine.errors import ModelUnsupported
 from edgecosine.lab.distill.conversations import Feeder
 from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder

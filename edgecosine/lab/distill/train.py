@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from edgecosine.engine.device import resolve_device
+from edgecosine.engine.loading.device import resolve_device
 from edgecosine.errors import EdgecosineError
 from edgecosine.lab.distill.card import write_card
 from edgecosine.lab.distill.prompts import GENERALIST

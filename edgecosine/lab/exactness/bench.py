@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from edgecosine.engine.exactness import Decision
+from edgecosine.engine.target.exactness import Decision
 from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import EngineShape, Storm, Subject, Tally, Truth, plain_answer
 from edgecosine.lab.exactness.coupling import Agreement, measure_agreement

@@ -18,7 +18,7 @@ import torch
 
 from edgecosine.engine.attention import Rows
 from edgecosine.engine.base import TargetEngine, Verdict, VerifyWork, verdict_of
-from edgecosine.engine.model import PassModel
+from edgecosine.engine.forward_pass import PassModel
 from edgecosine.lab.exactness.drafts import MOODS, Mood
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE

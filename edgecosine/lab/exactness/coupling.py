@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from edgecosine import zoo
-from edgecosine.engine.guessing import guess
+from edgecosine.engine.draft.draft_sampling import guess
 from edgecosine.engine.sampling import draw, support
 from edgecosine.lab.exactness.models import zoo_model, zoo_prompts
 from edgecosine.lab.zoo.generation import Sampling as Texts

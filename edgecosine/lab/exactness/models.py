@@ -17,11 +17,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from edgecosine import zoo
-from edgecosine.engine.exactness import Decision, confirm, decide
-from edgecosine.engine.fused import FusedModel, can_fuse
-from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.native import Kernels
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.target.exactness import Decision, confirm, decide
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import EngineShape, Opened, Question, Recorder, Subject, Truth
 from edgecosine.protocol.api.request import Sampling
 

@@ -18,7 +18,7 @@ import uvloop
 from edgecosine.config import NodeConfig
 from edgecosine.node.node import run_node
 
-_PRELOADED = (__name__, "edgecosine.engine.loading", "edgecosine.engine.drafter")
+_PRELOADED = (__name__, "edgecosine.engine.loading.load", "edgecosine.engine.draft.drafter")
 
 
 class Nursery:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from edgecosine.balance.planner import Balancer
-from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import (
     DraftWork,
     Outcome,
@@ -20,10 +19,11 @@ from edgecosine.engine.base import (
     Verdict,
     VerifyWork,
 )
-from edgecosine.engine.drafter import Head, Told, TransformerDrafter
-from edgecosine.engine.guessing import Guesses
-from edgecosine.engine.model import PassModel
-from edgecosine.engine.rows import RowBuilder
+from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.draft.draft_sampling import Guesses
+from edgecosine.engine.draft.drafter import Head, Told, TransformerDrafter
+from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.events import Core, Strand

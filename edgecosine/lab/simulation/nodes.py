@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.decisions import TimedBalancer
 from edgecosine.lab.simulation.engines import (

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgecosine.engine.guessing import Guesses
+from edgecosine.engine.draft.draft_sampling import Guesses
 from edgecosine.protocol.wire.messages import pack_tokens
 
 RECORDED = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-from edgecosine.engine.noise import gumbel
+from edgecosine.engine.gumbel import gumbel
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import TypeVar
 
 from edgecosine.config import NodeConfig
 from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.model_files import NGRAM
-from edgecosine.engine.ngram import load_ngram
-from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.engine.draft.prompt_lookup import load_ngram
+from edgecosine.engine.loading.model_files import NGRAM
+from edgecosine.engine.loading.options import Loaded, LoadOptions
 
 Result = TypeVar("Result")
 
 
 def load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
     """The target engine that the settings name; in the engine's thread."""
-    from edgecosine.engine import loading  # imports torch, which takes seconds
+    from edgecosine.engine.loading import load as loading  # imports torch, which takes seconds
 
     return _pinned(loading.load_target(_load_options(config)), config)
 
@@ -26,7 +26,7 @@ def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
     """The draft engine that the settings name; in the engine's thread."""
     if config.model == NGRAM:
         return _pinned(load_ngram(), config)
-    from edgecosine.engine import loading
+    from edgecosine.engine.loading import load as loading
 
     return _pinned(loading.load_drafter(_load_options(config)), config)
 

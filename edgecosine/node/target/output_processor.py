@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecosine.engine.text import Detokenizer, TextCodec
+from edgecosine.engine.tokenizer import Detokenizer, TextCodec
 from edgecosine.protocol.api.request import (
     Choice,
     FinishReason,

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import Verdict, VerifyWork
-from edgecosine.engine.text import MAX_CONTEXT, TextCodec
+from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.runtime.clock import now

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgecosine.balance.planner import Balancer
 from edgecosine.balance.policy import POLICIES
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.node.target.draft_client import DrafterLinks
 from edgecosine.node.target.session import Session

@@ -26,7 +26,7 @@ from edgecosine.engine.base import (
     Verdict,
     VerifyWork,
 )
-from edgecosine.engine.profile import profile
+from edgecosine.engine.target.profile import profile
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.runtime.engine_thread import EngineThread

@@ -9,11 +9,11 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecosine.engine.drafter import TransformerDrafter
-from edgecosine.engine.fused import FusedModel
-from edgecosine.engine.model import PassModel, SlotModel
-from edgecosine.engine.native import KernelsUnavailable, load_kernels
-from edgecosine.engine.target import TransformerTarget
+from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.draft.drafter import TransformerDrafter
+from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.openai import Limits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
 from tests.engine.models import VOCABULARY, build

@@ -15,7 +15,7 @@ import pytest
 from edgecosine.balance.admission import Admission
 from edgecosine.balance.planner import Balancer
 from edgecosine.engine.base import DraftWork, Failed, PassResult, Proposal, VerifyWork
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway import request_runner as answering

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from edgecosine.engine.sources import locate
-from edgecosine.engine.text import TextCodec
+from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.node.target.output_processor import Transcript
 from edgecosine.protocol.api.request import Logprobs, Request, Sampling, ScoredToken
 from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.acceptance import walk
 from edgecosine.engine.base import Verdict
+from edgecosine.engine.target.acceptance import walk
 from edgecosine.fusion.fuse import Draft, union
 from edgecosine.node.target.request_metrics import Tally
 from edgecosine.protocol.api.request import DrafterShare

@@ -11,7 +11,7 @@ from typing import cast
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Balancer
-from edgecosine.engine.acceptance import walk
+from edgecosine.engine.target.acceptance import walk
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.target.draft_client import Consulting
 from edgecosine.node.target.stepwise_drafts import gather_by_steps

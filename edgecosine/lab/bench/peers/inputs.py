@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgecosine import models, zoo
-from edgecosine.engine.model_files import NGRAM, find_model
+from edgecosine.engine.loading.model_files import NGRAM, find_model
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.peers.figures import peer_figures
 from edgecosine.lab.bench.peers.plain_checkpoint import (

@@ -16,14 +16,14 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from edgecosine.engine.cut_models import (
+from edgecosine.engine.loading.cut_models import (
     LAYER_WEIGHTS,
     load_cut_model,
     read_cut_config,
     rotary_pairs,
 )
-from edgecosine.engine.gguf_weights import load_gguf_weights, read_gguf_config
-from edgecosine.engine.sources import Source, locate
+from edgecosine.engine.loading.gguf_weights import load_gguf_weights, read_gguf_config
+from edgecosine.engine.loading.sources import Source, locate
 from edgecosine.errors import ModelUnsupported
 from edgecosine.lab.distill.export import describe_llama, finish
 

@@ -1,0 +1,312 @@
+"""Models of the Llama kind as one compiled call per pass: no Python and no torch between layers.
+
+The weights and the rotary tables are those of the transformers model, which stays the reference:
+the self-test at load compares the two. Everything else runs as a `SlotModel`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from edgecosine.engine.attention import LayerCache, Rows
+from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.packing import Arena, Layout, most_bytes, narrowest, pack, take_weight
+from edgecosine.engine.draft.draft_tree import Growing
+from edgecosine.engine.forward_pass import PassModel, bytes_of
+from edgecosine.engine.loading.length_limits import WINDOW
+from edgecosine.engine.loading.options import WeightForm
+from edgecosine.engine.loading.shortlist import ShortlistHead, padded, spread
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that depend on the position alone."""
+DTYPES = (torch.float32, torch.bfloat16)
+CACHE = torch.float32
+"""Keys and values, whatever the model computes in."""
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("layout", ctypes.c_int64),
+    )
+
+
+_WEIGHTS = ("query_key_value", "output", "gate_up", "down")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Weight) for name in _WEIGHTS),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "input_norm", "middle_norm", "query_norm", "key_norm", "keys", "values"
+            )
+        ),
+        ("window", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        ("head", _Weight),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("embedding", "output_norm", "cosine", "sine", "shortlist")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
+                "embedding_bytes", "threads", "vocabulary", "slots",
+            )
+        ),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether `FusedModel` computes what this model does."""
+    config: Any = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    return (
+        not model.tp_size
+        and config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and rope.get("rope_type", "default") in ROPE_TYPES
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and all(type(m) is nn.Linear for m in linears)
+        and model.dtype in DTYPES
+        and all(p.dtype == model.dtype and p.device.type == "cpu" for p in model.parameters())
+    )
+
+
+class FusedModel:
+    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
+
+    Where it `takes_weights`, the model loses them layer by layer as they are packed, so that a load
+    never holds them twice.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        cells: int,
+        threads: int,
+        kernels: Kernels,
+        takes_weights: bool = False,
+        form: WeightForm = "bfloat16",
+    ) -> None:
+        body: Any = model.model
+        config: Any = model.config
+        self._kernels, self._cells, self._takes_weights = kernels, cells, takes_weights
+        self._form: WeightForm = form
+        self._kept: list[torch.Tensor] = []
+        """Tensors whose memory the decoder points to."""
+        linears = (module for module in model.modules() if isinstance(module, nn.Linear))
+        shapes = [(linear.out_features, linear.in_features) for linear in linears]
+        self._arena = Arena(most_bytes(shapes, kernels, form), kernels)
+        attention = body.layers[0].self_attn
+        head_size = int(attention.head_dim)
+        groups = int(config.num_key_value_heads)
+        shape = (slots, groups, cells, head_size)
+        self._caches: list[LayerCache] = []
+        layers = (_Layer * len(body.layers))(
+            *(
+                self._layer(layer, shape, _window(config, index))
+                for index, layer in enumerate(body.layers)
+            )
+        )
+        embedding = narrowest(self._weight_of(body.embed_tokens))
+        self._shortlist = _shortlist(model)
+        head = self._weight(model.lm_head.linear if self._shortlist is not None else model.lm_head)
+        cosine, sine = _rotary(body.rotary_emb, cells, head_size)
+        self._num_outputs = int(head.outputs)
+        self._decoder = _Decoder(
+            layers=layers,
+            head=head,
+            embedding=self._keep(embedding),
+            output_norm=self._keep(body.norm.weight.detach().float()),
+            cosine=self._keep(cosine),
+            sine=self._keep(sine),
+            shortlist=self._keep(padded(self._shortlist.tokens))
+            if self._shortlist is not None
+            else None,
+            num_layers=len(body.layers),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            groups=groups,
+            head_size=head_size,
+            inner=body.layers[0].mlp.gate_proj.out_features,
+            cells=cells,
+            embedding_bytes=embedding.element_size(),
+            threads=threads,
+            vocabulary=embedding.shape[0],
+            slots=slots,
+            epsilon=config.rms_norm_eps,
+            scale=float(attention.scaling),
+        )
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+        return self._cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
+        return self._arena.used + bytes_of(self._kept) - cache, cache
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
+
+        Raises IndexError where a token, a position or a cell is beyond the model's.
+        """
+        logits = torch.empty(len(keep), self._num_outputs)
+        wanted = torch.tensor(keep, dtype=torch.int64)
+        do_fit = self._kernels.library.edgecosine_decode(
+            ctypes.byref(self._decoder),
+            rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
+            rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
+            rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
+            wanted.data_ptr(), len(keep), logits.data_ptr(),
+        )  # fmt: skip
+        if not do_fit:
+            raise IndexError("a token, a position or a cell of the pass is beyond the model's")
+        if self._shortlist is not None:
+            return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
+        return logits
+
+    def grow(self, works: ctypes.Array[Growing]) -> int:
+        """One step of drafting for all works in one pass; returns its rows.
+
+        Raises IndexError as `forward` does.
+        """
+        rows: int = self._kernels.library.edgecosine_grow(
+            ctypes.byref(self._decoder), works, len(works)
+        )
+        if rows < 0:
+            raise IndexError("a token, a position or a cell of the step is beyond the model's")
+        return rows
+
+    @torch.inference_mode()
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        if list(source) == list(target):
+            return
+        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
+        for cache in self._caches:
+            cache.move(slot, from_cells, to_cells)
+
+    def clear(self, slot: int) -> None:
+        """Nothing to do: the kernels read no cell that a row does not see."""
+
+    @contextmanager
+    def widely(self, _cells: int) -> Iterator[PassModel]:
+        """Context in which inputs of linear layers are not rounded."""
+        layers = self._decoder.layers[: self._decoder.num_layers]
+        weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
+        weights.append(self._decoder.head)
+        layouts = [weight.layout for weight in weights]
+        for weight, layout in zip(weights, layouts, strict=True):
+            weight.layout = Layout(layout).wide
+        try:
+            yield self
+        finally:
+            for weight, layout in zip(weights, layouts, strict=True):
+                weight.layout = layout
+
+    @contextmanager
+    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[FusedModel]:
+        """Context in which windows are as long as `reaches` says."""
+        layers = [
+            layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
+        ]
+        windows = [layer.window for layer in layers]
+        try:
+            for layer in layers:
+                layer.window = reaches.get(WINDOW, layer.window)
+            yield self
+        finally:
+            for layer, window in zip(layers, windows, strict=True):
+                layer.window = window
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _weight_of(self, module: nn.Linear | nn.Embedding) -> torch.Tensor:
+        return take_weight(module) if self._takes_weights else module.weight.detach()
+
+    def _weight(self, *linears: nn.Linear) -> _Weight:
+        """One packed matrix of the outputs of all `linears` side by side."""
+        outputs = sum(linear.out_features for linear in linears)
+        weights = [self._weight_of(linear) for linear in linears]
+        packed = pack(weights, self._kernels, self._form, self._arena.take)
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
+        values = packed.values.data_ptr()
+        return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
+
+    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
+        # The cache comes last, when the layer's own weights are gone.
+        packed = {
+            "down": self._weight(mlp.down_proj),
+            "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
+            "query_key_value": self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
+            "output": self._weight(attention.o_proj),
+        }
+        cache = LayerCache(*(torch.zeros(cache_shape, dtype=CACHE) for _ in range(2)))
+        self._caches.append(cache)
+        return _Layer(
+            **packed,
+            input_norm=self._keep(layer.input_layernorm.weight.detach().float()),
+            middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            keys=self._keep(cache.keys),
+            values=self._keep(cache.values),
+            window=window,
+        )
+
+
+def _shortlist(model: PreTrainedModel) -> ShortlistHead | None:
+    head: Any = model.lm_head
+    return head if isinstance(head, ShortlistHead) else None
+
+
+def _window(config: Any, layer: int) -> int:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
+
+
+@torch.inference_mode()
+def _rotary(module: Any, positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [positions, head size / 2] as the model itself computes them."""
+    cosine, sine = module(torch.zeros(1), torch.arange(positions)[None])
+    half = head_size // 2
+    return cosine[0, :, :half].float(), sine[0, :, :half].float()

@@ -1,0 +1,306 @@
+"""Linear layers in the layout of the compiled kernels.
+
+A weight that bfloat16 holds exactly is packed as bfloat16 whatever the model's dtype is: the sums
+are float32 all the same, so the result is equal to the bit, at half the memory traffic. A model
+that computes in bfloat16 is packed in pairs where the processor multiplies these.
+
+Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which loses nothing by it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.loading.memory import drop_pages
+from edgecosine.engine.loading.options import WeightForm
+from edgecosine.engine.loading.shortlist import ShortlistHead
+
+_BLOCK = 1 << 18
+"""Values that are looked at together."""
+_LARGE_PAGE, _LINE = 2 << 20, 64
+_ROWS_AT_ONCE = 512
+"""Rows of a matrix that are rounded together: whole panels."""
+
+
+class Layout(enum.IntEnum):
+    """How panels hold weights; the same numbers in kernels/packed.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    PAIRS = 2
+    WIDE_PAIRS = 3
+    """Pairs that are multiplied with float32 inputs, at half the speed."""
+    BYTES = 4
+    """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
+    WIDE_BYTES = 5
+    """The same blocks, multiplied with float32 inputs, slowly."""
+
+    @property
+    def wide(self) -> Layout:
+        """How the same panels are multiplied with float32 inputs."""
+        return _WIDE.get(self, self)
+
+
+_WIDE = {Layout.PAIRS: Layout.WIDE_PAIRS, Layout.BYTES: Layout.WIDE_BYTES}
+BLOCK_SIZE = 32
+"""Inputs of a column that share a scale; the same number in kernels/blocks.h."""
+_BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix [outputs, inputs] in panels of output columns."""
+
+    values: torch.Tensor
+    layout: Layout
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b whose every row is computed as if it were alone. Inference only."""
+
+    packed: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        weight: torch.Tensor,  # [outputs, inputs]
+        bias: torch.Tensor | None,
+        kernels: Kernels,
+        threads: int,
+        out_dtype: torch.dtype,
+        form: WeightForm = "bfloat16",
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._kernels, self._threads, self._out_dtype = kernels, threads, out_dtype
+        packed = pack([weight.detach()], kernels, form)
+        self._layout = packed.layout
+        self.is_wide = False
+        """Whether inputs are taken as they are where the layout would round them."""
+        self.register_buffer("packed", packed.values, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
+        x = x.contiguous()
+        out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
+        rows = x.numel() // self.in_features
+        is_wide = self.is_wide or (self._layout is Layout.PAIRS and x.dtype == torch.float32)
+        layout = self._layout.wide if is_wide else self._layout
+        self._kernels.library.edgecosine_linear(
+            x.data_ptr(), x.element_size(),
+            self.packed.data_ptr(), int(layout),
+            None if self.bias is None else self.bias.data_ptr(),
+            out.data_ptr(), out.element_size(),
+            rows, self.out_features, self.in_features, self._threads,
+        )  # fmt: skip
+        return out
+
+
+def narrowest(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as bfloat16 when that loses nothing."""
+    return weight.to(torch.bfloat16) if is_narrow(weight) else weight.float()
+
+
+def is_narrow(weight: torch.Tensor) -> bool:
+    """Whether bfloat16 holds every value of the weight."""
+    if weight.dtype == torch.bfloat16:
+        return True
+    # In blocks, for a copy of a large matrix is a peak of memory.
+    blocks = torch.split(weight, max(1, _BLOCK // weight.shape[1]))
+    return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
+
+
+def to_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [rows, inputs] as int8 blocks [rows, blocks, 32] and float16 scales [rows, blocks].
+
+    What came out of such blocks is found again without loss.
+    """
+    rows, inputs = values.shape
+    blocks = functional.pad(values.float(), (0, -inputs % BLOCK_SIZE)).view(rows, -1, BLOCK_SIZE)
+    scales = (blocks.abs().amax(-1) / 127).half()
+    divisors = scales.float().masked_fill(scales == 0, torch.inf)
+    rounded = (blocks / divisors[..., None]).round_().clamp_(-127, 127)
+    return rounded.to(torch.int8).contiguous(), scales.contiguous()
+
+
+@torch.inference_mode()
+def round_weights(model: nn.Module) -> None:
+    """Round the weights of dense linear layers to what 8 bits hold.
+
+    They get memory of their own: what was written to the pages of a mapped file would be lost as
+    soon as a matrix that shares them is packed.
+    """
+    for module in model.modules():
+        if type(module) not in {nn.Linear, Conv1D}:
+            continue
+        parameter = module.get_parameter("weight")
+        weight = parameter.t() if type(module) is Conv1D else parameter.data
+        rounded = torch.empty_like(weight)
+        for rows, found in zip(
+            *(torch.split(w, _ROWS_AT_ONCE) for w in (weight, rounded)), strict=True
+        ):
+            values, scales = to_blocks(rows)
+            blocks = values.float() * scales.float()[..., None]
+            found.copy_(blocks.flatten(1)[:, : weight.shape[1]])
+        parameter.data = rounded.t() if type(module) is Conv1D else rounded
+
+
+@contextmanager
+def rounding_inputs(model: nn.Module) -> Iterator[None]:
+    """Context in which stock dense linear layers round their inputs as layers in blocks do."""
+    layers = [module for module in model.modules() if type(module) in {nn.Linear, Conv1D}]
+    hooks = [layer.register_forward_pre_hook(_rounded_inputs) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    x = inputs[0]
+    padded = functional.pad(x, (0, -x.shape[-1] % BLOCK_SIZE))
+    blocks = padded.view(*x.shape[:-1], -1, BLOCK_SIZE)
+    scales = blocks.abs().amax(-1, keepdim=True) / 127
+    rounded = (blocks / scales.masked_fill(scales == 0, torch.inf)).round() * scales
+    cut: torch.Tensor = rounded.flatten(-2)[..., : x.shape[-1]]
+    return cut
+
+
+class Arena:
+    """Memory for matrices that every pass reads one after the other.
+
+    A processor fetches ahead within a page alone, and a small matrix with memory of its own lies in
+    small pages.
+    """
+
+    def __init__(self, size: int, kernels: Kernels) -> None:
+        self._memory = torch.empty(size + _LARGE_PAGE, dtype=torch.uint8)
+        self._begin = -self._memory.data_ptr() % _LARGE_PAGE
+        self.used = 0
+        """Bytes that were taken; what was not takes no memory."""
+        kernels.library.edgecosine_prefer_huge_pages(self._memory.data_ptr(), len(self._memory))
+
+    def take(self, size: int) -> torch.Tensor:
+        """So many bytes, on a line of the cache."""
+        begin = self._begin + self.used
+        self.used += -(-size // _LINE) * _LINE
+        return self._memory[begin : begin + size]
+
+
+def most_bytes(shapes: Iterable[tuple[int, int]], kernels: Kernels, form: WeightForm) -> int:
+    """Bytes that matrices [outputs, inputs] take at most when they are packed."""
+    most = 0
+    for outputs, inputs in shapes:
+        columns = -(-outputs // kernels.panel) * kernels.panel
+        width = _BLOCK_BYTES * -(-inputs // BLOCK_SIZE) if form == "int8" else 4 * (inputs + 1)
+        most += columns * width + _LINE
+    return most
+
+
+def _own_memory(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def pack(
+    weights: list[torch.Tensor],
+    kernels: Kernels,
+    form: WeightForm = "bfloat16",
+    take: Callable[[int], torch.Tensor] = _own_memory,
+) -> Packed:
+    """Pack matrices [outputs, inputs] as one with all their outputs; their dtype says whether the
+    model computes in bfloat16. `take` gives the memory for so many bytes.
+
+    The list is emptied on the way, so that a matrix which nobody else holds is freed when packed.
+    """
+    if any(len(weight) % kernels.panel for weight in weights[:-1]):
+        weights[:] = [torch.cat(weights)]
+    if form == "int8":
+        return _pack_blocks(weights, kernels, take)
+    if kernels.has_pairs and all(weight.dtype == torch.bfloat16 for weight in weights):
+        layout, together, dtype = Layout.PAIRS, 2, torch.bfloat16
+    elif all(map(is_narrow, weights)):
+        layout, together, dtype = Layout.BFLOAT16, 1, torch.bfloat16
+    else:
+        layout, together, dtype = Layout.FLOAT32, 1, torch.float32
+    inputs = weights[0].shape[1]
+    panels = [-(-len(weight) // kernels.panel) for weight in weights]
+    steps = -(-inputs // together)
+    shape = sum(panels), steps, kernels.panel * together
+    values = take(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+    for part in torch.split_with_sizes(values, panels):
+        weight = weights.pop(0)
+        rows = weight.to(dtype).contiguous()
+        kernels.library.edgecosine_pack(
+            rows.data_ptr(), part.data_ptr(), len(rows), inputs, int(layout)
+        )
+        drop_pages(weight)
+        del weight, rows
+    return Packed(values, layout)
+
+
+def _pack_blocks(
+    weights: list[torch.Tensor], kernels: Kernels, take: Callable[[int], torch.Tensor]
+) -> Packed:
+    steps = -(-weights[0].shape[1] // BLOCK_SIZE)
+    panels = [-(-len(weight) // kernels.panel) for weight in weights]
+    size = steps * kernels.panel * _BLOCK_BYTES
+    packed = take(sum(panels) * size).view(-1, size)
+    for part in torch.split_with_sizes(packed, panels):
+        weight = weights.pop(0)
+        for begin in range(0, len(weight), _ROWS_AT_ONCE):
+            values, scales = to_blocks(weight[begin : begin + _ROWS_AT_ONCE])
+            kernels.library.edgecosine_pack_blocks(
+                values.data_ptr(), scales.data_ptr(), part[begin // kernels.panel :].data_ptr(),
+                len(values), steps,
+            )  # fmt: skip
+        drop_pages(weight)
+        del weight
+    return Packed(packed, Layout.BYTES)
+
+
+def take_weight(module: nn.Module) -> torch.Tensor:
+    """The layer's weight, which the layer then holds no more: two of each at once would double the
+    memory of a load."""
+    weight = module.get_parameter("weight").detach()
+    module.register_parameter("weight", None)
+    return weight
+
+
+def pack_linear_layers(
+    model: PreTrainedModel, kernels: Kernels, threads: int, form: WeightForm = "bfloat16"
+) -> int:
+    """Replace every dense linear layer of `model` in place; returns how many.
+
+    The output layer gives float32 logits, so that their order is not lost to rounding.
+    """
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, ShortlistHead):
+        head = head.linear
+    done: dict[nn.Module, PackedLinear] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in done:
+                setattr(parent, name, done[child])
+                continue
+            if not isinstance(child, nn.Linear | Conv1D) or type(child) not in {nn.Linear, Conv1D}:
+                continue
+            weight = take_weight(child)
+            out_dtype = torch.float32 if child is head else weight.dtype
+            if type(child) is Conv1D:
+                weight = weight.t()
+            done[child] = PackedLinear(weight, child.bias, kernels, threads, out_dtype, form)
+            del weight
+            setattr(parent, name, done[child])
+    return len(done)

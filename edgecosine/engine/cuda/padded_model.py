@@ -1,0 +1,221 @@
+"""A transformers model run in passes of fixed shapes, recorded as graphs where the device can.
+
+The path for GPUs. On a CPU it gives the same logits without graphs, and is tested there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from edgecosine.engine.attention import NAME, Rows, attending_by
+from edgecosine.engine.cuda.graphs import Capture
+from edgecosine.engine.cuda.padded_attention import StaticAttention, find_layers
+from edgecosine.engine.cuda.padded_shapes import ROWS, PassInputs, PassShape, arrange
+from edgecosine.engine.forward_pass import PassModel, bytes_of
+from edgecosine.engine.loading.float32_reference import computing_in
+from edgecosine.engine.loading.length_limits import shortened
+from edgecosine.engine.rotary import rotate_by_sequence
+from edgecosine.errors import ModelUnsupported
+
+logger = logging.getLogger(__name__)
+
+MAX_GRAPHS = 96
+"""Shapes recorded; each takes some MiB of the driver's memory. Others run as they come."""
+RUNS_TO_REPLAY = 3
+"""Passes of a shape until the last one is a replay of a recording that ran before."""
+_ALIGNMENT = 64
+"""Cells; masks of other lengths cost the attention kernels a copy."""
+
+
+def capacity(cells: int) -> int:
+    """Cells in the memory of a slot that `cells` are used of: one more is where padding writes."""
+    return -(-(cells + 1) // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A recorded pass: numbers go into `inputs`, logits come out in `logits`."""
+
+    inputs: torch.Tensor
+    logits: torch.Tensor
+    replay: Callable[[], object]
+
+    def run(self, flat: torch.Tensor) -> torch.Tensor:
+        self.inputs.copy_(flat, non_blocking=True)
+        self.replay()
+        return self.logits.clone()
+
+
+class StaticModel:
+    """Runs passes like `SlotModel`, equal up to rounding. Not thread-safe.
+
+    A shape that comes for the first time runs operation by operation, the second time it is
+    recorded, from then on it is replayed. Nothing here waits for the device. Raises
+    ModelUnsupported for a model that does not attend through transformers' interface.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, slots: int, cells: int, capture: Capture | None
+    ) -> None:
+        model.set_attn_implementation(NAME)
+        rotate_by_sequence(model)
+        self._model: Any = model.eval()  # type: ignore[no-untyped-call]
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                # It would wait for the device to look for padding, of which a pass has none.
+                part.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
+        self._device = model.device
+        self._slots, self._cells = slots, cells
+        self._capacity = capacity(cells)
+        self._attention = self._make_attention()
+        self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
+        self._capture = capture
+        self._seen: set[PassShape] = set()
+        self._graphs: dict[PassShape, _Graph] = {}
+        self._vocabulary = 0
+        self._logits = torch.empty(0, 0)
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a slot has room for, draft nodes included."""
+        return self._cells
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes of the weights and of the cache."""
+        weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
+        return weights, bytes_of(self._attention.stacks)
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
+        the model's device."""
+        shape, numbers = arrange(
+            rows, keep, slots=self._slots, cells=self._capacity, scratch=self._cells
+        )
+        flat = self._upload(numbers)
+        self._apply_moves()
+        graph = self._graph(shape, flat)
+        logits = self._compute(shape, flat) if graph is None else graph.run(flat)
+        self._seen.add(shape)
+        return logits[: len(keep)]
+
+    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers.
+
+        It is done, with the other slots' moves, before the next pass."""
+        if list(source) == list(target):
+            return
+        if any(slot == other for other, _, _ in self._moves):
+            self._apply_moves()
+        self._moves.append((slot, source, target))
+
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Empty a slot: passes read cells by steps, and NaN times nothing is NaN."""
+        self._apply_moves()
+        for stack in self._attention.stacks:
+            stack[:, slot] = 0
+
+    @contextmanager
+    def widely(self, cells: int) -> Iterator[PassModel]:
+        """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
+        with computing_in(torch.float32, self._model):
+            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
+
+    @contextmanager
+    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[StaticModel]:
+        """Context of the same model with windows and the like as long as `reaches` says, on one
+        slot of `cells` tokens, not recorded."""
+        with shortened(self._model, reaches):
+            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
+
+    @torch.inference_mode()
+    def _make_attention(self) -> StaticAttention:
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+        layers = find_layers(
+            lambda: self._model(
+                input_ids=one, position_ids=one, attention_mask=None, use_cache=False
+            )
+        )
+        if not layers.found:
+            raise ModelUnsupported(
+                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
+            )
+        return StaticAttention(layers, slots=self._slots, cells=self._capacity, device=self._device)
+
+    def _compute(self, shape: PassShape, flat: torch.Tensor) -> torch.Tensor:
+        """float32 logits [keep, vocabulary] of a padded pass."""
+        inputs = PassInputs.views(flat, shape)
+        self._attention.begin(shape, inputs)
+        try:
+            with attending_by(self._attention):
+                output = self._model(
+                    input_ids=inputs.tokens[None],
+                    position_ids=inputs.positions[None],
+                    attention_mask=None,
+                    use_cache=False,
+                    logits_to_keep=inputs.keep,
+                )
+        finally:
+            self._attention.end()
+        logits: torch.Tensor = output.logits[0].float()
+        self._vocabulary = logits.shape[1]
+        return logits
+
+    def _graph(self, shape: PassShape, flat: torch.Tensor) -> _Graph | None:
+        """The recorded pass of a shape, if it is or can be recorded."""
+        graph = self._graphs.get(shape)
+        if graph is not None or self._capture is None or shape not in self._seen:
+            return graph
+        if shape.rows > ROWS[-1] or len(self._graphs) >= MAX_GRAPHS:
+            return None
+        inputs, logits = flat.clone(), self._room_for(shape)
+
+        def compute() -> None:
+            logits.copy_(self._compute(shape, inputs))
+
+        try:
+            graph = _Graph(inputs, logits, self._capture(compute))
+        except RuntimeError as error:  # torch.AcceleratorError is one, from torch 2.8 on
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("no CUDA graphs, passes run operation by operation: reason=%s", reason)
+            self._capture = None
+            return None
+        logger.debug("recorded: shape=%s", shape)
+        self._graphs[shape] = graph
+        return graph
+
+    def _room_for(self, shape: PassShape) -> torch.Tensor:
+        """Where graphs leave their logits; all share one tensor, for one runs at a time."""
+        if not self._logits.numel():
+            self._logits = torch.empty(ROWS[-1], self._vocabulary, device=self._device)
+        return self._logits[: shape.keep]
+
+    @torch.inference_mode()
+    def _apply_moves(self) -> None:
+        if not self._moves:
+            return
+        slots = [slot for slot, source, _ in self._moves for _ in source]
+        sources = [cell for _, source, _ in self._moves for cell in source]
+        targets = [cell for _, _, target in self._moves for cell in target]
+        self._moves.clear()
+        self._attention.move(*self._upload(torch.tensor([slots, sources, targets])).unbind())
+
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return tensor
+        # From pinned memory the copy waits for nothing, and the memory is reused only after it.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _say_nothing(*_: object) -> None:
+    pass

@@ -1,0 +1,72 @@
+"""A drafter without a model: the longest suffix of the text that occurred before is continued as it
+went on then (prompt lookup; Saxena 2023). Any box can run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
+from edgecosine.engine.loading.model_files import NGRAM
+from edgecosine.engine.loading.options import Loaded
+
+LONGEST = 8
+"""Tokens of suffix that are looked up at most."""
+
+
+def load_ngram() -> tuple[DraftEngine, Loaded]:
+    """The drafter and its description; there is nothing to load."""
+    return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", 0)
+
+
+class NgramDrafter:
+    """Guesses by repetition; implements `DraftEngine`."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, _SuffixIndex] = {}
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[Proposal]:
+        """Continue each sequence as its longest repeated suffix was continued last."""
+        return [self._draft(work) for work in batch]
+
+    def release(self, key: str) -> None:
+        """Forget the request's index."""
+        self._indexes.pop(key, None)
+
+    def _draft(self, work: DraftWork) -> Proposal:
+        index = self._indexes.setdefault(work.key, _SuffixIndex())
+        index.reconcile(work.tokens)
+        start, matched = index.longest_match()
+        if not matched:
+            return Proposal((), ())
+        tokens = tuple(index.tokens[start : start + work.num_tokens])
+        confidence = 1.0 - 0.5**matched
+        return Proposal(tokens, (confidence,) * len(tokens))
+
+
+class _SuffixIndex:
+    """Where each n-gram of a growing sequence was last followed by something."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._last: dict[tuple[int, ...], int] = {}
+
+    def reconcile(self, tokens: Sequence[int]) -> None:
+        tokens = list(tokens)
+        if self.tokens != tokens[: len(self.tokens)]:
+            self.tokens, self._last = [], {}
+        for token in tokens[len(self.tokens) :]:
+            end = len(self.tokens)
+            for size in range(1, min(LONGEST, end) + 1):
+                self._last[tuple(self.tokens[end - size : end])] = end
+            self.tokens.append(token)
+
+    def longest_match(self) -> tuple[int, int]:
+        """Where the text went on after the longest suffix seen before, and the suffix's length."""
+        end = len(self.tokens)
+        for size in range(min(LONGEST, end), 0, -1):
+            found = self._last.get(tuple(self.tokens[end - size :]))
+            if found is not None:
+                return found, size
+        return 0, 0

@@ -1,0 +1,238 @@
+"""What a load will be, decided before any weight is read: source, number formats, sizes, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
+
+from edgecosine import models, zoo
+from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_llama import CACHE, FAMILIES
+from edgecosine.engine.cuda.padded_model import capacity
+from edgecosine.engine.loading.cut_models import read_cut_config
+from edgecosine.engine.loading.device import available_memory, resolve_device
+from edgecosine.engine.loading.gguf_file import EMBEDDING
+from edgecosine.engine.loading.length_limits import refuse_chunks
+from edgecosine.engine.loading.load_errors import refusing
+from edgecosine.engine.loading.memory import INT8_BYTES, MemoryPlan, plan_memory
+from edgecosine.engine.loading.options import LoadOptions, WeightForm
+from edgecosine.engine.loading.sources import Source, locate
+from edgecosine.errors import ModelUnavailable, ModelUnsupported
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+TREE_ROOM = 64
+"""Cells of a slot kept free for draft nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """A model and how it will be held.
+
+    dtype        what is computed in
+    form         how linear layers hold their weights
+    rounded      what a file's weights are rounded to
+    context      tokens that a sequence may have
+    cells        tokens that a slot has room for, draft nodes included
+    num_sharing  processes that take as much of the same memory
+    """
+
+    source: Source
+    config: Any
+    device: str
+    dtype: torch.dtype
+    form: WeightForm
+    rounded: torch.dtype
+    context: int
+    cells: int
+    memory: MemoryPlan
+    num_sharing: int
+
+    def check(self) -> None:
+        """Raise OutOfMemory where there is less than planned."""
+        self.memory.check(available_memory(self.device) // self.num_sharing, self.device)
+
+
+def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
+    """The plan for a model, with `room` cells of a slot for draft nodes.
+
+    Raises ModelUnavailable, ModelUnsupported, or ConfigError for a device that is not there.
+    """
+    device = resolve_device(options.device)
+    source = _source(options)
+    config = _config(source)
+    with refusing(f"cannot plan {options.model!r}"):
+        return _plan(options, source, config, device, room)
+
+
+def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: int) -> LoadPlan:
+    context = _context(config, options.context)
+    refuse_chunks(config.get_text_config(), context)
+    form = _form(source, device, options)
+    dtype = _dtype(options.dtype, form, device, config)
+    # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
+    is_rounded = source.gguf and options.dtype == "auto" and form != "int8"
+    rounded = config.dtype if is_rounded else dtype
+    cells = context + room
+    sizes = _sizes(source, options)
+    memory = plan_memory(
+        config, dtype=dtype, quantize=options.quantize, slots=options.slots,
+        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
+        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
+        sizes=sizes, origin=_origin(source, sizes, rounded, form), form=form,
+    )  # fmt: skip
+    return LoadPlan(
+        source, config, device, dtype, form, rounded, context, cells, memory,
+        num_sharing=options.tensor_parallel if device == "cpu" else 1,
+    )  # fmt: skip
+
+
+def read_config(options: LoadOptions) -> Any:
+    """The configuration of a model.
+
+    Raises ModelUnavailable or ModelUnsupported.
+    """
+    return _config(_source(options))
+
+
+def reading(name: str, what: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives of a part of the model `name`.
+
+    Raises ModelUnavailable where it fails.
+    """
+    remedy = (
+        f"; its files are missing, damaged, or of another release than transformers {__version__}"
+        if Path(name).expanduser().exists()
+        else f" (known by name: {', '.join((*zoo.names(), *models.names()))})"
+    )
+    with refusing(f"cannot load {name!r}, {what}", remedy, ModelUnavailable):
+        return read()
+
+
+def kernels_if_any() -> Kernels | None:
+    """The compiled kernels; None where they cannot be had."""
+    try:
+        return load_kernels()
+    except KernelsUnavailable:
+        return None
+
+
+def _source(options: LoadOptions) -> Source:
+    source = locate(options.model, options.gguf)
+    if source.gguf is not None and options.quantize != "none":
+        raise ModelUnsupported(
+            f"{options.model} is quantised already ({source.gguf.quantization}): leave --quantize "
+            "out"
+        )
+    if source.gguf is not None and options.tensor_parallel > 1:
+        raise ModelUnsupported(
+            f"{options.model} is a GGUF file, which is not shared by processes: leave "
+            "--tensor-parallel out, or take a directory of safetensors"
+        )
+    return source
+
+
+def _config(source: Source) -> Any:
+    if source.gguf is not None:
+        return read_cut_config(source)
+    config = reading(
+        source.where,
+        "config.json",
+        lambda: AutoConfig.from_pretrained(source.where, trust_remote_code=False),
+    )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelUnsupported(
+            f"model family {config.model_type!r} cannot be served: it does not continue texts"
+        )
+    return config
+
+
+def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
+    """Raises ModelUnsupported where int8 is asked for and cannot be had."""
+    if options.weights == "bfloat16":
+        return "bfloat16"
+    fault = _why_not_int8(device, options)
+    if options.weights == "int8":
+        if fault:
+            raise ModelUnsupported(f"--weights int8 cannot be had here: {fault}")
+        return "int8"
+    is_worth_it = source.gguf is not None and source.gguf.is_quantized and options.dtype == "auto"
+    kernels = kernels_if_any()
+    has_units = kernels is not None and kernels.has_bytes
+    return "int8" if is_worth_it and has_units and not fault else "bfloat16"
+
+
+def _why_not_int8(device: str, options: LoadOptions) -> str | None:
+    if device != "cpu":
+        return f"it is for processors, and this model is on {device}"
+    if options.quantize != "none" or options.tensor_parallel > 1:
+        return "leave --quantize and --tensor-parallel out"
+    if options.dtype not in {"auto", "float32"}:
+        return f"leave --dtype {options.dtype} out"
+    try:
+        load_kernels()
+    except KernelsUnavailable as error:
+        return str(error)
+    return None
+
+
+def _dtype(asked: str, form: WeightForm, device: str, config: Any) -> torch.dtype:
+    if asked != "auto":
+        return DTYPES[asked]
+    return torch.float32 if form == "int8" else _default_dtype(device, config)
+
+
+def _default_dtype(device: str, config: Any) -> torch.dtype:
+    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
+
+    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
+    """
+    if device != "cpu":
+        return torch.bfloat16
+    kernels = kernels_if_any()
+    has_units = kernels is not None and kernels.has_pairs
+    is_stored_narrow = config.get_text_config().dtype == torch.bfloat16
+    return torch.bfloat16 if has_units and is_stored_narrow else torch.float32
+
+
+def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
+    is_fused = device == "cpu" and config.model_type in FAMILIES
+    return CACHE if is_fused and kernels_if_any() is not None else dtype
+
+
+def _context(config: Any, wanted: int) -> int:
+    text = config.get_text_config()
+    most = int(getattr(text, "max_position_embeddings", 0) or 2048)
+    return min(wanted, most) if wanted else min(most, 4096)
+
+
+def _sizes(source: Source, options: LoadOptions) -> list[int]:
+    """Numbers in each weight as it is held, by the file's tensor table; empty where there is none.
+
+    A tied output layer is held beside the embedding, and a cut model's embedding is its base's.
+    """
+    if source.gguf is None or options.ballast > 1:
+        return []
+    if source.gguf.is_adapter and source.base is not None:
+        return _sizes(source.base, options)
+    sizes = [tensor.num_elements for tensor in source.gguf.weights]
+    is_apart = source.base is not None or source.gguf.is_tied
+    whole = source.whole.gguf.tensors if is_apart and source.whole.gguf else ()
+    return sizes + [tensor.num_elements for tensor in whole if tensor.name == EMBEDDING]
+
+
+def _origin(source: Source, sizes: list[int], dtype: torch.dtype, form: WeightForm) -> str:
+    if source.gguf is None:
+        return ""
+    per_weight = INT8_BYTES if form == "int8" else dtype.itemsize
+    packed = sum(sizes or _sizes(source, LoadOptions(""))) * per_weight
+    name = form if form == "int8" else str(dtype).removeprefix("torch.")
+    return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"

@@ -1,0 +1,188 @@
+"""Are a model's files where a node will look for them, and whole?
+
+It looks at names and sizes alone; whether a model can be served is the engine's to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgecosine import models
+from edgecosine.engine.loading.gguf_file import SUFFIX, is_gguf, part_names, read_gguf
+from edgecosine.errors import ModelUnavailable
+
+NGRAM: Final = "ngram"
+_INDEX: Final = "model.safetensors.index.json"
+_TOKENIZERS: Final = ("tokenizer.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
+"""Each of them holds a whole vocabulary; so do vocab.json and merges.txt together."""
+_PAIR: Final = ("vocab.json", "merges.txt")
+_SETTINGS: Final = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", "adapter_config.json", "*.jinja",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+_HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SAMPLE_BYTES: Final = 64 << 10
+_NUM_SAMPLES: Final = 64
+_POINTER: Final = b"version https://git-lfs"
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def fault_of(directory: Path) -> str | None:
+    """What is missing for a directory or GGUF file to hold a model; None when it is whole."""
+    if is_gguf(directory) and not directory.is_dir():
+        try:
+            read_gguf(directory)
+        except ModelUnavailable as error:
+            return str(error).removeprefix(f"{directory} ")
+        return None
+    if not (directory / "config.json").is_file():
+        if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
+            return f"config.json is missing; or name a file by --gguf, as in --gguf {files[0]}"
+        return "config.json is missing"
+    if (directory / "adapter_config.json").is_file():
+        return "it changes a model by an adapter (adapter_config.json): merge the two first"
+    if fault := _fault_of_weights(directory):
+        return fault
+    pair = [name for name in _PAIR if (directory / name).is_file()]
+    if not _named(directory, _TOKENIZERS) and len(pair) < len(_PAIR):
+        missing = set(_PAIR).difference(pair)
+        return f"tokenizer.json or {missing.pop()} is missing" if pair else "no tokenizer file"
+    return next(filter(None, map(_fault_of_file, _small_files(directory))), None)
+
+
+def _fault_of_weights(directory: Path) -> str | None:
+    try:
+        weights = _weights(directory)
+    except (OSError, msgspec.MsgspecError) as error:
+        return f"{_INDEX} cannot be read ({error})"
+    for path in weights:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if fault := _fault_of_file(path):
+            return fault
+    return None if weights else "no .safetensors file"
+
+
+def _fault_of_file(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    if start == _POINTER:
+        return f"{path.name} is a Git LFS pointer: run `git lfs pull`"
+    return None if start or path.suffix == ".jinja" else f"{path.name} is empty"
+
+
+def _small_files(directory: Path) -> list[Path]:
+    """The files beside the weights that decide what a model says."""
+    return _named(directory, (*_SETTINGS, *_TOKENIZERS, *_PAIR))
+
+
+def _named(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
+
+
+def zoo_models(zoo: Path) -> list[Path]:
+    """Directories of the models that come with EdgeCoSine."""
+    return sorted(path.parent for path in zoo.glob("*/config.json"))
+
+
+def find_model(name: str, zoo: Path, gguf: str = "") -> Path | None:
+    """The directory or GGUF file of a model of the zoo, the catalogue, the disk or the hub's cache.
+
+    `gguf` names a file in the directory.
+    """
+    path = _find_model(name, zoo)
+    return path / gguf if path is not None and gguf else path
+
+
+def _find_model(name: str, zoo: Path) -> Path | None:
+    known = {path.name: path for path in zoo_models(zoo)}
+    if name in known:
+        return known[name]
+    if models.is_known(name):
+        return models.find(name)
+    path = Path(name).expanduser()
+    if path.is_dir() or (is_gguf(path) and path.is_file()):
+        return path
+    if not is_hub_name(name):
+        return None
+    model = _hub_cache() / f"models--{name.replace('/', '--')}"
+    with suppress(OSError):
+        loaded = model / "snapshots" / (model / "refs" / "main").read_text().strip()
+        if loaded.is_dir():
+            return loaded
+    snapshots = (model / "snapshots").glob("*/")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own rules; it need not be installed."""
+    for name, below in (
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ):
+        if given := os.environ.get(name):
+            return Path(os.path.expandvars(given)).expanduser() / below
+    return Path("~/.cache/huggingface/hub").expanduser()
+
+
+def files_digest(path: Path) -> str:
+    """Tells a model from another one, and from another version of it, by all files that decide what
+    it says: settings, tokenizer, chat templates and weights; of files of more than 4 MiB by samples
+    of 64 KiB, the first of which has shapes.
+
+    A GGUF file is the same model under any name.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if is_gguf(path):
+        for part in part_names(path.name):
+            _sample(path.with_name(part), digest.update)
+        return digest.hexdigest()
+    for file in (*_small_files(path), *_named(path, ("*.safetensors", _INDEX))):
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+        _sample(file, digest.update)
+    return digest.hexdigest()
+
+
+def _sample(path: Path, take: Callable[[bytes], object]) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for start in range(0, size, max(_SAMPLE_BYTES, size // _NUM_SAMPLES)):
+            file.seek(start)
+            take(file.read(_SAMPLE_BYTES))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a model hub's, OWNER/MODEL."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def loaded_weights(directory: Path) -> list[Path]:
+    """The files of weights that transformers reads: one, or else those of the index."""
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else _weights(directory)
+
+
+def _weights(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if not index.is_file():
+        return sorted(directory.glob("*.safetensors"))
+    names = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
+    return [directory / name for name in sorted(set(names))]

@@ -1,0 +1,117 @@
+"""Where a model comes from: what a name stands for, and its files.
+
+A name is a model of the zoo, a model of the catalogue, a directory or GGUF file, or a hub id, in
+this order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgecosine import models, zoo
+from edgecosine.engine.loading.gguf_file import (
+    BASE_DIGEST,
+    GgufModel,
+    is_gguf,
+    part_names,
+    read_gguf,
+)
+from edgecosine.engine.loading.model_files import fault_of
+from edgecosine.engine.loading.progress import download_bar, showing_progress
+from edgecosine.errors import ModelUnavailable
+from edgecosine.places import expanded
+
+_MOST_BASES: Final = 2
+"""A specialist changes the generalist, which was cut from the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A directory or hub id with a checkpoint of safetensors, unless there is a GGUF model.
+
+    `base` is the model that a drafter was cut from, or changes.
+    """
+
+    where: str
+    gguf: GgufModel | None = None
+    base: Source | None = None
+
+    @property
+    def whole(self) -> Source:
+        """The model that this one comes from in the end."""
+        return self if self.base is None else self.base.whole
+
+
+def locate(name: str, gguf: str = "") -> Source:
+    """The source that `name` stands for; `gguf` names a file in a directory or hub model.
+
+    A model of the catalogue that is not on this machine yet is fetched.
+    Raises ModelUnavailable for a directory or file that holds no whole model.
+    """
+    if name in zoo.names():
+        return Source(str(zoo.DIRECTORY / name))
+    path = models.obtain(name) or expanded(name)
+    if is_gguf(path) and not path.is_dir():
+        if gguf:
+            raise ModelUnavailable(f"{name} is a file itself; --gguf is for directories and hubs")
+        return _source_of(path)
+    if path.is_dir():
+        if gguf:
+            return _source_of(path / gguf)
+        if fault := fault_of(path):
+            raise ModelUnavailable(f"{path} holds no whole model: {fault}")
+        return Source(str(path))
+    if gguf:
+        return _source_of(_download(name, gguf))
+    return Source(name)
+
+
+def _source_of(path: Path, depth: int = 0) -> Source:
+    model = read_gguf(path)
+    if not model.base:
+        return Source(str(path.parent), model)
+    if depth == _MOST_BASES:
+        raise ModelUnavailable(f"{path.name}: drafters hang on each other without end")
+    base = _source_of(_base_of(model), depth + 1)
+    if (wanted := model.metadata.get(BASE_DIGEST)) is not None and wanted != _sha256(base):
+        raise ModelUnavailable(
+            f"{path.name} was made for another {model.base} than the one that is here; take both "
+            "from the same place"
+        )
+    return Source(str(path.parent), model, base)
+
+
+def _base_of(model: GgufModel) -> Path:
+    """The file of a drafter's base: one beside it, or a model that is known by name."""
+    beside = model.paths[0].with_name(Path(model.base).name)
+    path = beside if beside.is_file() else models.obtain(model.base)
+    if path is None:
+        raise ModelUnavailable(
+            f"{model.paths[0].name} needs {model.base!r}, which is neither a file beside it nor a "
+            "model that is known by name"
+        )
+    return path
+
+
+def _sha256(source: Source) -> str:
+    assert source.gguf is not None, "bases are GGUF models"
+    with source.gguf.paths[0].open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(name: str, gguf: str) -> Path:
+    """A file of a hub model, with all parts of its set, in the hub's cache."""
+    from transformers.utils.hub import cached_file
+
+    with showing_progress(name):
+        try:
+            paths = [
+                cached_file(name, part, tqdm_class=download_bar()) for part in part_names(gguf)
+            ]
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelUnavailable(f"cannot fetch {gguf} of {name}: {reason}") from error
+    return Path(str(paths[0]))

@@ -1,0 +1,82 @@
+"""`python -m edgecosine.engine.tensor_parallel.worker`: a rank above 0 of a tensor-parallel target.
+
+Started by rank 0, with a socket to it as standard input. It does in each pass what rank 0 does,
+with its own share of the weights and the cache, and ends when rank 0 does.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from contextlib import suppress
+from typing import NoReturn
+
+from edgecosine.engine.tensor_parallel.messages import (
+    Channel,
+    Failed,
+    Go,
+    Move,
+    Order,
+    Pass,
+    Ready,
+    Start,
+    Started,
+    Waiting,
+)
+
+Orders = queue.SimpleQueue[Order]
+
+
+def main() -> NoReturn:
+    """Serve until rank 0 ends."""
+    channel = Channel(socket.socket(fileno=0))
+    orders = Orders()
+    threading.Thread(target=_listen, args=(channel, orders), daemon=True).start()
+    try:
+        start = orders.get()
+        assert isinstance(start, Start)
+        _serve(start, channel, orders)
+    except BaseException as error:  # noqa: BLE001 - whatever it was, rank 0 tells it
+        with suppress(OSError):
+            channel.send(Failed(f"{type(error).__name__}: {error}"[:2000]))
+    # Threads of torch.distributed may still wait for ranks that are gone.
+    os._exit(1)
+
+
+def _listen(channel: Channel, orders: Orders) -> None:
+    """Queue the orders; end the process with rank 0, whatever its main thread waits for."""
+    with suppress(BaseException):
+        while True:
+            order = channel.receive()
+            assert isinstance(order, Order)
+            orders.put(order)
+    os._exit(0)
+
+
+def _serve(start: Start, channel: Channel, orders: Orders) -> None:
+    # Imported here, so that an import that fails is reported like any other failure.
+    from edgecosine.engine.loading.load import load_model
+    from edgecosine.engine.tensor_parallel.model import join, rows_of
+
+    def meet() -> None:
+        channel.send(Waiting())
+        assert isinstance(orders.get(), Go)
+
+    channel.send(Started())
+    join(start)
+    model, _, _ = load_model(start.options, meet=meet)
+    channel.send(Ready())
+    while True:
+        match orders.get():
+            case Pass() as order:
+                model.forward(rows_of(order), order.keep)
+            case Move(slot, source, target):
+                model.move(slot, source, target)
+            case order:
+                raise ValueError(f"unexpected {order}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The processes of ranks 1 to N - 1, as rank 0 sees them.
+
+Each has one end of a socket pair as its standard input, and ends when that closes. So none outlives
+rank 0, however that ends, and rank 0 learns of every death from its own end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from edgecosine.engine.tensor_parallel.messages import Channel, Failed, Order, Report, Start
+from edgecosine.errors import EngineError
+
+_COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.tensor_parallel.worker")
+_STOP_TIMEOUT_S: Final = 2.0
+_LAST_WORDS_S: Final = 2.0
+"""How long a rank that failed may take to say so, or to be seen dead."""
+
+
+class RankProcess:
+    """One rank in a process of its own."""
+
+    def __init__(self, start: Start) -> None:
+        ours, theirs = socket.socketpair()
+        self.rank = start.rank
+        self._channel = Channel(ours)
+        with theirs:
+            self.process = subprocess.Popen(
+                _COMMAND,
+                stdin=theirs.fileno(),
+                env={**os.environ, "LOCAL_RANK": str(start.rank)},
+                # Ctrl-C in a terminal reaches rank 0 alone, which ends the others.
+                start_new_session=True,
+            )
+        self._timeout_s = start.timeout_s
+        self.send(start)
+
+    def send(self, order: Order) -> None:
+        """Raises EngineError when the rank is gone or does not listen."""
+        try:
+            self._channel.send(order, self._timeout_s)
+        except OSError as error:
+            raise EngineError(self.last_words(_LAST_WORDS_S) or self._silence()) from error
+
+    def expect(self, kind: type[Report], timeout_s: float) -> None:
+        """Wait for a report.
+
+        Raises EngineError when the rank says something else, ends, or is silent for `timeout_s`.
+        """
+        try:
+            report = self._channel.receive(timeout_s)
+        except TimeoutError as error:
+            raise EngineError(self._silence(timeout_s)) from error
+        except EOFError as error:
+            raise EngineError(self._ending()) from error
+        if not isinstance(report, kind):
+            raise EngineError(f"rank {self.rank} failed: {_reason(report)}")
+
+    def last_words(self, timeout_s: float) -> str | None:
+        """Why the rank ended, if it does within `timeout_s`."""
+        try:
+            return f"rank {self.rank} failed: {_reason(self._channel.receive(timeout_s))}"
+        except EOFError:
+            return self._ending()
+        except OSError:  # silence, or a channel that is closed already
+            return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        try:
+            self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _silence(self, timeout_s: float | None = None) -> str:
+        return f"rank {self.rank} has said nothing for {timeout_s or self._timeout_s:g} s"
+
+    def _ending(self) -> str:
+        try:
+            code = self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"rank {self.rank} closed its channel"
+        how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+        return f"rank {self.rank} (process {self.process.pid}) ended by {how}"
+
+
+class Ranks:
+    """All ranks but rank 0."""
+
+    def __init__(self, starts: Iterable[Start]) -> None:
+        self._ranks: list[RankProcess] = []
+        try:
+            for start in starts:
+                self._ranks.append(RankProcess(start))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        """Their process numbers, by rank."""
+        return [rank.process.pid for rank in self._ranks]
+
+    def send(self, order: Order) -> None:
+        """Raises EngineError when a rank is gone."""
+        for rank in self._ranks:
+            rank.send(order)
+
+    def expect(self, kind: type[Report], timeout_s: float) -> None:
+        """Wait for a report of every rank.
+
+        Raises EngineError when one fails first or is silent for `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        for rank in self._ranks:
+            rank.expect(kind, max(0.001, deadline - time.monotonic()))
+
+    def explain(self, error: Exception) -> Exception:
+        """What became of the ranks, after `error` showed that something did.
+
+        An error that all ranks share is given back as it is.
+        """
+        deadline = time.monotonic() + _LAST_WORDS_S
+        found = [rank.last_words(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
+        words = [said for said in found if said is not None]
+        if isinstance(error, EngineError) and words and all(str(error) in said for said in words):
+            return error
+        # A rank that was killed says nothing; the others only tell that they lost it.
+        words.sort(key=lambda said: " failed: " in said)
+        return EngineError("; ".join(words) if words else f"no answer from the ranks: {error}")
+
+    def close(self) -> None:
+        """End all processes."""
+        for rank in self._ranks:
+            rank.close()
+
+
+def _reason(report: Order | Report) -> str:
+    return report.reason if isinstance(report, Failed) else f"unexpected {report}"

@@ -1,0 +1,51 @@
+"""An activation is a function of its element: neighbours, width and threads change no bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.activations import ACT2FN
+
+from edgecosine.engine.cpu.deterministic_activations import SteadyActivation, steady_activations
+
+NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
+
+
+def _steady(name: str) -> nn.Module:
+    model = nn.Sequential(ACT2FN[name])
+    steady_activations(model)
+    [activation] = model
+    assert isinstance(activation, SteadyActivation)
+    return activation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(
+    width=st.integers(1, 700),
+    rows=st.integers(1, 20),
+    seed=st.integers(0, 2**32),
+    is_strided=st.booleans(),
+)
+def test_row_alone_has_the_bits_that_it_has_in_company(
+    name: str, dtype: torch.dtype, width: int, rows: int, seed: int, is_strided: bool
+) -> None:
+    function = _steady(name)
+    values = torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(seed))
+    values = (values * 4).to(dtype)
+    x = values[:, :width] if is_strided else values[:, :width].contiguous()
+    together = function(x)
+    for row in range(rows):
+        assert torch.equal(function(x[row : row + 1].clone()), together[row : row + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_those_of_transformers(name: str) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-200.0, -1e4, 200.0, 1e4])])
+    torch.testing.assert_close(_steady(name)(x), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
+    narrow = x.bfloat16()
+    torch.testing.assert_close(_steady(name)(narrow), ACT2FN[name](narrow), rtol=1e-2, atol=1e-2)

@@ -1,0 +1,262 @@
+"""Drafts are the model's own continuations, in any company, whatever was cached before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgecosine.engine.attention import Rows
+from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
+from edgecosine.engine.draft.prompt_lookup import NgramDrafter
+from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, Coupling
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
+from tests.engine.models import VOCABULARY, build, prompt_of
+
+GREEDY = Coupling()
+COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))
+
+
+class CountingModel(SlotModel):
+    """Counts its passes; sure of itself, as random weights are not."""
+
+    num_passes = 0
+
+    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+        self.num_passes += 1
+        return 30 * super().forward(rows, keep)
+
+
+def _model(slots: int) -> CountingModel:
+    try:
+        kernels = load_kernels()
+    except KernelsUnavailable:
+        kernels = None
+    return CountingModel(build("llama"), slots=slots, cells=288, threads=1, kernels=kernels)
+
+
+def _drafter(
+    slots: int = 4, context: int = 120, model: CountingModel | None = None
+) -> TransformerDrafter:
+    model = model or _model(slots)
+    return TransformerDrafter(model, slots=slots, max_context=context, chunk=16)
+
+
+def _work(
+    key: str,
+    tokens: list[int],
+    num_tokens: int,
+    width: int = 1,
+    ahead: TokenTree | None = None,
+    coupling: Coupling = GREEDY,
+) -> DraftWork:
+    return DraftWork(key, tokens, num_tokens, width, coupling, ahead)
+
+
+def _tree(proposal: Proposal) -> TokenTree:
+    size = len(proposal.tokens)
+    return TokenTree(proposal.tokens, proposal.parents, proposal.confidences, (1,) * size)
+
+
+def _trunk(proposal: Proposal) -> list[int]:
+    """The best guess after the best guess."""
+    tree, at, trunk = _tree(proposal), ROOT, list[int]()
+    while children := [n for n, parent in enumerate(tree.parents) if parent == at]:
+        at = max(children, key=lambda n: tree.confidences[n])
+        trunk.append(tree.tokens[at])
+    return trunk
+
+
+def _bare(proposal: Proposal) -> Proposal:
+    """What is proposed, whatever was read for it."""
+    return replace(proposal, hindsight=NO_HINDSIGHT)
+
+
+def _greedy(prompt: list[int], length: int) -> list[int]:
+    tokens = torch.tensor([prompt])
+    out = build("llama").generate(tokens, max_new_tokens=length, do_sample=False, eos_token_id=None)
+    answer: list[int] = out[0, len(prompt) :].tolist()
+    return answer
+
+
+def _knows(proposal: Proposal, tokens: Sequence[int]) -> int:
+    """How many of the tokens the proposal holds, one below the other."""
+    tree, at = _tree(proposal), ROOT
+    for depth, token in enumerate(tokens):
+        child = tree.child(at, token)
+        if child is None:
+            return depth
+        at = child
+    return len(tokens)
+
+
+def test_most_probable_path_is_the_models_greedy_continuation() -> None:
+    prompt = prompt_of(30)
+    [proposal] = _drafter().draft([_work("a", prompt, 8, width=3)])
+    assert _trunk(proposal) == _greedy(prompt, 8)[: len(_trunk(proposal))]
+    assert len(_trunk(proposal)) >= 4
+    assert all(0 < c <= 1 for c in proposal.confidences)
+
+
+def test_parents_come_first_and_answers_are_bounded() -> None:
+    drafter = _drafter()
+    [plain] = drafter.draft([_work("a", prompt_of(20), 8, width=8)])
+    [ahead] = drafter.draft([_work("a", prompt_of(20), 8, width=8, ahead=EMPTY_TREE)])
+    assert len(plain.tokens) <= PLAIN_NODES
+    assert PLAIN_NODES < len(ahead.tokens) <= MAX_DRAFT_TOKENS
+    assert all(parent < node for node, parent in enumerate(ahead.parents))
+    reach = [0.0] * len(ahead.tokens)
+    for node, parent in enumerate(ahead.parents):
+        reach[node] = ahead.confidences[node] * (1.0 if parent == ROOT else reach[parent])
+    assert reach == sorted(reach, reverse=True)
+
+
+@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
+def test_batch_and_history_change_nothing(coupling: Coupling) -> None:
+    prompts = [prompt_of(20 + i, seed=i) for i in range(4)]
+    works = [_work(str(i), p, 3 + i, width=2, coupling=coupling) for i, p in enumerate(prompts)]
+    fresh = [_drafter().draft([work])[0] for work in works]
+    drafter = _drafter()
+    drafter.draft([_work(str(i), [*p[:-4], 5, 6], 5) for i, p in enumerate(prompts)])
+    assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
+
+
+@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
+def test_what_was_read_ahead_is_what_a_fresh_drafter_says(coupling: Coupling) -> None:
+    prompt = prompt_of(24)
+    known = _drafter()
+    [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, coupling)])
+    tree = _tree(ahead)
+    deepest = max(range(len(tree)), key=lambda n: tree.depths[n])
+    for end in range(1, tree.depths[deepest]):
+        committed = [*prompt, *(tree.tokens[n] for n in tree.path(deepest)[:end])]
+        [later] = known.draft([_work("a", committed, 4, coupling=coupling)])
+        [fresh] = _drafter().draft([_work("a", committed, 4, coupling=coupling)])
+        assert _knows(later, _trunk(fresh)) == len(_trunk(fresh))
+        shared = {(t, c) for t, c in zip(fresh.tokens[:3], fresh.confidences[:3], strict=True)}
+        assert shared <= set(zip(later.tokens, later.confidences, strict=True))
+
+
+def test_verdict_that_was_foreseen_costs_no_pass() -> None:
+    prompt = prompt_of(24)
+    model = _model(1)
+    drafter = _drafter(1, model=model)
+    [first] = drafter.draft([_work("a", prompt, 4)])
+    tree = chain(tuple(_trunk(first)[:3]))
+    [ahead] = drafter.draft([_work("a", prompt, 8, 6, ahead=tree)])
+    continuation = _greedy(prompt, 6)
+    assert _knows(ahead, continuation) == 6
+    before = model.num_passes
+    [second] = drafter.draft([_work("a", [*prompt, *continuation[:4]], 2)])
+    assert model.num_passes == before
+    assert _knows(second, continuation[4:]) == 2
+
+
+def test_verdict_that_was_not_foreseen_drops_what_was_read() -> None:
+    prompt = prompt_of(24)
+    drafter = _drafter()
+    drafter.draft([_work("a", prompt, 8, 4, ahead=EMPTY_TREE)])
+    for other in ([*prompt, 3, 3, 3], [*prompt[:-1], 9], prompt[:-5]):
+        [later] = drafter.draft([_work("a", other, 4)])
+        [fresh] = _drafter().draft([_work("a", other, 4)])
+        assert _bare(later) == _bare(fresh)
+
+
+def test_nodes_of_other_drafters_are_read_and_continued() -> None:
+    prompt = prompt_of(24)
+    strange = (_greedy(prompt, 1)[0] + 1) % VOCABULARY
+    tree = chain((strange, (strange + 7) % VOCABULARY))
+    [ahead] = _drafter().draft([_work("a", prompt, 6, 4, ahead=tree)])
+    expected = _greedy([*prompt, *tree.tokens], 2)
+    assert _knows(ahead, [*tree.tokens, *expected]) == 4
+
+
+def test_drafting_ahead_ends_when_somebody_waits() -> None:
+    model = _model(1)
+    drafter = _drafter(1, context=250, model=model)
+    work = _work("a", prompt_of(24), 20, 4, ahead=EMPTY_TREE)
+    drafter.draft([work], lambda: model.num_passes >= 5)
+    assert model.num_passes == 5
+
+
+def test_another_coupling_starts_anew() -> None:
+    prompt = prompt_of(24)
+    drafter = _drafter()
+    drafter.draft([_work("a", prompt, 4, coupling=COUPLED)])
+    [proposal] = drafter.draft([_work("a", prompt, 4)])
+    [fresh] = _drafter().draft([_work("a", prompt, 4)])
+    assert _bare(proposal) == _bare(fresh)
+
+
+def test_full_growth_is_not_explored_further() -> None:
+    drafter = _drafter(1, context=120)
+    prompt = prompt_of(24)
+    for _ in range(4):
+        [proposal] = drafter.draft([_work("a", prompt, 12, 8, ahead=EMPTY_TREE)])
+    assert len(proposal.tokens) == MAX_DRAFT_TOKENS
+
+
+def test_draft_ends_where_the_context_ends() -> None:
+    [proposal] = _drafter(context=32).draft([_work("a", prompt_of(30), 8, width=4)])
+    assert max(_tree(proposal).depths) == 2
+
+
+def test_ngram_continues_the_last_repetition() -> None:
+    drafter = NgramDrafter()
+    [proposal] = drafter.draft([_work("a", [1, 2, 3, 4, 9, 1, 2], 3)])
+    assert proposal.tokens == (3, 4, 9)
+    [proposal] = drafter.draft([_work("a", [1, 2, 3, 4, 9, 1, 2, 7, 2], 2)])
+    assert proposal.tokens == (7, 2)
+    [proposal] = drafter.draft([_work("b", [1, 2, 3], 3)])
+    assert proposal.tokens == ()
+
+
+def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> None:
+    """The model's own text is foretold whole and surprises least; chunks change nothing."""
+    prompt = prompt_of(20)
+    own = [*prompt, *_greedy(prompt, 12)]
+    said = _drafter().draft([_work("a", own, 2)])[0].hindsight
+    assert len(said.foretold) == len(own) - 1
+    assert all(said.foretold[len(prompt) - 1 :])
+    strange = [*prompt, *prompt_of(12, seed=9)]
+    other = _drafter().draft([_work("a", strange, 2)])[0].hindsight
+    assert not all(other.foretold[len(prompt) - 1 :])
+    assert other.surprise > said.surprise > 0
+
+
+def test_only_tokens_that_are_new_are_judged() -> None:
+    drafter, prompt = _drafter(), prompt_of(20)
+    drafter.draft([_work("a", prompt, 2)])
+    truth = _greedy(prompt, 8)
+    # The first new token was not read before, but guessed; those behind a wrong guess are read.
+    wrong = (truth[0] + 1) % VOCABULARY
+    [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert len(said.hindsight.foretold) == 5
+    [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert again.hindsight == NO_HINDSIGHT
+
+
+def test_what_is_told_of_a_long_text_is_bounded() -> None:
+    [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
+    assert len(said.hindsight.foretold) == MAX_FORETOLD
+
+
+@pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])
+def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | None) -> None:
+    work = _work("a", prompt_of(30), 4)
+    beyond = _work("b", (prompt_of(100) * 8)[:754], 4, ahead=ahead)
+    [alone] = _drafter(context=64).draft([work])
+    assert _drafter(context=64).draft([beyond, work]) == [Proposal((), ()), alone]
+    assert _drafter(context=64).draft([beyond]) == [Proposal((), ())]
+
+
+def test_the_last_token_of_the_context_is_guessed_and_none_after_it() -> None:
+    [proposal] = _drafter(context=64).draft([_work("a", prompt_of(64), 8)])
+    assert proposal.tokens
+    assert set(_tree(proposal).depths) == {1}

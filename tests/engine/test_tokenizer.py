@@ -1,0 +1,145 @@
+"""Spellings: what each token adds to a text, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.tokenizer import Detokenizer, TextCodec
+from edgecosine.errors import RequestError
+from edgecosine.protocol.api.request import ChatMessage
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> TextCodec:
+    """The zoo's tokenizer: GPT-2's letters for bytes."""
+    return TextCodec(AutoTokenizer.from_pretrained(locate("target").where), [0])
+
+
+def byte_fallback() -> TextCodec:
+    """A tokenizer of words, with a token for each byte of what it does not know."""
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁to", "▁be", "\ufffd"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {name: number for number, name in enumerate(names)},
+            [],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [])
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20))
+@settings(deadline=None)
+def test_spellings_of_tokens_make_up_the_text_to_the_byte(byte_level: TextCodec, text: str) -> None:
+    spellings = [byte_level.spelling(token) for token in byte_level.encode(text)]
+    assert b"".join(utf8 for _, utf8 in spellings) == text.encode()
+    for spelt, utf8 in spellings:
+        assert spelt.startswith("bytes:\\x") or spelt.encode() == utf8
+
+
+def test_torn_characters_and_special_tokens_have_names(byte_level: TextCodec) -> None:
+    euro = [byte_level.spelling(token) for token in byte_level.encode("€")]
+    assert "".join(spelt for spelt, _ in euro).replace("bytes:", "") == r"\xe2\x82\xac"
+    assert byte_level.spelling(0) == ("<|endoftext|>", b"<|endoftext|>")
+
+
+def test_leading_space_is_a_tokens_own() -> None:
+    codec = byte_fallback()
+    names = {
+        name: number for number, name in enumerate(["▁", "a", "▁to", "▁be", "\ufffd"], start=257)
+    }
+    assert codec.decode([names["▁to"], names["▁be"]]) == "to be"
+    assert codec.spelling(names["▁to"]) == (" to", b" to")
+    assert codec.spelling(1 + 0xE2) == ("bytes:\\xe2", b"\xe2")
+    assert codec.spelling(1 + ord("x")) == ("x", b"x")
+    assert codec.spelling(names["\ufffd"]) == ("\ufffd", "\ufffd".encode())
+
+
+TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for m in messages %}{{ m.content }}", "endfor"),
+        ("{{ messages[0].name.first }}", "no attribute"),
+        ("{{ messages[7]['content'] }}", "messages"),
+        ("{{ messages[0]['content'] + 1 }}", "str"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ messages | no_such_filter }}", "no_such_filter"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
+        ({"tools": "x", "rag": "y"}, "default"),
+    ],
+)
+def test_chat_that_the_template_does_not_take_is_refused_with_its_words(
+    template: object, words: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
+    tokenizer.chat_template = template
+    codec = TextCodec(tokenizer, [0])
+    with pytest.raises(RequestError, match=words) as refusal:
+        codec.encode_chat(TURNS)
+    assert (refusal.value.status, refusal.value.parameter) == (400, "messages")
+    assert "\n" not in refusal.value.message
+    assert codec.encode("one")
+
+
+def test_chat_template_that_serves_nobody_is_told_at_the_load() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
+    tokenizer.chat_template = "{% for m in messages %}"
+    assert "end of template" in str(TextCodec(tokenizer, [0]).chat_fault())
+    for template in ("{{ messages[0]['content'] }}", None):
+        tokenizer.chat_template = template
+        assert TextCodec(tokenizer, [0]).chat_fault() is None
+
+
+@pytest.mark.parametrize("prompt", ["", "a", "a to", "to be", "é"])
+def test_text_of_an_answer_is_that_behind_its_prompt(prompt: str) -> None:
+    codec = byte_fallback()
+    said = codec.encode("to be") + codec.encode("é") + codec.encode("to")
+    detokenizer = Detokenizer(codec, codec.encode(prompt))
+    text = "".join(detokenizer.push([token]) for token in said) + detokenizer.finish()
+    assert text == detokenizer.text == " to be é to"
+    assert (
+        text
+        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, said))
+        .encode("latin-1")
+        .decode()
+    )
+
+
+def test_text_behind_special_tokens_alone_keeps_its_space() -> None:
+    codec = byte_fallback()
+    detokenizer = Detokenizer(codec, [0] * 40)
+    assert detokenizer.push(codec.encode("to")) + detokenizer.finish() == " to"
+
+
+def test_special_tokens_are_found_by_their_names(byte_level: TextCodec) -> None:
+    assert byte_level.special_token("<|endoftext|>") == 0
+    for name in ("a", "def", "<|nothing|>", "<|endoftext|> ", "🦜"):
+        assert byte_level.special_token(name) is None
+    assert byte_fallback().special_token("?") is None
+
+
+def test_text_that_is_far_too_long_shows_it_at_its_beginning(byte_level: TextCodec) -> None:
+    for text, num_tokens in (("x " * 5000, 1000), ("def main():\n" * 900, 100)):
+        assert byte_level.is_longer(text, num_tokens)
+        assert len(byte_level.encode(text)) > num_tokens
+    for text in ("x " * 500, " " * 100_000, ""):
+        assert not byte_level.is_longer(text, len(byte_level.encode(text)))
