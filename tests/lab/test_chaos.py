@@ -217,6 +217,14 @@ def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: 
     assert (_condemned(story, connections=[(3.5, 3.5)]) == set()) == (num_asked > 1)
 
 
+@pytest.mark.parametrize(("asked_s", "is_clean"), [(2.5, True), (1.0, False), (3.5, False)])
+def test_answer_before_the_first_question_that_was_heard_shows_one_that_was_not(
+    asked_s: float, *, is_clean: bool
+) -> None:
+    heard = [Heard(at, final(*TEXTS)) for at in (2.0, 3.0)]
+    assert (_condemned(changed(heard=heard, asked_s=[asked_s])) == set()) == is_clean
+
+
 @pytest.mark.parametrize(("num_finals", "is_clean"), [(3, True), (4, False)])
 def test_new_connection_is_a_reason_for_the_final_and_for_the_request_delivered_again(
     num_finals: int, *, is_clean: bool

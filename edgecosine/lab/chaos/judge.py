@@ -167,6 +167,8 @@ def _doubled(story: Story, connections: Sequence[Span]) -> str | None:
         return f"{len(payloads)} different finals: {_difference(payloads)}"
     if finals and story.told is not None and story.told != _body(finals[0].payload):
         return "its asker was given another final than was heard"
+    # An answer to a question that was not heard: it was put while the witness was away.
+    num_unheard = int(bool(finals) and all(at_s > finals[0].at_s for at_s in story.asked_s))
     num_unexplained = num_left = 0
     for before, heard in itertools.pairwise(finals):
         if _is_repeated(before.at_s, heard.at_s, connections):
@@ -176,7 +178,8 @@ def _doubled(story: Story, connections: Sequence[Span]) -> str | None:
             continue
         num_unexplained += 1
         # Who asks again is answered again, once for each time.
-        if num_unexplained >= max(1, sum(at_s <= heard.at_s for at_s in story.asked_s)):
+        num_asked = num_unheard + sum(at_s <= heard.at_s for at_s in story.asked_s)
+        if num_unexplained >= max(1, num_asked):
             return (
                 f"its final came again for no reason: finals at {_times(finals, heard.at_s)}, "
                 f"asked at {_shown(story.asked_s)}, connections at "
