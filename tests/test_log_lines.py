@@ -17,10 +17,10 @@ from edgecosine.node.gateway.request_manager import Reception
 from edgecosine.protocol.api.parse_request import Accepted, Ticket
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
-from tests.house import Neighbour, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import Neighbour, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
+from tests.support.fakes import ScriptedService
 
 FORMAT = re.compile(r"[^=%]+(: (\w+=%[^ =]+)( \w+=%[^ =]+)*( advice=.*)?|: advice=.*)?", re.DOTALL)
 """Words, then keys with a value each; advice comes last, in words of its own."""

@@ -12,11 +12,11 @@ import pytest
 from edgecosine.log_throttle import Complaints
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.security.trust import unverified_context
-from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run
 from tests.node.credentials.test_enrolment import served
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
 from tests.node.links.wire_fixtures import logbook
-from tests.security.home import Home
+from tests.security.cluster_home import Home
+from tests.support.mqtt import HOME, house, needs_mosquitto, run
 
 
 def test_kind_is_due_once_a_minute_and_kinds_are_bounded() -> None:

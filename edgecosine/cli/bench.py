@@ -75,10 +75,10 @@ def command(
         return
     if resume and report is None:
         raise click.UsageError("--resume needs the FILE of --json")
-    from edgecosine.lab.bench.driver import run_bench
+    from edgecosine.lab.bench.environments import possible, stages
     from edgecosine.lab.bench.report import BenchReport
-    from edgecosine.lab.bench.sites import possible, stages
-    from edgecosine.lab.bench.stage import BenchSettings
+    from edgecosine.lab.bench.runner import BenchSettings
+    from edgecosine.lab.bench.schedule import run_bench
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
@@ -116,7 +116,7 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 
     No prompt is asked twice: the target writes as many as are needed.
     """
-    from edgecosine.lab.bench.parts import PartsSettings, parts_figures, run_parts
+    from edgecosine.lab.bench.run_parts import PartsSettings, parts_figures, run_parts
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
@@ -135,7 +135,7 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 @_report
 def engine(ballast: int, repeats: int, report: Path | None) -> None:
     """The engine against transformers, on the same weights and one thread of one core."""
-    from edgecosine.lab.bench.engine import run_engine_bench
+    from edgecosine.lab.bench.run_engine import run_engine_bench
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -159,7 +159,7 @@ def exactness(
     Drafts are good, bad and hostile; sessions share passes, come, go and lose their slots; engines
     are replaced. Fails when an answer diverges where the policy is bitwise.
     """
-    from edgecosine.lab.exactness.bench import ExactnessSettings, run_exactness_bench
+    from edgecosine.lab.exactness.run_exactness import ExactnessSettings, run_exactness_bench
 
     log_to_stderr("warning")
     settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
@@ -179,7 +179,7 @@ def exactness(
 def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
     """Decoding and verifying on a GPU against its memory bandwidth, quantised drafters, and how
     often rounding changes an answer. Nothing is downloaded; 20 GiB of GPU memory are needed."""
-    from edgecosine.lab.bench.gpu import GpuSettings, run_gpu_bench, toy_settings
+    from edgecosine.lab.bench.run_gpu import GpuSettings, run_gpu_bench, toy_settings
 
     log_to_stderr("warning")
     settings = toy_settings(device) if quick else GpuSettings(device=device, repeats=repeats)
@@ -219,7 +219,7 @@ def simulation(
     Costs of passes, drafting steps, event loops and links are measured here first, on a cluster of
     this machine. Decisions are timed for real. Progress goes to stderr.
     """
-    from edgecosine.lab.simulation.bench import (
+    from edgecosine.lab.simulation.run_simulation import (
         SimulationSettings,
         read_costs,
         run_simulation_bench,

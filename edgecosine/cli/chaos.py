@@ -53,9 +53,9 @@ def command(
     was. The exit status is 1 when anything is lost, doubled, different or hung. Progress goes to
     stderr.
     """
-    from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
+    from edgecosine.lab.chaos.checker import DEFINITIONS
     from edgecosine.lab.chaos.faults import MEANING
-    from edgecosine.lab.chaos.judge import DEFINITIONS
+    from edgecosine.lab.chaos.run_chaos import ChaosSettings, run_chaos
 
     log_to_stderr("error")
     target_cores, drafter_cores = split_cores()

@@ -12,7 +12,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ModelUnavailable
-from edgecosine.lab.scene import Scene, chat_scene, zoo_scene
+from edgecosine.lab.demo_models import Scene, chat_scene, zoo_scene
 from edgecosine.zoo import BALLAST
 
 

@@ -52,8 +52,8 @@ def command(
     journal_tls_cost: share of throughput that is lost at eight sessions with a journal and with TLS
     on links and MQTT, beside a cluster without them that is asked in turn. Needs Mosquitto.
     """
-    from edgecosine.lab.faults.bench import FaultSettings, run_fault_bench
     from edgecosine.lab.faults.protection import ProtectionSettings
+    from edgecosine.lab.faults.run_faults import FaultSettings, run_fault_bench
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()

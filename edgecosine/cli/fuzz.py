@@ -46,7 +46,7 @@ def command(
         is_accepted = TARGETS[names[0]].attempt(replay.read_bytes())
         click.echo("accepted" if is_accepted else "refused")
         return
-    from edgecosine.lab.fuzz.bench import FuzzSettings, figures_of, run_fuzz
+    from edgecosine.lab.fuzz.run_fuzz import FuzzSettings, figures_of, run_fuzz
 
     settings = FuzzSettings(names or tuple(TARGETS), inputs, seconds, seed, corpus)
     try:

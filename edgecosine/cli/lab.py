@@ -13,9 +13,9 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ConfigError, LabError
+from edgecosine.lab.change_network import Wish, listening, running_labs, wish_of
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.network.weather import Weather
-from edgecosine.lab.remote import Wish, listening, running_labs, wish_of
+from edgecosine.lab.network.conditions import Weather
 from edgecosine.zoo import BALLAST, TARGET, drafter_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])

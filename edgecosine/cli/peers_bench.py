@@ -46,8 +46,8 @@ def command(
     user's cache directory: the first time that takes many minutes, a compiler, and the package
     index. A peer that cannot be measured is left out, and the record says why.
     """
-    from edgecosine.lab.bench.peers.bench import run_peers_bench
     from edgecosine.lab.bench.peers.inputs import GENERALIST, TARGET, PeerSettings, PeersRecord
+    from edgecosine.lab.bench.peers.run_peers import run_peers_bench
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()

@@ -35,7 +35,7 @@ def command(
     the machine does no harm but to the rates. The exit status is 1 when a request hung or ended
     with another error.
     """
-    from edgecosine.lab.soak.bench import SoakSettings, run_soak
+    from edgecosine.lab.soak.run_soak import SoakSettings, run_soak
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()

@@ -4,7 +4,7 @@ A pass is flat: rows of any mix of sessions lie side by side in one sequence, an
 which slot of the cache it belongs to, which cell it writes and which cells it sees. transformers
 hands queries, keys and values of the new rows to `attend`; it stores the keys and values and
 attends over the cache, through the compiled kernel or, without one, through plain torch. Passes of
-static shapes bring an `Attention` of their own (`static_attention.py`).
+static shapes bring an `Attention` of their own (`cuda/padded_attention.py`).
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network import namespaces
+from edgecosine.lab.network.conditions import FINE, Weather
 from edgecosine.lab.network.hosts import Host, Network, free_port
-from edgecosine.lab.network.namespaces import NamespaceNetwork
-from edgecosine.lab.network.relays import LOOPBACK, RelayNetwork
-from edgecosine.lab.network.weather import FINE, Weather
+from edgecosine.lab.network.netns import namespaces
+from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
+from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
 from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.mqtt_fixtures import HOME, House, free_port, house, needs_mosquitto, run
+from tests.support.mqtt import HOME, House, free_port, house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -21,7 +21,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
 from edgecosine.protocol.api.retained_topics import node_state_notice
-from tests.mqtt_fixtures import HOME, House, free_port, house, needs_mosquitto, run, running
+from tests.support.mqtt import HOME, House, free_port, house, needs_mosquitto, run, running
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -17,7 +17,7 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.security.mosquitto import broker_account
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run
+from tests.support.mqtt import free_port, needs_mosquitto, run
 
 pytestmark = pytest.mark.timeout(60)
 

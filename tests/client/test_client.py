@@ -15,8 +15,8 @@ from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import HOME, free_port, house, listening, needs_mosquitto, run, running
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import HOME, free_port, house, listening, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -19,7 +19,7 @@ from edgecosine.protocol.api.claim_messages import Standing, standing_notice
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.retained_topics import KEEP_S, LEASE_S, NodePresence, NodeStatus
 from tests.mqtt.own_mosquitto import own_mosquitto
-from tests.mqtt_fixtures import (
+from tests.support.mqtt import (
     HOME,
     Listener,
     free_port,

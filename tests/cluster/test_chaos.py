@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.chaos.bench import ChaosSettings, run_chaos
 from edgecosine.lab.chaos.broker import find_mosquitto
 from edgecosine.lab.chaos.faults import Kind
-from edgecosine.lab.network import namespaces
-from tests.mqtt_fixtures import run_patiently
+from edgecosine.lab.chaos.run_chaos import ChaosSettings, run_chaos
+from edgecosine.lab.network.netns import namespaces
+from tests.support.mqtt import run_patiently
 
 KINDS: tuple[Kind, ...] = (
     "kill_target",

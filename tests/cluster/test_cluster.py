@@ -13,10 +13,10 @@ import pytest
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
-from edgecosine.lab.asking import Asked, ask
+from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
 from edgecosine.protocol.api.request import Sampling
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgecosine import zoo
-from tests.mqtt_fixtures import free_port
+from tests.support.mqtt import free_port
 
 pytestmark = pytest.mark.timeout(120)
 

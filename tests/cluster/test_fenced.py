@@ -20,7 +20,7 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
+from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]
 

@@ -15,8 +15,8 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.request import Request
-from tests.cluster.standing import standing
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.cluster.shared_cluster import standing
+from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(240)
 

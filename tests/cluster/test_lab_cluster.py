@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from edgecosine import zoo
 from edgecosine.cli import main
 from edgecosine.errors import LabError
-from edgecosine.lab.asking import ask
+from edgecosine.lab.change_network import Wish, listening, wish_of
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.network import namespaces
-from edgecosine.lab.network.weather import FINE, Weather
-from edgecosine.lab.remote import Wish, listening, wish_of
+from edgecosine.lab.measured_requests import ask
+from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look
-from tests.mqtt_fixtures import run_patiently
+from tests.support.mqtt import run_patiently
 
 FAULT = namespaces.why_not()
 FAR = Weather(delay_ms=30)

@@ -20,7 +20,7 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.topics import ResponseTopic, StreamTopic, Topics
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
+from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]
 

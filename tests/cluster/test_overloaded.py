@@ -18,7 +18,7 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
-from tests.mqtt_fixtures import Listener, free_port, run_patiently, running
+from tests.support.mqtt import Listener, free_port, run_patiently, running
 
 pytestmark = pytest.mark.timeout(300)
 

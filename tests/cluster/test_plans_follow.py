@@ -16,11 +16,11 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.asking import Asked, ask
+from edgecosine.lab.adversarial_drafter import LIAR, write_liar
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.liar import LIAR, write_liar
-from edgecosine.lab.network.weather import Weather
-from tests.mqtt_fixtures import run_patiently
+from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.network.conditions import Weather
+from tests.support.mqtt import run_patiently
 
 TARGET_CORES, DRAFTER_CORES = split_cores()
 NEAR = Weather(delay_ms=0.15)

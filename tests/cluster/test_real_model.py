@@ -13,13 +13,13 @@ from edgecosine import models, zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
 from edgecosine.errors import ModelUnavailable
-from edgecosine.lab.asking import Asked, ask
 from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
+from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.distill.prompts import held_out
-from edgecosine.lab.scene import Scene
+from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.api.request import Sampling
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -18,7 +18,7 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.request import Delta, Request
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
 

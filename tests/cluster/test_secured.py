@@ -16,7 +16,7 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.local import child_processes as processes
 from edgecosine.mqtt.broker_address import BrokerAddress
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
+from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(180)]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.lab.asking import Asked, ask
+from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
 

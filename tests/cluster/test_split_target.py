@@ -19,11 +19,11 @@ from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.lab.asking import ask
+from edgecosine.lab.measured_requests import ask
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from tests.engine.decoding import decode, nothing
-from tests.mqtt_fixtures import free_port, run_patiently
+from tests.support.mqtt import free_port, run_patiently
 
 NUM_TOKENS = 24
 

@@ -29,7 +29,7 @@ from tests.cluster.test_outliving import (
     more_text,
     told,
 )
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run_patiently
+from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(180)]
 

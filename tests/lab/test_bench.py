@@ -29,9 +29,9 @@ from edgecosine.lab.bench.cells import (
     schedule,
 )
 from edgecosine.lab.bench.charts import acceptance, compared, frontiers
-from edgecosine.lab.bench.driver import run_bench
 from edgecosine.lab.bench.record import ClosedLoad
 from edgecosine.lab.bench.report import BenchReport, seconds_left
+from edgecosine.lab.bench.schedule import run_bench
 from edgecosine.lab.bench.table import policy_table
 from tests.lab.bench_runs import made_run
 

@@ -16,7 +16,7 @@ from edgecosine.lab.bench.figures import (
     identical,
 )
 from edgecosine.lab.bench.overhead import overheads_s
-from edgecosine.lab.bench.stage import target_busy
+from edgecosine.lab.bench.runner import target_busy
 from tests.lab.bench_runs import made_run
 
 FIRST_SEVEN = [

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import LabError
-from edgecosine.lab.chaos.clock import WallClocks, why_no_steps
+from edgecosine.lab.chaos.checker import Heard, Story, judge
 from edgecosine.lab.chaos.disk import small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, TARGET, Fault
-from edgecosine.lab.chaos.judge import Heard, Story, judge
-from edgecosine.lab.chaos.orders import make_bodies, make_orders
 from edgecosine.lab.chaos.schedule import make_schedule
+from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
+from edgecosine.lab.chaos.workload import make_bodies, make_orders
 from edgecosine.protocol.api.answers import Piece
-from tests.lab.chaos_stories import TEXTS, changed, error, final, good_story
+from tests.lab.chaos_cases import TEXTS, changed, error, final, good_story
 
 DRAFTERS = ("d-0", "d-1")
 seeds = st.integers(0, 1 << 32)

@@ -16,11 +16,11 @@ from edgecosine.engine.loading.load import load_drafter
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.sources import locate
 from edgecosine.errors import ModelUnavailable
-from edgecosine.lab.distill import pool
+from edgecosine.lab.distill import training_text as pool
 from edgecosine.lab.distill.adapters import adapt, changes
 from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
 from edgecosine.lab.distill.export import write_adapter, write_drafter
-from edgecosine.lab.distill.learning import Settings, batch_of, plan, rate, states_of
+from edgecosine.lab.distill.losses import Settings, batch_of, plan, rate, states_of
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
 from edgecosine.lab.distill.stages import as_served
@@ -68,7 +68,7 @@ def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
 
 
 def test_training_goes_on_as_if_it_had_not_been_cut_off(target: Path, tmp_path: Path) -> None:
-    from edgecosine.lab.distill.learning import AcceptanceLoss
+    from edgecosine.lab.distill.losses import AcceptanceLoss
     from edgecosine.lab.distill.trainer import Trainer
 
     text = conversations(target, 24)
@@ -96,7 +96,7 @@ def test_training_goes_on_as_if_it_had_not_been_cut_off(target: Path, tmp_path: 
 
 def test_student_learns_what_it_was_cut_from(target: Path) -> None:
     """A student of all layers is the target: whatever it loses at first must come back."""
-    from edgecosine.lab.distill.learning import AcceptanceLoss
+    from edgecosine.lab.distill.losses import AcceptanceLoss
     from edgecosine.lab.distill.trainer import Trainer
 
     stock = load_stock(str(target), torch.float32)
@@ -151,7 +151,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
 def test_grid_writes_what_flat_passes_write(target: Path) -> None:
     """Greedy answers, one token of a slot each step or all at once; slots are used again."""
     from edgecosine.engine.forward_pass import SlotModel
-    from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder
+    from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 
     tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
     turns = [Turn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True) for n in range(9)]
@@ -283,7 +283,7 @@ def test_drafters_that_name_each_other_are_refused(target: Path) -> None:
 
 
 def test_fresh_prompts_are_different_and_take_the_domains_in_turn(target: Path) -> None:
-    from edgecosine.lab.distill.fresh import fresh_prompts
+    from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 
     prompts = fresh_prompts(str(target), 10)
     assert [domain for domain, _ in prompts] == [DOMAINS[n % len(DOMAINS)] for n in range(10)]

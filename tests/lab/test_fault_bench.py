@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from edgecosine.lab.asking import Asked
-from edgecosine.lab.faults.bench import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.drafter_kills import Kill, judged
 from edgecosine.lab.faults.protection import Turn
+from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
+from edgecosine.lab.measured_requests import Asked
 
 BEGAN_S = 1000.0
 

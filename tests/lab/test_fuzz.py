@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.cli.fuzz import command
-from edgecosine.lab.fuzz.bench import FuzzRun, figures_of
 from edgecosine.lab.fuzz.mutations import mutate_bytes
+from edgecosine.lab.fuzz.run_fuzz import FuzzRun, figures_of
 from edgecosine.lab.fuzz.targets import TARGETS, Broken, Target
 
 needs_atheris = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")

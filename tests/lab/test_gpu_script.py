@@ -20,7 +20,7 @@ from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
 from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
 from edgecosine.lab.gpu.parts import PARTS, Part, Visit
-from edgecosine.lab.gpu.running import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
+from edgecosine.lab.gpu.run_parts import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.loading.gguf_files import write_gguf
 
 
@@ -110,7 +110,7 @@ import asyncio, os, sys
 from dataclasses import replace
 from pathlib import Path
 from edgecosine.lab.gpu.parts import PARTS, Visit
-from edgecosine.lab.gpu.running import run_parts
+from edgecosine.lab.gpu.run_parts import run_parts
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
 part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
 folder = Path({str(tmp_path)!r})

@@ -11,7 +11,7 @@ from edgecosine import zoo
 from edgecosine.engine.base import PassResult, TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.loading.options import LoadOptions
-from edgecosine.lab.bench.engine import grown_memory
+from edgecosine.lab.bench.run_engine import grown_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 

@@ -23,13 +23,13 @@ import pytest
 import uvloop
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network import namespaces
+from edgecosine.lab.network.conditions import FINE, Weather
 from edgecosine.lab.network.hosts import Host, Network
-from edgecosine.lab.network.namespaces import NamespaceNetwork
-from edgecosine.lab.network.relays import RelayNetwork
-from edgecosine.lab.network.weather import FINE, Weather
+from edgecosine.lab.network.netns import namespaces
+from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
+from edgecosine.lab.network.tcp_relay.relays import RelayNetwork
 
-MACHINE = Path(__file__).with_name("machine.py")
+MACHINE = Path(__file__).with_name("second_machine.py")
 FAULT = namespaces.why_not()
 PATIENCE_S = 60.0
 
@@ -222,7 +222,7 @@ def test_multicast_reaches_all_hosts() -> None:
 
 OWNER = """
 import asyncio, sys, uvloop
-from edgecosine.lab.network.namespaces import NamespaceNetwork
+from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 
 async def main():
     async with NamespaceNetwork() as network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgecosine.balance.policy import PARTS, POLICIES
-from edgecosine.lab.bench.parts import parts_figures, policies
+from edgecosine.lab.bench.run_parts import parts_figures, policies
 
 
 def test_worth_is_the_median_ratio_of_repetitions() -> None:

@@ -14,15 +14,15 @@ from edgecosine import zoo
 from edgecosine.errors import LabError
 from edgecosine.lab.bench import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
-from edgecosine.lab.bench.peers import bench as peers_bench
-from edgecosine.lab.bench.peers import stock
+from edgecosine.lab.bench.peers import run_peers as peers_bench
+from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
-from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
+from edgecosine.lab.bench.peers.messages import Kind, Order, Ready, Reply, Setup
 from edgecosine.lab.bench.peers.server import Peer, Prompt, peer_process, record
-from edgecosine.lab.load import Load
-from tests.mqtt_fixtures import run_patiently
+from edgecosine.lab.load_generator import Load
+from tests.support.mqtt import run_patiently
 
 SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)
 PROMPTS = [Prompt("code", "a", (1, 5, 6)), Prompt("facts", "b", (1, 7))]

@@ -21,13 +21,13 @@ from edgecosine.cli import main
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure
 from edgecosine.lab.simulation import comparison
-from edgecosine.lab.simulation.bench import costs_record, read_costs
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.curves import sweep_curves
-from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.run_simulation import costs_record, read_costs
 from edgecosine.lab.simulation.sweep import Cell, run_cell
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
+from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 
 TEXTS = load_texts()
 COSTS = Costs(

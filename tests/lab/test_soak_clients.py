@@ -12,8 +12,8 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import Overloaded, RequestError
 from edgecosine.lab.soak.clients import Clients, Manner
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import house, needs_mosquitto, run
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

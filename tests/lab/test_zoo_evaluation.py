@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgecosine.lab.loops import loop_share
+from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.zoo.evaluation import (
     accepted_per_round,
     drafter_choices,

@@ -18,8 +18,8 @@ from edgecosine.errors import EngineError
 from edgecosine.local import child_processes as processes
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
 from edgecosine.mqtt.broker_address import BrokerAddress
-from tests.mqtt_fixtures import free_port, needs_mosquitto
 from tests.node.links.wire_fixtures import run
+from tests.support.mqtt import free_port, needs_mosquitto
 
 SLEEPER = (sys.executable, "-I", "-S", "-c", "import signal; signal.pause()")
 

@@ -25,7 +25,7 @@ from edgecosine.local.doctor import (
 )
 from edgecosine.mqtt.broker_address import BrokerAddress
 from tests.node.links.wire_fixtures import run
-from tests.security.home import Home
+from tests.security.cluster_home import Home
 
 
 def file_with(path: Path, text: str) -> Path:

@@ -17,8 +17,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.answers import Final
 from edgecosine.protocol.api.request import Delta, Request
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run, running
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import free_port, needs_mosquitto, run, running
 
 pytestmark = pytest.mark.timeout(60)
 

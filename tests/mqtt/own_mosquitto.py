@@ -9,7 +9,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.mqtt_fixtures import PATIENCE_S, free_port
+from tests.support.mqtt import PATIENCE_S, free_port
 
 
 @contextlib.asynccontextmanager

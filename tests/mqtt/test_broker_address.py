@@ -12,8 +12,8 @@ from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress, holds_password, without_password
 from edgecosine.mqtt.connection import connect
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run
-from tests.security.home import Home
+from tests.security.cluster_home import Home
+from tests.support.mqtt import free_port, needs_mosquitto, run
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,8 +15,9 @@ from edgecosine.mqtt.node_status import Presence
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.security.client_ids import SECRET_FILE, ClientIds
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import (
+from tests.node.gateway.gateway_talk import answer, ask
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import (
     HOME,
     free_port,
     house,
@@ -25,7 +26,6 @@ from tests.mqtt_fixtures import (
     run,
     running,
 )
-from tests.node.gateway.gateway_talk import answer, ask
 
 pytestmark = needs_mosquitto
 

@@ -18,7 +18,7 @@ from edgecosine.mqtt import connection as mqtt
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Version, connect
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run
+from tests.support.mqtt import free_port, needs_mosquitto, run
 
 _SOONER_THAN_HEARTBEATS_S = 8.0
 

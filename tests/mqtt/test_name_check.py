@@ -11,7 +11,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import Presence
-from tests.mqtt_fixtures import HOME, free_port, listening, needs_mosquitto, run, running
+from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -17,7 +17,7 @@ from edgecosine.mqtt import node_status as module
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import Presence
 from edgecosine.protocol.api.retained_topics import KEEP_S
-from tests.mqtt_fixtures import (
+from tests.support.mqtt import (
     HOME,
     PATIENCE_S,
     free_port,

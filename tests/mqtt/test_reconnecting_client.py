@@ -10,7 +10,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from tests.mqtt_fixtures import free_port, listening, needs_mosquitto, run, running
+from tests.support.mqtt import free_port, listening, needs_mosquitto, run, running
 
 pytestmark = needs_mosquitto
 

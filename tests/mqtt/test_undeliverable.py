@@ -27,9 +27,9 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
 from tests.mqtt.own_mosquitto import own_mosquitto
-from tests.mqtt_fixtures import HOME, Listener, needs_mosquitto, run, running
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import HOME, Listener, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

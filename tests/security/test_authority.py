@@ -17,7 +17,7 @@ from edgecosine.security.credentials import Credentials, Enrolling
 from edgecosine.security.enrolment import TrustList
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import JoinToken, read_token, write_token
-from tests.security.home import Home
+from tests.security.cluster_home import Home
 from tests.security.tls import agree
 
 

@@ -14,7 +14,7 @@ from edgecosine.errors import EnrolmentError
 from edgecosine.security.certificates import Signer, certificate_pem, new_key
 from edgecosine.security.trust import read_revoked
 from tests.protocol.wire.values import hello
-from tests.security.home import Home
+from tests.security.cluster_home import Home
 
 NOW = datetime.now(UTC)
 KITCHEN: dict[str, Any] = {"cluster": "lab", "role": "drafter", "node_id": "kitchen"}

@@ -16,7 +16,7 @@ from typing import Literal
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.record import ClosedLoad, OpenLoad
-from edgecosine.lab.network.weather import Weather
+from edgecosine.lab.network.conditions import Weather
 
 ALONE, OURS = "target-alone", "edgecosine"
 BATCHED, ASSISTED = "hf-batched", "hf-assisted"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgecosine.lab.network.weather import Weather
+from edgecosine.lab.network.conditions import Weather
 
 Runs = Sequence[Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ from edgecosine import zoo
 from edgecosine.balance.policy import PARTS
 from edgecosine.lab.bench.cells import ALONE, ASSISTED, BATCHED, COLOCATED, OURS, STOCK
 from edgecosine.lab.figures import Figure, interval
-from edgecosine.lab.routing import routing
+from edgecosine.lab.routing_regret import routing
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgecosine.lab.asking import Asked
-from edgecosine.lab.load import Load
-from edgecosine.lab.network.weather import FINE, Weather
+from edgecosine.lab.load_generator import Load
+from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.network.conditions import FINE, Weather
 
 PERCENTILES = (50, 90, 99)
 SHARES = ("proposed", "accepted", "led", "first")

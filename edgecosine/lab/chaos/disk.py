@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network.namespaces import is_left_over, own_name
+from edgecosine.lab.network.netns.namespaces import is_left_over, own_name
 
 _SIZE: Final = "32m"
 """SQLite lets its log grow to 4 MB before it goes over it again."""

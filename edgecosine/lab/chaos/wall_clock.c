@@ -1,7 +1,7 @@
 /* Shifts the wall clock of the process that it is preloaded into, and no other clock.
  *
  * The file named by LAB_WALL_CLOCK holds eight bytes: the shift in nanoseconds, which may change at
- * any time. Built and used by edgecosine/lab/chaos/clock.py.
+ * any time. Built and used by edgecosine/lab/chaos/wall_clock.py.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

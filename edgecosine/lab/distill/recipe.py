@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgecosine.lab.distill.learning import Settings
+from edgecosine.lab.distill.losses import Settings
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
 from edgecosine.models import DEFAULT_TARGET
 

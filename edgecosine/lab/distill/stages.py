@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from edgecosine.engine.loading.cut_models import load_cut_model, read_cut_config
 from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.sources import locate
-from edgecosine.lab.distill import pool
+from edgecosine.lab.distill import training_text as pool
 from edgecosine.lab.distill.adapters import adapt
 from edgecosine.lab.distill.conversations import (
     ANSWER_TEMPERATURE,
@@ -25,13 +25,13 @@ from edgecosine.lab.distill.conversations import (
 )
 from edgecosine.lab.distill.evaluation import held_out_turns, matches, mean_accepted, seed_of
 from edgecosine.lab.distill.export import write_adapter, write_drafter
-from edgecosine.lab.distill.learning import AcceptanceLoss, batches_from, plan, rate
+from edgecosine.lab.distill.losses import AcceptanceLoss, batches_from, plan, rate
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
 from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import Teacher, head_of, load_stock, load_teacher
 from edgecosine.lab.distill.trainer import Trainer
-from edgecosine.lab.loops import loop_share
+from edgecosine.lab.looping_share import loop_share
 
 Report = dict[str, Any]
 Stage = Callable[[Recipe, Places, str, float], Report]

@@ -21,8 +21,8 @@ from edgecosine.engine.loading.gguf_weights import (
 from edgecosine.engine.loading.load_plan import kernels_if_any
 from edgecosine.engine.loading.sources import locate
 from edgecosine.errors import ModelUnsupported
+from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 from edgecosine.lab.distill.conversations import Feeder
-from edgecosine.lab.distill.feeders import FlatFeeder, GridFeeder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from edgecosine.lab.distill.learning import AcceptanceLoss, Batch
+from edgecosine.lab.distill.losses import AcceptanceLoss, Batch
 
 _BETAS = (0.9, 0.95)
 _WEIGHT_DECAY = 0.01

@@ -20,8 +20,8 @@ from typing import Any
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
-from edgecosine.lab.asking import Asked, ask
-from edgecosine.lab.faults.nursery import Nursery
+from edgecosine.lab.faults.forkserver import Nursery
+from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
 from edgecosine.protocol.api.request import DEFAULT_POLICY

@@ -22,7 +22,7 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.load import closed_loop, make_jobs
+from edgecosine.lab.load_generator import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
 from edgecosine.local.embedded_broker import EmbeddedBroker

@@ -18,7 +18,7 @@ from edgecosine import models
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.gpu.bundle import join, pack, unpack
 from edgecosine.lab.gpu.parts import PARTS, Visit, absent_options
-from edgecosine.lab.gpu.running import run_parts, table
+from edgecosine.lab.gpu.run_parts import run_parts, table
 
 _BUNDLE = Path(".train/gpu-bundle")
 

@@ -70,7 +70,7 @@ def absent_options() -> list[str]:
 def _tests(visit: Visit, _: float) -> list[str]:
     # Other versions warn of other things.
     return [
-        sys.executable, "-m", "pytest", str(ROOT / "tests" / "engine" / "test_gpu.py"),
+        sys.executable, "-m", "pytest", str(ROOT / "tests" / "engine" / "cuda" / "test_gpu.py"),
         "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-W", "default", "--tb", "short",
         "--junit-xml", str(visit.scratch / "tests.xml"),
     ]  # fmt: skip

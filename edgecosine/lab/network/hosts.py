@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.carrier import Carrier
-from edgecosine.lab.network.orders import Change, Report
-from edgecosine.lab.network.weather import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.traffic_messages import Change, Report
+from edgecosine.lab.network.traffic_process import Carrier
 from edgecosine.local import child_processes as processes
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from edgecosine.balance.policy import POLICIES
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
-from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.protocol.api.request import Answer, Delta, Request, Sampling
 
 

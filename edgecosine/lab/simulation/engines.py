@@ -26,8 +26,8 @@ from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.events import Core, Strand
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.virtual_time import Core, Strand
 from edgecosine.node.drafter.draft_worker import Drafting
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.verifier import Verifying

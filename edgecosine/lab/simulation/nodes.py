@@ -14,8 +14,8 @@ from edgecosine.lab.simulation.engines import (
     SimulatedDrafting,
     SimulatedVerifying,
 )
-from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.wire import VirtualLink
 from edgecosine.node.target.session import Session
 from edgecosine.protocol.api.request import Request

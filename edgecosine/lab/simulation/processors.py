@@ -49,7 +49,10 @@ def look(cluster: LabCluster) -> Spent:
     for pid, command in _descendants(os.getpid()).items():
         if pid in nodes:
             continue
-        if "edgecosine.lab.network.hub" in command or "edgecosine.lab.network.relay" in command:
+        if (
+            "edgecosine.lab.network.netns.hub" in command
+            or "edgecosine.lab.network.tcp_relay.relay" in command
+        ):
             carrier_s += _process_s(pid)
         else:
             delivery_s += _process_s(pid)

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edgecosine.lab.asking import Asked
 from edgecosine.lab.bench.cells import LAN
 from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.load import Load, closed_loop, make_jobs
+from edgecosine.lab.load_generator import Load, closed_loop, make_jobs
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.measuring import EngineCosts
+from edgecosine.lab.simulation.measure_costs import EngineCosts
 from edgecosine.lab.simulation.processors import Spent, look
 from edgecosine.lab.simulation.texts import Texts
 

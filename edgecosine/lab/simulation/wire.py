@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.events import Core, Strand, VirtualLoop
+from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.node.drafter.draft_worker import Drafting
 from edgecosine.node.links.pending_requests import Asks
 from edgecosine.protocol.wire.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release

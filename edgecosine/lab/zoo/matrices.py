@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from edgecosine.lab.loops import loop_share
+from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.zoo.corpus import DOMAINS
 from edgecosine.lab.zoo.evaluation import (
     GAMMA,

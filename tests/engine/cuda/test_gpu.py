@@ -24,7 +24,7 @@ from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.distill.conversations import Conversation
-from edgecosine.lab.distill.learning import AcceptanceLoss, batch_of
+from edgecosine.lab.distill.losses import AcceptanceLoss, batch_of
 from edgecosine.lab.distill.recipe import Places, toy_recipe
 from edgecosine.lab.distill.train import STAGES, make_drafters
 from edgecosine.lab.distill.trainer import Trainer

@@ -18,8 +18,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.claim_messages import KEEP_CLAIM_S, Claim, read_work
 from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import (
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import (
     HOME,
     PATIENCE_S,
     Listener,

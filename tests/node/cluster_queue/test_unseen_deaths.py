@@ -30,9 +30,10 @@ from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import Ticket
 from edgecosine.protocol.api.request import Request, Sampling
 from tests.cluster.test_outliving import Broker, Mortal
-from tests.fakes import ScriptedService
 from tests.mqtt.own_mosquitto import own_mosquitto
-from tests.mqtt_fixtures import (
+from tests.node.cluster_queue.test_coordinator import gateway
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import (
     HOME,
     PATIENCE_S,
     Listener,
@@ -42,7 +43,6 @@ from tests.mqtt_fixtures import (
     run,
     running,
 )
-from tests.node.cluster_queue.test_coordinator import gateway
 
 pytestmark = needs_mosquitto
 
@@ -133,7 +133,7 @@ DYING = """
 import sys, uvloop
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from tests.fakes import ScriptedService
+from tests.support.fakes import ScriptedService
 service = ScriptedService(max_sessions=8)
 service.hold("hm")
 address = BrokerAddress.parse(sys.argv[1])

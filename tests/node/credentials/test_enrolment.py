@@ -35,7 +35,7 @@ from tests.node.links.wire_fixtures import (
     run,
     target_settings,
 )
-from tests.security.home import Home
+from tests.security.cluster_home import Home
 
 EAGER = Backoff(0.01, 0.05)
 

@@ -29,9 +29,9 @@ from edgecosine.protocol.api.retained_topics import node_state_notice, node_stat
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.mosquitto import BrokerFiles, write_configuration
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import free_port, needs_mosquitto, run, running
-from tests.security.home import Home
+from tests.security.cluster_home import Home
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import free_port, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -27,8 +27,8 @@ from edgecosine.protocol.wire.messages import (
     unpack_tokens,
 )
 from edgecosine.protocol.wire.tree import EMPTY_TREE
-from tests.fakes_engine import Language, ScriptedDrafter, babble
 from tests.node.links.wire_fixtures import run
+from tests.support.engines import Language, ScriptedDrafter, babble
 
 LANGUAGE = babble()
 PREFIX = list(b"to be")

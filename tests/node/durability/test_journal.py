@@ -26,7 +26,7 @@ from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import Ticket
 from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
-from tests.mqtt_fixtures import run, running
+from tests.support.mqtt import run, running
 
 MODEL = "tiny"
 NOW = Moment(1000.0, "boot", 50.0)

@@ -11,8 +11,8 @@ from edgecosine.node.durability import journal as journal_module
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.store import Statement
 from edgecosine.protocol.api.request import Committed
-from tests.mqtt_fixtures import run, running
 from tests.node.durability.test_journal import MODEL, kept, request, ticket
+from tests.support.mqtt import run, running
 
 
 def test_acceptance_is_synced_to_the_disk_and_nothing_else_is(

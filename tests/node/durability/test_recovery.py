@@ -29,10 +29,10 @@ from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.parse_request import Accepted, Ticket
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.house import Neighbour, house
-from tests.mqtt_fixtures import run
+from tests.support.cluster import Neighbour, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import run
 
 HOME = Topics("home")
 FINAL = HOME.response("a", "1")

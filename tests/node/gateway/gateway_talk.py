@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.mqtt_fixtures import HOME, House
+from tests.support.mqtt import HOME, House
 
 ASK: dict[str, Any] = {"client": "cli", "prompt": "or not"}
 

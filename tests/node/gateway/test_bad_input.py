@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
+from tests.support.mqtt import HOME, house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -9,8 +9,8 @@ import pytest
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.node.gateway.gateway import MAX_UNREAD
 from edgecosine.protocol.api.mqtt_message import Incoming
-from tests.mqtt_fixtures import HOME, House, house, listening, needs_mosquitto, run
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
+from tests.support.mqtt import HOME, House, house, listening, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -12,8 +12,8 @@ from edgecosine.client.client import Client
 from edgecosine.protocol.api.retained_topics import OFFLINE
 from tests.cli.test_mqtt_commands import at, command
 from tests.client.test_client import completion, whole
-from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run
 from tests.node.gateway.gateway_talk import answer, ask
+from tests.support.mqtt import HOME, house, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

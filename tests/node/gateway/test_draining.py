@@ -13,11 +13,11 @@ from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.protocol.api.retained_topics import DRAINING
 from tests.client.test_client import completion, whole
-from tests.fakes_engine import ScriptedDrafter
-from tests.mqtt_fixtures import HOME, house, listening, needs_mosquitto, run
 from tests.node.drafter.test_draft_worker import LANGUAGE, PREFIX, Post, at_work
 from tests.node.drafter.test_draft_worker import ask as ask_drafter
 from tests.node.gateway.gateway_talk import ask
+from tests.support.engines import ScriptedDrafter
+from tests.support.mqtt import HOME, house, listening, needs_mosquitto, run
 
 
 @needs_mosquitto

@@ -17,9 +17,9 @@ from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.openai import Limits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
 from tests.engine.models import VOCABULARY, build
-from tests.fakes_engine import ScriptedTarget
-from tests.house import Neighbour, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import Neighbour, house
+from tests.support.engines import ScriptedTarget
 
 SMALLEST = 5e-324
 bodies = st.fixed_dictionaries(

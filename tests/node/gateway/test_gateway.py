@@ -9,9 +9,9 @@ import pytest
 from edgecosine.errors import ActorStopped, RequestError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import HOME, house, listening, needs_mosquitto, run
 from tests.node.gateway.gateway_talk import ASK, answer, ask, assert_still_answers
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import HOME, house, listening, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

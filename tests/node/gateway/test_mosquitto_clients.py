@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from edgecosine.local.embedded_broker import EmbeddedBroker
-from tests.mqtt_fixtures import HOME, house, needs_mosquitto, run, shell
 from tests.node.gateway.gateway_talk import assert_still_answers
+from tests.support.mqtt import HOME, house, needs_mosquitto, run, shell
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

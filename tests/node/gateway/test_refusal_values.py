@@ -17,9 +17,9 @@ from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import Limits
 from edgecosine.protocol.api.parse_request import Accepted, Intake, Refused
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import run
 from tests.node.gateway.test_request_manager import Desk
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import run
 
 HOME = Topics("home")
 INTAKE = Intake(HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7)

@@ -37,9 +37,9 @@ from edgecosine.protocol.api.parse_request import Accepted, Intake
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.house import House, Neighbour, house
-from tests.mqtt_fixtures import run
+from tests.support.cluster import House, Neighbour, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.support.mqtt import run
 
 HOME = Topics("home")
 LANGUAGE = babble()

@@ -16,8 +16,8 @@ from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.parse_request import Accepted, Ticket
 from edgecosine.protocol.api.request import Progress, Request
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import run
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import run
 
 HOME = Topics("home")
 

@@ -10,7 +10,7 @@ import pytest
 from edgecosine.balance.admission import Admission
 from edgecosine.node.gateway.session_slots import Places
 from edgecosine.protocol.api.request import Answer, Choice, Committed, Request
-from tests.mqtt_fixtures import run
+from tests.support.mqtt import run
 
 REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)
 

@@ -17,8 +17,9 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.outbox import MAX_BYTES, MAX_MESSAGES
 from edgecosine.mqtt.reconnecting_client import Courier
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from tests.fakes import ScriptedService
-from tests.mqtt_fixtures import (
+from tests.node.gateway.gateway_talk import answer, ask
+from tests.support.fakes import ScriptedService
+from tests.support.mqtt import (
     free_port,
     house,
     listening,
@@ -27,7 +28,6 @@ from tests.mqtt_fixtures import (
     running,
     shell,
 )
-from tests.node.gateway.gateway_talk import answer, ask
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 

@@ -34,7 +34,7 @@ from tests.node.links.wire_fixtures import (
     run,
     target_settings,
 )
-from tests.weather import relayed
+from tests.support.links import relayed
 
 
 async def asked_of(inbox: Inbox) -> tuple[Link, DraftRequest]:

@@ -36,7 +36,7 @@ from tests.node.links.wire_fixtures import (
     run,
     target_settings,
 )
-from tests.security.home import Home
+from tests.security.cluster_home import Home
 
 SHORT = Timing(heartbeat_s=30.0, handshake_s=0.5, linger_s=0.2)
 

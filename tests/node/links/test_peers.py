@@ -25,7 +25,7 @@ from tests.node.links.wire_fixtures import (
     run,
     target_settings,
 )
-from tests.weather import relayed
+from tests.support.links import relayed
 
 EAGER = Backoff(0.01, 0.05)
 

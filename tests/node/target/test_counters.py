@@ -14,10 +14,10 @@ from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import Ticket
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
-from tests.fakes import ScriptedService
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
-from tests.house import Neighbour, Weather, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import Neighbour, Weather, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
+from tests.support.fakes import ScriptedService
 
 HOME = Topics("home")
 

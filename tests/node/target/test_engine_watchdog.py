@@ -17,10 +17,10 @@ from edgecosine.mqtt.node_status import Presence
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.target.engine_watchdog import CANARY, Readiness
 from edgecosine.protocol.api.request import Answer, Request
-from tests.fakes_engine import ScriptedTarget, babble
-from tests.house import House, house
-from tests.mqtt_fixtures import HOME, free_port, listening, needs_mosquitto, run, running
 from tests.node.gateway.test_overload import ask
+from tests.support.cluster import House, house
+from tests.support.engines import ScriptedTarget, babble
+from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 
 LANGUAGE = babble()
 PROMPT = list(b"there?")

@@ -12,9 +12,9 @@ import pytest
 from edgecosine.balance.batch_wait import Latecomer
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifying
-from tests.fakes_engine import ScriptedTarget
 from tests.node.links.wire_fixtures import run
 from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, verdict, work
+from tests.support.engines import ScriptedTarget
 
 
 class Noting(Costs):

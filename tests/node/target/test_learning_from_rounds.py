@@ -11,9 +11,9 @@ import pytest
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Balancer
 from edgecosine.protocol.api.request import Request
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
-from tests.house import House, Neighbour, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import House, Neighbour, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
 

@@ -13,7 +13,7 @@ from edgecosine.engine.loading.sources import locate
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.node.target.output_processor import Transcript
 from edgecosine.protocol.api.request import Logprobs, Request, Sampling, ScoredToken
-from tests.fakes_engine import EOS, NUM_TOKENS, alone, byte_codec, draw
+from tests.support.engines import EOS, NUM_TOKENS, alone, byte_codec, draw
 
 letters = [*"aé€😀b".encode(), 0xFF, EOS]
 answers = st.lists(st.sampled_from(letters), max_size=40) | st.text("aab€", max_size=20).map(

@@ -14,9 +14,9 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.node.target.round_trace import MAX_ROUNDS, Trace
 from edgecosine.protocol.api.request import Answer, Metrics, Request
 from edgecosine.protocol.wire.messages import Draft
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, babble
-from tests.house import Neighbour, Weather, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import Neighbour, Weather, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
 PASS_S = 0.002

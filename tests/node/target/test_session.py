@@ -29,7 +29,9 @@ from edgecosine.protocol.api.request import (
 )
 from edgecosine.protocol.wire.messages import Coupling
 from edgecosine.protocol.wire.prefix import Prefix
-from tests.fakes_engine import (
+from tests.node.links.wire_fixtures import run
+from tests.support.cluster import House, Neighbour, Weather, house
+from tests.support.engines import (
     Language,
     ScriptedDrafter,
     ScriptedTarget,
@@ -38,8 +40,6 @@ from tests.fakes_engine import (
     babble,
     recital,
 )
-from tests.house import House, Neighbour, Weather, house
-from tests.node.links.wire_fixtures import run
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

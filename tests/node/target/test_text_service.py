@@ -11,9 +11,9 @@ import pytest
 from edgecosine.balance.policy import POLICIES
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.request import Answer, ChatMessage, Request, Sampling
-from tests.fakes_engine import NUM_TOKENS, ScriptedTarget, alone, babble
-from tests.house import house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import house
+from tests.support.engines import NUM_TOKENS, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
 

@@ -19,9 +19,9 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifying
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
-from tests.fakes_engine import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.house import Neighbour, house
 from tests.node.links.wire_fixtures import run
+from tests.support.cluster import Neighbour, house
+from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
 

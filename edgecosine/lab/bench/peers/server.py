@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.asking import asked_elsewhere
 from edgecosine.lab.bench.line_process import LineProcess, line_process
-from edgecosine.lab.bench.peers.orders import Kind, Order, Ready, Reply, Setup
-from edgecosine.lab.load import Job, Load, closed_loop
+from edgecosine.lab.bench.peers.messages import Kind, Order, Ready, Reply, Setup
+from edgecosine.lab.load_generator import Job, Load, closed_loop
+from edgecosine.lab.measured_requests import asked_elsewhere
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, Member, local_plan
 from edgecosine.protocol.api.request import Sampling

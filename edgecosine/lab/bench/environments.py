@@ -1,0 +1,93 @@
+"""What the benchmark's sites need: clusters, hostile drafters, transformers beside the target."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from edgecosine import zoo
+from edgecosine.lab.bench.cells import COLOCATED, LAN, STOCK, Cell, Site
+from edgecosine.lab.bench.runner import BenchSettings, LabStage
+from edgecosine.lab.bench.schedule import OpenStage, Say, Stage
+from edgecosine.lab.bench.transformers_process import stock_process
+from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.network.netns import namespaces
+
+GENERALIST = "generalist"
+NUM_LIARS = 3
+MAX_SESSIONS = 16
+
+
+def possible(cells: Sequence[Cell], kind: NetworkKind, say: Say) -> tuple[Cell, ...]:
+    """The cells whose weather a network of this kind can make; `say` is told of the others."""
+    if kind == "namespaces" or (kind == "auto" and namespaces.why_not() is None):
+        return tuple(cells)
+    for cell in cells:
+        if cell.weather.loss:
+            say(f"left out: {cell.name} needs network namespaces, that is, root")
+    return tuple(cell for cell in cells if not cell.weather.loss)
+
+
+def stages(settings: BenchSettings, say: Say) -> OpenStage:
+    """Opens stages of these settings."""
+
+    @asynccontextmanager
+    async def open_stage(site: Site, cells: Sequence[Cell]) -> AsyncIterator[Stage]:
+        policies = {policy for cell in cells for policy in cell.policies}
+        async with AsyncExitStack() as stack:
+            plan = await _plan(settings, site, stack)
+            clusters = {"": await stack.enter_async_context(lab_cluster(plan, say))}
+            if COLOCATED in policies:
+                beside = _colocated(settings)
+                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, say))
+            stock = None
+            if policies & set(STOCK):
+                say("asking transformers with which settings it is quickest here")
+                process = stock_process(settings.ballast, settings.target_cores)
+                stock = await stack.enter_async_context(process)
+            stage = LabStage(settings, site, clusters, stock)
+            say("warming up")
+            await stage.warm_up(sorted(policies - set(STOCK)))
+            yield stage
+
+    return open_stage
+
+
+async def _plan(settings: BenchSettings, site: Site, stack: AsyncExitStack) -> LabPlan:
+    drafters = settings.drafters or zoo.drafter_names()
+    if site == "hostile":
+        from edgecosine.lab.adversarial_drafter import (
+            write_liar,  # imports torch, which takes seconds
+        )
+
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-"))
+        drafters = (str(await asyncio.to_thread(write_liar, Path(directory))),) * NUM_LIARS
+    return _lab_plan(settings, drafters, on_one_host=site == "loopback")
+
+
+def _colocated(settings: BenchSettings) -> LabPlan:
+    """One drafter for all domains, on the target's host and cores."""
+    model = GENERALIST if not settings.drafters else settings.drafters[0]
+    cores = ("--cores", settings.target_cores)
+    return _lab_plan(settings, (model,), on_one_host=True, drafter_options=cores)
+
+
+def _lab_plan(
+    settings: BenchSettings, drafters: tuple[str, ...], *, on_one_host: bool,
+    drafter_options: tuple[str, ...] = (),
+) -> LabPlan:  # fmt: skip
+    slots = ("--slots", str(MAX_SESSIONS))
+    return LabPlan(
+        drafters=drafters,
+        ballast=settings.ballast,
+        weather=LAN,
+        network=settings.network,
+        target_cores=settings.target_cores,
+        drafter_cores=settings.drafter_cores,
+        target_options=(*slots, "--max-sessions", str(MAX_SESSIONS)),
+        drafter_options=(*slots, *drafter_options),
+        on_one_host=on_one_host,
+    )

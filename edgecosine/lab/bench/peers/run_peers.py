@@ -1,0 +1,143 @@
+"""Runs the benchmark beside peers: everything is loaded once, then all take turns prompt by prompt.
+
+Peers have both cores; of our cluster the target has the first and the drafters the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from edgecosine.errors import LabError
+from edgecosine.lab.adversarial_drafter import write_liar
+from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
+from edgecosine.lab.bench.peers import figures as names
+from edgecosine.lab.bench.peers.inputs import (
+    CONTEXT,
+    EIGHT,
+    PeerSettings,
+    PeersRecord,
+    digest,
+    held_out,
+    plain_generalist,
+    target_file,
+)
+from edgecosine.lab.bench.peers.messages import Setup
+from edgecosine.lab.bench.peers.plain_checkpoint import PlainCheckpoint
+from edgecosine.lab.bench.peers.server import (
+    Layout,
+    Ours,
+    Prompt,
+    Say,
+    Server,
+    our_cluster,
+    record,
+)
+from edgecosine.lab.bench.peers.start import Peers, idle_shares
+from edgecosine.lab.figures import Keep
+
+_AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
+_ONE_BY_ONE: Final = 4
+"""Trial prompts that a peer answers one by one; as in `llamacpp_worker.py`."""
+
+
+async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, keep: Keep) -> None:
+    """Load, find settings, warm up and measure; all that is found goes into `found`, and is kept
+    after each turn.
+
+    Raises EdgecosineError of what our own cluster cannot do. A peer that fails is left out.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    gguf = target_file(settings)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    measured, trials = held_out(tokenizer, settings.prompts_per_domain)
+    found.notes["target_file"] = {"name": gguf.name, "sha256": digest(gguf)}
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
+        plain = await asyncio.to_thread(plain_generalist, settings, gguf, directory)
+        setup = Setup(
+            target=str(gguf), drafter=None, end_tokens=(tokenizer.eos_token_id,),
+            trial_prompts=tuple(prompt.tokens for prompt in trials),
+            trial_tokens=settings.trial_tokens,
+            threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
+        )  # fmt: skip
+        peers = Peers(stack, setup, plain, tokenizer.decode, found, say)
+        servers = await peers.llamacpp() | await peers.stock()
+        servers |= await _our_servers(settings, plain, directory, stack, found, say)
+        say("warming up")
+        for name, server in servers.items():
+            if isinstance(server, Ours):
+                await server.answer(trials, 1, settings.trial_tokens)
+                if name in _AT_EIGHT:
+                    await server.answer(trials, EIGHT, settings.trial_tokens)
+        found.notes["idle_cpu_share"] = await idle_shares(peers.pids)
+        if names.LLAMACPP in servers:
+            await _try_again(servers[names.LLAMACPP], trials, settings.trial_tokens, found, say)
+        await _measure(settings, servers, measured, found, say, keep)
+
+
+async def _measure(
+    settings: PeerSettings, servers: dict[str, Server], measured: Sequence[Prompt],
+    found: PeersRecord, say: Say, keep: Keep,
+) -> None:  # fmt: skip
+    endless = itertools.cycle(measured)
+    eights = [list(itertools.islice(endless, 2 * EIGHT)) for _ in range(settings.eight_turns)]
+    cells: tuple[tuple[str, int, list[list[Prompt]], tuple[str, ...]], ...] = (
+        (names.SINGLE, 1, [[prompt] for prompt in measured], tuple(servers)),
+        (names.EIGHT, EIGHT, eights, tuple(name for name in servers if name in _AT_EIGHT)),
+    )
+    for cell, at_once, turns, takers in cells:
+        for turn, prompts in enumerate(turns):
+            for name in in_turn(takers, turn):
+                if name in found.refused:
+                    continue
+                try:
+                    load = await servers[name].answer(prompts, at_once, settings.max_tokens)
+                except LabError as error:
+                    found.refuse(name, str(error), say)
+                    continue
+                found.runs.append(record(name, cell, turn, load))
+                say(f"{cell} [{turn + 1}/{len(turns)}] {name}: {load.tokens_per_s:.1f} tokens/s")
+            found.write(keep)
+
+
+async def _our_servers(
+    settings: PeerSettings, plain: PlainCheckpoint | None, directory: Path, stack: AsyncExitStack,
+    found: PeersRecord, say: Say,
+) -> dict[str, Server]:  # fmt: skip
+    layout = Layout(
+        settings.target, settings.target_cores, settings.drafter_cores, settings.dtype
+    )  # fmt: skip
+    client = await stack.enter_async_context(our_cluster(layout, settings.drafters, say))
+    servers: dict[str, Server] = {ALONE: Ours(client, ALONE), OURS: Ours(client, OURS)}
+    if plain is None:
+        for name in (names.HOSTILE, names.HOSTILE_ALONE):
+            found.refuse(name, "there is no model to make hostile", say)
+        return servers
+    liar = await asyncio.to_thread(write_liar, directory, plain.directory)
+    client = await stack.enter_async_context(our_cluster(layout, (str(liar),), say))
+    return servers | {names.HOSTILE: Ours(client, OURS), names.HOSTILE_ALONE: Ours(client, ALONE)}
+
+
+async def _try_again(
+    llamacpp: Server, trials: Sequence[Prompt], max_tokens: int, found: PeersRecord, say: Say
+) -> None:
+    """Note what llama.cpp's trial takes now that everything else is loaded, the better of two
+    turns; it made its own before. The difference is what idle clusters cost it."""
+    try:
+        loads = [await llamacpp.answer(trials[:_ONE_BY_ONE], 1, max_tokens) for _ in range(2)]
+    except LabError as error:
+        found.refuse(names.LLAMACPP, str(error), say)
+        return
+    elapsed_s = min(load.elapsed_s for load in loads)
+    found.notes["llamacpp_trial_beside_all_others_s"] = round(elapsed_s, 4)

@@ -1,0 +1,59 @@
+"""transformers as one more server: the child process of `transformers_worker.py`, on the target's cores."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from edgecosine.lab.bench.line_process import LineProcess, line_process
+from edgecosine.lab.bench.transformers_messages import Answer, Kind, Order, Ready
+from edgecosine.lab.load_generator import Job, Load
+from edgecosine.lab.measured_requests import Asked, asked_elsewhere
+
+
+class StockProcess:
+    """Answers jobs as transformers does."""
+
+    def __init__(self, process: LineProcess, ready: Ready) -> None:
+        self._process = process
+        self.ready = ready
+        """The settings that it found to be quickest, and what all of them took."""
+
+    async def answer(self, kind: Kind, jobs: Sequence[Job], batch: int) -> Load:
+        """Answer the jobs greedily, so many at a time; their sampling is not looked at.
+
+        Raises LabError when the process has ended.
+        """
+        waiting, asked, started = iter(jobs), list[Asked](), time.perf_counter()
+        while together := list(itertools.islice(waiting, batch)):
+            order = Order(
+                kind=kind,
+                domains=tuple(job.domain for job in together),
+                prompts=tuple(job.prompt for job in together),
+                max_tokens=together[0].max_tokens,
+            )
+            begun = time.perf_counter()
+            answers = await self._process.ask(order, list[Answer])
+            elapsed_s = time.perf_counter() - begun
+            asked += [
+                asked_elsewhere(
+                    job.domain, job.policy, answer.text, num_tokens=answer.num_tokens,
+                    elapsed_s=elapsed_s, first_text_s=answer.first_text_s,
+                )
+                for job, answer in zip(together, answers, strict=True)
+            ]  # fmt: skip
+        return Load(tuple(asked), (), time.perf_counter() - started)
+
+
+@asynccontextmanager
+async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]:
+    """The process, ready for work; it ends with the block.
+
+    Raises LabError when it does not start.
+    """
+    command = (sys.executable, "-m", "edgecosine.lab.bench.transformers_worker", str(ballast))
+    async with line_process("transformers", command, cores) as process:
+        yield StockProcess(process, await process.read(Ready))

@@ -1,0 +1,115 @@
+"""The cluster of a chaos run, and those parts of it that can be broken here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgecosine.errors import LabError
+from edgecosine.lab.chaos.broker import MortalBroker, find_mosquitto
+from edgecosine.lab.chaos.disk import Disk, small_disk
+from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
+from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
+from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.local.cluster import Environment
+
+KEEPALIVE_S: Final = 4
+"""Of the nodes' connections to the broker; lost nodes are noticed in one and a half of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceSettings:
+    """Which cluster; core lists as for `edgecosine node`."""
+
+    drafters: tuple[str, ...]
+    ballast: int = 8
+    network: NetworkKind = "auto"
+    seed: int = 0
+    target_cores: str = ""
+    drafter_cores: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A cluster at work, and what breaks it."""
+
+    cluster: LabCluster
+    broker: MortalBroker
+    clocks: WallClocks | None
+    disk: Disk | None
+    left_out: Mapping[Kind, str]
+    """Faults that are not possible here, and why."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Faults that are possible here."""
+        return tuple(kind for kind in KINDS if kind not in self.left_out)
+
+
+@contextlib.asynccontextmanager
+async def chaos_place(settings: PlaceSettings, say: Callable[[str], None]) -> AsyncIterator[Place]:
+    """A cluster whose drafters are all linked; everything ends with the block.
+
+    Raises LabError, EngineError and BrokerLost.
+    """
+    if find_mosquitto() is None:
+        raise LabError("chaos needs Mosquitto: apt install mosquitto")
+    left_out: dict[Kind, str] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        scratch = tempfile.TemporaryDirectory(prefix="edgecosine-chaos-")
+        directory = Path(stack.enter_context(scratch))
+        clocks = _clocks(directory, left_out)
+        disk = _disk(stack, left_out)
+
+        def environment(node_id: str) -> Environment:
+            return {} if clocks is None else clocks.environment(node_id)
+
+        broker = MortalBroker(directory, settings.drafter_cores, environment(BROKER))
+        plan = _plan(settings, directory if disk is None else disk.path)
+        cluster = await stack.enter_async_context(
+            lab_cluster(plan, say, start_broker=broker.start, environment=environment)
+        )
+        if not cluster.network.has_multicast:
+            reason = "relays carry TCP, of which nothing is lost: no network namespaces here"
+            left_out |= {"lose_packets": reason, "double_packets": reason}
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(broker.keep(), name="keep the broker")
+            yield Place(cluster, broker, clocks, disk, left_out)
+            keeping.cancel()
+
+
+def _plan(settings: PlaceSettings, state: Path) -> LabPlan:
+    keepalive = ("--broker-keepalive", str(KEEPALIVE_S))
+    return LabPlan(
+        drafters=settings.drafters,
+        ballast=settings.ballast,
+        network=settings.network,
+        seed=settings.seed,
+        target_cores=settings.target_cores,
+        drafter_cores=settings.drafter_cores,
+        target_options=(*keepalive, "--state-dir", str(state / "journal")),
+        drafter_options=keepalive,
+    )
+
+
+def _clocks(directory: Path, left_out: dict[Kind, str]) -> WallClocks | None:
+    reason = why_no_steps()
+    if reason is None:
+        return WallClocks(directory)
+    left_out |= {
+        "step_target_clock": reason, "step_drafter_clock": reason, "step_broker_clock": reason,
+    }  # fmt: skip
+    return None
+
+
+def _disk(stack: contextlib.AsyncExitStack, left_out: dict[Kind, str]) -> Disk | None:
+    try:
+        return stack.enter_context(small_disk())
+    except LabError as error:
+        left_out["fill_disk"] = str(error)
+        return None

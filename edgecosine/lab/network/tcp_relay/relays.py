@@ -1,0 +1,45 @@
+"""A network without root: every host is this machine, and relays make the way between them long."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from edgecosine.discovery.peer import Address
+from edgecosine.errors import LabError
+from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.hosts import Host, Network, pinned
+from edgecosine.lab.network.traffic_messages import Open, Plug
+from edgecosine.lab.network.traffic_process import Carrier
+
+LOOPBACK = "127.0.0.1"
+
+
+class RelayNetwork(Network):
+    """TCP only, no loss, duplication or multicast: hosts must be told where the others are."""
+
+    has_multicast = False
+
+    async def address(self, of: Host, port: int, seen_from: Host | None = None) -> Address:
+        """A port of loopback from which a relay leads to the host's server."""
+        order = Open(of.address, port, seen_from.name if seen_from else "", of.name)
+        answer = await self.carrier.tell(order)
+        return Address(LOOPBACK, answer["port"])
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
+        command = (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", str(self._seed))
+        return await Carrier.start(pinned(command, self._cores))
+
+    async def _join(self, name: str, weather: Weather) -> Host:
+        self._check(weather)
+        await self.carrier.tell(Plug(name, weather))
+        return Host(self, name, LOOPBACK)
+
+    def _entry(self, host: Host) -> tuple[str, ...]:
+        return ()
+
+    def _check(self, weather: Weather) -> None:
+        if weather.loss:
+            raise LabError("a relay loses nothing: loss needs network namespaces, that is, root")
+        if weather.duplication:
+            raise LabError("a relay doubles nothing: that needs network namespaces, that is, root")

@@ -1,0 +1,44 @@
+"""Stories of requests as a witness would have them, for tests of the judge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from edgecosine.lab.chaos.checker import Heard, Story
+from edgecosine.protocol.api.answers import Piece
+
+TEXTS = ("one two three", "eins zwei")
+
+
+def final(*texts: str, created: int = 1) -> bytes:
+    """A final message with these choices."""
+    choices = [{"index": i, "finish_reason": "length", "text": t} for i, t in enumerate(texts)]
+    return json.dumps({"id": "a", "created": created, "choices": choices}).encode()
+
+
+def error(code: str, **more: Any) -> bytes:
+    """A final message that is an error."""
+    fault = {"message": code, "type": "server_error", "code": code, "status": 503, **more}
+    return json.dumps({"id": "a", "error": fault}).encode()
+
+
+def good_story(*texts: str) -> Story:
+    """A request that was answered once, as it should be."""
+    texts = texts or TEXTS
+    payload = final(*texts)
+    return Story(
+        expected=texts,
+        asked_s=[1.0],
+        heard=[Heard(2.0, payload)],
+        pieces=[Piece(0, texts[0][:4], is_last=False), Piece(4, texts[0][4:], is_last=False)],
+        told=json.loads(payload),
+        streamed=dict(enumerate(texts)),
+        is_over=True,
+    )
+
+
+def changed(**fields: Any) -> Story:
+    """The good story, but for these fields."""
+    return replace(good_story(), **fields)

@@ -1,0 +1,73 @@
+"""What the lab's hosts run in tests: `second_machine.py echo|count|hear|shout …`; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+
+GROUP = "239.77.77.77"
+BUFFER_BYTES = 8 << 20
+SO_RCVBUFFORCE = 33
+
+
+def say(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def echo() -> None:
+    """A TCP server that gives back what it gets, one connection after the other."""
+    with socket.create_server(("0.0.0.0", 0)) as server:  # noqa: S104 -- inside the lab
+        say(server.getsockname()[1])
+        while True:
+            connection, _ = server.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with connection:
+                while data := connection.recv(1 << 16):
+                    connection.sendall(data)
+
+
+def count() -> None:
+    """How many datagrams come before the one that says so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+        own.bind(("0.0.0.0", 0))  # noqa: S104 -- inside the lab
+        say(own.getsockname()[1])
+        counted = 0
+        while own.recv(100) != b"end":
+            counted += 1
+        say(counted)
+
+
+def shout(host: str, port: str, times: str) -> None:
+    """Send so many datagrams, then say the end until somebody ends us."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        for _ in range(int(times)):
+            own.sendto(b"x" * 50, (host, int(port)))
+        while True:
+            own.sendto(b"end", (host, int(port)))
+
+
+def hear(address: str) -> None:
+    """Join a multicast group and tell the first thing heard."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind((GROUP, 7777))
+        join = struct.pack("4s4s", socket.inet_aton(GROUP), socket.inet_aton(address))
+        own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, join)
+        say("ready")
+        say(own.recv(100).decode())
+
+
+def call(address: str, text: str) -> None:
+    """Say something to a multicast group, once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
+        own.sendto(text.encode(), (GROUP, 7777))
+
+
+if __name__ == "__main__":
+    {"echo": echo, "count": count, "shout": shout, "hear": hear, "call": call}[sys.argv[1]](
+        *sys.argv[2:]
+    )

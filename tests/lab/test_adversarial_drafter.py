@@ -1,0 +1,27 @@
+"""The hostile drafter: as sure of itself as the honest one, and wrong by one token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgecosine import zoo
+from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.loading.load import load_drafter
+from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.lab.adversarial_drafter import write_liar
+from edgecosine.protocol.wire.messages import Coupling
+
+
+def test_liar_says_the_next_word_of_the_vocabulary_with_the_same_confidence(tmp_path: Path) -> None:
+    lies, truths = list[Proposal](), list[Proposal]()
+    for model, told in ((str(write_liar(tmp_path)), lies), ("generalist", truths)):
+        engine, loaded = load_drafter(LoadOptions(model, threads=1, slots=1))
+        assert loaded.codec is not None
+        for prompts in zoo.prompts().values():
+            prompt = tuple(loaded.codec.encode(prompts[0]))
+            told.extend(engine.draft([DraftWork(prompts[0], prompt, 1, 1, Coupling())]))
+            engine.release(prompts[0])
+    size = loaded.codec.num_tokens
+    for lie, truth in zip(lies, truths, strict=True):
+        assert lie.tokens[0] == (truth.tokens[0] + 1) % size
+        assert abs(lie.confidences[0] - truth.confidences[0]) < 0.02

@@ -1,0 +1,52 @@
+"""transformers beside the runtime: as many tokens as are asked for, the texts of one model."""
+
+from __future__ import annotations
+
+import os
+
+from edgecosine import zoo
+from edgecosine.lab.bench.transformers_messages import Order, Setting
+from edgecosine.lab.bench.transformers_process import stock_process
+from edgecosine.lab.bench.transformers_worker import Stock
+from edgecosine.lab.load_generator import make_jobs
+from tests.support.mqtt import run_patiently
+
+TOKENS = 12
+
+
+def test_batched_and_assisted_generation_say_the_same_and_as_much_as_asked() -> None:
+    stock = Stock(ballast=1)
+    domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
+    batched, *assisted = (
+        stock.answer(Order(kind, domains, prompts, TOKENS), setting)
+        for kind, setting in (
+            ("batched", Setting("float32")),
+            ("assisted", Setting("float32")),
+            ("assisted", Setting("float32", 5)),
+        )
+    )
+    for answers in (batched, *assisted):
+        assert [answer.text for answer in answers] == [answer.text for answer in batched]
+        assert [answer.num_tokens for answer in answers] == [TOKENS] * len(prompts)
+        assert all(0 < answer.first_text_s <= answer.elapsed_s for answer in answers)
+
+
+def test_best_drafters_are_the_specialists() -> None:
+    assert zoo.best_drafters() == {domain: domain for domain in zoo.prompts()}
+
+
+def test_process_finds_its_settings_and_answers_every_job() -> None:
+    jobs = make_jobs(3, offset=0, policy="hf-batched", temperature=0.0, max_tokens=TOKENS)
+
+    async def story() -> None:
+        async with stock_process(1, str(min(os.sched_getaffinity(0)))) as stock:
+            assert set(stock.ready.settings) == {"batched", "assisted"}
+            assert len(stock.ready.trials_s) == 6
+            load = await stock.answer("batched", jobs, 2)
+            assert [asked.domain for asked in load.asked] == [job.domain for job in jobs]
+            assert load.num_tokens == 3 * TOKENS
+            first, second, third = load.asked
+            assert first.elapsed_s == second.elapsed_s
+            assert first.elapsed_s + third.elapsed_s <= load.elapsed_s
+
+    run_patiently(story())

@@ -1,0 +1,265 @@
+"""A target node without a network, and drafters under any weather, for whole sessions.
+
+The balancer is told scripted pass times, so that whether speculation pays does not depend on the
+machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.planner import Balancer
+from edgecosine.engine.base import (
+    DraftEngine,
+)
+from edgecosine.errors import EngineError, LinkLost
+from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.target.draft_client import DrafterLink
+from edgecosine.node.target.text_service import Serving
+from edgecosine.node.target.verifier import Verifying
+from edgecosine.protocol.api.request import Answer, Delta, Progress, Request
+from edgecosine.protocol.wire.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    OutOfStep,
+    Release,
+    pack_tokens,
+)
+from tests.support.engines import NUM_TOKENS, ScriptedTarget, byte_codec
+
+PASS_S = 1.0
+"""What the balancer is told of each pass: so dear that any good draft pays."""
+
+
+class Weather(enum.Enum):
+    """What may befall one ask. Being late ends the wait at once, not after a second."""
+
+    FINE = enum.auto()
+    REQUEST_LATE = enum.auto()
+    ANSWER_LATE = enum.auto()
+    LINK_LOST = enum.auto()
+    LINK_LOST_UNSEEN = enum.auto()
+    FORGOTTEN = enum.auto()
+    ALWAYS_OUT_OF_STEP = enum.auto()
+    CLAIMS_TO_HAVE_MORE = enum.auto()
+    WRONG_TOKENS = enum.auto()
+    BEYOND_THE_VOCABULARY = enum.auto()
+    TOO_FEW_CONFIDENCES = enum.auto()
+    TOO_MANY_TOKENS = enum.auto()
+    NOTHING = enum.auto()
+    SLOW = enum.auto()
+
+
+class FakeLink:
+    """A drafter in memory behind the real `Drafting`; implements `DrafterLink`.
+
+    A lost link stays away for `absence` looks at the links, and comes back to a drafter that has
+    forgotten everything. `held` keeps asks waiting until it is set.
+    """
+
+    def __init__(
+        self,
+        drafting: Drafting,
+        weather: Iterable[Weather] = (Weather.FINE,),
+        *,
+        absence: int = 2,
+    ) -> None:
+        self._drafting, self._weather = drafting, itertools.cycle(weather)
+        self._absence, self._away = absence, 0
+        self.max_context = 0
+        self.asked: list[DraftRequest] = []
+        self.released: list[str] = []
+        self.is_asked = asyncio.Event()
+        self.held: asyncio.Event | None = None
+
+    def look(self) -> bool:
+        """Whether the link is there now."""
+        self._away = max(0, self._away - 1)
+        return not self._away
+
+    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
+        if self._away:
+            raise LinkLost("it is away")
+        self.asked.append(request)
+        self.is_asked.set()
+        if self.held is not None:
+            await self.held.wait()
+        weather = next(self._weather)
+        answer = await self._answer(weather, request)
+        if isinstance(answer, OutOfStep):
+            return answer
+        return _spoilt(weather, answer)
+
+    def send(self, message: AnyMessage) -> None:
+        if self._away:
+            raise LinkLost("it is away")
+        assert isinstance(message, Release)
+        self.released.append(message.request_id)
+        self._drafting.on_request(message, lambda _: None)
+
+    def lose(self) -> None:
+        """The link is cut."""
+        self._away = self._absence
+        self._drafting.forget_all()
+
+    async def _answer(self, weather: Weather, request: DraftRequest) -> Draft | OutOfStep:
+        match weather:
+            case Weather.REQUEST_LATE:
+                raise TimeoutError
+            case Weather.LINK_LOST:
+                self.lose()
+                raise LinkLost("cut")
+            case Weather.LINK_LOST_UNSEEN:
+                self._drafting.forget_all()
+            case Weather.FORGOTTEN:
+                self._drafting.on_request(Release(request.request_id), lambda _: None)
+            case Weather.ALWAYS_OUT_OF_STEP:
+                return OutOfStep(request.request_id, request.round, 0)
+            case Weather.CLAIMS_TO_HAVE_MORE:
+                return OutOfStep(request.request_id, request.round, 1 << 20)
+            case Weather.SLOW:
+                for _ in range(5):
+                    await asyncio.sleep(0)
+        answer: asyncio.Future[AnyMessage] = asyncio.get_running_loop().create_future()
+
+        def reply(message: AnyMessage) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        self._drafting.on_request(request, reply)
+        if weather is Weather.ANSWER_LATE:
+            raise TimeoutError
+        message = await answer
+        assert isinstance(message, Draft | OutOfStep)
+        return message
+
+
+def _spoilt(weather: Weather, draft: Draft) -> Draft:
+    num_tokens, tokens, confidences = len(draft.confidences), draft.tokens, draft.confidences
+    match weather:
+        case Weather.WRONG_TOKENS:
+            tokens = pack_tokens([0] * num_tokens)
+        case Weather.BEYOND_THE_VOCABULARY:
+            tokens = pack_tokens([NUM_TOKENS + 5] * num_tokens)
+        case Weather.TOO_FEW_CONFIDENCES:
+            confidences = confidences[:-1]
+        case Weather.TOO_MANY_TOKENS:
+            tokens, confidences = tokens + pack_tokens([7] * 60), confidences + bytes([255] * 60)
+        case Weather.NOTHING:
+            tokens = confidences = b""
+    return Draft(
+        draft.request_id, draft.round, tokens, confidences, draft.parents, draft.compute_us
+    )
+
+
+@dataclass
+class House:
+    """A target node without a network."""
+
+    serving: Serving
+    verifying: Verifying
+    target: ScriptedTarget
+    balancer: Balancer
+    links: dict[str, FakeLink]
+    drafters: list[Drafting]
+
+    async def ask(self, request: Request) -> list[Progress]:
+        """Everything that a request yields."""
+        async with aclosing(self.serving.answer(request)) as steps:
+            return [step async for step in steps]
+
+    async def answer(self, request: Request) -> Answer:
+        """The request's answer, which comes once, last, after deltas that make up its text."""
+        steps = await self.ask(request)
+        answers = [step for step in steps if isinstance(step, Answer)]
+        assert answers == steps[-1:]
+        deltas = [step for step in steps if isinstance(step, Delta)]
+        assert [delta.index for delta in deltas] == list(range(len(deltas)))
+        assert "".join(delta.text for delta in deltas) == answers[0].text
+        return answers[0]
+
+
+@dataclass
+class Neighbour:
+    """A drafter of a house."""
+
+    engine: DraftEngine
+    weather: Sequence[Weather] = field(default=(Weather.FINE,))
+
+
+@dataclass(frozen=True)
+class SteadyCosts:
+    """Tells a balancer that every pass takes as long, whatever the machine does."""
+
+    balancer: Balancer
+    pass_s: float
+
+    def observe_pass(self, report: PassReport) -> None:
+        self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
+
+    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+        return self.balancer.hold_s(num_rows, latecomers)
+
+
+@asynccontextmanager
+async def house(
+    target: ScriptedTarget,
+    neighbours: Sequence[Neighbour] = (),
+    *,
+    pass_s: float = PASS_S,
+    max_sessions: int = 4,
+    may_fail: bool = False,
+) -> AsyncIterator[House]:
+    """A running target with its drafters; everything has ended afterwards.
+
+    Where the engine `may_fail`, the house stands without it, so that those inside can be heard.
+    """
+    balancer = Balancer()
+    links: dict[str, FakeLink] = {}
+
+    def look() -> Mapping[str, DrafterLink]:
+        return {node_id: link for node_id, link in links.items() if link.look()}
+
+    with ExitStack() as threads:
+        thread = threads.enter_context(EngineThread("target"))
+        verifying = Verifying(
+            engine=target,
+            thread=thread,
+            max_batch=max_sessions,
+            costs=SteadyCosts(balancer, pass_s),
+        )
+        drafters: list[Drafting] = []
+        for number, neighbour in enumerate(neighbours):
+            thread = threads.enter_context(EngineThread(f"drafter-{number}"))
+            drafters.append(Drafting(engine=neighbour.engine, thread=thread, max_batch=4))
+            links[f"drafter-{number}"] = FakeLink(drafters[-1], neighbour.weather)
+        serving = Serving(
+            model="scripted",
+            codec=byte_codec(),
+            max_context=target.max_context,
+            max_sessions=max_sessions,
+            exactness="bitwise",
+            verifying=verifying,
+            balancer=balancer,
+            drafters=look,
+        )
+        async with asyncio.TaskGroup() as group:
+            loops = [_verify(verifying, may_fail), *(drafting.run() for drafting in drafters)]
+            tasks = [group.create_task(loop, name="house") for loop in loops]
+            yield House(serving, verifying, target, balancer, links, drafters)
+            for task in tasks:
+                task.cancel()
+
+
+async def _verify(verifying: Verifying, may_fail: bool) -> None:
+    with suppress(*[EngineError] * may_fail):
+        await verifying.run()
