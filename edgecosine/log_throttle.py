@@ -9,7 +9,7 @@ _MAX_KINDS: Final = 256
 """Also the most complaints in a minute, of whatever kinds."""
 
 
-class Complaints:
+class LogThrottle:
     """When what was last complained about, such as a host or an error code."""
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import edgecosine
-from edgecosine.balance.admission import Admission
-from edgecosine.node.gateway.request_manager import Reception
-from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
@@ -96,15 +96,17 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
     async def main() -> None:
         service, topics = ScriptedService(max_sessions=1), Topics("home")
         service.hold("hm")
-        admission = Admission(num_places=1, max_queued=0)
-        reception = Reception(service, topics=topics, send=lambda _: None, admission=admission)
+        admission = AdmissionControl(num_places=1, max_queued=0)
+        reception = RequestManager(service, topics=topics, send=lambda _: None, admission=admission)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())
             await asyncio.sleep(0)
             for request_id in "12":
-                ticket = Ticket("a", request_id, "completion", topics.response("a", request_id))
+                ticket = ReplyAddress(
+                    "a", request_id, "completion", topics.response("a", request_id)
+                )
                 request = Request("a", request_id, "completion", "hm")
-                reception.take(Accepted(ticket, request))
+                reception.take(ParsedRequest(ticket, request))
                 await asyncio.sleep(0)
             reception.cancel("1", "a")
             await reception.idle()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.security.trust import unverified_context
 from tests.node.credentials.test_enrolment import served
@@ -20,7 +20,7 @@ from tests.support.mqtt import HOME, house, needs_mosquitto, run
 
 
 def test_kind_is_due_once_a_minute_and_kinds_are_bounded() -> None:
-    complaints = Complaints()
+    complaints = LogThrottle()
     assert [complaints.is_due("a", now) for now in (0.0, 59.0, 60.0, 61.0)] == [
         *(True, False, True, False)
     ]

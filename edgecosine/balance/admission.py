@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from edgecosine.balance.fair_queue import FairQueue, Job
+from edgecosine.balance.fair_queue import FairJob, FairQueue
 from edgecosine.errors import Overloaded
 
 _FORGETTING = 0.9
@@ -52,7 +52,7 @@ class Pace:
         return max(_SHORTEST_JOB, share * max_tokens)
 
 
-class Admission:
+class AdmissionControl:
     """Places for sessions, and the queue before them. `now` is in seconds of any steady clock."""
 
     def __init__(
@@ -65,12 +65,12 @@ class Admission:
             half if max_queued_per_client is None else max_queued_per_client
         )
         self._queue = FairQueue()
-        self._since: dict[Job, float] = {}
+        self._since: dict[FairJob, float] = {}
         """When each job at work has started."""
         self.pace = Pace()
 
     def __repr__(self) -> str:
-        return f"<Admission [{len(self._since)} at work, {len(self._queue)} queued]>"
+        return f"<AdmissionControl [{len(self._since)} at work, {len(self._queue)} queued]>"
 
     @property
     def num_queued(self) -> int:
@@ -78,7 +78,7 @@ class Admission:
         return len(self._queue)
 
     @property
-    def at_work(self) -> tuple[Job, ...]:
+    def at_work(self) -> tuple[FairJob, ...]:
         """Jobs that have a place."""
         return tuple(self._since)
 
@@ -92,7 +92,7 @@ class Admission:
         """Whether nobody else can be let in."""
         return self.num_queued >= self._max_queued and self.num_at_work >= self._num_places
 
-    def check(self, jobs: Sequence[Job], deadline_s: float, now: float) -> None:
+    def check(self, jobs: Sequence[FairJob], deadline_s: float, now: float) -> None:
         """Whether a request of one client, each choice a job, may come in.
 
         Raises Overloaded.
@@ -115,11 +115,11 @@ class Admission:
                 _sayable(late_s), "the answer is not expected before the request's deadline"
             )
 
-    def add(self, job: Job) -> None:
+    def add(self, job: FairJob) -> None:
         """A job waits for its turn; also one that was let in by an earlier life of this node."""
         self._queue.add(job)
 
-    def start(self, now: float) -> Job | None:
+    def start(self, now: float) -> FairJob | None:
         """The job whose turn it is, which is at work from now on; None when none can start."""
         if len(self._since) >= self._num_places or not self._queue:
             return None
@@ -127,12 +127,12 @@ class Admission:
         self._since[job] = now
         return job
 
-    def take(self, job: Job, now: float) -> None:
+    def take(self, job: FairJob, now: float) -> None:
         """A job that waits is at work from now on, whosever turn it is."""
         self._queue.take(job)
         self._since[job] = now
 
-    def leave(self, job: Job, now: float, num_tokens: int | None = None) -> None:
+    def leave(self, job: FairJob, now: float, num_tokens: int | None = None) -> None:
         """A job does not wait any more or has ended, with an answer of so many tokens if any."""
         since = self._since.pop(job, None)
         if since is None:
@@ -149,7 +149,7 @@ class Admission:
             return _FIRST_GUESS_S
         return min((self._remaining_s(job, now) for job in self._since), default=0.0)
 
-    def _completion_s(self, jobs: Sequence[Job], now: float) -> float:
+    def _completion_s(self, jobs: Sequence[FairJob], now: float) -> float:
         """Seconds until the last of `jobs` has ended, if all goes on as it went."""
         ends = [self._remaining_s(job, now) for job in self._since]
         ends += [0.0] * (self._num_places - len(ends))
@@ -165,7 +165,7 @@ class Admission:
                     break
         return completion_s
 
-    def _remaining_s(self, job: Job, now: float) -> float:
+    def _remaining_s(self, job: FairJob, now: float) -> float:
         return max(0.0, job.cost * self.pace.token_s - (now - self._since[job]))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Latecomer:
+class ExpectedArrival:
     """A request on its way to the target: expected in so many seconds, with so many rows."""
 
     in_s: float
@@ -15,7 +15,7 @@ class Latecomer:
 
 
 def hold_s(
-    rows: int, latecomers: Sequence[Latecomer], pass_s: Callable[[int], float]
+    rows: int, latecomers: Sequence[ExpectedArrival], pass_s: Callable[[int], float]
 ) -> float | None:
     """How long a pass of `rows` rows is worth holding back; None to start it at once.
 

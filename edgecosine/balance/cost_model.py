@@ -62,7 +62,7 @@ class DrafterSpeed:
 
 
 @dataclass(slots=True)
-class Crowding:
+class ContentionFactor:
     """How much longer several drafters take together than the slowest of them alone: some of them
     share a machine."""
 

@@ -27,7 +27,7 @@ MAX_CLIENTS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class FairJob:
     """What takes one place. `cost` is in tokens, expected and above 0."""
 
     client_id: str
@@ -44,7 +44,7 @@ class Job:
 class _Client:
     tag: float
     """Tokens given, on the scale of the virtual time."""
-    waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+    waiting: list[tuple[float, int, FairJob]] = field(default_factory=list)
     """In the order of their turns: by tag at arrival and priority, then by arrival."""
     num_at_work: int = 0
 
@@ -75,7 +75,7 @@ class FairQueue:
         client = self._clients.get(client_id)
         return len(client.waiting) if client else 0
 
-    def add(self, job: Job) -> None:
+    def add(self, job: FairJob) -> None:
         """A job waits from now on."""
         client = self._clients.setdefault(job.client_id, _Client(self._virtual))
         if not client.waiting:
@@ -83,7 +83,7 @@ class FairQueue:
         insort(client.waiting, (client.tag + job.shift, next(self._numbers), job))
         self._size += 1
 
-    def discard(self, job: Job) -> None:
+    def discard(self, job: FairJob) -> None:
         """A job does not want its turn any more; nothing happens where it does not wait."""
         client = self._clients.get(job.client_id)
         if client is None:
@@ -93,7 +93,7 @@ class FairQueue:
         client.waiting = kept
         self._forget_idle()
 
-    def pop(self) -> Job:
+    def pop(self) -> FairJob:
         """The job whose turn it is; it is at work until `settle`.
 
         Raises IndexError when none waits.
@@ -112,7 +112,7 @@ class FairQueue:
         self._size -= 1
         return job
 
-    def take(self, job: Job) -> None:
+    def take(self, job: FairJob) -> None:
         """A job that waits is at work out of turn, until `settle`."""
         client = self._clients[job.client_id]
         client.waiting = [entry for entry in client.waiting if entry[2] is not job]
@@ -120,14 +120,14 @@ class FairQueue:
         client.num_at_work += 1
         self._size -= 1
 
-    def settle(self, job: Job, cost: float) -> None:
+    def settle(self, job: FairJob, cost: float) -> None:
         """A job that was at work has ended, having cost so many tokens."""
         client = self._clients[job.client_id]
         client.tag += cost - job.cost
         client.num_at_work -= 1
         self._forget_idle()
 
-    def order(self, more: Iterable[Job] = ()) -> list[Job]:
+    def order(self, more: Iterable[FairJob] = ()) -> list[FairJob]:
         """All turns in their order, if `more` came now and nobody after them."""
         lines = {name: (c.tag, list(c.waiting)) for name, c in self._clients.items() if c.waiting}
         for number, job in enumerate(more, start=1 << 62):
@@ -137,7 +137,7 @@ class FairQueue:
             insort(waiting, (tag + job.shift, number, job))
         heads = [(tag + line[0][2].shift, line[0][1], tag, line) for tag, line in lines.values()]
         heapq.heapify(heads)
-        turns: list[Job] = []
+        turns: list[FairJob] = []
         while heads:
             _, _, tag, line = heads[0]
             _, _, job = line.pop(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgecosine.balance.plan import ALONE, Company, Plan, speed_of, worthwhile_nodes
+from edgecosine.balance.plan import ALONE, CoBatchedRequests, Plan, speed_of, worthwhile_nodes
 
 MEMORY = 50.0
 """Leaves after which what was learned has faded to 1/e."""
@@ -18,7 +18,7 @@ FIRST_GAIN = 1.0
 
 
 @dataclass(slots=True)
-class Gain:
+class FreshDraftGain:
     """Tokens that asking adds for each leaf which the target is expected to reach."""
 
     added: float = 0.0
@@ -39,10 +39,10 @@ class Gain:
 def pays_to_ask(
     reached: Sequence[float],
     open_reach: float,
-    gain: Gain,
+    gain: FreshDraftGain,
     plan: Plan,
     pass_s: Sequence[float],
-    company: Company = ALONE,
+    company: CoBatchedRequests = ALONE,
 ) -> bool:
     """Whether a round that waits for the plan's drafts gives more tokens per second than one that
     verifies what is there, whose nodes are accepted with the probabilities `reached`."""

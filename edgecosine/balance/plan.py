@@ -40,7 +40,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Company:
+class CoBatchedRequests:
     """The other requests in a pass: how many, their rows, and the tokens they expect of it."""
 
     requests: int = 0
@@ -50,7 +50,7 @@ class Company:
     """Time between two passes in which the target plans, fuses and commits for all of them."""
 
 
-ALONE = Company()
+ALONE = CoBatchedRequests()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def choose_plan(
     candidates: Sequence[Candidate],
     pass_s: Sequence[float],
     room: int,
-    company: Company = ALONE,
+    company: CoBatchedRequests = ALONE,
     hidden: float = 0.0,
 ) -> Plan:
     """The plan with the most committed tokens per second of the target's time.
@@ -185,7 +185,7 @@ def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for _, candidate in sorted(kept, key=lambda numbered: numbered[0])]
 
 
-def speed_of(tokens: float, draft_s: float, pass_s: float, company: Company) -> float:
+def speed_of(tokens: float, draft_s: float, pass_s: float, company: CoBatchedRequests) -> float:
     """Tokens per second of a round; 0 when nothing is measured yet.
 
     While one request waits for its drafts the others' passes run, so the wait costs the target's
@@ -196,7 +196,10 @@ def speed_of(tokens: float, draft_s: float, pass_s: float, company: Company) -> 
 
 
 def worthwhile_nodes(
-    reaches: Sequence[float], pass_s: Sequence[float], waited_s: float, company: Company = ALONE
+    reaches: Sequence[float],
+    pass_s: Sequence[float],
+    waited_s: float,
+    company: CoBatchedRequests = ALONE,
 ) -> int:
     """How many of a tree's nodes, most probable first, are worth their rows.
 
@@ -222,7 +225,7 @@ def add_rescuers(
     rescue: Callable[[str, str], float],
     most: int,
     pass_s: Sequence[float],
-    company: Company = ALONE,
+    company: CoBatchedRequests = ALONE,
     hidden: float = 0.0,
     crowding: Callable[[int], float] = lambda _: 1.0,
 ) -> Plan:
@@ -293,7 +296,7 @@ def deadline(expected_s: float, worth_s: float, *, is_measured: bool) -> float:
 
 
 def best_speed(
-    reaches: Sequence[float], pass_s: Sequence[float], company: Company = ALONE
+    reaches: Sequence[float], pass_s: Sequence[float], company: CoBatchedRequests = ALONE
 ) -> float:
     """Tokens per second of a tree that is there already, cut where it is best."""
     nodes = worthwhile_nodes(reaches, pass_s, 0.0, company)

@@ -9,13 +9,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from edgecosine.balance.batch_wait import Latecomer, hold_s
+from edgecosine.balance.batch_wait import ExpectedArrival, hold_s
 from edgecosine.balance.fresh_draft_gain import pays_to_ask
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
     Candidate,
-    Company,
+    CoBatchedRequests,
     Plan,
     add_rescuers,
     best_speed,
@@ -27,10 +27,10 @@ from edgecosine.balance.plan import (
 from edgecosine.balance.policy import FIXED_GAMMA
 from edgecosine.balance.probes import may_try, pace_of, whom_to_try
 from edgecosine.balance.rendezvous_hash import weight
-from edgecosine.balance.statistics import Learning, RequestState
-from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, Team, best_steps, explain
+from edgecosine.balance.statistics import RequestState, Statistics
+from edgecosine.balance.steps import MUCH_SURER, WHOLE_EVERY, DrafterTeam, best_steps, explain
 from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT
-from edgecosine.fusion.fuse import Draft, Union, reaches
+from edgecosine.fusion.fuse import CalibratedDraft, DraftUnion, reaches
 from edgecosine.fusion.outcomes import fan_out
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -50,7 +50,7 @@ COSINE_GOOD = 2.0
 """Accepted tokens per round from which the paper's routing exploits (CoSine, section 4.2)."""
 
 
-class Balancer(Learning):
+class Planner(Statistics):
     """Gives plans, from what it has learned."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Balancer(Learning):
         self.last_reason = ""
 
     def __repr__(self) -> str:
-        return f"<Balancer [{len(self._drafters)} drafters known]>"
+        return f"<Planner [{len(self._drafters)} drafters known]>"
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The next round of `request`, with `room` tokens to go and these drafters linked."""
@@ -198,7 +198,7 @@ class Balancer(Learning):
         request.rows, request.tokens = 1 + len(tree), 1.0 + sum(reaches(tree))
         return tree
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
         """How long to hold a pass of so many rows back for latecomers; None: not at all."""
         return hold_s(num_rows, latecomers, self._pass_cost.expected_s)
 
@@ -249,7 +249,7 @@ class Balancer(Learning):
         if len(members) < 2:
             return plan
         crowding = self._crowding.factor(len(members))
-        team = Team(
+        team = DrafterTeam(
             size=len(members),
             winner_rate=winner_rate,
             rate=rate,
@@ -292,7 +292,7 @@ class Balancer(Learning):
             reason=f"K={gamma}: {policy.name}",
         )
 
-    def _speed_of_all_plain(self, company: Company) -> float:
+    def _speed_of_all_plain(self, company: CoBatchedRequests) -> float:
         """Tokens per second of a pass in which nobody has drafts.
 
         Where rows are dear each request's drafts may pay beside the others', although all would be
@@ -302,33 +302,37 @@ class Balancer(Learning):
         pass_s = self._pass_cost.expected_s(size)
         return size / (pass_s + size * self._bookkeeping_s[True]) if pass_s > 0.0 else 0.0
 
-    def _union(self, request: RequestState, proposals: Sequence[Proposal]) -> Union:
+    def _union(self, request: RequestState, proposals: Sequence[Proposal]) -> DraftUnion:
         policy = request.policy
         if not policy.width:
             proposals = [proposal.chain() for proposal in proposals]
         drafts = [self._calibrated(request, bit, p) for bit, p in enumerate(proposals)]
         if not policy.fuses:
-            drafts = [max(drafts, key=lambda draft: sum(reaches(Union([draft]).tree(MAX_NODES))))]
-        return Union(drafts)
+            drafts = [
+                max(drafts, key=lambda draft: sum(reaches(DraftUnion([draft]).tree(MAX_NODES))))
+            ]
+        return DraftUnion(drafts)
 
-    def _calibrated(self, request: RequestState, bit: int, proposal: Proposal) -> Draft:
+    def _calibrated(self, request: RequestState, bit: int, proposal: Proposal) -> CalibratedDraft:
         probabilities = proposal.confidences
         if request.policy.is_calibrated:
             calibration = request.calibration(self.drafter(proposal.node_id))
             probabilities = calibration.probabilities(probabilities)
-        return Draft(bit, proposal.tokens, probabilities, proposal.parents, proposal.trunk)
+        return CalibratedDraft(
+            bit, proposal.tokens, probabilities, proposal.parents, proposal.trunk
+        )
 
-    def _company(self, request: RequestState) -> Company:
+    def _company(self, request: RequestState) -> CoBatchedRequests:
         """Who else will be in the next pass, if they do as they did last."""
         others = self._at_work - {request}
-        return Company(
+        return CoBatchedRequests(
             requests=len(others),
             rows=sum(other.rows for other in others),
             tokens=sum(other.tokens for other in others),
             bookkeeping_s=len(self._at_work) * self._bookkeeping_s[False],
         )
 
-    def _pass_s(self, company: Company) -> list[float]:
+    def _pass_s(self, company: CoBatchedRequests) -> list[float]:
         """Expected time of a pass in this company, by the rows that the request adds."""
         return self._pass_cost.span(company.rows, MAX_NODES + 2)
 

@@ -96,7 +96,7 @@ class _Size:
             self.rest, self.patience = FIRST_REST, 0
 
 
-class Regimes:
+class SpeculationSwitch:
     """Speculating or plain, by the number of requests at work."""
 
     def __init__(self) -> None:

@@ -11,26 +11,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.cost_model import Crowding, DrafterSpeed, PassCost, PassReport, smooth
-from edgecosine.balance.fresh_draft_gain import Gain
+from edgecosine.balance.cost_model import (
+    ContentionFactor,
+    DrafterSpeed,
+    PassCost,
+    PassReport,
+    smooth,
+)
+from edgecosine.balance.fresh_draft_gain import FreshDraftGain
 from edgecosine.balance.plan import PROBE_GAMMA, Plan
 from edgecosine.balance.policy import POLICIES, Policy
-from edgecosine.balance.speculation_switch import Regimes, Speed
-from edgecosine.balance.steps import Stepping
+from edgecosine.balance.speculation_switch import SpeculationSwitch, Speed
+from edgecosine.balance.steps import StepwiseGain
 from edgecosine.fusion.acceptance_rates import (
     RECORD_MEMORY,
     REQUEST_MEMORY,
     AcceptanceRate,
-    Lead,
-    Record,
+    ConditionalAcceptance,
+    DrafterRecord,
+    PromptScoreGain,
     RequestRates,
-    Rescues,
     foresee,
 )
 from edgecosine.fusion.calibration import Calibration
-from edgecosine.fusion.fuse import Union
+from edgecosine.fusion.fuse import DraftUnion
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.fusion.text_similarity import Experience, Features, features
+from edgecosine.fusion.text_similarity import Features, TextMemory, features
 from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
 
 FIRST_REST = 24
@@ -49,7 +55,7 @@ class DrafterState:
     """What is known of one drafter. Calibration differs with and without noise."""
 
     speed: DrafterSpeed = field(default_factory=DrafterSpeed)
-    record: Record = field(default_factory=Record)
+    record: DrafterRecord = field(default_factory=DrafterRecord)
     greedy_calibration: Calibration = field(default_factory=Calibration)
     sampled_calibration: Calibration = field(default_factory=Calibration)
     slowest_s: float = 0.0
@@ -100,10 +106,10 @@ class RequestState:
     """Tokens per second of its rounds whose drafts were fused once."""
     since_whole: int = 0
     """Rounds since the last one of these."""
-    ready: tuple[Sequence[Proposal], Union] | None = None
+    ready: tuple[Sequence[Proposal], DraftUnion] | None = None
     """What was there when the round began, and its union: made once, to judge it and to verify it.
     """
-    left: tuple[float, Union] | None = None
+    left: tuple[float, DraftUnion] | None = None
     """Tokens that were expected of what was there, and its union, in a round that asks for more."""
 
     def calibration(self, drafter: DrafterState) -> Calibration:
@@ -111,7 +117,7 @@ class RequestState:
         return drafter.greedy_calibration if self.is_greedy else drafter.sampled_calibration
 
 
-class Learning:
+class Statistics:
     """What rounds, passes and links teach."""
 
     def __init__(self) -> None:
@@ -119,19 +125,19 @@ class Learning:
         """Those linked the longest ago first."""
         self._linked: set[str] = set()
         self._pass_cost = PassCost()
-        self._crowding = Crowding()
+        self._crowding = ContentionFactor()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
         """Per round of one request, by whether it is plain; smoothed."""
-        self._regimes: defaultdict[str, Regimes] = defaultdict(Regimes)
+        self._regimes: defaultdict[str, SpeculationSwitch] = defaultdict(SpeculationSwitch)
         """By policy."""
-        self._gain = Gain()
-        self._leads = {True: Lead(), False: Lead()}
+        self._gain = FreshDraftGain()
+        self._leads = {True: PromptScoreGain(), False: PromptScoreGain()}
         """By whether the request is greedy."""
-        self._rescues = Rescues()
+        self._rescues = ConditionalAcceptance()
         self._winner = AcceptanceRate(RECORD_MEMORY)
         """The surest of several drafts, at its first token."""
-        self._stepping = Stepping()
-        self._experience = Experience()
+        self._stepping = StepwiseGain()
+        self._experience = TextMemory()
         self._at_work: set[RequestState] = set()
         self._num_plans = self._num_opened = 0
         self.num_asked_again = 0

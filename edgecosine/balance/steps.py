@@ -33,7 +33,7 @@ LONGEST_REST = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class DrafterTeam:
     """The drafters of a plan: `winner_rate` is how often the surest of them is right at the first
     token of a piece, `rate` how often its further ones are; `exchange_s` and `token_s` are what
     they take together for each piece, and for each token of it."""
@@ -46,7 +46,7 @@ class Team:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepwise:
+class StepwisePlan:
     """A round step by step, and the tokens per second that are expected of it."""
 
     interval: int
@@ -56,15 +56,15 @@ class Stepwise:
 
 
 def best_steps(
-    team: Team, pass_s: Sequence[float], room: int, bookkeeping_s: float = 0.0
-) -> Stepwise | None:
+    team: DrafterTeam, pass_s: Sequence[float], room: int, bookkeeping_s: float = 0.0
+) -> StepwisePlan | None:
     """The interval and the length with the most tokens per second; of a single request, alone in
     its passes. None where there is no room for two pieces.
 
     pass_s[rows] is the expected time of a pass (index 0 unused). Those who lose stay as siblings,
     so that there are about as many rows as in a union.
     """
-    best: Stepwise | None = None
+    best: StepwisePlan | None = None
     most = min(MAX_GAMMA, room - 1, len(pass_s) - 2)
     for interval in INTERVALS:
         tokens, reach, draft_s = 1.0, 1.0, 0.0
@@ -79,11 +79,11 @@ def best_steps(
             round_s = draft_s + pass_s[rows] + bookkeeping_s
             speed = tokens / round_s if round_s > 0.0 else 0.0
             if best is None or speed > best.speed:
-                best = Stepwise(interval, gamma, draft_s, speed)
+                best = StepwisePlan(interval, gamma, draft_s, speed)
     return best
 
 
-def explain(steps: Stepwise, team: Team, whole: float) -> str:
+def explain(steps: StepwisePlan, team: DrafterTeam, whole: float) -> str:
     """Why a round is made step by step."""
     return (
         f"K={steps.gamma} fused every {steps.interval}: rtt+wait {1e3 * team.exchange_s:.1f} ms, "
@@ -93,7 +93,7 @@ def explain(steps: Stepwise, team: Team, whole: float) -> str:
 
 
 @dataclass(slots=True)
-class Stepping:
+class StepwiseGain:
     """Whether rounds step by step keep what is expected of them, and when that is tried."""
 
     measured: Speed = field(default_factory=Speed)

@@ -12,7 +12,7 @@ from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.client import Client
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.api.openai import DEFAULT_MAX_TOKENS
 from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
@@ -106,9 +106,9 @@ async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
             match step:
                 case Delta(_, text):
                     click.echo(text, nl=False)
-                case Final() if not request.stream:
+                case FinalMessage() if not request.stream:
                     click.echo(msgspec.json.encode(step.body))
-                case Final():
+                case FinalMessage():
                     click.echo()
 
 

@@ -22,7 +22,7 @@ from edgecosine.security.mosquitto import (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConfigTarget:
     """Which cluster `edgecosine cluster` works on, and where its files lie."""
 
     cluster: str
@@ -52,8 +52,8 @@ class Place:
               help="For nodes, with certificates.")  # fmt: skip
 @click.pass_obj
 def broker_config(
-    place: Place, directory: Path, hosts: tuple[str, ...], clients: tuple[str, ...], port: int,
-    node_port: int,
+    place: ConfigTarget, directory: Path, hosts: tuple[str, ...], clients: tuple[str, ...],
+    port: int, node_port: int,
 ) -> None:  # fmt: skip
     """Write a configuration for Mosquitto to DIRECTORY: TLS, passwords, and who may do what.
 

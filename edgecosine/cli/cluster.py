@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
-from edgecosine.cli.broker_config import Place, broker_config
+from edgecosine.cli.broker_config import ConfigTarget, broker_config
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
@@ -24,7 +24,7 @@ from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.errors import ConfigError
 from edgecosine.node.credentials.ca_client import join, renew
-from edgecosine.node.credentials.ca_server import Endpoint, utc_now
+from edgecosine.node.credentials.ca_server import CaServer, utc_now
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.authority import Authority
@@ -32,7 +32,7 @@ from edgecosine.security.credentials import Credentials, Enrolling
 from edgecosine.security.files import default_credentials
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import MAX_TOKEN_CHARACTERS, JoinToken, read_token, write_token
-from edgecosine.security.rolls import Member
+from edgecosine.security.rolls import ClusterMember
 
 ENROLMENT_PORT = 7412
 _MAX_ADDRESSES = 4
@@ -61,7 +61,7 @@ def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
     Topics(cluster)  # a name that is none is refused before anything is made
     if credentials == NO_CREDENTIALS:
         raise ConfigError("credentials", credentials, "the directory that this command works on")
-    ctx.obj = Place(cluster, _place(credentials, cluster))
+    ctx.obj = ConfigTarget(cluster, _place(credentials, cluster))
 
 
 def _node_id(what: str) -> Callable[[Command], Command]:
@@ -83,7 +83,7 @@ def _role(default: Role) -> Callable[[Command], Command]:
     help="Where new nodes come to be let in.",
 )  # fmt: skip
 @click.pass_obj
-def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
+def init(place: ConfigTarget, role: Role, node_id: str | None, listen: str) -> None:
     """Make a cluster: its authority lives here, and this machine's node is its first member."""
     identity = NodeIdentity(place.cluster, role, node_id or host_name())
     host, port = _listen_address(listen)
@@ -111,7 +111,7 @@ def init(place: Place, role: Role, node_id: str | None, listen: str) -> None:
 )  # fmt: skip
 @click.pass_obj
 def invite(
-    place: Place, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
+    place: ConfigTarget, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
     """Print a token with which one node may join, once."""
     authority = place.authority()
@@ -164,7 +164,7 @@ def join_command(
 
 @command.command("renew")
 @click.pass_obj
-def renew_command(place: Place) -> None:
+def renew_command(place: ConfigTarget) -> None:
     """Renew this node's certificate now; a running node does so by itself."""
     credentials = Credentials.load(place.directory)
 
@@ -178,7 +178,7 @@ def renew_command(place: Place) -> None:
 @command.command("revoke")
 @click.argument("node")
 @click.pass_obj
-def revoke(place: Place, node: str) -> None:
+def revoke(place: ConfigTarget, node: str) -> None:
     """Put a node out. Running nodes part with it within a second; others are not touched."""
     place.authority().revoke(node, utc_now())
     click.echo(f"{node} is revoked; brokers learn it when `cluster broker-config` is run again")
@@ -188,7 +188,7 @@ def revoke(place: Place, node: str) -> None:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print data.")
 @click.pass_obj
-def list_command(place: Place, as_json: bool) -> None:
+def list_command(place: ConfigTarget, as_json: bool) -> None:
     """Show every node that was let in."""
     members = place.authority().members(utc_now())
     if as_json:
@@ -205,7 +205,7 @@ def list_command(place: Place, as_json: bool) -> None:
 @click.option("--finish", is_flag=True, help="Trust the old key no more.")
 @click.option("--force", is_flag=True, help="Put out the nodes that did not renew, too.")
 @click.pass_obj
-def rotate(place: Place, finish: bool, force: bool) -> None:
+def rotate(place: ConfigTarget, finish: bool, force: bool) -> None:
     """Replace the authority's key while the cluster works.
 
     Nodes that run renew by themselves; when `list` shows all of them by the new key, --finish.
@@ -220,13 +220,13 @@ def rotate(place: Place, finish: bool, force: bool) -> None:
 
 @command.command("serve")
 @click.pass_obj
-def serve(place: Place) -> None:
+def serve(place: ConfigTarget) -> None:
     """Serve the authority without a node; `edgecosine node` on this machine does it, too."""
     log_to_stderr("info")
     authority = place.authority()
 
     async def story() -> None:
-        endpoint = Endpoint(authority)
+        endpoint = CaServer(authority)
         await endpoint.open()
         click.echo(f"enrolment: {', '.join(map(str, endpoint.addresses))}")
         await endpoint.run()
@@ -249,11 +249,11 @@ def _place(credentials: str | None, cluster: str) -> Path:
     return directory
 
 
-def _standing(member: Member) -> str:
+def _standing(member: ClusterMember) -> str:
     return "revoked" if member.is_revoked else "expired" if member.is_expired else "in"
 
 
-def _data(member: Member) -> dict[str, Any]:
+def _data(member: ClusterMember) -> dict[str, Any]:
     return {
         "node": member.node_id,
         "role": member.role,

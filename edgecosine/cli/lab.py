@@ -15,7 +15,7 @@ from edgecosine.cli.up import split_cores
 from edgecosine.errors import ConfigError, LabError
 from edgecosine.lab.change_network import Wish, listening, running_labs, wish_of
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.zoo import BALLAST, TARGET, drafter_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -95,9 +95,9 @@ def cut(drafters: tuple[str, ...], cluster: str | None, *, mend: bool) -> None:
     _wish(cluster, Wish(drafters, is_cut=not mend))
 
 
-def _weather(fields: dict[str, Any]) -> Weather:
+def _weather(fields: dict[str, Any]) -> NetworkConditions:
     try:
-        return Weather(**fields)
+        return NetworkConditions(**fields)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 

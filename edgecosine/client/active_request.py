@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.answers import Final, Piece
+from edgecosine.protocol.api.answers import FinalMessage, StreamPart
 from edgecosine.protocol.api.request import Delta, Request
 
 
-class Asking:
+class ActiveRequest:
     """A request that was sent."""
 
     def __init__(self, request: Request) -> None:
@@ -24,7 +24,7 @@ class Asking:
         self._texts = [""] * request.n
         """Of each choice."""
         self._lengths_taken = [0] * request.n
-        self._result: Final | RequestError | None = None
+        self._result: FinalMessage | RequestError | None = None
         self._news = asyncio.Event()
 
     @property
@@ -53,7 +53,7 @@ class Asking:
         self._num_taken += 1
         return delta
 
-    def take_piece(self, piece: Piece) -> None:
+    def take_piece(self, piece: StreamPart) -> None:
         """Add a part; its index says where. What comes again changes nothing, gaps are left open,
         and a part that contradicts what came is believed, since it is a new gateway's."""
         choice = piece.choice or 0
@@ -65,7 +65,7 @@ class Asking:
         self._texts[choice] = text[: piece.index] + piece.text
         self.wake()
 
-    def finish(self, final: Final) -> None:
+    def finish(self, final: FinalMessage) -> None:
         """The final message came."""
         if self._result is None:
             self._result = final
@@ -78,7 +78,7 @@ class Asking:
             self._result = error
             self.wake()
 
-    def result(self) -> Final:
+    def result(self) -> FinalMessage:
         """The final message.
 
         Raises the RequestError that came instead.

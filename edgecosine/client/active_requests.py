@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import msgspec
 
-from edgecosine.client.active_request import Asking
-from edgecosine.client.cluster_view import Watch
+from edgecosine.client.active_request import ActiveRequest
+from edgecosine.client.cluster_view import ClusterView
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.answers import Final, parse_final, parse_piece
+from edgecosine.protocol.api.answers import FinalMessage, parse_final, parse_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.openai import check_identifier, render_body
 from edgecosine.protocol.api.parse_request import too_large
@@ -32,7 +32,7 @@ _GRACE_S = 10.0
 _MAX_SENDINGS = 5
 
 
-class Askings:
+class ActiveRequests:
     """What one client has asked of one cluster; `watch` says whether a gateway is there."""
 
     def __init__(
@@ -40,18 +40,18 @@ class Askings:
         *,
         topics: Topics,
         client_id: str,
-        watch: Watch,
+        watch: ClusterView,
         send: Callable[[Outgoing], None],
         patience_s: float,
     ) -> None:
         self._topics, self._client_id, self._watch = topics, client_id, watch
         self._publish, self._patience_s = send, patience_s
-        self._by_id: dict[str, Asking] = {}
+        self._by_id: dict[str, ActiveRequest] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+    async def ask(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
         """Send a request once and yield what comes; leaving early cancels it.
 
         Raises RequestError.
@@ -126,7 +126,7 @@ class Askings:
                 status=505,
             )
 
-    def _open(self, request: Request) -> Asking:
+    def _open(self, request: Request) -> ActiveRequest:
         check_identifier("id", request.request_id)
         if request.request_id in self._by_id:
             raise RequestError(
@@ -135,7 +135,7 @@ class Askings:
         num_bytes, limit = len(render_body(request)), self._max_request_bytes
         if num_bytes > limit:
             raise too_large(num_bytes, limit).error()
-        asking = Asking(request)
+        asking = ActiveRequest(request)
         self._by_id[request.request_id] = asking
         return asking
 
@@ -146,7 +146,7 @@ class Askings:
         told = limits.get("max_request_bytes") if isinstance(limits, dict) else None
         return min(told, MAX_PAYLOAD_BYTES) if isinstance(told, int) else MAX_PAYLOAD_BYTES
 
-    async def _news(self, asking: Asking) -> None:
+    async def _news(self, asking: ActiveRequest) -> None:
         """Wait for something to happen to a request; the end of patience is something, too."""
         until = self._until(asking)
         try:
@@ -158,14 +158,14 @@ class Askings:
             else:
                 asking.fail(too_late())
 
-    def _until(self, asking: Asking) -> float:
+    def _until(self, asking: ActiveRequest) -> float:
         # The gateway keeps the deadline; its word on that comes a little later.
         late = asking.since + asking.request.deadline_s + _GRACE_S
         if self._watch.is_online:
             return late
         return min(late, self._watch.offline_since + self._patience_s)
 
-    def _send(self, asking: Asking) -> None:
+    def _send(self, asking: ActiveRequest) -> None:
         if asking.num_sendings >= _MAX_SENDINGS:
             asking.fail(no_gateway(self._topics.cluster))
             return

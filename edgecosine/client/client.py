@@ -16,14 +16,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from edgecosine.client.active_requests import Askings, no_gateway, too_late
-from edgecosine.client.cluster_view import Watch
+from edgecosine.client.active_requests import ActiveRequests, no_gateway, too_late
+from edgecosine.client.cluster_view import ClusterView
 from edgecosine.client.health import concerns
-from edgecosine.client.retry import RETRY_PATIENCE_S, Retrying
+from edgecosine.client.retry import RETRY_PATIENCE_S, RetryPolicy
 from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.protocol.api.answers import Final
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.request import Delta, Request
 from edgecosine.protocol.api.retained_topics import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
@@ -73,13 +73,13 @@ class Client:
         self._standstill: str | None = None
         """What was told last."""
         self._num_asking = 0
-        self._watch = Watch()
+        self._watch = ClusterView()
         self._lapse: asyncio.TimerHandle | None = None
         """When the gateway's last word holds no more."""
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             address,
             name=self.client_id,
             receive=self._receive,
@@ -98,7 +98,7 @@ class Client:
             lost=self._lose,
             refused=self._give_up,
         )
-        self._askings = Askings(
+        self._askings = ActiveRequests(
             topics=topics,
             client_id=self.client_id,
             watch=self._watch,
@@ -130,7 +130,7 @@ class Client:
     ) -> None:
         await self._end()
 
-    async def ask(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+    async def ask(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
         """Yield the text as it comes, when the request says so, and the final message last.
 
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
@@ -146,8 +146,10 @@ class Client:
             self._num_asking -= 1
             self._tell_standstill()
 
-    async def _ask_again_and_again(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
-        retrying = Retrying(request, self._retry_patience_s)
+    async def _ask_again_and_again(
+        self, request: Request
+    ) -> AsyncGenerator[Delta | FinalMessage, None]:
+        retrying = RetryPolicy(request, self._retry_patience_s)
         while True:
             try:
                 async with contextlib.aclosing(self._ask_once(retrying.request)) as steps:
@@ -159,7 +161,7 @@ class Client:
                 return
             await asyncio.sleep(pause_s)
 
-    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | Final, None]:
+    async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
         left_s = request.deadline_s - await self._gateway(request.deadline_s)
         steps = self._askings.ask(replace(request, deadline_s=left_s))
         async with contextlib.aclosing(steps):

@@ -37,7 +37,7 @@ _GRACE_S = 1.0
 """How long after the mark a slow broker may still send a retained message."""
 
 
-class Watch:
+class ClusterView:
     """The retained messages of one cluster."""
 
     def __init__(self) -> None:

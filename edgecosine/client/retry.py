@@ -16,7 +16,7 @@ _CROWD = 0.25
 _RETURN_S = 1.0
 
 
-class Retrying:
+class RetryPolicy:
     """One request's attempts, from now on."""
 
     def __init__(self, request: Request, patience_s: float) -> None:

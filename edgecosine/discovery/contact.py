@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from edgecosine.discovery.events import Standing
+from edgecosine.discovery.events import PeerState
 from edgecosine.discovery.peer import MAX_ADDRESSES, Address, Advert
 from edgecosine.protocol.wire.messages import Hello
 
@@ -32,7 +32,7 @@ class Contact:
     endpoints: tuple[Address, ...]
     advert: Advert | None = None
     node_id: str | None = None
-    standing: Standing = "waiting"
+    standing: PeerState = "waiting"
     reason: str = "not dialled yet"
     attempts: int = 0
     dial_at: float = -math.inf
@@ -70,7 +70,7 @@ class Contact:
         return tuple(dict.fromkeys((*first, *then)))
 
 
-def misfit_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[Standing, str] | None:
+def misfit_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[PeerState, str] | None:
     """Why a node is not ours to dial, from what is announced; None when it is."""
     if advert.protocol != ours.protocol:
         reason = f"protocol {advert.protocol} there, {ours.protocol} here: install one release"

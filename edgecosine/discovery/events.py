@@ -7,7 +7,7 @@ from typing import Literal
 
 from edgecosine.discovery.peer import Address, Advert
 
-Standing = Literal["linked", "dialling", "waiting", "refused", "left out"]
+PeerState = Literal["linked", "dialling", "waiting", "refused", "left out"]
 """Where a peer stands: refused is a mismatch, left out is as it should be."""
 
 
@@ -79,10 +79,10 @@ class Explained:
 
     contact: str
     reason: str
-    standing: Standing
+    standing: PeerState
 
 
-Effect = Dial | Explained
+RosterAction = Dial | Explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Explanation:
     """Where a peer stands, for status and doctor."""
 
     peer: str
-    standing: Standing
+    standing: PeerState
     reason: str
     endpoints: tuple[Address, ...] = ()
     is_foreign: bool = False

@@ -21,7 +21,6 @@ from edgecosine.discovery.contact import Contact, misfit_of
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Effect,
     Event,
     Explained,
     Explanation,
@@ -29,7 +28,8 @@ from edgecosine.discovery.events import (
     LinkUp,
     PeerGone,
     PeerSeen,
-    Standing,
+    PeerState,
+    RosterAction,
     Ticked,
 )
 from edgecosine.discovery.peer import Address, Advert
@@ -89,9 +89,9 @@ class Roster:
             for c in self._contacts.values()
         ]
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: Event, now: float) -> list[RosterAction]:
         """Take one event at `now` (seconds of any steady clock); gives what is to be done."""
-        effects: list[Effect] = []
+        effects: list[RosterAction] = []
         match event:
             case PeerSeen(advert):
                 effects += self._see(advert, now)
@@ -109,7 +109,7 @@ class Roster:
                 assert_never(event)
         return effects + self._dial_due(now) + self._explain_anew()
 
-    def _see(self, advert: Advert, now: float) -> list[Effect]:
+    def _see(self, advert: Advert, now: float) -> list[RosterAction]:
         if advert.node_id == self._ours.node_id:
             if advert.incarnation <= self._ours.incarnation:
                 return []
@@ -162,7 +162,7 @@ class Roster:
             return True
         return False
 
-    def _misfit(self, advert: Advert) -> tuple[Standing, str] | None:
+    def _misfit(self, advert: Advert) -> tuple[PeerState, str] | None:
         return misfit_of(self._ours, advert, dials_seen=self._dials_seen)
 
     def _judge(self, contact: Contact) -> None:
@@ -226,7 +226,7 @@ class Roster:
         contact.standing, contact.reason = "waiting", reason
         contact.dial_at = now + self._backoff.delay_s(contact.attempts, self._chance())
 
-    def _dial_due(self, now: float) -> list[Effect]:
+    def _dial_due(self, now: float) -> list[RosterAction]:
         due = [c for c in self._contacts.values() if c.standing == "waiting" and c.dial_at <= now]
         for contact in due:
             contact.standing, contact.dialled_at = "dialling", now
@@ -237,15 +237,15 @@ class Roster:
         wanted = contact.node_id if contact.advert is not None else None
         return Dial(contact.key, where, wanted, contact.is_known)
 
-    def _explain_anew(self) -> list[Effect]:
-        effects: list[Effect] = []
+    def _explain_anew(self) -> list[RosterAction]:
+        effects: list[RosterAction] = []
         for contact in self._contacts.values():
             has_failed = contact.standing == "waiting" and contact.attempts > 0
             if has_failed or contact.standing in ("refused", "left out"):
                 effects += self._tell_once(contact.key, contact.reason, contact.standing)
         return effects
 
-    def _tell_once(self, key: str, reason: str, standing: Standing) -> list[Effect]:
+    def _tell_once(self, key: str, reason: str, standing: PeerState) -> list[RosterAction]:
         if self._told.get(key) == reason:
             return []
         self._told[key] = reason

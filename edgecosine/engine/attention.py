@@ -25,7 +25,7 @@ NAME = "edgecosine_slots"
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class BatchRows:
     """What each row of a pass is and sees; int32 [rows] unless said otherwise.
 
     A row sees the first `length` cells of its slot and then the cells `path[:path_length]`, which
@@ -40,11 +40,11 @@ class Rows:
     path: torch.Tensor  # [rows, longest path]
     path_length: torch.Tensor
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> BatchRows:
         """The same rows on `device`."""
         if device.type == "cpu":
             return self
-        return Rows(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return BatchRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class AttentionState:
     threads: int
     kernels: Kernels | None
     layers: dict[nn.Module, LayerCache] = field(default_factory=dict)
-    rows: Rows | None = None
+    rows: BatchRows | None = None
 
     def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
         """The cache of the layer `module`, made at its first pass from the shapes it shows."""
@@ -220,7 +220,7 @@ def _plain(
     return out
 
 
-def _visible(rows: Rows, at: torch.Tensor, window: int) -> torch.Tensor:
+def _visible(rows: BatchRows, at: torch.Tensor, window: int) -> torch.Tensor:
     """Which cells the rows `at` of one slot see: bool [rows, cells in use]."""
     cells = int(rows.cell[at].max()) + 1
     lengths, counts, paths = rows.length[at], rows.path_length[at], rows.path[at].long()

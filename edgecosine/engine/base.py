@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgecosine.protocol.api.request import Logprobs, Sampling
-from edgecosine.protocol.wire.messages import Coupling
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, Hindsight
+from edgecosine.protocol.wire.messages import SharedNoise
+from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
 from edgecosine.protocol.wire.tree import TokenTree
 
 
@@ -35,7 +35,7 @@ class VerifyWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerificationResult:
     """What the target says to a tree: the accepted path, and one token of its own after it."""
 
     path: tuple[int, ...]
@@ -53,23 +53,23 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedWork:
     """This work cannot be judged, for this reason; the others of its pass were."""
 
     error: Exception
 
 
-Outcome = Verdict | Prefilling | Failed
+Outcome = VerificationResult | Prefilling | FailedWork
 
 
-def verdict_of(outcome: Outcome) -> Verdict | None:
+def verdict_of(outcome: Outcome) -> VerificationResult | None:
     """The verdict; None while the prompt is read.
 
     Raises what made the work fail.
     """
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, FailedWork):
         raise outcome.error
-    return outcome if isinstance(outcome, Verdict) else None
+    return outcome if isinstance(outcome, VerificationResult) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +113,19 @@ class DraftWork:
     tokens: Sequence[int]
     num_tokens: int
     width: int
-    coupling: Coupling
+    coupling: SharedNoise
     ahead: TokenTree | None = None
     shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class DraftResult:
     """Proposed tokens in topological order; `parents` is empty for a chain."""
 
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
-    hindsight: Hindsight = NO_HINDSIGHT
+    hindsight: PromptScore = NO_HINDSIGHT
 
 
 def never() -> bool:
@@ -138,7 +138,7 @@ class DraftEngine(Protocol):
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         """Propose tokens for every work, batching the model's steps across them; none for a
         sequence beyond the engine's context.
 

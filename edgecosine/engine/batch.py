@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from edgecosine.engine.attention import Rows
+from edgecosine.engine.attention import BatchRows
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
@@ -66,7 +66,7 @@ class RowBuilder:
         self._length.append(length)
         self._paths.append(path)
 
-    def build(self) -> Rows:
+    def build(self) -> BatchRows:
         """The pass as tensors."""
         longest = max(1, max(map(len, self._paths), default=1))
         padded = [path + [0] * (longest - len(path)) for path in self._paths]
@@ -74,7 +74,7 @@ class RowBuilder:
         # One tensor for several columns: making a tensor takes longer than filling it.
         wide = torch.tensor([self._tokens, self._positions])
         narrow = torch.tensor([self._slot, self._cell, self._length, lengths], dtype=torch.int32)
-        return Rows(
+        return BatchRows(
             tokens=wide[0],
             positions=wide[1],
             slot=narrow[0],

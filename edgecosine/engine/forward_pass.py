@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import NAME, AttentionState, Rows, attending_by
+from edgecosine.engine.attention import NAME, AttentionState, BatchRows, attending_by
 from edgecosine.engine.cpu.deterministic_activations import steady_activations
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
@@ -35,7 +35,7 @@ class PassModel(Protocol):
     def held(self) -> tuple[int, int]:
         """Bytes of the weights and of the cache."""
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the device that computed them: whoever reads them there need not copy a vocabulary."""
 
@@ -98,7 +98,7 @@ class SlotModel:
         return weights, bytes_of(t for layer in caches for t in (layer.keys, layer.values))
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the model's device."""
         cells = self._state.cells

@@ -31,7 +31,7 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @dataclass(slots=True)
-class Slot:
+class KvSlot:
     """One row of the cache."""
 
     index: int
@@ -48,23 +48,23 @@ class Slot:
         del self.tokens[length:]
 
 
-class Slots:
+class KvSlots:
     """Finds a slot for a session; the least recently used one makes room."""
 
     def __init__(self, count: int, turns_at: int = 0) -> None:
         """A sequence of more than `turns_at` tokens has other keys and values; 0: none has."""
         self._turns_at = turns_at
-        self._slots = [Slot(index) for index in range(count)]
-        self._by_key: dict[str, Slot] = {}
+        self._slots = [KvSlot(index) for index in range(count)]
+        self._by_key: dict[str, KvSlot] = {}
         self._clock = 0
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __repr__(self) -> str:
-        return f"<Slots [{len(self._by_key)} of {len(self._slots)} owned]>"
+        return f"<KvSlots [{len(self._by_key)} of {len(self._slots)} owned]>"
 
-    def acquire(self, key: str, tokens: Sequence[int], busy: Collection[str]) -> Slot:
+    def acquire(self, key: str, tokens: Sequence[int], busy: Collection[str]) -> KvSlot:
         """The slot of session `key`, reconciled with `tokens`: its tokens are a prefix of them.
 
         A session without a slot gets a free one, the one that shares the longest prefix, or takes
@@ -84,7 +84,7 @@ class Slots:
         slot.keep(common_prefix(slot.tokens, tokens))
         return slot
 
-    def _find(self, tokens: Sequence[int], busy: Collection[str]) -> Slot:
+    def _find(self, tokens: Sequence[int], busy: Collection[str]) -> KvSlot:
         free = [slot for slot in self._slots if slot.key is None]
         if free:
             return max(free, key=lambda s: (common_prefix(s.tokens, tokens), -s.last_used))

@@ -19,7 +19,7 @@ import torch
 
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 
 _FIRST_GUESS = 256
 """Tokens looked at before the whole vocabulary is sorted for top-p."""
@@ -62,7 +62,7 @@ def adjust(
     return logits
 
 
-def support(logits: torch.Tensor, sampling: Sampling | Coupling) -> Support:
+def support(logits: torch.Tensor, sampling: Sampling | SharedNoise) -> Support:
     """The drawable tokens of adjusted logits [vocabulary] at a temperature that is not greedy."""
     # Differences of logits are exact near the highest one; quotients of logits are not.
     scaled = (logits.float() - logits.max()) / sampling.temperature

@@ -91,7 +91,7 @@ class AcceptanceRate:
 
 
 @dataclass(slots=True)
-class Word:
+class SelfReport:
     """What a drafter tells of itself, against verdicts: nobody is chosen for long by boasting."""
 
     claimed: float = 0.0
@@ -115,11 +115,11 @@ class Word:
 
 
 @dataclass(slots=True)
-class Record:
+class DrafterRecord:
     """What all requests taught about one drafter."""
 
     rate: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(RECORD_MEMORY))
-    word: Word = field(default_factory=Word)
+    word: SelfReport = field(default_factory=SelfReport)
 
     @property
     def prior(self) -> float:
@@ -128,7 +128,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class Rescues:
+class ConditionalAcceptance:
     """How often a drafter was right where another had just gone wrong, by the pair of them: what
     one adds to the other's drafts."""
 
@@ -151,7 +151,7 @@ class Rescues:
 
 
 @dataclass(slots=True)
-class Lead:
+class PromptScoreGain:
     """What the least surprised drafters reached: surprises compare drafters, but where all of them
     are bad the best one is bad, too."""
 
@@ -204,7 +204,7 @@ class RequestRates:
             return told.hits / told.evidence
         return self.foreseen.get(drafter)
 
-    def estimate(self, drafter: str, record: Record) -> float:
+    def estimate(self, drafter: str, record: DrafterRecord) -> float:
         """Expected acceptance rate of a drafter for this request."""
         prior, weight = record.prior, PRIOR_WEIGHT
         if drafter in self.foreseen:

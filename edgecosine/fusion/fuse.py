@@ -15,7 +15,7 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class CalibratedDraft:
     """One drafter's proposal. `drafter` is its bit index in the round; `probabilities` are
     calibrated, one per token, given that the parent is right; `parents` is empty for a chain.
 
@@ -29,12 +29,12 @@ class Draft:
     trunk: int = 0
 
 
-class Union:
+class DraftUnion:
     """All drafts on shared prefixes. `reaches` are the probabilities that its nodes are accepted,
     in falling order; a child is never more probable than its parent, so a cut keeps whole paths.
     """
 
-    def __init__(self, drafts: Sequence[Draft]) -> None:
+    def __init__(self, drafts: Sequence[CalibratedDraft]) -> None:
         self._tokens: list[int] = []
         self._parents: list[int] = []
         self._doubts: list[float] = []
@@ -55,7 +55,7 @@ class Union:
         self.open_reach = sum(reaches[node] for node in self._ranked if node not in inner)
         """Probability that the target's path ends at a leaf, where nobody has said what follows."""
 
-    def _merge(self, draft: Draft) -> None:
+    def _merge(self, draft: CalibratedDraft) -> None:
         """Parents come before their children here, as they do in each draft."""
         bit, trunk, places = 1 << draft.drafter, draft.trunk, list[int]()
         index, proposers, doubts = self._index, self._proposers, self._doubts
@@ -88,9 +88,9 @@ class Union:
         )
 
 
-def union(drafts: Sequence[Draft], budget: int) -> TokenTree:
+def union(drafts: Sequence[CalibratedDraft], budget: int) -> TokenTree:
     """The tree of all drafts, its `budget` most probable nodes."""
-    return Union(drafts).tree(budget)
+    return DraftUnion(drafts).tree(budget)
 
 
 def reaches(tree: TokenTree) -> list[float]:

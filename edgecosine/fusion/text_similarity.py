@@ -47,7 +47,7 @@ class Expectation:
 
 
 @dataclass(slots=True)
-class Experience:
+class TextMemory:
     """Texts, and the hits and misses of each drafter on them."""
 
     _texts: Features = field(default_factory=lambda: np.zeros((MEMORY, DIMENSIONS), np.float32))

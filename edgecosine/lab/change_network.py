@@ -20,7 +20,7 @@ import msgspec
 
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.cluster import LabCluster
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 
 MAX_LINE_BYTES = 1 << 16
 _PATIENCE_S = 10.0
@@ -30,7 +30,7 @@ class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
     """What shall change for some drafters, by node id; for all when none are named."""
 
     drafters: tuple[str, ...] = ()
-    weather: Weather | None = None
+    weather: NetworkConditions | None = None
     is_cut: bool | None = None
 
 

@@ -21,12 +21,12 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, free_port
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
-from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, Member, node_name
+from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, LocalNode, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
 StartBroker = Callable[[Host, int], Awaitable[None]]
@@ -47,7 +47,7 @@ class LabPlan:
     drafters: tuple[str, ...]
     target: str = zoo.TARGET
     ballast: int = zoo.BALLAST
-    weather: Weather = FINE
+    weather: NetworkConditions = FINE
     """Of every drafter's cable, to begin with."""
     network: NetworkKind = "auto"
     seed: int = 0
@@ -87,7 +87,7 @@ class LabCluster:
         """Node ids."""
         return tuple(node_id for node_id, _ in self.plan.members)
 
-    async def set_weather(self, weather: Weather, drafters: Sequence[str] = ()) -> None:
+    async def set_weather(self, weather: NetworkConditions, drafters: Sequence[str] = ()) -> None:
         """Change the weather of some drafters, by node id; of all when none are named.
 
         Raises LabError, also where drafters have no cables of their own.
@@ -218,10 +218,10 @@ async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> Clu
     return ClusterPlan(
         cluster=cluster,
         broker=url,
-        target=Member(TARGET, (*target, *await way.options(TARGET, port))),
+        target=LocalNode(TARGET, (*target, *await way.options(TARGET, port))),
         drafters=tuple(
             [
-                Member(
+                LocalNode(
                     node_id,
                     (
                         "--model", model, "--role", "drafter", "--cores", plan.drafter_cores,

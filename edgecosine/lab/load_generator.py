@@ -22,7 +22,7 @@ MAX_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LoadRequest:
     """One request to make: a prompt of 48 tokens, and exactly so many to answer."""
 
     domain: str
@@ -76,7 +76,7 @@ def make_jobs(
     temperature: float,
     max_tokens: int = MAX_TOKENS,
     trace: bool = False,
-) -> list[Job]:
+) -> list[LoadRequest]:
     """Held-out prompts of the zoo, domains in turn, from number `offset` on.
 
     The same number gets the same prompt and the same seed, whatever the policy.
@@ -87,11 +87,11 @@ def make_jobs(
         domain, prompts = by_domain[number % len(by_domain)]
         prompt = prompts[number // len(by_domain) % len(prompts)]
         sampling = Sampling(temperature=temperature, seed=number)
-        jobs.append(Job(domain, prompt, policy, sampling, max_tokens, trace))
+        jobs.append(LoadRequest(domain, prompt, policy, sampling, max_tokens, trace))
     return jobs
 
 
-async def closed_loop(client: Client, jobs: Sequence[Job], concurrency: int) -> Load:
+async def closed_loop(client: Client, jobs: Sequence[LoadRequest], concurrency: int) -> Load:
     """So many askers, each with one request at work until there are none left.
 
     Raises BrokerLost.
@@ -109,7 +109,9 @@ async def closed_loop(client: Client, jobs: Sequence[Job], concurrency: int) -> 
     return run.load()
 
 
-async def open_loop(client: Client, jobs: Sequence[Job], arrivals_s: Sequence[float]) -> Load:
+async def open_loop(
+    client: Client, jobs: Sequence[LoadRequest], arrivals_s: Sequence[float]
+) -> Load:
     """A request at each arrival, jobs over and over in turn, whether others are at work or not.
 
     Raises BrokerLost.
@@ -134,7 +136,7 @@ class _Run:
         self._refused: list[RequestError] = []
         self._started = time.perf_counter()
 
-    async def ask(self, number: int, job: Job) -> None:
+    async def ask(self, number: int, job: LoadRequest) -> None:
         try:
             self._asked[number] = await ask(
                 self._client,

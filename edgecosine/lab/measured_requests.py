@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecosine.client.client import Client
-from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 
 GREEDY = Sampling()
@@ -119,7 +119,7 @@ async def ask(
     )
     started = time.perf_counter()
     first_text_s: float | None = None
-    final: Final | None = None
+    final: FinalMessage | None = None
     async with contextlib.aclosing(client.ask(request)) as steps:
         async for step in steps:
             if isinstance(step, Delta):

@@ -55,7 +55,7 @@ async def launch_here(
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class LocalNode:
     """One node to run: its id and the options of `edgecosine node`, stronger than the cluster's."""
 
     node_id: str
@@ -67,8 +67,8 @@ class ClusterPlan:
     """What to run. Without a broker URL the embedded broker is started."""
 
     cluster: str
-    target: Member
-    drafters: tuple[Member, ...]
+    target: LocalNode
+    drafters: tuple[LocalNode, ...]
     broker: str | None = None
     broker_port: int = 1883
     access: BrokerAddress | None = None
@@ -182,7 +182,7 @@ class LocalCluster:
             await self._start(member)
             self._group.create_task(self._keep(member), name=f"keep {member.node_id}")
 
-    async def _start(self, member: Member) -> None:
+    async def _start(self, member: LocalNode) -> None:
         command = (
             sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
             "--cluster", self._plan.cluster, "--credentials", "none",
@@ -197,7 +197,7 @@ class LocalCluster:
         self._started.set()
         self._started = asyncio.Event()
 
-    async def _keep(self, member: Member) -> None:
+    async def _keep(self, member: LocalNode) -> None:
         """Restart a node that ended; while the cluster is starting, its end is the cluster's."""
         pauses = _Pauses()
         while True:
@@ -328,9 +328,11 @@ def local_plan(
     names = distinct(["target", *map(node_name, drafters)])
     return ClusterPlan(
         cluster=cluster,
-        target=Member(f"target-{tail}", (*options, "--cores", target_cores)),
+        target=LocalNode(f"target-{tail}", (*options, "--cores", target_cores)),
         drafters=tuple(
-            Member(f"{name}-{tail}", (*_drafter_options(model, drafter_cores), "--device", device))
+            LocalNode(
+                f"{name}-{tail}", (*_drafter_options(model, drafter_cores), "--device", device)
+            )
             for name, model, device in zip(
                 names[1:], drafters, itertools.cycle(drafter_devices), strict=False
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecosine.models.catalogue import CATALOGUE, Entry, packaged, packaged_names
+from edgecosine.models.catalogue import CATALOGUE, CatalogueModel, packaged, packaged_names
 from edgecosine.models.fetching import cached, fetch
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
@@ -17,8 +17,8 @@ NGRAM = "ngram"
 """The drafter without a model, for every target."""
 
 __all__ = [
-    "CATALOGUE", "DEFAULT_TARGET", "NGRAM", "Entry", "cached", "drafters_of", "fetch", "find",
-    "is_known", "names", "obtain", "packaged", "packaged_names",
+    "CATALOGUE", "DEFAULT_TARGET", "NGRAM", "CatalogueModel", "cached", "drafters_of", "fetch",
+    "find", "is_known", "names", "obtain", "packaged", "packaged_names",
 ]  # fmt: skip
 
 

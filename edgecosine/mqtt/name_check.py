@@ -15,7 +15,7 @@ from typing import Final
 
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.retained_topics import NodeStatus, node_status_notice, read_node_status
 from edgecosine.protocol.api.topics import Topics
@@ -60,7 +60,7 @@ class _Check:
         """Whether the broker knows of one who is at work, or died without a word."""
         self._is_taken = asyncio.Event()
         self._has_asked = asyncio.Event()
-        self.courier = Courier(
+        self.courier = ReconnectingClient(
             broker,
             name=f"edgecosine-{cluster}-{node_id}-{self._session}",
             receive=self._receive,

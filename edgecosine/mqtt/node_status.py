@@ -17,7 +17,7 @@ from edgecosine.counters import Counters
 from edgecosine.errors import BrokerLost
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import is_question
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.api.retained_topics import (
@@ -37,7 +37,7 @@ _STATE_AGAIN_S = 600.0
 """Well before a broker forgets a state that has not changed."""
 
 
-class Presence:
+class NodeStatusPublisher:
     """One node on one broker. `run` until cancelled; it leaves cleanly and clears its state."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Presence:
         self._said = self._status(self._presence)
         """Sent again and again as it is, so that who watches sees no change."""
         name = f"edgecosine-{cluster}-{node_id}"
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             broker,
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
@@ -75,7 +75,7 @@ class Presence:
         )
 
     def __repr__(self) -> str:
-        return f"<Presence {self._node_id} {self._presence} {self._courier!r}>"
+        return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._courier!r}>"
 
     async def run(self) -> NoReturn:
         """Be seen until cancelled."""
@@ -146,7 +146,7 @@ class Presence:
         )
 
 
-async def publish_state(presence: Presence, state: Callable[[], NodeState]) -> NoReturn:
+async def publish_state(presence: NodeStatusPublisher, state: Callable[[], NodeState]) -> NoReturn:
     """Tell the node's state when it changes, looking once a period, until cancelled."""
     told: NodeState | None = None
     told_at = 0.0

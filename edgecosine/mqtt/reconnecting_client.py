@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from edgecosine.counters import Counters
 from edgecosine.errors import BrokerLost
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, Version, connect
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.outbox import Outbox
-from edgecosine.mqtt.refused_messages import Refusals
+from edgecosine.mqtt.refused_messages import RefusedMessages
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class _Work:
                 self._loss.set_result(error)
 
 
-class Courier:
+class ReconnectingClient:
     """One actor's connection to the broker.
 
     `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
@@ -143,11 +143,11 @@ class Courier:
         self._counters = counters or Counters()
         self._inbox = Inbox() if inbox is None else inbox
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
-        self._refusals = Refusals()
+        self._refusals = RefusedMessages()
         self._announced: Outgoing | None = None
         """What was sent on arrival and not yet acknowledged."""
         self._pause_s = _FIRST_PAUSE_S
-        self._complaints = Complaints()
+        self._complaints = LogThrottle()
         self._has_connected = False
         self._version: Version | None = None
         self._is_connected = asyncio.Event()
@@ -156,7 +156,7 @@ class Courier:
 
     def __repr__(self) -> str:
         where = "connected" if self.is_connected else "away"
-        return f"<Courier {self._name} {where} {self._outbox!r}>"
+        return f"<ReconnectingClient {self._name} {where} {self._outbox!r}>"
 
     @property
     def is_connected(self) -> bool:

@@ -20,7 +20,7 @@ _NOT_ITS_FAULT: Final = frozenset((137, 139, 141, 142, 152, 156, 157))
 connection under our name, an administrator, another server."""
 
 
-class Refusals:
+class RefusedMessages:
     """What one broker has refused."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from edgecosine.counters import Counters
 from edgecosine.errors import LinkError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
-from edgecosine.mqtt.node_status import Presence, publish_state
+from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
     client_ids_of,
     count_lost,
@@ -22,7 +22,7 @@ from edgecosine.node.common import (
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
-from edgecosine.node.drafter.draft_worker import MAX_TOKEN, Drafting
+from edgecosine.node.drafter.draft_worker import MAX_TOKEN, DraftWorker
 from edgecosine.node.links.link import Link
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -48,7 +48,7 @@ async def run_drafter(
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
     if broker is not None:
         await check_name(broker, config.cluster, config.node_id)
-    drafting = Drafting(
+    drafting = DraftWorker(
         engine=engine,
         thread=thread,
         max_batch=config.slots,
@@ -74,7 +74,7 @@ async def run_drafter(
     peers = linked_peers(
         config, loaded, membership, on_request=on_request, on_joined=on_joined, on_lost=on_lost
     )
-    presence: Presence | None = None
+    presence: NodeStatusPublisher | None = None
 
     async def wind_down() -> None:
         if presence is not None:
@@ -89,7 +89,7 @@ async def run_drafter(
     drain.by(wind_down)
     loops = {"peers": peers.run(), "drafting": drafting.run()}
     if broker is not None:
-        presence = Presence(
+        presence = NodeStatusPublisher(
             broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
             client_ids=client_ids_of(config),
         )  # fmt: skip

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation
 from edgecosine.engine.loading.options import Loaded
-from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.links.peers import Peers
-from edgecosine.node.target.text_service import Serving
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.text_service import TextService
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import NodeState
 
 
 def target_state(
     loaded: Loaded,
     identity: str,
-    serving: Serving,
-    verifying: Verifying,
-    balancer: Balancer,
+    serving: TextService,
+    verifying: Verifier,
+    balancer: Planner,
     peers: Peers,
     gateway: Gateway,
     journal: DiskJournal | None,
@@ -80,7 +80,7 @@ def _counts(counters: Counters, **more: int) -> dict[str, Any]:
     return {**counters.view(), **{name: number for name, number in more.items() if number}}
 
 
-def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
+def _drafter_view(balancer: Planner, node_id: str) -> dict[str, Any]:
     state = balancer.drafter(node_id)
     return {
         "acceptance": round(state.record.prior, 3),
@@ -91,7 +91,7 @@ def _drafter_view(balancer: Balancer, node_id: str) -> dict[str, Any]:
 
 
 def drafter_state(
-    loaded: Loaded, drafting: Drafting, peers: Peers, counters: Counters
+    loaded: Loaded, drafting: DraftWorker, peers: Peers, counters: Counters
 ) -> NodeState:
     """What a drafter tells on its state topic."""
     rtts = [link.rtt_s for link in peers.links.values()]

@@ -7,13 +7,13 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.loading.options import Loaded
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
-from edgecosine.mqtt.node_status import Presence, publish_state
+from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
     client_ids_of,
     count_lost,
@@ -23,7 +23,7 @@ from edgecosine.node.common import (
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
-from edgecosine.node.durability.boot_clock import Moment
+from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import NO_PAST, read_past
 from edgecosine.node.gateway.gateway import Gateway
@@ -35,9 +35,9 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_target
 from edgecosine.node.state_report import target_state
 from edgecosine.node.target.draft_client import DrafterLink
-from edgecosine.node.target.engine_watchdog import Readiness
-from edgecosine.node.target.text_service import Serving
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.engine_watchdog import EngineWatchdog
+from edgecosine.node.target.text_service import TextService
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import DraftRequest, Release
 
@@ -61,8 +61,8 @@ async def run_target(
     assert loaded.codec is not None
     identity = identity_of(config, loaded)
     await check_name(broker, config.cluster, config.node_id)
-    balancer = Balancer()
-    verifying = Verifying(
+    balancer = Planner()
+    verifying = Verifier(
         engine=engine,
         thread=thread,
         max_batch=config.max_sessions,
@@ -85,7 +85,7 @@ async def run_target(
         config, loaded, membership,
         on_request=_refuse_work, on_joined=on_joined, on_lost=on_lost,
     )  # fmt: skip
-    serving = Serving(
+    serving = TextService(
         model=loaded.name,
         codec=loaded.codec,
         max_context=loaded.max_context,
@@ -95,7 +95,7 @@ async def run_target(
         balancer=balancer,
         drafters=lambda: _drafters(peers),
     )
-    past = read_past(journal, model_of(serving), Moment.now()) if journal else NO_PAST
+    past = read_past(journal, model_of(serving), BootTime.now()) if journal else NO_PAST
     client_ids = client_ids_of(config)
     gateway = Gateway(
         serving,
@@ -109,7 +109,7 @@ async def run_target(
         identity=identity,
         client_ids=client_ids,
     )
-    presence = Presence(
+    presence = NodeStatusPublisher(
         broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
         client_ids=client_ids,
     )  # fmt: skip
@@ -120,7 +120,7 @@ async def run_target(
         if reason is not None:
             counters.count("stalls")
 
-    readiness = Readiness(
+    readiness = EngineWatchdog(
         passes=verifying,
         prompt=loaded.codec.encode(_CANARY_PROMPT),
         is_exact=loaded.exactness == "bitwise",

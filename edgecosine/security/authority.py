@@ -21,7 +21,7 @@ from edgecosine.security.certificates import (
     new_key,
     requested_key,
 )
-from edgecosine.security.enrolment import Admission, TrustList
+from edgecosine.security.enrolment import Certificate, TrustList
 from edgecosine.security.files import check_private, make_private_directory
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import new_secret
@@ -31,7 +31,7 @@ from edgecosine.security.ledger import (
     writing,
 )
 from edgecosine.security.rolls import (
-    Member,
+    ClusterMember,
     certified,
     check_free,
     current_signer,
@@ -121,7 +121,7 @@ class Authority:
             ledger.add_invitation(digest_of(secret), role, node_id, seconds(now + ttl))
         return secret
 
-    def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Admission:
+    def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Certificate:
         """Let a node in that was invited; the invitation works no more.
 
         Raises EnrolmentRefused.
@@ -148,9 +148,9 @@ class Authority:
             ledger.use_invitation(digest_of(secret), node_id)
             signer = current_signer(ledger)
             leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
-        return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
+        return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
-    def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Admission:
+    def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Certificate:
         """Let a node of the authority's own machine in.
 
         Raises EnrolmentRefused.
@@ -158,7 +158,7 @@ class Authority:
         secret = self.invite(identity.role, timedelta(minutes=1), now, identity.node_id)
         return self.admit(secret, identity.node_id, request_pem, now)
 
-    def renew(self, serial: int, request_pem: str, now: datetime) -> Admission:
+    def renew(self, serial: int, request_pem: str, now: datetime) -> Certificate:
         """A new certificate for the node whose certificate has this number.
 
         Raises EnrolmentRefused.
@@ -170,7 +170,7 @@ class Authority:
             ledger.forget_certificates(seconds(now - _REMEMBERED))
             signer = current_signer(ledger)
             leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
-        return Admission(leaf.chain_pem, identity.role, self.trust_list(now))
+        return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def check_member(self, serial: int) -> None:
         """Raises EnrolmentRefused when the certificate with this number counts no more."""
@@ -190,7 +190,7 @@ class Authority:
                 )
             ledger.revise()
 
-    def members(self, now: datetime) -> list[Member]:
+    def members(self, now: datetime) -> list[ClusterMember]:
         """Every node that was ever let in and is not long forgotten."""
         with reading(self._path) as ledger:
             return members_of(ledger, now)

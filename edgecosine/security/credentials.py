@@ -17,7 +17,7 @@ from cryptography import x509
 
 from edgecosine.errors import ConfigError, EnrolmentError
 from edgecosine.security.certificates import common_name, key_pem, new_key, signing_request
-from edgecosine.security.enrolment import Admission, TrustList
+from edgecosine.security.enrolment import Certificate, TrustList
 from edgecosine.security.files import (
     check_not_there,
     check_private,
@@ -145,7 +145,7 @@ class Credentials:
         _write_trust(self.directory, told, self.endpoints)
         return changed
 
-    def renewed(self, enrolling: Enrolling, admission: Admission) -> Credentials:
+    def renewed(self, enrolling: Enrolling, admission: Certificate) -> Credentials:
         """Keep a new key with its new certificate, and what the authority told with it.
 
         Raises EnrolmentError when they do not fit; nothing is kept then.
@@ -164,7 +164,9 @@ class Enrolling:
         self._key = new_key()
         self.request = signing_request(self._key)
 
-    def store(self, directory: Path, admission: Admission, endpoints: Sequence[str]) -> Credentials:
+    def store(
+        self, directory: Path, admission: Certificate, endpoints: Sequence[str]
+    ) -> Credentials:
         """Keep the key, the certificate and whom to trust.
 
         Raises EnrolmentError when the certificate is not for this key; nothing is kept then.
@@ -175,11 +177,11 @@ class Enrolling:
         self.store_key(directory, admission)
         return Credentials.load(directory)
 
-    def store_key(self, directory: Path, admission: Admission) -> None:
+    def store_key(self, directory: Path, admission: Certificate) -> None:
         """Keep the key and its certificate, in one file so that they never part."""
         write_private(directory / NODE_FILE, key_pem(self._key) + admission.chain)
 
-    def check(self, admission: Admission) -> None:
+    def check(self, admission: Certificate) -> None:
         """Raises EnrolmentError when the certificate is not for this key, or no node's."""
         try:
             leaf = x509.load_pem_x509_certificates(admission.chain.encode())[0]

@@ -42,7 +42,7 @@ class Renew(_Line, frozen=True, tag="renew"):
     signing_request: Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class Watch(_Line, frozen=True, tag="watch"):
+class WatchTrust(_Line, frozen=True, tag="watch"):
     """Whom to trust, as soon as it is something else than revision `known`."""
 
     known: int
@@ -63,7 +63,7 @@ class TrustList(_Line, frozen=True, tag="trust"):
     current: str
 
 
-class Admission(_Line, frozen=True, tag="admission"):
+class Certificate(_Line, frozen=True, tag="admission"):
     """A node's new certificate, the role it was given, and whom to trust."""
 
     chain: Pem
@@ -77,21 +77,21 @@ class Denial(_Line, frozen=True, tag="denial"):
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
-Request = Introduce | Join | Renew | Watch
-Answer = TrustList | Admission | Denial
+EnrolmentRequest = Introduce | Join | Renew | WatchTrust
+EnrolmentAnswer = TrustList | Certificate | Denial
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
-_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+_requests: msgspec.json.Decoder[EnrolmentRequest] = msgspec.json.Decoder(EnrolmentRequest)
+_answers: msgspec.json.Decoder[EnrolmentAnswer] = msgspec.json.Decoder(EnrolmentAnswer)
 
 
-def write_line(line: Request | Answer) -> bytes:
+def write_line(line: EnrolmentRequest | EnrolmentAnswer) -> bytes:
     """A request or an answer as it travels."""
     return msgspec.json.encode(line) + b"\n"
 
 
-def read_request(line: bytes) -> Request:
+def read_request(line: bytes) -> EnrolmentRequest:
     """Read what a node sent.
 
     Raises EnrolmentError.
@@ -102,7 +102,7 @@ def read_request(line: bytes) -> Request:
         raise EnrolmentError(f"the request cannot be read: {error}") from error
 
 
-def read_answer(line: bytes) -> Answer:
+def read_answer(line: bytes) -> EnrolmentAnswer:
     """Read what an authority sent.
 
     Raises EnrolmentError.

@@ -68,7 +68,7 @@ class CertificateRow:
     revoked_at: int | None
 
 
-class Ledger:
+class AuthorityDatabase:
     """The open file, inside one transaction; made by `reading` or `writing`."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
@@ -164,28 +164,28 @@ def make_ledger(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[Ledger]:
+def reading(path: Path) -> Iterator[AuthorityDatabase]:
     """A look at the ledger as it is at one moment."""
     with _transaction(path, "BEGIN") as ledger:
         yield ledger
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Ledger]:
+def writing(path: Path) -> Iterator[AuthorityDatabase]:
     """A change of the ledger, whole or not at all; others wait for it."""
     with _transaction(path, "BEGIN IMMEDIATE") as ledger:
         yield ledger
 
 
 @contextlib.contextmanager
-def _transaction(path: Path, begin: str) -> Iterator[Ledger]:
+def _transaction(path: Path, begin: str) -> Iterator[AuthorityDatabase]:
     address = f"{path.absolute().as_uri()}?mode=rw"  # a ledger that has gone is not made anew
     with closing(
         sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
     ) as database:
         database.execute(begin)
         try:
-            yield Ledger(database)
+            yield AuthorityDatabase(database)
         except BaseException:
             database.execute("ROLLBACK")
             raise

@@ -10,11 +10,11 @@ from edgecosine.errors import EnrolmentRefused
 from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.certificates import Leaf, Signer, certificate_pem, key_pem
 from edgecosine.security.identity import NodeIdentity
-from edgecosine.security.ledger import AuthorityRow, CertificateRow, Ledger
+from edgecosine.security.ledger import AuthorityDatabase, AuthorityRow, CertificateRow
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ClusterMember:
     """A node as its authority knows it, by its newest certificate."""
 
     node_id: str
@@ -30,11 +30,11 @@ class Member:
         return not (self.is_revoked or self.is_expired)
 
 
-def members_of(ledger: Ledger, now: datetime) -> list[Member]:
+def members_of(ledger: AuthorityDatabase, now: datetime) -> list[ClusterMember]:
     """Every node by its newest certificate."""
     newest = {row.node_id: row for row in ledger.certificates()}
     return [
-        Member(
+        ClusterMember(
             row.node_id,
             row.role,
             row.issuer,
@@ -46,7 +46,7 @@ def members_of(ledger: Ledger, now: datetime) -> list[Member]:
     ]
 
 
-def check_free(ledger: Ledger, node_id: str, now: datetime) -> None:
+def check_free(ledger: AuthorityDatabase, node_id: str, now: datetime) -> None:
     """Raises EnrolmentRefused when a node of this name is in."""
     for row in ledger.certificates():
         is_alive = row.revoked_at is None and row.not_after > seconds(now)
@@ -57,7 +57,7 @@ def check_free(ledger: Ledger, node_id: str, now: datetime) -> None:
             )
 
 
-def known_certificate(ledger: Ledger, serial: int) -> CertificateRow:
+def known_certificate(ledger: AuthorityDatabase, serial: int) -> CertificateRow:
     """The certificate with this number.
 
     Raises EnrolmentRefused when it counts no more.
@@ -70,7 +70,9 @@ def known_certificate(ledger: Ledger, serial: int) -> CertificateRow:
     return row
 
 
-def certified(ledger: Ledger, signer: Signer, identity: NodeIdentity, leaf: Leaf) -> Leaf:
+def certified(
+    ledger: AuthorityDatabase, signer: Signer, identity: NodeIdentity, leaf: Leaf
+) -> Leaf:
     """Keep what was issued."""
     ledger.add_certificate(
         CertificateRow(
@@ -85,7 +87,7 @@ def certified(ledger: Ledger, signer: Signer, identity: NodeIdentity, leaf: Leaf
     return leaf
 
 
-def current_signer(ledger: Ledger) -> Signer:
+def current_signer(ledger: AuthorityDatabase) -> Signer:
     """The signer of now."""
     return signer_of(ledger.authorities()[-1])
 

@@ -13,12 +13,12 @@ import pytest
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import PARTS, POLICIES
 from edgecosine.balance.statistics import RequestState
 from edgecosine.balance.steps import ENOUGH_ROUNDS
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.wire.prompt_score import Hindsight
+from edgecosine.protocol.wire.prompt_score import PromptScore
 from edgecosine.protocol.wire.tree import chain
 
 PASS_S = 0.03
@@ -52,15 +52,15 @@ def draft(node_id: str, hits: int, size: int = 4, at: int = len(PROMPT), **more:
     return Proposal(node_id, at, tokens, (0.9,) * size, **more)
 
 
-def judge(made: Balancer, request: RequestState, node_id: str, hits: int) -> None:
+def judge(made: Planner, request: RequestState, node_id: str, hits: int) -> None:
     """A drafter's draft has met the target's text."""
     made.observe_truth(request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1])
 
 
-def experienced() -> Balancer:
+def experienced() -> Planner:
     """Knows passes, drafters that are equally quick and equally good, and what kind of text each of
     them is good for."""
-    made = Balancer()
+    made = Planner()
     for rows in (1, 8, MAX_NODES + 1):
         made.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
     for node_id in TEAM:
@@ -77,44 +77,44 @@ def experienced() -> Balancer:
     return made
 
 
-def opened(made: Balancer, policy: str) -> RequestState:
+def opened(made: Planner, policy: str) -> RequestState:
     """The request that is looked at: for each policy it has the same lot."""
     return made.open(policy, num_prompt=len(PROMPT))
 
 
-def led_by_verdicts(made: Balancer, request: RequestState) -> object:
+def led_by_verdicts(made: Planner, request: RequestState) -> object:
     for node_id in TEAM:
         for _ in range(4):
             judge(made, request, node_id, 4 if node_id == EXPERT else 1)
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def led_by_surprise(made: Balancer, request: RequestState) -> object:
+def led_by_surprise(made: Planner, request: RequestState) -> object:
     request.first_length = len(PROMPT)
     drafts = [
-        draft(node_id, 1, hindsight=Hindsight((False,) * (len(PROMPT) - 1), surprise))
+        draft(node_id, 1, hindsight=PromptScore((False,) * (len(PROMPT) - 1), surprise))
         for node_id, surprise in zip(TEAM, (1.0, 4.0, 4.0), strict=True)
     ]
     made.observe_truth(request, drafts, PROMPT + TRUTH[:1])
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def led_by_reports(made: Balancer, request: RequestState) -> object:
+def led_by_reports(made: Planner, request: RequestState) -> object:
     answer = PROMPT + TRUTH[:20]
     drafts = [
-        draft(node_id, 0, at=len(answer), hindsight=Hindsight((node_id == EXPERT,) * 20, 1.0))
+        draft(node_id, 0, at=len(answer), hindsight=PromptScore((node_id == EXPERT,) * 20, 1.0))
         for node_id in TEAM
     ]
     made.observe_truth(request, drafts, answer)
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def led_by_similarity(made: Balancer, request: RequestState) -> object:
+def led_by_similarity(made: Planner, request: RequestState) -> object:
     made.observe_text(request, [1000 + place for place in range(40)])
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def plan_of_two(made: Balancer, request: RequestState) -> Plan:
+def plan_of_two(made: Planner, request: RequestState) -> Plan:
     """The drafters are right about the same tokens, and in turns."""
     for first, second in ((4, 1), (1, 4)) * 8:
         drafts = [draft("a", first), draft("b", second)]
@@ -122,7 +122,7 @@ def plan_of_two(made: Balancer, request: RequestState) -> Plan:
     return made.plan(request, ("a", "b"), 100)
 
 
-def fused_every(made: Balancer, request: RequestState) -> object:
+def fused_every(made: Planner, request: RequestState) -> object:
     """The surer of two is always right at its first token, each of them only half of the time."""
     right, wrong = (TRUTH[0],), (7,)
     for turn in range(60):
@@ -136,7 +136,7 @@ def fused_every(made: Balancer, request: RequestState) -> object:
     return bool(made.plan(request, ("a", "b"), 100).interval)
 
 
-def tree_of(made: Balancer, request: RequestState) -> Any:
+def tree_of(made: Planner, request: RequestState) -> Any:
     """What is verified of two drafts, one of them with siblings."""
     drafts = [
         Proposal("a", 5, (1, 2, 3, 4), (0.9, 0.9, 0.8, 0.02), (-1, 0, 0, 1)),
@@ -145,18 +145,18 @@ def tree_of(made: Balancer, request: RequestState) -> Any:
     return made.fuse(request, drafts, 50, 0.004)
 
 
-def ahead_of(made: Balancer, request: RequestState) -> Plan:
+def ahead_of(made: Planner, request: RequestState) -> Plan:
     tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
     return made.ahead(request, TEAM, Plan(("a", "b"), gamma=3, deadline_s=0.02), tree)
 
 
-def is_enough(made: Balancer, request: RequestState) -> object:
+def is_enough(made: Planner, request: RequestState) -> object:
     """A poor rest of a draft is there, and asking is quick."""
     plan = Plan(("a",), gamma=4, draft_s=0.001, deadline_s=0.02)
     return made.is_enough(request, [Proposal("a", 5, (1,), (0.3,))], plan)
 
 
-DECISIONS: Mapping[str, Callable[[Balancer, RequestState], object]] = {
+DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "asked first": lambda made, request: made.first_plan(request, TEAM, 100),
     "led by verdicts": led_by_verdicts,
     "led by surprise": led_by_surprise,

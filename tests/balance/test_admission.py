@@ -8,21 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.admission import Admission, Pace
-from edgecosine.balance.fair_queue import Job
+from edgecosine.balance.admission import AdmissionControl, Pace
+from edgecosine.balance.fair_queue import FairJob
 from edgecosine.errors import Overloaded
 
 TOKEN_S = 0.1
 
 
-def admission(num_places: int = 1, max_queued: int = 8, per_client: int | None = None) -> Admission:
+def admission(
+    num_places: int = 1, max_queued: int = 8, per_client: int | None = None
+) -> AdmissionControl:
     """Places at a target of 10 tokens a second and session."""
-    made = Admission(num_places=num_places, max_queued=max_queued, max_queued_per_client=per_client)
+    made = AdmissionControl(
+        num_places=num_places, max_queued=max_queued, max_queued_per_client=per_client
+    )
     made.pace.observe(100, 100, 100 * TOKEN_S)
     return made
 
 
-def let_in(at: Admission, job: Job, deadline_s: float = math.inf, now: float = 0.0) -> None:
+def let_in(
+    at: AdmissionControl, job: FairJob, deadline_s: float = math.inf, now: float = 0.0
+) -> None:
     """Check and add, as the door does."""
     at.check([job], deadline_s, now)
     at.add(job)
@@ -30,7 +36,9 @@ def let_in(at: Admission, job: Job, deadline_s: float = math.inf, now: float = 0
         pass
 
 
-def refusal(at: Admission, job: Job, deadline_s: float = math.inf, now: float = 0.0) -> Overloaded:
+def refusal(
+    at: AdmissionControl, job: FairJob, deadline_s: float = math.inf, now: float = 0.0
+) -> Overloaded:
     with pytest.raises(Overloaded) as caught:
         at.check([job], deadline_s, now)
     assert caught.value.retry_after_s is not None
@@ -40,24 +48,24 @@ def refusal(at: Admission, job: Job, deadline_s: float = math.inf, now: float = 
 
 def test_full_queue_refuses_and_says_when_a_place_will_be_free() -> None:
     at = admission(max_queued=2)
-    jobs = [Job(name, 50.0) for name in "abc"]
+    jobs = [FairJob(name, 50.0) for name in "abc"]
     for job in jobs:
         let_in(at, job)
     assert at.is_full
-    said = refusal(at, Job("d", 1.0), now=2.0)
+    said = refusal(at, FairJob("d", 1.0), now=2.0)
     assert said.status == 503
     assert said.retry_after_s == pytest.approx(50 * TOKEN_S - 2)
     at.leave(jobs[0], 3.0, 50)
     at.start(3.0)
-    let_in(at, Job("d", 1.0), now=3.0)
+    let_in(at, FairJob("d", 1.0), now=3.0)
 
 
 def test_one_client_cannot_fill_the_queue() -> None:
     at = admission(max_queued=4)
     for _ in range(3):
-        let_in(at, Job("hog", 10.0))
-    assert refusal(at, Job("hog", 10.0)).status == 429
-    let_in(at, Job("other", 10.0))
+        let_in(at, FairJob("hog", 10.0))
+    assert refusal(at, FairJob("hog", 10.0)).status == 429
+    let_in(at, FairJob("other", 10.0))
 
 
 @given(
@@ -71,8 +79,8 @@ def test_deadline_is_compared_with_what_would_happen(
     """Let in exactly who, in a run that goes as expected, ends in time or starts at once."""
     at = admission(num_places, max_queued=20, per_client=20)
     for client, cost in ahead:
-        let_in(at, Job(client, float(cost)))
-    mine, starts_at_once = Job("me", 30.0), at.num_at_work < num_places
+        let_in(at, FairJob(client, float(cost)))
+    mine, starts_at_once = FairJob("me", 30.0), at.num_at_work < num_places
     try:
         at.check([mine], deadline_s, 0.0)
         is_let_in = True
@@ -84,7 +92,7 @@ def test_deadline_is_compared_with_what_would_happen(
     assert is_let_in == (is_in_time or starts_at_once)
 
 
-def run(at: Admission, mine: Job) -> float:
+def run(at: AdmissionControl, mine: FairJob) -> float:
     """Work on until `mine` has ended; all goes as expected."""
     ends = {job: job.cost * TOKEN_S for job in at.at_work}
     now = 0.0
@@ -101,22 +109,22 @@ def run(at: Admission, mine: Job) -> float:
 def test_who_starts_at_once_is_let_in_whatever_was_learned() -> None:
     at = admission()
     at.pace.observe(1, 100, 1e6)
-    let_in(at, Job("a", 100.0), deadline_s=0.1)
-    assert refusal(at, Job("b", 100.0), deadline_s=0.1).retry_after_s == 60.0
+    let_in(at, FairJob("a", 100.0), deadline_s=0.1)
+    assert refusal(at, FairJob("b", 100.0), deadline_s=0.1).retry_after_s == 60.0
 
 
 def test_before_anything_is_learned_only_room_counts() -> None:
-    at = Admission(num_places=1, max_queued=1)
-    let_in(at, Job("a", 1e9))
-    let_in(at, Job("b", 1e9), deadline_s=0.001)
-    assert refusal(at, Job("c", 1.0)).retry_after_s == 1.0
+    at = AdmissionControl(num_places=1, max_queued=1)
+    let_in(at, FairJob("a", 1e9))
+    let_in(at, FairJob("b", 1e9), deadline_s=0.001)
+    assert refusal(at, FairJob("c", 1.0)).retry_after_s == 1.0
 
 
 def test_choices_need_room_together() -> None:
     at = admission(num_places=3, max_queued=2, per_client=2)
-    at.check([Job("a", 1.0)] * 5, math.inf, 0.0)
+    at.check([FairJob("a", 1.0)] * 5, math.inf, 0.0)
     with pytest.raises(Overloaded):
-        at.check([Job("a", 1.0) for _ in range(6)], math.inf, 0.0)
+        at.check([FairJob("a", 1.0) for _ in range(6)], math.inf, 0.0)
 
 
 @given(st.integers(1, 4), st.lists(st.sampled_from(["come", "end", "give up"]), max_size=40))
@@ -124,10 +132,10 @@ def test_places_are_never_idle_while_somebody_waits_nor_taken_twice(
     num_places: int, events: list[str]
 ) -> None:
     at = admission(num_places, max_queued=5)
-    inside: list[Job] = []
+    inside: list[FairJob] = []
     for number, event in enumerate(events):
         if event == "come":
-            job = Job(f"c{number % 3}", 10.0)
+            job = FairJob(f"c{number % 3}", 10.0)
             try:
                 let_in(at, job, now=number)
                 inside.append(job)

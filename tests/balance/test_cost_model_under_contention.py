@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecosine.balance.cost_model import Crowding, DrafterSpeed
+from edgecosine.balance.cost_model import ContentionFactor, DrafterSpeed
 
 
 def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:
@@ -22,7 +22,7 @@ def test_first_disturbed_answer_tells_no_overhead() -> None:
 
 
 def test_crowding_is_what_several_take_over_the_slowest_of_them() -> None:
-    crowding = Crowding()
+    crowding = ContentionFactor()
     assert crowding.factor(2) == 1.0
     for _ in range(40):
         crowding.observe(1, 0.010, 0.050)

@@ -7,23 +7,23 @@ from collections import Counter, defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.fair_queue import MAX_CLIENTS, MAX_PRIORITY, STEP_TOKENS, FairQueue, Job
+from edgecosine.balance.fair_queue import MAX_CLIENTS, MAX_PRIORITY, STEP_TOKENS, FairJob, FairQueue
 
 COSTS = st.integers(1, 512).map(float)
-JOBS = st.builds(Job, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))
+JOBS = st.builds(FairJob, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Job | str]:
+def histories(draw: st.DrawFn) -> list[FairJob | str]:
     """Jobs that come, and turns and ends in between."""
     return draw(st.lists(st.one_of(JOBS, st.sampled_from(["turn", "end"])), max_size=60))
 
 
-def play(history: list[Job | str]) -> tuple[FairQueue, list[Job], list[Job]]:
+def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[FairJob]]:
     """A queue after a history, who waits in it, and who is at work."""
     queue, waiting, at_work = FairQueue(), [], []
     for event in history:
-        if isinstance(event, Job):
+        if isinstance(event, FairJob):
             queue.add(event)
             waiting.append(event)
         elif event == "turn" and waiting:
@@ -38,7 +38,7 @@ def play(history: list[Job | str]) -> tuple[FairQueue, list[Job], list[Job]]:
 
 
 @given(histories())
-def test_every_job_has_one_turn(history: list[Job | str]) -> None:
+def test_every_job_has_one_turn(history: list[FairJob | str]) -> None:
     queue, waiting, _ = play(history)
     turns = [queue.pop() for _ in waiting]
     assert Counter(turns) == Counter(waiting)
@@ -46,7 +46,7 @@ def test_every_job_has_one_turn(history: list[Job | str]) -> None:
 
 
 @given(histories(), st.lists(JOBS, max_size=5).filter(lambda jobs: len({*jobs}) == len(jobs)))
-def test_order_is_foretold(history: list[Job | str], more: list[Job]) -> None:
+def test_order_is_foretold(history: list[FairJob | str], more: list[FairJob]) -> None:
     queue, waiting, _ = play(history)
     foretold = queue.order(more)
     for job in more:
@@ -55,7 +55,7 @@ def test_order_is_foretold(history: list[Job | str], more: list[Job]) -> None:
 
 
 @given(histories())
-def test_who_leaves_has_no_turn(history: list[Job | str]) -> None:
+def test_who_leaves_has_no_turn(history: list[FairJob | str]) -> None:
     queue, waiting, _ = play(history)
     for leaver in waiting[::3]:
         queue.discard(leaver)
@@ -73,7 +73,7 @@ def test_clients_who_all_want_get_equal_shares(wants: dict[str, list[float]]) ->
     queue = FairQueue()
     for client, costs in wants.items():
         for cost in costs:
-            queue.add(Job(client, cost))
+            queue.add(FairJob(client, cost))
     dearest = max(max(costs) for costs in wants.values())
     given_: defaultdict[str, float] = defaultdict(float)
     while all(queue.num_waiting(client) for client in wants):
@@ -87,10 +87,10 @@ def test_clients_who_all_want_get_equal_shares(wants: dict[str, list[float]]) ->
 def test_newcomer_goes_before_a_hogs_queue(num_hogged: int, num_before: int) -> None:
     queue = FairQueue()
     for _ in range(num_hogged + num_before):
-        queue.add(Job("hog", 100.0))
+        queue.add(FairJob("hog", 100.0))
     for _ in range(num_before):
         queue.settle(queue.pop(), 100.0)
-    mine = Job("light", 10.0)
+    mine = FairJob("light", 10.0)
     queue.add(mine)
     assert mine in (queue.pop(), queue.pop())
 
@@ -99,7 +99,7 @@ def test_newcomer_goes_before_a_hogs_queue(num_hogged: int, num_before: int) -> 
 def test_lower_priority_number_goes_first(priority: int, cost: float, other: float) -> None:
     for names in ("aa", "ab"):
         queue = FairQueue()
-        later, first = Job(names[0], cost, priority + 1), Job(names[1], other, priority)
+        later, first = FairJob(names[0], cost, priority + 1), FairJob(names[1], other, priority)
         queue.add(later)
         queue.add(first)
         assert [queue.pop(), queue.pop()] == [first, later]
@@ -116,7 +116,7 @@ def test_nobody_starves(
     """However urgent they are and under however many names they come, newcomers before each turn
     hold up a waiting job for a bounded time."""
     queue = FairQueue()
-    mine = Job("patient", 1.0, priority)
+    mine = FairJob("patient", 1.0, priority)
     queue.add(mine)
     cheapest = min(cost for cost, _ in newcomers)
     num_active = len(newcomers) + 2
@@ -128,7 +128,7 @@ def test_nobody_starves(
         while len(queue) < num_active:
             cost, urgency = newcomers[turns % len(newcomers)]
             name = f"n{turns}-{len(queue)}" if is_under_new_names else "same"
-            queue.add(Job(name, cost * step, urgency))
+            queue.add(FairJob(name, cost * step, urgency))
         job = queue.pop()
         if job is mine:
             break
@@ -140,6 +140,6 @@ def test_nobody_starves(
 def test_memory_is_bounded_under_ever_new_names() -> None:
     queue = FairQueue()
     for name in range(3 * MAX_CLIENTS):
-        queue.add(Job(str(name), 1.0))
+        queue.add(FairJob(str(name), 1.0))
         queue.settle(queue.pop(), 1000.0 * (1 + name % 7))
         assert int(repr(queue).split()[-2]) <= MAX_CLIENTS + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.fresh_draft_gain import Gain, pays_to_ask
+from edgecosine.balance.fresh_draft_gain import FreshDraftGain, pays_to_ask
 from edgecosine.balance.plan import MAX_NODES, Plan
 
 PASS_S = [0.0, *(0.010 + 0.0002 * rows for rows in range(MAX_NODES + 2))]
@@ -13,8 +13,8 @@ NEAR = Plan(drafters=("d",), gamma=6, draft_s=0.003)
 FAR = Plan(drafters=("d",), gamma=6, draft_s=0.060)
 
 
-def learned(added: float, leaves: float, rounds: int = 100) -> Gain:
-    gain = Gain()
+def learned(added: float, leaves: float, rounds: int = 100) -> FreshDraftGain:
+    gain = FreshDraftGain()
     for _ in range(rounds):
         gain.observe(2.0, 2.0 + added, leaves)
     return gain

@@ -15,7 +15,7 @@ from edgecosine.balance.plan import (
     MAX_GAMMA,
     PROBE_GAMMA,
     Candidate,
-    Company,
+    CoBatchedRequests,
     choose_plan,
     deadline,
     expected_tokens,
@@ -29,7 +29,7 @@ MEMORY_BOUND = [0.03 * (1 + 0.01 * rows) for rows in range(26)]
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1)
 companies = st.builds(
-    Company, requests=st.integers(0, 8), rows=st.integers(0, 40), tokens=st.floats(0, 30)
+    CoBatchedRequests, requests=st.integers(0, 8), rows=st.integers(0, 40), tokens=st.floats(0, 30)
 )
 passes = st.lists(st.floats(0.001, 1), min_size=26, max_size=26).map(sorted)
 
@@ -79,7 +79,7 @@ def test_target_goes_alone_when_nobody_helps(
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), companies)
 def test_plan_is_the_best_of_all_by_brute_force(
-    drafters: list[Candidate], pass_s: list[float], room: int, company: Company
+    drafters: list[Candidate], pass_s: list[float], room: int, company: CoBatchedRequests
 ) -> None:
     plan = choose_plan(drafters, pass_s, room, company)
     speeds: dict[tuple[object, ...], float] = {(): (company.tokens + 1.0) / pass_s[1]}
@@ -107,7 +107,7 @@ alike = st.builds(
 
 @given(st.lists(alike, min_size=1, max_size=12), passes, companies, st.floats(0, 1))
 def test_many_drafters_are_compared_as_if_one_by_one(
-    drafters: list[Candidate], pass_s: list[float], company: Company, hidden: float
+    drafters: list[Candidate], pass_s: list[float], company: CoBatchedRequests, hidden: float
 ) -> None:
     each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
     best = max(plan.speed for plan in each)
@@ -131,7 +131,7 @@ def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
 
 def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
-    crowd = Company(requests=7, rows=7, tokens=7.0)
+    crowd = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
     alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
     assert alone.gamma > 0
     assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, crowd).gamma == 0
@@ -175,14 +175,14 @@ def test_plan_says_what_it_rests_on() -> None:
 
 
 @st.composite
-def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float, Company]:
+def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float, CoBatchedRequests]:
     reaches = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
     return reaches, draw(passes), draw(seconds), draw(companies)
 
 
 @given(trees_worth())
 def test_worthwhile_nodes_are_the_best_by_brute_force(
-    case: tuple[list[float], list[float], float, Company],
+    case: tuple[list[float], list[float], float, CoBatchedRequests],
 ) -> None:
     reaches, pass_s, waited_s, company = case
     speeds = [

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
-from edgecosine.balance.planner import FIRST_ASKED, Balancer
+from edgecosine.balance.planner import FIRST_ASKED, Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.speculation_switch import FIRST_REST
 from edgecosine.balance.statistics import MAX_KNOWN, RequestState
@@ -19,15 +19,15 @@ PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Balancer:
+def balancer() -> Planner:
     """One that knows its target: any pass takes 30 ms."""
-    made = Balancer()
+    made = Planner()
     for rows in (1, MAX_NODES + 1):
         made.observe_pass(PassReport(rows, PASS_S))
     return made
 
 
-def teach(made: Balancer, request: RequestState, node_id: str, *, hits: int, size: int = 4) -> None:
+def teach(made: Planner, request: RequestState, node_id: str, *, hits: int, size: int = 4) -> None:
     """A drafter answers quickly, `hits` of its tokens are right."""
     made.observe_answer(node_id, 0.004, 0.002, size)
     tokens = TRUTH[:hits] + (0,) * (size - hits)
@@ -157,7 +157,7 @@ def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) ->
 
 
 def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
-    made = Balancer()
+    made = Planner()
     for rows in range(1, MAX_NODES + 2):
         made.observe_pass(PassReport(rows, 0.01 * rows))
     doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
@@ -177,7 +177,7 @@ def test_boaster_loses_its_place_in_the_tree() -> None:
 
 
 def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
-    made = Balancer()
+    made = Planner()
     for rows in range(1, 60):
         made.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))
     lengths = []
@@ -211,7 +211,7 @@ def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
     assert made.first_plan(request, ["d"], 100).drafters == ("d",)
 
 
-def plain_by_measurement(made: Balancer, request: RequestState) -> None:
+def plain_by_measurement(made: Planner, request: RequestState) -> None:
     """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
@@ -247,7 +247,7 @@ def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> No
 
 def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
     """Beyond eight rows each row costs what its draft token is worth to its request alone."""
-    made = Balancer()
+    made = Planner()
     for rows in range(1, 9):
         made.observe_pass(PassReport(rows, 0.010))
     for rows in range(9, 120):
@@ -319,7 +319,7 @@ def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() ->
 
 
 def rounds_until(
-    made: Balancer, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
+    made: Planner, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
 ) -> int:
     """Rounds and trials with drafters that are right so often, until plans are led as wanted."""
     for number in range(200):
@@ -383,7 +383,7 @@ def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> No
 
 
 def test_names_of_drafters_are_forgotten_and_those_linked_stay() -> None:
-    balancer = Balancer()
+    balancer = Planner()
     balancer.welcome("linked")
     balancer.drafter("linked").num_drafted = 7
     for number in range(3 * MAX_KNOWN):

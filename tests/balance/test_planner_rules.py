@@ -6,7 +6,7 @@ import itertools
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.statistics import FIRST_REST, LONGEST_REST, RequestState
 from edgecosine.fusion.proposal import Proposal
 
@@ -15,9 +15,9 @@ PROMPT = (0,) * 5
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Balancer:
+def balancer() -> Planner:
     """One that knows its target: any pass takes 30 ms."""
-    made = Balancer()
+    made = Planner()
     for rows in (1, MAX_NODES + 1):
         made.observe_pass(PassReport(rows, PASS_S))
     return made
@@ -27,7 +27,7 @@ def draft(node_id: str, hits: int, size: int = 4) -> Proposal:
     return Proposal(node_id, len(PROMPT), TRUTH[:hits] + (0,) * (size - hits), (0.9,) * size)
 
 
-def in_turns(made: Balancer, request: RequestState) -> None:
+def in_turns(made: Planner, request: RequestState) -> None:
     """Two drafters that are quick, and each right where the other one is wrong."""
     for first, second in ((4, 1), (1, 4)) * 8:
         for node_id in ("a", "b"):

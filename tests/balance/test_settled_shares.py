@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgecosine.balance.admission import Admission
-from edgecosine.balance.fair_queue import FairQueue, Job
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.balance.fair_queue import FairJob, FairQueue
 from edgecosine.errors import Overloaded
 
 
@@ -22,13 +22,13 @@ def served(queue: FairQueue, count: int) -> list[str]:
 
 def test_client_that_was_away_has_saved_no_turns_up() -> None:
     queue = FairQueue()
-    queue.add(Job("away", 10.0))
+    queue.add(FairJob("away", 10.0))
     served(queue, 1)
     for _ in range(60):
-        queue.add(Job("busy", 10.0))
+        queue.add(FairJob("busy", 10.0))
     served(queue, 40)
     for _ in range(10):
-        queue.add(Job("away", 10.0))
+        queue.add(FairJob("away", 10.0))
     names = served(queue, 10)
     assert abs(names.count("away") - names.count("busy")) <= 2
 
@@ -37,8 +37,8 @@ def test_tokens_that_were_not_used_are_given_back() -> None:
     """Both expect 100 tokens a job, one of them uses 10."""
     queue = FairQueue()
     for _ in range(40):
-        queue.add(Job("short", 100.0))
-        queue.add(Job("long", 100.0))
+        queue.add(FairJob("short", 100.0))
+        queue.add(FairJob("long", 100.0))
     used = {"short": 0.0, "long": 0.0}
     for _ in range(40):
         job = queue.pop()
@@ -53,9 +53,9 @@ def test_request_is_judged_by_the_last_of_its_choices(
     deadline_s: float, *, is_let_in: bool
 ) -> None:
     """One place, ten tokens a second: the first of two choices would be there after a second."""
-    admission = Admission(num_places=1, max_queued=8)
+    admission = AdmissionControl(num_places=1, max_queued=8)
     admission.pace.observe(100, 100, 10.0)
-    choices = [Job("a", 10.0), Job("a", 10.0)]
+    choices = [FairJob("a", 10.0), FairJob("a", 10.0)]
     if is_let_in:
         admission.check(choices, deadline_s, 0.0)
     else:

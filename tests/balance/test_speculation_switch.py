@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from edgecosine.balance.speculation_switch import FIRST_REST, LONGEST_REST, TRIAL_PASSES, Regimes
+from edgecosine.balance.speculation_switch import (
+    FIRST_REST,
+    LONGEST_REST,
+    TRIAL_PASSES,
+    SpeculationSwitch,
+)
 
 PLAIN_S = 0.010
 
 
-def play(regimes: Regimes, passes: int, speculating_per_s: float, requests: int = 4) -> int:
+def play(
+    regimes: SpeculationSwitch, passes: int, speculating_per_s: float, requests: int = 4
+) -> int:
     """Passes at these speeds; returns how many of them were plain."""
     num_plain = 0
     for _ in range(passes):
@@ -23,12 +30,12 @@ def play(regimes: Regimes, passes: int, speculating_per_s: float, requests: int 
 
 @pytest.mark.parametrize("gain", [1.0, 1.5, 4.0])
 def test_speculation_that_gains_never_stops(gain: float) -> None:
-    assert play(Regimes(), 1000, gain * 4 / PLAIN_S) == 0
+    assert play(SpeculationSwitch(), 1000, gain * 4 / PLAIN_S) == 0
 
 
 @pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
 def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     first = play(regimes, 1000, gain * 4 / PLAIN_S)
     later = play(regimes, 10000, gain * 4 / PLAIN_S)
     assert first >= 0.8 * 1000
@@ -36,14 +43,14 @@ def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
 
 
 def test_speculation_that_gains_again_is_found_within_one_rest() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
     assert play(regimes, 2 * LONGEST_REST, 2.0 * 4 / PLAIN_S) <= LONGEST_REST
     assert regimes.speculates(4)
 
 
 def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     play(regimes, 100 * TRIAL_PASSES, 2.0 * 4 / PLAIN_S)
     bad = 0
     while regimes.speculates(4):
@@ -54,12 +61,12 @@ def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
 
 
 def test_a_single_request_is_left_to_its_plans() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     assert play(regimes, 1000, 0.1 / PLAIN_S, requests=1) == 0
 
 
 def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     play(regimes, 100, 2.0 * 2 / PLAIN_S, requests=2)
     play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
     assert regimes.speculates(2)
@@ -70,7 +77,7 @@ def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> N
 
 
 def test_trial_that_clearly_loses_is_cut_short() -> None:
-    regimes, num_tried = Regimes(), 0
+    regimes, num_tried = SpeculationSwitch(), 0
     while regimes.speculates(4):
         play(regimes, 1, 0.5 * 4 / PLAIN_S)
         num_tried += 1
@@ -78,7 +85,7 @@ def test_trial_that_clearly_loses_is_cut_short() -> None:
 
 
 def test_number_that_is_new_does_as_the_nearest_one() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     play(regimes, 200, 0.5 * 8 / PLAIN_S, requests=8)
     assert not regimes.speculates(8)
     assert not regimes.speculates(7)
@@ -87,7 +94,7 @@ def test_number_that_is_new_does_as_the_nearest_one() -> None:
 
 
 def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     num_plain = 0
     for _ in range(10000):
         regimes.reconsider()
@@ -96,7 +103,7 @@ def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
 
 
 def test_speculation_with_drafters_that_have_become_better_is_tried_again_at_once() -> None:
-    regimes = Regimes()
+    regimes = SpeculationSwitch()
     play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
     while regimes.speculates(4):
         play(regimes, 1, 0.5 * 4 / PLAIN_S)

@@ -14,8 +14,8 @@ from edgecosine.balance.steps import (
     ENOUGH_ROUNDS,
     FIRST_REST,
     TRIAL_ROUNDS,
-    Stepping,
-    Team,
+    DrafterTeam,
+    StepwiseGain,
     best_steps,
 )
 from tests.balance.test_plan import MEMORY_BOUND
@@ -23,15 +23,15 @@ from tests.balance.test_plan import MEMORY_BOUND
 seconds = st.floats(0, 0.1)
 
 
-def team(exchange_s: float, winner_rate: float = 0.9, rate: float = 0.6) -> Team:
-    return Team(2, winner_rate, rate, exchange_s, 0.001)
+def team(exchange_s: float, winner_rate: float = 0.9, rate: float = 0.6) -> DrafterTeam:
+    return DrafterTeam(2, winner_rate, rate, exchange_s, 0.001)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), seconds, seconds, st.integers(0, 40))
 def test_pieces_are_at_least_two_and_their_time_is_counted(
     winner_rate: float, rate: float, exchange_s: float, token_s: float, room: int
 ) -> None:
-    steps = best_steps(Team(2, winner_rate, rate, exchange_s, token_s), MEMORY_BOUND, room)
+    steps = best_steps(DrafterTeam(2, winner_rate, rate, exchange_s, token_s), MEMORY_BOUND, room)
     if steps is None:
         assert room < 3
         return
@@ -60,14 +60,14 @@ def whole(speed: float, num_rounds: int = ENOUGH_ROUNDS) -> Speed:
 
 
 def test_nothing_is_tried_before_there_is_something_to_compare_it_with() -> None:
-    assert not Stepping().wants(1000.0, whole(10.0, ENOUGH_ROUNDS - 1))
-    assert not Stepping().wants(10.0, whole(10.0))
-    assert Stepping().wants(1000.0, whole(10.0))
+    assert not StepwiseGain().wants(1000.0, whole(10.0, ENOUGH_ROUNDS - 1))
+    assert not StepwiseGain().wants(10.0, whole(10.0))
+    assert StepwiseGain().wants(1000.0, whole(10.0))
 
 
 @pytest.mark.parametrize(("kept", "adopted"), [(1.0, True), (0.6, True), (0.4, False)])
 def test_trial_decides_by_what_was_measured(kept: float, *, adopted: bool) -> None:
-    stepping, before = Stepping(), whole(100.0)
+    stepping, before = StepwiseGain(), whole(100.0)
     for _ in range(TRIAL_ROUNDS):
         assert stepping.wants(200.0, before)
         stepping.observe(4, 4 / (kept * 200.0), 200.0)
@@ -76,7 +76,7 @@ def test_trial_decides_by_what_was_measured(kept: float, *, adopted: bool) -> No
 
 
 def test_failed_trials_become_rarer() -> None:
-    stepping, before, trials = Stepping(), whole(100.0), list[int]()
+    stepping, before, trials = StepwiseGain(), whole(100.0), list[int]()
     for number in range(20 * FIRST_REST):
         if stepping.wants(200.0, before):
             trials.append(number)

@@ -19,7 +19,7 @@ from edgecosine.cli.outcome import end_of
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.protocol.api.retained_topics import node_state_notice
 from tests.support.mqtt import HOME, House, free_port, house, needs_mosquitto, run, running
 
@@ -279,7 +279,7 @@ def test_second_drafter_of_a_name_says_why_it_cannot_start() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
-            node = Presence(broker=address, cluster="home", node_id="d1")
+            node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
             async with running(node.run()):
                 await node.connected()
                 node.publish_presence("ready")

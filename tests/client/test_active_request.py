@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from edgecosine.client.active_request import Asking
+from edgecosine.client.active_request import ActiveRequest
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.answers import Final, Piece
+from edgecosine.protocol.api.answers import FinalMessage, StreamPart
 from edgecosine.protocol.api.request import Delta, Request
 
 
-def taken_of(asking: Asking) -> str:
+def taken_of(asking: ActiveRequest) -> str:
     """All text that can be taken."""
     texts = []
     while (delta := asking.take()) is not None:
@@ -20,13 +20,13 @@ def taken_of(asking: Asking) -> str:
     return "".join(texts)
 
 
-FINAL = Final("1", ("to be or not",), "stop", {})
+FINAL = FinalMessage("1", ("to be or not",), "stop", {})
 
 
-def pieces(*texts: str, start: int = 0) -> list[Piece]:
+def pieces(*texts: str, start: int = 0) -> list[StreamPart]:
     """Parts that follow each other, the first of them behind `start` characters."""
     return [
-        Piece(start + len("".join(texts[:number])), text, False)
+        StreamPart(start + len("".join(texts[:number])), text, False)
         for number, text in enumerate(texts)
     ]
 
@@ -46,9 +46,11 @@ def pieces(*texts: str, start: int = 0) -> list[Piece]:
         ([], []),
     ],
 )
-def test_text_is_whole_and_nothing_comes_twice(before: list[Piece], after: list[Piece]) -> None:
+def test_text_is_whole_and_nothing_comes_twice(
+    before: list[StreamPart], after: list[StreamPart]
+) -> None:
     async def story() -> str:
-        asking = Asking(Request("a", "1", "completion", "x", stream=True))
+        asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True))
         taken = []
         for part in (before, after):
             for piece in part:
@@ -65,7 +67,7 @@ def test_text_is_whole_and_nothing_comes_twice(before: list[Piece], after: list[
 
 def test_request_without_stream_has_no_text_but_the_final() -> None:
     async def story() -> None:
-        asking = Asking(Request("a", "1", "completion", "x"))
+        asking = ActiveRequest(Request("a", "1", "completion", "x"))
         assert not asking.is_over
         with pytest.raises(RuntimeError):
             asking.result()
@@ -78,12 +80,12 @@ def test_request_without_stream_has_no_text_but_the_final() -> None:
 
 def test_choices_are_taken_apart_and_made_whole() -> None:
     async def story() -> None:
-        asking = Asking(Request("a", "1", "completion", "x", stream=True, n=3))
+        asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True, n=3))
         for index, choice, text in [(0, 0, "to"), (0, 2, "or"), (2, 0, " be"), (0, 9, "?")]:
-            asking.take_piece(Piece(index, text, False, choice))
+            asking.take_piece(StreamPart(index, text, False, choice))
         assert [asking.take(), asking.take()] == [Delta(0, "to be"), Delta(1, "or", 2)]
         assert asking.take() is None
-        asking.finish(Final("1", ("to be", "hm", "or not", "too many"), "stop", {}))
+        asking.finish(FinalMessage("1", ("to be", "hm", "or not", "too many"), "stop", {}))
         assert [asking.take(), asking.take()] == [Delta(2, "hm", 1), Delta(3, " not", 2)]
         assert asking.is_over
 
@@ -92,8 +94,8 @@ def test_choices_are_taken_apart_and_made_whole() -> None:
 
 def test_first_end_counts() -> None:
     async def story() -> None:
-        asking = Asking(Request("a", "1", "completion", "x", stream=True))
-        asking.take_piece(Piece(0, "to", False))
+        asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True))
+        asking.take_piece(StreamPart(0, "to", False))
         asking.fail(RequestError("no"))
         asking.finish(FINAL)
         assert asking.is_over

@@ -10,8 +10,8 @@ from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, ConfigError, RequestError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.node_status import Presence
-from edgecosine.protocol.api.answers import Final
+from edgecosine.mqtt.node_status import NodeStatusPublisher
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
@@ -25,14 +25,14 @@ def completion(request_id: str, prompt: str = "or not", **fields: object) -> Req
     return Request("me", request_id, "completion", prompt, **fields)  # type: ignore[arg-type]
 
 
-async def whole(client: Client, request: Request) -> tuple[list[str], Final]:
+async def whole(client: Client, request: Request) -> tuple[list[str], FinalMessage]:
     """All deltas and the final message."""
     texts = []
     async for step in client.ask(request):
         match step:
             case Delta(_, text):
                 texts.append(text)
-            case Final():
+            case FinalMessage():
                 return texts, step
     raise AssertionError("no final message")
 
@@ -67,7 +67,7 @@ def test_choices_are_streamed_by_name_and_end_with_the_final_message() -> None:
         async with house() as home, Client(home.broker.url, "home") as client:
             steps = [step async for step in client.ask(completion("1", stream=True, n=2))]
             final = steps.pop()
-            assert isinstance(final, Final)
+            assert isinstance(final, FinalMessage)
             assert final.texts == ("to be", "to be")
             deltas = [step for step in steps if isinstance(step, Delta)]
             assert [delta.index for delta in deltas] == list(range(len(deltas)))
@@ -196,7 +196,7 @@ def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
             house() as home,
             Client(home.broker.url, "home", on_standstill=told.put_nowait) as client,
         ):
-            presence = Presence(
+            presence = NodeStatusPublisher(
                 broker=BrokerAddress.parse(home.broker.url), cluster="home", node_id="t1"
             )
             hold = home.service.hold("hm")
@@ -211,7 +211,7 @@ def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
                 presence.publish_presence("ready")
                 assert await told.get() is None
                 hold.set()
-                assert isinstance([step async for step in steps][-1], Final)
+                assert isinstance([step async for step in steps][-1], FinalMessage)
 
     run(story())
 
@@ -290,7 +290,7 @@ def test_strange_messages_on_our_topics_are_passed_over() -> None:
             await home.listener.expect(HOME.stream("me", "stranger"))
             gate.set()
             rest = [step async for step in steps]
-            assert isinstance(rest[-1], Final)
+            assert isinstance(rest[-1], FinalMessage)
 
     run(story())
 

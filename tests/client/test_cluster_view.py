@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgecosine.client import cluster_view as module
-from edgecosine.client.cluster_view import Watch
+from edgecosine.client.cluster_view import ClusterView
 from edgecosine.client.health import concerns
 from edgecosine.protocol.api.retained_topics import (
     KEEP_S,
@@ -35,13 +35,13 @@ def said(presence: NodePresence, reason: str = "") -> bytes:
     return notice.payload
 
 
-def presence(watch: Watch) -> str | None:
+def presence(watch: ClusterView) -> str | None:
     view: NodeView | None = watch.nodes().get("d1")
     return None if view is None or view.status is None else view.status.state
 
 
 def test_node_that_falls_silent_is_lost_and_forgotten_in_the_end(clock: list[float]) -> None:
-    watch = Watch()
+    watch = ClusterView()
     watch.take(NodeStatusTopic("d1"), said("ready"))
     watch.take(NodeStateTopic("d1"), b"{}")
     clock[0] += LEASE_S / 2
@@ -66,7 +66,7 @@ def test_node_that_falls_silent_is_lost_and_forgotten_in_the_end(clock: list[flo
 def test_what_was_held_is_as_old_as_the_broker_says(
     clock: list[float], age_s: float, state: str | None
 ) -> None:
-    watch = Watch()
+    watch = ClusterView()
     watch.take(NodeStatusTopic("d1"), said("ready"), age_s)
     assert presence(watch) == state
 
@@ -75,7 +75,7 @@ def test_what_was_held_is_as_old_as_the_broker_says(
 def test_who_is_gone_stays_what_it_is_until_it_is_forgotten(
     clock: list[float], state: NodePresence
 ) -> None:
-    watch = Watch()
+    watch = ClusterView()
     watch.take(NodeStatusTopic("d1"), said(state))
     clock[0] += KEEP_S - 1
     assert presence(watch) == state
@@ -84,7 +84,7 @@ def test_who_is_gone_stays_what_it_is_until_it_is_forgotten(
 
 
 def test_none_but_targets_are_believed_to_be_targets(clock: list[float]) -> None:
-    watch = Watch()
+    watch = ClusterView()
     lie = msgspec.json.encode({"role": "target", "is_full": True, "model": "m"})
     for node in ("t1", "d1"):
         watch.take(NodeStatusTopic(node), said("unavailable", "no pass"))
@@ -100,7 +100,7 @@ def test_none_but_targets_are_believed_to_be_targets(clock: list[float]) -> None
 
 def test_renewal_is_no_change_and_silence_is_one(clock: list[float]) -> None:
     async def story() -> None:
-        watch = Watch()
+        watch = ClusterView()
         watch.take(NodeStatusTopic("d1"), said("ready"))
         await watch.changed()
         async with asyncio.TaskGroup() as group:

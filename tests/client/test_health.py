@@ -8,7 +8,7 @@ import pytest
 
 from edgecosine.client.health import concerns, counted
 from edgecosine.counters import Counters
-from edgecosine.discovery.events import Explanation, Standing
+from edgecosine.discovery.events import Explanation, PeerState
 from edgecosine.node.state_report import _is_amiss
 from edgecosine.protocol.api.retained_topics import NodePresence, NodeStatus, NodeView
 
@@ -46,7 +46,7 @@ def test_what_is_wrong_is_named(views: list[NodeView], why: str) -> None:
     assert why in found(*views)
 
 
-def peer(standing: Standing, *, is_foreign: bool = False) -> Explanation:
+def peer(standing: PeerState, *, is_foreign: bool = False) -> Explanation:
     return Explanation("d", standing, "why", is_foreign=is_foreign)
 
 

@@ -14,7 +14,7 @@ from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.mqtt import free_port, run_patiently
 
@@ -106,7 +106,7 @@ def test_text_is_exact_while_drafters_come_and_go_and_on_another_layout() -> Non
         other = _plan(("ngram",), "exact-two")
         other = ClusterPlan(
             cluster=other.cluster,
-            target=Member("other", (*other.target.options, "--threads", "2", "--slots", "3")),
+            target=LocalNode("other", (*other.target.options, "--threads", "2", "--slots", "3")),
             drafters=other.drafters,
             broker_port=other.broker_port,
         )

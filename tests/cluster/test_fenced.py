@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.api.answers import Final
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
@@ -71,7 +71,7 @@ async def said(client: Client, prompt: Any = GOOD, **how: Any) -> str:
     try:
         async with contextlib.aclosing(client.ask(asked)) as steps:
             async for step in steps:
-                if isinstance(step, Final):
+                if isinstance(step, FinalMessage):
                     return step.text
     except RequestError as error:
         return f"{error.code}: {error.message}"
@@ -82,8 +82,8 @@ def test_request_that_meets_a_fault_of_the_model_fails_alone(tmp_path: Path) -> 
     model = faulty(tmp_path / "faulty")
     plan = ClusterPlan(
         cluster=f"fenced-{secrets.token_hex(3)}",
-        target=Member("t", ("--role", "target", "--model", model, "--threads", "1")),
-        drafters=(Member("d", ("--role", "drafter", "--model", model, "--threads", "1")),),
+        target=LocalNode("t", ("--role", "target", "--model", model, "--threads", "1")),
+        drafters=(LocalNode("d", ("--role", "drafter", "--model", model, "--threads", "1")),),
         broker_port=free_port(),
     )
 

@@ -12,8 +12,8 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.api.answers import Final
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
 from tests.cluster.shared_cluster import standing
 from tests.support.mqtt import free_port, run_patiently
@@ -28,14 +28,14 @@ def cluster() -> Iterator[LocalCluster]:
     """A target and a drafter, which every test leaves as it found them."""
     plan = ClusterPlan(
         cluster=CLUSTER,
-        target=Member(
+        target=LocalNode(
             "t",
             (
                 "--role", "target", "--model", zoo.TARGET, "--threads", "1",
                 "--broker-keepalive", "2",
             ),
         ),
-        drafters=(Member("d", ("--role", "drafter", "--model", "ngram")),),
+        drafters=(LocalNode("d", ("--role", "drafter", "--model", "ngram")),),
         broker_port=free_port(),
     )  # fmt: skip
     with standing(plan) as cluster:
@@ -50,7 +50,7 @@ async def _text(client: Client, request_id: str) -> str:
     request = Request("", request_id, "completion", "def main():", max_tokens=16, ignore_eos=True)
     async with contextlib.aclosing(client.ask(request)) as steps:
         async for step in steps:
-            if isinstance(step, Final):
+            if isinstance(step, FinalMessage):
                 return step.text
     raise AssertionError("no final message")
 

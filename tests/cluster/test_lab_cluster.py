@@ -19,13 +19,13 @@ from edgecosine.errors import LabError
 from edgecosine.lab.change_network import Wish, listening, wish_of
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.measured_requests import ask
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look
 from tests.support.mqtt import run_patiently
 
 FAULT = namespaces.why_not()
-FAR = Weather(delay_ms=30)
+FAR = NetworkConditions(delay_ms=30)
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -17,7 +17,7 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.local import child_processes as processes
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.topics import ResponseTopic, StreamTopic, Topics
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
@@ -63,7 +63,7 @@ class Reader:
         self.num_gaps = 0
         self._num_asked = self._num_delivered = 0
         self._news = asyncio.Event()
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             BrokerAddress.parse(url),
             name="reader",
             receive=self._receive,

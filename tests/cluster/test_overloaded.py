@@ -13,9 +13,9 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.support.mqtt import Listener, free_port, run_patiently, running
@@ -39,7 +39,7 @@ async def _text(client: Client, request_id: str, **fields: float) -> str:
     )  # fmt: skip
     async with contextlib.aclosing(client.ask(request)) as steps:
         async for step in steps:
-            if isinstance(step, Final):
+            if isinstance(step, FinalMessage):
                 return step.text
     raise AssertionError("no final message")
 
@@ -56,7 +56,7 @@ async def _outcome(client: Client, number: int) -> str:
 def test_each_request_ends_once_and_the_target_is_as_before() -> None:
     async def story() -> None:
         target = ("--role", "target", "--model", zoo.TARGET, "--threads", "1")
-        plan = ClusterPlan("overloaded", Member("t", target), (), broker_port=free_port())
+        plan = ClusterPlan("overloaded", LocalNode("t", target), (), broker_port=free_port())
         async with contextlib.AsyncExitStack() as stack:
             cluster = await stack.enter_async_context(LocalCluster(plan, print))
             clients = [

@@ -19,12 +19,12 @@ from edgecosine.cli.up import split_cores
 from edgecosine.lab.adversarial_drafter import LIAR, write_liar
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 from tests.support.mqtt import run_patiently
 
 TARGET_CORES, DRAFTER_CORES = split_cores()
-NEAR = Weather(delay_ms=0.15)
-FAR = Weather(delay_ms=250)
+NEAR = NetworkConditions(delay_ms=0.15)
+FAR = NetworkConditions(delay_ms=250)
 """Half a second there and back: for a draft of a few tokens too long by far, on busy machines too,
 where a target may take ten times as long as on idle ones."""
 MAX_TOKENS = 96

@@ -15,8 +15,8 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
-from edgecosine.protocol.api.answers import Final
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
 from tests.support.mqtt import free_port, run_patiently
 
@@ -30,9 +30,9 @@ def _plan(*target_options: str, drafters: tuple[str, ...] = ()) -> ClusterPlan:
     target = ("--role", "target", "--model", zoo.TARGET, "--ballast", "4", "--threads", "1")
     return ClusterPlan(
         cluster="restart",
-        target=Member("t", (*target, *target_options)),
+        target=LocalNode("t", (*target, *target_options)),
         drafters=tuple(
-            Member(f"d{number}", ("--role", "drafter", "--model", model, "--threads", "1"))
+            LocalNode(f"d{number}", ("--role", "drafter", "--model", model, "--threads", "1"))
             for number, model in enumerate(drafters)
         ),
         broker_port=free_port(),
@@ -49,7 +49,7 @@ def _request(prompt: str, max_tokens: int = MAX_TOKENS, *, stream: bool = False)
 async def _text(client: Client, prompt: str, max_tokens: int = MAX_TOKENS) -> str:
     async with contextlib.aclosing(client.ask(_request(prompt, max_tokens))) as steps:
         async for step in steps:
-            if isinstance(step, Final):
+            if isinstance(step, FinalMessage):
                 return step.text
     raise AssertionError("no final message")
 
@@ -155,7 +155,7 @@ def test_target_that_is_out_of_time_leaves_the_rest_to_its_next_life() -> None:
                         if not texts:
                             os.kill(cluster.pid("t"), signal.SIGTERM)
                         texts.append(text)
-                    case Final():
+                    case FinalMessage():
                         assert step.text == "".join(texts)
                         assert step.body["usage"]["completion_tokens"] == LONG
             log = (cluster.logs / "t.log").read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
@@ -19,8 +19,8 @@ def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
         drafter = ("--role", "drafter", "--model", "python", "--context", "64")
         plan = ClusterPlan(
             cluster="short-context",
-            target=Member("t", ("--role", "target", "--model", "generalist")),
-            drafters=(Member("d", drafter),),
+            target=LocalNode("t", ("--role", "target", "--model", "generalist")),
+            drafters=(LocalNode("d", drafter),),
             broker_port=free_port(),
         )
         async with (

@@ -14,13 +14,13 @@ from edgecosine.discovery.contact import MAX_DIALS_AFTER_GOODBYE, MAX_ENDPOINTS
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Effect,
     Event,
     Explained,
     LinkDown,
     LinkUp,
     PeerGone,
     PeerSeen,
+    RosterAction,
     Ticked,
 )
 from edgecosine.discovery.peer import Address
@@ -47,7 +47,7 @@ class Played:
             **settings,
         )
 
-    def __call__(self, event: Event, after_s: float = 0.0) -> list[Effect]:
+    def __call__(self, event: Event, after_s: float = 0.0) -> list[RosterAction]:
         self.now += after_s
         return self.roster.handle(event, self.now)
 

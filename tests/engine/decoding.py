@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from edgecosine.engine.base import Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import Prefilling, VerificationResult, VerifyWork
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
@@ -72,7 +72,7 @@ def decode(
         for i, outcome in zip(todo, engine.step(works).outcomes, strict=True):
             if isinstance(outcome, Prefilling):
                 continue
-            assert isinstance(outcome, Verdict)
+            assert isinstance(outcome, VerificationResult)
             accepted += len(outcome.path)
             sequences[i] += [*(trees[i].tokens[n] for n in outcome.path), outcome.bonus]
             trees[i] = drafts[i](sequences[i])

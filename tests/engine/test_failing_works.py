@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from edgecosine.engine.base import DraftWork, Failed, Prefilling, Verdict, VerifyWork
+from edgecosine.engine.base import DraftWork, FailedWork, Prefilling, VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
-from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
+from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.target import target as judging
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import NoLogits
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree, chain
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of
@@ -38,9 +38,9 @@ def _model(way: str, slots: int = 2) -> PassModel:
     built: Any = build("llama")
     built.model.embed_tokens.weight.data[BAD] = float("nan")
     if way == "fused":
-        return FusedModel(built, slots=slots, cells=CELLS, threads=1, kernels=_kernels())
+        return NativeLlama(built, slots=slots, cells=CELLS, threads=1, kernels=_kernels())
     if way == "static":
-        return StaticModel(built, slots=slots, cells=CELLS, capture=None)
+        return PaddedModel(built, slots=slots, cells=CELLS, capture=None)
     kernels = None if way == "plain" else _kernels()
     return SlotModel(built, slots=slots, cells=CELLS, threads=1, kernels=kernels)
 
@@ -59,9 +59,11 @@ def _work(key: str, tokens: list[int], how: Sampling | None = None) -> VerifyWor
     return VerifyWork(key, tuple(tokens), len(tokens), EMPTY_TREE, how or Sampling())
 
 
-def _outcome(engine: TransformerTarget, *works: VerifyWork) -> list[Verdict | Failed]:
+def _outcome(
+    engine: TransformerTarget, *works: VerifyWork
+) -> list[VerificationResult | FailedWork]:
     """What comes of works that are asked until all are judged."""
-    found: dict[str, Verdict | Failed] = {}
+    found: dict[str, VerificationResult | FailedWork] = {}
     while len(found) < len(works):
         batch = [work for work in works if work.key not in found]
         for work, outcome in zip(batch, engine.step(batch).outcomes, strict=True):
@@ -95,13 +97,13 @@ def test_request_without_logits_fails_alone_and_leaves_nothing_behind(
     good, short = _prompt(40), _prompt(7, seed=2)
     bad = [*_prompt(20, seed=1), BAD, *_prompt(50, seed=1)]
     failed, verdict = _outcome(engine, _work("bad", bad, how), _work("good", good))
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, NoLogits)
-    assert isinstance(verdict, Verdict)
+    assert isinstance(verdict, VerificationResult)
     assert verdict.bonus == _first(good)
     engine.release("bad")
     [after] = _outcome(engine, _work("after", short))
-    assert isinstance(after, Verdict)
+    assert isinstance(after, VerificationResult)
     assert after.bonus == _first(short)
 
 
@@ -132,9 +134,9 @@ def test_draw_that_raises_is_its_requests_alone(monkeypatch: pytest.MonkeyPatch)
     failed, verdict = _outcome(
         _target(), _work("bad", _prompt(5, 1), Sampling(temperature=1.0)), _work("good", good)
     )
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, ZeroDivisionError)
-    assert isinstance(verdict, Verdict)
+    assert isinstance(verdict, VerificationResult)
     assert verdict.bonus == _first(good)
 
 
@@ -166,8 +168,8 @@ def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
     ]
     engine = _target("fused", slots=4)
     *failed, verdict = engine.step(works).outcomes
-    assert all(isinstance(each, Failed) for each in failed)
-    assert isinstance(verdict, Verdict)
+    assert all(isinstance(each, FailedWork) for each in failed)
+    assert isinstance(verdict, VerificationResult)
     assert verdict.bonus == right
     assert engine.step(works[:1]).num_rows == 0
 
@@ -193,7 +195,7 @@ def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
 def test_drafter_without_logits_proposes_nothing_and_goes_on(way: str, temperature: float) -> None:
     kernels = None if way == "plain" else _kernels()
     engine = TransformerDrafter(_model(way, 3), slots=3, max_context=100, kernels=kernels)
-    coupling = Coupling(temperature=temperature)
+    coupling = SharedNoise(temperature=temperature)
     bad, good = [*_prompt(9, 1), BAD, 9], _prompt(9)
     works = [
         DraftWork("bad", bad, 3, 2, coupling),
@@ -213,7 +215,7 @@ def test_draft_step_that_fails_leaves_no_cells_that_count_as_filled(
 ) -> None:
     model = _model("plain")
     engine = TransformerDrafter(model, slots=2, max_context=100)
-    work = DraftWork("a", _prompt(30), 3, 2, Coupling())
+    work = DraftWork("a", _prompt(30), 3, 2, SharedNoise())
     right = TransformerDrafter(_model("plain"), slots=2, max_context=100).draft([work])
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", lambda *_: 1 / 0)

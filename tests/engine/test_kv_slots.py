@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.kv_slots import Slots, common_prefix
+from edgecosine.engine.kv_slots import KvSlots, common_prefix
 
 tokens = st.lists(st.integers(0, 2), max_size=12)
 
@@ -22,7 +22,7 @@ def test_common_prefix_is_the_longest_one(one: list[int], other: list[int]) -> N
 def test_a_slot_only_ever_holds_a_prefix_of_what_was_asked(
     steps: list[tuple[int, list[int], bool]],
 ) -> None:
-    slots = Slots(3)
+    slots = KvSlots(3)
     for session, wanted, leaves in steps:
         slot = slots.acquire(str(session), wanted, {str(session)})
         assert slot.tokens == wanted[: len(slot.tokens)]
@@ -32,7 +32,7 @@ def test_a_slot_only_ever_holds_a_prefix_of_what_was_asked(
 
 
 def test_least_recently_used_session_makes_room() -> None:
-    slots = Slots(2)
+    slots = KvSlots(2)
     first, second = slots.acquire("a", [1], {"a"}), slots.acquire("b", [2], {"b"})
     slots.acquire("a", [1], {"a"})
     assert slots.acquire("c", [3], {"c"}) is second
@@ -40,7 +40,7 @@ def test_least_recently_used_session_makes_room() -> None:
 
 
 def test_sessions_of_one_pass_never_take_each_others_slots() -> None:
-    slots = Slots(1)
+    slots = KvSlots(1)
     slots.acquire("a", [1], {"a", "b"})
     with pytest.raises(ValueError, match="more sessions"):
         slots.acquire("b", [1], {"a", "b"})

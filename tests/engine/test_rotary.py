@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import Rows
+from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import load_drafter, load_target
@@ -19,7 +19,7 @@ from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.rotary import LONG, mark_of, turning_length
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import ROOT
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of, save
@@ -105,7 +105,7 @@ def test_a_drafter_turns_where_the_target_does(phi3: str) -> None:
     assert isinstance(drafter, TransformerDrafter)
     prompt = prompt_of(BEYOND)
     [truth], _ = decode(target, [prompt], 2, [nothing])
-    work = DraftWork("s", tuple(prompt), 3, 1, Coupling(), None)
+    work = DraftWork("s", tuple(prompt), 3, 1, SharedNoise(), None)
     [proposal] = drafter.draft([work])
     node = ROOT
     for token in truth:
@@ -126,7 +126,7 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
     runner = (
         SlotModel(model, slots=2, cells=64, threads=1, kernels=None)
         if way == "plain"
-        else StaticModel(model, slots=2, cells=64, capture=None)
+        else PaddedModel(model, slots=2, cells=64, capture=None)
     )
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(SHORT))
@@ -180,6 +180,6 @@ def test_rows_keep_the_cell_where_the_position_is_shifted() -> None:
     rows = RowBuilder()
     rows.add_sequence(0, 3, [1, 2], 100)
     rows.add_node(0, 5, 7, [5], 100)
-    built: Rows = rows.build()
+    built: BatchRows = rows.build()
     assert built.positions.tolist() == [103, 104, 105]
     assert built.cell.tolist() == [3, 4, 5]

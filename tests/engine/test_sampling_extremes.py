@@ -16,7 +16,7 @@ from edgecosine.engine.draft.draft_sampling import guess
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw
 from edgecosine.node.target.session import coupling_of
-from edgecosine.protocol.api.openai import Limits, parse_request
+from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 
 SIZE = 700
@@ -53,7 +53,7 @@ def accepted(body: dict[str, Any]) -> Sampling:
     """What the door makes of a body."""
     return parse_request(
         "completion", {"prompt": "x", **body},
-        client_id="a", request_id="1", limits=Limits(), draw_seed=lambda: 0,
+        client_id="a", request_id="1", limits=RequestLimits(), draw_seed=lambda: 0,
     ).sampling  # fmt: skip
 
 

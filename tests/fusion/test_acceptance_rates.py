@@ -9,7 +9,7 @@ from edgecosine.fusion.acceptance_rates import (
     FIRST_GUESS,
     REQUEST_MEMORY,
     AcceptanceRate,
-    Record,
+    DrafterRecord,
     RequestRates,
 )
 
@@ -50,7 +50,7 @@ def test_rate_forgets_what_is_no_longer_so() -> None:
 
 
 def test_new_request_starts_from_what_all_requests_taught() -> None:
-    record, rates = Record(), RequestRates()
+    record, rates = DrafterRecord(), RequestRates()
     assert rates.estimate("d", record) == FIRST_GUESS
     record.rate.observe(90, 10)
     assert rates.estimate("d", record) == record.prior > 0.8
@@ -58,7 +58,7 @@ def test_new_request_starts_from_what_all_requests_taught() -> None:
 
 
 def test_requests_own_rounds_outweigh_the_record() -> None:
-    record, rates = Record(), RequestRates()
+    record, rates = DrafterRecord(), RequestRates()
     record.rate.observe(90, 10)
     for _ in range(20):
         rates.observe("d", 0, 1)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.draft.draft_sampling import Guesses
-from edgecosine.engine.draft.draft_tree import Growth
+from edgecosine.engine.draft.draft_sampling import DraftTokens
+from edgecosine.engine.draft.draft_tree import DraftTree
 from edgecosine.fusion.outcomes import OWN, fan_out, outcome_masses
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain
@@ -56,15 +56,15 @@ def test_the_strong_take_more_of_what_is_probable() -> None:
     assert load(strong[0]) > 0.7 > load(even[0])
 
 
-def says(path: Sequence[int]) -> Guesses:
+def says(path: Sequence[int]) -> DraftTokens:
     """What any drafter thinks may follow a path: four tokens, one of them 1."""
     turn = zlib.crc32(bytes(path)) % 3
-    return Guesses([1, 2, 3, 4], [(0.5, 0.4, 0.3)[turn], 0.25, 0.15, 0.1])
+    return DraftTokens([1, 2, 3, 4], [(0.5, 0.4, 0.3)[turn], 0.25, 0.15, 0.1])
 
 
 def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> Proposal:
     """What a drafter answers that reads two nodes in each of so many steps."""
-    growth = Growth(LENGTH)
+    growth = DraftTree(LENGTH)
     growth.add_guesses(ROOT, says(()))
 
     nodes = growth.lay(tree, shares)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edgecosine.fusion.acceptance_rates import Record, RequestRates, Word
+from edgecosine.fusion.acceptance_rates import DrafterRecord, RequestRates, SelfReport
 
 
 def test_word_that_was_not_kept_is_discounted() -> None:
-    honest, boaster = Record(), Record()
+    honest, boaster = DrafterRecord(), DrafterRecord()
     for _ in range(20):
         honest.word.observe(0.9, 9, 1)
         boaster.word.observe(0.9, 1, 9)
@@ -19,7 +19,7 @@ def test_word_that_was_not_kept_is_discounted() -> None:
 
 
 def test_nobody_is_trusted_beyond_what_it_claims() -> None:
-    word = Word()
+    word = SelfReport()
     for _ in range(20):
         word.observe(0.1, 9, 1)
     assert word.trust == 1.0

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, Record, RequestRates
-from edgecosine.fusion.text_similarity import MEMORY, SHARPNESS, Experience, features
+from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, DrafterRecord, RequestRates
+from edgecosine.fusion.text_similarity import MEMORY, SHARPNESS, TextMemory, features
 
 COMMON = list(range(200))
 SUBJECTS = {"law": range(1000, 1040), "code": range(2000, 2040)}
@@ -24,9 +24,9 @@ def text(subject: str, chance: random.Random, size: int = 60) -> list[int]:
     ]
 
 
-def learned(num_texts: int, chance: random.Random) -> Experience:
+def learned(num_texts: int, chance: random.Random) -> TextMemory:
     """Each subject's own drafter gets 8 of 10 tokens right, the other 2."""
-    experience = Experience()
+    experience = TextMemory()
     for number in range(num_texts):
         subject = list(SUBJECTS)[number % 2]
         outcomes = {name: (8.0, 2.0) if name == subject else (2.0, 8.0) for name in SUBJECTS}
@@ -52,7 +52,7 @@ def test_expected_rates_are_between_those_that_were_seen(tokens: list[int], size
 
 
 def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
-    experience = Experience()
+    experience = TextMemory()
     for _ in range(3):
         experience.add(features([1, 2]), {"d": (1.0, 1.0)})
     assert len(experience) == 0
@@ -64,7 +64,7 @@ def test_expectation_is_the_mean_weighted_by_likeness(num_texts: int) -> None:
     chance = random.Random(4)
     texts = [features(text(chance.choice([*SUBJECTS]), chance)) for _ in range(num_texts)]
     rates = [chance.random() for _ in texts]
-    experience = Experience()
+    experience = TextMemory()
     for each, rate in zip(texts, rates, strict=True):
         experience.add(each, {"d": (8 * rate, 8 - 8 * rate)})
     asked = features(text("law", chance))
@@ -99,7 +99,7 @@ def test_memory_is_bounded() -> None:
 def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it() -> None:
     chance = random.Random(4)
     rates = RequestRates(expected=learned(40, chance).expect(features(text("law", chance))))
-    record = Record()
+    record = DrafterRecord()
     assert rates.estimate("law", record) > 0.6
     assert rates.estimate("code", record) < 0.4
     for _ in range(20):
@@ -109,7 +109,7 @@ def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it
 
 
 def test_without_experience_the_record_decides() -> None:
-    record = Record()
+    record = DrafterRecord()
     record.rate.observe(90, 10)
     assert RequestRates().estimate("d", record) == record.prior
     assert PRIOR_WEIGHT > 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgecosine.lab.chaos.checker import Heard, Story
-from edgecosine.protocol.api.answers import Piece
+from edgecosine.protocol.api.answers import StreamPart
 
 TEXTS = ("one two three", "eins zwei")
 
@@ -32,7 +32,10 @@ def good_story(*texts: str) -> Story:
         expected=texts,
         asked_s=[1.0],
         heard=[Heard(2.0, payload)],
-        pieces=[Piece(0, texts[0][:4], is_last=False), Piece(4, texts[0][4:], is_last=False)],
+        pieces=[
+            StreamPart(0, texts[0][:4], is_last=False),
+            StreamPart(4, texts[0][4:], is_last=False),
+        ],
         told=json.loads(payload),
         streamed=dict(enumerate(texts)),
         is_over=True,

@@ -22,7 +22,7 @@ from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, TARGET, Fault
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.chaos.workload import make_bodies, make_orders
-from edgecosine.protocol.api.answers import Piece
+from edgecosine.protocol.api.answers import StreamPart
 from tests.lab.chaos_cases import TEXTS, changed, error, final, good_story
 
 DRAFTERS = ("d-0", "d-1")
@@ -125,10 +125,10 @@ DIFFERENT = [
     changed(heard=[Heard(2.0, error("cancelled"))], told=None, failure="cancelled"),
     changed(heard=[Heard(2.0, b"no JSON")], told=None, failure="?"),
     changed(failure="gone"),
-    changed(pieces=[Piece(0, "one four", is_last=False)]),
-    changed(pieces=[Piece(1, "one", is_last=False)]),
-    changed(pieces=[Piece(0, "one", is_last=False, choice=1)]),
-    changed(pieces=[Piece(0, "one", is_last=False, choice=7)]),
+    changed(pieces=[StreamPart(0, "one four", is_last=False)]),
+    changed(pieces=[StreamPart(1, "one", is_last=False)]),
+    changed(pieces=[StreamPart(0, "one", is_last=False, choice=1)]),
+    changed(pieces=[StreamPart(0, "one", is_last=False, choice=7)]),
     changed(streamed={0: TEXTS[0]}),
     changed(streamed={0: TEXTS[0], 1: TEXTS[1] + TEXTS[1]}),
     changed(may_be_cancelled=True, streamed={0: "two"}),
@@ -243,7 +243,7 @@ def test_faults_on_all_sides_excuse_no_second_final() -> None:
 def test_refusals_are_no_finals_and_gaps_of_a_stream_are_counted() -> None:
     story = changed(
         heard=[Heard(1.5, error("overloaded", retry_after_s=1.0)), Heard(2.0, final(*TEXTS))],
-        pieces=[Piece(4, TEXTS[0][4:], is_last=False), Piece(0, TEXTS[0], is_last=False)],
+        pieces=[StreamPart(4, TEXTS[0][4:], is_last=False), StreamPart(0, TEXTS[0], is_last=False)],
     )
     verdict = judge({"a": story}, ())
     assert verdict.is_clean
@@ -257,15 +257,15 @@ def test_stream_of_the_text_is_clean_wherever_it_was_divided_or_began_again(
     text, pieces, begin = TEXTS[0], [], 0
     for end in ends:
         begin = begin if end >= begin else 0
-        pieces.append(Piece(begin, text[begin:end], is_last=False))
+        pieces.append(StreamPart(begin, text[begin:end], is_last=False))
         begin = end
-    assert _condemned(changed(pieces=[*pieces, Piece(99, "", is_last=True)])) == set()
+    assert _condemned(changed(pieces=[*pieces, StreamPart(99, "", is_last=True)])) == set()
 
 
 @given(st.integers(0, 12), st.characters(codec="ascii"))
 def test_one_wrong_character_in_a_stream_is_found(place: int, wrong: str) -> None:
     text = TEXTS[0][:place] + wrong + TEXTS[0][place + 1 :]
-    story = changed(pieces=[Piece(0, text, is_last=False)])
+    story = changed(pieces=[StreamPart(0, text, is_last=False)])
     assert ("different" in _condemned(story)) == (text != TEXTS[0])
 
 

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from edgecosine.lab.chaos.checker import Story
-from edgecosine.lab.chaos.observer import Witness
+from edgecosine.lab.chaos.observer import Observer
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from tests.lab.chaos_cases import final
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run
@@ -20,7 +20,7 @@ def test_witness_notes_new_connections_of_the_gateway_and_when_it_was_away_itsel
     async def story() -> None:
         port, moments = free_port(), itertools.count(1)
         stories = {"a/1": Story(("x",)), "a/2": Story(("x",))}
-        witness = Witness(f"mqtt://127.0.0.1:{port}", "home", stories, lambda: next(moments))
+        witness = Observer(f"mqtt://127.0.0.1:{port}", "home", stories, lambda: next(moments))
         async with contextlib.AsyncExitStack() as stack:
             async with EmbeddedBroker(port=port) as broker:
                 await stack.enter_async_context(witness.listening())

@@ -18,16 +18,22 @@ from edgecosine.engine.loading.sources import locate
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.distill import training_text as pool
 from edgecosine.lab.distill.adapters import adapt, changes
-from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
+from edgecosine.lab.distill.conversations import (
+    Conversation,
+    ConversationTurn,
+    Openers,
+    Template,
+    Writer,
+)
 from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.losses import Settings, batch_of, plan, rate, states_of
 from edgecosine.lab.distill.prompts import DOMAINS, held_out, opener
-from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, toy_recipe
+from edgecosine.lab.distill.recipe import DRAFTERS, DistillPaths, DistillRecipe, toy_recipe
 from edgecosine.lab.distill.stages import as_served
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import load_stock, load_teacher
 from edgecosine.lab.distill.train import STAGES, make_drafters
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from tests.engine.loading.gguf_files import TOKENS, write_gguf
 
 
@@ -36,14 +42,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
-def recipe_of(target: Path) -> Recipe:
+def recipe_of(target: Path) -> DistillRecipe:
     return replace(toy_recipe(), target=str(target), kind="Q8_0")
 
 
 def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
     target: Path, tmp_path: Path
 ) -> None:
-    recipe, places = recipe_of(target), Places(tmp_path / "scratch", target.parent)
+    recipe, places = recipe_of(target), DistillPaths(tmp_path / "scratch", target.parent)
     make_drafters(recipe, places, "cpu", ["text"])
     first = (places.text / "0000.npz").read_bytes()
     make_drafters(recipe, places, "cpu", [])
@@ -56,7 +62,7 @@ def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
         assert report[name]["steps"] > 0
         assert f"| {name} | {report[name]['steps']} |" in card
         engine, loaded = load_drafter(LoadOptions(model=str(places.drafter(name)), slots=2))
-        work = DraftWork("a", (5, 6, 7), 4, 2, Coupling())
+        work = DraftWork("a", (5, 6, 7), 4, 2, SharedNoise())
         (proposal,) = engine.draft([work])
         assert len(proposal.tokens) >= 4
         assert loaded.codec is not None
@@ -128,7 +134,10 @@ def conversations(target: Path, count: int) -> list[Conversation]:
     writer = Writer(
         teacher.feeder, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
     )
-    turns = [Turn("facts", (20 + n, 30, 40), 0.8 * (n % 2), is_whole=True) for n in range(count)]
+    turns = [
+        ConversationTurn("facts", (20 + n, 30, 40), 0.8 * (n % 2), is_whole=True)
+        for n in range(count)
+    ]
     return list(writer.write(turns))
 
 
@@ -154,8 +163,11 @@ def test_grid_writes_what_flat_passes_write(target: Path) -> None:
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 
     tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
-    turns = [Turn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True) for n in range(9)]
-    turns += [Turn("code", (40 + n, 50), 0.6, is_whole=True, seed=n) for n in range(3)]
+    turns = [
+        ConversationTurn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True)
+        for n in range(9)
+    ]
+    turns += [ConversationTurn("code", (40 + n, 50), 0.6, is_whole=True, seed=n) for n in range(3)]
     written = list[dict[bytes, Conversation]]()
     for kind in ("flat", "grid"):
         stock = load_stock(str(target), torch.float32)
@@ -182,7 +194,7 @@ def test_grid_writes_what_flat_passes_write(target: Path) -> None:
 
 
 def test_trainings_end_with_their_time(target: Path, tmp_path: Path) -> None:
-    recipe, places = recipe_of(target), Places(tmp_path / "scratch", tmp_path / "out")
+    recipe, places = recipe_of(target), DistillPaths(tmp_path / "scratch", tmp_path / "out")
     make_drafters(recipe, places, "cpu", [], minutes=0.0)
     report = json.loads(places.report.read_text())
     assert report.keys() == STAGES.keys()

@@ -5,7 +5,7 @@ import torch
 
 from edgecosine.lab.zoo.distillation import (
     DistillationLoss,
-    Pool,
+    DistillationText,
     inherit_embedding,
     pool_batches,
 )
@@ -13,9 +13,9 @@ from edgecosine.lab.zoo.models import VOCABULARY, new_drafter
 from edgecosine.lab.zoo.training import TrainSettings, learning_rate_factor, windows
 
 
-def pool(token: int, rows: int, length: int) -> Pool:
+def pool(token: int, rows: int, length: int) -> DistillationText:
     tokens = np.full((rows, length), token, dtype=np.uint16)
-    return Pool(tokens, np.full((rows, length - 1, 256), token, dtype=np.float16))
+    return DistillationText(tokens, np.full((rows, length - 1, 256), token, dtype=np.float16))
 
 
 def test_batches_are_half_own_text_and_take_the_domains_in_turn() -> None:

@@ -13,19 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.attention import Rows
-from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.attention import BatchRows
+from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import (
+    CheckCounts,
     EngineShape,
     Opened,
     Recorder,
     Storm,
     Subject,
-    Tally,
     plain_answer,
 )
 from edgecosine.lab.exactness.drafts import MOODS, MOST_NODES, Mood, good
@@ -55,7 +55,7 @@ def subject(
     built = build(family, dtype=dtype)
 
     def open_engine(shape: EngineShape) -> Opened:
-        kind: Any = FusedModel if fused else SlotModel
+        kind: Any = NativeLlama if fused else SlotModel
         fresh = copy.deepcopy(built)  # whoever packs weights takes them
         made = kind(fresh, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
         recorder = Recorder(made if shape == ALONE else model(made))
@@ -67,7 +67,7 @@ def subject(
     return Subject(family, VOCABULARY, open_engine)
 
 
-def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> Tally:
+def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> CheckCounts:
     """Answers of 24 tokens under one storm."""
     questions = Questions([tuple(prompt_of(20, seed=i)) for i in range(num_answers)], seed)
     truths = []
@@ -109,7 +109,7 @@ def test_nothing_diverges_to_the_bit(family: str, fused: bool, dtype: torch.dtyp
 
 
 def test_storm_does_all_that_it_says() -> None:
-    total, tested = Tally(), subject(fused=KERNELS is not None)
+    total, tested = CheckCounts(), subject(fused=KERNELS is not None)
     for seed in range(6):
         total.add(check(tested, num_answers=8, seed=seed))
     assert min(
@@ -132,7 +132,7 @@ class _Flipping:
         result = self._engine.step(batch)
         for number, (work, outcome) in enumerate(zip(batch, result.outcomes, strict=True)):
             is_middle = 4 <= len(work.tokens) - work.num_prompt < 8
-            if is_middle and not self._has_lied and isinstance(outcome, Verdict):
+            if is_middle and not self._has_lied and isinstance(outcome, VerificationResult):
                 self._has_lied = True
                 wrong = (outcome.bonus + 1) % VOCABULARY
                 result.outcomes[number] = replace(outcome, bonus=wrong)
@@ -154,7 +154,7 @@ class _CellOrder:
     def __init__(self, model: PassModel) -> None:
         self._model, self.cells = model, model.cells
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         seen = torch.where(rows.path_length > 0, rows.cell + 1, rows.length).int()
         blind = torch.zeros_like(rows.path_length)
         return self._model.forward(replace(rows, length=seen, path_length=blind), keep)
@@ -166,7 +166,7 @@ class _CellOrder:
 class _NoMoves(_CellOrder):
     """Leaves accepted nodes where the tree put them."""
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         return self._model.forward(rows, keep)
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:

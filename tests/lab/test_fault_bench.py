@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgecosine.lab.faults.drafter_kills import Kill, judged
-from edgecosine.lab.faults.protection import Turn
+from edgecosine.lab.faults.protection import ProtectionTurn
 from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
 from edgecosine.lab.measured_requests import Asked
@@ -65,5 +65,7 @@ def test_figures_are_over_deadlines_seconds_and_shares() -> None:
     found = restart_figures([Restart(5.0, 6.0), Restart(4.0, 5.5), Restart(5.0, 5.5)])
     assert found["target_restart_extra_s"].value == pytest.approx(1.0)
     assert found["target_restart_extra_s_worst"].value == pytest.approx(1.5)
-    cost = protection_figure([Turn(100.0, 98.0), Turn(50.0, 49.5), Turn(200.0, 190.0)])
+    cost = protection_figure(
+        [ProtectionTurn(100.0, 98.0), ProtectionTurn(50.0, 49.5), ProtectionTurn(200.0, 190.0)]
+    )
     assert cost.value == pytest.approx(0.02)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from edgecosine import zoo
 from edgecosine.cli.bench import command
-from edgecosine.engine.base import PassResult, TargetEngine, Verdict, VerifyWork
+from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.bench.run_gpu import run_gpu_bench, toy_settings
@@ -53,8 +53,8 @@ class _Forgetful:
     def step(self, batch: list[VerifyWork]) -> PassResult:
         result = self._engine.step(batch)
         outcomes = [
-            Verdict(outcome.path, outcome.bonus ^ 1)
-            if isinstance(outcome, Verdict) and len(work.tree) and work.key == "1"
+            VerificationResult(outcome.path, outcome.bonus ^ 1)
+            if isinstance(outcome, VerificationResult) and len(work.tree) and work.key == "1"
             else outcome
             for work, outcome in zip(batch, result.outcomes, strict=True)
         ]

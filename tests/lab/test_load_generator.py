@@ -22,7 +22,7 @@ from edgecosine.lab.bench.record import (
     run_record,
 )
 from edgecosine.lab.load_generator import Load, closed_loop, make_jobs, open_loop
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.protocol.api.request import Answer, Progress, Request
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import house, needs_mosquitto, run
@@ -76,7 +76,7 @@ def test_open_loop_waits_for_nobody_and_counts_what_is_refused() -> None:
     load = run(story())
     assert len(load.asked) == 5
     assert [error.code for error in load.refused] == ["nope"]
-    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), weather=Weather(delay_ms=1))
+    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), weather=NetworkConditions(delay_ms=1))
     record = json.loads(json.dumps(run_record(conditions, load, with_requests=True)))
     assert record["load"] == {
         "kind": "open", "low_per_s": 2.0, "high_per_s": 2.0, "period_s": None

@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
@@ -91,7 +91,7 @@ async def line_to(network: Network, host: Host) -> AsyncIterator[Line]:
 def test_round_trip_is_twice_the_delay(kind: Kind) -> None:
     async def story() -> tuple[list[float], list[float]]:
         async with kind() as network:
-            host = await network.host("far", Weather(delay_ms=50))
+            host = await network.host("far", NetworkConditions(delay_ms=50))
             async with line_to(network, host) as line:
                 far = [await line.round_trip() for _ in range(15)]
                 await network.set_weather(host, FINE)
@@ -109,7 +109,7 @@ def test_bytes_do_not_pass_faster_than_the_rate(kind: Kind) -> None:
 
     async def story() -> float:
         async with kind() as network:
-            host = await network.host("slow", Weather(rate_mbps=rate_mbps))
+            host = await network.host("slow", NetworkConditions(rate_mbps=rate_mbps))
             async with line_to(network, host) as line:
                 started = time.perf_counter()
                 line.writer.write(bytes(num_bytes))
@@ -174,9 +174,9 @@ def test_relay_says_that_it_cannot_lose_or_double() -> None:
     async def story() -> None:
         async with RelayNetwork() as network:
             with pytest.raises(LabError, match="loses nothing"):
-                await network.host("a", Weather(loss=0.1))
+                await network.host("a", NetworkConditions(loss=0.1))
             with pytest.raises(LabError, match="doubles nothing"):
-                await network.host("b", Weather(duplication=0.1))
+                await network.host("b", NetworkConditions(duplication=0.1))
 
     _run(story())
 
@@ -185,10 +185,15 @@ def test_relay_says_that_it_cannot_lose_or_double() -> None:
 @pytest.mark.network
 @pytest.mark.parametrize(
     ("weather", "expected", "told"),
-    [(Weather(loss=0.2), 1600, "lost"), (Weather(duplication=0.2), 2400, "doubled")],
+    [
+        (NetworkConditions(loss=0.2), 1600, "lost"),
+        (NetworkConditions(duplication=0.2), 2400, "doubled"),
+    ],
     ids=["lost", "doubled"],
 )
-def test_frames_are_lost_and_doubled_by_share(weather: Weather, expected: int, told: str) -> None:
+def test_frames_are_lost_and_doubled_by_share(
+    weather: NetworkConditions, expected: int, told: str
+) -> None:
     async def story() -> tuple[int, dict[str, Any]]:
         async with NamespaceNetwork(seed=3) as network:
             near, far = [await network.host(name) for name in ("near", "far")]
@@ -209,7 +214,7 @@ def test_frames_are_lost_and_doubled_by_share(weather: Weather, expected: int, t
 @pytest.mark.network
 def test_multicast_reaches_all_hosts() -> None:
     async def story() -> list[str]:
-        async with NamespaceNetwork(Weather(delay_ms=1)) as network:
+        async with NamespaceNetwork(NetworkConditions(delay_ms=1)) as network:
             hosts = [await network.host(f"host-{number}") for number in range(3)]
             hearing = [await _start(host, "hear", host.address) for host in hosts[:2]]
             for process in hearing:

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import ConfigError
-from edgecosine.lab.network.conditions import FINE, Cable, Lane, Weather
+from edgecosine.lab.network.conditions import FINE, Cable, Lane, NetworkConditions
 from edgecosine.lab.network.netns.switch import Switch
 
 BROADCAST = b"\xff" * 6
 
 weathers = st.builds(
-    lambda delay, jitter, loss, rate: Weather(delay, delay * jitter, loss, rate),
+    lambda delay, jitter, loss, rate: NetworkConditions(delay, delay * jitter, loss, rate),
     st.floats(0, 100),
     st.floats(0, 1),
     st.sampled_from([0.0, 0.1, 1.0]),
@@ -49,12 +49,12 @@ def _frame(to: bytes, sender: int, text: bytes = b"") -> bytes:
 )
 def test_weather_that_cannot_be_is_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
-        Weather(**fields)
+        NetworkConditions(**fields)
 
 
 @given(weathers, traffic)
 def test_frames_keep_their_order_and_none_is_early(
-    weather: Weather, sent: list[tuple[float, int]]
+    weather: NetworkConditions, sent: list[tuple[float, int]]
 ) -> None:
     lane, now, arrivals = Lane(weather, "seed"), 0.0, []
     for pause, size in sent:
@@ -73,7 +73,7 @@ def test_frames_keep_their_order_and_none_is_early(
 
 @given(st.floats(0, 100), st.floats(0.1, 1))
 def test_delay_without_jitter_is_exact(delay_ms: float, pause_s: float) -> None:
-    lane = Lane(Weather(delay_ms=delay_ms), "seed")
+    lane = Lane(NetworkConditions(delay_ms=delay_ms), "seed")
     for number in range(10):
         assert lane.send(number * pause_s, 1000) == pytest.approx(
             number * pause_s + delay_ms / 1e3, abs=1e-12
@@ -81,7 +81,7 @@ def test_delay_without_jitter_is_exact(delay_ms: float, pause_s: float) -> None:
 
 
 def test_jitter_is_within_its_bounds_and_around_the_delay() -> None:
-    lane = Lane(Weather(delay_ms=10, jitter_ms=4), "seed")
+    lane = Lane(NetworkConditions(delay_ms=10, jitter_ms=4), "seed")
     delays = [1e3 * ((lane.send(float(now), 100) or 0) - now) for now in range(2000)]
     assert min(delays) >= 6 - 1e-6
     assert max(delays) <= 14 + 1e-6
@@ -90,7 +90,7 @@ def test_jitter_is_within_its_bounds_and_around_the_delay() -> None:
 
 def test_loss_is_the_share_asked_for_and_the_same_for_the_same_seed() -> None:
     def fates(seed: str) -> list[bool]:
-        lane = Lane(Weather(loss=0.01), seed)
+        lane = Lane(NetworkConditions(loss=0.01), seed)
         return [lane.send(float(now), 100) is None for now in range(20_000)]
 
     assert 120 < sum(fates("one")) < 280
@@ -100,13 +100,13 @@ def test_loss_is_the_share_asked_for_and_the_same_for_the_same_seed() -> None:
 
 @given(st.floats(1, 1000), st.integers(100, 1514), st.integers(10, 200))
 def test_rate_is_kept_by_bytes(rate_mbps: float, size: int, count: int) -> None:
-    lane = Lane(Weather(rate_mbps=rate_mbps), "seed", longest_queue_s=math.inf)
+    lane = Lane(NetworkConditions(rate_mbps=rate_mbps), "seed", longest_queue_s=math.inf)
     last = [lane.send(0.0, size) for _ in range(count)][-1]
     assert last == pytest.approx(count * size * 8 / (rate_mbps * 1e6))
 
 
 def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
-    lane = Lane(Weather(rate_mbps=1), "seed", longest_queue_s=0.205)
+    lane = Lane(NetworkConditions(rate_mbps=1), "seed", longest_queue_s=0.205)
     through = [due for _ in range(100) if (due := lane.send(0.0, 1250)) is not None]
     assert len(through) == 21
     assert max(through) == pytest.approx(0.21)
@@ -114,7 +114,7 @@ def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
 
 
 def test_new_weather_does_not_let_frames_overtake() -> None:
-    lane = Lane(Weather(delay_ms=50), "seed")
+    lane = Lane(NetworkConditions(delay_ms=50), "seed")
     assert lane.send(0.0, 100) == pytest.approx(0.05)
     lane.weather = FINE
     assert lane.send(0.01, 100) == pytest.approx(0.05)
@@ -122,13 +122,13 @@ def test_new_weather_does_not_let_frames_overtake() -> None:
 
 
 def test_lanes_of_a_cable_do_not_share_their_luck() -> None:
-    cable = Cable("a", Weather(loss=0.5), seed=7)
+    cable = Cable("a", NetworkConditions(loss=0.5), seed=7)
     lanes = (cable.up, cable.down)
     up, down = ([lane.send(0.0, 1) is None for _ in range(100)] for lane in lanes)
     assert up != down
 
 
-def _switch(**weathers_of_ports: Weather) -> Switch:
+def _switch(**weathers_of_ports: NetworkConditions) -> Switch:
     switch = Switch(seed=1)
     for port, weather in weathers_of_ports.items():
         switch.plug(port, weather)
@@ -146,7 +146,7 @@ def test_broadcast_reaches_all_others_and_teaches_where_its_sender_is() -> None:
 
 
 def test_frame_crosses_both_cables() -> None:
-    switch = _switch(a=Weather(delay_ms=10), b=Weather(delay_ms=5, rate_mbps=8))
+    switch = _switch(a=NetworkConditions(delay_ms=10), b=NetworkConditions(delay_ms=5, rate_mbps=8))
     switch.enter("a", _frame(BROADCAST, 1, bytes(988)), 0.0)
     assert list(switch.leave(0.0159)) == []
     assert switch.next_due is not None
@@ -156,7 +156,9 @@ def test_frame_crosses_both_cables() -> None:
 
 
 def test_slow_cable_does_not_hold_up_frames_from_a_quick_one() -> None:
-    switch = _switch(slow=Weather(delay_ms=50), quick=FINE, to=Weather(delay_ms=1))
+    switch = _switch(
+        slow=NetworkConditions(delay_ms=50), quick=FINE, to=NetworkConditions(delay_ms=1)
+    )
     switch.enter("to", _frame(BROADCAST, 3), 0.0)
     list(switch.leave(1.0))
     switch.enter("slow", _frame(_address(3), 1), 1.0)
@@ -179,7 +181,9 @@ def test_cut_cable_carries_nothing_either_way() -> None:
 @given(st.integers(0, 2**32))
 def test_frames_leave_in_the_order_of_time(seed: int) -> None:
     chance = random.Random(seed)
-    switch = _switch(a=Weather(delay_ms=3), b=Weather(delay_ms=9, jitter_ms=9), c=FINE)
+    switch = _switch(
+        a=NetworkConditions(delay_ms=3), b=NetworkConditions(delay_ms=9, jitter_ms=9), c=FINE
+    )
     now, left = 0.0, []
     for _ in range(50):
         now += chance.uniform(0, 0.004)
@@ -191,7 +195,7 @@ def test_frames_leave_in_the_order_of_time(seed: int) -> None:
     assert len(left) == 100
 
 
-def _through(weather: Weather, count: int) -> list[bytes]:
+def _through(weather: NetworkConditions, count: int) -> list[bytes]:
     switch = Switch(seed=5)
     for number, port in enumerate("ab"):
         switch.plug(port, weather if port == "b" else FINE)
@@ -205,7 +209,9 @@ def _through(weather: Weather, count: int) -> list[bytes]:
 def test_doubled_frames_come_twice_in_their_order_and_by_their_share() -> None:
     sent = [str(number).encode() for number in range(1000)]
     assert _through(FINE, 1000) == sent
-    assert _through(Weather(duplication=1), 1000) == [each for each in sent for _ in range(2)]
-    arrived = _through(Weather(duplication=0.1), 1000)
+    assert _through(NetworkConditions(duplication=1), 1000) == [
+        each for each in sent for _ in range(2)
+    ]
+    arrived = _through(NetworkConditions(duplication=0.1), 1000)
     assert list(dict.fromkeys(arrived)) == sent
     assert 1050 < len(arrived) < 1150

@@ -19,13 +19,13 @@ from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
-from edgecosine.lab.bench.peers.messages import Kind, Order, Ready, Reply, Setup
-from edgecosine.lab.bench.peers.server import Peer, Prompt, peer_process, record
+from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
+from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
 from edgecosine.lab.load_generator import Load
 from tests.support.mqtt import run_patiently
 
 SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)
-PROMPTS = [Prompt("code", "a", (1, 5, 6)), Prompt("facts", "b", (1, 7))]
+PROMPTS = [PeerPrompt("code", "a", (1, 5, 6)), PeerPrompt("facts", "b", (1, 7))]
 KINDS: dict[int, Kind] = {1: "plain", 8: "batched"}
 
 CHILD = """
@@ -48,7 +48,7 @@ async def ask_child(then: str = "pass", at_once: int = 1) -> Load:
     async with peer_process("the peer", command, SETUP, "") as (process, ready):
         assert ready.refused == {"drafted": "no draft"}
         assert ready.versions == {"threads": "2"}
-        return await Peer(process, KINDS, str).answer(PROMPTS, at_once, 4)
+        return await PeerServer(process, KINDS, str).answer(PROMPTS, at_once, 4)
 
 
 def test_answers_of_a_process_become_a_load() -> None:
@@ -130,7 +130,7 @@ class FakeServer:
     def __init__(self, name: str, order: list[str], fails_at: int = 1 << 30) -> None:
         self._name, self._order, self._left = name, order, fails_at
 
-    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+    async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
         self._order.append(self._name)
         self._left -= 1
         if self._left < 0:
@@ -198,11 +198,11 @@ def test_transformers_process_answers_with_and_without_a_drafter() -> None:
         str(zoo.DIRECTORY / "target"), str(zoo.DIRECTORY / "generalist"), (0,),
         ((5, 9, 40, 7),), 2, 1, 64, 8,
     )  # fmt: skip
-    orders = [Order(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
+    orders = [PeerOrder(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
     lines = [msgspec.json.encode(each) for each in (setup, *orders)]
     told = list[bytes]()
     stock.main(iter(lines), told.append)
-    ready = msgspec.json.decode(told[0], type=Ready)
+    ready = msgspec.json.decode(told[0], type=PeerReady)
     assert ready.settings.keys() == {"plain", "drafted"}
     replies = [msgspec.json.decode(line, type=Reply) for line in told[1:]]
     assert [[len(a.tokens) for a in reply.answers] for reply in replies] == [[6, 6], [6, 6]]

@@ -12,7 +12,7 @@ from edgecosine.lab.simulation import sweep
 from edgecosine.lab.simulation.cluster import Scenario
 from edgecosine.lab.simulation.comparison import Contest, run_policy
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.sweep import FLAT_ROWS, Cell, Hardware, on_hardware, run_cell
+from edgecosine.lab.simulation.sweep import FLAT_ROWS, Hardware, SweepCell, on_hardware, run_cell
 from tests.lab.test_simulation import COSTS, TEXTS
 
 KINDS: tuple[Hardware, ...] = ("here", "flat")
@@ -50,4 +50,4 @@ def test_sweep_has_a_device_where_passes_are_flat(
 
     monkeypatch.setattr(sweep, "simulate", look)
     with pytest.raises(LabError, match="seen"):
-        run_cell(Cell(kind, 1, 1), COSTS, TEXTS, 0)
+        run_cell(SweepCell(kind, 1, 1), COSTS, TEXTS, 0)

@@ -25,7 +25,7 @@ from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, 
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.curves import sweep_curves
 from edgecosine.lab.simulation.run_simulation import costs_record, read_costs
-from edgecosine.lab.simulation.sweep import Cell, run_cell
+from edgecosine.lab.simulation.sweep import SweepCell, run_cell
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 
@@ -243,7 +243,7 @@ def test_simulation_leaves_the_loop_alone_that_runs_around_it() -> None:
 
 
 def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
-    runs = [run_cell(Cell("here", drafters, 8), COSTS, TEXTS, seed=0) for drafters in (0, 2)]
+    runs = [run_cell(SweepCell("here", drafters, 8), COSTS, TEXTS, seed=0) for drafters in (0, 2)]
     assert all(0.0 < run["target_busy"] <= 1.0 for run in runs)
     assert all(0.0 < run["loop_share"] <= 1.0 for run in runs)
     assert runs[1]["decision_us_per_round"] > 0

@@ -7,20 +7,22 @@ from collections import Counter
 
 import pytest
 
-from edgecosine.lab.soak.clients import Tally
+from edgecosine.lab.soak.clients import SoakCounts
 from edgecosine.lab.soak.record import Minute, Phase, soak_figures
 
 MIB = 1 << 20
 
 
 def minute(
-    phase: Phase, tally: Tally | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
+    phase: Phase, tally: SoakCounts | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
 ) -> Minute:
-    return Minute(phase, 60.0, 2.0, tally or Tally(), left, {"t": mib * MIB}, {"t": pid})
+    return Minute(phase, 60.0, 2.0, tally or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
 
 
 def test_every_end_is_counted_once() -> None:
-    tally = Tally(3, Counter({"overloaded": 2}), 4, 5, Counter({"internal_error": 1}), [1.0] * 3)
+    tally = SoakCounts(
+        3, Counter({"overloaded": 2}), 4, 5, Counter({"internal_error": 1}), [1.0] * 3
+    )
     found = soak_figures([minute("capacity", tally), minute("overload", tally)])
     assert {
         name: found[f"soak_{name}"].value
@@ -52,7 +54,7 @@ def test_restarted_process_is_seen() -> None:
 
 
 def test_latency_afterwards_is_compared_with_before() -> None:
-    before, after = (Tally(latencies_s=[each] * 9) for each in (0.5, 0.6))
+    before, after = (SoakCounts(latencies_s=[each] * 9) for each in (0.5, 0.6))
     found = soak_figures([minute("before", before), minute("after", after)])
     ratio = found["soak_after_latency_ratio"]
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
@@ -60,4 +62,4 @@ def test_latency_afterwards_is_compared_with_before() -> None:
 
 def test_nothing_yet_has_figures_and_a_record() -> None:
     assert soak_figures([])["soak_served"].value == 0
-    json.dumps(minute("overload", Tally(refused=Counter({"overloaded": 1}))).record())
+    json.dumps(minute("overload", SoakCounts(refused=Counter({"overloaded": 1}))).record())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from edgecosine import zoo
-from edgecosine.lab.bench.transformers_messages import Order, Setting
+from edgecosine.lab.bench.transformers_messages import Setting, TransformersOrder
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.bench.transformers_worker import Stock
 from edgecosine.lab.load_generator import make_jobs
@@ -18,7 +18,7 @@ def test_batched_and_assisted_generation_say_the_same_and_as_much_as_asked() -> 
     stock = Stock(ballast=1)
     domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
     batched, *assisted = (
-        stock.answer(Order(kind, domains, prompts, TOKENS), setting)
+        stock.answer(TransformersOrder(kind, domains, prompts, TOKENS), setting)
         for kind, setting in (
             ("batched", Setting("float32")),
             ("assisted", Setting("float32")),

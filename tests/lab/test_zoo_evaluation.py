@@ -11,7 +11,7 @@ from edgecosine.lab.zoo.evaluation import (
     held_out_rows,
     mean_accepted,
 )
-from edgecosine.lab.zoo.generation import Sampling, generate
+from edgecosine.lab.zoo.generation import GenerationSampling, generate
 from edgecosine.lab.zoo.muon import orthogonalise
 
 VOCABULARY = 32
@@ -47,14 +47,14 @@ def test_the_target_itself_is_always_accepted() -> None:
     target = tiny(1)
     prompts = torch.arange(8).reshape(2, 4)
     for temperature in (0.0, 0.8):
-        sampling = Sampling(temperature, torch.tensor([5, 6]))
+        sampling = GenerationSampling(temperature, torch.tensor([5, 6]))
         tokens = generate(target, prompts, 28, sampling).tokens
         assert mean_accepted(target, tokens, 4, sampling, gamma=6) == 6
 
 
 def test_walk_equals_drafting_token_by_token() -> None:
     target, drafter, prompt, gamma = tiny(1), tiny(2), 4, 4
-    sampling = Sampling(0.8, torch.tensor([9]))
+    sampling = GenerationSampling(0.8, torch.tensor([9]))
     tokens = generate(target, torch.arange(4)[None], 40, sampling).tokens
     rounds, position = [], prompt
     while position + gamma <= tokens.shape[1]:

@@ -16,7 +16,7 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.errors import EngineError
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
 from edgecosine.mqtt.broker_address import BrokerAddress
 from tests.node.links.wire_fixtures import run
 from tests.support.mqtt import free_port, needs_mosquitto
@@ -45,7 +45,7 @@ def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> 
         return await processes.spawn((sys.executable, "-S", "-c", ""), log)
 
     async def story() -> None:
-        member = Member("t", ())
+        member = LocalNode("t", ())
 
         def end(_: str) -> None:
             cluster._stopped.add("t")

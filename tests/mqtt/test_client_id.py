@@ -11,7 +11,7 @@ from edgecosine.client.client import Client
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.security.client_ids import SECRET_FILE, ClientIds
@@ -84,7 +84,7 @@ def test_secret_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     async def story() -> None:
         ids = ClientIds.kept_in(tmp_path)
         async with EmbeddedBroker(port=free_port()) as broker:
-            presence = Presence(
+            presence = NodeStatusPublisher(
                 broker=BrokerAddress.parse(broker.url), cluster="home", node_id="d1",
                 client_ids=ids,
             )  # fmt: skip

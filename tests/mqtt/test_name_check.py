@@ -10,7 +10,7 @@ from edgecosine.errors import ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
@@ -20,7 +20,7 @@ def test_second_node_of_a_name_is_told_that_one_is_at_work() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
-            node = Presence(broker=address, cluster="home", node_id="d1", session="s1")
+            node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1", session="s1")
             async with running(node.run()):
                 await node.connected()
                 node.publish_presence("ready")
@@ -59,7 +59,7 @@ def test_of_two_that_ask_at_once_one_goes_on() -> None:
                 except ConfigError:
                     is_told.set()
                     return False
-                node = Presence(broker=address, cluster="home", node_id="d1")
+                node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
                 async with running(node.run()):
                     await node.connected()
                     await is_told.wait()

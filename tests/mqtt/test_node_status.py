@@ -15,7 +15,7 @@ from edgecosine.client.client import Client
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt import node_status as module
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.protocol.api.retained_topics import KEEP_S
 from tests.support.mqtt import (
     HOME,
@@ -32,15 +32,15 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 NODE = """
 import sys, uvloop
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.node_status import Presence
-uvloop.run(Presence(broker=BrokerAddress.parse(sys.argv[1]), cluster="home", node_id="d1").run())
+from edgecosine.mqtt.node_status import NodeStatusPublisher
+uvloop.run(NodeStatusPublisher(broker=BrokerAddress.parse(sys.argv[1]), cluster="home", node_id="d1").run())
 """
 
 
 @contextlib.asynccontextmanager
-async def presence(broker: EmbeddedBroker) -> AsyncIterator[Presence]:
+async def presence(broker: EmbeddedBroker) -> AsyncIterator[NodeStatusPublisher]:
     """A node that is seen."""
-    node = Presence(
+    node = NodeStatusPublisher(
         broker=BrokerAddress.parse(broker.url), cluster="home", node_id="d1", session="s1"
     )
     async with running(node.run()):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from tests.support.mqtt import free_port, listening, needs_mosquitto, run, running
 
@@ -51,7 +51,7 @@ def test_message_on_its_way_is_not_sent_again_by_who_leaves() -> None:
             listening(home, "news", "end") as listener,
             held_up(home, is_open) as address,
         ):
-            leaving = Courier(
+            leaving = ReconnectingClient(
                 address,
                 name="leaving",
                 receive=lambda _: None,

@@ -8,7 +8,7 @@ import pytest
 
 from edgecosine.mqtt.broker_limits import BrokerLimits, packet_bytes
 from edgecosine.mqtt.outbox import Outbox
-from edgecosine.mqtt.refused_messages import RETRY_S, Refusals
+from edgecosine.mqtt.refused_messages import RETRY_S, RefusedMessages
 from edgecosine.protocol.api.mqtt_message import Outgoing
 
 FINAL, OTHER = Outgoing("final", b"text"), Outgoing("other", b"text")
@@ -19,7 +19,7 @@ def state(number: int) -> Outgoing:
 
 
 def test_message_is_given_up_when_a_connection_ends_with_it_twice_in_a_row() -> None:
-    refusals = Refusals()
+    refusals = RefusedMessages()
     assert [refusals.lost(each, 0.0) for each in (FINAL, OTHER, FINAL)] == [False] * 3
     refusals.taken(FINAL)
     assert not refusals.lost(FINAL, 0.0)
@@ -32,14 +32,14 @@ def test_message_is_given_up_when_a_connection_ends_with_it_twice_in_a_row() -> 
 def test_message_is_not_to_blame_for_what_the_broker_says_is_no_fault_of_it(
     reason_code: int,
 ) -> None:
-    refusals = Refusals()
+    refusals = RefusedMessages()
     assert not refusals.lost(FINAL, 0.0)
     assert not refusals.lost(FINAL, 0.0, reason_code)
     assert refusals.lost(FINAL, 0.0, 149)
 
 
 def test_retained_message_is_not_sent_again_unless_it_has_become_shorter() -> None:
-    refusals = Refusals()
+    refusals = RefusedMessages()
     assert not refusals.lost(state(8), 0.0)
     assert refusals.lost(state(9), 0.0)
     assert refusals.objection(state(9), 0.0)

@@ -18,9 +18,9 @@ from edgecosine.mqtt import broker_limits
 from edgecosine.mqtt import reconnecting_client as courier
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
-from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.node.durability.boot_clock import Moment
-from edgecosine.node.durability.interface import Kept
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
+from edgecosine.node.durability.boot_clock import BootTime
+from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import NO_PAST, read_past
 from edgecosine.node.gateway.gateway import Gateway
@@ -51,7 +51,7 @@ async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
     counters, journal = Counters(), DiskJournal(directory)
     door = Gateway(
         Service(), broker=BrokerAddress.parse(url), cluster="home", node_id="t1",
-        counters=counters, journal=journal, past=read_past(journal, "tiny", Moment.now()),
+        counters=counters, journal=journal, past=read_past(journal, "tiny", BootTime.now()),
     )  # fmt: skip
     async with running(door.run()):
         await door.connected()
@@ -122,7 +122,7 @@ def test_topic_that_the_broker_hangs_up_on_is_given_up(
                 # The error in its place goes to the same topic.
                 assert counters.view()["undeliverable"] == 2
             journal = DiskJournal(tmp_path / "state")
-            past = read_past(journal, "tiny", Moment.now())
+            past = read_past(journal, "tiny", BootTime.now())
             journal.store.close()
             assert past.jobs == NO_PAST.jobs
             assert all(each.is_delivered for each in past.answers)
@@ -143,7 +143,7 @@ def test_announcement_that_the_broker_hangs_up_on_keeps_nobody_out(
         monkeypatch.setattr(courier, "_LONGEST_PAUSE_S", 0.1)
         counters = Counters()
         async with own_mosquitto(tmp_path) as url:
-            actor = Courier(
+            actor = ReconnectingClient(
                 BrokerAddress.parse(url), name="me", receive=lambda _: None,
                 announce=lambda: (bad, good), counters=counters,
             )  # fmt: skip
@@ -188,7 +188,7 @@ def test_older_broker_hangs_up_on_what_is_too_long_and_the_rest_goes_on(tmp_path
         async with own_mosquitto(tmp_path, "max_packet_size 20000") as url:
             refused: list[str] = []
             is_given_up = asyncio.Event()
-            actor = Courier(
+            actor = ReconnectingClient(
                 BrokerAddress.parse(url), name="me", receive=lambda _: None,
                 refused=lambda message, _: (refused.append(message.topic), is_given_up.set())[0],
             )  # fmt: skip
@@ -212,7 +212,7 @@ def test_message_that_the_broker_declines_is_given_up_at_once(tmp_path: Path) ->
         given_up: list[tuple[str, str]] = []
         delivered: list[str] = []
         async with own_mosquitto(tmp_path, f"acl_file {tmp_path}/acl") as url:
-            actor = Courier(
+            actor = ReconnectingClient(
                 BrokerAddress.parse(url), name="me", receive=lambda _: None,
                 delivered=lambda message: delivered.append(message.topic),
                 refused=lambda message, reason: given_up.append((message.topic, reason)),
@@ -253,7 +253,7 @@ def test_final_of_a_former_life_that_no_broker_takes_holds_nobody_up(tmp_path: P
         old = Outgoing(topic, b"{}", user=(("status", "200"), ("id", "old")))
         journal = DiskJournal(tmp_path / "state")
         async with running(journal.run()):
-            journal.finish(Kept("cli/old", b"", "done", old, journal.wall_s() + 3600))
+            journal.finish(FinishedRecord("cli/old", b"", "done", old, journal.wall_s() + 3600))
             await journal.settled()
         async with own_mosquitto(tmp_path) as url, reader(url) as listener:
             async with gateway(url, tmp_path / "state") as counters:

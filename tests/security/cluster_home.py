@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials, Enrolling
@@ -44,9 +44,9 @@ class Home:
         """Where a node's credentials lie."""
         return self.folder / self.cluster / node_id
 
-    def guard(self, node_id: str, role: Role = "drafter") -> Guard:
+    def guard(self, node_id: str, role: Role = "drafter") -> LinkPolicy:
         """The guard of a new node."""
-        return Guard(self.admit(node_id, role).trust())
+        return LinkPolicy(self.admit(node_id, role).trust())
 
     def tell(self, credentials: Credentials) -> Credentials:
         """What the authority says now, brought to a node."""

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from edgecosine.errors import EnrolmentError
 from edgecosine.security.enrolment import (
     MAX_REQUEST_BYTES,
-    Admission,
+    Certificate,
     Denial,
     Introduce,
     Join,
     Renew,
     TrustList,
-    Watch,
+    WatchTrust,
     read_answer,
     read_request,
     write_line,
@@ -30,9 +30,9 @@ REQUESTS = st.one_of(
     st.builds(Introduce),
     st.builds(Join, st.binary(min_size=16, max_size=16), TEXT, TEXT),
     st.builds(Renew, TEXT),
-    st.builds(Watch, st.integers(0, 1 << 40)),
+    st.builds(WatchTrust, st.integers(0, 1 << 40)),
 )
-ANSWERS = st.one_of(TRUST, st.builds(Admission, TEXT, TEXT, TRUST), st.builds(Denial, TEXT))
+ANSWERS = st.one_of(TRUST, st.builds(Certificate, TEXT, TEXT, TRUST), st.builds(Denial, TEXT))
 KINDS = st.sampled_from(["introduce", "join", "renew", "watch", "trust", "admission", "denial"])
 VALUES = st.one_of(TEXT, st.integers(), st.none(), st.lists(TEXT), st.dictionaries(TEXT, TEXT))
 

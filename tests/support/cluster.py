@@ -13,18 +13,18 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import (
     DraftEngine,
 )
 from edgecosine.errors import EngineError, LinkLost
-from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
-from edgecosine.node.target.text_service import Serving
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.text_service import TextService
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Answer, Delta, Progress, Request
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
@@ -60,7 +60,7 @@ class Weather(enum.Enum):
 
 
 class FakeLink:
-    """A drafter in memory behind the real `Drafting`; implements `DrafterLink`.
+    """A drafter in memory behind the real `DraftWorker`; implements `DrafterLink`.
 
     A lost link stays away for `absence` looks at the links, and comes back to a drafter that has
     forgotten everything. `held` keeps asks waiting until it is set.
@@ -68,7 +68,7 @@ class FakeLink:
 
     def __init__(
         self,
-        drafting: Drafting,
+        drafting: DraftWorker,
         weather: Iterable[Weather] = (Weather.FINE,),
         *,
         absence: int = 2,
@@ -165,12 +165,12 @@ def _spoilt(weather: Weather, draft: Draft) -> Draft:
 class House:
     """A target node without a network."""
 
-    serving: Serving
-    verifying: Verifying
+    serving: TextService
+    verifying: Verifier
     target: ScriptedTarget
-    balancer: Balancer
+    balancer: Planner
     links: dict[str, FakeLink]
-    drafters: list[Drafting]
+    drafters: list[DraftWorker]
 
     async def ask(self, request: Request) -> list[Progress]:
         """Everything that a request yields."""
@@ -200,13 +200,13 @@ class Neighbour:
 class SteadyCosts:
     """Tells a balancer that every pass takes as long, whatever the machine does."""
 
-    balancer: Balancer
+    balancer: Planner
     pass_s: float
 
     def observe_pass(self, report: PassReport) -> None:
         self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
         return self.balancer.hold_s(num_rows, latecomers)
 
 
@@ -223,7 +223,7 @@ async def house(
 
     Where the engine `may_fail`, the house stands without it, so that those inside can be heard.
     """
-    balancer = Balancer()
+    balancer = Planner()
     links: dict[str, FakeLink] = {}
 
     def look() -> Mapping[str, DrafterLink]:
@@ -231,18 +231,18 @@ async def house(
 
     with ExitStack() as threads:
         thread = threads.enter_context(EngineThread("target"))
-        verifying = Verifying(
+        verifying = Verifier(
             engine=target,
             thread=thread,
             max_batch=max_sessions,
             costs=SteadyCosts(balancer, pass_s),
         )
-        drafters: list[Drafting] = []
+        drafters: list[DraftWorker] = []
         for number, neighbour in enumerate(neighbours):
             thread = threads.enter_context(EngineThread(f"drafter-{number}"))
-            drafters.append(Drafting(engine=neighbour.engine, thread=thread, max_batch=4))
+            drafters.append(DraftWorker(engine=neighbour.engine, thread=thread, max_batch=4))
             links[f"drafter-{number}"] = FakeLink(drafters[-1], neighbour.weather)
-        serving = Serving(
+        serving = TextService(
             model="scripted",
             codec=byte_codec(),
             max_context=target.max_context,
@@ -260,6 +260,6 @@ async def house(
                 task.cancel()
 
 
-async def _verify(verifying: Verifying, may_fail: bool) -> None:
+async def _verify(verifying: Verifier, may_fail: bool) -> None:
     with suppress(*[EngineError] * may_fail):
         await verifying.run()

@@ -16,11 +16,11 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from edgecosine.engine.base import (
+    DraftResult,
     DraftWork,
     PassResult,
     Prefilling,
-    Proposal,
-    Verdict,
+    VerificationResult,
     VerifyWork,
     never,
 )
@@ -28,7 +28,7 @@ from edgecosine.engine.target.acceptance import walk
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.protocol.api.request import FinishReason, Logprobs, Request, Sampling
 from edgecosine.protocol.wire.messages import (
-    Coupling,
+    SharedNoise,
     pack_tokens,
 )
 
@@ -187,7 +187,7 @@ class ScriptedTarget:
     def release(self, key: str) -> None:
         self.fed.pop(key, None)
 
-    def _judge(self, work: VerifyWork) -> Verdict | Prefilling:
+    def _judge(self, work: VerifyWork) -> VerificationResult | Prefilling:
         assert all(token < NUM_TOKENS for token in (*work.tokens, *work.tree.tokens))
         assert len(work.tokens) + len(work.tree) <= self._max_context
         fed = min(self.fed.get(work.key, 0), len(work.tokens) - 1)
@@ -224,7 +224,7 @@ class ScriptedDrafter:
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         self.batches.append(list(batch))
         self.held.update(work.key for work in batch)
         return [self._draft(work) for work in batch]
@@ -239,7 +239,7 @@ class ScriptedDrafter:
         with self._released:
             assert self._released.wait_for(lambda: self.held <= keys, timeout=20)
 
-    def _draft(self, work: DraftWork) -> Proposal:
+    def _draft(self, work: DraftWork) -> DraftResult:
         sampling = _sampling(work.coupling)
         tokens = list(work.tokens)
         depth = max(work.ahead.depths, default=0) if work.ahead else 0
@@ -248,7 +248,7 @@ class ScriptedDrafter:
             is_hit = zlib.crc32(pack_tokens(tokens), 99) % 1000 < 1000 * self._hits
             tokens.append(token if is_hit else (token + 1) % EOS)
         proposed = tuple(tokens[len(work.tokens) :])
-        return Proposal(proposed, (self._confidence,) * len(proposed))
+        return DraftResult(proposed, (self._confidence,) * len(proposed))
 
 
 class TurnTaker(ScriptedDrafter):
@@ -258,16 +258,16 @@ class TurnTaker(ScriptedDrafter):
         super().__init__(language)
         self._turn = turn
 
-    def _draft(self, work: DraftWork) -> Proposal:
+    def _draft(self, work: DraftWork) -> DraftResult:
         right = super()._draft(work)
         places = range(len(work.tokens), len(work.tokens) + len(right.tokens))
         hits = [place % 2 == self._turn for place in places]
-        return Proposal(
+        return DraftResult(
             tuple(t if hit else (t + 1) % EOS for t, hit in zip(right.tokens, hits, strict=True)),
             tuple(0.9 if hit else 0.2 for hit in hits),
         )
 
 
-def _sampling(coupling: Coupling) -> Sampling:
+def _sampling(coupling: SharedNoise) -> Sampling:
     seed = int.from_bytes(coupling.seed, "little")
     return Sampling(temperature=coupling.temperature, seed=seed)

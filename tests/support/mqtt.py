@@ -16,7 +16,7 @@ import uvloop
 
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.node.gateway.disconnected_clients import GRACE_S
 from edgecosine.node.gateway.gateway import MAX_REQUEST_BYTES, Gateway
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
@@ -70,7 +70,7 @@ class Listener:
     def __init__(self, broker: BrokerAddress, filters: tuple[str, ...], name: str) -> None:
         self.received: list[Incoming] = []
         self._news = asyncio.Event()
-        self.courier = Courier(broker, name=name, receive=self.receive, filters=filters)
+        self.courier = ReconnectingClient(broker, name=name, receive=self.receive, filters=filters)
 
     def receive(self, message: Incoming) -> None:
         self.received.append(message)

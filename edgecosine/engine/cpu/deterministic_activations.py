@@ -44,7 +44,7 @@ _STEADY: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = 
 }
 
 
-class SteadyActivation(nn.Module):
+class DeterministicActivation(nn.Module):
     """One of the functions above as a module."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -61,4 +61,4 @@ def steady_activations(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if function := _STEADY.get(type(child)):
-                setattr(parent, name, SteadyActivation(function))
+                setattr(parent, name, DeterministicActivation(function))

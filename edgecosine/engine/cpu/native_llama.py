@@ -15,10 +15,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import LayerCache, Rows
+from edgecosine.engine.attention import BatchRows, LayerCache
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.packing import Arena, Layout, most_bytes, narrowest, pack, take_weight
-from edgecosine.engine.draft.draft_tree import Growing
+from edgecosine.engine.cpu.packing import (
+    Arena,
+    WeightLayout,
+    most_bytes,
+    narrowest,
+    pack,
+    take_weight,
+)
+from edgecosine.engine.draft.draft_tree import NativeDraftWork
 from edgecosine.engine.forward_pass import PassModel, bytes_of
 from edgecosine.engine.loading.length_limits import WINDOW
 from edgecosine.engine.loading.options import WeightForm
@@ -79,7 +86,7 @@ class _Decoder(ctypes.Structure):
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether `FusedModel` computes what this model does."""
+    """Whether `NativeLlama` computes what this model does."""
     config: Any = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -95,7 +102,7 @@ def can_fuse(model: PreTrainedModel) -> bool:
     )
 
 
-class FusedModel:
+class NativeLlama:
     """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
 
     Where it `takes_weights`, the model loses them layer by layer as they are packed, so that a load
@@ -175,7 +182,7 @@ class FusedModel:
         return self._arena.used + bytes_of(self._kept) - cache, cache
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
 
         Raises IndexError where a token, a position or a cell is beyond the model's.
@@ -195,7 +202,7 @@ class FusedModel:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
-    def grow(self, works: ctypes.Array[Growing]) -> int:
+    def grow(self, works: ctypes.Array[NativeDraftWork]) -> int:
         """One step of drafting for all works in one pass; returns its rows.
 
         Raises IndexError as `forward` does.
@@ -227,7 +234,7 @@ class FusedModel:
         weights.append(self._decoder.head)
         layouts = [weight.layout for weight in weights]
         for weight, layout in zip(weights, layouts, strict=True):
-            weight.layout = Layout(layout).wide
+            weight.layout = WeightLayout(layout).wide
         try:
             yield self
         finally:
@@ -235,7 +242,7 @@ class FusedModel:
                 weight.layout = layout
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[FusedModel]:
+    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[NativeLlama]:
         """Context in which windows are as long as `reaches` says."""
         layers = [
             layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window

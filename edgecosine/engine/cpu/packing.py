@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 512
 """Rows of a matrix that are rounded together: whole panels."""
 
 
-class Layout(enum.IntEnum):
+class WeightLayout(enum.IntEnum):
     """How panels hold weights; the same numbers in kernels/packed.h."""
 
     FLOAT32 = 0
@@ -47,12 +47,12 @@ class Layout(enum.IntEnum):
     """The same blocks, multiplied with float32 inputs, slowly."""
 
     @property
-    def wide(self) -> Layout:
+    def wide(self) -> WeightLayout:
         """How the same panels are multiplied with float32 inputs."""
         return _WIDE.get(self, self)
 
 
-_WIDE = {Layout.PAIRS: Layout.WIDE_PAIRS, Layout.BYTES: Layout.WIDE_BYTES}
+_WIDE = {WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS, WeightLayout.BYTES: WeightLayout.WIDE_BYTES}
 BLOCK_SIZE = 32
 """Inputs of a column that share a scale; the same number in kernels/blocks.h."""
 _BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
@@ -63,7 +63,7 @@ class Packed:
     """A matrix [outputs, inputs] in panels of output columns."""
 
     values: torch.Tensor
-    layout: Layout
+    layout: WeightLayout
 
 
 class PackedLinear(nn.Module):
@@ -95,7 +95,7 @@ class PackedLinear(nn.Module):
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], self.out_features, dtype=self._out_dtype)
         rows = x.numel() // self.in_features
-        is_wide = self.is_wide or (self._layout is Layout.PAIRS and x.dtype == torch.float32)
+        is_wide = self.is_wide or (self._layout is WeightLayout.PAIRS and x.dtype == torch.float32)
         layout = self._layout.wide if is_wide else self._layout
         self._kernels.library.edgecosine_linear(
             x.data_ptr(), x.element_size(),
@@ -229,11 +229,11 @@ def pack(
     if form == "int8":
         return _pack_blocks(weights, kernels, take)
     if kernels.has_pairs and all(weight.dtype == torch.bfloat16 for weight in weights):
-        layout, together, dtype = Layout.PAIRS, 2, torch.bfloat16
+        layout, together, dtype = WeightLayout.PAIRS, 2, torch.bfloat16
     elif all(map(is_narrow, weights)):
-        layout, together, dtype = Layout.BFLOAT16, 1, torch.bfloat16
+        layout, together, dtype = WeightLayout.BFLOAT16, 1, torch.bfloat16
     else:
-        layout, together, dtype = Layout.FLOAT32, 1, torch.float32
+        layout, together, dtype = WeightLayout.FLOAT32, 1, torch.float32
     inputs = weights[0].shape[1]
     panels = [-(-len(weight) // kernels.panel) for weight in weights]
     steps = -(-inputs // together)
@@ -267,7 +267,7 @@ def _pack_blocks(
             )  # fmt: skip
         drop_pages(weight)
         del weight
-    return Packed(packed, Layout.BYTES)
+    return Packed(packed, WeightLayout.BYTES)
 
 
 def take_weight(module: nn.Module) -> torch.Tensor:

@@ -60,7 +60,7 @@ def find_layers(run: Callable[[], object]) -> Layers:
     return layers
 
 
-class StaticAttention:
+class PaddedAttention:
     """The cache of one model, and the pass that runs now; implements `Attention`.
 
     `cells` counts the memory of a slot, the scratch cell included. Layers of one layout lie in one

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import NAME, Rows, attending_by
+from edgecosine.engine.attention import NAME, BatchRows, attending_by
 from edgecosine.engine.cuda.graphs import Capture
-from edgecosine.engine.cuda.padded_attention import StaticAttention, find_layers
+from edgecosine.engine.cuda.padded_attention import PaddedAttention, find_layers
 from edgecosine.engine.cuda.padded_shapes import ROWS, PassInputs, PassShape, arrange
 from edgecosine.engine.forward_pass import PassModel, bytes_of
 from edgecosine.engine.loading.float32_reference import computing_in
@@ -54,7 +54,7 @@ class _Graph:
         return self.logits.clone()
 
 
-class StaticModel:
+class PaddedModel:
     """Runs passes like `SlotModel`, equal up to rounding. Not thread-safe.
 
     A shape that comes for the first time runs operation by operation, the second time it is
@@ -95,7 +95,7 @@ class StaticModel:
         return weights, bytes_of(self._attention.stacks)
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the model's device."""
         shape, numbers = arrange(
@@ -129,17 +129,17 @@ class StaticModel:
     def widely(self, cells: int) -> Iterator[PassModel]:
         """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
         with computing_in(torch.float32, self._model):
-            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
+            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[StaticModel]:
+    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[PaddedModel]:
         """Context of the same model with windows and the like as long as `reaches` says, on one
         slot of `cells` tokens, not recorded."""
         with shortened(self._model, reaches):
-            yield StaticModel(self._model, slots=1, cells=cells, capture=None)
+            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
 
     @torch.inference_mode()
-    def _make_attention(self) -> StaticAttention:
+    def _make_attention(self) -> PaddedAttention:
         one = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
         layers = find_layers(
             lambda: self._model(
@@ -150,7 +150,7 @@ class StaticModel:
             raise ModelUnsupported(
                 f"model family {self._model.config.model_type!r} has attention of its own (or none)"
             )
-        return StaticAttention(layers, slots=self._slots, cells=self._capacity, device=self._device)
+        return PaddedAttention(layers, slots=self._slots, cells=self._capacity, device=self._device)
 
     def _compute(self, shape: PassShape, flat: torch.Tensor) -> torch.Tensor:
         """float32 logits [keep, vocabulary] of a padded pass."""

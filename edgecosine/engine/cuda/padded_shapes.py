@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from edgecosine.engine.attention import Rows
+from edgecosine.engine.attention import BatchRows
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _KEEP = (1, 8, 32, 128)
@@ -85,7 +85,7 @@ class PassInputs:
 
 
 def arrange(
-    rows: Rows, keep: Sequence[int], *, slots: int, cells: int, scratch: int
+    rows: BatchRows, keep: Sequence[int], *, slots: int, cells: int, scratch: int
 ) -> tuple[PassShape, torch.Tensor]:
     """Pad a pass; its shape, and its numbers as one int64 tensor on the CPU.
 
@@ -126,7 +126,7 @@ def arrange(
     return shape, flat
 
 
-def _padded_paths(rows: Rows, width: int) -> torch.Tensor:
+def _padded_paths(rows: BatchRows, width: int) -> torch.Tensor:
     """Paths [rows, width] whose last cell is repeated; without a path, the last cell before it."""
     last = (rows.path_length.long() - 1)[:, None]
     index = torch.minimum(torch.arange(width)[None], last).clamp(min=0)

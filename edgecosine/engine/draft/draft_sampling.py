@@ -17,11 +17,11 @@ import torch
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.gumbel import noise_key
 from edgecosine.engine.sampling import scores, support
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 
 
 @dataclass(frozen=True, slots=True)
-class Guesses:
+class DraftTokens:
     """The best tokens for one position, best first, and the confidence in each."""
 
     tokens: list[int]
@@ -31,10 +31,10 @@ class Guesses:
 def guess(
     logits: torch.Tensor,  # [rows, vocabulary] float32
     positions: Sequence[int],
-    couplings: Sequence[Coupling],
+    couplings: Sequence[SharedNoise],
     count: int,
     kernels: Kernels | None,
-) -> list[Guesses]:
+) -> list[DraftTokens]:
     """The `count` best guesses for each row."""
     if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, couplings)):
         return _guess_by_kernel(logits, positions, couplings, count, kernels)
@@ -46,14 +46,14 @@ def guess(
     return _read(list(zip(best.indices, shares, strict=True)))
 
 
-def cuts_nothing(coupling: Coupling) -> bool:
+def cuts_nothing(coupling: SharedNoise) -> bool:
     """Whether all tokens stay in the draw."""
     is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
     return is_whole or coupling.is_greedy
 
 
 def _rank(
-    logits: torch.Tensor, position: int, coupling: Coupling, count: int
+    logits: torch.Tensor, position: int, coupling: SharedNoise, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if coupling.is_greedy:
         tokens, ranked = torch.arange(logits.numel(), device=logits.device), logits.double()
@@ -66,7 +66,7 @@ def _rank(
     return tokens[best.indices], shares
 
 
-def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Guesses]:
+def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
     """Tokens and shares of all rows by two copies, for each waits for the device."""
     if not found:
         return []
@@ -75,16 +75,16 @@ def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Guesses]:
     shares = torch.cat([shares.double() for _, shares in found]).tolist()
     starts = [0, *ends]
     pairs = zip(starts, ends, strict=False)
-    return [Guesses(tokens[start:end], shares[start:end]) for start, end in pairs]
+    return [DraftTokens(tokens[start:end], shares[start:end]) for start, end in pairs]
 
 
 def _guess_by_kernel(
     logits: torch.Tensor,
     positions: Sequence[int],
-    couplings: Sequence[Coupling],
+    couplings: Sequence[SharedNoise],
     count: int,
     kernels: Kernels,
-) -> list[Guesses]:
+) -> list[DraftTokens]:
     rows, vocabulary = logits.shape
     count = min(count, vocabulary)
     tokens = (ctypes.c_int64 * (rows * count))()
@@ -101,14 +101,14 @@ def _guess_by_kernel(
         logits.data_ptr(), rows, vocabulary, inverse, is_noisy, keys, count, tokens, shares
     )
     starts = range(0, rows * count, count)
-    return [Guesses(tokens[i : i + count], shares[i : i + count]) for i in starts]
+    return [DraftTokens(tokens[i : i + count], shares[i : i + count]) for i in starts]
 
 
-def inverse_temperature(coupling: Coupling) -> float:
+def inverse_temperature(coupling: SharedNoise) -> float:
     """What logits are multiplied by; 1 where the draw is greedy."""
     return 1.0 if coupling.is_greedy else 1.0 / coupling.temperature
 
 
-def seed_of(coupling: Coupling) -> int:
+def seed_of(coupling: SharedNoise) -> int:
     """The noise's 64-bit seed."""
     return int.from_bytes(coupling.seed, "little")

@@ -15,8 +15,8 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from edgecosine.engine.base import Proposal
-from edgecosine.engine.draft.draft_sampling import Guesses
+from edgecosine.engine.base import DraftResult
+from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 UNREAD = -1
@@ -25,7 +25,7 @@ CAPACITY = 2048
 """Nodes of a growth; a full one is not explored further."""
 
 
-class Nodes(ctypes.Structure):
+class NativeNodes(ctypes.Structure):
     """The nodes as columns; a row is written once, but for its cell and its first child."""
 
     _fields_ = (
@@ -41,11 +41,11 @@ class Nodes(ctypes.Structure):
     )
 
 
-class Growing(ctypes.Structure):
+class NativeDraftWork(ctypes.Structure):
     """One work of a step in the kernels."""
 
     _fields_ = (
-        ("nodes", ctypes.POINTER(Nodes)),
+        ("nodes", ctypes.POINTER(NativeNodes)),
         ("laid", ctypes.POINTER(ctypes.c_int32)),
         ("noise_seed", ctypes.c_uint64),
         *(
@@ -57,7 +57,7 @@ class Growing(ctypes.Structure):
     )
 
 
-class Growth:
+class DraftTree:
     """The guesses below the last of `length` tokens, which is their root.
 
     nodes.token[i], .parent[i]   token id of node i; its parent (< i), or ROOT
@@ -71,7 +71,7 @@ class Growth:
     __slots__ = ("_children", "_num_known", "_unread", "is_root_read", "nodes")
 
     def __init__(self, length: int, *, is_root_read: bool = False) -> None:
-        self.nodes = Nodes(length=length, first_of_root=NO_NODE, share_of_root=1.0)
+        self.nodes = NativeNodes(length=length, first_of_root=NO_NODE, share_of_root=1.0)
         self.is_root_read = is_root_read
         self._children: dict[tuple[int, int], int] = {}
         self._unread: list[tuple[float, int]] = []
@@ -83,7 +83,7 @@ class Growth:
         return int(self.nodes.count)
 
     def __repr__(self) -> str:
-        return f"<Growth below {self.length} tokens [{len(self)} nodes, {self.num_read} read]>"
+        return f"<DraftTree below {self.length} tokens [{len(self)} nodes, {self.num_read} read]>"
 
     @property
     def length(self) -> int:
@@ -116,7 +116,7 @@ class Growth:
             node = self.nodes.parent[node]
         return found[::-1]
 
-    def add_guesses(self, parent: int, guesses: Guesses) -> None:
+    def add_guesses(self, parent: int, guesses: DraftTokens) -> None:
         """The model's best continuations of a node that was read, or of the root; none where the
         model gave no numbers."""
         self._catch_up()
@@ -181,19 +181,19 @@ class Growth:
         nodes.num_read += 1
         return [nodes.cell[at] for at in self.path(node)]
 
-    def proposal(self, most: int) -> Proposal:
+    def proposal(self, most: int) -> DraftResult:
         """The `most` most probable nodes, parents first."""
         nodes, size = self.nodes, len(self)
         ranks = [-reach for reach in nodes.reach[:size]]
         chosen = sorted(range(size), key=ranks.__getitem__)[:most]
         index = {ROOT: ROOT} | {node: place for place, node in enumerate(chosen)}
-        return Proposal(
+        return DraftResult(
             tokens=tuple(nodes.token[node] for node in chosen),
             confidences=tuple(nodes.confidence[node] for node in chosen),
             parents=tuple(index[nodes.parent[node]] for node in chosen),
         )
 
-    def follow(self, tokens: Sequence[int]) -> tuple[Growth, list[int]]:
+    def follow(self, tokens: Sequence[int]) -> tuple[DraftTree, list[int]]:
         """What is left when the sequence goes on with `tokens`.
 
         Returns a growth below the tokens that were read, as many as there are from the first, and
@@ -207,13 +207,13 @@ class Growth:
         for token in tokens:
             child = self._children.get((at, token))
             if child is None or self.nodes.cell[child] == UNREAD:
-                return Growth(self.length + len(cells)), cells
+                return DraftTree(self.length + len(cells)), cells
             at = child
             cells.append(self.nodes.cell[child])
-        left = Growth(self.length + len(cells), is_root_read=True)
+        left = DraftTree(self.length + len(cells), is_root_read=True)
         return left, cells + left._graft(self, at)
 
-    def _graft(self, source: Growth, root: int) -> list[int]:
+    def _graft(self, source: DraftTree, root: int) -> list[int]:
         """Take over what hangs below `root`; returns the cells of the nodes that were read."""
         index, cells, size = {root: ROOT}, list[int](), len(source)
         tokens, parents = source.nodes.token[:size], source.nodes.parent[:size]

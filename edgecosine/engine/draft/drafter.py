@@ -9,17 +9,17 @@ from typing import cast
 
 import torch
 
-from edgecosine.engine.base import DraftWork, Proposal, never
+from edgecosine.engine.base import DraftResult, DraftWork, never
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.draft.draft_sampling import cuts_nothing, guess, inverse_temperature, seed_of
-from edgecosine.engine.draft.draft_tree import Growing, Growth
+from edgecosine.engine.draft.draft_tree import DraftTree, NativeDraftWork
 from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.gumbel import noise_seed
-from edgecosine.engine.kv_slots import Slot, Slots
-from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, Coupling
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT, Hindsight
+from edgecosine.engine.kv_slots import KvSlot, KvSlots
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT, PromptScore
 from edgecosine.protocol.wire.tree import ROOT
 
 GUESSES = 4
@@ -33,29 +33,29 @@ PLAIN_NODES = 48
 
 
 @dataclass(slots=True)
-class Reading:
+class PromptReading:
     """What a model would have said of tokens while it read them."""
 
     foretold: list[bool] = field(default_factory=list)
     surprise: float = 0.0
     """Sum of -log q over them."""
 
-    def hindsight(self) -> Hindsight:
+    def hindsight(self) -> PromptScore:
         count = len(self.foretold)
-        return Hindsight(tuple(self.foretold), self.surprise / count) if count else NO_HINDSIGHT
+        return PromptScore(tuple(self.foretold), self.surprise / count) if count else NO_HINDSIGHT
 
 
 @dataclass(slots=True)
-class Drafting:
+class DraftProgress:
     """One work under way."""
 
     work: DraftWork
-    slot: Slot
-    growth: Growth
+    slot: KvSlot
+    growth: DraftTree
     laid: list[int]
     """Nodes of the verified tree that are still to be read."""
     num_steps: int = 0
-    reading: Reading = field(default_factory=Reading)
+    reading: PromptReading = field(default_factory=PromptReading)
 
     @property
     def pending(self) -> list[int]:
@@ -84,26 +84,26 @@ class Drafting:
             self.num_steps = self.most_steps
         return chosen
 
-    def proposal(self) -> Proposal:
+    def proposal(self) -> DraftResult:
         """What is known now."""
         most = PLAIN_NODES if self.work.ahead is None else MAX_DRAFT_TOKENS
         return replace(self.growth.proposal(most), hindsight=self.reading.hindsight())
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LogitRow:
     """A node whose continuations a pass tells, and the pass' row for it."""
 
-    drafting: Drafting
+    drafting: DraftProgress
     node: int
     row: int
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ScoredRow:
     """A token that was read, by its place in the sequence, and the row of the one before it."""
 
-    drafting: Drafting
+    drafting: DraftProgress
     position: int
     row: int
 
@@ -126,27 +126,27 @@ class TransformerDrafter:
         turns_at: int = 0,
     ) -> None:
         self._model, self._kernels = model, kernels
-        self._fused = model if isinstance(model, FusedModel) else None
-        self._slots = Slots(slots, turns_at)
-        self._growths: dict[int, tuple[Coupling, Growth]] = {}
+        self._fused = model if isinstance(model, NativeLlama) else None
+        self._slots = KvSlots(slots, turns_at)
+        self._growths: dict[int, tuple[SharedNoise, DraftTree]] = {}
         """By slot; below the sequence that the slot holds."""
         self._max_context = max_context
         self._chunk = chunk
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         """Propose tokens for every work; at most as many works as there are slots."""
         steps = self.steps(batch, is_awaited)
         while True:
             try:
                 next(steps)
             except StopIteration as done:
-                return cast(list[Proposal], done.value)
+                return cast(list[DraftResult], done.value)
 
     def steps(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool]
-    ) -> Generator[int, None, list[Proposal]]:
+    ) -> Generator[int, None, list[DraftResult]]:
         """`draft`, one step of the model at a time; yields each step's rows."""
         fits = [len(work.tokens) <= self._max_context for work in batch]
         works = [work for work, is_within in zip(batch, fits, strict=True) if is_within]
@@ -162,26 +162,26 @@ class TransformerDrafter:
             self._slots.empty(busy)
             raise
         made = iter([drafting.proposal() for drafting in draftings])
-        return [next(made) if is_within else Proposal((), ()) for is_within in fits]
+        return [next(made) if is_within else DraftResult((), ()) for is_within in fits]
 
     def release(self, key: str) -> None:
         """Give the request's slot back."""
         self._slots.release(key)
 
-    def _open(self, work: DraftWork, busy: set[str]) -> Drafting:
+    def _open(self, work: DraftWork, busy: set[str]) -> DraftProgress:
         slot = self._slots.acquire(work.key, work.tokens, busy)
-        coupling, growth = self._growths.get(slot.index, (None, Growth(0)))
+        coupling, growth = self._growths.get(slot.index, (None, DraftTree(0)))
         is_current = coupling == work.coupling and growth.length == len(slot.tokens)
         if is_current:
             growth = self._follow(growth, slot, work.tokens)
         if not is_current or not growth.is_root_read:
             slot.keep(len(work.tokens) - 1)
-            growth = Growth(len(work.tokens))
+            growth = DraftTree(len(work.tokens))
         self._growths[slot.index] = work.coupling, growth
         laid = growth.lay(work.ahead, work.shares) if work.ahead is not None else []
-        return Drafting(work, slot, growth, laid)
+        return DraftProgress(work, slot, growth, laid)
 
-    def _follow(self, growth: Growth, slot: Slot, tokens: Sequence[int]) -> Growth:
+    def _follow(self, growth: DraftTree, slot: KvSlot, tokens: Sequence[int]) -> DraftTree:
         """Turn the nodes that `tokens` go through into tokens of the slot."""
         start = growth.length
         left, cells = growth.follow(tokens[start:])
@@ -189,7 +189,7 @@ class TransformerDrafter:
         slot.tokens[start:] = tokens[start : left.length]
         return left
 
-    def _is_native(self, growing: list[Drafting]) -> bool:
+    def _is_native(self, growing: list[DraftProgress]) -> bool:
         """Whether the kernels can do a whole step: nothing is to be fed, all tokens are ranked."""
         return self._fused is not None and all(
             len(drafting.slot.tokens) == len(drafting.work.tokens)
@@ -197,20 +197,20 @@ class TransformerDrafter:
             for drafting in growing
         )
 
-    def _native_step(self, growing: list[Drafting]) -> int:
+    def _native_step(self, growing: list[DraftProgress]) -> int:
         """`_step` without Python between the choice of the nodes and their guesses."""
         assert self._fused is not None
-        works = (Growing * len(growing))(*map(self._growing, growing))
+        works = (NativeDraftWork * len(growing))(*map(self._growing, growing))
         rows = self._fused.grow(works)
         for drafting, work in zip(growing, works, strict=True):
             drafting.laid = []
             drafting.num_steps = drafting.num_steps + 1 if work.num_chosen else drafting.most_steps
         return rows
 
-    def _growing(self, drafting: Drafting) -> Growing:
+    def _growing(self, drafting: DraftProgress) -> NativeDraftWork:
         work, laid = drafting.work, drafting.laid
         is_noisy = not work.coupling.is_greedy
-        return Growing(
+        return NativeDraftWork(
             nodes=ctypes.pointer(drafting.growth.nodes),
             laid=(ctypes.c_int32 * len(laid))(*laid),
             noise_seed=noise_seed(seed_of(work.coupling)) if is_noisy else 0,
@@ -223,9 +223,9 @@ class TransformerDrafter:
             is_noisy=is_noisy,
         )
 
-    def _step(self, growing: list[Drafting]) -> int:
+    def _step(self, growing: list[DraftProgress]) -> int:
         """One pass: feed what each cache lacks, else read the most probable nodes. Its rows."""
-        rows, heads, told = RowBuilder(), list[Head](), list[Told]()
+        rows, heads, told = RowBuilder(), list[LogitRow](), list[ScoredRow]()
         for drafting in growing:
             if pending := drafting.pending[: self._chunk]:
                 self._feed(drafting, pending, rows, heads, told)
@@ -236,12 +236,12 @@ class TransformerDrafter:
                 rows.add_node(
                     drafting.slot.index, drafting.growth.length, token, path, drafting.slot.mark
                 )
-                heads.append(Head(drafting, node, len(rows) - 1))
+                heads.append(LogitRow(drafting, node, len(rows) - 1))
             drafting.num_steps += 1
         self._evaluate(rows, heads, told)
         return len(rows)
 
-    def _evaluate(self, rows: RowBuilder, heads: list[Head], told: list[Told]) -> None:
+    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], told: list[ScoredRow]) -> None:
         if not len(rows):
             return
         keep = [head.row for head in heads] + [token.row for token in told]
@@ -252,11 +252,11 @@ class TransformerDrafter:
 
     def _feed(
         self,
-        drafting: Drafting,
+        drafting: DraftProgress,
         pending: list[int],
         rows: RowBuilder,
-        heads: list[Head],
-        told: list[Told],
+        heads: list[LogitRow],
+        told: list[ScoredRow],
     ) -> None:
         """Rows for tokens of the sequence; of the newest that follow another one the model also
         says whether it would have guessed them."""
@@ -265,22 +265,22 @@ class TransformerDrafter:
         rows.add_sequence(slot.index, start, pending, slot.mark)
         slot.tokens.extend(pending)
         told += (
-            Told(drafting, position, first_row + position - start - 1)
+            ScoredRow(drafting, position, first_row + position - start - 1)
             for position in range(
                 max(start + 1, len(tokens) - MAX_FORETOLD), min(len(tokens), len(slot.tokens) + 1)
             )
         )
         if not drafting.pending:
-            heads.append(Head(drafting, ROOT, len(rows) - 1))
+            heads.append(LogitRow(drafting, ROOT, len(rows) - 1))
 
-    def _guess(self, logits: torch.Tensor, heads: list[Head]) -> None:
+    def _guess(self, logits: torch.Tensor, heads: list[LogitRow]) -> None:
         positions = [_position(head.drafting.growth, head.node) for head in heads]
         couplings = [head.drafting.work.coupling for head in heads]
         guesses = guess(logits, positions, couplings, GUESSES, self._kernels)
         for head, found in zip(heads, guesses, strict=True):
             head.drafting.growth.add_guesses(head.node, found)
 
-    def _look_back(self, logits: torch.Tensor, told: list[Told]) -> None:
+    def _look_back(self, logits: torch.Tensor, told: list[ScoredRow]) -> None:
         """Compare what the model says of tokens with what they are."""
         positions = [at.position for at in told]
         couplings = [at.drafting.work.coupling for at in told]
@@ -293,6 +293,6 @@ class TransformerDrafter:
             at.drafting.reading.surprise += min(max(0.0, surprise), MAX_SURPRISE)
 
 
-def _position(growth: Growth, node: int) -> int:
+def _position(growth: DraftTree, node: int) -> int:
     """The position in the sequence that is guessed after a node."""
     return growth.length + (0 if node == ROOT else growth.nodes.depth[node])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
+from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
 from edgecosine.engine.loading.model_files import NGRAM
 from edgecosine.engine.loading.options import Loaded
 
@@ -26,7 +26,7 @@ class NgramDrafter:
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         """Continue each sequence as its longest repeated suffix was continued last."""
         return [self._draft(work) for work in batch]
 
@@ -34,15 +34,15 @@ class NgramDrafter:
         """Forget the request's index."""
         self._indexes.pop(key, None)
 
-    def _draft(self, work: DraftWork) -> Proposal:
+    def _draft(self, work: DraftWork) -> DraftResult:
         index = self._indexes.setdefault(work.key, _SuffixIndex())
         index.reconcile(work.tokens)
         start, matched = index.longest_match()
         if not matched:
-            return Proposal((), ())
+            return DraftResult((), ())
         tokens = tuple(index.tokens[start : start + work.num_tokens])
         confidence = 1.0 - 0.5**matched
-        return Proposal(tokens, (confidence,) * len(tokens))
+        return DraftResult(tokens, (confidence,) * len(tokens))
 
 
 class _SuffixIndex:

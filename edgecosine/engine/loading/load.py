@@ -20,10 +20,10 @@ from transformers.utils import logging as transformers_logging
 from edgecosine import models, zoo
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.packing import round_weights
 from edgecosine.engine.cuda.graphs import capture_for, use_own_stream
-from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, StaticModel
+from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.draft import drafter
 from edgecosine.engine.draft.prompt_lookup import load_ngram
 from edgecosine.engine.forward_pass import PassModel, SlotModel
@@ -207,7 +207,7 @@ def _runner(
     """
     family, threads, cells = str(model.config.model_type), torch.get_num_threads(), plan.cells
     if kernels is not None and can_fuse(model):
-        fused = FusedModel(
+        fused = NativeLlama(
             model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True,
             form=plan.form,
         )  # fmt: skip
@@ -235,7 +235,7 @@ def fixed_shapes(model: Any, reference: Reference, slots: int, cells: int) -> Pa
     """The model in fixed shapes, or None when it does not give what the model itself gives."""
     family = str(model.config.model_type)
     try:
-        static = StaticModel(model, slots=slots, cells=cells, capture=capture_for(model.device))
+        static = PaddedModel(model, slots=slots, cells=cells, capture=capture_for(model.device))
         check_family(static, reference, family)
         for _ in range(RUNS_TO_REPLAY - 1):
             check_as_served(static, reference, family)

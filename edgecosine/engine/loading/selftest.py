@@ -1,14 +1,15 @@
 """Whether a model family works here: our passes are held against the model's own definition.
 
-The truth is the stock model computed widely (`float32_reference.py`), with the weights as they are. How far the
-stock model in its own dtype is off the truth is what rounding costs at this depth and width. Our
-passes may be off by about as much; and where they too are computed widely, which leaves mistakes
-and takes rounding away, by a small part of it. Families with recurrent state, masks by cache index
-or attention of their own fail this test and are refused by name, instead of being served wrongly.
+The truth is the stock model computed widely (`float32_reference.py`), with the weights as they are.
+How far the stock model in its own dtype is off the truth is what rounding costs at this depth and
+width. Our passes may be off by about as much; and where they too are computed widely, which leaves
+mistakes and takes rounding away, by a small part of it. Families with recurrent state, masks by
+cache index or attention of their own fail this test and are refused by name, instead of being
+served wrongly.
 
 The sequence is run at the first positions of a context, a few tokens at its last ones, and some
-where lengths that the sequence does not reach are shortened (`length_limits.py`); each beside a row from
-the other end of the context.
+where lengths that the sequence does not reach are shortened (`length_limits.py`); each beside a row
+from the other end of the context.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class ProvableModel(PassModel, Protocol):
     def shortened(
         self, reaches: Mapping[str, int], cells: int
     ) -> AbstractContextManager[ProvableModel]:
-        """Context of the same way with other lengths (`length_limits.py`), with at least one slot of at
+        """Context of the same way with other lengths (`length_limits.py`), with at least one slot
+        of at
         least `cells` tokens."""
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgecosine.engine.base import Verdict
+from edgecosine.engine.base import VerificationResult
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
-def walk(tree: TokenTree, draw: Callable[[int, list[int]], int]) -> Verdict:
+def walk(tree: TokenTree, draw: Callable[[int, list[int]], int]) -> VerificationResult:
     """Walk down `tree` by `draw(node, accepted tokens) -> token`, called once per level."""
     node, path, accepted = ROOT, list[int](), list[int]()
     while True:
         token = draw(node, accepted)
         child = tree.child(node, token)
         if child is None:
-            return Verdict(path=tuple(path), bonus=token)
+            return VerificationResult(path=tuple(path), bonus=token)
         node = child
         path.append(child)
         accepted.append(token)

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from edgecosine.engine.base import (
-    Failed,
+    FailedWork,
     Outcome,
     PassResult,
     Prefilling,
-    Verdict,
+    VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.kv_slots import Slot, Slots
+from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import NoLogits
@@ -30,7 +30,7 @@ class _Part:
     """One work's rows in the pass."""
 
     work: VerifyWork
-    slot: Slot
+    slot: KvSlot
     fed: int
     """Committed tokens that this pass feeds."""
     remaining: int
@@ -59,7 +59,7 @@ class TransformerTarget:
     ) -> None:
         self._model, self._num_tokens, self._turns_at = model, num_tokens, turns_at
         self._eos_tokens = frozenset(eos_tokens)
-        self._slots = Slots(slots, turns_at)
+        self._slots = KvSlots(slots, turns_at)
         self._bare: set[str] = set()
         """Sessions whose trees are left out until their next verdict."""
         self._max_context = max_context
@@ -73,7 +73,7 @@ class TransformerTarget:
     def step(self, batch: Sequence[VerifyWork]) -> PassResult:
         """Run one pass over all works and judge their trees."""
         busy = {work.key for work in batch}
-        rows, keep, parts = RowBuilder(), list[int](), list[_Part | Failed]()
+        rows, keep, parts = RowBuilder(), list[int](), list[_Part | FailedWork]()
         try:
             for work in batch:
                 parts.append(self._add(work, busy, rows, keep))
@@ -85,7 +85,7 @@ class TransformerTarget:
             raise
         greedy = _most_probable(logits)
         outcomes = [
-            part if isinstance(part, Failed) else self._judge(part, logits, greedy)
+            part if isinstance(part, FailedWork) else self._judge(part, logits, greedy)
             for part in parts
         ]
         return PassResult(outcomes, len(rows))
@@ -97,7 +97,7 @@ class TransformerTarget:
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
-    ) -> _Part | Failed:
+    ) -> _Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
         if work.key in self._bare or len(work.tokens) <= self._turns_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
@@ -107,9 +107,9 @@ class TransformerTarget:
         pending = work.tokens[cached : cached + self._chunk]
         # Kernels read and write where they are told to.
         if not all(0 <= token < self._num_tokens for token in (*pending, *work.tree.tokens)):
-            return Failed(ValueError(f"a token is none of the model's {self._num_tokens}"))
+            return FailedWork(ValueError(f"a token is none of the model's {self._num_tokens}"))
         if len(work.tokens) + len(work.tree) > self._model.cells:
-            return Failed(ValueError(f"the sequence needs more than {self._model.cells} cells"))
+            return FailedWork(ValueError(f"the sequence needs more than {self._model.cells} cells"))
         rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
@@ -129,14 +129,16 @@ class TransformerTarget:
             part.slot.keep(0)
             self._model.clear(part.slot.index)
             if not len(part.work.tree):
-                return Failed(error)
+                return FailedWork(error)
             # Where attention masks, a node without numbers takes them from its whole tree.
             self._bare.add(part.work.key)
             return Prefilling(len(part.work.tokens))
         except Exception as error:  # noqa: BLE001 -- it is this request's alone
-            return Failed(error)
+            return FailedWork(error)
 
-    def _verdict(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Verdict:
+    def _verdict(
+        self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
+    ) -> VerificationResult:
         work, first = part.work, part.first_logit + 1
         prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
         how, ends = work.sampling, self._eos_tokens.union(work.sampling.stop_token_ids)
@@ -175,7 +177,7 @@ def _most_probable(logits: torch.Tensor) -> list[int | None]:
 
 
 def _logprobs(
-    work: VerifyWork, verdict: Verdict, rows: Sequence[torch.Tensor]
+    work: VerifyWork, verdict: VerificationResult, rows: Sequence[torch.Tensor]
 ) -> tuple[Logprobs, ...]:
     """One for each committed token; `rows` are the logits that the tokens were drawn from."""
     tokens = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]

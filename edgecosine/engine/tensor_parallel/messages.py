@@ -19,7 +19,7 @@ MAX_MESSAGE_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 16
 
 
-class Start(msgspec.Struct, frozen=True, tag=True):
+class StartWorker(msgspec.Struct, frozen=True, tag=True):
     """Load this model as rank `rank` of `size`; the ranks meet at the store on `port`."""
 
     options: LoadOptions
@@ -29,11 +29,11 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     timeout_s: float
 
 
-class Go(msgspec.Struct, frozen=True, tag=True):
+class BeginServing(msgspec.Struct, frozen=True, tag=True):
     """All ranks have come to the same point."""
 
 
-class Pass(msgspec.Struct, frozen=True, tag=True):
+class RunPass(msgspec.Struct, frozen=True, tag=True):
     """Run a pass: int32 `table` [num_rows, columns], and the rows whose logits are wanted."""
 
     table: bytes
@@ -41,7 +41,7 @@ class Pass(msgspec.Struct, frozen=True, tag=True):
     keep: list[int]
 
 
-class Move(msgspec.Struct, frozen=True, tag=True):
+class MoveSlots(msgspec.Struct, frozen=True, tag=True):
     """Copy cells of a slot."""
 
     slot: int
@@ -49,31 +49,33 @@ class Move(msgspec.Struct, frozen=True, tag=True):
     target: list[int]
 
 
-Order = Start | Go | Pass | Move
+WorkerOrder = StartWorker | BeginServing | RunPass | MoveSlots
 
 
-class Started(msgspec.Struct, frozen=True, tag=True):
+class WorkerStarted(msgspec.Struct, frozen=True, tag=True):
     """The process is there and has its libraries."""
 
 
-class Waiting(msgspec.Struct, frozen=True, tag=True):
+class WorkerWaiting(msgspec.Struct, frozen=True, tag=True):
     """The rank waits for the others."""
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     """The model has passed its test; orders are awaited."""
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
     """The rank ends, for this reason."""
 
     reason: str
 
 
-Report = Started | Waiting | Ready | Failed
+Report = WorkerStarted | WorkerWaiting | WorkerReady | WorkerFailed
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Order | Report] = msgspec.msgpack.Decoder(Order | Report)
+_decoder: msgspec.msgpack.Decoder[WorkerOrder | Report] = msgspec.msgpack.Decoder(
+    WorkerOrder | Report
+)
 
 
 class Channel:
@@ -83,13 +85,13 @@ class Channel:
         self._stream = stream
         self._buffer = FrameBuffer(MAX_MESSAGE_BYTES)
 
-    def send(self, message: Order | Report, timeout_s: float | None = None) -> None:
+    def send(self, message: WorkerOrder | Report, timeout_s: float | None = None) -> None:
         """Raises OSError when the other side is gone or takes nothing for `timeout_s`."""
         payload = _encode(message)
         self._stream.settimeout(timeout_s)
         self._stream.sendall(len(payload).to_bytes(HEADER_BYTES, "big") + payload)
 
-    def receive(self, timeout_s: float | None = None) -> Order | Report:
+    def receive(self, timeout_s: float | None = None) -> WorkerOrder | Report:
         """The next message.
 
         Raises EOFError when the other side has ended, TimeoutError after `timeout_s` of silence.

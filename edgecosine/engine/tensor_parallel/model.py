@@ -20,23 +20,23 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from edgecosine.engine.attention import Rows
+from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.loading.device import resolve_device
 from edgecosine.engine.loading.load import load_model
 from edgecosine.engine.loading.load_plan import read_config
 from edgecosine.engine.loading.options import Loaded, LoadOptions
 from edgecosine.engine.tensor_parallel.messages import (
-    Go,
-    Move,
-    Pass,
-    Ready,
-    Start,
-    Started,
-    Waiting,
+    BeginServing,
+    MoveSlots,
+    RunPass,
+    StartWorker,
+    WorkerReady,
+    WorkerStarted,
+    WorkerWaiting,
 )
 from edgecosine.engine.tensor_parallel.sharding import check_shards
-from edgecosine.engine.tensor_parallel.workers import Ranks
+from edgecosine.engine.tensor_parallel.workers import Workers
 from edgecosine.errors import EngineError, ModelUnsupported
 
 START_TIMEOUT_S: Final = 120.0
@@ -55,7 +55,7 @@ class ParallelModel:
     When a rank fails, the pass raises EngineError, and so do all later ones.
     """
 
-    def __init__(self, model: PassModel, ranks: Ranks) -> None:
+    def __init__(self, model: PassModel, ranks: Workers) -> None:
         self._model, self._ranks = model, ranks
         self._failure: str | None = None
         self.close = weakref.finalize(self, _end, ranks)
@@ -76,7 +76,7 @@ class ParallelModel:
         """Process numbers of the other ranks."""
         return self._ranks.pids
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows on all ranks; float32 logits [len(keep), vocabulary] of the rows numbered in
         `keep`, on the CPU."""
         order = order_of(rows, keep)
@@ -93,7 +93,7 @@ class ParallelModel:
             return
 
         def run() -> None:
-            self._ranks.send(Move(slot, list(source), list(target)))
+            self._ranks.send(MoveSlots(slot, list(source), list(target)))
             self._model.move(slot, source, target)
 
         self._guarded(run)
@@ -139,20 +139,22 @@ def load_over_ranks(
         timeout=timedelta(seconds=START_TIMEOUT_S), master_listen_fd=listener.detach(),
     )  # fmt: skip
     first, *others = (
-        Start(replace(options, device=device_of(device, rank)), rank, size, port, pass_timeout_s)
+        StartWorker(
+            replace(options, device=device_of(device, rank)), rank, size, port, pass_timeout_s
+        )
         for rank in range(size)
     )
-    ranks = Ranks(others)
+    ranks = Workers(others)
 
     def meet() -> None:
-        ranks.expect(Waiting, LOAD_TIMEOUT_S)
-        ranks.send(Go())
+        ranks.expect(WorkerWaiting, LOAD_TIMEOUT_S)
+        ranks.send(BeginServing())
 
     try:
-        ranks.expect(Started, START_TIMEOUT_S)
+        ranks.expect(WorkerStarted, START_TIMEOUT_S)
         join(first, store)
         model, loaded, cells = load_model(first.options, meet=meet)
-        ranks.expect(Ready, LOAD_TIMEOUT_S)
+        ranks.expect(WorkerReady, LOAD_TIMEOUT_S)
     except Exception as error:
         failure = _failure_of(error, ranks)
         _end(ranks)
@@ -162,7 +164,7 @@ def load_over_ranks(
     return ParallelModel(model, ranks), loaded, cells
 
 
-def join(start: Start, store: TCPStore | None = None) -> None:
+def join(start: StartWorker, store: TCPStore | None = None) -> None:
     """Enter the group of the ranks. Without a store, it is that of rank 0."""
     timeout = timedelta(seconds=start.timeout_s)
     if store is None:
@@ -185,30 +187,30 @@ def device_of(kind: str, rank: int) -> str:
     return kind if kind == "cpu" else f"{kind}:{rank}"
 
 
-def order_of(rows: Rows, keep: Sequence[int]) -> Pass:
+def order_of(rows: BatchRows, keep: Sequence[int]) -> RunPass:
     """The pass as it travels."""
     columns = (rows.tokens, rows.positions, rows.slot, rows.cell, rows.length, rows.path_length)
     table = torch.cat([torch.stack([c.int() for c in columns], 1), rows.path], 1)
-    return Pass(table.numpy().tobytes(), len(table), list(keep))
+    return RunPass(table.numpy().tobytes(), len(table), list(keep))
 
 
-def rows_of(order: Pass) -> Rows:
+def rows_of(order: RunPass) -> BatchRows:
     """The rows of a pass that travelled."""
     table = torch.frombuffer(bytearray(order.table), dtype=torch.int32).view(order.num_rows, -1)
     tokens, positions, slot, cell, length, path_length = (
         column.contiguous() for column in table[:, :_COLUMNS].unbind(1)
     )
     path = table[:, _COLUMNS:].contiguous()
-    return Rows(tokens.long(), positions.long(), slot, cell, length, path, path_length)
+    return BatchRows(tokens.long(), positions.long(), slot, cell, length, path, path_length)
 
 
-def _failure_of(error: Exception, ranks: Ranks) -> Exception:
+def _failure_of(error: Exception, ranks: Workers) -> Exception:
     """What to raise: a broken collective shows that a rank failed, other errors are this rank's."""
     is_collective = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
     return ranks.explain(error) if is_collective else error
 
 
-def _end(ranks: Ranks) -> None:
+def _end(ranks: Workers) -> None:
     ranks.close()
     if dist.is_initialized():
         dist.destroy_process_group()

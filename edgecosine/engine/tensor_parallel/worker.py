@@ -14,19 +14,19 @@ from contextlib import suppress
 from typing import NoReturn
 
 from edgecosine.engine.tensor_parallel.messages import (
+    BeginServing,
     Channel,
-    Failed,
-    Go,
-    Move,
-    Order,
-    Pass,
-    Ready,
-    Start,
-    Started,
-    Waiting,
+    MoveSlots,
+    RunPass,
+    StartWorker,
+    WorkerFailed,
+    WorkerOrder,
+    WorkerReady,
+    WorkerStarted,
+    WorkerWaiting,
 )
 
-Orders = queue.SimpleQueue[Order]
+Orders = queue.SimpleQueue[WorkerOrder]
 
 
 def main() -> NoReturn:
@@ -36,11 +36,11 @@ def main() -> NoReturn:
     threading.Thread(target=_listen, args=(channel, orders), daemon=True).start()
     try:
         start = orders.get()
-        assert isinstance(start, Start)
+        assert isinstance(start, StartWorker)
         _serve(start, channel, orders)
     except BaseException as error:  # noqa: BLE001 - whatever it was, rank 0 tells it
         with suppress(OSError):
-            channel.send(Failed(f"{type(error).__name__}: {error}"[:2000]))
+            channel.send(WorkerFailed(f"{type(error).__name__}: {error}"[:2000]))
     # Threads of torch.distributed may still wait for ranks that are gone.
     os._exit(1)
 
@@ -50,29 +50,29 @@ def _listen(channel: Channel, orders: Orders) -> None:
     with suppress(BaseException):
         while True:
             order = channel.receive()
-            assert isinstance(order, Order)
+            assert isinstance(order, WorkerOrder)
             orders.put(order)
     os._exit(0)
 
 
-def _serve(start: Start, channel: Channel, orders: Orders) -> None:
+def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
     # Imported here, so that an import that fails is reported like any other failure.
     from edgecosine.engine.loading.load import load_model
     from edgecosine.engine.tensor_parallel.model import join, rows_of
 
     def meet() -> None:
-        channel.send(Waiting())
-        assert isinstance(orders.get(), Go)
+        channel.send(WorkerWaiting())
+        assert isinstance(orders.get(), BeginServing)
 
-    channel.send(Started())
+    channel.send(WorkerStarted())
     join(start)
     model, _, _ = load_model(start.options, meet=meet)
-    channel.send(Ready())
+    channel.send(WorkerReady())
     while True:
         match orders.get():
-            case Pass() as order:
+            case RunPass() as order:
                 model.forward(rows_of(order), order.keep)
-            case Move(slot, source, target):
+            case MoveSlots(slot, source, target):
                 model.move(slot, source, target)
             case order:
                 raise ValueError(f"unexpected {order}")

@@ -15,7 +15,13 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from edgecosine.engine.tensor_parallel.messages import Channel, Failed, Order, Report, Start
+from edgecosine.engine.tensor_parallel.messages import (
+    Channel,
+    Report,
+    StartWorker,
+    WorkerFailed,
+    WorkerOrder,
+)
 from edgecosine.errors import EngineError
 
 _COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.tensor_parallel.worker")
@@ -24,10 +30,10 @@ _LAST_WORDS_S: Final = 2.0
 """How long a rank that failed may take to say so, or to be seen dead."""
 
 
-class RankProcess:
+class WorkerProcess:
     """One rank in a process of its own."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: StartWorker) -> None:
         ours, theirs = socket.socketpair()
         self.rank = start.rank
         self._channel = Channel(ours)
@@ -42,7 +48,7 @@ class RankProcess:
         self._timeout_s = start.timeout_s
         self.send(start)
 
-    def send(self, order: Order) -> None:
+    def send(self, order: WorkerOrder) -> None:
         """Raises EngineError when the rank is gone or does not listen."""
         try:
             self._channel.send(order, self._timeout_s)
@@ -93,14 +99,14 @@ class RankProcess:
         return f"rank {self.rank} (process {self.process.pid}) ended by {how}"
 
 
-class Ranks:
+class Workers:
     """All ranks but rank 0."""
 
-    def __init__(self, starts: Iterable[Start]) -> None:
-        self._ranks: list[RankProcess] = []
+    def __init__(self, starts: Iterable[StartWorker]) -> None:
+        self._ranks: list[WorkerProcess] = []
         try:
             for start in starts:
-                self._ranks.append(RankProcess(start))
+                self._ranks.append(WorkerProcess(start))
         except BaseException:
             self.close()
             raise
@@ -110,7 +116,7 @@ class Ranks:
         """Their process numbers, by rank."""
         return [rank.process.pid for rank in self._ranks]
 
-    def send(self, order: Order) -> None:
+    def send(self, order: WorkerOrder) -> None:
         """Raises EngineError when a rank is gone."""
         for rank in self._ranks:
             rank.send(order)
@@ -144,5 +150,5 @@ class Ranks:
             rank.close()
 
 
-def _reason(report: Order | Report) -> str:
-    return report.reason if isinstance(report, Failed) else f"unexpected {report}"
+def _reason(report: WorkerOrder | Report) -> str:
+    return report.reason if isinstance(report, WorkerFailed) else f"unexpected {report}"

@@ -16,7 +16,7 @@ from typing import Literal
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.record import ClosedLoad, OpenLoad
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 
 ALONE, OURS = "target-alone", "edgecosine"
 BATCHED, ASSISTED = "hf-batched", "hf-assisted"
@@ -28,7 +28,7 @@ Site = Literal["network", "hostile", "loopback"]
 """network: drafters on cables with weather; hostile: the same, but drafters that are sure of wrong
 tokens; loopback: all nodes on one host, so that nothing of a round is the network's."""
 
-LAN = Weather(delay_ms=0.15, rate_mbps=1000)
+LAN = NetworkConditions(delay_ms=0.15, rate_mbps=1000)
 OPEN_LOAD_S = 30.0
 
 _IN_THE_RUNTIME = (*BASELINES, OURS)
@@ -43,7 +43,7 @@ class Cell:
     name: str
     load: ClosedLoad | OpenLoad
     policies: tuple[str, ...]
-    weather: Weather = LAN
+    weather: NetworkConditions = LAN
     temperature: float = 0.0
     site: Site = "network"
 
@@ -73,15 +73,17 @@ def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
         Cell("open-fluctuating", swinging, _IN_THE_RUNTIME),
         Cell("ablations", one, _ABLATIONS),
         Cell("ablations-eight", eight, _ABLATIONS),
-        Cell("slow", one, _ON_CABLES, Weather(delay_ms=0.15, rate_mbps=100)),
-        Cell("loss", one, _ON_CABLES, Weather(delay_ms=0.15, rate_mbps=1000, loss=0.01)),
-        Cell("rtt2", one, _ON_CABLES, Weather(delay_ms=1, rate_mbps=1000)),
-        Cell("jitter", one, _ON_CABLES, Weather(delay_ms=1, jitter_ms=0.8, rate_mbps=1000)),
-        Cell("rtt15", one, _ON_CABLES, Weather(delay_ms=7.5, rate_mbps=1000)),
-        Cell("rtt50", one, _ON_CABLES, Weather(delay_ms=25, rate_mbps=1000)),
+        Cell("slow", one, _ON_CABLES, NetworkConditions(delay_ms=0.15, rate_mbps=100)),
+        Cell("loss", one, _ON_CABLES, NetworkConditions(delay_ms=0.15, rate_mbps=1000, loss=0.01)),
+        Cell("rtt2", one, _ON_CABLES, NetworkConditions(delay_ms=1, rate_mbps=1000)),
+        Cell(
+            "jitter", one, _ON_CABLES, NetworkConditions(delay_ms=1, jitter_ms=0.8, rate_mbps=1000)
+        ),
+        Cell("rtt15", one, _ON_CABLES, NetworkConditions(delay_ms=7.5, rate_mbps=1000)),
+        Cell("rtt50", one, _ON_CABLES, NetworkConditions(delay_ms=25, rate_mbps=1000)),
         Cell("hostile", one, (ALONE, OURS), site="hostile"),
         Cell("hostile-eight", eight, (ALONE, OURS), site="hostile"),
-        Cell("loopback", one, _ON_CABLES, Weather(), site="loopback"),
+        Cell("loopback", one, _ON_CABLES, NetworkConditions(), site="loopback"),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -222,13 +222,13 @@ def _delay_ms(run: Mapping[str, Any]) -> float:
 
 
 def _weather(run: Mapping[str, Any]) -> str:
-    weather = msgspec.convert(run["weather"], Weather)
+    weather = msgspec.convert(run["weather"], NetworkConditions)
     rtt = f"RTT {2 * weather.delay_ms:g} ms"
     return f"{rtt}{_still(run)}"
 
 
 def _still(run: Mapping[str, Any]) -> str:
     """The weather without its delay, as the end of a title."""
-    weather = msgspec.convert(run["weather"], Weather)
+    weather = msgspec.convert(run["weather"], NetworkConditions)
     parts = str(weather).split(", ")[1:]
     return "".join(f", {part}" for part in parts)

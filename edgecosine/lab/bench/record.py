@@ -16,7 +16,7 @@ import numpy as np
 
 from edgecosine.lab.load_generator import Load
 from edgecosine.lab.measured_requests import Asked
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 
 PERCENTILES = (50, 90, 99)
 SHARES = ("proposed", "accepted", "led", "first")
@@ -47,7 +47,7 @@ class Conditions:
     policy: str
     load: ClosedLoad | OpenLoad
     temperature: float = 0.0
-    weather: Weather = FINE
+    weather: NetworkConditions = FINE
     repeat: int = 0
 
 

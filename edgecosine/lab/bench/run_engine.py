@@ -32,7 +32,7 @@ from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 PROMPT_TOKENS = 192
@@ -252,7 +252,7 @@ def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
     def timed() -> float:
         # Another last token, so that nothing of a former run is known.
         works = [
-            DraftWork(str(key), (*prompt, chance), STEPS, 1, Coupling())
+            DraftWork(str(key), (*prompt, chance), STEPS, 1, SharedNoise())
             for key, (prompt, chance) in enumerate(zip(prompts, fresh, strict=False))
         ]
         started = time.perf_counter()

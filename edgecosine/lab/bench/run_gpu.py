@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgecosine import zoo
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.cuda.graphs import Capture, capture_for, use_own_stream
-from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, StaticModel
+from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
@@ -30,7 +30,7 @@ from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8}
@@ -140,7 +140,7 @@ def _target_figures(
     model = random_model(shape, device)
     ways: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
     for way, capture in ways.items():
-        static = StaticModel(model, slots=8, cells=settings.context + 64, capture=capture)
+        static = PaddedModel(model, slots=8, cells=settings.context + 64, capture=capture)
         floor_s = _read_bytes(model) / bandwidth
         engine = TransformerTarget(static, slots=8, max_context=settings.context)
         for kind, (sessions, nodes) in PASSES.items():
@@ -225,7 +225,7 @@ def _drafter_steps(
             times = []
             for number in range(RUNS_TO_REPLAY + settings.repeats):
                 tokens = tuple(3 + (i + number) % 50 for i in range(32))
-                work = DraftWork(str(number), tokens, _DRAFT_STEPS, 1, Coupling())
+                work = DraftWork(str(number), tokens, _DRAFT_STEPS, 1, SharedNoise())
                 started = time.perf_counter()
                 drafter.draft([work])
                 times.append((time.perf_counter() - started) / _DRAFT_STEPS)

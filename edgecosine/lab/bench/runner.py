@@ -31,7 +31,7 @@ from edgecosine.lab.bench.record import ClosedLoad, Conditions, run_record
 from edgecosine.lab.bench.transformers_messages import Kind
 from edgecosine.lab.bench.transformers_process import StockProcess
 from edgecosine.lab.cluster import LabCluster, NetworkKind
-from edgecosine.lab.load_generator import Job, Load, closed_loop, make_jobs, open_loop
+from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop, make_jobs, open_loop
 from edgecosine.lab.looping_share import loop_share
 from edgecosine.protocol.api.request import NodeState
 
@@ -116,7 +116,7 @@ class LabStage:
         await self._clusters[""].set_weather(cell.weather)
         await self.warm_up(WARM_UP)
 
-    def _jobs(self, step: Step) -> tuple[int, list[Job], list[float]]:
+    def _jobs(self, step: Step) -> tuple[int, list[LoadRequest], list[float]]:
         """The number of the first job, the jobs, and when they come in an open load."""
         cell, arrivals_s = step.cell, list[float]()
         if isinstance(cell.load, ClosedLoad):
@@ -134,7 +134,7 @@ class LabStage:
         )  # fmt: skip
         return first, jobs, arrivals_s
 
-    async def _ask_stock(self, step: Step, jobs: Sequence[Job]) -> Load:
+    async def _ask_stock(self, step: Step, jobs: Sequence[LoadRequest]) -> Load:
         assert self._stock is not None
         assert isinstance(step.cell.load, ClosedLoad)
         return await self._stock.answer(_kind(step.policy), jobs, step.cell.load.concurrency)

@@ -16,7 +16,7 @@ class Setting(msgspec.Struct, frozen=True):
     draft_length: int | None = None
 
 
-class Order(msgspec.Struct, frozen=True):
+class TransformersOrder(msgspec.Struct, frozen=True):
     """Prompts to answer greedily with exactly `max_tokens` each: in one batch, or one by one, each
     with the best drafter for its domain."""
 
@@ -26,14 +26,14 @@ class Order(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
-class Ready(msgspec.Struct, frozen=True):
+class TransformersReady(msgspec.Struct, frozen=True):
     """Told once: the quickest setting of each kind, and the seconds that all of them took."""
 
     settings: dict[Kind, Setting]
     trials_s: dict[str, float]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class TransformersAnswer(msgspec.Struct, frozen=True):
     """One text; times in seconds since its generation began."""
 
     text: str

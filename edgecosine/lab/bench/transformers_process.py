@@ -1,4 +1,4 @@
-"""transformers as one more server: the child process of `transformers_worker.py`, on the target's cores."""
+"""transformers as one more server: a child process on the target's cores."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from edgecosine.lab.bench.line_process import LineProcess, line_process
-from edgecosine.lab.bench.transformers_messages import Answer, Kind, Order, Ready
-from edgecosine.lab.load_generator import Job, Load
+from edgecosine.lab.bench.transformers_messages import (
+    Kind,
+    TransformersAnswer,
+    TransformersOrder,
+    TransformersReady,
+)
+from edgecosine.lab.load_generator import Load, LoadRequest
 from edgecosine.lab.measured_requests import Asked, asked_elsewhere
 
 
 class StockProcess:
     """Answers jobs as transformers does."""
 
-    def __init__(self, process: LineProcess, ready: Ready) -> None:
+    def __init__(self, process: LineProcess, ready: TransformersReady) -> None:
         self._process = process
         self.ready = ready
         """The settings that it found to be quickest, and what all of them took."""
 
-    async def answer(self, kind: Kind, jobs: Sequence[Job], batch: int) -> Load:
+    async def answer(self, kind: Kind, jobs: Sequence[LoadRequest], batch: int) -> Load:
         """Answer the jobs greedily, so many at a time; their sampling is not looked at.
 
         Raises LabError when the process has ended.
         """
         waiting, asked, started = iter(jobs), list[Asked](), time.perf_counter()
         while together := list(itertools.islice(waiting, batch)):
-            order = Order(
+            order = TransformersOrder(
                 kind=kind,
                 domains=tuple(job.domain for job in together),
                 prompts=tuple(job.prompt for job in together),
                 max_tokens=together[0].max_tokens,
             )
             begun = time.perf_counter()
-            answers = await self._process.ask(order, list[Answer])
+            answers = await self._process.ask(order, list[TransformersAnswer])
             elapsed_s = time.perf_counter() - begun
             asked += [
                 asked_elsewhere(
@@ -56,4 +61,4 @@ async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]
     """
     command = (sys.executable, "-m", "edgecosine.lab.bench.transformers_worker", str(ballast))
     async with line_process("transformers", command, cores) as process:
-        yield StockProcess(process, await process.read(Ready))
+        yield StockProcess(process, await process.read(TransformersReady))

@@ -22,7 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 from edgecosine import zoo
 from edgecosine.engine.loading.ballast import add_ballast
-from edgecosine.lab.bench.transformers_messages import Answer, Kind, Order, Ready, Setting
+from edgecosine.lab.bench.transformers_messages import (
+    Kind,
+    Setting,
+    TransformersAnswer,
+    TransformersOrder,
+    TransformersReady,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DRAFT_LENGTHS = (None, 5)
@@ -43,7 +49,7 @@ class Stock:
             for setting in _settings(DRAFT_LENGTHS)
         }
 
-    def choose_settings(self) -> Ready:
+    def choose_settings(self) -> TransformersReady:
         """Try all settings on a prompt of each domain."""
         domains, prompts = zip(
             *((domain, texts[-1]) for domain, texts in zoo.prompts().items()), strict=True
@@ -55,7 +61,7 @@ class Stock:
             "assisted": DRAFT_LENGTHS,
         }
         for kind, tried in lengths.items():
-            order = Order(kind, domains, prompts, TRIAL_TOKENS)
+            order = TransformersOrder(kind, domains, prompts, TRIAL_TOKENS)
             seconds = {
                 setting: min(self._timed(order, setting) for _ in range(2))
                 for setting in _settings(tried)
@@ -64,9 +70,9 @@ class Stock:
             for setting, elapsed_s in seconds.items():
                 ahead = f", {setting.draft_length} ahead" if setting.draft_length else ""
                 trials[f"{kind}, {setting.dtype}{ahead}"] = round(elapsed_s, 3)
-        return Ready(quickest, trials)
+        return TransformersReady(quickest, trials)
 
-    def answer(self, order: Order, setting: Setting) -> list[Answer]:
+    def answer(self, order: TransformersOrder, setting: Setting) -> list[TransformersAnswer]:
         """Carry out an order."""
         if order.kind == "batched":
             return self._generate(order.prompts, order.max_tokens, setting)
@@ -76,7 +82,7 @@ class Stock:
             answers += self._generate([prompt], order.max_tokens, setting, assistant_model=drafter)
         return answers
 
-    def _timed(self, order: Order, setting: Setting) -> float:
+    def _timed(self, order: TransformersOrder, setting: Setting) -> float:
         started = time.perf_counter()
         self.answer(order, setting)
         return time.perf_counter() - started
@@ -84,7 +90,7 @@ class Stock:
     @torch.inference_mode()
     def _generate(
         self, prompts: Sequence[str], max_tokens: int, setting: Setting, **more: Any
-    ) -> list[Answer]:
+    ) -> list[TransformersAnswer]:
         started, first = time.perf_counter(), FirstTokens()
         rows = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, padding_side="left"
@@ -101,7 +107,7 @@ class Stock:
         texts = self._tokenizer.batch_decode(new)
         elapsed_s = time.perf_counter() - started
         first_text_s = (first.at or time.perf_counter()) - started
-        return [Answer(text, new.shape[1], first_text_s, elapsed_s) for text in texts]
+        return [TransformersAnswer(text, new.shape[1], first_text_s, elapsed_s) for text in texts]
 
 
 class FirstTokens(StoppingCriteria):
@@ -152,7 +158,7 @@ def main(ballast: int, read: Callable[[], bytes], write: Callable[[bytes], None]
     ready = stock.choose_settings()
     write(msgspec.json.encode(ready) + b"\n")
     while line := read():
-        order = msgspec.json.decode(line, type=Order)
+        order = msgspec.json.decode(line, type=TransformersOrder)
         write(msgspec.json.encode(stock.answer(order, ready.settings[order.kind])) + b"\n")
 
 

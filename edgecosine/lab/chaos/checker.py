@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.answers import Piece, parse_final
+from edgecosine.protocol.api.answers import StreamPart, parse_final
 
 DEFINITIONS: Final[Mapping[str, str]] = {
     "lost": "ended without a final message: none was heard, or its asker was left without one",
@@ -67,7 +67,7 @@ class Story:
     may_be_cancelled: bool = False
     asked_s: list[float] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[StreamPart] = field(default_factory=list)
     told: Mapping[str, Any] | None = None
     streamed: Mapping[int, str] | None = None
     failure: str | None = None
@@ -75,7 +75,7 @@ class Story:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """Names of the requests with each fault, and why; and counts of what is none.
 
     stream_gaps    parts of streams that came behind one that is missing: parts are QoS 0
@@ -98,7 +98,7 @@ class Verdict:
 
 def judge(
     stories: Mapping[str, Story], connections: Sequence[Span], called_s: float = math.inf
-) -> Verdict:
+) -> CheckResult:
     """What became of all requests.
 
     `connections` are the times at which the gateway or the witness connected to the broker anew:
@@ -115,7 +115,7 @@ def judge(
                 faulty[kind][name] = reason
     told = stories.values()
     finals = [_finals(story) for story in told]
-    return Verdict(
+    return CheckResult(
         requests=len(stories),
         faulty=faulty,
         repeated_finals=sum(
@@ -235,7 +235,7 @@ def _wrong_final(story: Story, payload: bytes) -> str | None:
     return None if final.texts == story.expected else f"{final.texts!r}, not {story.expected!r}"
 
 
-def _wrong_piece(expected: Sequence[str], piece: Piece) -> str | None:
+def _wrong_piece(expected: Sequence[str], piece: StreamPart) -> str | None:
     if piece.is_last:
         return None
     choice = piece.choice or 0

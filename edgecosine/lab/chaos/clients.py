@@ -11,9 +11,9 @@ from typing import Final
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.chaos.checker import Story
-from edgecosine.lab.chaos.observer import Witness
+from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
-from edgecosine.lab.chaos.workload import Order
+from edgecosine.lab.chaos.workload import WorkloadItem
 from edgecosine.protocol.api.request import Delta
 
 PATIENCE_S: Final = 60.0
@@ -23,13 +23,13 @@ _NO_GATEWAY: Final = "gateway_offline"
 """The client's own word: nobody answered, so nothing was decided."""
 
 
-class Asker:
+class ChaosClient:
     """Puts orders in turn through one client, and writes down what it was given."""
 
     def __init__(
         self,
         client: Client,
-        witness: Witness,
+        witness: Observer,
         stories: dict[str, Story],
         expected: Sequence[tuple[str, ...]],
         progress: Progress,
@@ -37,7 +37,7 @@ class Asker:
         self._client, self._witness, self._stories = client, witness, stories
         self._expected, self._progress = expected, progress
 
-    async def run(self, orders: Iterator[Order]) -> None:
+    async def run(self, orders: Iterator[WorkloadItem]) -> None:
         """Until there are none left."""
         for order in orders:
             story = Story(self._expected[order.body], order.is_cancelled)
@@ -57,7 +57,7 @@ class Asker:
                 self._witness.ask_again(order.request, self._client.client_id)
             self._progress.end()
 
-    async def _ask(self, order: Order, story: Story) -> None:
+    async def _ask(self, order: WorkloadItem, story: Story) -> None:
         texts: defaultdict[int, str] = defaultdict(str)
         async with contextlib.aclosing(self._client.ask(order.request)) as steps:
             async for step in steps:

@@ -23,7 +23,7 @@ KEEPALIVE_S: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceSettings:
+class ChaosClusterSettings:
     """Which cluster; core lists as for `edgecosine node`."""
 
     drafters: tuple[str, ...]
@@ -35,7 +35,7 @@ class PlaceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ChaosCluster:
     """A cluster at work, and what breaks it."""
 
     cluster: LabCluster
@@ -52,7 +52,9 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def chaos_place(settings: PlaceSettings, say: Callable[[str], None]) -> AsyncIterator[Place]:
+async def chaos_place(
+    settings: ChaosClusterSettings, say: Callable[[str], None]
+) -> AsyncIterator[ChaosCluster]:
     """A cluster whose drafters are all linked; everything ends with the block.
 
     Raises LabError, EngineError and BrokerLost.
@@ -79,11 +81,11 @@ async def chaos_place(settings: PlaceSettings, say: Callable[[str], None]) -> As
             left_out |= {"lose_packets": reason, "double_packets": reason}
         async with asyncio.TaskGroup() as group:
             keeping = group.create_task(broker.keep(), name="keep the broker")
-            yield Place(cluster, broker, clocks, disk, left_out)
+            yield ChaosCluster(cluster, broker, clocks, disk, left_out)
             keeping.cancel()
 
 
-def _plan(settings: PlaceSettings, state: Path) -> LabPlan:
+def _plan(settings: ChaosClusterSettings, state: Path) -> LabPlan:
     keepalive = ("--broker-keepalive", str(KEEPALIVE_S))
     return LabPlan(
         drafters=settings.drafters,

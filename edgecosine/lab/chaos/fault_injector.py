@@ -12,20 +12,20 @@ from typing import Final
 import msgspec
 
 from edgecosine.errors import BrokerLost
-from edgecosine.lab.chaos.cluster import Place
+from edgecosine.lab.chaos.cluster import ChaosCluster
 from edgecosine.lab.chaos.faults import BROKER, TARGET, Fault, Injected
 from edgecosine.lab.chaos.progress import Progress
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 
 _RETURN_S: Final = 60.0
 """How long a target that was started again may take to be online, before the next fault comes."""
 _CABLE: Final = ("cut", "lose", "double")
 
 
-class Injector:
+class FaultInjector:
     """Injects faults into one place."""
 
-    def __init__(self, place: Place, progress: Progress, say: Callable[[str], None]) -> None:
+    def __init__(self, place: ChaosCluster, progress: Progress, say: Callable[[str], None]) -> None:
         self._place, self._progress, self._say = place, progress, say
         self.injected: list[Injected] = []
         self._turns: defaultdict[tuple[str, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -73,10 +73,12 @@ class Injector:
                 async with self._full_disk():
                     await asyncio.sleep(fault.seconds)
             case "lose_packets":
-                async with self._weather(fault.place, Weather(loss=fault.strength)):
+                async with self._weather(fault.place, NetworkConditions(loss=fault.strength)):
                     await asyncio.sleep(fault.seconds)
             case "double_packets":
-                async with self._weather(fault.place, Weather(duplication=fault.strength)):
+                async with self._weather(
+                    fault.place, NetworkConditions(duplication=fault.strength)
+                ):
                     await asyncio.sleep(fault.seconds)
 
     def _signal(self, place: str, number: signal.Signals) -> bool:
@@ -135,7 +137,7 @@ class Injector:
             disk.empty()
 
     @contextlib.asynccontextmanager
-    async def _weather(self, name: str, change: Weather) -> AsyncIterator[None]:
+    async def _weather(self, name: str, change: NetworkConditions) -> AsyncIterator[None]:
         network, host = self._place.cluster.network, self._place.cluster.hosts[name]
         usual = network.weather(host)
         stormy = msgspec.structs.replace(usual, loss=change.loss, duplication=change.duplication)
@@ -146,7 +148,7 @@ class Injector:
             await network.set_weather(host, usual)
 
 
-async def _is_online(place: Place) -> bool:
+async def _is_online(place: ChaosCluster) -> bool:
     try:
         return await place.cluster.client.is_online()
     except BrokerLost:

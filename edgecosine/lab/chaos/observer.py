@@ -12,7 +12,7 @@ from typing import Final
 from edgecosine.errors import RequestError
 from edgecosine.lab.chaos.checker import Heard, Span, Story, is_refusal
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.answers import parse_piece
 from edgecosine.protocol.api.json_fields import read_object
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, Incoming, Outgoing
@@ -29,7 +29,7 @@ from edgecosine.protocol.api.topics import (
 _SESSION_S: Final = 3600
 
 
-class Witness:
+class Observer:
     """Writes into `stories`, which are known by client and id; `now` is the run's clock."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Witness:
         self._news = asyncio.Event()
         self._connections: list[Span] = []
         self._lost_s: float | None = None
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             BrokerAddress.parse(url),
             name="chaos-witness",
             receive=self._receive,

@@ -13,18 +13,18 @@ from typing import Any, Final
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, LabError, RequestError
-from edgecosine.lab.chaos.checker import Story, Verdict, judge
-from edgecosine.lab.chaos.clients import PATIENCE_S, Asker
-from edgecosine.lab.chaos.cluster import Place, PlaceSettings, chaos_place
-from edgecosine.lab.chaos.fault_injector import Injector
+from edgecosine.lab.chaos.checker import CheckResult, Story, judge
+from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClient
+from edgecosine.lab.chaos.cluster import ChaosCluster, ChaosClusterSettings, chaos_place
+from edgecosine.lab.chaos.fault_injector import FaultInjector
 from edgecosine.lab.chaos.faults import Injected, Kind
-from edgecosine.lab.chaos.observer import Witness
+from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.schedule import make_schedule
-from edgecosine.lab.chaos.workload import FAULT_FREE, Order, make_bodies, make_orders
+from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies, make_orders
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, counted
-from edgecosine.protocol.api.answers import Final as FinalMessage
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
 
 Say = Callable[[str], None]
@@ -67,7 +67,7 @@ class ChaosSettings:
 class ChaosRun:
     """What happened, and what it means."""
 
-    verdict: Verdict
+    verdict: CheckResult
     injected: tuple[Injected, ...]
     left_out: Mapping[Kind, str]
     network: str
@@ -115,7 +115,7 @@ async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
 
     Raises LabError, EngineError and BrokerLost when the cluster cannot be made.
     """
-    place_settings = PlaceSettings(
+    place_settings = ChaosClusterSettings(
         settings.drafters, settings.ballast, settings.network, settings.seed,
         settings.target_cores, settings.drafter_cores,
     )  # fmt: skip
@@ -130,12 +130,12 @@ async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
 
 
 class _Run:
-    def __init__(self, settings: ChaosSettings, place: Place, say: Say) -> None:
+    def __init__(self, settings: ChaosSettings, place: ChaosCluster, say: Say) -> None:
         self._settings, self._place, self._say = settings, place, say
         self._stories: dict[str, Story] = {}
         self._begun = time.monotonic()
         self._progress = Progress(settings.requests, self._now)
-        self._injector = Injector(place, self._progress, say)
+        self._injector = FaultInjector(place, self._progress, say)
 
     def _now(self) -> float:
         return time.monotonic() - self._begun
@@ -189,10 +189,10 @@ class _Run:
     @contextlib.asynccontextmanager
     async def _askers(
         self, expected: Sequence[tuple[str, ...]]
-    ) -> AsyncIterator[tuple[Witness, list[Client], list[Asker]]]:
+    ) -> AsyncIterator[tuple[Observer, list[Client], list[ChaosClient]]]:
         cluster = self._place.cluster
         async with contextlib.AsyncExitStack() as stack:
-            witness = Witness(cluster.broker_url, cluster.name, self._stories, self._now)
+            witness = Observer(cluster.broker_url, cluster.name, self._stories, self._now)
             await stack.enter_async_context(witness.listening())
             clients = [
                 await stack.enter_async_context(
@@ -204,14 +204,16 @@ class _Run:
                 for number in range(_NUM_CLIENTS)
             ]  # fmt: skip
             yield witness, clients, [
-                Asker(
+                ChaosClient(
                     clients[number % len(clients)], witness, self._stories, expected,
                     self._progress,
                 )
                 for number in range(self._settings.at_work)
             ]  # fmt: skip
 
-    async def _ask_under_faults(self, orders: Sequence[Order], askers: Sequence[Asker]) -> None:
+    async def _ask_under_faults(
+        self, orders: Sequence[WorkloadItem], askers: Sequence[ChaosClient]
+    ) -> None:
         settings, place = self._settings, self._place
         kinds = tuple(kind for kind in place.kinds if kind in (settings.kinds or place.kinds))
         schedule = make_schedule(
@@ -222,7 +224,7 @@ class _Run:
             drafters=place.cluster.drafters,
         )
         self._say(f"{len(orders)} requests under {len(schedule)} faults of {len(kinds)} kinds")
-        waiting: Iterator[Order] = iter(orders)
+        waiting: Iterator[WorkloadItem] = iter(orders)
         async with asyncio.TaskGroup() as group:
             asking = [group.create_task(asker.run(waiting)) for asker in askers]
             await self._injector.run(schedule)
@@ -235,7 +237,7 @@ class _Run:
                 task.cancel()
 
     async def _call_roll(
-        self, orders: Sequence[Order], clients: Sequence[Client], witness: Witness
+        self, orders: Sequence[WorkloadItem], clients: Sequence[Client], witness: Observer
     ) -> None:
         """Ask for everything once more: what was answered is kept, and comes again as it was."""
         called: list[str] = []

@@ -21,7 +21,7 @@ _STOP: Final = ("\n\n\n", "zzz")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkloadItem:
     """One request to make, and what its asker does beside waiting.
 
     body           number of the body, on which alone its text depends
@@ -60,13 +60,13 @@ def _body(chance: random.Random, number: int, prompts: Sequence[str], max_tokens
     )
 
 
-def make_orders(seed: int, count: int, bodies: Sequence[Request]) -> tuple[Order, ...]:
+def make_orders(seed: int, count: int, bodies: Sequence[Request]) -> tuple[WorkloadItem, ...]:
     """Bodies in turn; names are unique within the run."""
     chance = random.Random(f"orders:{seed}")
     return tuple(_order(chance, number, bodies) for number in range(count))
 
 
-def _order(chance: random.Random, number: int, bodies: Sequence[Request]) -> Order:
+def _order(chance: random.Random, number: int, bodies: Sequence[Request]) -> WorkloadItem:
     body = number % len(bodies)
     is_cancelled = chance.random() < _CANCEL_SHARE
     request = replace(
@@ -76,4 +76,4 @@ def _order(chance: random.Random, number: int, bodies: Sequence[Request]) -> Ord
         policy=chance.choice(POLICIES),
     )
     is_repeated = not is_cancelled and chance.random() < _AGAIN_SHARE
-    return Order(request, body, is_repeated, is_cancelled)
+    return WorkloadItem(request, body, is_repeated, is_cancelled)

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.lab.distill.conversations import Slot
+from edgecosine.lab.distill.conversations import ConversationSlot
 
 _STEP = 64
 """Cells; masks of other lengths cost the attention kernels a copy."""
@@ -31,7 +31,7 @@ class FlatFeeder:
         self._model = model
 
     @torch.inference_mode()
-    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+    def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
         """See `Feeder`: all slots are read."""
         rows, keep = RowBuilder(), list[int]()
         for slot in slots:
@@ -57,7 +57,7 @@ class GridFeeder:
         self._cells = torch.arange(cells, device=weight.device)
 
     @torch.inference_mode()
-    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+    def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
         """See `Feeder`: those are read whose last token this was."""
         # Slots without a conversation read the first token, whose cell holds just that already.
         numbers = np.zeros((2, len(self._rows)), dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 from edgecosine.lab.distill.conversations import SAMPLED_SHARE
 from edgecosine.lab.distill.evaluation import GAMMA
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
-from edgecosine.lab.distill.recipe import DRAFTERS, Recipe
+from edgecosine.lab.distill.recipe import DRAFTERS, DistillRecipe
 
 CARD, DATA = "README.md", "drafters.json"
 _TEMPLATE = """\
@@ -46,7 +46,7 @@ Looping text is easy to guess, and flatters the figures at temperature 0.
 """
 
 
-def write_card(out: Path, recipe: Recipe, report: Mapping[str, Any]) -> None:
+def write_card(out: Path, recipe: DistillRecipe, report: Mapping[str, Any]) -> None:
     """Write both files beside the drafters; the report's `note`, if any, says what was made
     otherwise than by the recipe."""
     (out / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ConversationTurn:
     """A user's turn, or how it begins where it is not `is_whole`."""
 
     domain: str
@@ -86,18 +86,18 @@ class Openers:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
         self._num_tokens = dict.fromkeys(DOMAINS, 0)
 
-    def __iter__(self) -> Iterator[Turn]:
+    def __iter__(self) -> Iterator[ConversationTurn]:
         while True:
             domain = min(self._num_tokens, key=lambda name: self._num_tokens[name])
             self._num_tokens[domain] += _EXPECTED
             yield self.opening(domain)
 
-    def opening(self, domain: str) -> Turn:
+    def opening(self, domain: str) -> ConversationTurn:
         """One beginning."""
         text = opener(domain, self._random)
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         is_sampled = self._random.random() < SAMPLED_SHARE
-        return Turn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
+        return ConversationTurn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
 
     def count(self, done: Conversation) -> None:
         """Correct what was expected of its domain."""
@@ -105,11 +105,11 @@ class Openers:
 
 
 @dataclass(slots=True)
-class Slot:
+class ConversationSlot:
     """A conversation under way, of which the model has read `fed` tokens."""
 
     index: int
-    turn: Turn
+    turn: ConversationTurn
     tokens: list[int]
     fed: int = 0
     num_prompt: int = 0
@@ -130,7 +130,7 @@ class Slot:
 class Feeder(Protocol):
     """Lets a model read what its slots have to say."""
 
-    def feed(self, slots: Sequence[Slot]) -> torch.Tensor:
+    def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
         """Read some tokens of each slot, at least one; states [read slots, width] before the output
         layer at the last token of those that are read then, in order."""
 
@@ -153,10 +153,10 @@ class Writer:
         self._num_slots, self._max_answer = slots, max_answer
         self._noise = torch.Generator().manual_seed(seed)
 
-    def write(self, turns: Iterable[Turn]) -> Iterator[Conversation]:
+    def write(self, turns: Iterable[ConversationTurn]) -> Iterator[Conversation]:
         """The conversations of all turns, as they end."""
         coming = iter(turns)
-        free, slots = list(range(self._num_slots)), list[Slot]()
+        free, slots = list(range(self._num_slots)), list[ConversationSlot]()
         is_filled = set[int]()
         while True:
             while free and (turn := next(coming, None)) is not None:
@@ -177,9 +177,9 @@ class Writer:
                     if not is_dropped:
                         yield _conversation(slot)
 
-    def _open(self, index: int, turn: Turn, *, is_filled: bool) -> Slot:
+    def _open(self, index: int, turn: ConversationTurn, *, is_filled: bool) -> ConversationSlot:
         template = self._template
-        slot = Slot(index, turn, [*template.before, *turn.tokens])
+        slot = ConversationSlot(index, turn, [*template.before, *turn.tokens])
         if turn.is_whole:
             slot.tokens += template.after
             slot.num_prompt = len(slot.tokens)
@@ -188,7 +188,7 @@ class Writer:
         return slot
 
     @torch.inference_mode()
-    def _draw(self, slots: Sequence[Slot], states: torch.Tensor) -> list[int]:
+    def _draw(self, slots: Sequence[ConversationSlot], states: torch.Tensor) -> list[int]:
         logits = self._head(states)
         tokens = logits.argmax(-1)
         warm = [i for i, slot in enumerate(slots) if slot.temperature and slot.turn.seed is None]
@@ -201,7 +201,7 @@ class Writer:
                 drawn[i] = draw(logits[i], len(slot.tokens), how, (), ())
         return drawn
 
-    def _sampled(self, logits: torch.Tensor, slots: Sequence[Slot]) -> torch.Tensor:
+    def _sampled(self, logits: torch.Tensor, slots: Sequence[ConversationSlot]) -> torch.Tensor:
         """Tokens drawn from the most probable ones, those of a user's turn from its nucleus."""
         best = torch.topk(logits, _NUCLEUS_TOKENS)
         heat = torch.tensor([slot.temperature for slot in slots])[:, None]
@@ -211,7 +211,7 @@ class Writer:
         drawn = torch.multinomial(shares, 1, generator=self._noise)
         return best.indices.gather(1, drawn.to(best.indices.device))[:, 0]
 
-    def _extend(self, slot: Slot, token: int, state: NDArray[np.float16]) -> None:
+    def _extend(self, slot: ConversationSlot, token: int, state: NDArray[np.float16]) -> None:
         if slot.num_prompt:
             slot.tokens.append(token)
             slot.states.append(state)
@@ -221,15 +221,15 @@ class Writer:
         else:
             slot.tokens.append(token)
 
-    def _num_written(self, slot: Slot) -> int:
+    def _num_written(self, slot: ConversationSlot) -> int:
         return len(slot.tokens) - len(self._template.before)
 
-    def _is_no_turn(self, slot: Slot) -> bool:
+    def _is_no_turn(self, slot: ConversationSlot) -> bool:
         """Whether the user's turn came out too short or too long."""
         is_ended = slot.tokens[-1] == self._template.end
         return not slot.num_prompt and (is_ended or self._num_written(slot) > _TURN_LENGTH[1])
 
-    def _is_finished(self, slot: Slot) -> bool:
+    def _is_finished(self, slot: ConversationSlot) -> bool:
         length = len(slot.states)
         if not length:
             return False
@@ -237,7 +237,7 @@ class Writer:
         return is_over or (length % 8 == 0 and _loops(slot.tokens[slot.num_prompt :]))
 
 
-def _conversation(slot: Slot) -> Conversation:
+def _conversation(slot: ConversationSlot) -> Conversation:
     return Conversation(
         slot.turn.domain,
         slot.turn.temperature,

@@ -10,7 +10,7 @@ import torch
 
 from edgecosine.engine.gumbel import gumbel_rows
 from edgecosine.engine.loading.shortlist import ShortlistHead
-from edgecosine.lab.distill.conversations import Conversation, Template, Turn
+from edgecosine.lab.distill.conversations import Conversation, ConversationTurn, Template
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.zoo.evaluation import accepted_per_round
 
@@ -18,11 +18,11 @@ GAMMA = 6
 """Tokens of a draft: a chain, as the drafter's best guess continues."""
 
 
-def held_out_turns(tokenizer: Any, temperature: float) -> list[Turn]:
+def held_out_turns(tokenizer: Any, temperature: float) -> list[ConversationTurn]:
     """All held-out prompts; seeds number them."""
     turns = [(domain, text) for domain, texts in held_out().items() for text in texts]
     return [
-        Turn(
+        ConversationTurn(
             domain,
             tuple(tokenizer.encode(text, add_special_tokens=False)),
             temperature,
@@ -33,7 +33,9 @@ def held_out_turns(tokenizer: Any, temperature: float) -> list[Turn]:
     ]
 
 
-def seed_of(done: Conversation, template: Template, turns: Sequence[Turn]) -> int | None:
+def seed_of(
+    done: Conversation, template: Template, turns: Sequence[ConversationTurn]
+) -> int | None:
     """The seed of the turn that a conversation answers."""
     start, end = len(template.before), done.num_prompt - len(template.after)
     asked = tuple(int(token) for token in done.tokens[start:end])

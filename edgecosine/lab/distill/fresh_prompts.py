@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
-from edgecosine.lab.distill.conversations import Conversation, Openers, Template, Turn, Writer
+from edgecosine.lab.distill.conversations import (
+    Conversation,
+    ConversationTurn,
+    Openers,
+    Template,
+    Writer,
+)
 from edgecosine.lab.distill.prompts import DOMAINS
 from edgecosine.lab.distill.teacher import load_teacher
 
@@ -34,7 +40,7 @@ def fresh_prompts(target: str, count: int, seed: int = FIRST_SEED) -> list[tuple
     return [one for row in zip(*columns, strict=True) for one in row][:count]
 
 
-def _in_turn(openers: Openers) -> Iterator[Turn]:
+def _in_turn(openers: Openers) -> Iterator[ConversationTurn]:
     domains = cycle(DOMAINS)
     while True:
         yield openers.opening(next(domains))

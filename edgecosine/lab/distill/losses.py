@@ -35,7 +35,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """tokens [rows, length]; the others are of the rows' answers, end to end: where the student's
     state lies in the flattened rows, and the target's states [answers, width]."""
 
@@ -48,15 +48,15 @@ class Batch:
         """Cells computed, padding included."""
         return self.tokens.numel()
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> TrainingBatch:
         """The batch on a device; the host does not wait for a GPU to take it."""
         if device.type == "cpu":
             return self
         tensors = (self.tokens, self.places, self.states)
-        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
+        return TrainingBatch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
 
 
-def batch_of(conversations: Sequence[Conversation]) -> Batch:
+def batch_of(conversations: Sequence[Conversation]) -> TrainingBatch:
     """Conversations padded at their ends, where nothing before sees it."""
     length = max(len(c.tokens) for c in conversations) - 1
     tokens = np.full((len(conversations), length), _PADDING, dtype=np.int64)
@@ -65,7 +65,7 @@ def batch_of(conversations: Sequence[Conversation]) -> Batch:
         tokens[row, : len(one.tokens) - 1] = one.tokens[:-1]
         places.append(row * length + np.arange(one.num_prompt - 1, len(one.tokens) - 1))
     states = np.concatenate([c.states for c in conversations])
-    return Batch(
+    return TrainingBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(np.concatenate(places)),
         torch.from_numpy(states),
@@ -124,7 +124,9 @@ class AcceptanceLoss:
         """`head` [shortlist, width]: the target's output layer for the tokens of the shortlist."""
         self._head = head
 
-    def __call__(self, student: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, student: LlamaForCausalLM, batch: TrainingBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss; the mean acceptance at temperature 1, and the share of equal best tokens."""
         hidden = states_of(student, batch.tokens).flatten(0, 1)
         own = student.lm_head(hidden.index_select(0, batch.places))
@@ -143,7 +145,7 @@ class AcceptanceLoss:
 
 def batches_from(
     conversations: Sequence[Conversation], order: Sequence[Sequence[int]]
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     """The planned batches one after the other."""
     for chosen in order:
         yield batch_of([conversations[i] for i in chosen])

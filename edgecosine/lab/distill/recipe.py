@@ -21,7 +21,7 @@ def _specialist() -> Settings:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DistillRecipe:
     """All settings of one making of the drafters.
 
     layers         layers of the target that a drafter begins as
@@ -47,26 +47,26 @@ class Recipe:
     seed: int = 1
 
 
-def gpu_recipe() -> Recipe:
+def gpu_recipe() -> DistillRecipe:
     """For a large GPU: more text, larger batches at a higher rate, seen more often."""
-    return Recipe(
+    return DistillRecipe(
         slots=1024, text_tokens=4_000_000, shard_tokens=100_000,
         generalist=Settings(epochs=8.0, learning_rate=1.2e-3, batch_tokens=8192, warm_up=100),
         specialist=Settings(epochs=3.0, learning_rate=6e-4, batch_tokens=8192, warm_up=30),
     )  # fmt: skip
 
 
-def toy_recipe() -> Recipe:
+def toy_recipe() -> DistillRecipe:
     """Goes through all stages in a minute, for any target; its drafters are of no use."""
     once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
-    return Recipe(
+    return DistillRecipe(
         layers=(0, 1), shortlist=64, text_tokens=1200, shard_tokens=600, slots=8, max_answer=24,
         held_out_answer=12, generalist=once, specialist=once, rank=32,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Places:
+class DistillPaths:
     """`scratch` keeps what a cut-off training goes on from; `out` gets the drafters."""
 
     scratch: Path

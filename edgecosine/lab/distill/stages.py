@@ -27,14 +27,14 @@ from edgecosine.lab.distill.evaluation import held_out_turns, matches, mean_acce
 from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.losses import AcceptanceLoss, batches_from, plan, rate
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
-from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.distill.recipe import DRAFTERS, DistillPaths, DistillRecipe
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import Teacher, head_of, load_stock, load_teacher
 from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.looping_share import loop_share
 
 Report = dict[str, Any]
-Stage = Callable[[Recipe, Places, str, float], Report]
+Stage = Callable[[DistillRecipe, DistillPaths, str, float], Report]
 """Runs on a device until it has ended or `time.monotonic` gives the last number."""
 _CELLS = 640
 _SAVE_EVERY_S = 60.0
@@ -43,7 +43,7 @@ _SHORTLIST_STATES = 5
 _ADAPTER_KIND = "Q8_0"
 
 
-def text_stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
+def text_stage(recipe: DistillRecipe, places: DistillPaths, device: str, deadline: float) -> Report:
     """The target writes the training text, shard by shard; what there is at the deadline is all."""
     places.text.mkdir(parents=True, exist_ok=True)
     count = -(-recipe.text_tokens // recipe.shard_tokens)
@@ -73,7 +73,7 @@ def text_stage(recipe: Recipe, places: Places, device: str, deadline: float) -> 
     return {"conversations": len(text), "answer_tokens": text.num_answer_tokens}
 
 
-def shortlist_stage(recipe: Recipe, places: Places, device: str, _: float) -> Report:
+def shortlist_stage(recipe: DistillRecipe, places: DistillPaths, device: str, _: float) -> Report:
     """The tokens of the drafters' output layers."""
     text, stock = pool.load(places.text), load_stock(recipe.target, torch.bfloat16)
     states = torch.from_numpy(text.states[::_SHORTLIST_STATES].copy())
@@ -89,7 +89,7 @@ def drafter_stage(name: str) -> Stage:
     """Training of one drafter: the generalist from the target's layers, specialists as low-rank
     changes to it as it is served."""
 
-    def stage(recipe: Recipe, places: Places, device: str, deadline: float) -> Report:
+    def stage(recipe: DistillRecipe, places: DistillPaths, device: str, deadline: float) -> Report:
         shortlist = torch.load(places.shortlist, weights_only=True)
         stock = load_stock(recipe.target, torch.float32)
         loss = AcceptanceLoss(head_of(stock)[shortlist].to(device))
@@ -133,8 +133,8 @@ def as_served(path: Path) -> LlamaForCausalLM:
 
 
 def _learn(
-    trainer: Trainer, text: Sequence[Conversation], recipe: Recipe, places: Places, name: str,
-    deadline: float,
+    trainer: Trainer, text: Sequence[Conversation], recipe: DistillRecipe, places: DistillPaths,
+    name: str, deadline: float,
 ) -> Report:  # fmt: skip
     settings = recipe.generalist if name == GENERALIST else recipe.specialist
     order = plan([len(one.tokens) for one in text], settings)
@@ -158,7 +158,7 @@ def _learn(
     return {"steps": trainer.num_steps, "tokens": trainer.num_tokens}
 
 
-def _material(text: Sequence[Conversation], name: str, recipe: Recipe) -> list[Conversation]:
+def _material(text: Sequence[Conversation], name: str, recipe: DistillRecipe) -> list[Conversation]:
     """What a drafter learns from: a specialist goes on to see some of the other domains."""
     if name == GENERALIST:
         return list(text)
@@ -166,7 +166,7 @@ def _material(text: Sequence[Conversation], name: str, recipe: Recipe) -> list[C
     return [one for one in text if one.domain == name or rng.random() < recipe.replay]
 
 
-def evaluation_stage(recipe: Recipe, places: Places, device: str, _: float) -> Report:
+def evaluation_stage(recipe: DistillRecipe, places: DistillPaths, device: str, _: float) -> Report:
     """The finished drafters on the target's answers to held-out prompts."""
     slots = min(recipe.slots, sum(map(len, held_out().values())))
     teacher = load_teacher(recipe.target, device, slots=slots, cells=_CELLS)

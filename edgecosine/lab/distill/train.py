@@ -21,7 +21,13 @@ from edgecosine.engine.loading.device import resolve_device
 from edgecosine.errors import EdgecosineError
 from edgecosine.lab.distill.card import write_card
 from edgecosine.lab.distill.prompts import GENERALIST
-from edgecosine.lab.distill.recipe import DRAFTERS, Places, Recipe, gpu_recipe, toy_recipe
+from edgecosine.lab.distill.recipe import (
+    DRAFTERS,
+    DistillPaths,
+    DistillRecipe,
+    gpu_recipe,
+    toy_recipe,
+)
 from edgecosine.lab.distill.stages import (
     Stage,
     drafter_stage,
@@ -44,7 +50,11 @@ _SHARES = {"text": 8, "shortlist": 1, GENERALIST: 5, "evaluation": 2}
 
 
 def make_drafters(
-    recipe: Recipe, places: Places, device: str, stages: list[str], minutes: float = math.inf
+    recipe: DistillRecipe,
+    places: DistillPaths,
+    device: str,
+    stages: list[str],
+    minutes: float = math.inf,
 ) -> None:
     """Run the named stages, or all that have not ended, and write the card.
 
@@ -90,12 +100,12 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
                         help="be done after so many, with less text and shorter trainings "
                         "[as long as it takes]")  # fmt: skip
     parser.add_argument("--target", help="the model to cut from: of the catalogue, or a GGUF file "
-                        f"[{Recipe.target}]")  # fmt: skip
+                        f"[{DistillRecipe.target}]")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a toy: tries the stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--text-tokens", type=int, metavar="N",
                         help="answer tokens that the target writes "
-                        f"[{Recipe.text_tokens:,}]")  # fmt: skip
+                        f"[{DistillRecipe.text_tokens:,}]")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path(".train/drafters"),
                         help="what a later run goes on from [.train/drafters]")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the drafters [the package's own]")
@@ -108,13 +118,13 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     try:
         device = resolve_device(chosen.device)
-        make = toy_recipe if chosen.quick else Recipe if device == "cpu" else gpu_recipe
+        make = toy_recipe if chosen.quick else DistillRecipe if device == "cpu" else gpu_recipe
         recipe = make()
         if chosen.text_tokens:
             recipe = replace(recipe, text_tokens=chosen.text_tokens)
         if chosen.target:
             recipe = replace(recipe, target=chosen.target)
-        places = Places(chosen.scratch, chosen.out or PACKAGED / recipe.target)
+        places = DistillPaths(chosen.scratch, chosen.out or PACKAGED / recipe.target)
         make_drafters(recipe, places, device, chosen.stage, chosen.minutes)
     except (EdgecosineError, FileNotFoundError) as error:
         print(f"train_drafters: {error}", file=sys.stderr)

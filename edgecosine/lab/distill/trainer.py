@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from edgecosine.lab.distill.losses import AcceptanceLoss, Batch
+from edgecosine.lab.distill.losses import AcceptanceLoss, TrainingBatch
 
 _BETAS = (0.9, 0.95)
 _WEIGHT_DECAY = 0.01
@@ -28,7 +28,7 @@ class Trainer:
         self.num_tokens = 0
         """Answer tokens learned from, each as often as it was seen."""
 
-    def step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, batch: TrainingBatch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Learn from a batch; the mean acceptance at temperature 1 and the share of equal best
         tokens, before the step. Nothing here waits for a GPU."""
         for group in self._optimiser.param_groups:

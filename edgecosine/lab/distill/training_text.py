@@ -14,7 +14,7 @@ from edgecosine.lab.distill.conversations import Conversation, States, Tokens
 
 
 @dataclass(frozen=True)
-class Pool:
+class TrainingText:
     """Conversations side by side: tokens and states lie end to end, one entry of the other columns
     for each conversation."""
 
@@ -74,7 +74,7 @@ def save(path: Path, conversations: Sequence[Conversation]) -> None:
     scratch.replace(path)
 
 
-def load(directory: Path) -> Pool:
+def load(directory: Path) -> TrainingText:
     """All shards of a directory. Raises FileNotFoundError when there is none."""
     paths = tuple(path for path in sorted(directory.glob("*.npz")) if ".tmp" not in path.name)
     if not paths:
@@ -83,8 +83,8 @@ def load(directory: Path) -> Pool:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(paths: tuple[Path, ...]) -> Pool:
+def _load(paths: tuple[Path, ...]) -> TrainingText:
     """Every stage reads the same shards, which are gigabytes."""
     shards = [np.load(path) for path in paths]
     names = ("tokens", "states", "lengths", "prompts", "domains", "temperatures")
-    return Pool(*(np.concatenate([shard[name] for shard in shards]) for name in names))
+    return TrainingText(*(np.concatenate([shard[name] for shard in shards]) for name in names))

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from edgecosine.lab.exactness.models import Candidate, zoo_model
+from edgecosine.lab.exactness.models import CheckedModel, zoo_model
 
 
 class AssistedPair:
     """A model and its assistant, greedy, in stock transformers."""
 
-    def __init__(self, candidate: Candidate, device: str) -> None:
+    def __init__(self, candidate: CheckedModel, device: str) -> None:
         self._device = device
         self._model: Any = candidate.build().to(device)
         self._assistant: Any = (

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from edgecosine.engine.attention import Rows
-from edgecosine.engine.base import TargetEngine, Verdict, VerifyWork, verdict_of
+from edgecosine.engine.attention import BatchRows
+from edgecosine.engine.base import TargetEngine, VerificationResult, VerifyWork, verdict_of
 from edgecosine.engine.forward_pass import PassModel
 from edgecosine.lab.exactness.drafts import MOODS, Mood
 from edgecosine.protocol.api.request import Sampling
@@ -52,7 +52,7 @@ class Recorder:
         """Bytes of the weights and of the cache."""
         return self._model.held
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """As `PassModel.forward`."""
         self.logits = self._model.forward(rows, keep)
         return self.logits
@@ -103,7 +103,7 @@ class Truth:
 
 
 @dataclass(slots=True)
-class Tally:
+class CheckCounts:
     """What was done and what was found."""
 
     answers: int = 0
@@ -130,9 +130,9 @@ class Tally:
         """Accepted draft tokens per round that had a draft."""
         return self.accepted / max(1, self.drafted_rounds)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: CheckCounts) -> None:
         """Put another tally's counts to these."""
-        for entry in fields(Tally):
+        for entry in fields(CheckCounts):
             mine, others = getattr(self, entry.name), getattr(other, entry.name)
             value = max(mine, others) if entry.name == "most_sessions" else mine + others
             setattr(self, entry.name, value)
@@ -147,7 +147,7 @@ def digests(
     """
     found, row = list[list[bytes]](), 0
     for work, outcome in zip(works, outcomes, strict=True):
-        if not isinstance(outcome, Verdict):
+        if not isinstance(outcome, VerificationResult):
             found.append([])
             continue
         used = (row, *(row + 1 + node for node in outcome.path))
@@ -200,15 +200,15 @@ class Storm:
     def __init__(self, subject: Subject, seed: int) -> None:
         self._subject = subject
         self._chance = random.Random(f"{seed}:{subject.name}")
-        self._tally = Tally()
+        self._tally = CheckCounts()
         self._number = 0
         self._live: list[_Session] = []
         self._running_last: list[_Session] = []
         self._restart()
 
-    def run(self, truths: Sequence[Truth]) -> Tally:
+    def run(self, truths: Sequence[Truth]) -> CheckCounts:
         """Answer all questions at least once; what was found."""
-        self._tally = Tally()
+        self._tally = CheckCounts()
         waiting = deque(truths)
         while waiting or self._live:
             self._disturb(waiting)

@@ -17,10 +17,10 @@ from edgecosine import zoo
 from edgecosine.engine.draft.draft_sampling import guess
 from edgecosine.engine.sampling import draw, support
 from edgecosine.lab.exactness.models import zoo_model, zoo_prompts
-from edgecosine.lab.zoo.generation import Sampling as Texts
+from edgecosine.lab.zoo.generation import GenerationSampling as Texts
 from edgecosine.lab.zoo.generation import generate
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 
 _DRAWS = 4
 """Seeds tried at each position."""
@@ -86,7 +86,7 @@ def _agreement(
     distance = 0.5 * float((shared[0] - shared[1]).abs().sum())
     agreed = 0
     for seed in range(_DRAWS):
-        coupling = Coupling(temperature=temperature, seed=seed.to_bytes(8, "little"))
+        coupling = SharedNoise(temperature=temperature, seed=seed.to_bytes(8, "little"))
         mine = draw(p, position, Sampling(temperature=temperature, seed=seed))
         [guesses] = guess(q[None], [position], [coupling], 1, None)
         agreed += guesses.tokens[0] == mine

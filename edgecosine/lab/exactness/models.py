@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from edgecosine import zoo
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.target.exactness import Decision, confirm, decide
 from edgecosine.engine.target.target import TransformerTarget
@@ -53,7 +53,7 @@ SAMPLINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CheckedModel:
     """A model under test, how to build it anew, and its part of all answers."""
 
     name: str
@@ -80,16 +80,16 @@ class Candidate:
         return Subject(self.name, VOCABULARY, open_engine), decision
 
 
-def candidates() -> tuple[Candidate, ...]:
+def candidates() -> tuple[CheckedModel, ...]:
     """All models, each in float32 and bfloat16."""
     found = []
     for dtype, weight in ((torch.float32, 7), (torch.bfloat16, 5)):
         short = str(dtype).removeprefix("torch.")
         found.append(
-            Candidate(f"zoo {short}", dtype, _zoo_builder(dtype), weight, zoo.drafter_names()[0])
+            CheckedModel(f"zoo {short}", dtype, _zoo_builder(dtype), weight, zoo.drafter_names()[0])
         )
         found += [
-            Candidate(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2)
+            CheckedModel(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2)
             for family in _FAMILIES
         ]
     return tuple(found)
@@ -125,13 +125,13 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
 def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> PassModel:
     model = copy.deepcopy(model)  # whoever packs weights takes them
     if kernels is not None and can_fuse(model):
-        return FusedModel(
+        return NativeLlama(
             model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels
         )
     return SlotModel(model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
 
 
-def prompts_of(candidate: Candidate) -> list[tuple[int, ...]]:
+def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:
     """Prompts of 48 tokens: the zoo's of all domains in turn, random tokens for random models."""
     if candidate.drafter is None:
         chance = random.Random(candidate.name)

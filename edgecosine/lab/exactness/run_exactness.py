@@ -13,9 +13,16 @@ from transformers.utils import logging as transformers_logging
 
 from edgecosine.engine.target.exactness import Decision
 from edgecosine.lab.exactness.assisted import AssistedPair
-from edgecosine.lab.exactness.check import EngineShape, Storm, Subject, Tally, Truth, plain_answer
+from edgecosine.lab.exactness.check import (
+    CheckCounts,
+    EngineShape,
+    Storm,
+    Subject,
+    Truth,
+    plain_answer,
+)
 from edgecosine.lab.exactness.coupling import Agreement, measure_agreement
-from edgecosine.lab.exactness.models import Candidate, Questions, candidates, prompts_of
+from edgecosine.lab.exactness.models import CheckedModel, Questions, candidates, prompts_of
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 
 _WAVE = 24
@@ -60,7 +67,7 @@ def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> Ex
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
     models = candidates()
-    total, runs, broken = Tally(), list[dict[str, Any]](), list[str]()
+    total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
         say(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
@@ -82,7 +89,7 @@ def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> Ex
     return ExactnessReport(figures, runs, broken)
 
 
-def _shares(models: Sequence[Candidate], answers: int) -> list[int]:
+def _shares(models: Sequence[CheckedModel], answers: int) -> list[int]:
     """Answers for each model by its weight; at least one, `answers` together."""
     whole = sum(candidate.weight for candidate in models)
     shares = [max(1, answers * candidate.weight // whole) for candidate in models]
@@ -91,11 +98,11 @@ def _shares(models: Sequence[Candidate], answers: int) -> list[int]:
 
 
 def _check(
-    subject: Subject, candidate: Candidate, count: int, settings: ExactnessSettings, say: Say
-) -> Tally:
+    subject: Subject, candidate: CheckedModel, count: int, settings: ExactnessSettings, say: Say
+) -> CheckCounts:
     """Plain answers and then the storm, wave by wave."""
     questions = Questions(prompts_of(candidate), settings.seed)
-    storm, known, total = Storm(subject, settings.seed), list[Truth](), Tally()
+    storm, known, total = Storm(subject, settings.seed), list[Truth](), CheckCounts()
     started = time.perf_counter()
     while len(known) < count:
         wave: list[Truth] = []
@@ -113,7 +120,7 @@ def _check(
     return total
 
 
-def _record(subject: Subject, decision: Decision, tally: Tally) -> dict[str, Any]:
+def _record(subject: Subject, decision: Decision, tally: CheckCounts) -> dict[str, Any]:
     return {
         "model": subject.name,
         "policy": decision.policy,
@@ -123,7 +130,7 @@ def _record(subject: Subject, decision: Decision, tally: Tally) -> dict[str, Any
     }
 
 
-def _assisted(candidate: Candidate, settings: ExactnessSettings, say: Say) -> list[int]:
+def _assisted(candidate: CheckedModel, settings: ExactnessSettings, say: Say) -> list[int]:
     """Diverging tokens of each of transformers' own answers."""
     pair = AssistedPair(candidate, settings.device)
     prompts = prompts_of(candidate)[: settings.assisted]
@@ -137,7 +144,7 @@ def _count(value: int, unit: str = "answers") -> Figure:
     return counted(value, unit)
 
 
-def _tally_figures(total: Tally) -> dict[str, Figure]:
+def _tally_figures(total: CheckCounts) -> dict[str, Figure]:
     mean = total.mean_accepted
     return {
         "answers_checked": _count(total.answers),
@@ -149,7 +156,7 @@ def _tally_figures(total: Tally) -> dict[str, Figure]:
     }
 
 
-def _assisted_figures(parted: dict[Candidate, list[int]]) -> dict[str, Figure]:
+def _assisted_figures(parted: dict[CheckedModel, list[int]]) -> dict[str, Figure]:
     by_dtype: dict[str, list[float]] = {}
     for candidate, tokens in parted.items():
         name = str(candidate.dtype).removeprefix("torch.")

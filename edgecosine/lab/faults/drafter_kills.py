@@ -23,7 +23,7 @@ from edgecosine.config import NodeConfig
 from edgecosine.lab.faults.forkserver import Nursery
 from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, Member
+from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 
 _TARGET = "target"
@@ -62,7 +62,7 @@ async def measure_kills(
         "--listen", f"127.0.0.1:{port}", "--cores", target_cores,
     )  # fmt: skip
     plan = ClusterPlan(
-        f"kills-{secrets.token_hex(3)}", Member(_TARGET, options), (), broker_port=free_port()
+        f"kills-{secrets.token_hex(3)}", LocalNode(_TARGET, options), (), broker_port=free_port()
     )
     async with (
         LocalCluster(plan, say) as cluster,

@@ -52,7 +52,7 @@ class ProtectionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ProtectionTurn:
     """Tokens per second of one repetition."""
 
     plain: float
@@ -66,12 +66,12 @@ class Turn:
 
 async def measure_protection(
     settings: ProtectionSettings, say: Callable[[str], None]
-) -> list[Turn]:
+) -> list[ProtectionTurn]:
     """Ask both in turn, each first every other time; the first repetition warms up.
 
     Raises LabError, EngineError, BrokerLost and RequestError.
     """
-    turns: list[Turn] = []
+    turns: list[ProtectionTurn] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
         plain = await stack.enter_async_context(_plain(settings, folder / "plain"))
@@ -83,7 +83,7 @@ async def measure_protection(
             )  # fmt: skip
             order = (plain, protected) if repeat % 2 else (protected, plain)
             loads = {client: await closed_loop(client, jobs, _SESSIONS) for client in order}
-            turn = Turn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
+            turn = ProtectionTurn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
             if repeat:
                 turns.append(turn)
                 say(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
-from edgecosine.lab.faults.protection import ProtectionSettings, Turn, measure_protection
+from edgecosine.lab.faults.protection import ProtectionSettings, ProtectionTurn, measure_protection
 from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 
@@ -84,7 +84,7 @@ def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
     }
 
 
-def protection_figure(turns: Sequence[Turn]) -> Figure:
+def protection_figure(turns: Sequence[ProtectionTurn]) -> Figure:
     """The median of the shares of throughput that were lost, repetition by repetition."""
     return interval([turn.cost for turn in turns], statistics.median)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgecosine.discovery.peer import Advert, to_txt
 from edgecosine.errors import Overloaded
-from edgecosine.protocol.api.answers import Piece, render_error, render_final, render_piece
+from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.openai import render_body
 from edgecosine.protocol.api.request import Answer, ChatMessage, Choice, Request, Sampling
 from edgecosine.protocol.api.retained_topics import (
@@ -18,7 +18,6 @@ from edgecosine.protocol.wire.framing import frame
 from edgecosine.protocol.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
-    Coupling,
     Draft,
     DraftRequest,
     Hello,
@@ -28,16 +27,17 @@ from edgecosine.protocol.wire.messages import (
     Pong,
     Refuse,
     Release,
+    SharedNoise,
     pack_tokens,
 )
 from edgecosine.security.enrolment import (
-    Admission,
+    Certificate,
     Denial,
     Introduce,
     Join,
     Renew,
     TrustList,
-    Watch,
+    WatchTrust,
     write_line,
 )
 from edgecosine.security.join_token import JoinToken, write_token
@@ -52,8 +52,8 @@ MESSAGES: tuple[AnyMessage, ...] = (
     Refuse("no", 1, [b"word", b""]),
     Ping(1),
     Pong(1),
-    DraftRequest("cli/1", 1, 9, 7, TOKENS, 4, 2, Coupling(0.7, 40, 0.9, 0.1, b"12345678")),
-    DraftRequest("cli/1", 1, 9, 7, b"", 4, 1, Coupling(), True, TOKENS, b"\0\1\1", b"\xff" * 3),
+    DraftRequest("cli/1", 1, 9, 7, TOKENS, 4, 2, SharedNoise(0.7, 40, 0.9, 0.1, b"12345678")),
+    DraftRequest("cli/1", 1, 9, 7, b"", 4, 1, SharedNoise(), True, TOKENS, b"\0\1\1", b"\xff" * 3),
     Release("cli/1"),
     Draft("cli/1", 1, TOKENS, b"\xff\x80\x00", b"\0\1\1", 900),
     OutOfStep("cli/1", 1, 5),
@@ -142,8 +142,8 @@ def answers() -> list[bytes]:
     return [
         render_final(_REQUEST, _ANSWER, created_s=1),
         render_error(Overloaded(2.5), "1"),
-        render_piece(Piece(0, "To be", is_last=False, choice=1)),
-        render_piece(Piece(1, "", is_last=True)),
+        render_piece(StreamPart(0, "To be", is_last=False, choice=1)),
+        render_piece(StreamPart(1, "", is_last=True)),
     ]
 
 
@@ -166,7 +166,7 @@ def enrolment() -> list[bytes]:
     """Lines to an authority and from it."""
     lines = (
         Introduce(), Join(b"0123456789abcdef", "kitchen", "-----BEGIN"), Renew("-----BEGIN"),
-        Watch(3), _TRUST, Admission("-----BEGIN", "drafter", _TRUST), Denial("no"),
+        WatchTrust(3), _TRUST, Certificate("-----BEGIN", "drafter", _TRUST), Denial("no"),
     )  # fmt: skip
     return [write_line(line) for line in lines]
 

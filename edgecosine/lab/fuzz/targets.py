@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.client.cluster_view import Watch
+from edgecosine.client.cluster_view import ClusterView
 from edgecosine.client.health import concerns, counted
 from edgecosine.discovery.peer import MAX_MODEL_BYTES, HostileAdvert, from_txt, to_txt
 from edgecosine.errors import ConfigError, EnrolmentError, RemoteProtocolError, RequestError
@@ -29,14 +29,14 @@ from edgecosine.lab.fuzz.mutations import (
 )
 from edgecosine.protocol.api.answers import parse_final, parse_piece, render_error, render_piece
 from edgecosine.protocol.api.mqtt_message import Incoming
-from edgecosine.protocol.api.openai import Limits, render_body
-from edgecosine.protocol.api.parse_request import Accepted, Intake
+from edgecosine.protocol.api.openai import RequestLimits, render_body
+from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.retained_topics import view_nodes
 from edgecosine.protocol.api.topics import REQUEST_KINDS, InfoTopic, can_publish_to
 from edgecosine.protocol.wire.codec import decode, encode
 from edgecosine.protocol.wire.framing import HEADER_BYTES, FrameBuffer, frame
-from edgecosine.protocol.wire.handshake import Handshake, State
+from edgecosine.protocol.wire.handshake import Handshake, HandshakeState
 from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
     Draft,
@@ -52,10 +52,10 @@ from edgecosine.security.join_token import PREFIX, read_token, write_token
 _CAP: Final = 512
 _MAX_PIECES: Final = 64
 _WORDS: Final = Vocabulary.of([f"word{number}" for number in range(300)])
-_INTAKE: Final = Intake(
+_INTAKE: Final = RequestParser(
     seeds.HOME, max_request_bytes=1 << 16, draw_id=lambda: "drawn", draw_seed=lambda: 7
 )
-_LIMITS: Final = Limits(frozenset({"toy"}), max_tokens=512)
+_LIMITS: Final = RequestLimits(frozenset({"toy"}), max_tokens=512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +121,17 @@ def take_conversation(data: bytes) -> bool:
     buffer = FrameBuffer()
     buffer.feed(data[1:])
     try:
-        while handshake.state is not State.CLOSED and (payload := buffer.next_frame()) is not None:
+        while (
+            handshake.state is not HandshakeState.CLOSED
+            and (payload := buffer.next_frame()) is not None
+        ):
             handshake.receive(decode(payload))
     except RemoteProtocolError as error:
         _require_refusable(error)
         return False
-    if handshake.state in (State.REFUSING, State.CLOSED):
+    if handshake.state in (HandshakeState.REFUSING, HandshakeState.CLOSED):
         _require(handshake.ending is not None, "a link that ends for no reason")
-    if handshake.state is State.REFUSING:
+    if handshake.state is HandshakeState.REFUSING:
         assert handshake.refusal is not None
         frame(encode(handshake.refusal))
     return True
@@ -177,7 +180,7 @@ def take_retained(data: bytes) -> bool:
     views = view_nodes({"a": {"status": data, "state": data}})
     concerns(is_online=True, is_draining=False, nodes=views)
     counted(views)
-    watch = Watch()
+    watch = ClusterView()
     watch.take(InfoTopic(), data)
     msgspec.json.encode(watch.info())
     return any(view.status or msgspec.json.encode(view.state) != b"{}" for view in views.values())
@@ -250,14 +253,14 @@ def _take(message: Incoming, kind: str) -> bool:
     _require(can_publish_to(topic), "an answer that a broker hangs up on")
     own = seeds.HOME.response(reading.ticket.client_id, "")
     _require(topic.startswith(own), "an answer to another client")
-    if not isinstance(reading, Accepted):
+    if not isinstance(reading, ParsedRequest):
         render_error(reading.error, reading.ticket.request_id)
         return False
     request = reading.request
     if kind != "ask":
         again = _INTAKE.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
-        _require(isinstance(again, Accepted), "what was written cannot be read")
-        assert isinstance(again, Accepted)
+        _require(isinstance(again, ParsedRequest), "what was written cannot be read")
+        assert isinstance(again, ParsedRequest)
         _require(_timeless(again.request) == _timeless(request), "a request comes back as another")
         _require(math.isclose(again.request.deadline_s, request.deadline_s), "another deadline")
     return True

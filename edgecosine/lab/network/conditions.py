@@ -19,7 +19,7 @@ LONGEST_QUEUE_S = 0.2
 _BITS_PER_MEGABIT = 1e6
 
 
-class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One cable's weather, the same in both directions.
 
     A host at `delay_ms` from the hub sees a round trip of 2 * delay_ms to a host with no weather.
@@ -62,7 +62,7 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(parts)
 
 
-FINE = Weather()
+FINE = NetworkConditions()
 
 
 class Lane:
@@ -72,7 +72,7 @@ class Lane:
     """
 
     def __init__(
-        self, weather: Weather, seed: str, longest_queue_s: float = LONGEST_QUEUE_S
+        self, weather: NetworkConditions, seed: str, longest_queue_s: float = LONGEST_QUEUE_S
     ) -> None:
         self.weather = weather
         self.num_frames = self.num_bytes = self.num_lost = self.num_overrun = self.num_doubled = 0
@@ -112,13 +112,17 @@ class Cable:
     """A host's two lanes: `up` towards the hub, `down` from it. A cut cable carries nothing."""
 
     def __init__(
-        self, name: str, weather: Weather, seed: int, longest_queue_s: float = LONGEST_QUEUE_S
+        self,
+        name: str,
+        weather: NetworkConditions,
+        seed: int,
+        longest_queue_s: float = LONGEST_QUEUE_S,
     ) -> None:
         self.is_cut = False
         self.up = Lane(weather, f"{seed}:{name}:up", longest_queue_s)
         self.down = Lane(weather, f"{seed}:{name}:down", longest_queue_s)
 
-    def change(self, weather: Weather, *, is_cut: bool) -> None:
+    def change(self, weather: NetworkConditions, *, is_cut: bool) -> None:
         """New weather for what enters from now on."""
         self.up.weather = self.down.weather = weather
         self.is_cut = is_cut

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.traffic_messages import Change, Report
 from edgecosine.lab.network.traffic_process import Carrier
 from edgecosine.local import child_processes as processes
@@ -60,9 +60,11 @@ class Network(abc.ABC):
     has_multicast: bool
     """Whether hosts find each other by mDNS; else they must be told with `address`."""
 
-    def __init__(self, weather: Weather = FINE, *, seed: int = 0, cores: str = "") -> None:
+    def __init__(
+        self, weather: NetworkConditions = FINE, *, seed: int = 0, cores: str = ""
+    ) -> None:
         self._default, self._seed, self._cores = weather, seed, cores
-        self._weather: dict[str, Weather] = {}
+        self._weather: dict[str, NetworkConditions] = {}
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
         self._stack = contextlib.AsyncExitStack()
@@ -83,7 +85,7 @@ class Network(abc.ABC):
     async def __aexit__(self, *failure: object) -> None:
         await self._stack.aclose()
 
-    async def host(self, name: str, weather: Weather | None = None) -> Host:
+    async def host(self, name: str, weather: NetworkConditions | None = None) -> Host:
         """One more machine.
 
         Raises LabError when the name is taken.
@@ -94,7 +96,7 @@ class Network(abc.ABC):
         self.hosts[name] = await self._join(name, self._weather[name])
         return self.hosts[name]
 
-    def weather(self, host: Host) -> Weather:
+    def weather(self, host: Host) -> NetworkConditions:
         """What the host's cable has now."""
         return self._weather[host.name]
 
@@ -102,7 +104,7 @@ class Network(abc.ABC):
         """The state of the host's cable, for people."""
         return "cut" if host.name in self._cut else str(self._weather[host.name])
 
-    async def set_weather(self, host: Host, weather: Weather) -> None:
+    async def set_weather(self, host: Host, weather: NetworkConditions) -> None:
         """Give the host's cable other weather, from now on."""
         self._check(weather)
         self._weather[host.name] = weather
@@ -155,7 +157,7 @@ class Network(abc.ABC):
         """Start the carrier; what must be undone goes on the stack."""
 
     @abc.abstractmethod
-    async def _join(self, name: str, weather: Weather) -> Host:
+    async def _join(self, name: str, weather: NetworkConditions) -> Host:
         """Make a host and give its cable to the carrier."""
 
     @abc.abstractmethod
@@ -163,7 +165,7 @@ class Network(abc.ABC):
         """The words before a command that make it run on a host."""
 
     @abc.abstractmethod
-    def _check(self, weather: Weather) -> None:
+    def _check(self, weather: NetworkConditions) -> None:
         """Raise LabError for weather that this network cannot make."""
 
     async def _change(self, host: Host) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 
 MAX_LINE_BYTES = 1 << 16
 
@@ -18,7 +18,7 @@ class Plug(msgspec.Struct, frozen=True, tag=True):
     """Take a host's cable. `interfaces` are its ends, the hub's own first; none under a relay."""
 
     host: str
-    weather: Weather
+    weather: NetworkConditions
     interfaces: tuple[str, ...] = ()
 
 
@@ -26,7 +26,7 @@ class Change(msgspec.Struct, frozen=True, tag=True):
     """New weather on a host's cable, from now on."""
 
     host: str
-    weather: Weather
+    weather: NetworkConditions
     is_cut: bool
 
 
@@ -47,22 +47,22 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     """Answered with counts by host, and what the work cost."""
 
 
-Order = Plug | Change | Open | Report
+TrafficOrder = Plug | Change | Open | Report
 
-_DECODER = msgspec.json.Decoder(Order)
+_DECODER = msgspec.json.Decoder(TrafficOrder)
 
 
-def write_order(order: Order) -> bytes:
+def write_order(order: TrafficOrder) -> bytes:
     """One line."""
     return msgspec.json.encode(order) + b"\n"
 
 
-def read_order(line: bytes) -> Order:
+def read_order(line: bytes) -> TrafficOrder:
     """Inverse of `write_order`.
 
     Raises msgspec.DecodeError.
     """
-    order: Order = _DECODER.decode(line)
+    order: TrafficOrder = _DECODER.decode(line)
     return order
 
 

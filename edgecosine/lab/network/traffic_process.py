@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network.traffic_messages import Order, write_order
+from edgecosine.lab.network.traffic_messages import TrafficOrder, write_order
 from edgecosine.local import child_processes as processes
 
 
@@ -35,7 +35,7 @@ class Carrier:
         )
         return cls(process)
 
-    async def tell(self, order: Order) -> dict[str, Any]:
+    async def tell(self, order: TrafficOrder) -> dict[str, Any]:
         """Give one order and wait until it is carried out.
 
         Raises LabError.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 
 DECISIONS = (
     "first_plan", "plan", "is_enough", "fuse", "ahead", "patience_s", "trial", "most_confident",
@@ -17,7 +17,7 @@ DECISIONS = (
 )  # fmt: skip
 
 
-class TimedBalancer(Balancer):
+class TimedBalancer(Planner):
     """Adds up the real seconds of each kind of call in `times`. No call uses another."""
 
     def __init__(self) -> None:

@@ -9,28 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import (
+    DraftResult,
     DraftWork,
     Outcome,
     PassResult,
     Prefilling,
-    Proposal,
-    Verdict,
+    VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.draft.draft_sampling import Guesses
-from edgecosine.engine.draft.drafter import Head, Told, TransformerDrafter
+from edgecosine.engine.draft.draft_sampling import DraftTokens
+from edgecosine.engine.draft.drafter import LogitRow, ScoredRow, TransformerDrafter
 from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand
-from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.verifier import Verifier
 
 PREFILL_CHUNK = 64
 """As in `TransformerTarget`."""
@@ -70,7 +70,7 @@ class RecitingTarget:
     def release(self, key: str) -> None:
         self._cached.pop(key, None)
 
-    def _judge(self, work: VerifyWork) -> Verdict:
+    def _judge(self, work: VerifyWork) -> VerificationResult:
         truth = self._texts.lists[self._texts.text_of(work.tokens)]
         length = len(work.tokens)
         verdict = walk(work.tree, lambda _, accepted: truth[length + len(accepted)])
@@ -92,7 +92,7 @@ class RecallingDrafter(TransformerDrafter):
         super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
         self._texts, self._drafter = texts, drafter
 
-    def _evaluate(self, rows: RowBuilder, heads: list[Head], told: list[Told]) -> None:
+    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], told: list[ScoredRow]) -> None:
         for head in heads:
             growth = head.drafting.growth
             path = [growth.nodes.token[node] for node in growth.path(head.node)]
@@ -110,18 +110,18 @@ class RecallingDrafter(TransformerDrafter):
             return False
         return self._recall(tokens[:position], ()).tokens[0] == tokens[position]
 
-    def _recall(self, tokens: Sequence[int], path: Sequence[int]) -> Guesses:
+    def _recall(self, tokens: Sequence[int], path: Sequence[int]) -> DraftTokens:
         return self._texts.guess(self._drafter, self._texts.text_of(tokens), tokens, path)
 
 
-class SimulatedVerifying(Verifying):
+class SimulatedVerifying(Verifier):
     """The target's passes by a table of costs, and what its event loop spends on a round."""
 
     def __init__(
         self,
         *,
         engine: RecitingTarget,
-        balancer: Balancer,
+        balancer: Planner,
         max_batch: int,
         costs: Costs,
         core: Core,
@@ -140,7 +140,7 @@ class SimulatedVerifying(Verifying):
         self.on_pass: Callable[[], None] = _nothing
         """Called once more after each pass."""
 
-    async def verify(self, work: VerifyWork) -> Verdict:
+    async def verify(self, work: VerifyWork) -> VerificationResult:
         """The target's verdict; whoever goes on with it keeps the event loop busy."""
         verdict = await super().verify(work)
         self._strand.charge(self.round_s)
@@ -164,14 +164,14 @@ class SimulatedVerifying(Verifying):
     def _count(self, works: Sequence[VerifyWork], result: PassResult) -> None:
         self.num_rows += result.num_rows
         for work, outcome in zip(works, result.outcomes, strict=True):
-            if isinstance(outcome, Verdict):
+            if isinstance(outcome, VerificationResult):
                 self.num_verdicts += 1
                 self.num_nodes += len(work.tree)
                 self.num_tokens += len(outcome.path) + 1
         self.on_pass()
 
 
-class SimulatedDrafting(Drafting):
+class SimulatedDrafting(DraftWorker):
     """A drafter's steps by a table of costs."""
 
     def __init__(
@@ -188,7 +188,7 @@ class SimulatedDrafting(Drafting):
 
     async def _run_engine(
         self, works: list[DraftWork], released: list[str]
-    ) -> tuple[list[Proposal], float]:
+    ) -> tuple[list[DraftResult], float]:
         for key in released:
             self._engine.release(key)
         await _pause(self._strand, self._charges.hop_s)
@@ -196,14 +196,16 @@ class SimulatedDrafting(Drafting):
         proposals = await self._grow(works, lambda: self._is_awaited) if works else []
         return proposals, now() - started
 
-    async def _grow(self, works: list[DraftWork], is_awaited: Callable[[], bool]) -> list[Proposal]:
+    async def _grow(
+        self, works: list[DraftWork], is_awaited: Callable[[], bool]
+    ) -> list[DraftResult]:
         await self._core.spend(len(works) * self._charges.work_s)
         steps = self._recalling.steps(works, is_awaited)
         while True:
             try:
                 rows = next(steps)
             except StopIteration as done:
-                return cast(list[Proposal], done.value)
+                return cast(list[DraftResult], done.value)
             if rows:
                 await self._core.spend(self._charges.drafter_step(rows))
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from edgecosine import zoo
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 SESSIONS = 16
@@ -143,7 +143,7 @@ def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
     """Seconds of a plan by the number of drafters, of which no two are alike."""
     found = {}
     for count in PLANNED:
-        balancer, chance = Balancer(), random.Random(count)
+        balancer, chance = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
             balancer.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
@@ -165,7 +165,7 @@ def _batch(texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool) 
     works = []
     for number in range(size):
         tokens = tuple(texts.lists[(number + size * repeat) % len(texts.lists)][:place])
-        key, coupling = f"{number}", Coupling()
+        key, coupling = f"{number}", SharedNoise()
         if is_ahead:
             works.append(
                 DraftWork(key, tokens, _AHEAD_GAMMA, _AHEAD_WIDTH, coupling, ahead=EMPTY_TREE)

@@ -14,7 +14,7 @@ from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
 from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling, pack_shares
+from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 16
@@ -75,12 +75,12 @@ class _Said:
 
 def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """At a prompt that the drafter has not read yet, in nats per token."""
-    [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, Coupling())])
+    [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
     return said.hindsight.surprise
 
 
-def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: Coupling) -> _Said:
+def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:
     """The children of the root alone."""
     [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
     above = said.parents or range(-1, len(said.tokens) - 1)

@@ -30,7 +30,7 @@ _LEAST = (256, 2048)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SweepCell:
     """One point of the sweep; without drafters the target is alone."""
 
     hardware: Hardware
@@ -44,7 +44,7 @@ class Cell:
         return "edgecosine" if self.drafters else "target-alone"
 
 
-def cells(*, is_quick: bool) -> Iterator[Cell]:
+def cells(*, is_quick: bool) -> Iterator[SweepCell]:
     """All points."""
     drafters = QUICK_DRAFTERS if is_quick else DRAFTERS
     sessions = QUICK_SESSIONS if is_quick else SESSIONS
@@ -54,11 +54,11 @@ def cells(*, is_quick: bool) -> Iterator[Cell]:
             for number in (0, *drafters):
                 # Drafters beyond what sessions can use say nothing that fewer do not.
                 if hardware == "flat" or number <= 4 * many or number <= 16:
-                    yield Cell(hardware, number, many)
-        yield Cell(hardware, 16, 64, targets=4)
+                    yield SweepCell(hardware, number, many)
+        yield SweepCell(hardware, 16, 64, targets=4)
 
 
-def run_cell(cell: Cell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
+def run_cell(cell: SweepCell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
     """Simulate one point; its record. `seed` shifts the prompts.
 
     Raises LabError.
@@ -85,7 +85,7 @@ def on_hardware(hardware: Hardware, costs: Costs) -> Costs:
     return costs if hardware == "here" else costs.with_flat_passes(FLAT_ROWS)
 
 
-def _record(cell: Cell, outcome: Outcome) -> dict[str, Any]:
+def _record(cell: SweepCell, outcome: Outcome) -> dict[str, Any]:
     targets_s = cell.targets * outcome.elapsed_s
     pass_s = outcome.pass_s / outcome.num_passes
     decision_s = outcome.decision_s / outcome.num_rounds

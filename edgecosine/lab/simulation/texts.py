@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgecosine.engine.draft.draft_sampling import Guesses
+from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.protocol.wire.messages import pack_tokens
 
 RECORDED = {
@@ -85,13 +85,15 @@ class Texts:
         """Which text a sequence belongs to, by its prompt."""
         return self.by_prompt[tuple(tokens[:NUM_PROMPT])]
 
-    def guess(self, drafter: int, text: int, tokens: Sequence[int], path: Sequence[int]) -> Guesses:
+    def guess(
+        self, drafter: int, text: int, tokens: Sequence[int], path: Sequence[int]
+    ) -> DraftTokens:
         """A drafter's best guesses for what follows a sequence and a path below it."""
         sequence, truth = [*tokens, *path], self.lists[text]
         place = len(sequence) - NUM_PROMPT
         if place >= self.longest_answer or sequence != truth[: len(sequence)]:
             text, place = self._elsewhere(sequence)
-        return Guesses(
+        return DraftTokens(
             self.guesses[drafter, text, place].tolist(),
             (self.shares[drafter, text, place] / 255.0).tolist(),
         )

@@ -45,7 +45,7 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class CalibratedCosts:
     """What one cluster's loops, links and neighbours cost."""
 
     costs: Costs
@@ -117,7 +117,7 @@ async def _cluster(
         yield cluster
 
 
-async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Calibration:
+async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> CalibratedCosts:
     """Learn what loops, links, broker and askers cost from loads that are not validated."""
     say("learning what event loops, links and broker cost")
     warm, crowd, lone, paired = _warm_up()
@@ -147,7 +147,7 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Cali
         one_way_s=await _rtt_s(cluster) / 2,
     )
     costs = _with_links(costs, load, spent, carried_s)
-    return Calibration(costs, one_row_s)
+    return CalibratedCosts(costs, one_row_s)
 
 
 def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
-from edgecosine.node.drafter.draft_worker import Drafting
-from edgecosine.node.links.pending_requests import Asks
+from edgecosine.node.drafter.draft_worker import DraftWorker
+from edgecosine.node.links.pending_requests import PendingRequests
 from edgecosine.protocol.wire.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
 
 
@@ -19,13 +19,13 @@ class VirtualLink:
         costs: Costs,
         target: Strand,
         drafter: Strand,
-        drafting: Drafting,
+        drafting: DraftWorker,
         carrier: Core | None,
     ) -> None:
         self._loop, self._costs = loop, costs
         self._target, self._drafter, self._drafting = target, drafter, drafting
         self._carrier = carrier
-        self._asks = Asks()
+        self._asks = PendingRequests()
         self.num_messages = 0
         self.max_context = 0
 

@@ -50,7 +50,7 @@ NORMAL = MANNERS[0]
 
 
 @dataclass(slots=True)
-class Tally:
+class SoakCounts:
     """How the requests of some time ended."""
 
     served: int = 0
@@ -79,15 +79,15 @@ class Clients:
         self._chance = random.Random(seed)
         self._prompts = [text for texts in zoo.prompts().values() for text in texts]
         self.num_at_work = 0
-        self._tally = Tally()
+        self._tally = SoakCounts()
 
     def draw(self) -> Manner:
         """Whose request comes next."""
         return self._chance.choices(self._manners, [m.weight for m in self._manners])[0]
 
-    def take(self) -> Tally:
+    def take(self) -> SoakCounts:
         """What has ended since the last call."""
-        tally, self._tally = self._tally, Tally()
+        tally, self._tally = self._tally, SoakCounts()
         return tally
 
     async def ask(self, manner: Manner) -> None:

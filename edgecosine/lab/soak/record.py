@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgecosine.lab.bench.record import percentiles
 from edgecosine.lab.figures import LEAST_SAMPLES, Figure, counted
-from edgecosine.lab.soak.clients import Tally
+from edgecosine.lab.soak.clients import SoakCounts
 
 MINUTE_S = 60.0
 Phase = Literal["capacity", "before", "overload", "rest", "after"]
@@ -27,7 +27,7 @@ class Minute:
     phase: Phase
     elapsed_s: float
     arrivals_per_s: float
-    tally: Tally
+    tally: SoakCounts
     num_at_work: int
     """Requests that have not ended at the end of it."""
     resident_bytes: Mapping[str, int]

@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 
 _AWAKE_S = 1.0
 _LONGEST_KEEPALIVE_S = 65535
@@ -21,7 +21,7 @@ _LONGEST_KEEPALIVE_S = 65535
 
 async def sleep(url: str, topic_filter: str) -> NoReturn:
     """Subscribe, and stop this process again and again."""
-    courier = Courier(
+    courier = ReconnectingClient(
         BrokerAddress.parse(url, keepalive_s=_LONGEST_KEEPALIVE_S),
         name=f"sleeper-{os.getpid()}",
         receive=lambda message: message.acknowledge(),

@@ -14,7 +14,7 @@ import transformers
 
 from edgecosine.lab.zoo.corpus import DOMAINS
 from edgecosine.lab.zoo.models import CONTEXT
-from edgecosine.lab.zoo.recipe import DRAFTERS, GENERALIST, Places, Recipe
+from edgecosine.lab.zoo.recipe import DRAFTERS, GENERALIST, ZooPaths, ZooRecipe
 
 SOURCES = {
     "python": ("CPython standard library sources", "PSF-2.0"),
@@ -58,7 +58,7 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _model_figures(name: str, places: Places, reports: Json) -> Json:
+def _model_figures(name: str, places: ZooPaths, reports: Json) -> Json:
     weights = places.zoo / name / "model.safetensors"
     stage = "target" if name == "target" else f"drafter-{name}"
     return {
@@ -77,7 +77,7 @@ def _parameters(weights: Path) -> int:
     return sum((part["data_offsets"][1] - part["data_offsets"][0]) // 2 for part in header.values())
 
 
-def collect(recipe: Recipe, places: Places) -> Json:
+def collect(recipe: ZooRecipe, places: ZooPaths) -> Json:
     """Everything the card says, as data."""
     stages = ["corpus", "prompts", "target", "evaluation"]
     stages += [f"drafter-{name}" for name in DRAFTERS] + [f"pool-{name}" for name in DOMAINS]
@@ -234,7 +234,7 @@ Target and drafter add the same Gumbel noise, a function of seed, position and t
 """
 
 
-def card_stage(recipe: Recipe, places: Places) -> Json:
+def card_stage(recipe: ZooRecipe, places: ZooPaths) -> Json:
     """Write README.md and zoo.json."""
     data = collect(recipe, places)
     (places.zoo / "README.md").write_text(card(data), encoding="utf-8")

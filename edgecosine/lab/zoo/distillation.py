@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from edgecosine.lab.zoo.generation import Sampling, generate
+from edgecosine.lab.zoo.generation import GenerationSampling, generate
 from edgecosine.lab.zoo.training import Tokens, TrainSettings
 
 States = NDArray[np.float16]
@@ -31,7 +31,7 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
-class Pool:
+class DistillationText:
     """Tokens (n, length) and the target's hidden states (n, length - 1, width) before its head."""
 
     tokens: Tokens
@@ -44,13 +44,13 @@ def _cut(source: Tokens, count: int, length: int, rng: np.random.Generator) -> T
     return torch.from_numpy(rows.astype(np.int64))
 
 
-def _pool(tokens: Tensor, hidden: Tensor) -> Pool:
-    return Pool(tokens.numpy().astype(np.uint16), hidden.numpy().astype(np.float16))
+def _pool(tokens: Tensor, hidden: Tensor) -> DistillationText:
+    return DistillationText(tokens.numpy().astype(np.uint16), hidden.numpy().astype(np.float16))
 
 
 def continuation_pools(
     target: LlamaForCausalLM, source: Tokens, settings: PoolSettings
-) -> Iterator[Pool]:
+) -> Iterator[DistillationText]:
     """The target's text after training prompts, a batch greedy, a batch sampled, in turn."""
     rng = np.random.default_rng(settings.seed)
     for start in range(0, settings.continuations, settings.batch):
@@ -58,13 +58,18 @@ def continuation_pools(
         temperature = 0.0 if start // settings.batch % 2 == 0 else settings.temperature
         seeds = torch.arange(settings.batch) + 1_000_000 + start
         made = generate(
-            target, prompts, settings.length - settings.prompt, Sampling(temperature, seeds)
+            target,
+            prompts,
+            settings.length - settings.prompt,
+            GenerationSampling(temperature, seeds),
         )
         yield _pool(made.tokens, made.hidden)
 
 
 @torch.inference_mode()
-def text_pools(target: LlamaForCausalLM, source: Tokens, settings: PoolSettings) -> Iterator[Pool]:
+def text_pools(
+    target: LlamaForCausalLM, source: Tokens, settings: PoolSettings
+) -> Iterator[DistillationText]:
     """Domain text under the target, in small batches for the processor's caches."""
     rng = np.random.default_rng(settings.seed + 1)
     rows = max(1, settings.batch // 8)
@@ -74,16 +79,18 @@ def text_pools(target: LlamaForCausalLM, source: Tokens, settings: PoolSettings)
         yield _pool(tokens, hidden)
 
 
-def join(pools: Sequence[Pool]) -> Pool:
+def join(pools: Sequence[DistillationText]) -> DistillationText:
     """All rows of several pools."""
-    return Pool(
+    return DistillationText(
         np.concatenate([pool.tokens for pool in pools]),
         np.concatenate([pool.hidden for pool in pools]),
     )
 
 
 def pool_batches(
-    continuations: Sequence[Pool], texts: Sequence[Pool], settings: TrainSettings
+    continuations: Sequence[DistillationText],
+    texts: Sequence[DistillationText],
+    settings: TrainSettings,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield tokens (rows, length) and hidden states; half of the rows are the target's own text.
 
@@ -103,7 +110,7 @@ def pool_batches(
         yield torch.from_numpy(tokens), torch.from_numpy(hidden)
 
 
-def _rows(pool: Pool, seed: int) -> Iterator[tuple[Tokens, States]]:
+def _rows(pool: DistillationText, seed: int) -> Iterator[tuple[Tokens, States]]:
     rng = np.random.default_rng(seed)
     while True:
         for index in rng.permutation(len(pool.tokens)):

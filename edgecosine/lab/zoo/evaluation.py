@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from edgecosine.lab.zoo.generation import Sampling
+from edgecosine.lab.zoo.generation import GenerationSampling
 
 GAMMA = 6
 
@@ -43,7 +43,7 @@ def accepted_per_round(matches: Sequence[bool], gamma: int) -> list[int]:
 
 @torch.inference_mode()
 def drafter_choices(
-    drafter: LlamaForCausalLM, tokens: Tensor, prompt: int, sampling: Sampling
+    drafter: LlamaForCausalLM, tokens: Tensor, prompt: int, sampling: GenerationSampling
 ) -> Tensor:
     """What the drafter would put at each new position (n, new) of the target's texts (n, all)."""
     hidden = drafter.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
@@ -58,7 +58,7 @@ def mean_accepted(
     drafter: LlamaForCausalLM,
     tokens: Tensor,
     prompt: int,
-    sampling: Sampling,
+    sampling: GenerationSampling,
     gamma: int = GAMMA,
 ) -> float:
     """Mean accepted draft tokens per round, the bonus token not counted, over all rounds."""

@@ -12,7 +12,7 @@ from edgecosine.engine.gumbel import gumbel
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationSampling:
     """Temperature 0 is greedy; else the arg max of logits / temperature + shared Gumbel noise."""
 
     temperature: float
@@ -36,7 +36,9 @@ class Generated:
 
 
 @torch.inference_mode()
-def generate(model: LlamaForCausalLM, prompts: Tensor, new: int, sampling: Sampling) -> Generated:
+def generate(
+    model: LlamaForCausalLM, prompts: Tensor, new: int, sampling: GenerationSampling
+) -> Generated:
     """Continue prompts (n, length) by `new` tokens; end-of-text does not stop the text."""
     length = prompts.shape[1]
     cache = DynamicCache(config=model.config)

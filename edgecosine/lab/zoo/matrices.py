@@ -18,15 +18,15 @@ from edgecosine.lab.zoo.evaluation import (
     held_out_rows,
     mean_accepted,
 )
-from edgecosine.lab.zoo.generation import Sampling, generate
+from edgecosine.lab.zoo.generation import GenerationSampling, generate
 from edgecosine.lab.zoo.models import load_model, load_tokenizer
-from edgecosine.lab.zoo.recipe import DRAFTERS, GENERALIST, Places, Recipe
+from edgecosine.lab.zoo.recipe import DRAFTERS, GENERALIST, ZooPaths, ZooRecipe
 from edgecosine.lab.zoo.stages import encode_documents
 
 Matrix = dict[str, dict[str, float]]
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerFast, places: Places) -> dict[str, Tensor]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerFast, places: ZooPaths) -> dict[str, Tensor]:
     """Held-out prompts of each domain as (n, 48) tokens."""
     prompts = json.loads(places.prompts.read_text(encoding="utf-8"))
     return {
@@ -48,7 +48,7 @@ def acceptance(
     matrix: Matrix = {name: {} for name in drafters}
     loops: dict[str, float] = {}
     for domain, rows in prompts.items():
-        sampling = Sampling(temperature, torch.arange(len(rows)))
+        sampling = GenerationSampling(temperature, torch.arange(len(rows)))
         texts = generate(target, rows, new_tokens, sampling).tokens
         shares = [loop_share(row) for row in texts[:, rows.shape[1] :].tolist()]
         loops[domain] = sum(shares) / len(shares)
@@ -82,8 +82,8 @@ def token_byte_counts(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 def _losses(
     models: dict[str, LlamaForCausalLM],
     tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    places: Places,
+    recipe: ZooRecipe,
+    places: ZooPaths,
 ) -> dict[str, dict[str, dict[str, float]]]:
     sizes = token_byte_counts(tokenizer)
     losses: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
@@ -98,7 +98,7 @@ def _losses(
     return losses
 
 
-def evaluation_stage(recipe: Recipe, places: Places) -> dict[str, Any]:
+def evaluation_stage(recipe: ZooRecipe, places: ZooPaths) -> dict[str, Any]:
     """Measure the saved, rounded models, computing in float32."""
     tokenizer = load_tokenizer(places.tokenizer)
     target = load_model(places.zoo / "target")

@@ -14,7 +14,7 @@ DRAFTERS: dict[str, tuple[str, ...]] = {GENERALIST: DOMAINS} | {name: (name,) fo
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ZooRecipe:
     """All settings of one making of the zoo."""
 
     name: str
@@ -33,7 +33,7 @@ class Recipe:
     temperature: float = 0.8
 
 
-FULL = Recipe(
+FULL = ZooRecipe(
     name="full",
     corpus=CorpusSettings(),
     target=TrainSettings(
@@ -51,7 +51,7 @@ FULL = Recipe(
     ),
     pool=PoolSettings(),
 )
-QUICK = Recipe(
+QUICK = ZooRecipe(
     name="quick",
     corpus=CorpusSettings(
         characters_per_domain=400_000, longest_document=20_000, home_dialogues=800
@@ -85,7 +85,7 @@ QUICK = Recipe(
 
 
 @dataclass(frozen=True)
-class Places:
+class ZooPaths:
     """Where the recipe works (`scratch`) and where the zoo goes (`zoo`)."""
 
     scratch: Path

@@ -19,7 +19,7 @@ from edgecosine.lab.zoo.corpus import (
 )
 from edgecosine.lab.zoo.distillation import (
     DistillationLoss,
-    Pool,
+    DistillationText,
     continuation_pools,
     inherit_embedding,
     join,
@@ -37,15 +37,15 @@ from edgecosine.lab.zoo.models import (
     train_tokenizer,
 )
 from edgecosine.lab.zoo.prompts import held_out_prompts
-from edgecosine.lab.zoo.recipe import DRAFTERS, Places, Recipe
+from edgecosine.lab.zoo.recipe import DRAFTERS, ZooPaths, ZooRecipe
 from edgecosine.lab.zoo.training import Tokens, compiled, next_token_loss, train, windows
 
 Report = dict[str, Any]
-Stage = Callable[[Recipe, Places], Report]
+Stage = Callable[[ZooRecipe, ZooPaths], Report]
 TEXT, OWN = "text", "own"
 
 
-def corpus_stage(recipe: Recipe, places: Places) -> Report:
+def corpus_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
     """Read the domains, split them, train the tokenizer, encode the training parts."""
     splits = {
         d: split_documents(domain_documents(d, recipe.corpus), recipe.corpus) for d in DOMAINS
@@ -83,7 +83,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: tuple[str, ...])
     return np.array(ids, dtype=np.uint16)
 
 
-def prompts_stage(recipe: Recipe, places: Places) -> Report:
+def prompts_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
     """Choose the held-out prompts."""
     tokenizer = load_tokenizer(places.tokenizer)
     chosen = {}
@@ -99,14 +99,14 @@ def prompts_stage(recipe: Recipe, places: Places) -> Report:
     return {domain: len(prompts) for domain, prompts in chosen.items()}
 
 
-def more_held_out_dialogues(recipe: Recipe) -> list[str]:
+def more_held_out_dialogues(recipe: ZooRecipe) -> list[str]:
     """Further dialogues whose hash keeps them from training: few have just the right length."""
     settings = recipe.corpus
     texts = home_documents(8 * settings.home_dialogues, settings.home_seed + 1)
     return [text for text in texts if is_held_out(text)]
 
 
-def target_stage(recipe: Recipe, places: Places) -> Report:
+def target_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
     """Train the target on equal shares of the domains."""
     sources = [np.load(places.tokens(domain)) for domain in DOMAINS]
     model = new_target(recipe.target_seed)
@@ -124,7 +124,7 @@ def target_stage(recipe: Recipe, places: Places) -> Report:
 def pool_stage(domain: str) -> Stage:
     """The stage in which the target continues prompts of one domain and reads its text."""
 
-    def stage(recipe: Recipe, places: Places) -> Report:
+    def stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
         target = load_model(places.zoo / "target")
         source, report = np.load(places.tokens(domain)), {}
         for kind, maker in ((OWN, continuation_pools), (TEXT, text_pools)):
@@ -141,15 +141,15 @@ def pool_stage(domain: str) -> Stage:
     return stage
 
 
-def _save_pool(pool: Pool, kind: str, domain: str, places: Places) -> None:
+def _save_pool(pool: DistillationText, kind: str, domain: str, places: ZooPaths) -> None:
     places.pool(kind, domain, "tokens").parent.mkdir(parents=True, exist_ok=True)
     np.save(places.pool(kind, domain, "tokens"), pool.tokens)
     np.save(places.pool(kind, domain, "hidden"), pool.hidden)
 
 
-def _pools(kind: str, domains: tuple[str, ...], places: Places) -> list[Pool]:
+def _pools(kind: str, domains: tuple[str, ...], places: ZooPaths) -> list[DistillationText]:
     return [
-        Pool(
+        DistillationText(
             np.load(places.pool(kind, domain, "tokens")),
             np.load(places.pool(kind, domain, "hidden")),
         )
@@ -160,7 +160,7 @@ def _pools(kind: str, domains: tuple[str, ...], places: Places) -> list[Pool]:
 def drafter_stage(name: str) -> Stage:
     """The stage which distils one drafter."""
 
-    def stage(recipe: Recipe, places: Places) -> Report:
+    def stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
         target = load_model(places.zoo / "target")
         head = target.lm_head.weight.detach()
         drafter = new_drafter(recipe.drafter_seed)

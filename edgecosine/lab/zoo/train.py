@@ -17,7 +17,7 @@ import torch
 from edgecosine.lab.zoo.card import card_stage
 from edgecosine.lab.zoo.corpus import DOMAINS, MissingSourceError
 from edgecosine.lab.zoo.matrices import evaluation_stage
-from edgecosine.lab.zoo.recipe import DRAFTERS, FULL, QUICK, Places, Recipe
+from edgecosine.lab.zoo.recipe import DRAFTERS, FULL, QUICK, ZooPaths, ZooRecipe
 from edgecosine.lab.zoo.stages import (
     Stage,
     corpus_stage,
@@ -40,7 +40,7 @@ STAGES: dict[str, Stage] = {
 ALWAYS = ("card",)
 
 
-def run_stage(name: str, recipe: Recipe, places: Places) -> None:
+def run_stage(name: str, recipe: ZooRecipe, places: ZooPaths) -> None:
     """Run one stage and keep its report, the mark that it is finished."""
     print(f"== {name}", flush=True)
     started = time.monotonic()
@@ -51,7 +51,7 @@ def run_stage(name: str, recipe: Recipe, places: Places) -> None:
     places.report(name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def make_zoo(recipe: Recipe, places: Places, stages: list[str]) -> None:
+def make_zoo(recipe: ZooRecipe, places: ZooPaths, stages: list[str]) -> None:
     """Run the named stages, or every unfinished one in order."""
     for name in stages or STAGES:
         if stages or name in ALWAYS or not places.report(name).exists():
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = QUICK if chosen.quick else FULL
     scratch = chosen.scratch or Path(".train") / ("quick" if chosen.quick else "")
     # A quick run must never overwrite the committed zoo.
-    places = Places(scratch, chosen.out or (scratch / "zoo" if chosen.quick else ZOO))
+    places = ZooPaths(scratch, chosen.out or (scratch / "zoo" if chosen.quick else ZOO))
     try:
         make_zoo(recipe, places, chosen.stage)
     except (MissingSourceError, FileNotFoundError) as error:

@@ -1,53 +1,55 @@
-"""What a `WorkBook` wants done."""
+"""What a `QueueState` wants done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class PublishClaim:
     """Publish our claim."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
+class ClearClaim:
     """Clear the claim that is published."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class Inform:
+class PublishKnown:
     """Tell all that the request was answered or refused here."""
 
-    ticket: Ticket
+    ticket: ReplyAddress
 
 
 @dataclass(frozen=True, slots=True)
-class Agree:
+class AcknowledgeClaim:
     """Consent to a claim."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartRequest:
     """The request is ours: have it answered."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class AbandonRequest:
     """The request is another target's: drop whatever there is of it."""
 
     key: str
 
 
-Effect = Tell | Clear | Inform | Agree | Start | GiveUp
+QueueAction = (
+    PublishClaim | ClearClaim | PublishKnown | AcknowledgeClaim | StartRequest | AbandonRequest
+)

@@ -1,4 +1,4 @@
-"""A target among the targets of its cluster: keeps its `WorkBook` by what they say on MQTT.
+"""A target among the targets of its cluster: keeps its `QueueState` by what they say on MQTT.
 
 It has a connection of its own, whose will says that the target is lost. Alone it says nothing about
 requests, so one target pays for none of this.
@@ -19,20 +19,28 @@ import msgspec
 from edgecosine.counters import Counters
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
+from edgecosine.node.cluster_queue.actions import (
+    AbandonRequest,
+    AcknowledgeClaim,
+    ClearClaim,
+    PublishClaim,
+    PublishKnown,
+    QueueAction,
+    StartRequest,
+)
 from edgecosine.node.cluster_queue.leases import CALL_S, RENEW_S, Leases
-from edgecosine.node.cluster_queue.single_target import Desk
-from edgecosine.node.cluster_queue.state import WorkBook
+from edgecosine.node.cluster_queue.single_target import RequestStarter
+from edgecosine.node.cluster_queue.state import QueueState
 from edgecosine.node.runtime.failures import DUPLICATE
 from edgecosine.protocol.api.claim_messages import (
-    Call,
     Claim,
-    Consent,
+    ClaimAck,
     Echo,
-    Known,
-    Standing,
+    KnownRequest,
+    MembershipStatus,
     StandingState,
+    StatusRequest,
     claim_notice,
     clearance,
     inbox_note,
@@ -44,9 +52,9 @@ from edgecosine.protocol.api.claim_messages import (
     standing_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.topics import InboxTopic, StandingTopic, Topics, WorkTopic
+from edgecosine.protocol.api.topics import ClaimTopic, InboxTopic, MembershipTopic, Topics
 from edgecosine.security.client_ids import ClientIds
 
 logger = logging.getLogger(__name__)
@@ -58,7 +66,7 @@ _TICK_S: Final = 0.25
 _RENEW_TICKS: Final = round(RENEW_S / _TICK_S)
 
 
-class Sharing:
+class QueueCoordinator:
     """One target's part in the cluster's queue. `open` while requests are at work.
 
     `open` raises ConfigError when another target serves another model.
@@ -78,11 +86,11 @@ class Sharing:
     ) -> None:
         self._topics, self._wall_clock_s = topics, wall_clock_s
         self._counters = counters or Counters()
-        us = Standing(
+        us = MembershipStatus(
             node_id, secrets.token_hex(8), identity, model, wall_clock_s(), "ready"
         )  # fmt: skip
-        self._desk: Desk | None = None
-        self.book = WorkBook(us, knows=self._knows)
+        self._desk: RequestStarter | None = None
+        self.book = QueueState(us, knows=self._knows)
         self._held: dict[str, Callable[[], None]] = {}
         """Finals that wait until they are sure to be ours."""
         self._open: dict[str, Callable[[], None]] = {}
@@ -96,7 +104,7 @@ class Sharing:
         self._join_until: float | None = None
         """Until when those may answer that we called; None until all is heard that was held."""
         name = f"edgecosine-{topics.cluster}-{node_id}-sharing"
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             broker,
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
@@ -111,9 +119,9 @@ class Sharing:
         )
 
     def __repr__(self) -> str:
-        return f"<Sharing {self.book!r} {self._courier!r}>"
+        return f"<QueueCoordinator {self.book!r} {self._courier!r}>"
 
-    def serve(self, desk: Desk) -> None:
+    def serve(self, desk: RequestStarter) -> None:
         """Who answers the requests that fall to us."""
         self._desk = desk
 
@@ -159,7 +167,7 @@ class Sharing:
                 self._call(self.book.others)
                 self._leases.call(_now())
 
-    def hear(self, ticket: Ticket, request: Request, taken: Callable[[], None]) -> None:
+    def hear(self, ticket: ReplyAddress, request: Request, taken: Callable[[], None]) -> None:
         """A new request came; `taken` is called when it is started here or claimed elsewhere.
 
         Raises RequestError when another one of that name is about to be started.
@@ -172,15 +180,15 @@ class Sharing:
         else:
             taken()
 
-    def resume(self, ticket: Ticket, request: Request, age_s: float) -> None:
+    def resume(self, ticket: ReplyAddress, request: Request, age_s: float) -> None:
         """A request of our former life."""
         self._do(self.book.resume(self._claim(ticket, request, age_s), _now()))
 
-    def repeat(self, ticket: Ticket) -> None:
+    def repeat(self, ticket: ReplyAddress) -> None:
         """A request came that was answered here."""
         self._do(self.book.repeat(ticket))
 
-    def withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, ticket: ReplyAddress) -> None:
         """A request was refused here."""
         self._do(self.book.withdraw(ticket))
 
@@ -203,7 +211,7 @@ class Sharing:
         """The broker has the final message."""
         self._do(self.book.finish(key))
 
-    def _claim(self, ticket: Ticket, request: Request, age_s: float) -> Claim:
+    def _claim(self, ticket: ReplyAddress, request: Request, age_s: float) -> Claim:
         us = self.book.us
         return Claim(us.node, us.session, ticket, request, self._wall_clock_s() - age_s)
 
@@ -214,15 +222,15 @@ class Sharing:
         is_heard = self.book.is_alone or _now() - self._heard_at < LEASE_S
         return is_heard and self.book.is_ours(key)
 
-    def _do(self, effects: Sequence[Effect]) -> None:
+    def _do(self, effects: Sequence[QueueAction]) -> None:
         for effect in effects:
             match effect:
-                case Start(claim):
+                case StartRequest(claim):
                     assert self._desk is not None
                     if claim.taken_from:
                         self._counters.count("taken_over")
                     self._desk.start(claim)
-                case GiveUp(key):
+                case AbandonRequest(key):
                     assert self._desk is not None
                     self._held.pop(key, None)
                     self._desk.give_up(key)
@@ -232,24 +240,26 @@ class Sharing:
             for key in [key for key in self._open if not self.book.is_open(key)]:
                 self._open.pop(key)()
 
-    def _message(self, effect: Tell | Clear | Inform | Agree) -> Outgoing:
+    def _message(
+        self, effect: PublishClaim | ClearClaim | PublishKnown | AcknowledgeClaim
+    ) -> Outgoing:
         node = self.book.us.node
         match effect:
-            case Tell(claim):
+            case PublishClaim(claim):
                 return claim_notice(self._topics, claim)
-            case Clear(key):
+            case ClearClaim(key):
                 return clearance(self._topics, *key.split("/", 1))
-            case Inform(ticket):
+            case PublishKnown(ticket):
                 return known_notice(self._topics, ticket, node)
-            case Agree(claim):
-                note = Consent(node, claim.key, claim.generation)
+            case AcknowledgeClaim(claim):
+                note = ClaimAck(node, claim.key, claim.generation)
                 return inbox_note(self._topics, claim.node, note)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
-            case WorkTopic() as topic:
+            case ClaimTopic() as topic:
                 self._take_work(topic.key, message)
-            case StandingTopic(node):
+            case MembershipTopic(node):
                 self._take_standing(node, message)
             case InboxTopic():
                 self._take_note(message.payload)
@@ -262,7 +272,7 @@ class Sharing:
         match read_work(message.payload):
             case Claim() as claim if claim.key == key:
                 self._do(self.book.claimed(claim, _now(), is_retained=message.retain))
-            case Known(node, digest):
+            case KnownRequest(node, digest):
                 self._do(self.book.known(key, node, digest, _now()))
 
     def _take_standing(self, node: str, message: Incoming) -> None:
@@ -271,7 +281,7 @@ class Sharing:
         standing = (
             read_standing(message.payload)
             if message.payload
-            else Standing(node, "", us.identity, us.model, 0.0, "left")
+            else MembershipStatus(node, "", us.identity, us.model, 0.0, "left")
         )
         if standing is None or standing.node != node:
             return
@@ -290,7 +300,7 @@ class Sharing:
             self._do(self.book.stands(standing, _now()))
         self._join_if_sure()
 
-    def _take_our_own(self, standing: Standing, *, is_retained: bool) -> None:
+    def _take_our_own(self, standing: MembershipStatus, *, is_retained: bool) -> None:
         us = self.book.us
         self._is_remembered |= is_retained
         is_old = standing.state != us.state or standing.session != us.session
@@ -298,7 +308,7 @@ class Sharing:
             # The will of a dead connection, or a former life.
             self._courier.send(self._standing(us.state))
 
-    def _meet_stranger(self, standing: Standing) -> None:
+    def _meet_stranger(self, standing: MembershipStatus) -> None:
         """Of two targets that would not say the same, the later one goes."""
         us = self.book.us
         was_there = self._leases.was_found(standing.node) and not self._joined.is_set()
@@ -312,20 +322,20 @@ class Sharing:
 
     def _take_note(self, payload: bytes) -> None:
         match read_note(payload):
-            case Consent(node, key, generation):
+            case ClaimAck(node, key, generation):
                 self._do(self.book.consented(node, key, generation))
             case Echo(session, number) if session == self.book.us.session:
                 self._heard_at = _now()
                 if number == self._num_echoes and not self.book.is_joined:
                     self._join_until = self._join_until or _now() + CALL_S
                     self._join_if_sure()
-            case Call():
+            case StatusRequest():
                 if self._joined.is_set():
                     self._courier.send(self._standing(self.book.us.state))
 
     def _call(self, nodes: Sequence[str]) -> None:
         for node in nodes:
-            self._courier.send(inbox_note(self._topics, node, Call(self.book.us.node)))
+            self._courier.send(inbox_note(self._topics, node, StatusRequest(self.book.us.node)))
 
     def _join_if_sure(self) -> None:
         """Join once all that the broker holds is known, and who of the others is still there."""

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.protocol.api.claim_messages import Standing
+from edgecosine.protocol.api.claim_messages import MembershipStatus
 
 RENEW_S: Final = 1.0
 """How often a target says how it stands."""
@@ -31,7 +31,7 @@ MAX_KEPT: Final = 256
 class _Lease:
     """What a target said last, when, and whether it is taken for unavailable since."""
 
-    standing: Standing
+    standing: MembershipStatus
     said_at: float
     is_stale: bool = False
 
@@ -41,7 +41,7 @@ class Leases:
 
     def __init__(self) -> None:
         self._leases: dict[str, _Lease] = {}
-        self._unsure: dict[str, Standing] = {}
+        self._unsure: dict[str, MembershipStatus] = {}
         """What was held when we came and was not said again yet."""
 
     def start(self) -> None:
@@ -49,12 +49,12 @@ class Leases:
         self._leases.clear()
         self._unsure.clear()
 
-    def find(self, standing: Standing) -> None:
+    def find(self, standing: MembershipStatus) -> None:
         """The broker held this before we came."""
         if len(self._unsure) < MAX_KEPT:
             self._unsure[standing.node] = standing
 
-    def renew(self, standing: Standing, now: float) -> bool:
+    def renew(self, standing: MembershipStatus, now: float) -> bool:
         """A target has said this; False when there is no room for its lease."""
         self._unsure.pop(standing.node, None)
         if standing.node not in self._leases and len(self._leases) >= MAX_KEPT:
@@ -76,7 +76,7 @@ class Leases:
         """Whether all that was held has been said again."""
         return not self._unsure
 
-    def give_up(self) -> list[Standing]:
+    def give_up(self) -> list[MembershipStatus]:
         """Those that were called and did not answer, as lost."""
         found, self._unsure = self._unsure, {}
         return [_lost(standing) for standing in found.values()]
@@ -86,7 +86,7 @@ class Leases:
         for lease in self._leases.values():
             lease.said_at = min(lease.said_at, now - STALE_S + CALL_S)
 
-    def silent(self, now: float) -> list[Standing]:
+    def silent(self, now: float) -> list[MembershipStatus]:
         """What is to be taken for said by those who were silent for too long."""
         said = []
         for node, lease in list(self._leases.items()):
@@ -105,5 +105,5 @@ class Leases:
         return lease is not None and not lease.is_stale
 
 
-def _lost(standing: Standing) -> Standing:
+def _lost(standing: MembershipStatus) -> MembershipStatus:
     return msgspec.structs.replace(standing, state="lost")

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgecosine.balance.rendezvous_hash import chosen
-from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
 
 GRACE_S: Final = 5.0
 """In which a target that was lost may come back to its work; as long as couriers pause at most."""
@@ -25,16 +25,16 @@ FORGET_S: Final = 3600.0
 class _Peer:
     """Another target, in this life since `since`; `lost_at` is when it was lost."""
 
-    standing: Standing
+    standing: MembershipStatus
     since: float
     lost_at: float | None = None
     is_silent: bool = False
 
 
-class Standings:
+class Members:
     """Our standing, and those of the other targets as far as the broker lets us hear of them."""
 
-    def __init__(self, us: Standing) -> None:
+    def __init__(self, us: MembershipStatus) -> None:
         self.us = us
         self.is_joined = False
         """Whether all that the broker holds has been heard in this connection."""
@@ -92,7 +92,7 @@ class Standings:
         """We stand otherwise."""
         self.us = msgspec.structs.replace(self.us, state=state)
 
-    def hear(self, standing: Standing, now: float) -> bool:
+    def hear(self, standing: MembershipStatus, now: float) -> bool:
         """Another target stands so; whether it has come, or come back, and knows no claims."""
         node = standing.node
         self._strangers.pop(node, None)

@@ -12,10 +12,17 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.node.cluster_queue.actions import Clear, Effect, GiveUp, Inform, Start, Tell
-from edgecosine.node.cluster_queue.members import Standings
+from edgecosine.node.cluster_queue.actions import (
+    AbandonRequest,
+    ClearClaim,
+    PublishClaim,
+    PublishKnown,
+    QueueAction,
+    StartRequest,
+)
+from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 
 CONSENT_S: Final = 0.5
 """How long a claim waits for another target, which is not waited for again until it speaks."""
@@ -33,10 +40,10 @@ class _Work:
     is_told: bool = False
 
 
-class OurClaims:
+class OwnClaims:
     """What is ours of the queue. `knows` tells whether a request was answered here."""
 
-    def __init__(self, standings: Standings, knows: Callable[[str], bool]) -> None:
+    def __init__(self, standings: Members, knows: Callable[[str], bool]) -> None:
         self._standings, self._knows = standings, knows
         self._works: dict[str, _Work] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
@@ -74,7 +81,7 @@ class OurClaims:
         """Whether a request was answered here."""
         return key in self._done or self._knows(key)
 
-    def take(self, claim: Claim, now: float) -> list[Effect]:
+    def take(self, claim: Claim, now: float) -> list[QueueAction]:
         """Claim a request; it starts at once where nobody is to be asked."""
         standings = self._standings
         work = _Work(claim, standings.to_ask(), now + CONSENT_S)
@@ -83,7 +90,7 @@ class OurClaims:
         effects = _tell(work) if is_heard else []
         return [*effects, *self._start_if_free(work)]
 
-    def renew(self, ticket: Ticket) -> None:
+    def renew(self, ticket: ReplyAddress) -> None:
         """A request of ours came again: it is answered as its asker wishes by now."""
         work = self._works[ticket.key]
         work.claim = msgspec.structs.replace(work.claim, ticket=ticket)
@@ -97,47 +104,47 @@ class OurClaims:
         work = self._works.pop(key, None)
         return work is not None and work.is_told
 
-    def finish(self, key: str) -> list[Effect]:
+    def finish(self, key: str) -> list[QueueAction]:
         """The broker has the final message."""
         if self._owed.pop(key, None) is not None:
-            return [] if self._standings.is_alone else [Clear(key)]
+            return [] if self._standings.is_alone else [ClearClaim(key)]
         if key not in self._works:
             return []
         self._done[key] = None
         if len(self._done) > MAX_DONE:
             self._done.popitem(last=False)
-        return [Clear(key)] if self.drop(key) else []
+        return [ClearClaim(key)] if self.drop(key) else []
 
-    def tell(self, key: str) -> list[Effect]:
+    def tell(self, key: str) -> list[QueueAction]:
         """Another target claims what is ours."""
         return _tell(self._works[key])
 
-    def tell_again(self, key: str) -> list[Effect]:
+    def tell_again(self, key: str) -> list[QueueAction]:
         """A claim to this was cleared, perhaps ours."""
         work = self._works.get(key)
         return _tell(work) if work is not None and work.is_told else []
 
-    def tell_all(self) -> list[Effect]:
+    def tell_all(self) -> list[QueueAction]:
         """A target has come that knows no claims."""
         return [effect for work in self._works.values() for effect in _tell(work)]
 
-    def hear_own(self, claim: Claim, now: float) -> list[Effect]:
+    def hear_own(self, claim: Claim, now: float) -> list[QueueAction]:
         """Our own word comes back, or that of a former life of ours."""
         key, session = claim.key, self._standings.us.session
         work = self._works.get(key)
         if claim.session == session:
-            return [Clear(key)] if work is None and key in self._done else []
+            return [ClearClaim(key)] if work is None and key in self._done else []
         if work is None:
             if key in self._owed:
                 return []
             if self.is_answered(key):
-                return [Clear(key)]
+                return [ClearClaim(key)]
             return self.take(msgspec.structs.replace(claim, session=session), now)
         if claim.generation > work.claim.generation:
             work.claim = msgspec.structs.replace(work.claim, generation=claim.generation)
         return _tell(work)
 
-    def consented(self, node: str, key: str, generation: int) -> list[Effect]:
+    def consented(self, node: str, key: str, generation: int) -> list[QueueAction]:
         """Another target agrees to our claim."""
         work = self._works.get(key)
         if work is None or work.claim.generation != generation:
@@ -150,16 +157,16 @@ class OurClaims:
         works = self._works.values()
         return {node for work in works if work.until <= now for node in work.waiting}
 
-    def go_without(self, nodes: Iterable[str]) -> list[Effect]:
+    def go_without(self, nodes: Iterable[str]) -> list[QueueAction]:
         """Wait for the consent of these no more."""
-        effects: list[Effect] = []
+        effects: list[QueueAction] = []
         for work in self._works.values():
             if work.waiting:
                 work.waiting.difference_update(nodes)
                 effects += self._start_if_free(work)
         return effects
 
-    def ask_again(self, now: float) -> list[Effect]:
+    def ask_again(self, now: float) -> list[QueueAction]:
         """A connection stands anew: whoever is there is asked again for all that is ours."""
         for work in self._works.values():
             work.waiting, work.until = self._standings.to_ask(), now + CONSENT_S
@@ -176,14 +183,14 @@ class OurClaims:
         """Whether that is so."""
         return key in self._owed
 
-    def insist(self, ticket: Ticket) -> list[Effect]:
+    def insist(self, ticket: ReplyAddress) -> list[QueueAction]:
         """Another target claims what our former life has answered, so it did not answer it."""
         self._owed[ticket.key] = True
-        return [Inform(ticket)]
+        return [PublishKnown(ticket)]
 
-    def settle_owed(self, claimed: Collection[str], *, is_remembered: bool) -> list[Effect]:
+    def settle_owed(self, claimed: Collection[str], *, is_remembered: bool) -> list[QueueAction]:
         """All that the broker holds has come, with claims to these requests."""
-        effects: list[Effect] = []
+        effects: list[QueueAction] = []
         is_alone = self._standings.is_alone
         for key, is_ours in list(self._owed.items()):
             # Where others are, what was ours is on the broker, unless one of them has answered.
@@ -191,16 +198,16 @@ class OurClaims:
                 self._owed[key] = True
             else:
                 del self._owed[key]
-                effects.append(GiveUp(key))
+                effects.append(AbandonRequest(key))
         return effects
 
-    def _start_if_free(self, work: _Work) -> list[Effect]:
+    def _start_if_free(self, work: _Work) -> list[QueueAction]:
         if work.is_started or work.waiting or not self._standings.is_joined:
             return []
         work.is_started = True
-        return [Start(work.claim)]
+        return [StartRequest(work.claim)]
 
 
-def _tell(work: _Work) -> list[Effect]:
+def _tell(work: _Work) -> list[QueueAction]:
     work.is_told = True
-    return [Tell(work.claim)]
+    return [PublishClaim(work.claim)]

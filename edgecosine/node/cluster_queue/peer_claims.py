@@ -12,19 +12,19 @@ from typing import Final, TypeVar
 import msgspec
 
 from edgecosine.balance.rendezvous_hash import weight
-from edgecosine.node.cluster_queue.members import Standings
+from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 
 MAX_KEPT: Final = 4096
 
 V = TypeVar("V")
 
 
-class TheirClaims:
+class PeerClaims:
     """The claims of others that count, and who has settled which request."""
 
-    def __init__(self, standings: Standings) -> None:
+    def __init__(self, standings: Members) -> None:
         self._standings = standings
         self._claims: OrderedDict[str, Claim] = OrderedDict()
         self._settled: OrderedDict[str, tuple[str, float]] = OrderedDict()
@@ -44,7 +44,7 @@ class TheirClaims:
             _put(self._claims, claim.key, claim)
         self._standings.meet(claim.node, now)
 
-    def renew(self, ticket: Ticket) -> None:
+    def renew(self, ticket: ReplyAddress) -> None:
         """A request that another target claims came again, maybe with another body."""
         claim = self._claims[ticket.key]
         if claim.ticket.digest == ticket.digest:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 
 
-class Desk(Protocol):
+class RequestStarter(Protocol):
     """What the answering side of a target does as it is told."""
 
     def start(self, claim: Claim) -> None:
@@ -24,29 +24,29 @@ class Desk(Protocol):
         """Whether the request was answered here."""
 
 
-class Alone:
+class SingleTarget:
     """A target that never has company."""
 
     has_stand_in = False
 
     def __init__(self, wall_clock_s: Callable[[], float] = time.time) -> None:
         self._wall_clock_s = wall_clock_s
-        self._desk: Desk | None = None
+        self._desk: RequestStarter | None = None
 
-    def serve(self, desk: Desk) -> None:
+    def serve(self, desk: RequestStarter) -> None:
         self._desk = desk
 
-    def hear(self, ticket: Ticket, request: Request, taken: Callable[[], None]) -> None:
+    def hear(self, ticket: ReplyAddress, request: Request, taken: Callable[[], None]) -> None:
         self.resume(ticket, request, 0.0)
         taken()
 
-    def resume(self, ticket: Ticket, request: Request, age_s: float) -> None:
+    def resume(self, ticket: ReplyAddress, request: Request, age_s: float) -> None:
         assert self._desk is not None
         self._desk.start(Claim("", "", ticket, request, self._wall_clock_s() - age_s))
 
-    def repeat(self, ticket: Ticket) -> None: ...
+    def repeat(self, ticket: ReplyAddress) -> None: ...
 
-    def withdraw(self, ticket: Ticket) -> None: ...
+    def withdraw(self, ticket: ReplyAddress) -> None: ...
 
     def owe(self, key: str) -> None: ...
 

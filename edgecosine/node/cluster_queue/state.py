@@ -8,8 +8,8 @@ Pure: what happens comes in by calls with the time, in seconds of any steady clo
 be done goes out as effects. Every two claims to one request are ordered in the same way by all who
 see them, so of two claimants exactly one gives up.
 
-Who is there is kept in `Standings`, what is ours in `OurClaims`, what is another's in `TheirClaims`
-and what is nobody's yet in `Hearsay`. Here is decided what goes from one to another.
+Who is there is kept in `Members`, what is ours in `OwnClaims`, what is another's in `PeerClaims`
+and what is nobody's yet in `UnclaimedRequests`. Here is decided what goes from one to another.
 """
 
 from __future__ import annotations
@@ -19,38 +19,45 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Tell
-from edgecosine.node.cluster_queue.members import Standings
-from edgecosine.node.cluster_queue.own_claims import OurClaims
-from edgecosine.node.cluster_queue.peer_claims import TheirClaims, rank
-from edgecosine.node.cluster_queue.unclaimed import Hearsay
-from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.node.cluster_queue.actions import (
+    AbandonRequest,
+    AcknowledgeClaim,
+    ClearClaim,
+    PublishClaim,
+    PublishKnown,
+    QueueAction,
+)
+from edgecosine.node.cluster_queue.members import Members
+from edgecosine.node.cluster_queue.own_claims import OwnClaims
+from edgecosine.node.cluster_queue.peer_claims import PeerClaims, rank
+from edgecosine.node.cluster_queue.unclaimed import UnclaimedRequests
+from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
+from edgecosine.protocol.api.parse_request import ReplyAddress
 
 UNCLAIMED_S: Final = 2.0
 """After so long a request that nobody claims is taken by whoever has heard it."""
 _MAX_HEARD: Final = 1024
 
 
-class WorkBook:
+class QueueState:
     """One target's book. `knows` tells whether a request was answered here."""
 
-    def __init__(self, us: Standing, *, knows: Callable[[str], bool]) -> None:
-        self._standings = Standings(us)
-        self._ours = OurClaims(self._standings, knows)
-        self._theirs = TheirClaims(self._standings)
-        self._heard = Hearsay(_MAX_HEARD)
+    def __init__(self, us: MembershipStatus, *, knows: Callable[[str], bool]) -> None:
+        self._standings = Members(us)
+        self._ours = OwnClaims(self._standings, knows)
+        self._theirs = PeerClaims(self._standings)
+        self._heard = UnclaimedRequests(_MAX_HEARD)
         self._heard_again: set[str] | None = None
         """What anybody claims, while all comes that the broker holds."""
 
     def __repr__(self) -> str:
         return (
-            f"<WorkBook {self.us.node} [{len(self._ours)} ours, {len(self._theirs)} of others, "
+            f"<QueueState {self.us.node} [{len(self._ours)} ours, {len(self._theirs)} of others, "
             f"{len(self._heard)} heard]>"
         )
 
     @property
-    def us(self) -> Standing:
+    def us(self) -> MembershipStatus:
         """How we stand."""
         return self._standings.us
 
@@ -78,7 +85,7 @@ class WorkBook:
         """Whether a request is ours as far as can be known: all others agree."""
         return self._ours.is_sure(key)
 
-    def is_another(self, ticket: Ticket) -> bool:
+    def is_another(self, ticket: ReplyAddress) -> bool:
         """Whether we have a request of that name with another body."""
         ours = self._ours.get(ticket.key)
         return ours is not None and ours.ticket.digest != ticket.digest
@@ -87,7 +94,7 @@ class WorkBook:
         """Whether a request was heard, and is neither started here nor claimed elsewhere."""
         return key in self._heard or self._ours.is_pending(key)
 
-    def hear(self, claim: Claim, now: float) -> list[Effect]:
+    def hear(self, claim: Claim, now: float) -> list[QueueAction]:
         """A request came; `claim` is what we would say of it."""
         if self.is_alone and self.is_joined:
             return self._ours.take(claim, now)
@@ -107,7 +114,7 @@ class WorkBook:
             self._heard.keep(claim, now)
         return []
 
-    def resume(self, claim: Claim, now: float) -> list[Effect]:
+    def resume(self, claim: Claim, now: float) -> list[QueueAction]:
         """A request of our former life."""
         return self._ours.take(claim, now)
 
@@ -115,22 +122,22 @@ class WorkBook:
         """Our former life has answered a request, and the broker may not have the answer."""
         self._ours.owe(key)
 
-    def repeat(self, ticket: Ticket) -> list[Effect]:
+    def repeat(self, ticket: ReplyAddress) -> list[QueueAction]:
         """A request came that was answered here, so nobody else need care for it."""
-        return [] if self.is_alone or ticket.key in self._ours else [Inform(ticket)]
+        return [] if self.is_alone or ticket.key in self._ours else [PublishKnown(ticket)]
 
-    def withdraw(self, ticket: Ticket) -> list[Effect]:
+    def withdraw(self, ticket: ReplyAddress) -> list[QueueAction]:
         """The request was refused, so nobody need care for it."""
-        effects: list[Effect] = [] if self.is_alone else [Inform(ticket)]
+        effects: list[QueueAction] = [] if self.is_alone else [PublishKnown(ticket)]
         if self._ours.drop(ticket.key):
-            effects.append(Clear(ticket.key))
+            effects.append(ClearClaim(ticket.key))
         return effects
 
-    def finish(self, key: str) -> list[Effect]:
+    def finish(self, key: str) -> list[QueueAction]:
         """The broker has the final message."""
         return self._ours.finish(key)
 
-    def claimed(self, claim: Claim, now: float, *, is_retained: bool = False) -> list[Effect]:
+    def claimed(self, claim: Claim, now: float, *, is_retained: bool = False) -> list[QueueAction]:
         """A claim was published, ours among them."""
         key = claim.key
         if self._heard_again is not None:
@@ -140,28 +147,28 @@ class WorkBook:
         if self._ours.owes(key):
             return self._ours.insist(claim.ticket)
         if self._ours.is_answered(key):
-            return [Inform(claim.ticket), Clear(key)]
-        effects: list[Effect] = []
+            return [PublishKnown(claim.ticket), ClearClaim(key)]
+        effects: list[QueueAction] = []
         if (ours := self._ours.get(key)) is not None:
             if rank(ours) > rank(claim):
                 return self._ours.tell(key)
-            effects.append(GiveUp(key))
+            effects.append(AbandonRequest(key))
             if self._ours.drop(key):
                 # Ours may have been published after the one that counts.
-                effects.append(Tell(claim))
+                effects.append(PublishClaim(claim))
         self._heard.claim(claim.ticket)
         self._theirs.put(claim, now)
         if not is_retained:
-            effects.append(Agree(claim))
+            effects.append(AcknowledgeClaim(claim))
         return effects
 
-    def cleared(self, key: str, now: float) -> list[Effect]:
+    def cleared(self, key: str, now: float) -> list[QueueAction]:
         """A claim was cleared, ours among them."""
         self._theirs.clear(key, now)
         self._heard.drop(key)
         return self._ours.tell_again(key)
 
-    def known(self, key: str, node: str, digest: bytes, now: float) -> list[Effect]:
+    def known(self, key: str, node: str, digest: bytes, now: float) -> list[QueueAction]:
         """A target has answered a request, or refused it."""
         if node == self.us.node:
             return []
@@ -170,24 +177,24 @@ class WorkBook:
         if key not in self._ours or self._ours.is_answered(key):
             return []
         self._ours.drop(key)
-        return [GiveUp(key)]
+        return [AbandonRequest(key)]
 
-    def consented(self, node: str, key: str, generation: int) -> list[Effect]:
+    def consented(self, node: str, key: str, generation: int) -> list[QueueAction]:
         """Another target agrees to our claim."""
         self._standings.consents(node)
         return self._ours.consented(node, key, generation)
 
-    def stands(self, standing: Standing, now: float) -> list[Effect]:
+    def stands(self, standing: MembershipStatus, now: float) -> list[QueueAction]:
         """Another target of our identity said how it stands."""
         has_come = self._standings.hear(standing, now)
-        effects: list[Effect] = []
+        effects: list[QueueAction] = []
         if standing.state in ("left", "lost"):
             effects += self._ours.go_without([standing.node])
         elif has_come:
             effects += self._ours.tell_all()
         return [*effects, *self._reconsider(now)]
 
-    def say(self, state: StandingState, now: float) -> list[Effect]:
+    def say(self, state: StandingState, now: float) -> list[QueueAction]:
         """We stand otherwise."""
         self._standings.say(state)
         return self._reconsider(now)
@@ -201,7 +208,7 @@ class WorkBook:
         self._standings.lose(now)
         self._heard_again = set()
 
-    def join(self, now: float, *, is_remembered: bool) -> list[Effect]:
+    def join(self, now: float, *, is_remembered: bool) -> list[QueueAction]:
         """All that the broker holds has come; `is_remembered`: it still had our own words."""
         claimed, self._heard_again = self._heard_again or set(), None
         if is_remembered:
@@ -213,7 +220,7 @@ class WorkBook:
             *self._reconsider(now),
         ]
 
-    def tick(self, now: float) -> list[Effect]:
+    def tick(self, now: float) -> list[QueueAction]:
         """Time passes."""
         silent = self._ours.overdue(now)
         self._standings.silence(silent)
@@ -221,11 +228,11 @@ class WorkBook:
         self._standings.forget(now)
         return [*effects, *self._reconsider(now)]
 
-    def _reconsider(self, now: float) -> list[Effect]:
+    def _reconsider(self, now: float) -> list[QueueAction]:
         """Take what falls to us by now."""
         if not self.is_joined:
             return []
-        effects: list[Effect] = []
+        effects: list[QueueAction] = []
         for claim, since in self._heard.all():
             is_stale = since + UNCLAIMED_S <= now and self.us.node in self._standings.eligible()
             if is_stale or self._is_chosen(claim):

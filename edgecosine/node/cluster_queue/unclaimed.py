@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 
 
-class Hearsay:
+class UnclaimedRequests:
     """What was heard and not yet claimed."""
 
     def __init__(self, max_kept: int) -> None:
@@ -41,14 +41,14 @@ class Hearsay:
         if len(self._kept) > self._max_kept:
             self.drop(next(iter(self._kept)))
 
-    def is_claimed(self, ticket: Ticket) -> bool:
+    def is_claimed(self, ticket: ReplyAddress) -> bool:
         """Whether a request without an id was claimed before we heard it; true once a claim."""
         if ticket.is_named or not self._claimed[ticket.digest]:
             return False
         self._claimed[ticket.digest] -= 1
         return True
 
-    def claim(self, ticket: Ticket) -> None:
+    def claim(self, ticket: ReplyAddress) -> None:
         """A target has claimed a request."""
         if ticket.is_named:
             self.drop(ticket.key)

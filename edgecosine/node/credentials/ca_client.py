@@ -21,15 +21,15 @@ from edgecosine.security.certificates import ENROLMENT_NAME
 from edgecosine.security.credentials import Credentials, Enrolling
 from edgecosine.security.enrolment import (
     MAX_ANSWER_BYTES,
-    Admission,
-    Answer,
+    Certificate,
     Denial,
+    EnrolmentAnswer,
+    EnrolmentRequest,
     Introduce,
     Join,
     Renew,
-    Request,
     TrustList,
-    Watch,
+    WatchTrust,
     read_answer,
     write_line,
 )
@@ -53,7 +53,7 @@ async def join(
     context = enrolment_context(authority)
     request = Join(token.secret, node_id, enrolling.request)
     answer = await _ask_any(addresses, request, context, ENROLMENT_NAME)
-    if not isinstance(answer, Admission):
+    if not isinstance(answer, Certificate):
         raise EnrolmentError("the authority gave another answer than a certificate")
     return await asyncio.to_thread(enrolling.store, directory, answer, addresses)
 
@@ -68,7 +68,7 @@ async def renew(credentials: Credentials) -> Credentials:
     answer = await _ask_any(
         credentials.endpoints, Renew(enrolling.request), context, ENROLMENT_NAME
     )
-    if not isinstance(answer, Admission):
+    if not isinstance(answer, Certificate):
         raise EnrolmentError("the authority gave another answer than a certificate")
     return credentials.renewed(enrolling, answer)
 
@@ -79,7 +79,7 @@ async def watch(credentials: Credentials) -> TrustList:
     Raises EnrolmentError.
     """
     context = enrolment_context(credentials.authorities_pem, credentials.node_file)
-    request = Watch(credentials.revision)
+    request = WatchTrust(credentials.revision)
     answer = await _ask_any(
         credentials.endpoints, request, context, ENROLMENT_NAME, WATCH_S + _ANSWER_S
     )
@@ -98,11 +98,11 @@ async def _find_authority(token: JoinToken, addresses: Sequence[str]) -> str:
 
 async def _ask_any(
     addresses: Sequence[str],
-    request: Request,
+    request: EnrolmentRequest,
     context: ssl.SSLContext,
     server_name: str | None,
     answer_s: float = _ANSWER_S,
-) -> Answer:
+) -> EnrolmentAnswer:
     """The answer of the first address that gives one."""
     failures = []
     for address in addresses:
@@ -120,11 +120,11 @@ async def _ask_any(
 
 async def _ask(
     address: str,
-    request: Request,
+    request: EnrolmentRequest,
     context: ssl.SSLContext,
     server_name: str | None,
     answer_s: float,
-) -> Answer:
+) -> EnrolmentAnswer:
     host, port = parse_address(address, key="ca_address")
     try:
         async with asyncio.timeout(_PATIENCE_S):

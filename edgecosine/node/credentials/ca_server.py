@@ -17,19 +17,19 @@ from typing import Any, Final, NoReturn, assert_never
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.links.link_policy import explain
 from edgecosine.node.links.listener import bind
 from edgecosine.security.authority import Authority
 from edgecosine.security.enrolment import (
     MAX_REQUEST_BYTES,
-    Answer,
     Denial,
+    EnrolmentAnswer,
+    EnrolmentRequest,
     Introduce,
     Join,
     Renew,
-    Request,
-    Watch,
+    WatchTrust,
     read_request,
     write_line,
 )
@@ -55,7 +55,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Endpoint:
+class CaServer:
     """The authority's endpoint. `open`, then `run` until cancelled."""
 
     def __init__(
@@ -73,11 +73,11 @@ class Endpoint:
         self._sockets: list[socket.socket] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._strangers: dict[asyncio.Task[None], None] = {}
-        self._complaints = Complaints()
+        self._complaints = LogThrottle()
         self.addresses: tuple[Address, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self._authority.cluster} [{len(self._connections)} connections]>"
+        return f"<CaServer {self._authority.cluster} [{len(self._connections)} connections]>"
 
     async def open(self) -> None:
         """Listen.
@@ -200,8 +200,8 @@ class Endpoint:
             await writer.drain()
 
     async def _answer(
-        self, request: Request, peercert: Mapping[str, Any] | None, host: str
-    ) -> Answer:
+        self, request: EnrolmentRequest, peercert: Mapping[str, Any] | None, host: str
+    ) -> EnrolmentAnswer:
         now = self._now()
         match request:
             case Introduce():
@@ -214,7 +214,7 @@ class Endpoint:
                 renewed = self._authority.renew(_serial(peercert), signing_request, now)
                 logger.info("certificate renewed: from=%s", host)
                 return renewed
-            case Watch(known):
+            case WatchTrust(known):
                 self._authority.check_member(_serial(peercert))
                 if (own := asyncio.current_task()) is not None:
                     self._strangers.pop(own, None)

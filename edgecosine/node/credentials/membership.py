@@ -15,9 +15,9 @@ from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.errors import ConfigError
-from edgecosine.node.credentials.ca_server import Endpoint
-from edgecosine.node.credentials.renewal import Upkeep
-from edgecosine.node.links.link_policy import ADVICE, Guard, is_loopback
+from edgecosine.node.credentials.ca_server import CaServer
+from edgecosine.node.credentials.renewal import CredentialRenewal
+from edgecosine.node.links.link_policy import ADVICE, LinkPolicy, is_loopback
 from edgecosine.node.links.peers import Discover
 from edgecosine.security.authority import Authority
 from edgecosine.security.credentials import Credentials
@@ -43,7 +43,7 @@ class Membership:
     def __init__(self, config: NodeConfig) -> None:
         self._credentials = _credentials_of(config)
         trust = self._credentials.trust() if self._credentials else None
-        self.guard = Guard(trust, is_insecure=config.insecure)
+        self.guard = LinkPolicy(trust, is_insecure=config.insecure)
         self._config = config
         self.listen = [self._listen_address()]
         self.static = [parse_address(peer) for peer in config.peers]
@@ -61,10 +61,10 @@ class Membership:
             if self._credentials is None:
                 return
             if Authority.is_in(self._credentials.directory):
-                endpoint = Endpoint(Authority(self._credentials.directory))
+                endpoint = CaServer(Authority(self._credentials.directory))
                 if await _is_opened(endpoint):
                     group.create_task(endpoint.run(), name="enrolment")
-            group.create_task(Upkeep(self._credentials, self.guard).run(), name="upkeep")
+            group.create_task(CredentialRenewal(self._credentials, self.guard).run(), name="upkeep")
 
     def _listen_address(self) -> Address:
         listen = self._config.listen or (":0" if self.guard.may_use("") else f"{_LOOPBACK}:0")
@@ -116,7 +116,7 @@ def _credentials_of(config: NodeConfig) -> Credentials | None:
     return credentials
 
 
-async def _is_opened(endpoint: Endpoint) -> bool:
+async def _is_opened(endpoint: CaServer) -> bool:
     """Whether the authority is ours to serve; `edgecosine cluster serve` may do it already."""
     try:
         await endpoint.open()

@@ -17,7 +17,7 @@ from edgecosine.discovery.backoff import Backoff
 from edgecosine.errors import EnrolmentError
 from edgecosine.node.credentials.ca_client import renew, watch
 from edgecosine.node.credentials.ca_server import utc_now
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.security.credentials import Credentials
 
 _LOOK_S: Final = 600.0
@@ -26,13 +26,13 @@ _WARN: Final = timedelta(days=3)
 logger = logging.getLogger(__name__)
 
 
-class Upkeep:
+class CredentialRenewal:
     """Between a node's guard and its cluster's authority. `run` until cancelled."""
 
     def __init__(
         self,
         credentials: Credentials,
-        guard: Guard,
+        guard: LinkPolicy,
         *,
         now: Callable[[], datetime] = utc_now,
         backoff: Backoff | None = None,
@@ -44,7 +44,7 @@ class Upkeep:
 
     def __repr__(self) -> str:
         until = self.credentials.not_after
-        return f"<Upkeep {self.credentials.identity.node_id} until {until:%Y-%m-%d}>"
+        return f"<CredentialRenewal {self.credentials.identity.node_id} until {until:%Y-%m-%d}>"
 
     async def run(self) -> None:
         """Keep the credentials good until cancelled."""

@@ -16,9 +16,9 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgecosine.engine.base import DraftEngine, DraftWork, Proposal
+from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork
 from edgecosine.errors import LinkError
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.wire.messages import (
@@ -47,7 +47,7 @@ MAX_TOKEN = 1 << 32
 _OF = "@"
 """Stands in a key between request and target; no node's name holds it."""
 
-_NOTHING = Proposal((), ())
+_NOTHING = DraftResult((), ())
 
 Reply = Callable[[AnyMessage], None]
 """Sends an answer; may raise LinkError when the asker has gone."""
@@ -63,7 +63,7 @@ class _Ask:
     reply: Reply
 
 
-class Drafting:
+class DraftWorker:
     """Batches the draft requests of all links into drafting steps."""
 
     def __init__(
@@ -85,13 +85,13 @@ class Drafting:
         self._arrived = asyncio.Event()
         self._is_at_work = False
         self._rested = asyncio.Event()
-        self._complaints = Complaints()
+        self._complaints = LogThrottle()
         self.num_tokens = 0
         self.num_stale = 0
         self.busy_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Drafting [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
+        return f"<DraftWorker [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
 
     def on_request(self, message: DraftRequest | Release, reply: Reply, target: str = "") -> None:
         """Take a message of `target`; the answer goes to `reply`, at once or from `run`."""
@@ -188,7 +188,7 @@ class Drafting:
             self.num_tokens += len(proposal.tokens)
             _send(ask.reply, self._answer(ask.request, proposal, elapsed_s))
 
-    def _answer(self, request: DraftRequest, proposal: Proposal, elapsed_s: float) -> Draft:
+    def _answer(self, request: DraftRequest, proposal: DraftResult, elapsed_s: float) -> Draft:
         try:
             return _draft(request, proposal, elapsed_s)
         except Exception as error:  # noqa: BLE001 -- an engine may propose what cannot be told
@@ -197,7 +197,7 @@ class Drafting:
 
     async def _propose(
         self, works: list[DraftWork], released: list[str]
-    ) -> tuple[list[Proposal], float]:
+    ) -> tuple[list[DraftResult], float]:
         """The engine's proposals; of works that fail together, each one's own."""
         try:
             return await self._run_engine(works, released)
@@ -214,7 +214,7 @@ class Drafting:
 
     async def _run_engine(
         self, works: list[DraftWork], released: list[str]
-    ) -> tuple[list[Proposal], float]:
+    ) -> tuple[list[DraftResult], float]:
         call = functools.partial(
             _timed_draft, self._engine, works, released, lambda: self._is_awaited
         )
@@ -273,7 +273,7 @@ def _shares(ask: _Ask) -> tuple[float, ...]:
     return tuple(byte / 255 for byte in shares)
 
 
-def _draft(request: DraftRequest, proposal: Proposal, compute_s: float) -> Draft:
+def _draft(request: DraftRequest, proposal: DraftResult, compute_s: float) -> Draft:
     return Draft(
         request_id=request.request_id,
         round=request.round,
@@ -292,7 +292,7 @@ def _timed_draft(
     works: list[DraftWork],
     released: list[str],
     is_awaited: Callable[[], bool],
-) -> tuple[list[Proposal], float]:
+) -> tuple[list[DraftResult], float]:
     for key in released:
         engine.release(key)
     start = time.perf_counter()

@@ -16,7 +16,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class BootTime:
     """`wall_s` in seconds since 1970, `boot_s` since the machine's boot `boot`."""
 
     wall_s: float
@@ -28,7 +28,7 @@ class Moment:
         """This moment, here."""
         return cls(time.time(), _boot(), _boot_s())
 
-    def since(self, earlier: Moment) -> float:
+    def since(self, earlier: BootTime) -> float:
         """Seconds that have passed; never below 0, for a clock that was set back tells nothing."""
         if self.boot and self.boot == earlier.boot:
             return max(0.0, self.boot_s - earlier.boot_s)

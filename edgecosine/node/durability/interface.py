@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
-from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.replies import RequestStatus
 from edgecosine.protocol.api.request import Committed, Request
 
 KEEP_ANSWERS_S: Final = 3600.0
@@ -19,12 +19,12 @@ Then = Callable[[bool], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class FinishedRecord:
     """The end of a request, and when it may be forgotten, by the journal's `wall_s`."""
 
     key: str
     digest: bytes
-    state: State
+    state: RequestStatus
     final: Outgoing
     kept_until: float
     is_delivered: bool = False
@@ -41,10 +41,10 @@ class Journal(Protocol):
     def wall_s(self) -> float:
         """Seconds since 1970, by a clock that is not stepped where there is one."""
 
-    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
+    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
         """A request was let in; it is accepted once this is written."""
 
-    def readdress(self, ticket: Ticket) -> None:
+    def readdress(self, ticket: ReplyAddress) -> None:
         """The same request came again and is to be answered elsewhere."""
 
     def begin(self, key: str) -> None:
@@ -56,7 +56,7 @@ class Journal(Protocol):
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
         """One choice has more tokens, behind `position` others."""
 
-    def finish(self, kept: Kept) -> None:
+    def finish(self, kept: FinishedRecord) -> None:
         """The request has had its final message."""
 
     def deliver(self, key: str) -> None:
@@ -86,10 +86,10 @@ class NoJournal:
     def wall_s(self) -> float:
         return time.time()
 
-    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
+    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
         then(True)
 
-    def readdress(self, ticket: Ticket) -> None: ...
+    def readdress(self, ticket: ReplyAddress) -> None: ...
 
     def begin(self, key: str) -> None: ...
 
@@ -97,7 +97,7 @@ class NoJournal:
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None: ...
 
-    def finish(self, kept: Kept) -> None: ...
+    def finish(self, kept: FinishedRecord) -> None: ...
 
     def deliver(self, key: str) -> None: ...
 

@@ -26,11 +26,11 @@ from typing import Final, NoReturn
 import msgspec
 
 from edgecosine.errors import JournalLost
-from edgecosine.node.durability.boot_clock import Moment
-from edgecosine.node.durability.interface import Kept, Then
+from edgecosine.node.durability.boot_clock import BootTime
+from edgecosine.node.durability.interface import FinishedRecord, Then
 from edgecosine.node.durability.store import JournalStore, Statement
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Committed, Request
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class DiskJournal:
         self,
         directory: Path,
         *,
-        now: Callable[[], Moment] = Moment.now,
+        now: Callable[[], BootTime] = BootTime.now,
         stuck_s: float = _STUCK_S,
         hold_s: float = _HOLD_S,
     ) -> None:
@@ -103,11 +103,11 @@ class DiskJournal:
         num_waiting = self._num_told - self._num_written
         return f"<DiskJournal {self.store.path} [{num_waiting} waiting]>"
 
-    def wall_s(self, now: Moment | None = None) -> float:
+    def wall_s(self, now: BootTime | None = None) -> float:
         """Seconds since 1970 that no step of the wall clock changes, until the machine boots."""
         return self._first.wall_s + (now or self._now()).since(self._first)
 
-    def accept(self, ticket: Ticket, request: Request, model: str, then: Then) -> None:
+    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
         """A request was let in; it is accepted once this is written."""
         if self._is_full:
             then(False)
@@ -121,7 +121,7 @@ class DiskJournal:
         )  # fmt: skip
         self._wait(then)
 
-    def readdress(self, ticket: Ticket) -> None:
+    def readdress(self, ticket: ReplyAddress) -> None:
         """The same request came again and is to be answered elsewhere."""
         values = (_encode(ticket), ticket.key)
         self._tell((("UPDATE jobs SET ticket = ? WHERE key = ?", values),))
@@ -140,7 +140,7 @@ class DiskJournal:
             values = (key, choice, position, _encode(committed))
             self._tell((("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", values),))
 
-    def finish(self, kept: Kept) -> None:
+    def finish(self, kept: FinishedRecord) -> None:
         """The request has had its final message, which is kept."""
         final = _encode(kept.final)
         parts = _encode(kept.parts)

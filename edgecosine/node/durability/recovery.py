@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import Refusal
-from edgecosine.node.durability.boot_clock import Moment
-from edgecosine.node.durability.interface import Kept
+from edgecosine.node.durability.boot_clock import BootTime
+from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
-from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.replies import RequestStatus
 from edgecosine.protocol.api.request import Committed, Logprobs, Request
 
 logger = logging.getLogger(__name__)
@@ -32,20 +32,20 @@ _OTHER_MODEL = Refusal(
 DEADLY = Refusal(
     f"the target ended {MAX_STARTS} times at this request", code="internal_error", status=500
 )
-_ticket = msgspec.msgpack.Decoder(Ticket).decode
+_ticket = msgspec.msgpack.Decoder(ReplyAddress).decode
 _request = msgspec.msgpack.Decoder(Request).decode
-_moment = msgspec.msgpack.Decoder(Moment).decode
+_moment = msgspec.msgpack.Decoder(BootTime).decode
 _committed = msgspec.msgpack.Decoder(Committed).decode
 _outgoing = msgspec.msgpack.Decoder(Outgoing).decode
 _parts = msgspec.msgpack.Decoder(tuple[Outgoing, ...]).decode
-_state = msgspec.json.Decoder(State).decode
+_state = msgspec.json.Decoder(RequestStatus).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RecoveredRequest:
     """A request that was accepted and has had no final message."""
 
-    ticket: Ticket
+    ticket: ReplyAddress
     request: Request
     age_s: float
     said: dict[int, Committed]
@@ -58,17 +58,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class RecoveredState:
     """All that a journal tells, oldest first."""
 
-    jobs: tuple[Job, ...] = ()
-    answers: tuple[Kept, ...] = ()
+    jobs: tuple[RecoveredRequest, ...] = ()
+    answers: tuple[FinishedRecord, ...] = ()
 
 
-NO_PAST = Past()
+NO_PAST = RecoveredState()
 
 
-def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
+def read_past(journal: DiskJournal, model: str, now: BootTime) -> RecoveredState:
     """What a former process left; `model` is what this one serves.
 
     Raises JournalLost.
@@ -77,7 +77,7 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
     rounds: dict[str, dict[int, list[tuple[int, bytes]]]] = defaultdict(lambda: defaultdict(list))
     for key, choice, position, committed in read("SELECT * FROM rounds ORDER BY position"):
         rounds[key][choice].append((position, committed))
-    jobs, answers = list[Job](), list[Kept]()
+    jobs, answers = list[RecoveredRequest](), list[FinishedRecord]()
     for key, *row in read(
         "SELECT key, model, moment, ticket, request, num_starts, num_rounds_then FROM jobs "
         "ORDER BY number"
@@ -91,7 +91,7 @@ def read_past(journal: DiskJournal, model: str, now: Moment) -> Past:
     ):
         with _giving_up(journal, key):
             answers.append(_kept(key, row))
-    return Past(tuple(jobs), tuple(answers))
+    return RecoveredState(tuple(jobs), tuple(answers))
 
 
 @contextlib.contextmanager
@@ -105,8 +105,8 @@ def _giving_up(journal: DiskJournal, key: str) -> Iterator[None]:
 
 
 def _job(
-    row: list[Any], rounds: dict[int, list[tuple[int, bytes]]], model: str, now: Moment
-) -> Job:
+    row: list[Any], rounds: dict[int, list[tuple[int, bytes]]], model: str, now: BootTime
+) -> RecoveredRequest:
     then, moment, ticket, request, num_starts, num_rounds_then = row
     num_rounds = sum(map(len, rounds.values()))
     num_deaths = num_starts if num_rounds == num_rounds_then else 0
@@ -115,7 +115,7 @@ def _job(
         fault = _OTHER_MODEL
     elif num_deaths >= MAX_STARTS:
         fault = DEADLY
-    return Job(
+    return RecoveredRequest(
         _ticket(ticket),
         _request(request),
         now.since(_moment(moment)),
@@ -126,9 +126,9 @@ def _job(
     )
 
 
-def _kept(key: str, row: list[Any]) -> Kept:
+def _kept(key: str, row: list[Any]) -> FinishedRecord:
     digest, state, final, kept_until, is_delivered, parts = row
-    return Kept(
+    return FinishedRecord(
         key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
         is_delivered=bool(is_delivered), parts=_parts(parts),
     )  # fmt: skip

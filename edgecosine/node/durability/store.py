@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import ConfigError, JournalLost
-from edgecosine.node.durability.boot_clock import Moment
+from edgecosine.node.durability.boot_clock import BootTime
 
 SCHEMA_VERSION = 1
 FILE_NAME = "journal.sqlite"
@@ -115,14 +115,14 @@ class JournalStore:
         except sqlite3.Error as error:
             raise JournalLost(f"{self.path}: {error}") from error
 
-    def first_moment(self, now: Moment) -> Moment:
+    def first_moment(self, now: BootTime) -> BootTime:
         """The first moment of this boot of the machine that was ever asked about; maybe `now`.
 
         Raises JournalLost.
         """
         sql = "SELECT wall_s, boot_s FROM boots WHERE boot = ?"
         for wall_s, boot_s in self.read(sql, (now.boot,)):
-            return Moment(wall_s, now.boot, boot_s)
+            return BootTime(wall_s, now.boot, boot_s)
         row = (now.boot, now.wall_s, now.boot_s)
         with contextlib.suppress(JournalLost):
             self.write(

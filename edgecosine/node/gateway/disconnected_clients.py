@@ -10,7 +10,7 @@ GRACE_S = 10.0
 _MAX_ABSENT = 1024
 
 
-class Absences:
+class DisconnectedClients:
     """Who is away; `gone` is called with the name of each client that stays away for `grace_s`."""
 
     def __init__(self, gone: Callable[[str], None], grace_s: float = GRACE_S) -> None:
@@ -18,7 +18,7 @@ class Absences:
         self._alarms: dict[str, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
-        return f"<Absences [{len(self._alarms)} away]>"
+        return f"<DisconnectedClients [{len(self._alarms)} away]>"
 
     def left(self, client_id: str) -> None:
         """The client's will was published, or its own word that it goes."""

@@ -2,7 +2,8 @@
 
 The only place where load is refused. Every accepted request gets exactly one final message: text,
 error, cancelled or expired. A lost broker ends no session; what it missed is sent when it is back.
-It owns the cluster's `status` and that topic's will; a node's own will is its `Presence`'s.
+It owns the cluster's `status` and that topic's will; a node's own will is its
+`NodeStatusPublisher`'s.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from edgecosine import __version__
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.errors import RequestError
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.inbox import Inbox
-from edgecosine.mqtt.reconnecting_client import Courier
-from edgecosine.node.cluster_queue.coordinator import Sharing
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
+from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
 from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal, NoJournal
-from edgecosine.node.durability.recovery import NO_PAST, Past
-from edgecosine.node.gateway.disconnected_clients import GRACE_S, Absences
-from edgecosine.node.gateway.request_manager import Reception, model_of
+from edgecosine.node.durability.recovery import NO_PAST, RecoveredState
+from edgecosine.node.gateway.disconnected_clients import GRACE_S, DisconnectedClients
+from edgecosine.node.gateway.request_manager import RequestManager, model_of
 from edgecosine.node.gateway.service import Service
 from edgecosine.node.runtime.failures import CROWDED, cause_of
 from edgecosine.protocol.api.json_fields import read_names, read_object
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.openai import Limits
-from edgecosine.protocol.api.parse_request import ANONYMOUS, Accepted, Intake
+from edgecosine.protocol.api.openai import RequestLimits
+from edgecosine.protocol.api.parse_request import ANONYMOUS, ParsedRequest, RequestParser
 from edgecosine.protocol.api.retained_topics import (
     DRAINING,
     OFFLINE,
@@ -75,7 +76,7 @@ class Gateway:
         counters: Counters | None = None,
         absence_s: float = GRACE_S,
         journal: Journal | None = None,
-        past: Past = NO_PAST,
+        past: RecoveredState = NO_PAST,
         keep_answers_s: float = KEEP_ANSWERS_S,
         identity: str = "",
         client_ids: ClientIds | None = None,
@@ -86,9 +87,9 @@ class Gateway:
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
-        self.admission = Admission(num_places=service.max_sessions, max_queued=max_queued)
+        self.admission = AdmissionControl(num_places=service.max_sessions, max_queued=max_queued)
         self._journal = journal or NoJournal()
-        self.sharing = Sharing(
+        self.sharing = QueueCoordinator(
             broker=broker,
             topics=self._topics,
             node_id=node_id,
@@ -98,7 +99,7 @@ class Gateway:
             counters=counters,
             client_ids=client_ids,
         )
-        self._reception = Reception(
+        self._reception = RequestManager(
             service,
             topics=self._topics,
             send=self._send,
@@ -110,18 +111,18 @@ class Gateway:
             keep_answers_s=keep_answers_s,
             sharing=self.sharing,
         )
-        self._absences = Absences(self._reception.cancel_all, absence_s)
+        self._absences = DisconnectedClients(self._reception.cancel_all, absence_s)
         self._status = ONLINE
         self._told_info: Outgoing | None = None
-        self._complaints = Complaints()
-        self._intake = Intake(
+        self._complaints = LogThrottle()
+        self._intake = RequestParser(
             self._topics,
             max_request_bytes=max_request_bytes,
             draw_id=lambda: secrets.token_hex(8),
             draw_seed=lambda: secrets.randbits(64),
         )
         name = f"edgecosine-{cluster}-{node_id}-gateway"
-        self._courier = Courier(
+        self._courier = ReconnectingClient(
             broker,
             name=name,
             client_id=client_ids.of(name),
@@ -239,9 +240,9 @@ class Gateway:
     def _send(self, message: Outgoing) -> None:
         self._courier.send(message)
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> RequestLimits:
         info = self._service.info
-        return Limits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
+        return RequestLimits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
 
     def _sender(self, topic: str, payload: bytes | bytearray, client: str | None) -> str:
         """Whose turn it takes to read a message."""
@@ -277,7 +278,7 @@ class Gateway:
         match self._topics.parse(message.topic):
             case RequestTopic(kind) if not message.retain:
                 reading = self._intake.read(kind, message, self._limits())
-                if isinstance(reading, Accepted):
+                if isinstance(reading, ParsedRequest):
                     self._reception.take(reading, message.acknowledge)
                     return True
                 self._reception.refuse(reading.ticket, reading.error, reading.cause)

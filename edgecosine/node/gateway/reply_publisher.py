@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from edgecosine.node.cluster_queue.coordinator import Sharing
-from edgecosine.node.cluster_queue.single_target import Alone
+from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
+from edgecosine.node.cluster_queue.single_target import SingleTarget
 from edgecosine.node.durability.interface import Journal
-from edgecosine.node.gateway.request_table import Entry
-from edgecosine.protocol.api.answers import Piece
+from edgecosine.node.gateway.request_table import RunningRequest
+from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import State, piece_message, state_message
+from edgecosine.protocol.api.replies import RequestStatus, piece_message, state_message
 from edgecosine.protocol.api.topics import Topics
 
-_AT_WORK: frozenset[State] = frozenset(("accepted", "queued", "running"))
+_AT_WORK: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
 
 
-class Telling:
+class ReplyPublisher:
     """States, parts of streams and final messages, which are owed until the broker has them."""
 
     def __init__(
@@ -26,7 +26,7 @@ class Telling:
         topics: Topics,
         publish: Callable[[Outgoing], None],
         journal: Journal,
-        sharing: Sharing | Alone,
+        sharing: QueueCoordinator | SingleTarget,
     ) -> None:
         self._topics, self._publish, self._journal = topics, publish, journal
         self.stall: str | None = None
@@ -38,7 +38,7 @@ class Telling:
         """Final messages that the broker may not have, and their requests' keys."""
 
     def __repr__(self) -> str:
-        return f"<Telling [{len(self._owed)} finals owed]>"
+        return f"<ReplyPublisher [{len(self._owed)} finals owed]>"
 
     def send(self, message: Outgoing) -> None:
         """Publish what follows from all that was journalled, once it is."""
@@ -81,7 +81,7 @@ class Telling:
         self._owed[final] = key
         self.send(final)
 
-    def state(self, entry: Entry) -> None:
+    def state(self, entry: RunningRequest) -> None:
         """How far a request is."""
         is_at_work = entry.state in _AT_WORK
         stall = self.stall if is_at_work else None
@@ -91,38 +91,38 @@ class Telling:
         else:
             self._journal.once_kept(partial(self.send, message))
 
-    def part(self, entry: Entry, choice: int, text: str) -> None:
+    def part(self, entry: RunningRequest, choice: int, text: str) -> None:
         """More text of one choice, for those who read along."""
         if entry.ticket.wants_stream:
             before = entry.texts.get(choice, "")
             entry.texts[choice] = before + text
             self._send_piece(self._piece(entry, choice, len(before), text))
 
-    def parts_again(self, entry: Entry) -> None:
+    def parts_again(self, entry: RunningRequest) -> None:
         """All text so far, for parts may be lost with the asker's connection, or the broker."""
         for choice, text in entry.texts.items():
             self._send_piece(self._piece(entry, choice, 0, text))
 
-    def last_part(self, entry: Entry) -> None:
+    def last_part(self, entry: RunningRequest) -> None:
         """The stream has ended."""
         if entry.ticket.wants_stream:
             self._send_piece(self._end(entry))
 
-    def whole(self, entry: Entry) -> tuple[Outgoing, ...]:
+    def whole(self, entry: RunningRequest) -> tuple[Outgoing, ...]:
         """What a stream that has ended was, for readers who may lack some of it."""
         if not entry.ticket.wants_stream:
             return ()
         texts = [self._piece(entry, choice, 0, text) for choice, text in entry.texts.items()]
         return tuple(piece for piece in (*texts, self._end(entry)) if _fits(piece))
 
-    def _piece(self, entry: Entry, choice: int, index: int, text: str) -> Outgoing:
+    def _piece(self, entry: RunningRequest, choice: int, index: int, text: str) -> Outgoing:
         number = choice if entry.request.n > 1 else None
-        piece = Piece(index, text, is_last=False, choice=number)
+        piece = StreamPart(index, text, is_last=False, choice=number)
         return piece_message(self._topics, entry.ticket, piece)
 
-    def _end(self, entry: Entry) -> Outgoing:
+    def _end(self, entry: RunningRequest) -> Outgoing:
         num_chars = sum(map(len, entry.texts.values()))
-        return piece_message(self._topics, entry.ticket, Piece(num_chars, "", is_last=True))
+        return piece_message(self._topics, entry.ticket, StreamPart(num_chars, "", is_last=True))
 
     def _send_piece(self, piece: Outgoing) -> None:
         if _fits(piece):

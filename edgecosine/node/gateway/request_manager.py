@@ -1,6 +1,6 @@
 """Who is let in, and what is known of whom: the door before the requests at work.
 
-It decides by its ledger and its places, and lets `Answering` do the rest. It sends publications
+It decides by its ledger and its places, and lets `RequestRunner` do the rest. It sends publications
 through a plain call and knows no broker.
 """
 
@@ -15,19 +15,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, NoReturn
 
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
-from edgecosine.log_throttle import Complaints
-from edgecosine.node.cluster_queue.coordinator import Sharing
-from edgecosine.node.cluster_queue.single_target import Alone
-from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal, Kept, NoJournal
-from edgecosine.node.durability.recovery import DEADLY, NO_PAST, Job, Past
-from edgecosine.node.gateway.reply_publisher import Telling
-from edgecosine.node.gateway.request_runner import Answering
-from edgecosine.node.gateway.request_table import Entry, Finished, Ledger
+from edgecosine.log_throttle import LogThrottle
+from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
+from edgecosine.node.cluster_queue.single_target import SingleTarget
+from edgecosine.node.durability.interface import KEEP_ANSWERS_S, FinishedRecord, Journal, NoJournal
+from edgecosine.node.durability.recovery import DEADLY, NO_PAST, RecoveredRequest, RecoveredState
+from edgecosine.node.gateway.reply_publisher import ReplyPublisher
+from edgecosine.node.gateway.request_runner import RequestRunner
+from edgecosine.node.gateway.request_table import FinishedRequest, RequestTable, RunningRequest
 from edgecosine.node.gateway.service import Service
-from edgecosine.node.gateway.session_slots import Places
+from edgecosine.node.gateway.session_slots import SessionSlots
 from edgecosine.node.runtime.failures import (
     DRAINING,
     JOURNAL_RETRY_S,
@@ -39,7 +39,7 @@ from edgecosine.node.runtime.failures import (
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import Outgoing, nothing
-from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.replies import error_message, undeliverable
 from edgecosine.protocol.api.topics import Topics
 
@@ -54,7 +54,7 @@ MAX_REFUSALS_PER_CLIENT: Final = 512
 costs as much as an answer and would go before answers."""
 
 
-class Reception:
+class RequestManager:
     """The door. `run` until cancelled; then each request at work is left to the next process where
     there is a journal, and told so where there is none."""
 
@@ -64,36 +64,36 @@ class Reception:
         *,
         topics: Topics,
         send: Callable[[Outgoing], None],
-        admission: Admission,
+        admission: AdmissionControl,
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
         journal: Journal | None = None,
-        past: Past = NO_PAST,
+        past: RecoveredState = NO_PAST,
         keep_answers_s: float = KEEP_ANSWERS_S,
-        sharing: Sharing | Alone | None = None,
+        sharing: QueueCoordinator | SingleTarget | None = None,
     ) -> None:
         self._service = service
         self._wall_clock_s = wall_clock_s
         self._counters = counters or Counters()
-        self._complaints = Complaints()
+        self._complaints = LogThrottle()
         self._refusals: dict[Outgoing, str] = {}
         """Those that the broker does not have, and their clients."""
         self._num_refusals: Counter[str] = Counter()
         self._journal = journal or NoJournal()
         self._past = past
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, RecoveredRequest] = {}
         """Of the past, those that are not known to be ours yet."""
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         """Requests that are not at work here, and are not wanted if they come to be."""
-        self._sharing = sharing or Alone(wall_clock_s)
+        self._sharing = sharing or SingleTarget(wall_clock_s)
         self._sharing.serve(self)
         self._keep_answers_s = keep_answers_s
-        self._ledger = Ledger(max_sessions=service.max_sessions, keep_s=keep_answers_s)
-        self._places = Places(admission)
-        self._telling = Telling(
+        self._ledger = RequestTable(max_sessions=service.max_sessions, keep_s=keep_answers_s)
+        self._places = SessionSlots(admission)
+        self._telling = ReplyPublisher(
             topics=topics, publish=send, journal=self._journal, sharing=self._sharing
         )
-        self._answering = Answering(
+        self._answering = RequestRunner(
             service,
             ledger=self._ledger,
             places=self._places,
@@ -106,7 +106,7 @@ class Reception:
         self._objection: Refusal | None = None
 
     def __repr__(self) -> str:
-        return f"<Reception {self._ledger!r} {self._places!r}>"
+        return f"<RequestManager {self._ledger!r} {self._places!r}>"
 
     async def run(self) -> NoReturn:
         """Let requests in until cancelled."""
@@ -138,7 +138,7 @@ class Reception:
         """Wait until no request is at work."""
         await self._answering.idle()
 
-    def take(self, reading: Accepted, taken: Callable[[], None] = nothing) -> None:
+    def take(self, reading: ParsedRequest, taken: Callable[[], None] = nothing) -> None:
         """Answer what was asked before; what is new is started here, or by another target.
 
         `taken` is called when the request need not come again.
@@ -163,7 +163,7 @@ class Reception:
         """A request is ours: go on with it, or start it, or refuse what there is no room for."""
         self._fence(claim.ticket, partial(self._start, claim))
 
-    def _fence(self, ticket: Ticket, step: Callable[[], None]) -> None:
+    def _fence(self, ticket: ReplyAddress, step: Callable[[], None]) -> None:
         """Do a step of a request; what it raises is the end of this request alone."""
         try:
             step()
@@ -227,7 +227,7 @@ class Reception:
         fault = DEADLY if claim.generation > MAX_TAKEN_OVER else None
         # One target may end for any reason; of the next ones it may be the cause.
         num_deaths = claim.generation - 1
-        job = Job(
+        job = RecoveredRequest(
             claim.ticket, claim.request, self._age_s(claim), {}, num_deaths=num_deaths, fault=fault
         )
         entry = self._book(job, _now())
@@ -240,7 +240,7 @@ class Reception:
         return max(0.0, self._wall_clock_s() - claim.asked_s)
 
     def refuse(
-        self, ticket: Ticket, error: RequestError | Refusal, cause: Exception | None = None
+        self, ticket: ReplyAddress, error: RequestError | Refusal, cause: Exception | None = None
     ) -> None:
         """Answer with an error what never was at work; `cause` is what nobody foresaw."""
         if cause is not None:
@@ -295,18 +295,20 @@ class Reception:
         elif notice is not None:
             self._telling.send(notice)
 
-    def _keep(self, key: str, finished: Finished) -> None:
+    def _keep(self, key: str, finished: FinishedRequest) -> None:
         """Keep another answer of a request, in the journal, too."""
         self._ledger.keep(key, finished)
         left_s = min(self._keep_answers_s, max(0.0, finished.until - _now()))
         kept_until = self._journal.wall_s() + left_s
-        self._journal.finish(Kept(key, finished.digest, finished.state, finished.final, kept_until))
+        self._journal.finish(
+            FinishedRecord(key, finished.digest, finished.state, finished.final, kept_until)
+        )
 
-    def _accepted(self, entry: Entry, is_journalled: bool) -> None:
+    def _accepted(self, entry: RunningRequest, is_journalled: bool) -> None:
         """A new request is in the journal, or cannot be."""
         self._fence(entry.ticket, partial(self._begin, entry, is_journalled))
 
-    def _begin(self, entry: Entry, is_journalled: bool) -> None:
+    def _begin(self, entry: RunningRequest, is_journalled: bool) -> None:
         if entry.is_elsewhere or entry.is_told:
             return
         if not is_journalled:
@@ -318,10 +320,10 @@ class Reception:
             self._telling.state(entry)
             self._answering.start(entry)
 
-    def _repeat(self, ticket: Ticket, known: Entry | Finished) -> None:
+    def _repeat(self, ticket: ReplyAddress, known: RunningRequest | FinishedRequest) -> None:
         """The same request came again, maybe from a new connection: the newest address counts."""
         self._counters.count("repeated")
-        if isinstance(known, Finished):
+        if isinstance(known, FinishedRequest):
             if self._sharing.is_held(ticket.key):
                 return
             self._sharing.repeat(ticket)
@@ -341,7 +343,7 @@ class Reception:
         now, self._past, past = _now(), NO_PAST, self._past
         for kept in past.answers:
             until = now + min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
-            self._ledger.keep(kept.key, Finished(kept.digest, kept.state, kept.final, until))
+            self._ledger.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._sharing.owe(kept.key)
                 for part in kept.parts:
@@ -352,11 +354,11 @@ class Reception:
             self._jobs[job.ticket.key] = job
             self._sharing.resume(job.ticket, job.request, job.age_s)
 
-    def _go_on(self, job: Job, now: float) -> None:
+    def _go_on(self, job: RecoveredRequest, now: float) -> None:
         self._go(job, self._book(job, now))
 
-    def _book(self, job: Job, now: float) -> Entry:
-        entry = Entry(
+    def _book(self, job: RecoveredRequest, now: float) -> RunningRequest:
+        entry = RunningRequest(
             job.ticket, job.request, since=now - job.age_s, said=job.said,
             is_suspect=job.num_deaths > 0 and job.fault is None,
         )  # fmt: skip
@@ -364,7 +366,7 @@ class Reception:
         self._answering.book(entry)
         return entry
 
-    def _go(self, job: Job, entry: Entry) -> None:
+    def _go(self, job: RecoveredRequest, entry: RunningRequest) -> None:
         if entry.is_elsewhere or entry.is_told or not self._answering.is_open:
             return
         if job.has_begun:

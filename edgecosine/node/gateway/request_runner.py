@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from edgecosine.counters import Counters
 from edgecosine.errors import ActorStopped, Refusal, RequestError, root_of
-from edgecosine.log_throttle import Complaints
-from edgecosine.node.durability.interface import Journal, Kept
-from edgecosine.node.gateway.reply_publisher import Telling
-from edgecosine.node.gateway.request_table import Entry, Ledger
+from edgecosine.log_throttle import LogThrottle
+from edgecosine.node.durability.interface import FinishedRecord, Journal
+from edgecosine.node.gateway.reply_publisher import ReplyPublisher
+from edgecosine.node.gateway.request_table import RequestTable, RunningRequest
 from edgecosine.node.gateway.service import Service
-from edgecosine.node.gateway.session_slots import Places, Turn
+from edgecosine.node.gateway.session_slots import QueuePosition, SessionSlots
 from edgecosine.node.runtime.failures import (
     CANCELLED,
     EXPIRED,
@@ -33,22 +33,22 @@ from edgecosine.node.runtime.failures import (
 )
 from edgecosine.protocol.api.choices import choices_of, join_answers
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import State, answer_message, error_message
+from edgecosine.protocol.api.replies import RequestStatus, answer_message, error_message
 from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
 
 logger = logging.getLogger(__name__)
 
 
-class Answering:
+class RequestRunner:
     """Has the requests of a ledger answered while it is `open`."""
 
     def __init__(
         self,
         service: Service,
         *,
-        ledger: Ledger,
-        places: Places,
-        telling: Telling,
+        ledger: RequestTable,
+        places: SessionSlots,
+        telling: ReplyPublisher,
         journal: Journal,
         keep_answers_s: float,
         wall_clock_s: Callable[[], float],
@@ -58,17 +58,17 @@ class Answering:
         self._ledger, self._places, self._telling = ledger, places, telling
         self._journal, self._keep_answers_s = journal, keep_answers_s
         self._wall_clock_s, self._counters = wall_clock_s, counters
-        self._complaints = Complaints()
-        self._turns: dict[Entry, list[tuple[Request, Turn]]] = {}
+        self._complaints = LogThrottle()
+        self._turns: dict[RunningRequest, list[tuple[Request, QueuePosition]]] = {}
         """The choices of each request at work, and their places at the target."""
-        self._scopes: dict[Entry, asyncio.Timeout] = {}
-        self._tasks: dict[Entry, asyncio.Task[None]] = {}
+        self._scopes: dict[RunningRequest, asyncio.Timeout] = {}
+        self._tasks: dict[RunningRequest, asyncio.Task[None]] = {}
         self._sessions = asyncio.TaskGroup()
         self._left = asyncio.Event()
         self.is_open = False
 
     def __repr__(self) -> str:
-        return f"<Answering [{len(self._turns)} at work]>"
+        return f"<RequestRunner [{len(self._turns)} at work]>"
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -80,7 +80,7 @@ class Answering:
             finally:
                 self.is_open = False
 
-    def book(self, entry: Entry) -> None:
+    def book(self, entry: RunningRequest) -> None:
         """A request is in the ledger: its choices take their places in the queue."""
         choices = [
             replace(request, said=entry.said.get(request.choice, NOTHING))
@@ -89,26 +89,26 @@ class Answering:
         turns = self._places.book(choices, is_suspect=entry.is_suspect)
         self._turns[entry] = list(zip(choices, turns, strict=True))
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: RunningRequest) -> None:
         """Have a booked request answered."""
         name = f"reception.{entry.ticket.key}"
         task = self._sessions.create_task(self._serve(entry), name=name)
         self._tasks[entry] = task
         task.add_done_callback(lambda _: self._tasks.pop(entry, None))
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: RunningRequest) -> None:
         """A booked request was not let in after all."""
         self._ledger.drop(entry)
         self._vacate(entry)
 
-    def abandon(self, entry: Entry) -> None:
+    def abandon(self, entry: RunningRequest) -> None:
         """Another target answers the request: not a word of it from here any more."""
         entry.is_elsewhere = True
         self._vacate(entry)
         if (task := self._tasks.get(entry)) is not None:
             task.cancel()
 
-    def cancel(self, entry: Entry) -> None:
+    def cancel(self, entry: RunningRequest) -> None:
         """The asker does not want the answer any more."""
         scope = self._scopes.get(entry)
         if scope is None:
@@ -117,7 +117,7 @@ class Answering:
             entry.is_cancelled = True
             scope.reschedule(_now())
 
-    def leave(self, entry: Entry, *, is_handed_over: bool = False) -> None:
+    def leave(self, entry: RunningRequest, *, is_handed_over: bool = False) -> None:
         """This process ends: the next one, or another target, goes on."""
         if is_handed_over and not self._journal.is_durable:
             logger.info("request left to another target: request=%s", entry.ticket.key)
@@ -129,7 +129,9 @@ class Answering:
         else:
             self.fail(entry, "failed", LEAVING)
 
-    def fail(self, entry: Entry, state: State, error: RequestError | Refusal) -> None:
+    def fail(
+        self, entry: RunningRequest, state: RequestStatus, error: RequestError | Refusal
+    ) -> None:
         """End a request without an answer."""
         self._counters.count("failed", error.code)
         self._finish(entry, state, error_message(entry.ticket, error))
@@ -140,7 +142,7 @@ class Answering:
             self._left.clear()
             await self._left.wait()
 
-    def abort(self, entry: Entry, error: BaseException) -> None:
+    def abort(self, entry: RunningRequest, error: BaseException) -> None:
         """End a request for what was raised at it, whatever that was and wherever it stands."""
         log_failure(entry.ticket.key, error)
         if entry.is_told:
@@ -157,7 +159,7 @@ class Answering:
         self._ledger.forget(entry.ticket.key)
         self._vacate(entry)
 
-    async def _serve(self, entry: Entry) -> None:
+    async def _serve(self, entry: RunningRequest) -> None:
         try:
             await self._live(entry)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -165,7 +167,7 @@ class Answering:
         except BaseException as error:  # noqa: BLE001 -- panics of tokenizers are no Exceptions
             self.abort(entry, error)
 
-    async def _live(self, entry: Entry) -> None:
+    async def _live(self, entry: RunningRequest) -> None:
         """The life of one request at the door. Cancellation by its asker is an early deadline."""
         try:
             async with asyncio.timeout_at(_when(entry)) as scope:
@@ -194,7 +196,7 @@ class Answering:
             final = answer_message(entry.ticket, entry.request, answer, created_s=created_s)
             self._finish(entry, "done", final)
 
-    async def _answer(self, entry: Entry) -> Answer:
+    async def _answer(self, entry: RunningRequest) -> Answer:
         """Have all choices of a request made side by side; the first failure ends them all."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -206,7 +208,7 @@ class Answering:
             raise root_of(failures) from None
         return join_answers([choice.result() for choice in choices])
 
-    async def _choose(self, entry: Entry, request: Request, turn: Turn) -> Answer:
+    async def _choose(self, entry: RunningRequest, request: Request, turn: QueuePosition) -> Answer:
         """Have one choice made, journal its tokens, and pass its text on."""
         position = len(request.said.tokens)
         async with turn, contextlib.aclosing(self._service.answer(request)) as progress:
@@ -232,19 +234,21 @@ class Answering:
                         return replace(step, metrics=replace(step.metrics, queue_s=queue_s))
         raise RuntimeError("the service ended without an answer")
 
-    def _commit(self, entry: Entry, request: Request, position: int, committed: Committed) -> int:
+    def _commit(
+        self, entry: RunningRequest, request: Request, position: int, committed: Committed
+    ) -> int:
         """Journal a round's tokens; returns how many there are now."""
         if committed.tokens:
             self._journal.commit(entry.ticket.key, request.choice, position, committed)
         return position + len(committed.tokens)
 
-    def _end_early(self, entry: Entry) -> None:
+    def _end_early(self, entry: RunningRequest) -> None:
         if entry.is_cancelled:
             self.fail(entry, "cancelled", CANCELLED)
         else:
             self.fail(entry, "expired", EXPIRED)
 
-    def _interrupt(self, entry: Entry) -> None:
+    def _interrupt(self, entry: RunningRequest) -> None:
         """The engine has ended.
 
         A process that ends takes its actors along, some of them before us, and without its engine
@@ -253,7 +257,7 @@ class Answering:
         if not self._journal.is_durable:
             self.fail(entry, "failed", INTERNAL if self.is_open else LEAVING)
 
-    def _finish(self, entry: Entry, state: State, final: Outgoing) -> None:
+    def _finish(self, entry: RunningRequest, state: RequestStatus, final: Outgoing) -> None:
         if entry.is_elsewhere:
             return
         if len(final.payload) > MAX_PAYLOAD_BYTES:
@@ -262,7 +266,7 @@ class Answering:
         kept_until = self._journal.wall_s() + self._keep_answers_s
         is_stream = entry.ticket.wants_stream
         parts = self._telling.whole(entry) if is_stream else ()
-        self._journal.finish(Kept(key, digest, state, final, kept_until, parts=parts))
+        self._journal.finish(FinishedRecord(key, digest, state, final, kept_until, parts=parts))
         self._ledger.finish(entry, state, final, _now())
         self._vacate(entry)
         if is_stream:
@@ -275,18 +279,18 @@ class Answering:
         level = logging.INFO if is_told else logging.DEBUG
         logger.log(level, "request finished: request=%s state=%s", key, state)
 
-    def _vacate(self, entry: Entry) -> None:
+    def _vacate(self, entry: RunningRequest) -> None:
         self._scopes.pop(entry, None)
         # Also of choices that ended before their first step.
         self._places.leave([turn for _, turn in self._turns.pop(entry, ())])
         self._left.set()
 
-    def _advance(self, entry: Entry, state: State) -> None:
+    def _advance(self, entry: RunningRequest, state: RequestStatus) -> None:
         if self._ledger.advance(entry, state):
             self._telling.state(entry)
 
 
-def _when(entry: Entry) -> float | None:
+def _when(entry: RunningRequest) -> float | None:
     """The moment, in the loop's time, at which the answer is worth nothing."""
     deadline_s = entry.request.deadline_s
     return None if math.isinf(deadline_s) else entry.since + deadline_s

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from edgecosine.errors import RequestError
 from edgecosine.node.runtime.failures import DUPLICATE
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ANONYMOUS, Ticket
-from edgecosine.protocol.api.replies import State
+from edgecosine.protocol.api.parse_request import ANONYMOUS, ReplyAddress
+from edgecosine.protocol.api.replies import RequestStatus
 from edgecosine.protocol.api.request import Committed, Request
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
 
-_ORDER: dict[State, int] = {
+_ORDER: dict[RequestStatus, int] = {
     "accepted": 0,
     "queued": 1,
     "running": 2,
@@ -33,13 +33,13 @@ _ORDER: dict[State, int] = {
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class RunningRequest:
     """One request at work."""
 
-    ticket: Ticket
+    ticket: ReplyAddress
     request: Request
     since: float
-    state: State = "accepted"
+    state: RequestStatus = "accepted"
     is_cancelled: bool = False
     is_elsewhere: bool = False
     """Whether another target has taken it."""
@@ -56,34 +56,34 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedRequest:
     """One request that has had its final message."""
 
     digest: bytes
-    state: State
+    state: RequestStatus
     final: Outgoing
     until: float = math.inf
     """When it may be forgotten."""
 
 
-class Ledger:
+class RequestTable:
     """All requests that this gateway knows of."""
 
     def __init__(self, *, max_sessions: int, keep_s: float = math.inf) -> None:
         self._max_sessions, self._keep_s = max_sessions, keep_s
-        self._entries: dict[str, Entry] = {}
-        self._finished: OrderedDict[str, Finished] = OrderedDict()
+        self._entries: dict[str, RunningRequest] = {}
+        self._finished: OrderedDict[str, FinishedRequest] = OrderedDict()
         self._kept_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Ledger {len(self._entries)} at work, {len(self._finished)} answers kept>"
+        return f"<RequestTable {len(self._entries)} at work, {len(self._finished)} answers kept>"
 
     @property
-    def at_work(self) -> tuple[Entry, ...]:
+    def at_work(self) -> tuple[RunningRequest, ...]:
         """The requests that have not had their final message."""
         return tuple(self._entries.values())
 
-    def admit(self, ticket: Ticket, request: Request, now: float) -> Entry:
+    def admit(self, ticket: ReplyAddress, request: Request, now: float) -> RunningRequest:
         """Take a new request in; each of its choices needs a place.
 
         Raises RequestError when there can never be so many.
@@ -94,19 +94,19 @@ class Ledger:
                 code="invalid_value",
                 parameter="n",
             )
-        entry = Entry(ticket, request, since=now)
+        entry = RunningRequest(ticket, request, since=now)
         self._entries[ticket.key] = entry
         return entry
 
-    def restore(self, entry: Entry) -> None:
+    def restore(self, entry: RunningRequest) -> None:
         """Take in a request that was let in before."""
         self._entries[entry.ticket.key] = entry
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: RunningRequest) -> None:
         """Forget a request that was not let in after all."""
         del self._entries[entry.ticket.key]
 
-    def at(self, key: str) -> Entry | None:
+    def at(self, key: str) -> RunningRequest | None:
         """The request at work of this name, if there is one."""
         return self._entries.get(key)
 
@@ -114,36 +114,38 @@ class Ledger:
         """Whether an answer is kept."""
         return key in self._finished
 
-    def finished(self, key: str) -> Finished | None:
+    def finished(self, key: str) -> FinishedRequest | None:
         """The answer that is kept of a request."""
         return self._finished.get(key)
 
-    def forget(self, key: str) -> Entry | None:
+    def forget(self, key: str) -> RunningRequest | None:
         """Forget a request that another target answers; the entry, if it was at work."""
         if (finished := self._finished.pop(key, None)) is not None:
             self._kept_bytes -= finished.final.num_bytes
         return self._entries.pop(key, None)
 
-    def recall(self, ticket: Ticket, now: float = 0.0) -> Entry | Finished | None:
+    def recall(
+        self, ticket: ReplyAddress, now: float = 0.0
+    ) -> RunningRequest | FinishedRequest | None:
         """What is known of a request that may have come before.
 
         Raises RequestError when the name stands for another request.
         """
         known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
-        if isinstance(known, Finished) and known.until < now:
+        if isinstance(known, FinishedRequest) and known.until < now:
             del self._finished[ticket.key]
             self._kept_bytes -= known.final.num_bytes
             known = None
         if known is None:
             return None
-        digest = known.ticket.digest if isinstance(known, Entry) else known.digest
+        digest = known.ticket.digest if isinstance(known, RunningRequest) else known.digest
         if digest != ticket.digest:
             raise DUPLICATE.error()
-        if isinstance(known, Finished):
+        if isinstance(known, FinishedRequest):
             self._finished.move_to_end(ticket.key)
         return known
 
-    def find(self, request_id: str, client_id: str | None) -> Entry | None:
+    def find(self, request_id: str, client_id: str | None) -> RunningRequest | None:
         """The request at work that somebody wants to end.
 
         An asker that does not name itself means the only request of that name, or the anonymous one
@@ -156,21 +158,23 @@ class Ledger:
             return named[0]
         return self._entries.get(f"{ANONYMOUS}/{request_id}")
 
-    def advance(self, entry: Entry, state: State) -> bool:
+    def advance(self, entry: RunningRequest, state: RequestStatus) -> bool:
         """Move an entry to a later state; False when it is there or further already."""
         if _ORDER[state] <= _ORDER[entry.state]:
             return False
         entry.state = state
         return True
 
-    def finish(self, entry: Entry, state: State, final: Outgoing, now: float) -> None:
+    def finish(
+        self, entry: RunningRequest, state: RequestStatus, final: Outgoing, now: float
+    ) -> None:
         """The entry has had its final message, which is kept for those who ask again."""
         self.advance(entry, state)
         key = entry.ticket.key
         self._entries.pop(key, None)
-        self.keep(key, Finished(entry.ticket.digest, state, final, now + self._keep_s))
+        self.keep(key, FinishedRequest(entry.ticket.digest, state, final, now + self._keep_s))
 
-    def keep(self, key: str, finished: Finished) -> None:
+    def keep(self, key: str, finished: FinishedRequest) -> None:
         """Keep an answer for those who ask again."""
         if (former := self._finished.pop(key, None)) is not None:
             self._kept_bytes -= former.final.num_bytes

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from edgecosine.balance.admission import Admission
-from edgecosine.balance.fair_queue import Job
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.balance.fair_queue import FairJob
 from edgecosine.protocol.api.request import Answer, Request
 
 
-class Turn:
+class QueuePosition:
     """`async with turn:` waits for a place and gives it back."""
 
-    def __init__(self, places: Places, job: Job) -> None:
+    def __init__(self, places: SessionSlots, job: FairJob) -> None:
         self.job = job
         self.since = _now()
         """When it was booked."""
@@ -50,17 +50,17 @@ class Turn:
         self._places.leave([self])
 
 
-class Places:
+class SessionSlots:
     """The sessions that may be at work at one time, and the queue before them."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: AdmissionControl) -> None:
         self._admission = admission
-        self._turns: dict[Job, Turn] = {}
-        self._suspects: list[list[Turn]] = []
+        self._turns: dict[FairJob, QueuePosition] = {}
+        self._suspects: list[list[QueuePosition]] = []
         """The turns of each, those of the one at work first."""
 
     def __repr__(self) -> str:
-        return f"<Places {self._admission!r}>"
+        return f"<SessionSlots {self._admission!r}>"
 
     def check(self, requests: Sequence[Request]) -> None:
         """Whether there is room for the choices of one request.
@@ -70,9 +70,9 @@ class Places:
         jobs = [self._job(request) for request in requests]
         self._admission.check(jobs, requests[0].deadline_s, _now())
 
-    def book(self, requests: Sequence[Request], *, is_suspect: bool = False) -> list[Turn]:
+    def book(self, requests: Sequence[Request], *, is_suspect: bool = False) -> list[QueuePosition]:
         """A turn for each of the choices, which count from now on."""
-        turns = [Turn(self, self._job(request)) for request in requests]
+        turns = [QueuePosition(self, self._job(request)) for request in requests]
         for turn in turns:
             self._turns[turn.job] = turn
             self._admission.add(turn.job)
@@ -81,7 +81,7 @@ class Places:
         self._start()
         return turns
 
-    def leave(self, turns: Sequence[Turn]) -> None:
+    def leave(self, turns: Sequence[QueuePosition]) -> None:
         """The turns have been used, or are not wanted any more; once is enough."""
         for turn in turns:
             if self._turns.pop(turn.job, None) is not None:
@@ -91,15 +91,17 @@ class Places:
         self._suspects = [turns for turns in left if turns]
         self._start()
 
-    def learn(self, turn: Turn, request: Request, answer: Answer, elapsed_s: float) -> None:
+    def learn(
+        self, turn: QueuePosition, request: Request, answer: Answer, elapsed_s: float
+    ) -> None:
         """A turn's session has made its answer in so much time."""
         # An end token that was said is none of the answer's.
         turn.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
         self._admission.pace.observe(turn.num_tokens, _room(request), elapsed_s)
 
-    def _job(self, request: Request) -> Job:
+    def _job(self, request: Request) -> FairJob:
         cost = self._admission.pace.tokens(_room(request))
-        return Job(request.client_id, cost, request.priority)
+        return FairJob(request.client_id, cost, request.priority)
 
     def _start(self) -> None:
         if self._suspects:

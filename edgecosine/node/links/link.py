@@ -24,12 +24,12 @@ from edgecosine.errors import (
     RemoteProtocolError,
 )
 from edgecosine.node.links.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
-from edgecosine.node.links.link_policy import ADVICE, Guard, explain
-from edgecosine.node.links.peer_budget import Allowance, LoopShare
-from edgecosine.node.links.pending_requests import Asks
+from edgecosine.node.links.link_policy import ADVICE, LinkPolicy, explain
+from edgecosine.node.links.peer_budget import LoopShare, PeerBudget
+from edgecosine.node.links.pending_requests import PendingRequests
 from edgecosine.protocol.wire.codec import decode, encode, tag_of
 from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer, frame
-from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, State
+from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, HandshakeState
 from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
     AnyMessage,
@@ -61,7 +61,7 @@ class LinkSettings:
     on_request: Callable[[Link, DraftRequest | Release], None]
     timing: Timing = DEFAULT_TIMING
     max_unsent_bytes: int = MAX_UNSENT_BYTES
-    guard: Guard = field(default_factory=Guard)
+    guard: LinkPolicy = field(default_factory=LinkPolicy)
 
 
 class Link(asyncio.Protocol):
@@ -88,11 +88,11 @@ class Link(asyncio.Protocol):
         self._may_send = WORK_BY_SENDER[settings.hello.role]
         self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
         self._buffer = FrameBuffer()
-        self._allowance, self._share = Allowance(), LoopShare()
+        self._allowance, self._share = PeerBudget(), LoopShare()
         self._resuming: asyncio.TimerHandle | None = None
         """Set while the socket is left unread."""
         self._heartbeat = Heartbeat()
-        self._asks = Asks()
+        self._asks = PendingRequests()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
@@ -119,7 +119,7 @@ class Link(asyncio.Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether work may be sent."""
-        return self._handshake.state is State.READY and not self.closed.done()
+        return self._handshake.state is HandshakeState.READY and not self.closed.done()
 
     @property
     def host(self) -> str:
@@ -166,7 +166,7 @@ class Link(asyncio.Protocol):
         """
         if self.closed.done():
             raise LinkLost(str(self.closed.result()))
-        if type(message) not in self._may_send or self._handshake.state is not State.READY:
+        if type(message) not in self._may_send or self._handshake.state is not HandshakeState.READY:
             raise LocalProtocolError(
                 f"a {self._settings.hello.role} sends no {tag_of(message)} "
                 f"{self._handshake.state.value}"
@@ -279,7 +279,7 @@ class Link(asyncio.Protocol):
     def _take(self, message: AnyMessage) -> None:
         before = self._handshake.state
         state = self._handshake.receive(message)
-        if state is not State.REFUSING:
+        if state is not HandshakeState.REFUSING:
             self._dispatch(message)
         if state is not before and not self.closed.done():
             self._enter(state)
@@ -305,17 +305,17 @@ class Link(asyncio.Protocol):
             case Hello() | Refuse():
                 pass  # the handshake has taken them
 
-    def _enter(self, state: State) -> None:
-        if state is State.AGREED:
+    def _enter(self, state: HandshakeState) -> None:
+        if state is HandshakeState.AGREED:
             self._beat()
-        elif state is State.READY:
+        elif state is HandshakeState.READY:
             self._cancel_deadline()
             is_drafter = self.peer.role == "drafter"
             self._buffer.max_frame_bytes = MAX_ANSWER_BYTES if is_drafter else MAX_FRAME_BYTES
             self._was_ready.set_result(True)
             if self._on_ready is not None:
                 self._on_ready(self)
-        elif state is State.REFUSING:
+        elif state is HandshakeState.REFUSING:
             # the peer's own refusal names the difference, so it is given a moment to arrive
             assert self._handshake.refusal is not None
             assert self._handshake.ending is not None
@@ -324,7 +324,7 @@ class Link(asyncio.Protocol):
             self._deadline = self._loop.call_later(
                 self._timing.linger_s, self._end, self._handshake.ending
             )
-        elif state is State.CLOSED:
+        elif state is HandshakeState.CLOSED:
             assert self._handshake.ending is not None
             self._end(self._handshake.ending)
 
@@ -355,7 +355,7 @@ class Link(asyncio.Protocol):
 
     def _lost(self, what: str) -> LinkLost:
         """How the link ended, by somebody who gave no reason."""
-        if not self.is_dialled or self._handshake.state is not State.GREETING:
+        if not self.is_dialled or self._handshake.state is not HandshakeState.GREETING:
             return LinkLost(what)
         # In TLS 1.3 a dialler's own handshake succeeds before the listener has looked at it.
         if self._settings.guard.trust is not None:

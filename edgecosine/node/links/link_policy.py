@@ -23,7 +23,7 @@ _PLAIN_TEXT: Final = frozenset(
 )
 
 
-class Guard:
+class LinkPolicy:
     """The node's trust. Without one its links are plain, and stay on this machine unless
     `is_insecure`."""
 
@@ -33,7 +33,7 @@ class Guard:
 
     def __repr__(self) -> str:
         how = "insecure" if self._is_insecure else "loopback only"
-        return f"<Guard {self._trust.identity.node_id if self._trust else how}>"
+        return f"<LinkPolicy {self._trust.identity.node_id if self._trust else how}>"
 
     @property
     def trust(self) -> Trust | None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import AddressTaken, ConfigError, LinkError, LinkLost, PeerRefused
-from edgecosine.log_throttle import Complaints
+from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.link_policy import ADVICE, explain
 
@@ -75,7 +75,7 @@ class Listener:
         self.addresses: tuple[Address, ...] = ()
         self._settings, self._on_ready = settings, on_ready
         self._max_unfinished = max_unfinished
-        self._complaints = Complaints()
+        self._complaints = LogThrottle()
         self._servers: list[asyncio.Server] = []
         self._secured: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []

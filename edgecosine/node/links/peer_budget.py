@@ -33,14 +33,14 @@ MAX_BANS: Final = 1024
 _BAN: Final = Backoff(first_s=60.0, longest_s=3600.0)
 
 
-class Allowance:
+class PeerBudget:
     """The messages that a peer may still send."""
 
     def __init__(self) -> None:
         self._left = BURST_MESSAGES
 
     def __repr__(self) -> str:
-        return f"<Allowance {self._left} messages>"
+        return f"<PeerBudget {self._left} messages>"
 
     def earn(self, messages: int = 1) -> None:
         """The peer was asked for so many messages."""
@@ -79,7 +79,7 @@ class _Ban:
     reason: str
 
 
-class Bans:
+class PeerBans:
     """Peers that flooded this node, by node id; each time they are kept out for longer."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Bans:
         """How often a peer came since when; the newest last."""
 
     def __repr__(self) -> str:
-        return f"<Bans [{len(self._bans)} peers]>"
+        return f"<PeerBans [{len(self._bans)} peers]>"
 
     def ban(self, node_id: str, reason: str, now: float) -> float:
         """Keep a peer out from `now` on; gives the seconds."""

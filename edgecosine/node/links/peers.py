@@ -19,7 +19,6 @@ from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
-    Effect,
     Event,
     Explained,
     Explanation,
@@ -27,6 +26,7 @@ from edgecosine.discovery.events import (
     LinkUp,
     PeerGone,
     PeerSeen,
+    RosterAction,
     Ticked,
 )
 from edgecosine.discovery.interfaces import addresses_to_tell, is_everywhere
@@ -35,7 +35,7 @@ from edgecosine.discovery.roster import Roster
 from edgecosine.errors import LinkError, LinkLost, PeerFlooded, PeerMismatched, PeerRefused
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.listener import Listener, connect
-from edgecosine.node.links.peer_budget import MAX_JOINS, Bans
+from edgecosine.node.links.peer_budget import MAX_JOINS, PeerBans
 
 MAX_LINKS: Final = 256
 MAX_SPARES: Final = 8
@@ -73,7 +73,7 @@ class Peers:
         self._links: dict[str, Link] = {}
         self.links: Mapping[str, Link] = MappingProxyType(self._links)
         self._spares: list[Link] = []
-        self._bans = Bans()
+        self._bans = PeerBans()
         self._listener = Listener(settings, self._join)
         self._is_listening = asyncio.Event()
         self._dials: dict[str, asyncio.Task[None]] = {}
@@ -84,7 +84,9 @@ class Peers:
         settings.guard.on_change(self._review)
 
     def __repr__(self) -> str:
-        return f"<Peers {len(self._links)} linked, {len(self._dials)} dials | {self._roster!r}>"
+        return (
+            f"<StartedPeers {len(self._links)} linked, {len(self._dials)} dials | {self._roster!r}>"
+        )
 
     async def listening(self) -> tuple[Address, ...]:
         """Wait until the door is open; gives where."""
@@ -158,7 +160,7 @@ class Peers:
         if self._roster.wake_at is not None:
             self._alarm = loop.call_at(self._roster.wake_at, self._take, Ticked())
 
-    def _do(self, effect: Effect) -> None:
+    def _do(self, effect: RosterAction) -> None:
         match effect:
             case Dial(contact):
                 replaced = self._dials.get(contact)

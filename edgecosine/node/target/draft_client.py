@@ -12,27 +12,27 @@ from dataclasses import replace
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.errors import LinkError
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.request_metrics import Tally
+from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.wire.messages import (
     MAX_DRAFT_TOKENS,
     MAX_PREFIX_TOKENS,
     AnyMessage,
-    Coupling,
     Draft,
     DraftRequest,
     OutOfStep,
     Release,
+    SharedNoise,
     pack_shares,
     pack_tokens,
     prefix_digest,
     read_tree,
 )
 from edgecosine.protocol.wire.prefix import Prefix
-from edgecosine.protocol.wire.prompt_score import Hindsight
+from edgecosine.protocol.wire.prompt_score import PromptScore
 from edgecosine.protocol.wire.tree import TokenTree
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ class DrafterLink(Protocol):
 DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
 """Gives the drafters that are linked now, by node id."""
 
-Ask = asyncio.Task[Proposal | None]
+DraftTask = asyncio.Task[Proposal | None]
 
 
-class Consulting:
+class DraftClient:
     """Asks drafters what may follow a sequence that grows. One for each session."""
 
     def __init__(
@@ -69,11 +69,11 @@ class Consulting:
         *,
         key: str,
         sequence: Prefix,
-        coupling: Coupling,
+        coupling: SharedNoise,
         num_vocabulary: int,
         links: DrafterLinks,
-        balancer: Balancer,
-        tally: Tally,
+        balancer: Planner,
+        tally: RequestMetrics,
     ) -> None:
         self._key, self._sequence, self._coupling = key, sequence, coupling
         self._num_vocabulary, self._links = num_vocabulary, links
@@ -85,7 +85,7 @@ class Consulting:
         """Why drafters are left out for good, by node id."""
 
     def __repr__(self) -> str:
-        return f"<Consulting {self._key} [round {self._round}, {len(self._held)} drafters told]>"
+        return f"<DraftClient {self._key} [round {self._round}, {len(self._held)} drafters told]>"
 
     @property
     def linked(self) -> Collection[str]:
@@ -130,7 +130,7 @@ class Consulting:
         *,
         trunk: Sequence[int] = (),
         ahead: TokenTree | None = None,
-    ) -> list[Ask]:
+    ) -> list[DraftTask]:
         """Ask the plan's drafters; with `ahead`, for what comes after that tree's outcomes."""
         links = self._links()
         chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
@@ -191,7 +191,7 @@ class Consulting:
         if tree is None or max(tree.tokens, default=0) >= self._num_vocabulary:
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
             return Proposal(node_id, prefix_len, (), ())
-        hindsight = Hindsight(tuple(map(bool, draft.foretold)), draft.surprise)
+        hindsight = PromptScore(tuple(map(bool, draft.foretold)), draft.surprise)
         shares, parents = tree.confidences, tree.parents
         return Proposal(node_id, prefix_len, tree.tokens, shares, parents, hindsight)
 
@@ -243,7 +243,7 @@ class Consulting:
         )
 
 
-def answers(asks: Iterable[Ask]) -> list[Proposal]:
+def answers(asks: Iterable[DraftTask]) -> list[Proposal]:
     """What was said by those who answered."""
     done = (ask.result() for ask in asks if not ask.cancelled())
     return [proposal for proposal in done if proposal is not None]

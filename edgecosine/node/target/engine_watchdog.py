@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, Protocol
 
 from edgecosine.config import STALL_TIMEOUT_S
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.errors import ActorStopped
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.request import Sampling
@@ -37,14 +37,14 @@ class Passes(Protocol):
     def num_held(self) -> int:
         """Works that wait for a pass or are in one."""
 
-    async def verify(self, work: VerifyWork) -> Verdict:
+    async def verify(self, work: VerifyWork) -> VerificationResult:
         """Raises ActorStopped when the engine has ended, and what it does at this work alone."""
 
     def release(self, key: str) -> None:
         """The work's sequence has ended."""
 
 
-class Readiness:
+class EngineWatchdog:
     """Watches one engine. `on_change` is called with why it cannot answer; None: it can."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Readiness:
         self.num_stalls = 0
 
     def __repr__(self) -> str:
-        return f"<Readiness {self._told or 'ready'} [{self.num_canaries} canaries]>"
+        return f"<EngineWatchdog {self._told or 'ready'} [{self.num_canaries} canaries]>"
 
     @property
     def reason(self) -> str | None:

@@ -18,7 +18,7 @@ from edgecosine.protocol.api.request import (
 )
 
 
-class Transcript:
+class OutputProcessor:
     """Takes committed tokens one round at a time; their text is that behind `prompt`."""
 
     def __init__(self, request: Request, codec: TextCodec, prompt: Sequence[int] = ()) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.base import Verdict
-from edgecosine.node.target.round_trace import Trace
+from edgecosine.engine.base import VerificationResult
+from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.protocol.api.request import DrafterShare, Metrics
 from edgecosine.protocol.wire.tree import TokenTree
 
 
 @dataclass(slots=True)
-class Tally:
+class RequestMetrics:
     """Draft tokens proposed and accepted, by drafter; times in seconds."""
 
     by_length: Counter[int] = field(default_factory=Counter)
@@ -28,7 +28,7 @@ class Tally:
     first: str = ""
     """Who led the first round that had drafters."""
     plan: str = ""
-    trace: Trace = field(default_factory=Trace)
+    trace: RoundTrace = field(default_factory=RoundTrace)
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -41,7 +41,9 @@ class Tally:
             self.first = self.first or plan.drafters[0]
             self.led[plan.drafters[0]] += 1
 
-    def count_round(self, tree: TokenTree, drafters: Sequence[str], verdict: Verdict) -> None:
+    def count_round(
+        self, tree: TokenTree, drafters: Sequence[str], verdict: VerificationResult
+    ) -> None:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
         self.by_length[len(verdict.path)] += 1
         self.num_draft_tokens += len(tree)

@@ -10,7 +10,7 @@ MAX_ROUNDS = 512
 """Rounds that are recorded at most, so that a final message stays within its bounds."""
 
 
-class Trace:
+class RoundTrace:
     """Told of each event as it happens; its clock starts with the session."""
 
     def __init__(self, *, is_on: bool = False) -> None:

@@ -14,18 +14,18 @@ import logging
 from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Balancer
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.balance.planner import Planner
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.draft_client import Ask, Consulting, DrafterLinks, answers
-from edgecosine.node.target.output_processor import Transcript
-from edgecosine.node.target.request_metrics import Tally
-from edgecosine.node.target.round_trace import Trace
+from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, answers
+from edgecosine.node.target.output_processor import OutputProcessor
+from edgecosine.node.target.request_metrics import RequestMetrics
+from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import (
     Answer,
     Committed,
@@ -36,7 +36,7 @@ from edgecosine.protocol.api.request import (
     Sampling,
     Started,
 )
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
@@ -61,8 +61,8 @@ class Session:
         prompt: list[int],
         model: str,
         codec: TextCodec,
-        verifying: Verifying,
-        balancer: Balancer,
+        verifying: Verifier,
+        balancer: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._request, self._model = request, model
@@ -75,9 +75,9 @@ class Session:
         """When the last round's verdict was there, and nobody drafted any more."""
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
-        self._transcript = Transcript(request, codec, prompt[-MAX_CONTEXT:])
-        self._tally = Tally(trace=Trace(is_on=request.trace))
-        self._consulting = Consulting(
+        self._transcript = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
+        self._tally = RequestMetrics(trace=RoundTrace(is_on=request.trace))
+        self._consulting = DraftClient(
             key=request.key,
             sequence=self._sequence,
             coupling=coupling_of(request.sampling),
@@ -200,7 +200,7 @@ class Session:
 
     async def _verify_beside(
         self, tree: TokenTree, ahead: Plan, trial: Plan, grace_s: float = 0.0
-    ) -> tuple[Verdict, list[Proposal], list[Proposal]]:
+    ) -> tuple[VerificationResult, list[Proposal], list[Proposal]]:
         """The target's verdict, and what drafters said meanwhile to the plans `ahead` and `trial`;
         to the latter until `grace_s` after the verdict."""
         self._tally.trace.submit()
@@ -221,7 +221,7 @@ class Session:
         self._committing = now()
         return verdict, answers(asks), answers(tries)
 
-    async def _verify(self, tree: TokenTree) -> Verdict:
+    async def _verify(self, tree: TokenTree) -> VerificationResult:
         work = VerifyWork(
             key=self._request.key,
             tokens=tuple(self._sequence.tokens),
@@ -236,7 +236,7 @@ class Session:
 
     def _commit(
         self,
-        verdict: Verdict,
+        verdict: VerificationResult,
         tree: TokenTree,
         proposals: list[Proposal],
         foreseen: list[Proposal],
@@ -264,17 +264,17 @@ class Session:
         )
 
 
-async def _settle(asks: list[Ask], patience_s: float) -> None:
+async def _settle(asks: list[DraftTask], patience_s: float) -> None:
     """Wait a little for answers that may be on their way, unless there is one already."""
     if asks and patience_s > 0.0 and not any(ask.done() for ask in asks):
         await asyncio.wait(asks, timeout=patience_s)
 
 
-def coupling_of(sampling: Sampling) -> Coupling:
+def coupling_of(sampling: Sampling) -> SharedNoise:
     """What drafters must know of it."""
     if sampling.is_greedy:
-        return Coupling()
-    return Coupling(
+        return SharedNoise()
+    return SharedNoise(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,

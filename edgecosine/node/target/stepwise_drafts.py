@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.statistics import RequestState
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.node.target.draft_client import Consulting
+from edgecosine.node.target.draft_client import DraftClient
 
 
 async def gather_by_steps(
-    consulting: Consulting, balancer: Balancer, state: RequestState, plan: Plan
+    consulting: DraftClient, balancer: Planner, state: RequestState, plan: Plan
 ) -> list[Proposal]:
     """The drafts of a round, each laid below the trunk that it continues."""
     trunk = Proposal("", 0, (), ())

@@ -9,19 +9,19 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.node.target.draft_client import DrafterLinks
 from edgecosine.node.target.session import Session
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Answer, Progress, Request
 
 logger = logging.getLogger(__name__)
 
 
-class Serving:
+class TextService:
     """Answers requests with one target model; implements `Service`."""
 
     def __init__(
@@ -32,8 +32,8 @@ class Serving:
         max_context: int,
         max_sessions: int,
         exactness: str,
-        verifying: Verifying,
-        balancer: Balancer,
+        verifying: Verifier,
+        balancer: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._model, self._codec, self._max_context = model, codec, max_context
@@ -52,7 +52,9 @@ class Serving:
         """Drafts that came after their deadline."""
 
     def __repr__(self) -> str:
-        return f"<Serving {self._model} [{len(self._sessions)} sessions, {self.num_answers} done]>"
+        return (
+            f"<TextService {self._model} [{len(self._sessions)} sessions, {self.num_answers} done]>"
+        )
 
     @property
     def info(self) -> Mapping[str, Any]:

@@ -15,15 +15,15 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import (
-    Failed,
+    FailedWork,
     Outcome,
     PassResult,
     Prefilling,
     TargetEngine,
-    Verdict,
+    VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.target.profile import profile
@@ -53,14 +53,14 @@ class PassCosts(Protocol):
     def observe_pass(self, report: PassReport) -> None:
         """A pass is over."""
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
         """How long to hold a pass back for latecomers; None to start it at once."""
 
 
-Waiting = Envelope[VerifyWork, Verdict]
+Waiting = Envelope[VerifyWork, VerificationResult]
 
 
-class Verifying:
+class Verifier:
     """Batches sessions' works into passes."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Verifying:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._costs = costs
-        self._mailbox: Mailbox[VerifyWork, Verdict] = Mailbox("verifying", 4 * max_batch)
+        self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifying", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
         self._expected: dict[str, tuple[float, int]] = {}
@@ -91,14 +91,14 @@ class Verifying:
 
     def __repr__(self) -> str:
         waiting, expected = len(self._mailbox), len(self._expected)
-        return f"<Verifying [{waiting} waiting, {expected} expected, {self.num_passes} passes]>"
+        return f"<Verifier [{waiting} waiting, {expected} expected, {self.num_passes} passes]>"
 
     @property
     def num_held(self) -> int:
         """Works that wait for a pass or are in one."""
         return len(self._mailbox) + len(self._batch)
 
-    async def verify(self, work: VerifyWork) -> Verdict:
+    async def verify(self, work: VerifyWork) -> VerificationResult:
         """The target's verdict on a tree.
 
         Raises ActorStopped when the engine has ended, and what the engine does at this work alone.
@@ -159,7 +159,7 @@ class Verifying:
     def _hold_s(self, moment: float) -> float | None:
         here = {envelope.message.key for envelope in self._batch}
         latecomers = [
-            Latecomer(at - moment, num_rows)
+            ExpectedArrival(at - moment, num_rows)
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
@@ -207,11 +207,13 @@ class Verifying:
         Raises EngineError when it is the engine that fails.
         """
         logger.warning("pass failed: works=%d cause=%s", len(works), cause_of(error))
-        outcomes = [Failed(error) if len(works) == 1 else await self._alone(work) for work in works]
-        if any(isinstance(outcome, Failed) for outcome in outcomes):
+        outcomes = [
+            FailedWork(error) if len(works) == 1 else await self._alone(work) for work in works
+        ]
+        if any(isinstance(outcome, FailedWork) for outcome in outcomes):
             probe = await self._alone(_PROBE)
             self._released.append(_PROBE.key)
-            if isinstance(probe, Failed):
+            if isinstance(probe, FailedWork):
                 self.has_failed = True
                 reason = cause_of(probe.error)
                 raise EngineError(f"the engine does not run any more: {reason}")
@@ -224,7 +226,7 @@ class Verifying:
             self.has_failed = True
             raise
         except Exception as error:  # noqa: BLE001 -- it is this work's
-            return Failed(error)
+            return FailedWork(error)
         return result.outcomes[0]
 
     async def _profile(self) -> dict[int, float]:
@@ -242,7 +244,7 @@ class Verifying:
         for envelope, outcome in zip(self._batch, result.outcomes, strict=True):
             if isinstance(outcome, Prefilling):
                 prefilling.append(envelope)
-            elif isinstance(outcome, Failed):
+            elif isinstance(outcome, FailedWork):
                 envelope.fail(outcome.error)
             elif envelope.is_open:
                 work = envelope.message
@@ -252,7 +254,7 @@ class Verifying:
 
 
 def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
-    verdicts = [outcome for outcome in result.outcomes if isinstance(outcome, Verdict)]
+    verdicts = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
     return PassReport(
         num_rows=result.num_rows,
         elapsed_s=elapsed_s,

@@ -29,7 +29,7 @@ _ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StreamPart:
     """One part of a streamed answer; the last one says so.
 
     `index` is the number of characters (Unicode code points) of the same text before this part, so
@@ -45,7 +45,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
+class FinalMessage:
     """A final message as its reader sees it; `body` is the whole object."""
 
     request_id: str
@@ -133,7 +133,7 @@ def render_error(error: RequestError | Refusal, request_id: str) -> bytes:
     return msgspec.json.encode({"id": request_id, "error": fault})
 
 
-def render_piece(piece: Piece) -> bytes:
+def render_piece(piece: StreamPart) -> bytes:
     """One part of a streamed answer."""
     body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
     if piece.choice is not None:
@@ -141,7 +141,7 @@ def render_piece(piece: Piece) -> bytes:
     return msgspec.json.encode(body)
 
 
-def parse_piece(payload: bytes) -> Piece:
+def parse_piece(payload: bytes) -> StreamPart:
     """Inverse of `render_piece`.
 
     Raises ValueError.
@@ -149,11 +149,11 @@ def parse_piece(payload: bytes) -> Piece:
     match _read(payload):
         case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
             choice = more.get("choice")
-            return Piece(index, text, is_last, choice if isinstance(choice, int) else None)
+            return StreamPart(index, text, is_last, choice if isinstance(choice, int) else None)
     raise ValueError("not a part of an answer")
 
 
-def parse_final(payload: bytes) -> Final:
+def parse_final(payload: bytes) -> FinalMessage:
     """Read a final message.
 
     Raises the RequestError that it carries, and ValueError when it is no final message.
@@ -163,7 +163,7 @@ def parse_final(payload: bytes) -> Final:
         case {"error": {"message": str(message)} as fault}:
             raise _error(message, fault)
         case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
-            return Final(request_id, tuple(map(_text_of, choices)), reason, body)
+            return FinalMessage(request_id, tuple(map(_text_of, choices)), reason, body)
     raise ValueError("not a final message")
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from edgecosine.errors import ConfigError
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 
@@ -25,7 +25,7 @@ KEEP_CLAIM_S: Final = 86400
 """After so long a broker forgets the claim of a cluster that never came back."""
 
 
-class Standing(msgspec.Struct, frozen=True):
+class MembershipStatus(msgspec.Struct, frozen=True):
     """How a target stands. `session` names one life of it, `since` is seconds since 1970.
 
     identity  what its texts depend on: only targets of one identity share their requests
@@ -49,7 +49,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 
     node: str
     session: str
-    ticket: Ticket
+    ticket: ReplyAddress
     request: Request
     asked_s: float
     generation: int = 0
@@ -61,7 +61,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
         return self.ticket.key
 
 
-class Known(msgspec.Struct, frozen=True, tag="known"):
+class KnownRequest(msgspec.Struct, frozen=True, tag="known"):
     """A target has answered the request, or refused it; nobody else need do so.
 
     digest  of a request without an id, which others call otherwise; else empty
@@ -71,7 +71,7 @@ class Known(msgspec.Struct, frozen=True, tag="known"):
     digest: bytes
 
 
-class Consent(msgspec.Struct, frozen=True, tag="consent"):
+class ClaimAck(msgspec.Struct, frozen=True, tag="consent"):
     """A target knows nothing that speaks against another one's claim."""
 
     node: str
@@ -86,21 +86,21 @@ class Echo(msgspec.Struct, frozen=True, tag="echo"):
     number: int
 
 
-class Call(msgspec.Struct, frozen=True, tag="call"):
+class StatusRequest(msgspec.Struct, frozen=True, tag="call"):
     """A target that knows another one from the broker alone asks it to say how it stands."""
 
     node: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_standing = msgspec.msgpack.Decoder(Standing).decode
-_work: msgspec.msgpack.Decoder[Claim | Known] = msgspec.msgpack.Decoder(Claim | Known)
-_inbox: msgspec.msgpack.Decoder[Consent | Echo | Call] = msgspec.msgpack.Decoder(
-    Consent | Echo | Call
+_standing = msgspec.msgpack.Decoder(MembershipStatus).decode
+_work: msgspec.msgpack.Decoder[Claim | KnownRequest] = msgspec.msgpack.Decoder(Claim | KnownRequest)
+_inbox: msgspec.msgpack.Decoder[ClaimAck | Echo | StatusRequest] = msgspec.msgpack.Decoder(
+    ClaimAck | Echo | StatusRequest
 )
 
 
-def standing_notice(topics: Topics, standing: Standing) -> Outgoing:
+def standing_notice(topics: Topics, standing: MembershipStatus) -> Outgoing:
     """How a target stands, for all who come later, too."""
     topic = topics.standing(standing.node)
     return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_STANDING_S)
@@ -117,19 +117,19 @@ def clearance(topics: Topics, client_id: str, request_id: str) -> Outgoing:
     return Outgoing(topics.work(client_id, request_id), b"", retain=True)
 
 
-def known_notice(topics: Topics, ticket: Ticket, node_id: str) -> Outgoing:
+def known_notice(topics: Topics, ticket: ReplyAddress, node_id: str) -> Outgoing:
     """A request that one of us has answered or refused."""
     topic = topics.work(ticket.client_id, ticket.request_id)
     digest = b"" if ticket.is_named else ticket.digest
-    return Outgoing(topic, _encode(Known(node_id, digest)))
+    return Outgoing(topic, _encode(KnownRequest(node_id, digest)))
 
 
-def inbox_note(topics: Topics, node_id: str, note: Consent | Echo | Call) -> Outgoing:
+def inbox_note(topics: Topics, node_id: str, note: ClaimAck | Echo | StatusRequest) -> Outgoing:
     """Something for one target; it is said again where it is lost."""
     return Outgoing(topics.inbox(node_id), _encode(note), qos=0)
 
 
-def read_standing(payload: bytes) -> Standing | None:
+def read_standing(payload: bytes) -> MembershipStatus | None:
     """None when it is unreadable, as of another version."""
     try:
         return _standing(payload)
@@ -137,7 +137,7 @@ def read_standing(payload: bytes) -> Standing | None:
         return None
 
 
-def read_work(payload: bytes) -> Claim | Known | None:
+def read_work(payload: bytes) -> Claim | KnownRequest | None:
     """None when it is unreadable."""
     try:
         return _work.decode(payload)
@@ -145,7 +145,7 @@ def read_work(payload: bytes) -> Claim | Known | None:
         return None
 
 
-def read_note(payload: bytes) -> Consent | Echo | Call | None:
+def read_note(payload: bytes) -> ClaimAck | Echo | StatusRequest | None:
     """None when it is unreadable."""
     try:
         return _inbox.decode(payload)

@@ -49,7 +49,7 @@ _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What a cluster takes. No `models` means that any name will do."""
 
     models: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ def parse_request(
     *,
     client_id: str,
     request_id: str,
-    limits: Limits,
+    limits: RequestLimits,
     draw_seed: Callable[[], int],
 ) -> Request:
     """Make a request of a JSON body; `draw_seed` is asked when the body has no seed.
@@ -97,7 +97,7 @@ def parse_request(
 
 
 def ask_request(
-    text: str, *, client_id: str, request_id: str, limits: Limits, seed: int
+    text: str, *, client_id: str, request_id: str, limits: RequestLimits, seed: int
 ) -> Request:
     """Make a request of a bare prompt, with the defaults for all else.
 

@@ -17,7 +17,7 @@ from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.api.json_fields import read_names, read_object, read_text
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import (
-    Limits,
+    RequestLimits,
     ask_request,
     check_identifier,
     parse_request,
@@ -29,7 +29,7 @@ ANONYMOUS = "anon"
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class ReplyAddress:
     """Whose request it is and how it is answered."""
 
     client_id: str
@@ -50,18 +50,18 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class ParsedRequest:
     """The publication is a request."""
 
-    ticket: Ticket
+    ticket: ReplyAddress
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedRequest:
     """The publication is none; the ticket says where the error goes."""
 
-    ticket: Ticket
+    ticket: ReplyAddress
     error: Refusal
     cause: Exception | None = None
     """What nobody foresaw, for the log."""
@@ -70,7 +70,7 @@ class Refused:
 UNREAD = Refusal("the cluster failed to read this request", code="internal_error", status=500)
 
 
-class Intake:
+class RequestParser:
     """Reads requests for one cluster; `draw_id` and `draw_seed` are asked where a body has none."""
 
     def __init__(
@@ -86,7 +86,9 @@ class Intake:
         self._draw_id = draw_id
         self._draw_seed = draw_seed
 
-    def read(self, kind: RequestKind, message: Incoming, limits: Limits) -> Accepted | Refused:
+    def read(
+        self, kind: RequestKind, message: Incoming, limits: RequestLimits
+    ) -> ParsedRequest | RefusedRequest:
         """Make a request of a publication, or say what is wrong with it."""
         num_bytes = len(message.payload)
         if num_bytes > self.max_request_bytes:
@@ -108,18 +110,18 @@ class Intake:
         try:
             ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
             if fault is not None:
-                return Refused(ticket, fault, cause)
+                return RefusedRequest(ticket, fault, cause)
             request = self._request(ticket, body, text, limits)
         except RequestError as error:
-            return Refused(ticket, error.refusal)
+            return RefusedRequest(ticket, error.refusal)
         except Exception as error:  # noqa: BLE001 -- as above
-            return Refused(ticket, UNREAD, error)
+            return RefusedRequest(ticket, UNREAD, error)
         ticket = replace(ticket, digest=_digest(kind, message.payload))
         expiry_s = math.inf if message.expiry_s is None else message.expiry_s
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
-        return Accepted(replace(ticket, wants_stream=request.stream), request)
+        return ParsedRequest(replace(ticket, wants_stream=request.stream), request)
 
-    def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> Refused:
+    def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> RefusedRequest:
         """Refuse a publication unread; nothing of it is looked at but whose it is."""
         body = {} if kind == "ask" else read_names(message.payload)
         ticket = self._ticket(kind, body, message)
@@ -127,15 +129,17 @@ class Intake:
             ticket = self._with_reply(ticket, message.response_topic or body.get("reply_to"))
         except RequestError as error:
             fault = error.refusal
-        return Refused(ticket, fault)
+        return RefusedRequest(ticket, fault)
 
-    def _ticket(self, kind: RequestKind, body: Mapping[str, object], message: Incoming) -> Ticket:
+    def _ticket(
+        self, kind: RequestKind, body: Mapping[str, object], message: Incoming
+    ) -> ReplyAddress:
         client_id = message.client if message.client and is_identifier(message.client) else None
         client_id = client_id or _lenient("client", body)
         client_id = client_id or self._addressed(message.response_topic) or ANONYMOUS
         name = _lenient("id", body) or _spelt(message.correlation)
         request_id = name or self._draw_id()
-        return Ticket(
+        return ReplyAddress(
             client_id=client_id,
             request_id=request_id,
             kind=kind,
@@ -151,7 +155,7 @@ class Intake:
                 return client_id
         return None
 
-    def _with_reply(self, ticket: Ticket, topic: object) -> Ticket:
+    def _with_reply(self, ticket: ReplyAddress, topic: object) -> ReplyAddress:
         if topic is None:
             return ticket
         if not isinstance(topic, str):
@@ -171,7 +175,7 @@ class Intake:
         return replace(ticket, reply_topic=topic)
 
     def _request(
-        self, ticket: Ticket, body: Mapping[str, object], text: str, limits: Limits
+        self, ticket: ReplyAddress, body: Mapping[str, object], text: str, limits: RequestLimits
     ) -> Request:
         if ticket.kind == "ask":
             return ask_request(

@@ -8,19 +8,19 @@ from typing import Literal
 import msgspec
 
 from edgecosine.errors import Refusal, RequestError
-from edgecosine.protocol.api.answers import Piece, render_error, render_final, render_piece
+from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Answer, Request
 from edgecosine.protocol.api.topics import Topics
 
-State = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
+RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
 
 _OK = "200"
 
 
 def state_message(
-    topics: Topics, ticket: Ticket, state: State, stall: str | None = None
+    topics: Topics, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
 ) -> Outgoing:
     """Where a request stands; the topic names only the request, so the body names its asker.
 
@@ -36,7 +36,7 @@ def state_message(
     )
 
 
-def piece_message(topics: Topics, ticket: Ticket, piece: Piece) -> Outgoing:
+def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Outgoing:
     """A part of a streamed answer. Only the last must arrive: the final message has all text."""
     return Outgoing(
         topic=topics.stream(ticket.client_id, ticket.request_id),
@@ -46,7 +46,9 @@ def piece_message(topics: Topics, ticket: Ticket, piece: Piece) -> Outgoing:
     )
 
 
-def answer_message(ticket: Ticket, request: Request, answer: Answer, *, created_s: int) -> Outgoing:
+def answer_message(
+    ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
+) -> Outgoing:
     """The one final message of a request that was answered: bare text where bare text was asked."""
     is_bare = ticket.kind == "ask"
     payload = (
@@ -77,7 +79,7 @@ def undeliverable(final: Outgoing, error: RequestError | Refusal) -> Outgoing | 
     )
 
 
-def error_message(ticket: Ticket, error: RequestError | Refusal) -> Outgoing:
+def error_message(ticket: ReplyAddress, error: RequestError | Refusal) -> Outgoing:
     """The one final message of a request that was not answered."""
     return Outgoing(
         topic=ticket.reply_topic,

@@ -110,7 +110,7 @@ class StreamTopic:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkTopic:
+class ClaimTopic:
     """A target says which request it has taken, or that it is done."""
 
     client_id: str
@@ -123,7 +123,7 @@ class WorkTopic:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingTopic:
+class MembershipTopic:
     """A target tells the other targets how it stands."""
 
     node_id: str
@@ -146,8 +146,8 @@ AnyTopic = (
     | ClientStatusTopic
     | ResponseTopic
     | StreamTopic
-    | WorkTopic
-    | StandingTopic
+    | ClaimTopic
+    | MembershipTopic
     | InboxTopic
 )
 
@@ -291,12 +291,12 @@ class Topics:
         return topic
 
 
-def _between_targets(levels: list[str]) -> WorkTopic | StandingTopic | InboxTopic | None:
+def _between_targets(levels: list[str]) -> ClaimTopic | MembershipTopic | InboxTopic | None:
     match levels:
         case ["work", client_id, request_id]:
-            return WorkTopic(client_id, request_id)
+            return ClaimTopic(client_id, request_id)
         case ["target", node_id, "standing"]:
-            return StandingTopic(node_id)
+            return MembershipTopic(node_id)
         case ["target", node_id, "inbox"]:
             return InboxTopic(node_id)
         case _:

@@ -35,7 +35,7 @@ from edgecosine.protocol.wire.messages import (
 from edgecosine.protocol.wire.vocabulary import Vocabulary
 
 
-class State(Enum):
+class HandshakeState(Enum):
     """What a link is waiting for."""
 
     GREETING = "before the greeting"
@@ -115,7 +115,7 @@ class Handshake:
         vocabulary: Vocabulary,
         objection: Callable[[Hello], str | None] = anybody,
     ) -> None:
-        self.state = State.GREETING
+        self.state = HandshakeState.GREETING
         self.peer: Hello | None = None
         self.refusal: Refuse | None = None
         self.ending: PeerRefused | None = None
@@ -123,21 +123,21 @@ class Handshake:
         self._objection = objection
         self._work: frozenset[type[AnyMessage]] = frozenset()
 
-    def receive(self, message: AnyMessage) -> State:
+    def receive(self, message: AnyMessage) -> HandshakeState:
         """Take the peer's next message and give the state after it.
 
         Raises RemoteProtocolError when the message is out of order.
         """
         kind = type(message)
-        if self.state is State.READY and kind in self._work:
-            return State.READY
+        if self.state is HandshakeState.READY and kind in self._work:
+            return HandshakeState.READY
         rule = _TABLE[self.state].get(kind)
         if rule is None:
             raise RemoteProtocolError(f"the peer sent {tag_of(message)} {self.state.value}")
         self.state = rule(self, message)
         return self.state
 
-    def _take_hello(self, hello: Hello) -> State:
+    def _take_hello(self, hello: Hello) -> HandshakeState:
         self.peer = hello
         self._work = WORK_BY_SENDER[hello.role]
         reason = self._objection(hello) or misfit(self._ours, hello)
@@ -146,29 +146,29 @@ class Handshake:
         else:
             self.refusal = vocabulary_refusal(self._vocabulary, hello)
         if self.refusal is None:
-            return State.AGREED
+            return HandshakeState.AGREED
         self.ending = PeerMismatched(self.refusal.reason)
-        return State.REFUSING
+        return HandshakeState.REFUSING
 
-    def _take_refuse(self, refuse: Refuse) -> State:
+    def _take_refuse(self, refuse: Refuse) -> HandshakeState:
         self.ending = PeerRefused(f"the peer refused: {printable(refuse.reason)}")
-        return State.CLOSED
+        return HandshakeState.CLOSED
 
-    def _take_answer_to_refusal(self, refuse: Refuse) -> State:
+    def _take_answer_to_refusal(self, refuse: Refuse) -> HandshakeState:
         if self.refusal is not None and 0 <= self.refusal.block_index == refuse.block_index:
             difference = self._vocabulary.difference(refuse.block_index, refuse.block)
             if difference is not None:
                 self.ending = PeerMismatched(f"{self.refusal.reason} ({difference})")
-        return State.CLOSED
+        return HandshakeState.CLOSED
 
-    def _agreed(self, _message: AnyMessage) -> State:
-        return State.AGREED
+    def _agreed(self, _message: AnyMessage) -> HandshakeState:
+        return HandshakeState.AGREED
 
-    def _ready(self, _message: AnyMessage) -> State:
-        return State.READY
+    def _ready(self, _message: AnyMessage) -> HandshakeState:
+        return HandshakeState.READY
 
-    def _still_refusing(self, _message: AnyMessage) -> State:
-        return State.REFUSING
+    def _still_refusing(self, _message: AnyMessage) -> HandshakeState:
+        return HandshakeState.REFUSING
 
 
 def printable(text: str) -> str:
@@ -176,27 +176,27 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() else "?" for mark in text)
 
 
-_Rule = Callable[[Handshake, Any], State]
+_Rule = Callable[[Handshake, Any], HandshakeState]
 
 _WORK: Final = WORK_BY_SENDER["target"] | WORK_BY_SENDER["drafter"]
 
-_TABLE: Final[Mapping[State, Mapping[type[AnyMessage], _Rule]]] = {
-    State.GREETING: {Hello: Handshake._take_hello, Refuse: Handshake._take_refuse},
-    State.AGREED: {
+_TABLE: Final[Mapping[HandshakeState, Mapping[type[AnyMessage], _Rule]]] = {
+    HandshakeState.GREETING: {Hello: Handshake._take_hello, Refuse: Handshake._take_refuse},
+    HandshakeState.AGREED: {
         Ping: Handshake._agreed,
         Pong: Handshake._ready,
         Refuse: Handshake._take_refuse,
     },
-    State.READY: {
+    HandshakeState.READY: {
         Ping: Handshake._ready,
         Pong: Handshake._ready,
         Refuse: Handshake._take_refuse,
     },
-    State.REFUSING: {
+    HandshakeState.REFUSING: {
         Refuse: Handshake._take_answer_to_refusal,
         Ping: Handshake._still_refusing,
         Pong: Handshake._still_refusing,
         **dict.fromkeys(_WORK, Handshake._still_refusing),
     },
-    State.CLOSED: {},
+    HandshakeState.CLOSED: {},
 }

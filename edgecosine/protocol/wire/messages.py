@@ -88,7 +88,7 @@ class Pong(Message, frozen=True, tag="pong"):
     number: Count
 
 
-class Coupling(msgspec.Struct, frozen=True, array_like=True):
+class SharedNoise(msgspec.Struct, frozen=True, array_like=True):
     """What a drafter must know to draw with the target's noise."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
@@ -124,7 +124,7 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     new_tokens: Tokens
     num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_DRAFT_TOKENS)]
     width: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
-    coupling: Coupling = Coupling()
+    coupling: SharedNoise = SharedNoise()
     is_ahead: bool = False
     tree_tokens: DraftTokens = b""
     tree_parents: DraftBytes = b""

@@ -9,7 +9,7 @@ MAX_FORETOLD = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Hindsight:
+class PromptScore:
     """About the newest tokens of a prefix that a drafter had not guessed but read.
 
     foretold    for each, oldest first, whether it was the drafter's own first guess there
@@ -20,4 +20,4 @@ class Hindsight:
     surprise: float = 0.0
 
 
-NO_HINDSIGHT = Hindsight()
+NO_HINDSIGHT = PromptScore()

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.activations import ACT2FN
 
-from edgecosine.engine.cpu.deterministic_activations import SteadyActivation, steady_activations
+from edgecosine.engine.cpu.deterministic_activations import (
+    DeterministicActivation,
+    steady_activations,
+)
 
 NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
 
@@ -18,7 +21,7 @@ def _steady(name: str) -> nn.Module:
     model = nn.Sequential(ACT2FN[name])
     steady_activations(model)
     [activation] = model
-    assert isinstance(activation, SteadyActivation)
+    assert isinstance(activation, DeterministicActivation)
     return activation
 
 

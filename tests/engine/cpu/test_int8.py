@@ -20,11 +20,11 @@ from edgecosine.engine.cpu.kernel_library import (
     KernelsUnavailable,
     load_kernels,
 )
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.packing import (
     BLOCK_SIZE,
-    Layout,
     PackedLinear,
+    WeightLayout,
     round_weights,
     rounding_inputs,
     to_blocks,
@@ -178,8 +178,8 @@ def test_every_set_of_instructions_gives_the_same_bits(
     assert torch.equal(found, _packed(linear)(x))
 
 
-def _runner(way: str, model: nn.Module) -> FusedModel | SlotModel:
-    kind = FusedModel if way == "fused" else SlotModel
+def _runner(way: str, model: nn.Module) -> NativeLlama | SlotModel:
+    kind = NativeLlama if way == "fused" else SlotModel
     return kind(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")  # type: ignore[arg-type]
 
 
@@ -205,7 +205,7 @@ def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: 
     assert loaded.exactness == "bitwise"
     assert loaded.form == "int8"
     if can_fuse(model):
-        assert isinstance(engine._model, FusedModel)
+        assert isinstance(engine._model, NativeLlama)
     prompts = [prompt_of(20), prompt_of(9, seed=4)]
     answers = [decode(engine, [prompt], 30, [nothing])[0][0] for prompt in prompts]
     drafts = [
@@ -220,7 +220,7 @@ def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: 
 def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:
     model = build("llama", tie_word_embeddings=True)
     round_weights(model)
-    fused = FusedModel(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")
+    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")
     check_family(fused, take_reference(model, 256, "int8"), "llama")
 
 
@@ -243,5 +243,5 @@ def test_what_does_not_go_with_8_bits_is_named(
 
 def test_layers_in_bytes_are_smaller() -> None:
     linear = nn.Linear(256, 512)
-    assert _packed(linear)._layout is Layout.BYTES
+    assert _packed(linear)._layout is WeightLayout.BYTES
     assert _packed(linear).packed.numel() == 256 * 512 * 34 // 32

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgecosine.engine.attention import Rows
+from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cpu.packing import PackedLinear
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.selftest import check_family, take_reference
@@ -85,11 +85,11 @@ def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
         if narrow in name:
             parameter.data = parameter.data.bfloat16().float()
     reference = take_reference(model, 96)
-    fused = FusedModel(model, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS)
     check_family(fused, reference, "llama")
 
 
-def _row(**changes: int) -> Rows:
+def _row(**changes: int) -> BatchRows:
     builder = RowBuilder()
     row = {"slot": 0, "start": 0, "token": 5} | changes
     builder.add_sequence(row["slot"], row["start"], [row["token"]])
@@ -100,7 +100,7 @@ def _row(**changes: int) -> Rows:
 BEYOND = [{"slot": 2}, {"slot": -1}, {"start": 32}, {"start": -1}, {"length": 33}, {"length": -1}]
 
 
-def _paths(cell: int) -> Rows:
+def _paths(cell: int) -> BatchRows:
     builder = RowBuilder()
     builder.add_node(0, 1, 5, [1, 2])
     rows = builder.build()
@@ -111,7 +111,7 @@ def _paths(cell: int) -> Rows:
 @pytest.mark.parametrize("runs_fused", [True, False], ids=["fused", "by layers"])
 def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool) -> None:
     sizes = {"slots": 2, "cells": 32, "threads": 1}
-    model = (FusedModel if runs_fused else SlotModel)(build("llama"), **sizes, kernels=KERNELS)
+    model = (NativeLlama if runs_fused else SlotModel)(build("llama"), **sizes, kernels=KERNELS)
     whole = model.forward(_row(), [0])
     for beyond in [*(_row(**changes) for changes in BEYOND), _paths(32), _paths(-1)]:
         with pytest.raises(IndexError):
@@ -121,6 +121,6 @@ def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool)
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1])
 def test_a_token_beyond_the_embedding_is_refused(token: int) -> None:
-    fused = FusedModel(build("llama"), slots=1, cells=32, threads=1, kernels=KERNELS)
+    fused = NativeLlama(build("llama"), slots=1, cells=32, threads=1, kernels=KERNELS)
     with pytest.raises(IndexError, match="beyond"):
         fused.forward(_row(token=token), [0])

@@ -18,18 +18,18 @@ from edgecosine import zoo
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.graphs import capture_for
-from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, StaticModel
+from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.distill.conversations import Conversation
 from edgecosine.lab.distill.losses import AcceptanceLoss, batch_of
-from edgecosine.lab.distill.recipe import Places, toy_recipe
+from edgecosine.lab.distill.recipe import DistillPaths, toy_recipe
 from edgecosine.lab.distill.train import STAGES, make_drafters
 from edgecosine.lab.distill.trainer import Trainer
 from edgecosine.lab.exactness.divergence import count_diverging
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.loading.gguf_files import write_gguf
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
@@ -52,7 +52,7 @@ def _rows(seed: int) -> RowBuilder:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_pass_gives_what_an_eager_one_gives(family: str, dtype: torch.dtype) -> None:
     eager, recorded = (
-        StaticModel(build(family, dtype=dtype).to(CUDA), slots=4, cells=128, capture=capture)
+        PaddedModel(build(family, dtype=dtype).to(CUDA), slots=4, cells=128, capture=capture)
         for capture in (None, capture_for(CUDA))
     )
     for seed in range(RUNS_TO_REPLAY + 2):
@@ -75,7 +75,7 @@ def _no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("graphs", ["on", "off"])
 def test_pass_does_not_wait_for_the_device(graphs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECOSINE_GRAPHS", graphs)
-    model = StaticModel(build("llama").to(CUDA), slots=4, cells=128, capture=capture_for(CUDA))
+    model = PaddedModel(build("llama").to(CUDA), slots=4, cells=128, capture=capture_for(CUDA))
     rows = _rows(0).build()
     for _ in range(RUNS_TO_REPLAY):
         model.forward(rows, [5])
@@ -94,7 +94,7 @@ def test_answers_are_those_of_transformers_generate(family: str) -> None:
         torch.tensor([prompt], device=CUDA), max_new_tokens=30, do_sample=False, eos_token_id=None
     )
     reference = output[0, 37:].tolist()
-    static = StaticModel(model, slots=4, cells=256, capture=capture_for(CUDA))
+    static = PaddedModel(model, slots=4, cells=256, capture=capture_for(CUDA))
     engine = TransformerTarget(static, slots=4, max_context=192, chunk=16)
     assert decode(engine, [prompt], 30, [nothing])[0] == [reference]
     drafts = random_trees(prompt + reference, VOCABULARY, seed=1)
@@ -111,11 +111,11 @@ def test_drafter_drafts_on_the_device(quantize: Quantize) -> None:
     options = LoadOptions(name, device="cuda:0", quantize=quantize, slots=4, context=256)
     drafter, loaded = load_drafter(options)
     assert isinstance(drafter, TransformerDrafter)
-    assert isinstance(drafter._model, StaticModel)
+    assert isinstance(drafter._model, PaddedModel)
     assert loaded.quantization == quantize
     works = [
-        DraftWork("a", prompt_of(20), 5, 1, Coupling()),
-        DraftWork("b", prompt_of(30), 5, 1, Coupling(temperature=0.8, seed=bytes(8))),
+        DraftWork("a", prompt_of(20), 5, 1, SharedNoise()),
+        DraftWork("b", prompt_of(30), 5, 1, SharedNoise(temperature=0.8, seed=bytes(8))),
     ]
     first = drafter.draft(works)
     for key in "ab":
@@ -145,7 +145,7 @@ def test_conversations_are_written_and_learned_from_on_the_device(tmp_path: Path
     """Every stage of the drafters' recipe, for a tiny target."""
     target = write_gguf(tmp_path / "tiny.gguf")
     recipe = replace(toy_recipe(), target=str(target))
-    places = Places(tmp_path / "scratch", tmp_path / "out")
+    places = DistillPaths(tmp_path / "scratch", tmp_path / "out")
     make_drafters(recipe, places, "cuda:0", [])
     report = json.loads(places.report.read_text())
     assert report.keys() == STAGES.keys()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.graphs import Capture, capture_for
 from edgecosine.engine.cuda.padded_attention import visible
-from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape, arrange
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import fixed_shapes
@@ -30,8 +30,8 @@ CELLS = 256
 
 def _static(
     family: str, slots: int = 4, capture: Capture | None = None, cells: int = CELLS
-) -> StaticModel:
-    return StaticModel(build(family), slots=slots, cells=cells, capture=capture)
+) -> PaddedModel:
+    return PaddedModel(build(family), slots=slots, cells=cells, capture=capture)
 
 
 def _plain(family: str, slots: int = 4) -> SlotModel:
@@ -225,7 +225,7 @@ def test_family_that_cannot_be_recorded_runs_on_and_says_so(
         lambda _module, _args, out: out * (1 + (out[0, 0, 0] > 1e9).item())
     )
     capture = FakeCapture()
-    static = StaticModel(model, slots=4, cells=CELLS, capture=capture)
+    static = PaddedModel(model, slots=4, cells=CELLS, capture=capture)
     plain = _plain("llama")
     for seed in range(4):
         rows, keep = _mixed_pass((0, 2, 1), seed=seed)
@@ -242,7 +242,7 @@ def test_pass_stays_on_its_device(family: str) -> None:
     """On a device without data, whatever waits for numbers fails, and so does what copies them."""
     with torch.device("meta"):
         model = build(family, dtype=torch.bfloat16)
-    static = StaticModel(model, slots=4, cells=CELLS, capture=None)
+    static = PaddedModel(model, slots=4, cells=CELLS, capture=None)
     shape = PassShape(rows=16, keep=8, groups=2, width=16, cells=128, path=8)
     numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device="meta")
     with torch.inference_mode(), OnOneDevice():
@@ -261,6 +261,6 @@ def test_model_that_would_say_something_else_is_not_run_in_fixed_shapes(
 ) -> None:
     model = build("llama")
     reference = take_reference(model, 64)
-    assert isinstance(fixed_shapes(model, reference, 2, 64), StaticModel)
+    assert isinstance(fixed_shapes(model, reference, 2, 64), PaddedModel)
     assert fixed_shapes(model, replace(reference, truth=reference.truth.flip(0)), 2, 64) is None
     assert "no passes of fixed shapes" in caplog.text

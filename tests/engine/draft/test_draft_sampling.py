@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.draft.draft_sampling import Guesses, guess
+from edgecosine.engine.draft.draft_sampling import DraftTokens, guess
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import draw
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 
 ROWS, VOCABULARY = 40, 517
 DRAWS = 4000
@@ -34,8 +34,8 @@ def _logits(rows: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Ten
     return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def _coupling(temperature: float, seed: int = 11) -> Coupling:
-    return Coupling(temperature=temperature, seed=seed.to_bytes(8, "little"))
+def _coupling(temperature: float, seed: int = 11) -> SharedNoise:
+    return SharedNoise(temperature=temperature, seed=seed.to_bytes(8, "little"))
 
 
 @pytest.mark.parametrize("kernels", WAYS)
@@ -43,7 +43,7 @@ def test_greedy_guesses_are_the_most_probable_tokens_with_their_probabilities(
     kernels: Kernels | None,
 ) -> None:
     logits = _logits(ROWS)
-    guesses = guess(logits, range(ROWS), [Coupling()] * ROWS, 3, kernels)
+    guesses = guess(logits, range(ROWS), [SharedNoise()] * ROWS, 3, kernels)
     best = torch.topk(torch.softmax(logits, 1), 3)
     assert [each.tokens for each in guesses] == best.indices.tolist()
     found = torch.tensor([each.confidences for each in guesses])
@@ -75,7 +75,7 @@ def test_company_changes_no_guess(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=3)
     couplings = [_coupling(0.7)] * ROWS
     together = guess(logits, range(ROWS), couplings, 2, kernels)
-    alone: list[Guesses] = []
+    alone: list[DraftTokens] = []
     for row in range(ROWS):
         alone += guess(logits[row : row + 1], [row], couplings[:1], 2, kernels)
     assert together == alone
@@ -85,7 +85,7 @@ def test_company_changes_no_guess(kernels: Kernels | None) -> None:
 def test_cut_support_is_respected(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=4)
     seed = (5).to_bytes(8, "little")
-    coupling = Coupling(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
+    coupling = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
     how = Sampling(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=5)
     guesses = guess(logits, range(ROWS), [coupling] * ROWS, 4, kernels)
     drawn = [draw(row, position, how) for position, row in enumerate(logits)]
@@ -113,7 +113,7 @@ def test_logits_that_are_no_numbers_still_name_tokens_of_the_vocabulary(
     kernels: Kernels | None,
 ) -> None:
     logits = torch.full((1, VOCABULARY), math.nan)
-    [guesses] = guess(logits, [0], [Coupling()], 2, kernels)
+    [guesses] = guess(logits, [0], [SharedNoise()], 2, kernels)
     assert all(0 <= token < VOCABULARY for token in guesses.tokens)
 
 

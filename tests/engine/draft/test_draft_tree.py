@@ -5,17 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.engine.draft.draft_sampling import Guesses
-from edgecosine.engine.draft.draft_tree import UNREAD, Growth
+from edgecosine.engine.draft.draft_sampling import DraftTokens
+from edgecosine.engine.draft.draft_tree import UNREAD, DraftTree
 from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain
 
 LENGTH = 10
 
 
 @st.composite
-def growths(draw: st.DrawFn) -> Growth:
+def growths(draw: st.DrawFn) -> DraftTree:
     """Grown by reading some of the most probable nodes."""
-    growth = Growth(LENGTH)
+    growth = DraftTree(LENGTH)
     growth.add_guesses(ROOT, _guesses(draw))
     for _ in range(draw(st.integers(0, 8))):
         for node in growth.most_probable(draw(st.integers(1, 3))):
@@ -24,27 +24,27 @@ def growths(draw: st.DrawFn) -> Growth:
     return growth
 
 
-def _guesses(draw: st.DrawFn) -> Guesses:
+def _guesses(draw: st.DrawFn) -> DraftTokens:
     tokens = draw(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True))
     shares = sorted((draw(st.floats(0, 1 / len(tokens))) for _ in tokens), reverse=True)
-    return Guesses(tokens, shares)
+    return DraftTokens(tokens, shares)
 
 
-def path(growth: Growth, node: int) -> list[int]:
+def path(growth: DraftTree, node: int) -> list[int]:
     return [growth.nodes.token[at] for at in growth.path(node)]
 
 
-def known(growth: Growth) -> dict[tuple[int, ...], bool]:
+def known(growth: DraftTree) -> dict[tuple[int, ...], bool]:
     """Token paths, and whether the model has read them."""
     return {path_: cell != UNREAD for path_, cell in cells_by_path(growth).items()}
 
 
-def cells_by_path(growth: Growth) -> dict[tuple[int, ...], int]:
+def cells_by_path(growth: DraftTree) -> dict[tuple[int, ...], int]:
     return {tuple(path(growth, node)): growth.nodes.cell[node] for node in range(len(growth))}
 
 
 @given(growths())
-def test_most_probable_nodes_come_first_and_never_twice(growth: Growth) -> None:
+def test_most_probable_nodes_come_first_and_never_twice(growth: DraftTree) -> None:
     before = {node for node in range(len(growth)) if growth.nodes.cell[node] != UNREAD}
     order = growth.most_probable(100)
     reach = [growth.nodes.reach[node] for node in order]
@@ -54,13 +54,13 @@ def test_most_probable_nodes_come_first_and_never_twice(growth: Growth) -> None:
 
 
 @given(growths())
-def test_cells_are_those_behind_the_sequence_each_once(growth: Growth) -> None:
+def test_cells_are_those_behind_the_sequence_each_once(growth: DraftTree) -> None:
     cells = sorted(cell for cell in growth.nodes.cell[: len(growth)] if cell != UNREAD)
     assert cells == list(range(LENGTH, LENGTH + growth.num_read))
 
 
 @given(growths(), st.integers(1, 64))
-def test_proposal_holds_the_most_probable_nodes_parents_first(growth: Growth, most: int) -> None:
+def test_proposal_holds_the_most_probable_nodes_parents_first(growth: DraftTree, most: int) -> None:
     proposal = growth.proposal(most)
     assert len(proposal.tokens) == min(most, len(growth))
     assert all(parent < node for node, parent in enumerate(proposal.parents))
@@ -71,7 +71,7 @@ def test_proposal_holds_the_most_probable_nodes_parents_first(growth: Growth, mo
 
 
 @given(growths(), st.data())
-def test_what_is_left_is_what_hung_below(growth: Growth, data: st.DataObject) -> None:
+def test_what_is_left_is_what_hung_below(growth: DraftTree, data: st.DataObject) -> None:
     tokens = data.draw(
         st.sampled_from([path(growth, node) for node in range(len(growth))])
         | st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -96,8 +96,8 @@ def test_what_is_left_is_what_hung_below(growth: Growth, data: st.DataObject) ->
 
 
 def test_laid_tree_is_read_whole_and_continued() -> None:
-    growth = Growth(LENGTH)
-    growth.add_guesses(ROOT, Guesses([1, 2], [0.6, 0.3]))
+    growth = DraftTree(LENGTH)
+    growth.add_guesses(ROOT, DraftTokens([1, 2], [0.6, 0.3]))
     unread = growth.lay(chain((1, 7), (0.9, 0.8)))
     assert [path(growth, node) for node in unread] == [[1], [1, 7]]
     assert [growth.read(node) for node in unread] == [[LENGTH], [LENGTH, LENGTH + 1]]
@@ -106,10 +106,10 @@ def test_laid_tree_is_read_whole_and_continued() -> None:
 
 
 def test_trunk_is_the_best_guess_after_the_best_guess() -> None:
-    growth = Growth(LENGTH)
+    growth = DraftTree(LENGTH)
     assert growth.trunk_depth == 0
-    growth.add_guesses(ROOT, Guesses([4, 5], [0.5, 0.4]))
+    growth.add_guesses(ROOT, DraftTokens([4, 5], [0.5, 0.4]))
     [node] = growth.most_probable(1)
     growth.read(node)
-    growth.add_guesses(node, Guesses([6], [0.9]))
+    growth.add_guesses(node, DraftTokens([6], [0.9]))
     assert growth.trunk_depth == 2

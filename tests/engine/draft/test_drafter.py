@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edgecosine.engine.attention import Rows
-from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.attention import BatchRows
+from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
 from edgecosine.engine.forward_pass import SlotModel
-from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, Coupling
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
 from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
-GREEDY = Coupling()
-COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))
+GREEDY = SharedNoise()
+COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
 
 
 class CountingModel(SlotModel):
@@ -28,7 +28,7 @@ class CountingModel(SlotModel):
 
     num_passes = 0
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         self.num_passes += 1
         return 30 * super().forward(rows, keep)
 
@@ -54,17 +54,17 @@ def _work(
     num_tokens: int,
     width: int = 1,
     ahead: TokenTree | None = None,
-    coupling: Coupling = GREEDY,
+    coupling: SharedNoise = GREEDY,
 ) -> DraftWork:
     return DraftWork(key, tokens, num_tokens, width, coupling, ahead)
 
 
-def _tree(proposal: Proposal) -> TokenTree:
+def _tree(proposal: DraftResult) -> TokenTree:
     size = len(proposal.tokens)
     return TokenTree(proposal.tokens, proposal.parents, proposal.confidences, (1,) * size)
 
 
-def _trunk(proposal: Proposal) -> list[int]:
+def _trunk(proposal: DraftResult) -> list[int]:
     """The best guess after the best guess."""
     tree, at, trunk = _tree(proposal), ROOT, list[int]()
     while children := [n for n, parent in enumerate(tree.parents) if parent == at]:
@@ -73,7 +73,7 @@ def _trunk(proposal: Proposal) -> list[int]:
     return trunk
 
 
-def _bare(proposal: Proposal) -> Proposal:
+def _bare(proposal: DraftResult) -> DraftResult:
     """What is proposed, whatever was read for it."""
     return replace(proposal, hindsight=NO_HINDSIGHT)
 
@@ -85,7 +85,7 @@ def _greedy(prompt: list[int], length: int) -> list[int]:
     return answer
 
 
-def _knows(proposal: Proposal, tokens: Sequence[int]) -> int:
+def _knows(proposal: DraftResult, tokens: Sequence[int]) -> int:
     """How many of the tokens the proposal holds, one below the other."""
     tree, at = _tree(proposal), ROOT
     for depth, token in enumerate(tokens):
@@ -117,8 +117,8 @@ def test_parents_come_first_and_answers_are_bounded() -> None:
     assert reach == sorted(reach, reverse=True)
 
 
-@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
-def test_batch_and_history_change_nothing(coupling: Coupling) -> None:
+@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_batch_and_history_change_nothing(coupling: SharedNoise) -> None:
     prompts = [prompt_of(20 + i, seed=i) for i in range(4)]
     works = [_work(str(i), p, 3 + i, width=2, coupling=coupling) for i, p in enumerate(prompts)]
     fresh = [_drafter().draft([work])[0] for work in works]
@@ -127,8 +127,8 @@ def test_batch_and_history_change_nothing(coupling: Coupling) -> None:
     assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
 
 
-@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
-def test_what_was_read_ahead_is_what_a_fresh_drafter_says(coupling: Coupling) -> None:
+@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_what_was_read_ahead_is_what_a_fresh_drafter_says(coupling: SharedNoise) -> None:
     prompt = prompt_of(24)
     known = _drafter()
     [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, coupling)])
@@ -252,8 +252,8 @@ def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | N
     work = _work("a", prompt_of(30), 4)
     beyond = _work("b", (prompt_of(100) * 8)[:754], 4, ahead=ahead)
     [alone] = _drafter(context=64).draft([work])
-    assert _drafter(context=64).draft([beyond, work]) == [Proposal((), ()), alone]
-    assert _drafter(context=64).draft([beyond]) == [Proposal((), ())]
+    assert _drafter(context=64).draft([beyond, work]) == [DraftResult((), ()), alone]
+    assert _drafter(context=64).draft([beyond]) == [DraftResult((), ())]
 
 
 def test_the_last_token_of_the_context_is_guessed_and_none_after_it() -> None:

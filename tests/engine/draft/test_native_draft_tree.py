@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 
-from edgecosine.engine.base import DraftWork, Proposal
+from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
-from edgecosine.engine.draft.draft_sampling import Guesses
-from edgecosine.engine.draft.draft_tree import CAPACITY, Growth
+from edgecosine.engine.cpu.native_llama import NativeLlama
+from edgecosine.engine.draft.draft_sampling import DraftTokens
+from edgecosine.engine.draft.draft_tree import CAPACITY, DraftTree
 from edgecosine.engine.draft.drafter import TREE_ROOM, TransformerDrafter
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
-COUPLED = Coupling(temperature=0.9, seed=(5).to_bytes(8, "little"))
+COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
 CELLS = 64 + TREE_ROOM
 
 
@@ -32,7 +32,7 @@ def drafter(*, is_native: bool, shortlist: torch.Tensor | None = None) -> Transf
     modules = build("llama")
     if shortlist is not None:
         cut_head(modules, shortlist)
-    model = FusedModel(modules, slots=4, cells=CELLS, threads=1, kernels=kernels)
+    model = NativeLlama(modules, slots=4, cells=CELLS, threads=1, kernels=kernels)
     made = TransformerDrafter(model, slots=4, max_context=64, chunk=16, kernels=kernels)
     assert made._fused is not None
     if not is_native:
@@ -40,7 +40,7 @@ def drafter(*, is_native: bool, shortlist: torch.Tensor | None = None) -> Transf
     return made
 
 
-def tree_of(proposal: Proposal, size: int) -> TokenTree:
+def tree_of(proposal: DraftResult, size: int) -> TokenTree:
     """The most probable nodes of it."""
     tokens, parents = proposal.tokens[:size], proposal.parents[:size]
     return TokenTree(tokens, parents, proposal.confidences[:size], (1,) * len(tokens))
@@ -51,10 +51,10 @@ def shares(tree: TokenTree) -> tuple[float, ...]:
     return tuple(1.0 if n % 2 else 0.25 for n in range(1 + len(tree)))
 
 
-def talk(made: TransformerDrafter, coupling: Coupling) -> list[Proposal]:
+def talk(made: TransformerDrafter, coupling: SharedNoise) -> list[DraftResult]:
     """Rounds of four requests, one after the other and together: drafts, drafts ahead over trees of
     their own and of others, verdicts that were foreseen and that were not, the end of the room."""
-    said: list[Proposal] = []
+    said: list[DraftResult] = []
     prompts = {str(n): list(prompt_of(20 + n, seed=n)) for n in range(4)}
     for number in range(6):
         works = [
@@ -75,14 +75,14 @@ def talk(made: TransformerDrafter, coupling: Coupling) -> list[Proposal]:
     return [*said, *(made.draft([work])[0] for work in deep)]
 
 
-@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same(coupling: Coupling) -> None:
+@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_kernels_and_python_grow_the_same(coupling: SharedNoise) -> None:
     native, plain = drafter(is_native=True), drafter(is_native=False)
     assert talk(native, coupling) == talk(plain, coupling)
 
 
-@pytest.mark.parametrize("coupling", [Coupling(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: Coupling) -> None:
+@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: SharedNoise) -> None:
     native = talk(drafter(is_native=True, shortlist=SHORTLIST), coupling)
     assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), coupling)
     guessed = {token for proposal in native for token in proposal.tokens}
@@ -91,14 +91,14 @@ def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: Coupling) -
 
 
 def test_draws_that_are_cut_are_left_to_python() -> None:
-    cut = Coupling(temperature=0.9, top_k=5, seed=bytes(8))
+    cut = SharedNoise(temperature=0.9, top_k=5, seed=bytes(8))
     assert talk(drafter(is_native=True), cut) == talk(drafter(is_native=False), cut)
 
 
 def test_full_growth_takes_nothing_more() -> None:
-    growth = Growth(3)
-    growth.add_guesses(ROOT, Guesses(list(range(CAPACITY + 9)), [0.1] * (CAPACITY + 9)))
+    growth = DraftTree(3)
+    growth.add_guesses(ROOT, DraftTokens(list(range(CAPACITY + 9)), [0.1] * (CAPACITY + 9)))
     assert len(growth) == CAPACITY
     assert growth.lay(chain((CAPACITY + 20,))) == []
-    growth.add_guesses(0, Guesses([1], [0.5]))
+    growth.add_guesses(0, DraftTokens([1], [0.5]))
     assert len(growth) == CAPACITY

@@ -25,7 +25,7 @@ from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import ChatMessage
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from tests.engine.decoding import decode, nothing
 from tests.engine.loading.gguf_files import CONTEXT, END, HEADS, TOKENS, TURN_END, WIDTH, write_gguf
 
@@ -118,7 +118,7 @@ def test_tokenizer_that_old_transformers_get_wrong_is_refused(
 
 def test_drafter_drafts_from_a_file(plain: Path) -> None:
     drafter, loaded = load_drafter(options(plain, slots=2))
-    [proposal] = drafter.draft([DraftWork("a", PROMPT, 5, 1, Coupling())])
+    [proposal] = drafter.draft([DraftWork("a", PROMPT, 5, 1, SharedNoise())])
     assert len(proposal.tokens) >= 5
     assert loaded.num_parameters == read_gguf(plain).num_parameters
 

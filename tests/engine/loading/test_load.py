@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgecosine.engine.base import DraftWork, Failed, VerifyWork
+from edgecosine.engine.base import DraftWork, FailedWork, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
@@ -22,7 +22,7 @@ from edgecosine.engine.loading.sources import locate
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.engine.decoding import decode, nothing
 from tests.engine.models import VOCABULARY, build, prompt_of, save
@@ -75,13 +75,13 @@ def test_tokens_beyond_the_models_rows_are_none(
     decode(engine, [prompt_of(20)[:1]], 5, [nothing], [Sampling(min_tokens=3)])
     beyond = VerifyWork("beyond", (7, 200), 2, EMPTY_TREE, Sampling())
     [outcome] = engine.step([beyond]).outcomes
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, FailedWork)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
     drafter, loaded = load_drafter(LoadOptions(llama, threads=1, slots=2, quantize=quantize))
-    [proposal] = drafter.draft([DraftWork("a", prompt_of(20), 5, 1, Coupling())])
+    [proposal] = drafter.draft([DraftWork("a", prompt_of(20), 5, 1, SharedNoise())])
     assert 5 <= len(proposal.tokens) == len(proposal.parents)
     assert loaded.quantization == quantize
 
@@ -173,5 +173,5 @@ def test_ngram_only_drafts() -> None:
 def test_fast_path_is_taken_where_it_can(llama: str) -> None:
     engine, loaded = load_target(LoadOptions(llama, threads=1, slots=1))
     assert isinstance(engine, TransformerTarget)
-    kind = FusedModel if loaded.exactness == "bitwise" else SlotModel
+    kind = NativeLlama if loaded.exactness == "bitwise" else SlotModel
     assert isinstance(engine._model, kind)

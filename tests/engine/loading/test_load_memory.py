@@ -12,7 +12,7 @@ from torch import nn
 
 from edgecosine import zoo
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.packing import pack, take_weight
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.memory import drop_pages
@@ -45,7 +45,7 @@ def test_packing_leaves_no_second_copy() -> None:
         assert can_fuse(model)
         sizes = sum(p.numel() * p.element_size() for p in model.parameters())
         if fuse:
-            runner: FusedModel | SlotModel = FusedModel(
+            runner: NativeLlama | SlotModel = NativeLlama(
                 model, slots=1, cells=64, threads=1, kernels=kernels, takes_weights=True
             )
             left = sum(p.numel() for p in model.parameters() if p.dim() > 1)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgecosine.engine.attention import AttentionState, Rows
+from edgecosine.engine.attention import AttentionState, BatchRows
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
-from edgecosine.engine.cuda.padded_model import StaticModel
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
+from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.loading.length_limits import refuse_chunks
 from edgecosine.engine.loading.load import load_target
@@ -58,13 +58,13 @@ def _deep(family: str, layers: int, dtype: torch.dtype) -> tuple[Any, Reference]
 def _run_as(way: str, model: Any, cells: int = 96) -> ProvableModel:
     kernels = _kernels()
     if way == "static":
-        return StaticModel(model, slots=1, cells=cells, capture=None)
+        return PaddedModel(model, slots=1, cells=cells, capture=None)
     if way == "plain":
         return SlotModel(model, slots=1, cells=cells, threads=1, kernels=None)
     if kernels is None:
         pytest.skip("no C++ compiler for the kernels")
     if way == "fused":
-        return FusedModel(model, slots=1, cells=cells, threads=1, kernels=kernels)
+        return NativeLlama(model, slots=1, cells=cells, threads=1, kernels=kernels)
     return SlotModel(model, slots=1, cells=cells, threads=1, kernels=kernels)
 
 
@@ -73,7 +73,7 @@ class ChangedRows:
     """Runs other rows than it is given."""
 
     model: ProvableModel
-    change: Callable[[Rows], Rows]
+    change: Callable[[BatchRows], BatchRows]
 
     @property
     def cells(self) -> int:
@@ -83,7 +83,7 @@ class ChangedRows:
     def held(self) -> tuple[int, int]:
         return self.model.held
 
-    def forward(self, rows: Rows, keep: Sequence[int]) -> torch.Tensor:
+    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         return self.model.forward(self.change(rows), keep)
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
@@ -98,17 +98,17 @@ class ChangedRows:
             yield ChangedRows(wide, self.change)  # type: ignore[arg-type]
 
 
-def _mask_shorter(rows: Rows) -> Rows:
+def _mask_shorter(rows: BatchRows) -> BatchRows:
     """A row does not see the last token of what it continues, or itself."""
     return replace(rows, length=(rows.length - 1).clamp(min=1))
 
 
-def _mask_longer(rows: Rows) -> Rows:
+def _mask_longer(rows: BatchRows) -> BatchRows:
     """A row of a chunk sees the next one, a node of a tree sees the first."""
     return replace(rows, length=rows.length + 1)
 
 
-def _earlier_in_trees(rows: Rows) -> Rows:
+def _earlier_in_trees(rows: BatchRows) -> BatchRows:
     return replace(rows, positions=rows.positions - (rows.path_length > 0).long())
 
 
@@ -214,7 +214,7 @@ def test_every_family_runs_deep_in_bfloat16(family: str, tmp_path: Path) -> None
         assert loaded.exactness == "rounding"
         return
     assert loaded.exactness == "bitwise"
-    assert isinstance(engine._model, FusedModel) == can_fuse(model)
+    assert isinstance(engine._model, NativeLlama) == can_fuse(model)
     prompt = prompt_of(20)
     [answer], _ = decode(engine, [prompt], 20, [nothing])
     drafts = random_trees(prompt + answer, VOCABULARY, seed=1)
@@ -279,7 +279,7 @@ def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
 def test_the_models_own_windows_are_back_after_the_test() -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     fused = _run_as("fused", copy.deepcopy(model), cells=464)
-    assert isinstance(fused, FusedModel)
+    assert isinstance(fused, NativeLlama)
     check_family(fused, reference, "mistral")
     assert {layer.window for layer in fused._decoder.layers[:4]} == {LONG_WINDOW}
     check_family(_run_as("plain", model, cells=464), reference, "mistral")
@@ -296,7 +296,7 @@ def test_a_window_that_a_row_forgets_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_mistakes_at_the_end_of_the_context_are_refused() -> None:
     model, reference = _far("llama")
     fused = _run_as("fused", copy.deepcopy(model), cells=464)
-    assert isinstance(fused, FusedModel)
+    assert isinstance(fused, NativeLlama)
     fused._kept[-2][300:] = 0.0  # the rotary tables end too early
     with pytest.raises(ModelUnsupported, match="other logits"):
         check_family(fused, reference, "llama")

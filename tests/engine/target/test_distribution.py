@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
@@ -139,7 +139,7 @@ def test_first_tokens_follow_the_targets_own_probabilities(
             for key in range(SESSIONS)
         ]
         for work, outcome in zip(works, engine.step(works).outcomes, strict=True):
-            assert isinstance(outcome, Verdict)
+            assert isinstance(outcome, VerificationResult)
             said = [*(work.tree.tokens[node] for node in outcome.path), outcome.bonus]
             firsts.append(said[0])
             if said[0] == likely[0]:

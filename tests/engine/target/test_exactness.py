@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions
@@ -32,7 +32,7 @@ def test_bitwise_holds_for_dense_models() -> None:
     decision = decide("cpu", torch.bfloat16)
     assert confirm(decision, "auto", *_layered("gemma2")).policy == "bitwise"
     built = build("llama")
-    fused = FusedModel(built, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(built, slots=1, cells=96, threads=1, kernels=KERNELS)
     assert confirm(decision, "bitwise", fused, built).policy == "bitwise"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from edgecosine.engine.base import Prefilling, VerifyWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.sampling import logprobs_of
 from edgecosine.engine.target.target import TransformerTarget
@@ -42,7 +42,7 @@ def _has_kernels() -> bool:
 needs_kernels = pytest.mark.skipif(not _has_kernels(), reason="no C++ compiler for the kernels")
 
 
-def engine(eos_tokens: Sequence[int] = (), kind: Any = FusedModel) -> TransformerTarget:
+def engine(eos_tokens: Sequence[int] = (), kind: Any = NativeLlama) -> TransformerTarget:
     model = kind(build("llama"), slots=3, cells=256, threads=1, kernels=load_kernels())
     return TransformerTarget(model, slots=3, max_context=200, chunk=7, eos_tokens=eos_tokens)
 
@@ -95,7 +95,7 @@ def chain(tokens: Sequence[int]) -> TokenTree:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [FusedModel, SlotModel])
+@pytest.mark.parametrize("kind", [NativeLlama, SlotModel])
 @pytest.mark.parametrize("name", KINDS_OF_DRAFTS)
 def test_log_probabilities_are_equal_to_the_bit_under_any_drafts(name: str, kind: Any) -> None:
     target = engine(kind=kind)

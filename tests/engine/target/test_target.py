@@ -7,7 +7,7 @@ import torch
 
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel, can_fuse
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
@@ -37,7 +37,7 @@ def _engine(
     if way == "fused":
         assert kernels is not None
         assert can_fuse(built)
-        model: PassModel = FusedModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
+        model: PassModel = NativeLlama(built, slots=slots, cells=256, threads=1, kernels=kernels)
     else:
         model = SlotModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
     return TransformerTarget(model, slots=slots, max_context=200, chunk=chunk)
@@ -109,10 +109,10 @@ def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [SlotModel, FusedModel])
+@pytest.mark.parametrize("kind", [SlotModel, NativeLlama])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_are_equal_to_the_bit_in_any_company(
-    kind: type[SlotModel | FusedModel], dtype: torch.dtype
+    kind: type[SlotModel | NativeLlama], dtype: torch.dtype
 ) -> None:
     kernels = load_kernels()
     model = kind(build("llama").to(dtype), slots=3, cells=128, threads=1, kernels=kernels)

@@ -15,9 +15,9 @@ from torch.distributed import TCPStore
 
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.loading.options import LoadOptions
-from edgecosine.engine.tensor_parallel.messages import Ready, Start, Started
+from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerReady, WorkerStarted
 from edgecosine.engine.tensor_parallel.model import ParallelModel, load_over_ranks
-from edgecosine.engine.tensor_parallel.workers import RankProcess
+from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 from edgecosine.errors import EngineError, ModelUnavailable
 from tests.engine.models import build, save
 
@@ -88,11 +88,11 @@ def test_rank_ends_when_rank_0_is_killed() -> None:
 def test_failure_to_load_on_a_rank_reaches_rank_0() -> None:
     store = TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
     options = LoadOptions("/nowhere", device="cpu", threads=1)
-    rank = RankProcess(Start(options, 0, 1, store.port, PATIENCE_S))
+    rank = WorkerProcess(StartWorker(options, 0, 1, store.port, PATIENCE_S))
     try:
-        rank.expect(Started, PATIENCE_S)
+        rank.expect(WorkerStarted, PATIENCE_S)
         with pytest.raises(EngineError, match="rank 0 failed: ModelUnavailable: cannot load"):
-            rank.expect(Ready, PATIENCE_S)
+            rank.expect(WorkerReady, PATIENCE_S)
     finally:
         rank.close()
 

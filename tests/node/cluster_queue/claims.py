@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from edgecosine.node.cluster_queue.members import Standings
-from edgecosine.protocol.api.claim_messages import Claim, Standing, StandingState
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.node.cluster_queue.members import Members
+from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 
 KEY = "u/1"
 
 
-def standing(node: str, state: StandingState = "ready", life: int = 0) -> Standing:
-    return Standing(node, f"{node}{life}", "x", "m", 0.0, state)
+def standing(node: str, state: StandingState = "ready", life: int = 0) -> MembershipStatus:
+    return MembershipStatus(node, f"{node}{life}", "x", "m", 0.0, state)
 
 
-def ticket(key: str = KEY, *, digest: bytes = b"body", reply_topic: str = "r") -> Ticket:
+def ticket(key: str = KEY, *, digest: bytes = b"body", reply_topic: str = "r") -> ReplyAddress:
     client, request_id = key.split("/")
-    return Ticket(client, request_id, "completion", reply_topic, digest=digest)
+    return ReplyAddress(client, request_id, "completion", reply_topic, digest=digest)
 
 
 def claim(node: str, key: str = KEY, *, life: int = 0, generation: int = 0) -> Claim:
@@ -25,9 +25,9 @@ def claim(node: str, key: str = KEY, *, life: int = 0, generation: int = 0) -> C
     return Claim(node, f"{node}{life}", of, request, 0.0, generation)
 
 
-def joined(*others: str) -> Standings:
+def joined(*others: str) -> Members:
     """Ours, beside these, who are ready, at 0 s."""
-    standings = Standings(standing("a"))
+    standings = Members(standing("a"))
     for node in others:
         standings.hear(standing(node), 0.0)
     standings.join(0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgecosine.node.cluster_queue.members import FORGET_S, GRACE_S, Standings
+from edgecosine.node.cluster_queue.members import FORGET_S, GRACE_S, Members
 from edgecosine.protocol.api.claim_messages import StandingState
 from tests.node.cluster_queue.claims import claim, joined, standing
 
@@ -80,7 +80,7 @@ def test_who_claims_before_it_says_how_it_stands_has_grace_until_it_does() -> No
 def test_who_has_come_or_come_back_is_told_of(
     former: StandingState, life: int, has_come: bool
 ) -> None:
-    standings = Standings(standing("a"))
+    standings = Members(standing("a"))
     assert standings.hear(standing("b"), 0.0)
     standings.hear(standing("b", former), 0.0)
     assert standings.hear(standing("b", "draining", life), 0.0) is has_come

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.node.cluster_queue.members import GRACE_S
-from edgecosine.node.cluster_queue.peer_claims import MAX_KEPT, TheirClaims, rank
+from edgecosine.node.cluster_queue.peer_claims import MAX_KEPT, PeerClaims, rank
 from edgecosine.protocol.api.claim_messages import Claim
 from tests.node.cluster_queue.claims import KEY, claim, joined, standing, ticket
 
 LATER_S = 2 * GRACE_S
 
 
-def abandoned(theirs: TheirClaims) -> list[Claim]:
+def abandoned(theirs: PeerClaims) -> list[Claim]:
     return theirs.abandoned(LATER_S)
 
 
 @pytest.mark.parametrize("is_in_order", [False, True])
 def test_of_two_claims_the_same_counts_in_whatever_order_they_come(is_in_order: bool) -> None:
     standings = joined("b", "c")
-    theirs = TheirClaims(standings)
+    theirs = PeerClaims(standings)
     low, high = sorted([claim("b"), claim("c")], key=rank)
     for each in (low, high) if is_in_order else (high, low):
         theirs.put(each, 0.0)
@@ -36,7 +36,7 @@ def test_later_generation_counts_whoever_claims_it() -> None:
 def test_lesser_claim_counts_where_the_other_claimant_is_gone() -> None:
     low, high = sorted([claim("b"), claim("c")], key=rank)
     standings = joined(low.node, high.node)
-    theirs = TheirClaims(standings)
+    theirs = PeerClaims(standings)
     theirs.put(high, 0.0)
     standings.hear(standing(high.node, "left"), 0.0)
     theirs.put(low, 0.0)
@@ -45,7 +45,7 @@ def test_lesser_claim_counts_where_the_other_claimant_is_gone() -> None:
 
 
 def test_request_that_came_again_is_handed_over_under_its_new_ticket() -> None:
-    theirs = TheirClaims(joined())
+    theirs = PeerClaims(joined())
     theirs.put(claim("b"), 0.0)
     theirs.renew(ticket(reply_topic="elsewhere"))
     theirs.renew(ticket(digest=b"another body", reply_topic="nowhere"))
@@ -56,7 +56,7 @@ def test_request_that_came_again_is_handed_over_under_its_new_ticket() -> None:
 @pytest.mark.parametrize("is_cleared", [False, True])
 def test_settled_request_is_claimed_no_more_and_known_for_a_while(is_cleared: bool) -> None:
     standings = joined("b")
-    theirs = TheirClaims(standings)
+    theirs = PeerClaims(standings)
     theirs.put(claim("b"), 0.0)
     if is_cleared:
         theirs.clear(KEY, 1.0)
@@ -70,14 +70,14 @@ def test_settled_request_is_claimed_no_more_and_known_for_a_while(is_cleared: bo
 
 
 def test_what_one_has_refused_another_may_still_claim() -> None:
-    theirs = TheirClaims(joined("b", "c"))
+    theirs = PeerClaims(joined("b", "c"))
     theirs.put(claim("b"), 0.0)
     theirs.settle(KEY, "c", 0.0)
     assert KEY in theirs
 
 
 def test_claims_that_the_broker_no_longer_holds_are_forgotten() -> None:
-    theirs = TheirClaims(joined("b"))
+    theirs = PeerClaims(joined("b"))
     for key in ("u/1", "u/2"):
         theirs.put(claim("b", key), 0.0)
     theirs.keep_only({"u/2", "u/3"})
@@ -85,7 +85,7 @@ def test_claims_that_the_broker_no_longer_holds_are_forgotten() -> None:
 
 
 def test_the_oldest_claim_gives_way() -> None:
-    theirs = TheirClaims(joined("b"))
+    theirs = PeerClaims(joined("b"))
     for number in range(MAX_KEPT + 1):
         theirs.put(claim("b", f"u/{number}"), 0.0)
     assert ("u/0" in theirs, len(theirs)) == (False, MAX_KEPT)

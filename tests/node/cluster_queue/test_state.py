@@ -12,11 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.rendezvous_hash import chosen
-from edgecosine.node.cluster_queue.actions import Agree, Clear, Effect, GiveUp, Inform, Start, Tell
+from edgecosine.node.cluster_queue.actions import (
+    AbandonRequest,
+    AcknowledgeClaim,
+    ClearClaim,
+    PublishClaim,
+    PublishKnown,
+    QueueAction,
+    StartRequest,
+)
 from edgecosine.node.cluster_queue.members import GRACE_S
-from edgecosine.node.cluster_queue.state import UNCLAIMED_S, WorkBook
-from edgecosine.protocol.api.claim_messages import Claim, Known, Standing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.node.cluster_queue.state import UNCLAIMED_S, QueueState
+from edgecosine.protocol.api.claim_messages import Claim, KnownRequest, MembershipStatus
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 
 NAMES = ("a", "b", "c")
@@ -33,11 +41,11 @@ class Node:
     answered: set[str] = field(default_factory=set)
     heard: list[str] = field(default_factory=list)
     inbox: deque[tuple[str, object]] = field(default_factory=deque)
-    book: WorkBook = field(init=False)
+    book: QueueState = field(init=False)
 
     def __post_init__(self) -> None:
-        standing = Standing(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
-        self.book = WorkBook(standing, knows=self.answered.__contains__)
+        standing = MembershipStatus(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
+        self.book = QueueState(standing, knows=self.answered.__contains__)
 
 
 @dataclass
@@ -47,7 +55,7 @@ class World:
     now: float = 0.0
     nodes: dict[str, Node] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, MembershipStatus] = field(default_factory=dict)
     finals: Counter[str] = field(default_factory=Counter)
     excused: set[str] = field(default_factory=set)
     """Answered by a target that died before the last of the others had heard of the request."""
@@ -115,32 +123,32 @@ class World:
 
     def offer(self, node: Node, key: str) -> Claim:
         client, request_id = key.split("/")
-        ticket = Ticket(client, request_id, "completion", "r", digest=key.encode())
+        ticket = ReplyAddress(client, request_id, "completion", "r", digest=key.encode())
         us = node.book.us
         return Claim(
             us.node, us.session, ticket, Request(client, request_id, "completion", ""), 0.0
         )
 
-    def do(self, node: Node, effects: list[Effect]) -> None:
+    def do(self, node: Node, effects: list[QueueAction]) -> None:
         for effect in effects:
             match effect:
-                case Tell(claim):
+                case PublishClaim(claim):
                     self.claims[claim.key] = claim
                     self.publish("claim", claim)
-                case Clear(key):
+                case ClearClaim(key):
                     self.claims.pop(key, None)
                     self.publish("clear", key)
-                case Inform(ticket):
-                    self.publish("known", (ticket.key, Known(node.name, ticket.digest)))
-                case Agree(claim):
+                case PublishKnown(ticket):
+                    self.publish("known", (ticket.key, KnownRequest(node.name, ticket.digest)))
+                case AcknowledgeClaim(claim):
                     claimant = self.nodes[claim.node]
                     if claimant.is_alive:
                         claimant.inbox.append(("consent", (node.name, claim)))
-                case Start(claim):
+                case StartRequest(claim):
                     assert claim.key not in node.at_work
                     node.at_work.add(claim.key)
                     self.starts[claim.key] += 1
-                case GiveUp(key):
+                case AbandonRequest(key):
                     node.at_work.discard(key)
 
     def hear(self, name: str) -> None:
@@ -161,11 +169,11 @@ class World:
                 self.do(node, book.claimed(claim, now, is_retained=kind == "retained"))
             case "clear", str(key):
                 self.do(node, book.cleared(key, now))
-            case "known", (str(key), Known() as said):
+            case "known", (str(key), KnownRequest() as said):
                 self.do(node, book.known(key, said.node, said.digest, now))
             case "consent", (str(other), Claim() as claim):
                 self.do(node, book.consented(other, claim.key, claim.generation))
-            case "standing", Standing() as standing if standing.node != name:
+            case "standing", MembershipStatus() as standing if standing.node != name:
                 self.do(node, book.stands(standing, now))
             case "echo", _:
                 self.do(node, book.join(now, is_remembered=True))

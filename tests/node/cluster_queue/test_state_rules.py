@@ -8,18 +8,25 @@ import msgspec
 import pytest
 
 from edgecosine.balance.rendezvous_hash import chosen
-from edgecosine.node.cluster_queue.actions import Agree, Clear, GiveUp, Inform, Start, Tell
+from edgecosine.node.cluster_queue.actions import (
+    AbandonRequest,
+    AcknowledgeClaim,
+    ClearClaim,
+    PublishClaim,
+    PublishKnown,
+    StartRequest,
+)
 from edgecosine.node.cluster_queue.own_claims import CONSENT_S
 from edgecosine.node.cluster_queue.peer_claims import rank
-from edgecosine.node.cluster_queue.state import UNCLAIMED_S, WorkBook
+from edgecosine.node.cluster_queue.state import UNCLAIMED_S, QueueState
 from tests.node.cluster_queue.claims import claim, standing, ticket
 
 KEYS = [f"u/{number}" for number in range(24)]
 
 
-def book(*others: str, answered: frozenset[str] = frozenset()) -> WorkBook:
+def book(*others: str, answered: frozenset[str] = frozenset()) -> QueueState:
     """Ours, beside these, who are ready, at 0 s."""
-    book = WorkBook(standing("a"), knows=answered.__contains__)
+    book = QueueState(standing("a"), knows=answered.__contains__)
     for node in others:
         book.stands(standing(node), 0.0)
     book.join(0.0, is_remembered=True)
@@ -35,34 +42,38 @@ def test_lesser_claim_is_given_up_and_the_greater_one_told_again() -> None:
     key = next(key for key in KEYS if rank(claim("a", key)) < rank(claim("b", key)))
     here.resume(claim("a", key), 0.0)
     theirs = claim("b", key)
-    assert here.claimed(theirs, 0.0) == [GiveUp(key), Tell(theirs), Agree(theirs)]
+    assert here.claimed(theirs, 0.0) == [
+        AbandonRequest(key),
+        PublishClaim(theirs),
+        AcknowledgeClaim(theirs),
+    ]
 
 
 def test_greater_claim_is_kept_and_told_again() -> None:
     here = book("b")
     key = next(key for key in KEYS if rank(claim("a", key)) > rank(claim("b", key)))
     here.resume(claim("a", key), 0.0)
-    assert here.claimed(claim("b", key), 0.0) == [Tell(claim("a", key))]
-    assert here.consented("b", key, 0) == [Start(claim("a", key))]
+    assert here.claimed(claim("b", key), 0.0) == [PublishClaim(claim("a", key))]
+    assert here.consented("b", key, 0) == [StartRequest(claim("a", key))]
 
 
 @pytest.mark.parametrize("is_retained", [False, True])
 def test_claim_is_consented_to_unless_it_was_made_before_we_came(is_retained: bool) -> None:
     theirs = claim("b")
     effects = book("b").claimed(theirs, 0.0, is_retained=is_retained)
-    assert effects == ([] if is_retained else [Agree(theirs)])
+    assert effects == ([] if is_retained else [AcknowledgeClaim(theirs)])
 
 
 def test_claim_to_what_was_answered_here_is_cleared() -> None:
     here = book("b", answered=frozenset({"u/1"}))
-    assert here.claimed(claim("b"), 0.0) == [Inform(ticket()), Clear("u/1")]
+    assert here.claimed(claim("b"), 0.0) == [PublishKnown(ticket()), ClearClaim("u/1")]
 
 
 def test_claim_to_what_our_former_life_has_answered_leaves_the_answer_to_us() -> None:
     here = book("b")
     here.owe("u/1")
     assert not here.is_ours("u/1")
-    assert here.claimed(claim("b"), 0.0) == [Inform(ticket())]
+    assert here.claimed(claim("b"), 0.0) == [PublishKnown(ticket())]
     assert here.is_ours("u/1")
 
 
@@ -70,7 +81,7 @@ def test_what_another_target_knows_is_given_up_unless_it_was_answered_here() -> 
     here = book("b", answered=frozenset({"u/2"}))
     for key in ("u/1", "u/2"):
         here.resume(claim("a", key), 0.0)
-    assert here.known("u/1", "b", b"body", 0.0) == [GiveUp("u/1")]
+    assert here.known("u/1", "b", b"body", 0.0) == [AbandonRequest("u/1")]
     assert here.known("u/2", "b", b"body", 0.0) == []
     assert here.known("u/2", "a", b"body", 0.0) == []
 
@@ -78,7 +89,7 @@ def test_what_another_target_knows_is_given_up_unless_it_was_answered_here() -> 
 def test_repeat_is_told_of_where_others_are_and_it_is_not_at_work() -> None:
     assert book().repeat(ticket()) == []
     here = book("b")
-    assert here.repeat(ticket()) == [Inform(ticket())]
+    assert here.repeat(ticket()) == [PublishKnown(ticket())]
     here.resume(claim("a"), 0.0)
     assert here.repeat(ticket()) == []
 
@@ -88,7 +99,7 @@ def test_request_that_comes_again_is_answered_as_its_asker_wishes_by_now() -> No
     here.resume(claim("a", "u/1"), 0.0)
     here.hear(msgspec.structs.replace(claim("a"), ticket=again), 0.0)
     assert here.consented("b", "u/1", 0) == [
-        Start(msgspec.structs.replace(claim("a"), ticket=again))
+        StartRequest(msgspec.structs.replace(claim("a"), ticket=again))
     ]
 
 
@@ -99,7 +110,7 @@ def test_claim_of_who_left_is_taken_under_the_ticket_that_came_last() -> None:
     taken = msgspec.structs.replace(
         claim("a", generation=1), ticket=again, taken_from="b"
     )  # fmt: skip
-    assert here.stands(standing("b", "left"), 0.0) == [Start(taken)]
+    assert here.stands(standing("b", "left"), 0.0) == [StartRequest(taken)]
 
 
 def test_claim_of_who_left_is_left_to_whom_the_choice_names() -> None:
@@ -107,7 +118,7 @@ def test_claim_of_who_left_is_left_to_whom_the_choice_names() -> None:
     for owner in "ac":
         here.claimed(claim("b", falling_to(owner, "a", "c")), 0.0)
     effects = here.stands(standing("b", "left"), 0.0)
-    assert [effect.claim.key for effect in effects if isinstance(effect, Tell)] == [
+    assert [effect.claim.key for effect in effects if isinstance(effect, PublishClaim)] == [
         falling_to("a", "a", "c")
     ]
     assert len(effects) == 1
@@ -129,7 +140,7 @@ def test_who_drains_takes_what_nobody_claims_when_nobody_else_is_ready() -> None
     here.hear(claim("a", key), 0.0)
     assert here.tick(UNCLAIMED_S) == []
     assert here.is_open(key)
-    assert here.stands(standing("b", "unavailable"), UNCLAIMED_S) == [Tell(claim("a", key))]
+    assert here.stands(standing("b", "unavailable"), UNCLAIMED_S) == [PublishClaim(claim("a", key))]
 
 
 @pytest.mark.parametrize("state", ["left", "lost"])
@@ -138,16 +149,16 @@ def test_who_is_gone_is_not_waited_for(state: str) -> None:
     here.resume(claim("a"), 0.0)
     assert here.consented("c", "u/1", 0) == []
     gone = msgspec.structs.replace(standing("b"), state=state)
-    assert here.stands(gone, 0.0) == [Start(claim("a"))]
+    assert here.stands(gone, 0.0) == [StartRequest(claim("a"))]
 
 
 def test_who_was_silent_once_is_not_waited_for_the_next_time() -> None:
     here = book("b")
     here.resume(claim("a", "u/1"), 0.0)
-    assert here.tick(CONSENT_S) == [Start(claim("a", "u/1"))]
+    assert here.tick(CONSENT_S) == [StartRequest(claim("a", "u/1"))]
     assert here.resume(claim("a", "u/2"), 1.0) == [
-        Tell(claim("a", "u/2")),
-        Start(claim("a", "u/2")),
+        PublishClaim(claim("a", "u/2")),
+        StartRequest(claim("a", "u/2")),
     ]
 
 

@@ -21,13 +21,13 @@ from edgecosine.node.cluster_queue import state as workbook
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.claim_messages import (
     Claim,
-    Standing,
+    MembershipStatus,
     StandingState,
     claim_notice,
     standing_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request, Sampling
 from tests.cluster.test_outliving import Broker, Mortal
 from tests.mqtt.own_mosquitto import own_mosquitto
@@ -59,7 +59,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ghost(identity: str = "x", state: StandingState = "ready") -> Outgoing:
     """What a target leaves that never said that it goes."""
-    standing = Standing("ghost", "session", identity, "tiny", 0.0, state)
+    standing = MembershipStatus("ghost", "session", identity, "tiny", 0.0, state)
     return standing_notice(HOME, standing)
 
 
@@ -103,7 +103,9 @@ def test_target_of_another_model_is_refused_while_the_first_one_lives() -> None:
         async with haunted(ghost("z")) as (broker, listener):
             first = gateway(broker, "b", ScriptedService(), "x")
             # Clocks may differ: who was there first is not told by them.
-            first.sharing.book._standings.us = Standing("b", "s", "x", "tiny", 1e12, "ready")
+            first.sharing.book._standings.us = MembershipStatus(
+                "b", "s", "x", "tiny", 1e12, "ready"
+            )
             async with running(first.run()):
                 await first.connected()
                 with pytest.raises(ExceptionGroup) as refusal:
@@ -117,7 +119,7 @@ def test_target_of_another_model_is_refused_while_the_first_one_lives() -> None:
 
 def test_work_of_a_ghost_is_taken_over() -> None:
     async def story() -> None:
-        ticket = Ticket("cli", "1", "completion", HOME.response("cli", "1"))
+        ticket = ReplyAddress("cli", "1", "completion", HOME.response("cli", "1"))
         request = Request("cli", "1", "completion", "or not", sampling=Sampling(seed=7))
         claim = Claim("ghost", "session", ticket, request, 0.0)
         async with (

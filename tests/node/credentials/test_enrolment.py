@@ -16,9 +16,9 @@ from edgecosine.discovery.backoff import Backoff
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
 from edgecosine.node.credentials.ca_client import join, renew, watch
-from edgecosine.node.credentials.ca_server import MAX_STRANGERS, Endpoint
-from edgecosine.node.credentials.renewal import Upkeep
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.credentials.ca_server import MAX_STRANGERS, CaServer
+from edgecosine.node.credentials.renewal import CredentialRenewal
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.security.certificates import Signer
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.enrolment import MAX_REQUEST_BYTES, Introduce, read_answer, write_line
@@ -48,7 +48,7 @@ def home(tmp_path: Path) -> Home:
 @asynccontextmanager
 async def served(home: Home) -> AsyncIterator[str]:
     """The authority's endpoint inside the block; gives its address."""
-    endpoint = Endpoint(home.authority, now=lambda: home.now, watch_s=5.0)
+    endpoint = CaServer(home.authority, now=lambda: home.now, watch_s=5.0)
     await endpoint.open()
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(endpoint.run(), name="endpoint")
@@ -60,9 +60,11 @@ async def served(home: Home) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def kept(credentials: Credentials, guard: Guard, home: Home) -> AsyncIterator[Upkeep]:
+async def kept(
+    credentials: Credentials, guard: LinkPolicy, home: Home
+) -> AsyncIterator[CredentialRenewal]:
     """A node's upkeep inside the block."""
-    upkeep = Upkeep(credentials, guard, now=lambda: home.now, backoff=EAGER)
+    upkeep = CredentialRenewal(credentials, guard, now=lambda: home.now, backoff=EAGER)
     async with asyncio.TaskGroup() as group:
         life = group.create_task(upkeep.run(), name="upkeep")
         try:
@@ -254,7 +256,7 @@ def test_revoked_node_is_dropped_within_the_live_cluster_and_others_stay(home: H
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
             guards = {name: home.guard(name) for name in ("drafter-1", "drafter-2")}
-            target_guard = Guard(target.trust())
+            target_guard = LinkPolicy(target.trust())
             settings = target_settings(guard=target_guard)
             async with (
                 living(settings) as node,
@@ -288,7 +290,7 @@ def test_renewal_and_a_new_key_of_the_authority_leave_links_alone(home: Home) ->
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
             drafter = home.admit("drafter-1", endpoints=[address])
-            ours, theirs = Guard(target.trust()), Guard(drafter.trust())
+            ours, theirs = LinkPolicy(target.trust()), LinkPolicy(drafter.trust())
             with logbook() as log:
                 async with (
                     living(target_settings(guard=ours)) as node,
@@ -327,7 +329,7 @@ def test_copied_identity_is_named(home: Home) -> None:
     async def main() -> None:
         async with living(target_settings(guard=home.guard("target-1", "target"))) as node:
             static = list(await node.peers.listening())
-            copied = Guard(home.admit("drafter-1").trust())
+            copied = LinkPolicy(home.admit("drafter-1").trust())
             with logbook() as log:
                 async with living(drafter_settings(guard=copied, incarnation=2), static):
                     await node.until_linked("drafter-1")
@@ -341,7 +343,7 @@ def test_copied_identity_is_named(home: Home) -> None:
     run(main())
 
 
-async def until(log: Logbook, upkeep: Upkeep, issuer: str) -> None:
+async def until(log: Logbook, upkeep: CredentialRenewal, issuer: str) -> None:
     """Wait until a node's certificate is by this authority."""
     while upkeep.credentials.issuer != issuer:
         await log.next_line()
@@ -354,7 +356,7 @@ def test_certificate_is_renewed_before_it_expires(tmp_path: Path) -> None:
         async with served(home) as address:
             credentials = home.admit("drafter-1", endpoints=[address])
             home.now = today
-            guard = Guard(credentials.trust())
+            guard = LinkPolicy(credentials.trust())
             before = guard.trust
             with logbook() as log:
                 async with kept(credentials, guard, home) as upkeep:
@@ -374,7 +376,7 @@ def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
         home.authority.revoke("drafter-1", home.now)
         home.admit("drafter-1")
         home.listen = address
-        guard = Guard(credentials.trust())
+        guard = LinkPolicy(credentials.trust())
         with logbook() as log:
             async with kept(credentials, guard, home):
                 await log.says(

@@ -19,10 +19,10 @@ from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, connect
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.api.answers import Final
-from edgecosine.protocol.api.claim_messages import Standing, standing_notice
+from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.protocol.api.claim_messages import MembershipStatus, standing_notice
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Delta, Request
 from edgecosine.protocol.api.retained_topics import node_state_notice, node_status_notice
@@ -105,7 +105,9 @@ async def at_home(stronghold: Fort) -> AsyncIterator[ScriptedService]:
     drafter = stronghold.home.admit("drafter-1")
     service = ScriptedService()
     gateway = Gateway(service, broker=stronghold.node(target), cluster="lab", node_id="target-1")
-    presence = Presence(broker=stronghold.node(drafter), cluster="lab", node_id="drafter-1")
+    presence = NodeStatusPublisher(
+        broker=stronghold.node(drafter), cluster="lab", node_id="drafter-1"
+    )
     async with running(gateway.run()), running(presence.run()):
         await gateway.connected()
         await presence.connected()
@@ -134,7 +136,7 @@ async def ask(client: Client, prompt: str = "or not") -> str:
             match step:
                 case Delta(_, piece):
                     text += piece
-                case Final():
+                case FinalMessage():
                     return text
     raise AssertionError("no final message")
 
@@ -230,7 +232,7 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
     async def main() -> None:
         async with fort(home) as stronghold:
             liar = stronghold.node(home.admit("evil"))
-            standing = Standing("evil", "s", "other", "other", 0.0, "ready")
+            standing = MembershipStatus("evil", "s", "other", "other", 0.0, "ready")
             async with connect(liar, client_id="x", version="5") as mouth:
                 for lie in (
                     node_status_notice(TOPICS, "evil", "ready", session="s", now_s=0.0),

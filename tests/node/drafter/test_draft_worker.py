@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from edgecosine.engine.base import DraftEngine, DraftWork, Proposal, never
+from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
 from edgecosine.errors import LinkLost
 from edgecosine.node.drafter import draft_worker as rules
-from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import (
@@ -72,7 +72,7 @@ class Post:
 
 
 @asynccontextmanager
-async def at_work(drafting: Drafting) -> AsyncIterator[None]:
+async def at_work(drafting: DraftWorker) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(drafting.run())
         yield
@@ -88,7 +88,7 @@ class PatientDrafter(ScriptedDrafter):
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         if batch[0].ahead is not None:
             self.begun.set()
             while not is_awaited():
@@ -96,8 +96,8 @@ class PatientDrafter(ScriptedDrafter):
         return super().draft(batch)
 
 
-def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> Drafting:
-    return Drafting(engine=engine, thread=thread, max_batch=max_batch)
+def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> DraftWorker:
+    return DraftWorker(engine=engine, thread=thread, max_batch=max_batch)
 
 
 def test_draft_continues_the_prefix_as_the_engine_says() -> None:
@@ -198,7 +198,7 @@ def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = Drafting(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
+            drafting = DraftWorker(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
             asked = msgspec.structs.replace(
                 ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens(tokens),
                 tree_parents=bytes(2), tree_confidences=bytes(2),
@@ -289,7 +289,7 @@ def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
                     drafting.forget_all()
                 else:
                     drafting.on_request(Release("r"), ended)
-                assert repr(drafting) == "<Drafting [0 waiting, 0 requests]>"
+                assert repr(drafting) == "<DraftWorker [0 waiting, 0 requests]>"
                 drafting.on_request(ask(PREFIX, key="next"), post)
                 await post.drafts(2)
             assert ended.answers == []
@@ -392,7 +392,7 @@ def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
         replies: list[AnyMessage] = []
         engine = ScriptedDrafter(babble())
         with EngineThread("test") as thread:
-            drafting = Drafting(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
+            drafting = DraftWorker(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
             drafting.on_request(ask([1, 2, 50]), replies.append)
             assert [type(reply) for reply in replies] == [OutOfStep]
             drafting.on_request(ask([1, 2, 49]), replies.append)
@@ -406,11 +406,11 @@ class FailingDrafter(ScriptedDrafter):
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
-    ) -> list[Proposal]:
+    ) -> list[DraftResult]:
         if any(work.key == "bad" for work in batch):
             raise StopIteration if len(batch) == 1 else IndexError
         proposals = super().draft(batch)
-        no_number = Proposal((1,), (float("nan"),))
+        no_number = DraftResult((1,), (float("nan"),))
         return [
             no_number if work.key == "nan" else proposal
             for work, proposal in zip(batch, proposals, strict=True)

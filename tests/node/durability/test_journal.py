@@ -18,24 +18,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgecosine.errors import ConfigError
-from edgecosine.node.durability.boot_clock import Moment
-from edgecosine.node.durability.interface import Kept
+from edgecosine.node.durability.boot_clock import BootTime
+from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal
-from edgecosine.node.durability.recovery import MAX_STARTS, Past, read_past
+from edgecosine.node.durability.recovery import MAX_STARTS, RecoveredState, read_past
 from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
 from tests.support.mqtt import run, running
 
 MODEL = "tiny"
-NOW = Moment(1000.0, "boot", 50.0)
+NOW = BootTime(1000.0, "boot", 50.0)
 KEYS = ("a/1", "a/2", "b/1")
 
 
-def ticket(key: str, reply: str = "reply") -> Ticket:
+def ticket(key: str, reply: str = "reply") -> ReplyAddress:
     client_id, _, request_id = key.partition("/")
-    return Ticket(client_id, request_id, "completion", reply, b"c", wants_stream=True, digest=b"d")
+    return ReplyAddress(
+        client_id, request_id, "completion", reply, b"c", wants_stream=True, digest=b"d"
+    )
 
 
 def request(key: str) -> Request:
@@ -44,11 +46,13 @@ def request(key: str) -> Request:
     return Request(client_id, request_id, "completion", "x", sampling=how, stop=("s",), n=2)
 
 
-def kept(key: str, payload: bytes = b"final", until: float = 9e9) -> Kept:
-    return Kept(key, b"d", "done", Outgoing("t", payload, user=(("status", "200"),)), until)
+def kept(key: str, payload: bytes = b"final", until: float = 9e9) -> FinishedRecord:
+    return FinishedRecord(
+        key, b"d", "done", Outgoing("t", payload, user=(("status", "200"),)), until
+    )
 
 
-def past(journal: DiskJournal, now: Moment = NOW) -> Past:
+def past(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
     return read_past(journal, MODEL, now)
 
 
@@ -56,7 +60,7 @@ def past(journal: DiskJournal, now: Moment = NOW) -> Past:
 class Told:
     """What a journal holds, written a second time and simply."""
 
-    jobs: dict[str, tuple[Ticket, dict[int, list[int]]]] = field(default_factory=dict)
+    jobs: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
     answers: dict[str, bool] = field(default_factory=dict)
 
 
@@ -246,7 +250,7 @@ def test_answers_are_kept_in_number_bytes_and_time(tmp_path: Path) -> None:
 def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
     step_s: float, tmp_path: Path
 ) -> None:
-    def after(boot_s: float) -> Moment:
+    def after(boot_s: float) -> BootTime:
         return replace(NOW, wall_s=NOW.wall_s + step_s, boot_s=NOW.boot_s + boot_s)
 
     now = NOW
@@ -268,7 +272,7 @@ def test_other_boot_is_reckoned_by_the_wall_clock(tmp_path: Path) -> None:
     journal.finish(kept("a/1", until=journal.wall_s() + 60))
     _write_all(journal)
     journal.store.close()
-    booted = Moment(NOW.wall_s + 50, "other", 1.0)
+    booted = BootTime(NOW.wall_s + 50, "other", 1.0)
     again = DiskJournal(tmp_path, now=lambda: booted)
     assert [each.key for each in past(again, booted).answers] == ["a/1"]
     assert past(again, replace(booted, boot_s=12.0)).answers == ()
@@ -332,7 +336,7 @@ def test_damaged_journal_is_set_aside(
             content[:] = b"no database" * 100
     file.write_bytes(content)
     journal = DiskJournal(tmp_path, now=lambda: NOW)
-    assert past(journal) == Past()
+    assert past(journal) == RecoveredState()
     assert journal.store.damage is not None
     assert journal.store.damage.read_bytes() == content
     assert "damaged" in caplog.text
@@ -380,13 +384,13 @@ def test_request_of_another_model_or_that_kills_is_not_run(tmp_path: Path) -> No
 
 
 def test_age_is_told_by_the_clock_that_nobody_sets() -> None:
-    then = Moment(1000.0, "boot", 50.0)
-    assert Moment(9999.0, "boot", 53.0).since(then) == 3.0
-    assert Moment(10.0, "boot", 53.0).since(then) == 3.0
-    assert Moment(1010.0, "other", 7.0).since(then) == 10.0
-    assert Moment(900.0, "other", 7.0).since(then) == 0.0
-    assert Moment(1010.0, "", 7.0).since(replace(then, boot="")) == 10.0
-    first, second = Moment.now(), Moment.now()
+    then = BootTime(1000.0, "boot", 50.0)
+    assert BootTime(9999.0, "boot", 53.0).since(then) == 3.0
+    assert BootTime(10.0, "boot", 53.0).since(then) == 3.0
+    assert BootTime(1010.0, "other", 7.0).since(then) == 10.0
+    assert BootTime(900.0, "other", 7.0).since(then) == 0.0
+    assert BootTime(1010.0, "", 7.0).since(replace(then, boot="")) == 10.0
+    first, second = BootTime.now(), BootTime.now()
     assert 0.0 <= second.since(first) < 60.0
 
 
@@ -504,7 +508,7 @@ def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
             assert journal.failure is not None
             is_answering.set()
         again = DiskJournal(tmp_path)
-        assert past(again) == Past()
+        assert past(again) == RecoveredState()
         again.store.close()
 
     run(story())

@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import JournalLost
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.durability import journal as journal_module
-from edgecosine.node.durability.boot_clock import Moment
+from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import MAX_STARTS, read_past
 from edgecosine.node.durability.store import Statement
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.node.gateway.request_manager import Reception, model_of
+from edgecosine.node.gateway.request_manager import RequestManager, model_of
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, house
@@ -112,9 +112,9 @@ def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_MAX_BATCH", 1)
 
 
-def admission(service: Service) -> Admission:
+def admission(service: Service) -> AdmissionControl:
     """Room for a few."""
-    return Admission(num_places=service.max_sessions, max_queued=16)
+    return AdmissionControl(num_places=service.max_sessions, max_queued=16)
 
 
 async def live(
@@ -128,18 +128,18 @@ async def live(
             journal.news.set()
             reception.delivered(message)
 
-    past = read_past(journal, model_of(service), Moment.now())
-    reception = Reception(
+    past = read_past(journal, model_of(service), BootTime.now())
+    reception = RequestManager(
         service, topics=HOME, send=send, admission=admission(service), journal=journal, past=past
     )
-    ticket = Ticket("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
+    ticket = ReplyAddress("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
     try:
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
             running = group.create_task(reception.run())
             await asyncio.sleep(0)
             if asks:
-                reception.take(Accepted(ticket, request))
+                reception.take(ParsedRequest(ticket, request))
             while not (journal.is_dead or world.finals):
                 journal.news.clear()
                 await journal.news.wait()
@@ -230,8 +230,8 @@ class Desk:
         self.is_acknowledging = True
         self._news = asyncio.Event()
         self.admission = admission(service)
-        past = read_past(self.journal, model_of(service), Moment.now())
-        self.reception = Reception(
+        past = read_past(self.journal, model_of(service), BootTime.now())
+        self.reception = RequestManager(
             service, topics=HOME, send=self._send, admission=self.admission,
             journal=self.journal, past=past,
         )  # fmt: skip
@@ -245,9 +245,9 @@ class Desk:
     def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
         reply = fields.pop("reply", HOME.response("a", name))
         is_stream = fields.get("stream", False)
-        ticket = Ticket("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
+        ticket = ReplyAddress("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
         request = Request("a", name, "completion", prompt, **fields)
-        self.reception.take(Accepted(ticket, request))
+        self.reception.take(ParsedRequest(ticket, request))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
         while len(found := [m for m in self.sent if m.topic == topic]) < count:

@@ -12,7 +12,7 @@ from edgecosine.errors import RequestError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.protocol.api.answers import Final
+from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
@@ -62,7 +62,7 @@ def test_running_request_is_answered_after_the_broker_came_back() -> None:
                     match step:
                         case Delta(_, text):
                             texts.append(text)
-                        case Final():
+                        case FinalMessage():
                             assert step.text == "".join(texts) == "to be or"
                 assert len(home.service.requests) == 1
                 await stack.aclose()
@@ -114,6 +114,6 @@ def test_gateway_waits_for_a_broker_that_is_not_there_yet() -> None:
             await gateway.connected()
             home.gate.set()
             steps = [step async for step in client.ask(HELD)]
-            assert isinstance(steps[-1], Final)
+            assert isinstance(steps[-1], FinalMessage)
 
     run(story())

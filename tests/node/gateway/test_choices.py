@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import ActorStopped
-from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, Weather, house
@@ -33,11 +33,11 @@ class Desk:
     def __init__(self, service: Service) -> None:
         self.sent: list[Outgoing] = []
         self.finished = asyncio.Event()
-        self.reception = Reception(
+        self.reception = RequestManager(
             service,
             topics=HOME,
             send=self._send,
-            admission=Admission(num_places=service.max_sessions, max_queued=4),
+            admission=AdmissionControl(num_places=service.max_sessions, max_queued=4),
         )
 
     def _send(self, message: Outgoing) -> None:
@@ -56,10 +56,10 @@ class Desk:
         return self.final
 
     def take(self, request: Request) -> None:
-        ticket = Ticket(
+        ticket = ReplyAddress(
             "a", "1", request.kind, HOME.response("a", "1"), wants_stream=request.stream
         )
-        self.reception.take(Accepted(ticket, request))
+        self.reception.take(ParsedRequest(ticket, request))
 
     @property
     def final(self) -> Any:
@@ -185,8 +185,8 @@ def test_choices_wait_for_places_one_by_one() -> None:
         service = ScriptedService(max_sessions=2)
         gate = service.hold("hm")
         async with desk(service) as at:
-            other = Ticket("b", "2", "completion", HOME.response("b", "2"))
-            at.reception.take(Accepted(other, Request("b", "2", "completion", "hm")))
+            other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
+            at.reception.take(ParsedRequest(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))
             await service.begun(2)
             assert [each.key for each in service.requests] == ["b/2", "a/1"]

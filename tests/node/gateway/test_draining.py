@@ -8,7 +8,7 @@ import pytest
 
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.node.drafter.draft_worker import Drafting
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.protocol.api.retained_topics import DRAINING
@@ -88,7 +88,7 @@ def test_drafting_is_idle_when_nobody_waits() -> None:
     async def story() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = Drafting(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
+            drafting = DraftWorker(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
             await drafting.idle()
             async with at_work(drafting), asyncio.TaskGroup() as group:
                 for number in range(3):

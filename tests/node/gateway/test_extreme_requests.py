@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.cpu.native_llama import FusedModel
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.forward_pass import PassModel, SlotModel
 from edgecosine.engine.target.target import TransformerTarget
-from edgecosine.protocol.api.openai import Limits, parse_request
+from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
 from tests.engine.models import VOCABULARY, build
 from tests.node.links.wire_fixtures import run
@@ -44,7 +44,7 @@ bodies = st.fixed_dictionaries(
 def model_of(_role: str) -> PassModel:
     """The same model with a cache of its own for each role."""
     try:
-        return FusedModel(build("llama"), slots=4, cells=400, threads=1, kernels=load_kernels())
+        return NativeLlama(build("llama"), slots=4, cells=400, threads=1, kernels=load_kernels())
     except KernelsUnavailable:
         return SlotModel(build("llama"), slots=4, cells=400, threads=1, kernels=None)
 
@@ -52,7 +52,7 @@ def model_of(_role: str) -> PassModel:
 def request(number: int, body: dict[str, Any], policy: str) -> Request:
     return parse_request(
         "completion", {"max_tokens": 12, "policy": policy, **body},
-        client_id="a", request_id=f"{number}-{policy}", limits=Limits(), draw_seed=lambda: 0,
+        client_id="a", request_id=f"{number}-{policy}", limits=RequestLimits(), draw_seed=lambda: 0,
     )  # fmt: skip
 
 

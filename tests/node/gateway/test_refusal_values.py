@@ -14,15 +14,17 @@ import edgecosine
 from edgecosine import errors
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.mqtt_message import Incoming
-from edgecosine.protocol.api.openai import Limits
-from edgecosine.protocol.api.parse_request import Accepted, Intake, Refused
+from edgecosine.protocol.api.openai import RequestLimits
+from edgecosine.protocol.api.parse_request import ParsedRequest, RefusedRequest, RequestParser
 from edgecosine.protocol.api.topics import Topics
 from tests.node.gateway.test_request_manager import Desk
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
 
 HOME = Topics("home")
-INTAKE = Intake(HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7)
+INTAKE = RequestParser(
+    HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7
+)
 _NUM_REFUSALS = 1000
 _BODY_BYTES = 64 << 10
 _MAX_KEPT_BYTES = 4 << 20
@@ -31,10 +33,10 @@ _MAX_KEPT_BYTES = 4 << 20
 def ask(desk: Desk, payload: bytes) -> None:
     """What the gateway does with a publication."""
     message = Incoming(HOME.request("completion"), payload)
-    match INTAKE.read("completion", message, Limits()):
-        case Accepted() as reading:
+    match INTAKE.read("completion", message, RequestLimits()):
+        case ParsedRequest() as reading:
             desk.reception.take(reading)
-        case Refused(ticket, error):
+        case RefusedRequest(ticket, error):
             desk.reception.refuse(ticket, error)
 
 

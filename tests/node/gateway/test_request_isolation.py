@@ -12,28 +12,28 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.admission import Admission
-from edgecosine.balance.planner import Balancer
-from edgecosine.engine.base import DraftWork, Failed, PassResult, Proposal, VerifyWork
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.balance.planner import Planner
+from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, PassResult, VerifyWork
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway import request_runner as answering
-from edgecosine.node.gateway.reply_publisher import Telling
-from edgecosine.node.gateway.request_manager import Reception
-from edgecosine.node.gateway.request_runner import Answering
-from edgecosine.node.gateway.request_table import Ledger
-from edgecosine.node.gateway.session_slots import Places
-from edgecosine.node.target.draft_client import Consulting
-from edgecosine.node.target.engine_watchdog import CANARY, Readiness
-from edgecosine.node.target.output_processor import Transcript
+from edgecosine.node.gateway.reply_publisher import ReplyPublisher
+from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.node.gateway.request_runner import RequestRunner
+from edgecosine.node.gateway.request_table import RequestTable
+from edgecosine.node.gateway.session_slots import SessionSlots
+from edgecosine.node.target.draft_client import DraftClient
+from edgecosine.node.target.engine_watchdog import CANARY, EngineWatchdog
+from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.session import Session
-from edgecosine.node.target.text_service import Serving
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.text_service import TextService
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api import parse_request as intake
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.openai import Limits
-from edgecosine.protocol.api.parse_request import Accepted, Intake
+from edgecosine.protocol.api.openai import RequestLimits
+from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
@@ -81,34 +81,34 @@ def by_second(owner: Any, _: Any, what: Any, *__: Any) -> bool:
 
 STAGES: dict[str, tuple[Any, str, Found]] = {
     "read": (intake, "parse_request", lambda *_, **given: given["request_id"] == "bad"),
-    "recalled": (Ledger, "recall", by_first),
-    "admitted": (Ledger, "admit", by_first),
-    "booked": (Places, "book", by_first),
+    "recalled": (RequestTable, "recall", by_first),
+    "admitted": (RequestTable, "admit", by_first),
+    "booked": (SessionSlots, "book", by_first),
     "journalled": (DiskJournal, "accept", by_first),
-    "accepted": (Telling, "state", by_first),
-    "started": (Answering, "start", by_first),
+    "accepted": (ReplyPublisher, "state", by_first),
+    "started": (RequestRunner, "start", by_first),
     "begun": (DiskJournal, "begin", by_first),
     "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
-    "opened": (Balancer, "open", by_task),
-    "first plan": (Balancer, "first_plan", by_task),
-    "plan": (Balancer, "plan", by_task),
-    "asked": (Consulting, "_request", by_key),
-    "draft": (Consulting, "_proposal", by_key),
-    "fuse": (Balancer, "fuse", by_task),
-    "ahead": (Balancer, "ahead", by_task),
-    "verify": (Verifying, "verify", by_first),
+    "opened": (Planner, "open", by_task),
+    "first plan": (Planner, "first_plan", by_task),
+    "plan": (Planner, "plan", by_task),
+    "asked": (DraftClient, "_request", by_key),
+    "draft": (DraftClient, "_proposal", by_key),
+    "fuse": (Planner, "fuse", by_task),
+    "ahead": (Planner, "ahead", by_task),
+    "verify": (Verifier, "verify", by_first),
     "commit": (Session, "_commit", by_task),
-    "learned": (Balancer, "observe_truth", by_task),
-    "text": (Transcript, "push", by_task),
+    "learned": (Planner, "observe_truth", by_task),
+    "text": (OutputProcessor, "push", by_task),
     "tokens journalled": (DiskJournal, "commit", by_first),
-    "stream": (Telling, "part", by_first),
-    "counted": (Serving, "_count", by_first),
+    "stream": (ReplyPublisher, "part", by_first),
+    "counted": (TextService, "_count", by_first),
     "answer": (Session, "_answer", by_task),
-    "cost": (Places, "learn", by_second),
+    "cost": (SessionSlots, "learn", by_second),
     "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
-    "last part": (Telling, "last_part", by_first),
-    "closed": (Balancer, "close", by_task),
-    "released": (Consulting, "release", by_key),
+    "last part": (ReplyPublisher, "last_part", by_first),
+    "closed": (Planner, "close", by_task),
+    "released": (DraftClient, "release", by_key),
 }
 
 
@@ -117,13 +117,13 @@ class Desk:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
     home: House
-    reception: Reception
-    admission: Admission
+    reception: RequestManager
+    admission: AdmissionControl
     journal: DiskJournal
     sent: list[Outgoing]
     news: asyncio.Event
-    intake: Intake = field(
-        default_factory=lambda: Intake(
+    intake: RequestParser = field(
+        default_factory=lambda: RequestParser(
             HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7
         )
     )
@@ -134,8 +134,8 @@ class Desk:
             "temperature": 0.8, "seed": 5,
         }  # fmt: skip
         message = Incoming(HOME.request("completion"), json.dumps(body).encode())
-        reading = self.intake.read("completion", message, Limits())
-        if isinstance(reading, Accepted):
+        reading = self.intake.read("completion", message, RequestLimits())
+        if isinstance(reading, ParsedRequest):
             self.reception.take(reading)
         else:
             self.reception.refuse(reading.ticket, reading.error, reading.cause)
@@ -161,8 +161,8 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
     neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7))]
     async with house(target, neighbours, max_sessions=2) as home:
         journal = DiskJournal(directory)
-        admission = Admission(num_places=2, max_queued=8)
-        reception = Reception(
+        admission = AdmissionControl(num_places=2, max_queued=8)
+        reception = RequestManager(
             home.serving, topics=HOME, send=send, admission=admission, journal=journal
         )
         async with asyncio.TaskGroup() as group:
@@ -181,7 +181,12 @@ def said(name: str, prompt: str) -> str:
     """The right text."""
     fields = {"client": "a", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0.8, "seed": 5}
     request: Request = intake.parse_request(
-        "completion", fields, client_id="a", request_id=name, limits=Limits(), draw_seed=lambda: 7
+        "completion",
+        fields,
+        client_id="a",
+        request_id=name,
+        limits=RequestLimits(),
+        draw_seed=lambda: 7,
     )
     return alone(LANGUAGE, request).text
 
@@ -199,7 +204,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
     await at.reception.idle()
     assert at.admission.num_at_work == at.admission.num_queued == 0
-    assert repr(at.home.serving).startswith("<Serving scripted [0 sessions")
+    assert repr(at.home.serving).startswith("<TextService scripted [0 sessions")
     assert at.home.balancer._at_work == set()
     await at.home.verifying.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
     assert set(at.home.target.fed) <= {"probe"}
@@ -248,7 +253,7 @@ class FailingTarget(ScriptedTarget):
             raise Injected("pass")
         result = super().step(batch)
         outcomes = [
-            Failed(Injected("alone")) if failed else outcome
+            FailedWork(Injected("alone")) if failed else outcome
             for failed, outcome in zip(bad, result.outcomes, strict=True)
         ]
         return PassResult(outcomes, result.num_rows)
@@ -290,7 +295,7 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
 
 def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
     class FailingDrafter(ScriptedDrafter):
-        def draft(self, batch: Sequence[DraftWork], *_: Any) -> list[Proposal]:
+        def draft(self, batch: Sequence[DraftWork], *_: Any) -> list[DraftResult]:
             if any(work.key == BAD for work in batch):
                 raise Injected("draft")
             return super().draft(batch)
@@ -322,7 +327,7 @@ def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() ->
 
     async def story() -> None:
         async with house(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
-            readiness = Readiness(
+            readiness = EngineWatchdog(
                 passes=home.verifying, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
             )
             async with asyncio.TaskGroup() as group:

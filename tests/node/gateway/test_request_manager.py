@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import NoLogits
-from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.parse_request import Accepted, Ticket
+from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Progress, Request
 from edgecosine.protocol.api.topics import Topics
 from tests.support.fakes import ScriptedService
@@ -28,8 +28,10 @@ class Desk:
     def __init__(self, service: ScriptedService) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
-        self.admission = Admission(num_places=service.max_sessions, max_queued=4)
-        self.reception = Reception(service, topics=HOME, send=self._send, admission=self.admission)
+        self.admission = AdmissionControl(num_places=service.max_sessions, max_queued=4)
+        self.reception = RequestManager(
+            service, topics=HOME, send=self._send, admission=self.admission
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -51,9 +53,9 @@ class Desk:
     ) -> None:
         """Ask."""
         reply = HOME.response("a", request_id)
-        ticket = Ticket("a", request_id, "completion", reply, wants_stream=wants_stream)
+        ticket = ReplyAddress("a", request_id, "completion", reply, wants_stream=wants_stream)
         request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
-        self.reception.take(Accepted(ticket, request))
+        self.reception.take(ParsedRequest(ticket, request))
 
     def finals(self, request_id: str) -> list[str]:
         """Codes of the errors that a request got, `text` for an answer."""

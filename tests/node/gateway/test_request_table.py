@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.errors import RequestError
-from edgecosine.node.gateway.request_table import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, Finished, Ledger
+from edgecosine.node.gateway.request_table import (
+    MAX_KEPT_ANSWERS,
+    MAX_KEPT_BYTES,
+    FinishedRequest,
+    RequestTable,
+)
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 
 FINAL = Outgoing("t", b"text")
 
 
-def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> Ticket:
-    return Ticket(client_id, request_id, "ask", "reply", digest=digest)
+def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> ReplyAddress:
+    return ReplyAddress(client_id, request_id, "ask", "reply", digest=digest)
 
 
 def request(request_id: str = "1", n: int = 1) -> Request:
@@ -22,7 +27,7 @@ def request(request_id: str = "1", n: int = 1) -> Request:
 
 
 def test_states_only_go_forward() -> None:
-    ledger = Ledger(max_sessions=1)
+    ledger = RequestTable(max_sessions=1)
     entry = ledger.admit(ticket("1"), request(), 0.0)
     assert ledger.advance(entry, "running")
     assert not ledger.advance(entry, "queued")
@@ -33,26 +38,26 @@ def test_states_only_go_forward() -> None:
 
 
 def test_more_choices_than_sessions_never_find_room() -> None:
-    ledger = Ledger(max_sessions=3)
+    ledger = RequestTable(max_sessions=3)
     with pytest.raises(RequestError, match="n is 4") as refusal:
         ledger.admit(ticket("1"), request(n=4), 0.0)
     assert (refusal.value.parameter, refusal.value.status) == ("n", 400)
 
 
 def test_name_is_remembered_at_work_and_after() -> None:
-    ledger = Ledger(max_sessions=1)
+    ledger = RequestTable(max_sessions=1)
     assert ledger.recall(ticket("1")) is None
     entry = ledger.admit(ticket("1"), request(), 0.0)
     assert ledger.recall(ticket("1")) is entry
     ledger.finish(entry, "done", FINAL, 1.0)
-    assert ledger.recall(ticket("1")) == Finished(b"d", "done", FINAL)
+    assert ledger.recall(ticket("1")) == FinishedRequest(b"d", "done", FINAL)
     with pytest.raises(RequestError, match="another request") as refusal:
         ledger.recall(ticket("1", digest=b"e"))
     assert refusal.value.status == 409
 
 
 def test_cancel_finds_whose_request_is_meant() -> None:
-    ledger = Ledger(max_sessions=9)
+    ledger = RequestTable(max_sessions=9)
     mine = ledger.admit(ticket("1", "a"), request(), 0.0)
     assert ledger.find("1", None) is mine
     ledger.admit(ticket("1", "b"), request(), 0.0)
@@ -73,7 +78,7 @@ def test_cancel_finds_whose_request_is_meant() -> None:
     ids=["many", "long", "long correlation data"],
 )
 def test_kept_answers_are_bounded_and_the_asked_for_stay(final: Outgoing, num_kept: int) -> None:
-    ledger = Ledger(max_sessions=1)
+    ledger = RequestTable(max_sessions=1)
     for number in range(num_kept + 5):
         entry = ledger.admit(ticket(str(number)), request(), 0.0)
         ledger.finish(entry, "done", final, 1.0)
@@ -84,12 +89,12 @@ def test_kept_answers_are_bounded_and_the_asked_for_stay(final: Outgoing, num_ke
 
 def test_answers_that_were_forgotten_take_no_room() -> None:
     """Neither those whose time is over nor those that are replaced."""
-    ledger = Ledger(max_sessions=4, keep_s=1.0)
+    ledger = RequestTable(max_sessions=4, keep_s=1.0)
     final = Outgoing("t", b"", correlation=bytes(MAX_KEPT_BYTES // 4 - 1))
     for number in range(8):
-        ledger.keep(ticket("1").key, Finished(b"d", "done", final, until=number))
-        ledger.keep(ticket("2").key, Finished(b"d", "done", final, until=number))
+        ledger.keep(ticket("1").key, FinishedRequest(b"d", "done", final, until=number))
+        ledger.keep(ticket("2").key, FinishedRequest(b"d", "done", final, until=number))
         assert ledger.recall(ticket("1"), now=number + 1.0) is None
     for number in range(3, 6):
-        ledger.keep(ticket(str(number)).key, Finished(b"d", "done", final))
+        ledger.keep(ticket(str(number)).key, FinishedRequest(b"d", "done", final))
     assert "4 answers" in repr(ledger)

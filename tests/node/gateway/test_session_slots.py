@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgecosine.balance.admission import Admission
-from edgecosine.node.gateway.session_slots import Places
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.node.gateway.session_slots import SessionSlots
 from edgecosine.protocol.api.request import Answer, Choice, Committed, Request
 from tests.support.mqtt import run
 
@@ -18,8 +18,8 @@ REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)
 @pytest.mark.parametrize("num_said", [0, 90])
 def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
     async def story() -> tuple[float, float]:
-        admission = Admission(num_places=1, max_queued=1)
-        places = Places(admission)
+        admission = AdmissionControl(num_places=1, max_queued=1)
+        places = SessionSlots(admission)
         request = replace(REQUEST, said=Committed((1,) * num_said))
         [turn] = places.book([request])
         assert turn.job.cost == 100 - num_said
@@ -35,8 +35,8 @@ def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
 
 def test_cancelled_in_the_queue_gives_its_place_up() -> None:
     async def story() -> None:
-        admission = Admission(num_places=1, max_queued=1)
-        places = Places(admission)
+        admission = AdmissionControl(num_places=1, max_queued=1)
+        places = SessionSlots(admission)
         [first] = places.book([REQUEST])
         [second] = places.book([REQUEST])
 
@@ -56,8 +56,8 @@ def test_cancelled_in_the_queue_gives_its_place_up() -> None:
 
 def test_suspects_come_first_and_alone_whoever_leaves() -> None:
     async def story() -> None:
-        admission = Admission(num_places=3, max_queued=9)
-        places = Places(admission)
+        admission = AdmissionControl(num_places=3, max_queued=9)
+        places = SessionSlots(admission)
         [before] = places.book([REQUEST])
         first = places.book([REQUEST, REQUEST], is_suspect=True)
         [second] = places.book([REQUEST], is_suspect=True)

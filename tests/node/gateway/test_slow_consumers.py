@@ -15,7 +15,7 @@ from edgecosine.counters import Counters
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.outbox import MAX_BYTES, MAX_MESSAGES
-from edgecosine.mqtt.reconnecting_client import Courier
+from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from tests.node.gateway.gateway_talk import answer, ask
 from tests.support.fakes import ScriptedService
@@ -139,7 +139,7 @@ def test_broker_that_takes_nothing_leaves_memory_flat_and_gets_all_that_must_arr
                 valve.serving() as entrance,
                 listening(broker, "t/#", name="reader") as reader,
             ):
-                courier = Courier(
+                courier = ReconnectingClient(
                     BrokerAddress("127.0.0.1", entrance), name="slow", receive=_ignore,
                     counters=counters,
                 )  # fmt: skip

@@ -14,7 +14,7 @@ import uvloop
 from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
 from edgecosine.node.links.link import Link
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.node.links.peers import Peers
 from tests.node.links.wire_fixtures import draft_for, drafter_settings, request, target_settings
 
@@ -29,7 +29,7 @@ async def main(role: str, name: str) -> None:
     joined: asyncio.Queue[Link] = asyncio.Queue()
     make = target_settings if role == "target" else drafter_settings
     peers = Peers(
-        settings=make(node_id=name, guard=Guard(is_insecure=True)),
+        settings=make(node_id=name, guard=LinkPolicy(is_insecure=True)),
         listen=[Address("", 0)],
         discover=Mdns(look_s=0.2).run,
         on_joined=joined.put_nowait,

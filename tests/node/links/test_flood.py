@@ -19,9 +19,9 @@ from edgecosine.node.links.peer_budget import (
     MAX_EARNED_MESSAGES,
     MAX_JOINS,
     MESSAGES_PER_HEARTBEAT,
-    Allowance,
-    Bans,
     LoopShare,
+    PeerBans,
+    PeerBudget,
 )
 from edgecosine.protocol.wire.codec import decode, encode
 from edgecosine.protocol.wire.framing import FrameBuffer, frame
@@ -226,14 +226,14 @@ def test_late_answers_to_many_requests_are_no_flood() -> None:
 
 
 def test_what_was_never_answered_is_not_saved_up() -> None:
-    allowance = Allowance()
+    allowance = PeerBudget()
     for _ in range(10 * MAX_EARNED_MESSAGES):
         allowance.earn()
     assert [allowance.spend() for _ in range(MAX_EARNED_MESSAGES + 1)].count(False) == 1
 
 
 def test_heartbeats_give_a_silent_peer_its_messages_back_up_to_the_burst() -> None:
-    allowance = Allowance()
+    allowance = PeerBudget()
     assert all(allowance.spend() for _ in range(BURST_MESSAGES))
     allowance.beat()
     assert [allowance.spend() for _ in range(MESSAGES_PER_HEARTBEAT + 1)].count(True) == (
@@ -258,7 +258,7 @@ def test_a_standstill_of_this_process_is_no_flood() -> None:
 
 
 def test_bans_grow_end_and_are_bounded() -> None:
-    bans = Bans()
+    bans = PeerBans()
     first_s = bans.ban("hostile", "it floods", 0.0)
     assert bans.objection("hostile", first_s - 1) == "it floods: kept out for 60 s"
     assert bans.objection("hostile", first_s) is None
@@ -269,7 +269,7 @@ def test_bans_grow_end_and_are_bounded() -> None:
 
 
 def test_a_peer_may_come_back_now_and_then_but_not_over_and_over() -> None:
-    bans = Bans()
+    bans = PeerBans()
     assert all(bans.may_come("d", 3.0 * number) for number in range(1000))
     assert [bans.may_come("e", 0.0) for _ in range(MAX_JOINS + 1)].count(False) == 1
     assert bans.may_come("e", JOINS_WITHIN_S)

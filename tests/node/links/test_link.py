@@ -17,7 +17,7 @@ from edgecosine.errors import (
 )
 from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import Link
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.node.links.listener import connect, listen
 from edgecosine.protocol.wire.messages import Draft, DraftRequest, Leave, OutOfStep, Release
 from edgecosine.protocol.wire.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
 
 def test_one_door_takes_ipv4_and_ipv6() -> None:
     async def main() -> None:
-        settings = drafter_settings(guard=Guard(is_insecure=True))
+        settings = drafter_settings(guard=LinkPolicy(is_insecure=True))
         async with door(settings, Address("", 0)) as drafter:
             for host in ("127.0.0.1", "::1"):
                 await assert_serves_a_good_peer(Address(host, drafter.listener.port))

@@ -22,7 +22,7 @@ from edgecosine.errors import (
 )
 from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import Link, LinkSettings
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.node.links.listener import Listener, connect, listen
 from edgecosine.node.links.peer_budget import BURST_MESSAGES
 from edgecosine.protocol.wire.messages import Release
@@ -122,7 +122,7 @@ def test_dialler_without_certificate_is_told_after_its_own_handshake(home: Home)
         with logbook() as log:
             async with secured(drafter) as (listener, ready):
                 with pytest.raises(LinkError, match="accept our certificate"):
-                    await connect(listener.addresses[0], target_settings(guard=Guard(naked)))
+                    await connect(listener.addresses[0], target_settings(guard=LinkPolicy(naked)))
                 await log.says("it shows no certificate")
                 assert ready.empty()
 
@@ -173,11 +173,11 @@ def test_revoked_node_is_refused_at_either_end_and_others_are_not(home: Home) ->
     target, drafter = home.admit("target-1", "target"), home.admit("drafter-1")
     revoked = home.admit("drafter-2")
     home.authority.revoke("drafter-2", home.now)
-    informed = Guard(home.tell(target).trust())
+    informed = LinkPolicy(home.tell(target).trust())
 
     async def main() -> None:
         for node_id, credentials in (("drafter-1", drafter), ("drafter-2", revoked)):
-            settings = drafter_settings(guard=Guard(credentials.trust()), node_id=node_id)
+            settings = drafter_settings(guard=LinkPolicy(credentials.trust()), node_id=node_id)
             async with secured(settings) as (listener, _):
                 dialled = connect(listener.addresses[0], target_settings(guard=informed))
                 if node_id == "drafter-1":
@@ -187,11 +187,11 @@ def test_revoked_node_is_refused_at_either_end_and_others_are_not(home: Home) ->
                         await dialled
         async with secured(target_settings(guard=informed)) as (listener, ready):
             address = listener.addresses[0]
-            settings = drafter_settings(guard=Guard(revoked.trust()), node_id="drafter-2")
+            settings = drafter_settings(guard=LinkPolicy(revoked.trust()), node_id="drafter-2")
             with pytest.raises(PeerRefused, match="drafter-2 was revoked"):
                 await connect(address, settings)
             assert ready.empty()
-            link = await connect(address, drafter_settings(guard=Guard(drafter.trust())))
+            link = await connect(address, drafter_settings(guard=LinkPolicy(drafter.trust())))
             link.abort("seen")
 
     run(main())
@@ -207,7 +207,7 @@ def test_certificate_of_a_broker_or_of_the_endpoint_makes_no_node(home: Home) ->
             posing = home.folder / "posing.pem"
             posing.write_text(pem)
             context = listening_context(posing, drafter.authorities_pem)
-            guard = Guard(replace(drafter.trust(), listening=context))
+            guard = LinkPolicy(replace(drafter.trust(), listening=context))
             async with secured(drafter_settings(guard=guard)) as (listener, ready):
                 with pytest.raises(PeerMismatched, match="no certificate of a node"):
                     await connect(listener.addresses[0], target)
@@ -254,7 +254,7 @@ def test_without_credentials_nothing_but_loopback(host: str) -> None:
 
 def test_insecure_opens_the_door_to_all() -> None:
     async def main() -> None:
-        settings = drafter_settings(guard=Guard(is_insecure=True))
+        settings = drafter_settings(guard=LinkPolicy(is_insecure=True))
         listener = await listen(Address("", 0), settings, lambda _: None)
         link = await connect(Address("127.0.0.1", listener.port), target_settings())
         link.abort("seen")

@@ -15,7 +15,7 @@ import uvloop
 from edgecosine.discovery.peer import Address
 from edgecosine.node.links.heartbeat import Timing
 from edgecosine.node.links.link import Link, LinkSettings
-from edgecosine.node.links.link_policy import Guard
+from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.node.links.listener import Listener, connect, listen
 from edgecosine.protocol.wire.messages import Draft, DraftRequest, Hello, Release, pack_tokens
 from edgecosine.protocol.wire.vocabulary import ANY_VOCABULARY, Vocabulary
@@ -128,23 +128,23 @@ def unasked(_link: Link, message: DraftRequest | Release) -> None:
 
 
 def target_settings(
-    timing: Timing = SLOW_HEART, guard: Guard | None = None, **changes: Any
+    timing: Timing = SLOW_HEART, guard: LinkPolicy | None = None, **changes: Any
 ) -> LinkSettings:
     """Settings of the target of most tests."""
     hello = target_hello(**changes)
-    return LinkSettings(hello, WORDS, unasked, timing, guard=guard or Guard())
+    return LinkSettings(hello, WORDS, unasked, timing, guard=guard or LinkPolicy())
 
 
 def drafter_settings(
     on_request: Any = echo,
     timing: Timing = SLOW_HEART,
     vocabulary: Vocabulary = ANY_VOCABULARY,
-    guard: Guard | None = None,
+    guard: LinkPolicy | None = None,
     **changes: Any,
 ) -> LinkSettings:
     """Settings of the drafter of most tests."""
     greeting = drafter_hello(vocabulary=vocabulary.digests, **changes)
-    return LinkSettings(greeting, vocabulary, on_request, timing, guard=guard or Guard())
+    return LinkSettings(greeting, vocabulary, on_request, timing, guard=guard or LinkPolicy())
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from edgecosine.balance.admission import Admission
+from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import Job, Past
-from edgecosine.node.gateway.request_manager import Reception
+from edgecosine.node.durability.recovery import RecoveredRequest, RecoveredState
+from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import Ticket
+from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
@@ -53,11 +53,11 @@ def test_request_that_goes_on_after_a_start_is_counted() -> None:
             if message.topic == HOME.response("a", "1"):
                 is_sent.set()
 
-        ticket = Ticket("a", "1", "completion", HOME.response("a", "1"))
-        job = Job(ticket, Request("a", "1", "completion", "x"), 1.0, {})
-        reception = Reception(
-            service, topics=HOME, send=send, counters=counters, past=Past(jobs=(job,)),
-            admission=Admission(num_places=1, max_queued=4),
+        ticket = ReplyAddress("a", "1", "completion", HOME.response("a", "1"))
+        job = RecoveredRequest(ticket, Request("a", "1", "completion", "x"), 1.0, {})
+        reception = RequestManager(
+            service, topics=HOME, send=send, counters=counters, past=RecoveredState(jobs=(job,)),
+            admission=AdmissionControl(num_places=1, max_queued=4),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())

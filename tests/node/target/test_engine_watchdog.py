@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.node_status import Presence
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.node.target.engine_watchdog import CANARY, Readiness
+from edgecosine.node.target.engine_watchdog import CANARY, EngineWatchdog
 from edgecosine.protocol.api.request import Answer, Request
 from tests.node.gateway.test_overload import ask
 from tests.support.cluster import House, house
@@ -78,10 +78,10 @@ class Told:
 @asynccontextmanager
 async def watched(
     frost: Frost, told: Told, *, period_s: float = 60.0
-) -> AsyncIterator[tuple[House, Readiness]]:
+) -> AsyncIterator[tuple[House, EngineWatchdog]]:
     """A target under watch."""
     async with house(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
-        readiness = Readiness(
+        readiness = EngineWatchdog(
             passes=home.verifying, prompt=PROMPT, is_exact=True, on_change=told,
             period_s=period_s, stall_s=STALL_S,
         )  # fmt: skip
@@ -155,11 +155,11 @@ class FickleEngine:
         self.num_passes = self.num_held = 0
         self.has_changed = asyncio.Event()
 
-    async def verify(self, _work: VerifyWork) -> Verdict:
+    async def verify(self, _work: VerifyWork) -> VerificationResult:
         self.num_passes += 1
         if self.num_passes == 5:
             self.has_changed.set()
-        return Verdict((), self.num_passes)
+        return VerificationResult((), self.num_passes)
 
     def release(self, _key: str) -> None:
         pass
@@ -171,7 +171,7 @@ def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promis
 ) -> None:
     async def story() -> None:
         engine, told = FickleEngine(), Told()
-        readiness = Readiness(
+        readiness = EngineWatchdog(
             passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=told, period_s=0.02
         )
         async with running(readiness.run()):
@@ -191,7 +191,7 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, watched(frost, told) as (home, _):
             address = BrokerAddress.parse(broker.url)
             gateway = Gateway(home.serving, broker=address, cluster="home", node_id="t1")
-            presence = Presence(broker=address, cluster="home", node_id="t1")
+            presence = NodeStatusPublisher(broker=address, cluster="home", node_id="t1")
             async with (
                 running(gateway.run()), running(presence.run()), listening(broker) as listener,
             ):  # fmt: skip

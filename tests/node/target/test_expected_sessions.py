@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.verifier import Verifier
 from tests.node.links.wire_fixtures import run
 from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, verdict, work
 from tests.support.engines import ScriptedTarget
@@ -24,16 +24,16 @@ class Noting(Costs):
         super().__init__(hold_s)
         self.waits: list[list[float]] = []
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[Latecomer]) -> float | None:
+    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
         self.waits.append([late.in_s for late in latecomers])
         return super().hold_s(num_rows, latecomers)
 
 
 @asynccontextmanager
-async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifying]:
+async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifier]:
     """Verifying at work."""
     with EngineThread("target") as thread:
-        verifying = Verifying(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(verifying.run())
             yield verifying

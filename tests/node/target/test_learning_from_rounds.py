@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import House, Neighbour, house
@@ -34,7 +34,7 @@ class Call:
     terms: dict[str, Any]
 
 
-def listen(balancer: Balancer, name: str) -> list[Call]:
+def listen(balancer: Planner, name: str) -> list[Call]:
     """All calls of one of the balancer's methods, which goes on as before."""
     calls: list[Call] = []
     method = getattr(balancer, name)

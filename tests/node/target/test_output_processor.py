@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from edgecosine.engine.loading.sources import locate
 from edgecosine.engine.tokenizer import TextCodec
-from edgecosine.node.target.output_processor import Transcript
+from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.protocol.api.request import Logprobs, Request, Sampling, ScoredToken
 from tests.support.engines import EOS, NUM_TOKENS, alone, byte_codec, draw
 
@@ -48,7 +48,7 @@ def test_text_is_the_same_however_tokens_come(
 
     said, how = alone(language, asked), asked.sampling
     committed = [draw(language, [0] * (1 + n), 1, how) for n in range(asked.max_tokens)]
-    transcript, shown = Transcript(asked, byte_codec()), ""
+    transcript, shown = OutputProcessor(asked, byte_codec()), ""
     while transcript.finish_reason is None:
         start = len(transcript.tokens)
         size = data.draw(st.integers(1, 6))
@@ -62,7 +62,7 @@ def test_text_is_the_same_however_tokens_come(
 
 def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
     asked = Request("a", "1", "ask", "x", stop=("stop it",))
-    transcript = Transcript(asked, byte_codec())
+    transcript = OutputProcessor(asked, byte_codec())
     assert [transcript.push([letter]) for letter in b"a stop on"] == [
         "a", " ", "", "", "", "", "", "stop o", "n",
     ]  # fmt: skip
@@ -75,14 +75,14 @@ def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
 def test_stop_string_counts_when_it_ends_after_the_first_tokens(min_tokens: int, said: str) -> None:
     how = Sampling(min_tokens=min_tokens)
     asked = Request("a", "1", "ask", "x", stop=("--",), max_tokens=9, sampling=how)
-    transcript = Transcript(asked, byte_codec())
+    transcript = OutputProcessor(asked, byte_codec())
     transcript.push(b"a--- b---")
     assert transcript.text == said
 
 
 def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
     asked = Request("a", "1", "ask", "x", max_tokens=5, top_logprobs=1)
-    transcript = Transcript(asked, byte_codec())
+    transcript = OutputProcessor(asked, byte_codec())
     told = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]
     tokens = "a€b".encode()
     transcript.push(tokens[:3], told[:3])
@@ -110,7 +110,7 @@ def test_stop_string_that_names_a_special_token_ends_the_answer_by_it(
         "a", "1", "ask", "x", stop=("no", "<|endoftext|>"), ignore_eos=True, sampling=how
     )
     [special], [a], [b] = map(codec.encode, ("<|endoftext|>", "a", "b"))
-    transcript = Transcript(asked, codec)
+    transcript = OutputProcessor(asked, codec)
     transcript.push([a, special, b, special, b])
     assert (transcript.text, transcript.finish_reason) == (text, "stop")
     assert len(transcript.tokens) == num_tokens

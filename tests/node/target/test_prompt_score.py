@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.statistics import RequestState
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.protocol.wire.prompt_score import Hindsight
+from edgecosine.protocol.wire.prompt_score import PromptScore
 from tests.balance.test_planner import balancer
 
 PROMPT = tuple(range(40))
 SURPRISES = {"python": 1.2, "legal": 4.0, "home": 6.0}
 
 
-def begin(made: Balancer, surprises: dict[str, float]) -> RequestState:
+def begin(made: Planner, surprises: dict[str, float]) -> RequestState:
     """A request whose drafters have read the prompt, and guessed its first token wrongly."""
     request = made.open("edgecosine", num_prompt=len(PROMPT))
     made.observe_text(request, PROMPT)
     said = [
-        Proposal(name, len(PROMPT), (1,), (0.5,), (), Hindsight((False,) * 39, surprise))
+        Proposal(name, len(PROMPT), (1,), (0.5,), (), PromptScore((False,) * 39, surprise))
         for name, surprise in surprises.items()
     ]
     for name in surprises:
@@ -26,7 +26,7 @@ def begin(made: Balancer, surprises: dict[str, float]) -> RequestState:
     return request
 
 
-def judge(made: Balancer, request: RequestState, name: str, hits: int) -> None:
+def judge(made: Planner, request: RequestState, name: str, hits: int) -> None:
     """A round of drafts of four."""
     truth = range(100, 101 + hits)
     tokens = (*truth[:hits], *(0,) * (4 - hits))
@@ -63,7 +63,7 @@ def test_drafter_that_would_have_guessed_the_answer_is_asked_when_the_subject_ch
         judge(made, request, "python", 0)
     # One trial tells as much as the rounds that were played without it.
     sequence = (*PROMPT, *answer)
-    trial = Proposal("legal", len(sequence), (7,), (0.9,), (), Hindsight((True,) * 30, 0.4))
+    trial = Proposal("legal", len(sequence), (7,), (0.9,), (), PromptScore((True,) * 30, 0.4))
     made.observe_truth(request, [trial], (*sequence, 7))
     assert made.plan(request, list(SURPRISES), 100).drafters == ("legal",)
 
@@ -72,7 +72,7 @@ def test_tokens_of_the_prompt_are_no_evidence_of_acceptance() -> None:
     made = balancer()
     request = begin(made, SURPRISES)
     assert not request.rates.told
-    said = Proposal("home", len(PROMPT) + 4, (1,), (0.5,), (), Hindsight((True,) * 10, 0.1))
+    said = Proposal("home", len(PROMPT) + 4, (1,), (0.5,), (), PromptScore((True,) * 10, 0.1))
     made.observe_truth(request, [said], (*PROMPT, *range(100, 105)))
     assert request.rates.told["home"].evidence == 4
 
@@ -122,7 +122,7 @@ def test_boasting_of_answers_is_bounded_too() -> None:
         plan = made.plan(request, ["boaster", "python"], 100)
         wasted += "boaster" in plan.drafters
         prefix = (*prefix, *range(100, 104))
-        told = Hindsight((True,) * 3, 0.0)
+        told = PromptScore((True,) * 3, 0.0)
         boast = Proposal("boaster", len(prefix), (1,), (0.9,), (), told)
         honest = Proposal("python", len(prefix), (100, 101, 1), (0.9,) * 3)
         made.observe_truth(request, [boast, honest], (*prefix, 100, 101, 102))

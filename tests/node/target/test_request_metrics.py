@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import Plan
-from edgecosine.engine.base import Verdict
+from edgecosine.engine.base import VerificationResult
 from edgecosine.engine.target.acceptance import walk
-from edgecosine.fusion.fuse import Draft, union
-from edgecosine.node.target.request_metrics import Tally
+from edgecosine.fusion.fuse import CalibratedDraft, union
+from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.api.request import DrafterShare
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fusion.drafts import rounds
@@ -20,8 +20,8 @@ NAMES = ["a", "b", "c", "d"]
 @given(
     st.lists(st.tuples(rounds(), st.lists(st.integers(0, 2), min_size=9, max_size=9)), max_size=6)
 )
-def test_counts_add_up(played: list[tuple[list[Draft], list[int]]]) -> None:
-    tally = Tally()
+def test_counts_add_up(played: list[tuple[list[CalibratedDraft], list[int]]]) -> None:
+    tally = RequestMetrics()
     lengths, sizes = [], []
     for drafts, truth in played:
         tree = union(drafts, 12)
@@ -41,10 +41,10 @@ def test_counts_add_up(played: list[tuple[list[Draft], list[int]]]) -> None:
 
 
 def test_token_that_two_drafters_propose_counts_for_both() -> None:
-    tally = Tally()
-    drafts = [Draft(0, (1, 2), (0.9, 0.9)), Draft(1, (1, 3), (0.9, 0.5))]
-    tally.count_round(union(drafts, 9), ["a", "b"], Verdict((0, 1), 7))
-    tally.count_round(EMPTY_TREE, [], Verdict((), 7))
+    tally = RequestMetrics()
+    drafts = [CalibratedDraft(0, (1, 2), (0.9, 0.9)), CalibratedDraft(1, (1, 3), (0.9, 0.5))]
+    tally.count_round(union(drafts, 9), ["a", "b"], VerificationResult((0, 1), 7))
+    tally.count_round(EMPTY_TREE, [], VerificationResult((), 7))
     tally.late["c"] += 1
     metrics = tally.metrics()
     assert metrics.acceptance_histogram == (1, 0, 1)
@@ -57,7 +57,7 @@ def test_token_that_two_drafters_propose_counts_for_both() -> None:
 
 
 def test_plans_count_for_who_leads_them() -> None:
-    tally = Tally()
+    tally = RequestMetrics()
     for drafters in ((), ("b", "a"), ("a",), ("b",), ("b", "c")):
         tally.count_plan(Plan(drafters, reason=f"of {len(drafters)}"), is_ready=drafters != ("a",))
     metrics = tally.metrics()
@@ -67,6 +67,6 @@ def test_plans_count_for_who_leads_them() -> None:
 
 
 def test_nothing_counted_is_no_round() -> None:
-    metrics = Tally().metrics()
+    metrics = RequestMetrics().metrics()
     assert (metrics.num_rounds, metrics.num_accepted_tokens) == (0, 0)
     assert metrics.acceptance_histogram == (0,)

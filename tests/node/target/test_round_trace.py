@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.policy import POLICIES
-from edgecosine.node.target.round_trace import MAX_ROUNDS, Trace
+from edgecosine.node.target.round_trace import MAX_ROUNDS, RoundTrace
 from edgecosine.protocol.api.request import Answer, Metrics, Request
 from edgecosine.protocol.wire.messages import Draft
 from tests.node.links.wire_fixtures import run
@@ -74,7 +74,7 @@ def test_nothing_is_recorded_for_who_does_not_ask(policy: str) -> None:
 
 
 def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
-    trace = Trace(is_on=True)
+    trace = RoundTrace(is_on=True)
     draft = Draft("a/1", 1, b"\0" * 8, b"\xff" * 4, compute_us=1500)
     trace.begin()
     trace.drafted("one", time.perf_counter(), draft)
@@ -89,7 +89,7 @@ def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
 
 
 def test_trace_has_an_end() -> None:
-    trace = Trace(is_on=True)
+    trace = RoundTrace(is_on=True)
     for _ in range(MAX_ROUNDS + 5):
         trace.drafted("one", time.perf_counter(), None)
         trace.end(1, 0, "")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
-from edgecosine.node.target.draft_client import LONGEST_ASKED, Consulting
-from edgecosine.node.target.request_metrics import Tally
+from edgecosine.node.target.draft_client import LONGEST_ASKED, DraftClient
+from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.api.request import (
     Answer,
     Committed,
@@ -27,7 +27,7 @@ from edgecosine.protocol.api.request import (
     Sampling,
     Started,
 )
-from edgecosine.protocol.wire.messages import Coupling
+from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import House, Neighbour, Weather, house
@@ -43,7 +43,7 @@ from tests.support.engines import (
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-IDLE = "<Drafting [0 waiting, 0 requests]>"
+IDLE = "<DraftWorker [0 waiting, 0 requests]>"
 
 
 def request(prompt: str = "To be", **changes: Any) -> Request:
@@ -110,7 +110,7 @@ def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
             assert answer.tokens == said.tokens
             assert answer.finish_reason == said.finish_reason
             assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
-            assert repr(home.serving) == "<Serving scripted [0 sessions, 1 done]>"
+            assert repr(home.serving) == "<TextService scripted [0 sessions, 1 done]>"
             for link, drafting in zip(home.links.values(), home.drafters, strict=True):
                 link.lose() if not link.look() else None
                 assert repr(drafting) == IDLE
@@ -258,9 +258,9 @@ def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> Non
         async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = told
             sequence = Prefix(range(LONGEST_ASKED))
-            consulting = Consulting(
-                key="a/1", sequence=sequence, coupling=Coupling(), num_vocabulary=1 << 20,
-                links=lambda: home.links, balancer=home.balancer, tally=Tally(),
+            consulting = DraftClient(
+                key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
+                links=lambda: home.links, balancer=home.balancer, tally=RequestMetrics(),
             )  # fmt: skip
             assert list(consulting.linked) == ["drafter-0"]
             sequence.extend([1])
@@ -531,7 +531,7 @@ def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
 async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
     """The next request of another name finds every slot free but its own."""
     assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
-    assert repr(home.serving).startswith("<Serving scripted [0 sessions")
+    assert repr(home.serving).startswith("<TextService scripted [0 sessions")
     newcomer = home.balancer.open("edgecosine")
     assert replace(home.balancer._company(newcomer), bookkeeping_s=0.0) == ALONE
     home.balancer.close(newcomer)

@@ -10,10 +10,10 @@ from typing import cast
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
-from edgecosine.balance.planner import Balancer
+from edgecosine.balance.planner import Planner
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.fusion.proposal import Proposal
-from edgecosine.node.target.draft_client import Consulting
+from edgecosine.node.target.draft_client import DraftClient
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 
 PASS_S, TOKEN_S = 0.03, 0.001
@@ -32,7 +32,7 @@ class World:
     policy: str = "edgecosine"
     rtt_s: float = 0.0001
     is_good: bool = False
-    balancer: Balancer = field(default_factory=Balancer)
+    balancer: Planner = field(default_factory=Planner)
     now_s: float = 0.0
     length: int = 10
     forms: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class World:
         self.request = self.balancer.open(self.policy)
 
     async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
-        """What the plan's drafters say; stands in for `Consulting`."""
+        """What the plan's drafters say; stands in for `DraftClient`."""
         compute_s = plan.gamma * TOKEN_S
         if plan.drafters and not plan.is_trial:
             self.now_s += self.rtt_s + compute_s
@@ -73,7 +73,7 @@ class World:
         made, request = self.balancer, self.request
         plan, asked = made.plan(request, NAMES, 100), self.now_s
         if plan.interval:
-            drafts = await gather_by_steps(cast(Consulting, self), made, request, plan)
+            drafts = await gather_by_steps(cast(DraftClient, self), made, request, plan)
         else:
             drafts = await self.gather(plan)
         waited_s = self.now_s - asked

@@ -63,7 +63,7 @@ def test_request_that_cannot_be_served_is_refused_with_the_reason(
             with pytest.raises(RequestError, match=words) as refusal:
                 await home.answer(request(**changes))
             assert (refusal.value.code, refusal.value.parameter) == (code, parameter)
-            assert repr(home.serving) == "<Serving scripted [0 sessions, 0 done]>"
+            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
             assert (await home.answer(request())).text == alone(LANGUAGE, request()).text
 
     run(main())
@@ -155,6 +155,6 @@ def test_request_whose_asker_leaves_is_not_counted() -> None:
             async with aclosing(home.serving.answer(request())) as steps:
                 await anext(steps)
                 assert "[1 sessions, 0 done]" in repr(home.serving)
-            assert repr(home.serving) == "<Serving scripted [0 sessions, 0 done]>"
+            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
 
     run(main())

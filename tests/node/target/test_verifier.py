@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import pytest
 
-from edgecosine.balance.batch_wait import Latecomer
+from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.engine.base import Verdict, VerifyWork
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.target.verifier import Verifying
+from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
 from tests.node.links.wire_fixtures import run
@@ -31,9 +31,9 @@ def work(key: str, size: int = 4) -> VerifyWork:
     return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
 
 
-def verdict(asked: VerifyWork) -> Verdict:
+def verdict(asked: VerifyWork) -> VerificationResult:
     """What the target says to an empty tree."""
-    return Verdict((), LANGUAGE(asked.tokens, Sampling()))
+    return VerificationResult((), LANGUAGE(asked.tokens, Sampling()))
 
 
 class Costs:
@@ -47,7 +47,7 @@ class Costs:
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
 
-    def hold_s(self, _num_rows: int, _latecomers: Sequence[Latecomer]) -> float | None:
+    def hold_s(self, _num_rows: int, _latecomers: Sequence[ExpectedArrival]) -> float | None:
         if not self._hold_s:
             return None
         self.is_holding.set()
@@ -80,7 +80,7 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = Verifying(
+            verifying = Verifier(
                 engine=target,
                 thread=thread,
                 max_batch=3,
@@ -265,7 +265,7 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
     right = LANGUAGE(asked.tokens, Sampling())
     tree = chain((right, 0))
 
-    async def main() -> Verdict:
+    async def main() -> VerificationResult:
         with EngineThread("target") as thread:
             verifying = _verifying(ScriptedTarget(LANGUAGE), thread)
             async with asyncio.TaskGroup() as group:
@@ -276,19 +276,19 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
                 running.cancel()
             return given
 
-    assert run(main()) == Verdict((0,), LANGUAGE([*asked.tokens, right], Sampling()))
+    assert run(main()) == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
 
 
-def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifying:
-    return Verifying(engine=target, thread=thread, max_batch=4, costs=Costs())
+def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifier:
+    return Verifier(engine=target, thread=thread, max_batch=4, costs=Costs())
 
 
 @asynccontextmanager
-async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifying, Costs]]:
+async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifier, Costs]]:
     """Passes are held back for whoever has had a verdict and is not there again."""
     costs = Costs(hold_s)
     with EngineThread("target") as thread:
-        verifying = Verifying(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(verifying.run())
             yield verifying, costs
@@ -326,7 +326,7 @@ def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
 
-            async def ask(verifying: Verifying) -> None:
+            async def ask(verifying: Verifier) -> None:
                 with pytest.raises(ActorStopped):
                     await verifying.verify(work("early"))
 

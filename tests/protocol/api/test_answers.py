@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgecosine.errors import Overloaded, RequestError
 from edgecosine.protocol.api.answers import (
-    Piece,
+    StreamPart,
     parse_final,
     parse_piece,
     render_error,
@@ -217,14 +217,14 @@ def test_overload_keeps_its_hint() -> None:
 
 @given(
     st.builds(
-        Piece,
+        StreamPart,
         st.integers(0, 10**6),
         st.text(st.characters(codec="utf-8")),
         st.booleans(),
         st.none() | st.integers(0, 7),
     )
 )
-def test_piece_is_read_again(piece: Piece) -> None:
+def test_piece_is_read_again(piece: StreamPart) -> None:
     assert parse_piece(render_piece(piece)) == piece
     assert (b"choice" in render_piece(replace(piece, text=""))) == (piece.choice is not None)
 

@@ -15,14 +15,14 @@ from edgecosine.errors import RequestError
 from edgecosine.protocol.api.json_fields import read_object, read_text
 from edgecosine.protocol.api.openai import (
     DEFAULT_MAX_TOKENS,
-    Limits,
+    RequestLimits,
     ask_request,
     parse_request,
     render_body,
 )
 from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Request, RequestKind, Sampling
 
-LIMITS = Limits(models=frozenset({"tiny"}), max_tokens=512)
+LIMITS = RequestLimits(models=frozenset({"tiny"}), max_tokens=512)
 DRAWN = 77
 
 

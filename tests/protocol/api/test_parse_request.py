@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.protocol.api.mqtt_message import Incoming
-from edgecosine.protocol.api.openai import Limits
-from edgecosine.protocol.api.parse_request import Accepted, Intake, Refused
+from edgecosine.protocol.api.openai import RequestLimits
+from edgecosine.protocol.api.parse_request import ParsedRequest, RefusedRequest, RequestParser
 from edgecosine.protocol.api.request import RequestKind
 from edgecosine.protocol.api.topics import Topics, is_identifier
 
 HOME = Topics("home")
-INTAKE = Intake(HOME, max_request_bytes=1000, draw_id=lambda: "drawn", draw_seed=lambda: 7)
+INTAKE = RequestParser(HOME, max_request_bytes=1000, draw_id=lambda: "drawn", draw_seed=lambda: 7)
 
 
 def read(
     body: bytes | dict[str, Any], kind: RequestKind = "completion", **properties: Any
-) -> Accepted | Refused:
+) -> ParsedRequest | RefusedRequest:
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return INTAKE.read(kind, Incoming(HOME.request(kind), payload, **properties), Limits())
+    return INTAKE.read(kind, Incoming(HOME.request(kind), payload, **properties), RequestLimits())
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_reply_topic_is_taken_from_property_then_body() -> None:
 )
 def test_refusal_of_a_foreign_reply_topic_goes_to_the_askers_own(topic: object) -> None:
     reading = read({"prompt": "x", "client": "a", "id": "1", "reply_to": topic})
-    assert isinstance(reading, Refused)
+    assert isinstance(reading, RefusedRequest)
     assert reading.error.parameter == "reply_to"
     assert reading.ticket.reply_topic == HOME.response("a", "1")
 
 
 def test_request_without_a_name_has_no_reply_topic_of_others() -> None:
     reading = read({"prompt": "x", "id": "1", "reply_to": HOME.response("alice", "77")})
-    assert isinstance(reading, Refused)
+    assert isinstance(reading, RefusedRequest)
     assert reading.ticket.reply_topic == HOME.response("anon", "1")
 
 
@@ -92,7 +92,7 @@ def test_response_topic_names_the_client_where_nothing_else_does() -> None:
         reading = read(
             {"prompt": "x", **named}, response_topic=topic, client=None if named else "you"
         )
-        assert isinstance(reading, Refused)
+        assert isinstance(reading, RefusedRequest)
         assert reading.error.code == "reply_topic_refused"
         assert reading.ticket.client_id == "you"
 
@@ -112,7 +112,7 @@ def test_request_that_is_too_large_finds_its_asker(
 ) -> None:
     for whole in ({"prompt": "x" * 5000, **body}, {**body, "prompt": "x" * 5000}):
         reading = read(whole, **properties)
-        assert isinstance(reading, Refused)
+        assert isinstance(reading, RefusedRequest)
         assert reading.ticket.reply_topic == topic
         if body.get("reply_to") != "lock/set":
             assert (reading.error.code, reading.error.status) == ("request_too_large", 413)
@@ -121,23 +121,23 @@ def test_request_that_is_too_large_finds_its_asker(
 @pytest.mark.parametrize("body", [b"[" * 9000, b'{"client":' + b"[" * 9000, b'{"id":"\xff' * 999])
 def test_large_body_that_is_no_request_is_refused(body: bytes) -> None:
     reading = read(body, client="me")
-    assert isinstance(reading, Refused)
+    assert isinstance(reading, RefusedRequest)
     assert reading.ticket.client_id == "me"
 
 
 def test_earlier_of_expiry_and_deadline_counts() -> None:
     for deadline_ms, expiry_s, expected in ((5000, 9.0, 5.0), (5000, 2.0, 2.0), (None, 3.0, 3.0)):
         reading = read({"prompt": "x", "deadline_ms": deadline_ms}, expiry_s=expiry_s)
-        assert isinstance(reading, Accepted)
+        assert isinstance(reading, ParsedRequest)
         assert reading.request.deadline_s == expected
 
 
 def test_bare_prompt_is_a_request() -> None:
     reading = read(b"hm", "ask", client="a", correlation=b"1")
-    assert isinstance(reading, Accepted)
+    assert isinstance(reading, ParsedRequest)
     assert (reading.request.key, reading.request.prompt) == ("a/1", "hm")
     for payload in (b"", b"\xff"):
-        assert isinstance(read(payload, "ask"), Refused)
+        assert isinstance(read(payload, "ask"), RefusedRequest)
 
 
 def test_same_request_has_the_same_digest_and_another_does_not() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.client.cluster_view import Watch
+from edgecosine.client.cluster_view import ClusterView
 from edgecosine.protocol.api.retained_topics import (
     OFFLINE,
     NodeStatus,
@@ -66,7 +66,7 @@ def test_what_is_nested_too_deeply_is_as_if_unsaid(payload: bytes) -> None:
     [view] = view_nodes({"a": {"status": payload, "state": payload}}).values()
     assert view.status is None
     assert view.state == {}
-    watch = Watch()
+    watch = ClusterView()
     watch.take(InfoTopic(), payload)
     assert not watch.info()
 

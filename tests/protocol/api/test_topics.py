@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from edgecosine.errors import ConfigError, RequestError
 from edgecosine.protocol.api.topics import (
     CancelTopic,
+    ClaimTopic,
     ClientStatusTopic,
     InboxTopic,
     InfoTopic,
+    MembershipTopic,
     NodeStateTopic,
     NodeStatusTopic,
     RequestTopic,
     ResponseTopic,
-    StandingTopic,
     StatusTopic,
     StreamTopic,
     Topics,
-    WorkTopic,
     can_publish_to,
     is_identifier,
 )
@@ -52,8 +52,8 @@ def test_every_name_can_be_read_again(client: str, request: str) -> None:
     assert HOME.parse(HOME.node_status(client)) == NodeStatusTopic(client)
     assert HOME.parse(HOME.node_state(client)) == NodeStateTopic(client)
     assert HOME.parse(HOME.client_status(client)) == ClientStatusTopic(client)
-    assert HOME.parse(HOME.work(client, request)) == WorkTopic(client, request)
-    assert HOME.parse(HOME.standing(client)) == StandingTopic(client)
+    assert HOME.parse(HOME.work(client, request)) == ClaimTopic(client, request)
+    assert HOME.parse(HOME.standing(client)) == MembershipTopic(client)
     assert HOME.parse(HOME.inbox(client)) == InboxTopic(client)
     assert HOME.parse(HOME.status) == StatusTopic()
     assert HOME.parse(HOME.info) == InfoTopic()

@@ -18,12 +18,12 @@ from edgecosine.protocol.wire.messages import (
     MAX_PREFIX_TOKENS,
     MAX_VOCABULARY_BLOCKS,
     AnyMessage,
-    Coupling,
     Draft,
     DraftRequest,
     OutOfStep,
     Ping,
     Refuse,
+    SharedNoise,
 )
 from tests.protocol.wire.values import hello, messages
 
@@ -104,10 +104,10 @@ HOSTILE = {
     "more new tokens than prefix": encode(DraftRequest("a", 0, 1, 0, bytes(8), 1)),
     "too many tokens asked": encode(DraftRequest("a", 0, 1, 0, b"", MAX_DRAFT_TOKENS + 1)),
     "a temperature that is no number": encode(
-        DraftRequest("a", 0, 1, 0, b"", 1, coupling=Coupling(temperature=float("nan")))
+        DraftRequest("a", 0, 1, 0, b"", 1, coupling=SharedNoise(temperature=float("nan")))
     ),
     "a negative temperature": encode(
-        DraftRequest("a", 0, 1, 0, b"", 1, coupling=Coupling(temperature=-1.0))
+        DraftRequest("a", 0, 1, 0, b"", 1, coupling=SharedNoise(temperature=-1.0))
     ),
     "a draft cut off": encode(Draft("a", 0, b"12345", b"1")),
     "a draft without confidences": encode(Draft("a", 0, bytes(8), b"")),

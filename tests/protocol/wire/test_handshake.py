@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import PeerMismatched, PeerRefused, RemoteProtocolError
-from edgecosine.protocol.wire.handshake import Handshake, State, printable
+from edgecosine.protocol.wire.handshake import Handshake, HandshakeState, printable
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
@@ -40,29 +40,33 @@ SAMPLES: dict[str, AnyMessage] = {
     "outofstep": OutOfStep("a", 0, 0),
     "leave": Leave(),
 }
-REACHED: dict[State, list[str]] = {
-    State.GREETING: [],
-    State.AGREED: ["hello"],
-    State.READY: ["hello", "ping", "pong"],
-    State.REFUSING: [],
-    State.CLOSED: ["hello", "refuse"],
+REACHED: dict[HandshakeState, list[str]] = {
+    HandshakeState.GREETING: [],
+    HandshakeState.AGREED: ["hello"],
+    HandshakeState.READY: ["hello", "ping", "pong"],
+    HandshakeState.REFUSING: [],
+    HandshakeState.CLOSED: ["hello", "refuse"],
 }
-EXPECTED: dict[State, dict[str, State]] = {
-    State.GREETING: {"hello": State.AGREED, "refuse": State.CLOSED},
-    State.AGREED: {"ping": State.AGREED, "pong": State.READY, "refuse": State.CLOSED},
-    State.READY: {
-        "ping": State.READY,
-        "pong": State.READY,
-        "draft": State.READY,
-        "outofstep": State.READY,
-        "leave": State.READY,
-        "refuse": State.CLOSED,
+EXPECTED: dict[HandshakeState, dict[str, HandshakeState]] = {
+    HandshakeState.GREETING: {"hello": HandshakeState.AGREED, "refuse": HandshakeState.CLOSED},
+    HandshakeState.AGREED: {
+        "ping": HandshakeState.AGREED,
+        "pong": HandshakeState.READY,
+        "refuse": HandshakeState.CLOSED,
     },
-    State.CLOSED: {},
+    HandshakeState.READY: {
+        "ping": HandshakeState.READY,
+        "pong": HandshakeState.READY,
+        "draft": HandshakeState.READY,
+        "outofstep": HandshakeState.READY,
+        "leave": HandshakeState.READY,
+        "refuse": HandshakeState.CLOSED,
+    },
+    HandshakeState.CLOSED: {},
 }
 
 
-def brought_to(state: State) -> Handshake:
+def brought_to(state: HandshakeState) -> Handshake:
     handshake = Handshake(OURS, ANY_VOCABULARY)
     for name in REACHED[state]:
         handshake.receive(SAMPLES[name])
@@ -72,7 +76,7 @@ def brought_to(state: State) -> Handshake:
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("state", EXPECTED)
-def test_each_message_in_each_state(state: State, name: str) -> None:
+def test_each_message_in_each_state(state: HandshakeState, name: str) -> None:
     handshake = brought_to(state)
     expected = EXPECTED[state].get(name)
     if expected is None:
@@ -104,7 +108,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "reason"), MISFITS, ids=[reason for _, reason in MISFITS])
 def test_a_misfit_is_refused_with_what_to_do(changes: dict[str, Any], reason: str) -> None:
     handshake = Handshake(OURS, WORDS)
-    assert handshake.receive(hello(**(DRAFTER | changes))) is State.REFUSING
+    assert handshake.receive(hello(**(DRAFTER | changes))) is HandshakeState.REFUSING
     assert handshake.refusal is not None
     assert handshake.refusal.reason.startswith(reason)
     assert isinstance(handshake.ending, PeerMismatched)
@@ -120,14 +124,14 @@ def test_both_sides_name_the_first_token_that_differs() -> None:
     target = Handshake(hello(vocabulary=WORDS.digests), WORDS)
     drafter_hello = hello(**DRAFTER, vocabulary=OTHER_WORDS.digests)
     drafter = Handshake(drafter_hello, OTHER_WORDS)
-    assert target.receive(drafter_hello) is State.REFUSING
-    assert drafter.receive(hello(vocabulary=WORDS.digests)) is State.REFUSING
+    assert target.receive(drafter_hello) is HandshakeState.REFUSING
+    assert drafter.receive(hello(vocabulary=WORDS.digests)) is HandshakeState.REFUSING
     assert target.refusal is not None
     assert drafter.refusal is not None
     for name in ("ping", "draft"):
-        assert target.receive(SAMPLES[name]) is State.REFUSING
-    assert drafter.receive(target.refusal) is State.CLOSED
-    assert target.receive(drafter.refusal) is State.CLOSED
+        assert target.receive(SAMPLES[name]) is HandshakeState.REFUSING
+    assert drafter.receive(target.refusal) is HandshakeState.CLOSED
+    assert target.receive(drafter.refusal) is HandshakeState.CLOSED
     assert "token 300 is b'word300' here and b'x' there" in str(target.ending)
     assert "token 300 is b'x' here and b'word300' there" in str(drafter.ending)
 
@@ -143,30 +147,33 @@ def test_a_refusal_of_another_block_names_nothing(block_index: int) -> None:
 @pytest.mark.parametrize("theirs", [b"", WORDS.digests])
 def test_an_equal_vocabulary_or_none_is_taken(theirs: bytes) -> None:
     handshake = Handshake(OURS, WORDS)
-    assert handshake.receive(hello(**DRAFTER, vocabulary=theirs)) is State.AGREED
+    assert handshake.receive(hello(**DRAFTER, vocabulary=theirs)) is HandshakeState.AGREED
 
 
-@given(st.lists(messages), st.sampled_from(State))
+@given(st.lists(messages), st.sampled_from(HandshakeState))
 def test_any_messages_in_any_order_end_in_a_state_or_are_the_peers_error(
-    said: list[AnyMessage], start: State
+    said: list[AnyMessage], start: HandshakeState
 ) -> None:
     handshake = Handshake(OURS, WORDS)
-    handshake.state = start if start is not State.REFUSING else State.GREETING
+    handshake.state = start if start is not HandshakeState.REFUSING else HandshakeState.GREETING
     for message in said:
         was = handshake.state
         try:
             assert handshake.receive(message) is handshake.state
         except RemoteProtocolError:
             assert handshake.state is was
-        if handshake.state in (State.REFUSING, State.CLOSED) and was is not handshake.state:
+        if (
+            handshake.state in (HandshakeState.REFUSING, HandshakeState.CLOSED)
+            and was is not handshake.state
+        ):
             assert handshake.ending is not None
-        if was is State.CLOSED:
-            assert handshake.state is State.CLOSED
+        if was is HandshakeState.CLOSED:
+            assert handshake.state is HandshakeState.CLOSED
 
 
 def test_a_strangers_reason_cannot_write_into_the_log() -> None:
     handshake = Handshake(OURS, ANY_VOCABULARY)
-    assert handshake.receive(Refuse("go\naway\x1b[2J")) is State.CLOSED
+    assert handshake.receive(Refuse("go\naway\x1b[2J")) is HandshakeState.CLOSED
     assert isinstance(handshake.ending, PeerRefused)
     assert str(handshake.ending) == "the peer refused: go?away?[2J"
     assert printable("plain ä") == "plain ä"

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from edgecosine.protocol.wire.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
-    Coupling,
     Draft,
     DraftRequest,
     Hello,
@@ -20,6 +19,7 @@ from edgecosine.protocol.wire.messages import (
     Pong,
     Refuse,
     Release,
+    SharedNoise,
     pack_tokens,
 )
 
@@ -57,7 +57,7 @@ hellos = st.builds(
     max_context=counts,
 )
 couplings = st.builds(
-    Coupling,
+    SharedNoise,
     temperature=st.floats(0, 100),
     top_k=counts,
     top_p=st.floats(0, 1),

@@ -19,7 +19,7 @@ from edgecosine.lab.bench.peers.plain_checkpoint import (
     read_checkpoint,
     write_plain_checkpoint,
 )
-from edgecosine.lab.bench.peers.server import Prompt, Say
+from edgecosine.lab.bench.peers.server import PeerPrompt, Say
 from edgecosine.lab.distill.prompts import HELD_OUT
 from edgecosine.lab.figures import Figure, Keep
 
@@ -76,7 +76,7 @@ class PeersRecord:
         say(f"left out: {server}: {reason}")
 
 
-def held_out(tokenizer: Any, per_domain: int) -> tuple[list[Prompt], list[Prompt]]:
+def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[PeerPrompt]]:
     """Prompts to measure with, domains in turn, and others to find settings with.
 
     Raises LabError when there are not so many.
@@ -85,12 +85,12 @@ def held_out(tokenizer: Any, per_domain: int) -> tuple[list[Prompt], list[Prompt
     if per_domain > (most := min(map(len, texts.values())) - NUM_TRIALS):
         raise LabError(f"there are {most} prompts of each domain to measure with")
 
-    def prompts(numbers: Sequence[int]) -> Iterator[Prompt]:
+    def prompts(numbers: Sequence[int]) -> Iterator[PeerPrompt]:
         for number, (domain, each) in itertools.product(numbers, texts.items()):
             turn = [{"role": "user", "content": each[number]}]
             text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             tokens = tokenizer.encode(text, add_special_tokens=False)
-            yield Prompt(domain, each[number], tuple(tokens))
+            yield PeerPrompt(domain, each[number], tuple(tokens))
 
     return list(prompts(range(per_domain))), list(prompts(range(-NUM_TRIALS, 0)))
 

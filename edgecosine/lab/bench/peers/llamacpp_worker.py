@@ -1,6 +1,7 @@
 """llama.cpp's process: `python llamacpp_worker.py`, in the environment that has llama-cpp-python.
 
-It imports nothing of this package, which is not installed there. See `messages.py` for what is said.
+It imports nothing of this package, which is not installed there. See `messages.py` for what is
+said.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the benchmark and a peer's process say to each other, as lines of JSON.
 
-The parent sends one `Setup` and reads one `Ready`; then each `Order` has one `Reply`. Prompts and
-answers are token ids of the target's tokenizer. llama.cpp's process, which runs in an environment
-without this package, reads and writes the same fields as plain JSON.
+The parent sends one `Setup` and reads one `PeerReady`; then each `PeerOrder` has one `Reply`.
+Prompts and answers are token ids of the target's tokenizer. llama.cpp's process, which runs in an
+environment without this package, reads and writes the same fields as plain JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Setup(msgspec.Struct, frozen=True):
     """Sequences of a batch."""
 
 
-class Ready(msgspec.Struct, frozen=True):
+class PeerReady(msgspec.Struct, frozen=True):
     """Told once. Every kind of answer is either in `settings` or in `refused` with a reason."""
 
     settings: dict[Kind, dict[str, Any]]
@@ -44,7 +44,7 @@ class Ready(msgspec.Struct, frozen=True):
     versions: dict[str, str]
 
 
-class Order(msgspec.Struct, frozen=True):
+class PeerOrder(msgspec.Struct, frozen=True):
     """Prompts to answer greedily, each up to an end token or `max_tokens`."""
 
     kind: Kind
@@ -52,7 +52,7 @@ class Order(msgspec.Struct, frozen=True):
     max_tokens: int
 
 
-class Answer(msgspec.Struct, frozen=True):
+class PeerAnswer(msgspec.Struct, frozen=True):
     """Tokens without the end token; times in seconds since the work on the order began, or, of
     answers one after the other, since the work on this one."""
 
@@ -64,7 +64,7 @@ class Answer(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct, frozen=True):
     """Answers in the order of the prompts, and the seconds that all of them took."""
 
-    answers: list[Answer]
+    answers: list[PeerAnswer]
     elapsed_s: float
     error: str = ""
     """Why there are none."""

@@ -34,15 +34,15 @@ from edgecosine.lab.bench.peers.inputs import (
 from edgecosine.lab.bench.peers.messages import Setup
 from edgecosine.lab.bench.peers.plain_checkpoint import PlainCheckpoint
 from edgecosine.lab.bench.peers.server import (
-    Layout,
+    CoreLayout,
     Ours,
-    Prompt,
+    PeerPrompt,
     Say,
     Server,
     our_cluster,
     record,
 )
-from edgecosine.lab.bench.peers.start import Peers, idle_shares
+from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
 from edgecosine.lab.figures import Keep
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
@@ -71,7 +71,7 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, 
             trial_tokens=settings.trial_tokens,
             threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
         )  # fmt: skip
-        peers = Peers(stack, setup, plain, tokenizer.decode, found, say)
+        peers = StartedPeers(stack, setup, plain, tokenizer.decode, found, say)
         servers = await peers.llamacpp() | await peers.stock()
         servers |= await _our_servers(settings, plain, directory, stack, found, say)
         say("warming up")
@@ -87,12 +87,12 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, 
 
 
 async def _measure(
-    settings: PeerSettings, servers: dict[str, Server], measured: Sequence[Prompt],
+    settings: PeerSettings, servers: dict[str, Server], measured: Sequence[PeerPrompt],
     found: PeersRecord, say: Say, keep: Keep,
 ) -> None:  # fmt: skip
     endless = itertools.cycle(measured)
     eights = [list(itertools.islice(endless, 2 * EIGHT)) for _ in range(settings.eight_turns)]
-    cells: tuple[tuple[str, int, list[list[Prompt]], tuple[str, ...]], ...] = (
+    cells: tuple[tuple[str, int, list[list[PeerPrompt]], tuple[str, ...]], ...] = (
         (names.SINGLE, 1, [[prompt] for prompt in measured], tuple(servers)),
         (names.EIGHT, EIGHT, eights, tuple(name for name in servers if name in _AT_EIGHT)),
     )
@@ -115,7 +115,7 @@ async def _our_servers(
     settings: PeerSettings, plain: PlainCheckpoint | None, directory: Path, stack: AsyncExitStack,
     found: PeersRecord, say: Say,
 ) -> dict[str, Server]:  # fmt: skip
-    layout = Layout(
+    layout = CoreLayout(
         settings.target, settings.target_cores, settings.drafter_cores, settings.dtype
     )  # fmt: skip
     client = await stack.enter_async_context(our_cluster(layout, settings.drafters, say))
@@ -130,7 +130,7 @@ async def _our_servers(
 
 
 async def _try_again(
-    llamacpp: Server, trials: Sequence[Prompt], max_tokens: int, found: PeersRecord, say: Say
+    llamacpp: Server, trials: Sequence[PeerPrompt], max_tokens: int, found: PeersRecord, say: Say
 ) -> None:
     """Note what llama.cpp's trial takes now that everything else is loaded, the better of two
     turns; it made its own before. The difference is what idle clusters cost it."""

@@ -11,18 +11,18 @@ from typing import Any, Protocol
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.line_process import LineProcess, line_process
-from edgecosine.lab.bench.peers.messages import Kind, Order, Ready, Reply, Setup
-from edgecosine.lab.load_generator import Job, Load, closed_loop
+from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
+from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop
 from edgecosine.lab.measured_requests import asked_elsewhere
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, Member, local_plan
+from edgecosine.local.cluster import LocalCluster, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PeerPrompt:
     """A user's turn: its text, and its tokens in the model's chat template."""
 
     domain: str
@@ -33,7 +33,7 @@ class Prompt:
 class Server(Protocol):
     """Answers prompts greedily."""
 
-    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+    async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
         """All answers, in the order of the prompts.
 
         Raises LabError when there are none.
@@ -46,10 +46,10 @@ class Ours:
     def __init__(self, client: Client, policy: str) -> None:
         self._client, self._policy = client, policy
 
-    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+    async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
         """See `Server`."""
         jobs = [
-            Job(p.domain, p.text, self._policy, Sampling(), max_tokens, is_chat=True)
+            LoadRequest(p.domain, p.text, self._policy, Sampling(), max_tokens, is_chat=True)
             for p in prompts
         ]
         load = await closed_loop(self._client, jobs, at_once)
@@ -58,7 +58,7 @@ class Ours:
         return load
 
 
-class Peer:
+class PeerServer:
     """A kind of answer by a peer's process. Times are those that the process takes itself."""
 
     def __init__(
@@ -68,10 +68,10 @@ class Peer:
         """`kinds`: what to ask for, by how many prompts are at work at once."""
         self._process, self._kinds, self._decode = process, kinds, decode
 
-    async def answer(self, prompts: Sequence[Prompt], at_once: int, max_tokens: int) -> Load:
+    async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
         """See `Server`."""
         kind = self._kinds[at_once]
-        order = Order(kind, tuple(prompt.tokens for prompt in prompts), max_tokens)
+        order = PeerOrder(kind, tuple(prompt.tokens for prompt in prompts), max_tokens)
         reply = await self._process.ask(order, Reply)
         if reply.error or len(reply.answers) != len(prompts):
             raise LabError(f"{self._process.name}: {reply.error or 'answers are missing'}")
@@ -89,17 +89,17 @@ class Peer:
 @asynccontextmanager
 async def peer_process(
     name: str, command: Sequence[str], setup: Setup, cores: str
-) -> AsyncIterator[tuple[LineProcess, Ready]]:
+) -> AsyncIterator[tuple[LineProcess, PeerReady]]:
     """A peer's process that has found its settings; it ends with the block.
 
     Raises LabError when it does not start.
     """
     async with line_process(name, command, cores) as process:
-        yield process, await process.ask(setup, Ready)
+        yield process, await process.ask(setup, PeerReady)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CoreLayout:
     """Our clusters' target and where things run; core lists as for `edgecosine node`."""
 
     target: str
@@ -109,7 +109,9 @@ class Layout:
 
 
 @asynccontextmanager
-async def our_cluster(layout: Layout, drafters: Sequence[str], say: Say) -> AsyncIterator[Client]:
+async def our_cluster(
+    layout: CoreLayout, drafters: Sequence[str], say: Say
+) -> AsyncIterator[Client]:
     """A cluster of this machine with these drafters, and a client of it.
 
     Raises EngineError when a node does not start.
@@ -131,7 +133,7 @@ async def our_cluster(layout: Layout, drafters: Sequence[str], say: Say) -> Asyn
         yield client
 
 
-def _with(member: Member, layout: Layout) -> Member:
+def _with(member: LocalNode, layout: CoreLayout) -> LocalNode:
     return replace(member, options=(*member.options, "--dtype", layout.dtype))
 
 

@@ -18,9 +18,9 @@ from edgecosine.lab.bench.cells import ASSISTED
 from edgecosine.lab.bench.peers import figures as names
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.inputs import EIGHT, PeersRecord
-from edgecosine.lab.bench.peers.messages import Kind, Ready, Setup
+from edgecosine.lab.bench.peers.messages import Kind, PeerReady, Setup
 from edgecosine.lab.bench.peers.plain_checkpoint import PlainCheckpoint
-from edgecosine.lab.bench.peers.server import Peer, Say, Server, peer_process
+from edgecosine.lab.bench.peers.server import PeerServer, Say, Server, peer_process
 
 _IDLE_S: Final = 2.0
 _LLAMACPP: Final = Path(__file__).with_name("llamacpp_worker.py")
@@ -33,7 +33,7 @@ _STOCK: Final = (
 )
 
 
-class Peers:
+class StartedPeers:
     """Starts the peers' processes; a peer that does not start is left out."""
 
     def __init__(
@@ -84,12 +84,12 @@ class Peers:
         self.pids[name] = process.pid
         self._found.notes[name] = msgspec.to_builtins(ready)
         return {
-            server: Peer(process, kinds, self._text)
+            server: PeerServer(process, kinds, self._text)
             for server, kinds in servers.items()
             if self._can(server, kinds, ready)
         }
 
-    def _can(self, server: str, kinds: dict[int, Kind], ready: Ready) -> bool:
+    def _can(self, server: str, kinds: dict[int, Kind], ready: PeerReady) -> bool:
         reasons = [
             f"{kind}: {why}" for kind, why in ready.refused.items() if kind in kinds.values()
         ]

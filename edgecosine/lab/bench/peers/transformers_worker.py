@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from edgecosine.lab.bench.peers.messages import Answer, Kind, Order, Ready, Reply, Setup
+from edgecosine.lab.bench.peers.messages import Kind, PeerAnswer, PeerOrder, PeerReady, Reply, Setup
 from edgecosine.lab.bench.transformers_worker import DTYPES, FirstTokens, set_draft_length
 
 DRAFT_LENGTHS = (None, 3, 5)
@@ -28,7 +28,7 @@ REPEATS = 2
 Settings = dict[str, Any]
 
 
-class Peer:
+class TransformersPeer:
     """The models in each dtype that is tried."""
 
     def __init__(self, setup: Setup) -> None:
@@ -52,16 +52,16 @@ class Peer:
             for dtype, length in itertools.product(DTYPES, lengths):
                 own: Settings = {"dtype": dtype, "length": length}
                 seconds = min(
-                    self.answer(Order(kind, trials, setup.trial_tokens), own).elapsed_s
+                    self.answer(PeerOrder(kind, trials, setup.trial_tokens), own).elapsed_s
                     for _ in range(REPEATS)
                 )
                 name = f"{kind}, dtype {dtype}, length {length or 'by default'}"
                 trials_s[name], tried[name] = round(seconds, 4), own
             settings[kind] = tried[min(tried, key=trials_s.__getitem__)]
         versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
-        self.ready = Ready(settings, refused, trials_s, {}, versions)
+        self.ready = PeerReady(settings, refused, trials_s, {}, versions)
 
-    def answer(self, order: Order, settings: Settings) -> Reply:
+    def answer(self, order: PeerOrder, settings: Settings) -> Reply:
         """Carry out an order, one prompt after the other."""
         more: dict[str, Any] = {}
         if order.kind == "drafted":
@@ -74,7 +74,7 @@ class Peer:
     @torch.inference_mode()
     def _answer(
         self, target: Any, prompt: tuple[int, ...], max_tokens: int, more: dict[str, Any]
-    ) -> Answer:
+    ) -> PeerAnswer:
         started, first = time.perf_counter(), FirstTokens()
         rows = torch.tensor([prompt])
         made = target.generate(
@@ -84,7 +84,7 @@ class Peer:
         elapsed_s = time.perf_counter() - started
         tokens: list[int] = made[0, len(prompt) :].tolist()
         told = list(itertools.takewhile(lambda token: token not in self._end_tokens, tokens))
-        return Answer(told, (first.at or time.perf_counter()) - started, elapsed_s)
+        return PeerAnswer(told, (first.at or time.perf_counter()) - started, elapsed_s)
 
     def _drafter(self, name: str, dtype: str, length: int | None) -> Any:
         """One for each setting: transformers changes its generation settings as it learns."""
@@ -110,10 +110,10 @@ def main(lines: Iterator[bytes], write: Callable[[bytes], None]) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     setup = msgspec.json.decode(next(lines), type=Setup)
     torch.set_num_threads(setup.threads)
-    peer = Peer(setup)
+    peer = TransformersPeer(setup)
     write(msgspec.json.encode(peer.ready) + b"\n")
     for line in lines:
-        order = msgspec.json.decode(line, type=Order)
+        order = msgspec.json.decode(line, type=PeerOrder)
         reply = peer.answer(order, peer.ready.settings[order.kind])
         write(msgspec.json.encode(reply) + b"\n")
 

@@ -27,9 +27,9 @@ from edgecosine.lab.network.traffic_messages import (
     MAX_LINE_BYTES,
     Change,
     Open,
-    Order,
     Plug,
     Report,
+    TrafficOrder,
     read_order,
     write_answer,
 )
@@ -101,7 +101,7 @@ class Hub:
         except (msgspec.MsgspecError, OSError, KeyError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _carry_out(self, order: Order) -> dict[str, Any]:
+    def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
             case Plug(host, weather, interfaces):
                 self._switch.plug(host, weather)

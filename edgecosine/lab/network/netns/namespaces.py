@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, Weather
+from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, pinned
 from edgecosine.lab.network.traffic_messages import Open, Plug
 from edgecosine.lab.network.traffic_process import Carrier
@@ -75,7 +75,7 @@ class NamespaceNetwork(Network):
         command = (sys.executable, "-m", "edgecosine.lab.network.netns.hub", str(self._seed))
         return await Carrier.start((*_inside(self._name(_HUB)), *pinned(command, self._cores)))
 
-    async def _join(self, name: str, weather: Weather) -> Host:
+    async def _join(self, name: str, weather: NetworkConditions) -> Host:
         if not _HOST.fullmatch(name) or name == _HUB:
             raise LabError(f"{name!r} is no name for a host: letters a to z, digits and -")
         number = len(self.hosts) + 1
@@ -96,7 +96,7 @@ class NamespaceNetwork(Network):
     def _entry(self, host: Host) -> tuple[str, ...]:
         return _inside(self._name(host.name))
 
-    def _check(self, weather: Weather) -> None:
+    def _check(self, weather: NetworkConditions) -> None:
         """The hub makes any weather."""
 
     def _name(self, host: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from edgecosine.lab.network.conditions import Cable, Lane, Weather
+from edgecosine.lab.network.conditions import Cable, Lane, NetworkConditions
 
 ADDRESS_BYTES = 6
 MAX_WAITING = 20_000
@@ -32,7 +32,7 @@ class Switch:
         """When something happens next."""
         return self._waiting[0][0] if self._waiting else None
 
-    def plug(self, port: str, weather: Weather) -> None:
+    def plug(self, port: str, weather: NetworkConditions) -> None:
         """One more cable."""
         self.cables[port] = Cable(port, weather, self._seed)
 

@@ -25,9 +25,9 @@ from edgecosine.lab.network.traffic_messages import (
     MAX_LINE_BYTES,
     Change,
     Open,
-    Order,
     Plug,
     Report,
+    TrafficOrder,
     read_order,
     write_answer,
 )
@@ -61,7 +61,7 @@ class Relay:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             os.write(sys.stdout.fileno(), write_answer(answer))
 
-    async def _carry_out(self, order: Order) -> dict[str, Any]:
+    async def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
             case Plug(host, weather):
                 self._cables[host] = Cable(host, weather, self._seed, math.inf)

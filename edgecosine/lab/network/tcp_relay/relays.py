@@ -7,7 +7,7 @@ import sys
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import Weather
+from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, pinned
 from edgecosine.lab.network.traffic_messages import Open, Plug
 from edgecosine.lab.network.traffic_process import Carrier
@@ -30,7 +30,7 @@ class RelayNetwork(Network):
         command = (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", str(self._seed))
         return await Carrier.start(pinned(command, self._cores))
 
-    async def _join(self, name: str, weather: Weather) -> Host:
+    async def _join(self, name: str, weather: NetworkConditions) -> Host:
         self._check(weather)
         await self.carrier.tell(Plug(name, weather))
         return Host(self, name, LOOPBACK)
@@ -38,7 +38,7 @@ class RelayNetwork(Network):
     def _entry(self, host: Host) -> tuple[str, ...]:
         return ()
 
-    def _check(self, weather: Weather) -> None:
+    def _check(self, weather: NetworkConditions) -> None:
         if weather.loss:
             raise LabError("a relay loses nothing: loss needs network namespaces, that is, root")
         if weather.duplication:
