@@ -63,11 +63,11 @@ def test_rank_that_stands_still_is_given_up_and_ended(llama: str) -> None:
 _PARENT = """
 import sys
 from edgecosine.engine.loading.options import LoadOptions
-from edgecosine.engine.tensor_parallel.messages import Start, Started
-from edgecosine.engine.tensor_parallel.workers import RankProcess
+from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerStarted
+from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 
-rank = RankProcess(Start(LoadOptions("m", device="cpu"), 1, 2, int(sys.argv[1]), 3600.0))
-rank.expect(Started, 60.0)
+rank = WorkerProcess(StartWorker(LoadOptions("m", device="cpu"), 1, 2, int(sys.argv[1]), 3600.0))
+rank.expect(WorkerStarted, 60.0)
 print(rank.process.pid, flush=True)
 sys.stdin.read()
 """
