@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -32,6 +36,8 @@ SCRIPTS = {"scripts/demo": "demo", "scripts/bench": "bench"}
 TOPIC = "edgecosine/home/"
 MAX_README_LINES = 140
 MAX_COLUMNS = 112
+DEMO_PROMPTS = 4
+"""Of each domain, in the record of the demo."""
 
 
 def read(document: str) -> str:
@@ -160,6 +166,28 @@ def test_tables_are_those_of_their_records(document: str) -> None:
         assert table == tables(read_report(ROOT / record)), (
             f"run: edgecosine bench table {record} --into {document}"
         )
+
+
+def test_domains_of_the_demo_are_those_of_its_record() -> None:
+    """Totals over the greedy prompts, which each domain's runs begin with."""
+    runs: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in json.loads(read("docs/measured/demo.json"))["runs"]:
+        runs[run["domain"], run["policy"]].append(run)
+    text = read("docs/benchmarks.md")
+    for domain in {domain for domain, _ in runs}:
+        together, alone = (
+            runs[domain, policy][:DEMO_PROMPTS] for policy in ("edgecosine", "target-alone")
+        )
+        speedups = [
+            ours["tokens_per_s"] / theirs["tokens_per_s"]
+            for ours, theirs in zip(together, alone, strict=True)
+        ]
+        rates = [
+            sum(run["num_tokens"] for run in group) / sum(run["elapsed_s"] for run in group)
+            for group in (together, alone)
+        ]
+        row = f"| {domain} | {rates[0]:.1f} | {rates[1]:.1f} | {statistics.median(speedups):.2f} |"
+        assert row in text
 
 
 def test_readme_is_short() -> None:
