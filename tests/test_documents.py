@@ -152,7 +152,8 @@ def test_wrong_command_lines_are_found(line: str, is_right: bool) -> None:
 @pytest.mark.parametrize("document", CURRENT)
 def test_options_that_are_named_exist(document: str) -> None:
     source = "\n".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "edgecosine").rglob("*.py")
+        path.read_text(encoding="utf-8")
+        for path in (*(ROOT / "edgecosine").rglob("*.py"), *(ROOT / "scripts").iterdir())
     )
     known = set(OPTION.findall(source)) | {"--help"}
     spans = [span for span in SPAN.findall(read(document)) if not span.startswith("docker")]
