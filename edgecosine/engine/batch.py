@@ -17,7 +17,7 @@ class RowBuilder:
         self._tokens: list[int] = []
         self._positions: list[int] = []
         self._slot: list[int] = []
-        self._cell: list[int] = []
+        self._kv_position: list[int] = []
         self._length: list[int] = []
         self._paths: list[list[int]] = []
 
@@ -26,8 +26,8 @@ class RowBuilder:
 
     def add_sequence(self, slot: int, start: int, tokens: Sequence[int], shift: int = 0) -> None:
         """Rows for tokens in the cells start, start + 1, ... of a slot; position = cell + shift."""
-        for cell, token in enumerate(tokens, start):
-            self._add(slot, token, cell + shift, cell, cell + 1, [])
+        for kv_position, token in enumerate(tokens, start):
+            self._add(slot, token, kv_position + shift, kv_position, kv_position + 1, [])
 
     def add_tree(self, slot: int, length: int, tree: TokenTree, shift: int = 0) -> None:
         """Rows for the nodes of a tree whose root is the last of `length` tokens.
@@ -55,14 +55,14 @@ class RowBuilder:
         slot: int,
         token: int,
         position: int,
-        cell: int,
+        kv_position: int,
         length: int,
         path: list[int],
     ) -> None:
         self._tokens.append(token)
         self._positions.append(position)
         self._slot.append(slot)
-        self._cell.append(cell)
+        self._kv_position.append(kv_position)
         self._length.append(length)
         self._paths.append(path)
 
@@ -73,12 +73,14 @@ class RowBuilder:
         lengths = [len(path) for path in self._paths]
         # One tensor for several columns: making a tensor takes longer than filling it.
         wide = torch.tensor([self._tokens, self._positions])
-        narrow = torch.tensor([self._slot, self._cell, self._length, lengths], dtype=torch.int32)
+        narrow = torch.tensor(
+            [self._slot, self._kv_position, self._length, lengths], dtype=torch.int32
+        )
         return BatchRows(
             tokens=wide[0],
             positions=wide[1],
             slot=narrow[0],
-            cell=narrow[1],
+            kv_position=narrow[1],
             length=narrow[2],
             path=torch.tensor(padded, dtype=torch.int32),
             path_length=narrow[3],

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from edgecosine.engine.loading.shortlist import ShortlistHead
+from edgecosine.engine.shortlist import ShortlistHead
 
 VOCABULARY = 211
 

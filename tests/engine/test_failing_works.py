@@ -11,7 +11,8 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target import target as judging
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import NoLogits
@@ -23,7 +24,7 @@ from tests.engine.models import VOCABULARY, build, prompt_of
 
 BAD = 5
 """A token whose row of the embedding is NaN."""
-CELLS = 160
+SLOT_SIZE = 160
 WAYS = ("fused", "layers", "plain", "static")
 
 
@@ -38,11 +39,11 @@ def _model(way: str, slots: int = 2) -> PassModel:
     built: Any = build("llama")
     built.model.embed_tokens.weight.data[BAD] = float("nan")
     if way == "fused":
-        return NativeLlama(built, slots=slots, cells=CELLS, threads=1, kernels=_kernels())
+        return NativeLlama(built, slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=_kernels())
     if way == "static":
-        return PaddedModel(built, slots=slots, cells=CELLS, capture=None)
+        return PaddedModel(built, slots=slots, slot_size=SLOT_SIZE, capture=None)
     kernels = None if way == "plain" else _kernels()
-    return SlotModel(built, slots=slots, cells=CELLS, threads=1, kernels=kernels)
+    return SlotModel(built, slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=kernels)
 
 
 def _target(way: str = "plain", slots: int = 2) -> TransformerTarget:
@@ -163,7 +164,7 @@ def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
     works = [
         _work("prompt", [1, token, 2]),
         VerifyWork("tree", (1, 2), 2, chain((token,)), Sampling()),
-        VerifyWork("long", tuple(_prompt(CELLS - 2)), 2, chain((7, 7, 7)), Sampling()),
+        VerifyWork("long", tuple(_prompt(SLOT_SIZE - 2)), 2, chain((7, 7, 7)), Sampling()),
         _work("good", good),
     ]
     engine = _target("fused", slots=4)
@@ -174,7 +175,7 @@ def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
     assert engine.step(works[:1]).num_rows == 0
 
 
-@pytest.mark.parametrize(("token", "position"), [(VOCABULARY, 3), (-1, 3), (7, CELLS)])
+@pytest.mark.parametrize(("token", "position"), [(VOCABULARY, 3), (-1, 3), (7, SLOT_SIZE)])
 def test_kernels_refuse_what_lies_beyond_the_model(token: int, position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [token])
@@ -182,7 +183,7 @@ def test_kernels_refuse_what_lies_beyond_the_model(token: int, position: int) ->
         _model("fused").forward(rows.build(), [0])
 
 
-@pytest.mark.parametrize("position", [CELLS, 1 << 20])
+@pytest.mark.parametrize("position", [SLOT_SIZE, 1 << 20])
 def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [7])

@@ -13,10 +13,10 @@ from edgecosine.engine.base import DraftWork
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.rotary import LONG, mark_of, turning_length
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -124,9 +124,9 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
         truths.append(stock(input_ids=ids, position_ids=positions).logits[0])
     model = build("phi3", **LONGROPE)
     runner = (
-        SlotModel(model, slots=2, cells=64, threads=1, kernels=None)
+        SlotModel(model, slots=2, slot_size=64, threads=1, kernels=None)
         if way == "plain"
-        else PaddedModel(model, slots=2, cells=64, capture=None)
+        else PaddedModel(model, slots=2, slot_size=64, capture=None)
     )
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(SHORT))
@@ -138,7 +138,7 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
 
 def test_dynamic_frequencies_stay_whatever_position_a_pass_holds() -> None:
     model = build("llama", max_position_embeddings=TURN, **DYNAMIC)
-    runner = SlotModel(model, slots=1, cells=200, threads=1, kernels=None)
+    runner = SlotModel(model, slots=1, slot_size=200, threads=1, kernels=None)
 
     def logits(furthest: int) -> torch.Tensor:
         rows = RowBuilder()
@@ -182,4 +182,4 @@ def test_rows_keep_the_cell_where_the_position_is_shifted() -> None:
     rows.add_node(0, 5, 7, [5], 100)
     built: BatchRows = rows.build()
     assert built.positions.tolist() == [103, 104, 105]
-    assert built.cell.tolist() == [3, 4, 5]
+    assert built.kv_position.tolist() == [3, 4, 5]

@@ -17,7 +17,8 @@ from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import (
     CheckCounts,
@@ -57,7 +58,9 @@ def subject(
     def open_engine(shape: EngineShape) -> Opened:
         kind: Any = NativeLlama if fused else SlotModel
         fresh = copy.deepcopy(built)  # whoever packs weights takes them
-        made = kind(fresh, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+        made = kind(
+            fresh, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
+        )
         recorder = Recorder(made if shape == ALONE else model(made))
         target = TransformerTarget(
             recorder, slots=shape.slots, max_context=CELLS - 64, chunk=shape.chunk
@@ -152,10 +155,10 @@ class _CellOrder:
     """Lets tree nodes see all cells before their own, as a causal mask by cache index does."""
 
     def __init__(self, model: PassModel) -> None:
-        self._model, self.cells = model, model.cells
+        self._model, self.slot_size = model, model.slot_size
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        seen = torch.where(rows.path_length > 0, rows.cell + 1, rows.length).int()
+        seen = torch.where(rows.path_length > 0, rows.kv_position + 1, rows.length).int()
         blind = torch.zeros_like(rows.path_length)
         return self._model.forward(replace(rows, length=seen, path_length=blind), keep)
 

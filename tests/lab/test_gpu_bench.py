@@ -15,7 +15,7 @@ from edgecosine import zoo
 from edgecosine.cli.bench import command
 from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.run_gpu import run_gpu_bench, toy_settings
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import write_report

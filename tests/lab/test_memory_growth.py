@@ -10,7 +10,7 @@ import pytest
 from edgecosine import zoo
 from edgecosine.engine.base import PassResult, TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.run_engine import grown_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecosine.engine.cpu.native_structs import shared_values
 from edgecosine.errors import EngineError
 from edgecosine.places import user_directory
 
@@ -172,15 +173,32 @@ def _declare(path: Path) -> Kernels:
     )
     library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
-    library.edgecosine_grow.argtypes = [pointer, pointer, size]
-    library.edgecosine_grow.restype = size
+    library.edgecosine_draft_step.argtypes = [pointer, pointer, size]
+    library.edgecosine_draft_step.restype = size
     library.edgecosine_attention.restype = number
     library.edgecosine_decode.restype = number
     for name in ("pack", "pack_blocks", "prefer_huge_pages", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
+    library.edgecosine_shared_values.argtypes = [pointer, size]
+    library.edgecosine_shared_values.restype = size
+    _check_shared_values(library)
     return Kernels(
         library=library,
         panel=library.edgecosine_panel(),
         has_pairs=bool(library.edgecosine_has_pairs()),
         has_bytes=bool(library.edgecosine_has_bytes()),
     )
+
+
+def _check_shared_values(library: ctypes.CDLL) -> None:
+    """Raises KernelsUnavailable where the kernels were compiled with other sizes or constants."""
+    expected = shared_values()
+    found = (ctypes.c_int64 * len(expected))()
+    count = library.edgecosine_shared_values(found, len(found))
+    names = [
+        name for (name, value), other in zip(expected.items(), found, strict=True) if value != other
+    ]
+    if names or count != len(expected):
+        raise KernelsUnavailable(
+            f"Python and kernels differ in {', '.join(names) or 'the number of shared values'}"
+        )

@@ -17,19 +17,25 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import BatchRows, LayerCache
 from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.native_structs import (
+    MATRICES,
+    NativeDecoder,
+    NativeDraftWork,
+    NativeLayer,
+    NativeWeight,
+    WeightLayout,
+)
 from edgecosine.engine.cpu.packing import (
     Arena,
-    WeightLayout,
     most_bytes,
     narrowest,
     pack,
     take_weight,
 )
-from edgecosine.engine.draft.draft_tree import NativeDraftWork
 from edgecosine.engine.forward_pass import PassModel, bytes_of
-from edgecosine.engine.loading.length_limits import WINDOW
-from edgecosine.engine.loading.options import WeightForm
-from edgecosine.engine.loading.shortlist import ShortlistHead, padded, spread
+from edgecosine.engine.length_limits import WINDOW
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -37,52 +43,6 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 DTYPES = (torch.float32, torch.bfloat16)
 CACHE = torch.float32
 """Keys and values, whatever the model computes in."""
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = (
-        ("packed", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("layout", ctypes.c_int64),
-    )
-
-
-_WEIGHTS = ("query_key_value", "output", "gate_up", "down")
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, _Weight) for name in _WEIGHTS),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "input_norm", "middle_norm", "query_norm", "key_norm", "keys", "values"
-            )
-        ),
-        ("window", ctypes.c_int64),
-    )  # fmt: skip
-
-
-class _Decoder(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.POINTER(_Layer)),
-        ("head", _Weight),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("embedding", "output_norm", "cosine", "sine", "shortlist")
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
-                "embedding_bytes", "threads", "vocabulary", "slots",
-            )
-        ),
-        ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    )  # fmt: skip
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
@@ -114,7 +74,7 @@ class NativeLlama:
         model: PreTrainedModel,
         *,
         slots: int,
-        cells: int,
+        slot_size: int,
         threads: int,
         kernels: Kernels,
         takes_weights: bool = False,
@@ -122,7 +82,7 @@ class NativeLlama:
     ) -> None:
         body: Any = model.model
         config: Any = model.config
-        self._kernels, self._cells, self._takes_weights = kernels, cells, takes_weights
+        self._kernels, self._slot_size, self._takes_weights = kernels, slot_size, takes_weights
         self._form: WeightForm = form
         self._kept: list[torch.Tensor] = []
         """Tensors whose memory the decoder points to."""
@@ -132,9 +92,9 @@ class NativeLlama:
         attention = body.layers[0].self_attn
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
-        shape = (slots, groups, cells, head_size)
+        shape = (slots, groups, slot_size, head_size)
         self._caches: list[LayerCache] = []
-        layers = (_Layer * len(body.layers))(
+        layers = (NativeLayer * len(body.layers))(
             *(
                 self._layer(layer, shape, _window(config, index))
                 for index, layer in enumerate(body.layers)
@@ -143,9 +103,9 @@ class NativeLlama:
         embedding = narrowest(self._weight_of(body.embed_tokens))
         self._shortlist = _shortlist(model)
         head = self._weight(model.lm_head.linear if self._shortlist is not None else model.lm_head)
-        cosine, sine = _rotary(body.rotary_emb, cells, head_size)
+        cosine, sine = _rotary(body.rotary_emb, slot_size, head_size)
         self._num_outputs = int(head.outputs)
-        self._decoder = _Decoder(
+        self._decoder = NativeDecoder(
             layers=layers,
             head=head,
             embedding=self._keep(embedding),
@@ -161,7 +121,7 @@ class NativeLlama:
             groups=groups,
             head_size=head_size,
             inner=body.layers[0].mlp.gate_proj.out_features,
-            cells=cells,
+            slot_size=slot_size,
             embedding_bytes=embedding.element_size(),
             threads=threads,
             vocabulary=embedding.shape[0],
@@ -171,9 +131,9 @@ class NativeLlama:
         )
 
     @property
-    def cells(self) -> int:
+    def slot_size(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
-        return self._cells
+        return self._slot_size
 
     @property
     def held(self) -> tuple[int, int]:
@@ -192,7 +152,7 @@ class NativeLlama:
         do_fit = self._kernels.library.edgecosine_decode(
             ctypes.byref(self._decoder),
             rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
-            rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
+            rows.kv_position.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
             rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
@@ -202,12 +162,12 @@ class NativeLlama:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
-    def grow(self, works: ctypes.Array[NativeDraftWork]) -> int:
+    def draft_step(self, works: ctypes.Array[NativeDraftWork]) -> int:
         """One step of drafting for all works in one pass; returns its rows.
 
         Raises IndexError as `forward` does.
         """
-        rows: int = self._kernels.library.edgecosine_grow(
+        rows: int = self._kernels.library.edgecosine_draft_step(
             ctypes.byref(self._decoder), works, len(works)
         )
         if rows < 0:
@@ -219,18 +179,18 @@ class NativeLlama:
         """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
         if list(source) == list(target):
             return
-        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
+        origin, destination = torch.tensor(source), torch.tensor(target)
         for cache in self._caches:
-            cache.move(slot, from_cells, to_cells)
+            cache.move(slot, origin, destination)
 
     def clear(self, slot: int) -> None:
         """Nothing to do: the kernels read no cell that a row does not see."""
 
     @contextmanager
-    def widely(self, _cells: int) -> Iterator[PassModel]:
+    def widely(self, _slot_size: int) -> Iterator[PassModel]:
         """Context in which inputs of linear layers are not rounded."""
         layers = self._decoder.layers[: self._decoder.num_layers]
-        weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
+        weights = [getattr(layer, name) for layer in layers for name in MATRICES]
         weights.append(self._decoder.head)
         layouts = [weight.layout for weight in weights]
         for weight, layout in zip(weights, layouts, strict=True):
@@ -242,7 +202,7 @@ class NativeLlama:
                 weight.layout = layout
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[NativeLlama]:
+    def shortened(self, reaches: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
         """Context in which windows are as long as `reaches` says."""
         layers = [
             layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
@@ -264,7 +224,7 @@ class NativeLlama:
     def _weight_of(self, module: nn.Linear | nn.Embedding) -> torch.Tensor:
         return take_weight(module) if self._takes_weights else module.weight.detach()
 
-    def _weight(self, *linears: nn.Linear) -> _Weight:
+    def _weight(self, *linears: nn.Linear) -> NativeWeight:
         """One packed matrix of the outputs of all `linears` side by side."""
         outputs = sum(linear.out_features for linear in linears)
         weights = [self._weight_of(linear) for linear in linears]
@@ -272,9 +232,9 @@ class NativeLlama:
         biases = [linear.bias for linear in linears if linear.bias is not None]
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
         values = packed.values.data_ptr()
-        return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
+        return NativeWeight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
-    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> _Layer:
+    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> NativeLayer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
@@ -287,7 +247,7 @@ class NativeLlama:
         }
         cache = LayerCache(*(torch.zeros(cache_shape, dtype=CACHE) for _ in range(2)))
         self._caches.append(cache)
-        return _Layer(
+        return NativeLayer(
             **packed,
             input_norm=self._keep(layer.input_layernorm.weight.detach().float()),
             middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),

@@ -9,7 +9,6 @@ Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which loses 
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.loading.memory import drop_pages
-from edgecosine.engine.loading.options import WeightForm
-from edgecosine.engine.loading.shortlist import ShortlistHead
+from edgecosine.engine.cpu.native_structs import BLOCK_SIZE, WeightLayout
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.process_memory import drop_pages
+from edgecosine.engine.shortlist import ShortlistHead
 
 _BLOCK = 1 << 18
 """Values that are looked at together."""
@@ -33,28 +33,6 @@ _ROWS_AT_ONCE = 512
 """Rows of a matrix that are rounded together: whole panels."""
 
 
-class WeightLayout(enum.IntEnum):
-    """How panels hold weights; the same numbers in kernels/packed.h."""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    PAIRS = 2
-    WIDE_PAIRS = 3
-    """Pairs that are multiplied with float32 inputs, at half the speed."""
-    BYTES = 4
-    """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
-    WIDE_BYTES = 5
-    """The same blocks, multiplied with float32 inputs, slowly."""
-
-    @property
-    def wide(self) -> WeightLayout:
-        """How the same panels are multiplied with float32 inputs."""
-        return _WIDE.get(self, self)
-
-
-_WIDE = {WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS, WeightLayout.BYTES: WeightLayout.WIDE_BYTES}
-BLOCK_SIZE = 32
-"""Inputs of a column that share a scale; the same number in kernels/blocks.h."""
 _BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
 
 

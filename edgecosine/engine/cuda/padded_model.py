@@ -19,9 +19,9 @@ from edgecosine.engine.attention import NAME, BatchRows, attending_by
 from edgecosine.engine.cuda.graphs import Capture
 from edgecosine.engine.cuda.padded_attention import PaddedAttention, find_layers
 from edgecosine.engine.cuda.padded_shapes import ROWS, PassInputs, PassShape, arrange
+from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import PassModel, bytes_of
-from edgecosine.engine.loading.float32_reference import computing_in
-from edgecosine.engine.loading.length_limits import shortened
+from edgecosine.engine.length_limits import shortened
 from edgecosine.engine.rotary import rotate_by_sequence
 from edgecosine.errors import ModelUnsupported
 
@@ -35,9 +35,9 @@ _ALIGNMENT = 64
 """Cells; masks of other lengths cost the attention kernels a copy."""
 
 
-def capacity(cells: int) -> int:
-    """Cells in the memory of a slot that `cells` are used of: one more is where padding writes."""
-    return -(-(cells + 1) // _ALIGNMENT) * _ALIGNMENT
+def capacity(slot_size: int) -> int:
+    """KV positions allocated for a slot of `slot_size`: one more for padding, rounded up."""
+    return -(-(slot_size + 1) // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class PaddedModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, slots: int, cells: int, capture: Capture | None
+        self, model: PreTrainedModel, *, slots: int, slot_size: int, capture: Capture | None
     ) -> None:
         model.set_attn_implementation(NAME)
         rotate_by_sequence(model)
@@ -73,8 +73,8 @@ class PaddedModel:
                 # It would wait for the device to look for padding, of which a pass has none.
                 part.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
         self._device = model.device
-        self._slots, self._cells = slots, cells
-        self._capacity = capacity(cells)
+        self._slots, self._slot_size = slots, slot_size
+        self._capacity = capacity(slot_size)
         self._attention = self._make_attention()
         self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
         self._capture = capture
@@ -84,9 +84,9 @@ class PaddedModel:
         self._logits = torch.empty(0, 0)
 
     @property
-    def cells(self) -> int:
+    def slot_size(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
-        return self._cells
+        return self._slot_size
 
     @property
     def held(self) -> tuple[int, int]:
@@ -99,7 +99,7 @@ class PaddedModel:
         """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
         the model's device."""
         shape, numbers = arrange(
-            rows, keep, slots=self._slots, cells=self._capacity, scratch=self._cells
+            rows, keep, slots=self._slots, slot_size=self._capacity, scratch=self._slot_size
         )
         flat = self._upload(numbers)
         self._apply_moves()
@@ -126,17 +126,17 @@ class PaddedModel:
             stack[:, slot] = 0
 
     @contextmanager
-    def widely(self, cells: int) -> Iterator[PassModel]:
-        """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
+    def widely(self, slot_size: int) -> Iterator[PassModel]:
+        """Context of the same model in float32, on one slot of `slot_size` tokens, not recorded."""
         with computing_in(torch.float32, self._model):
-            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
+            yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[PaddedModel]:
+    def shortened(self, reaches: Mapping[str, int], slot_size: int) -> Iterator[PaddedModel]:
         """Context of the same model with windows and the like as long as `reaches` says, on one
-        slot of `cells` tokens, not recorded."""
+        slot of `slot_size` tokens, not recorded."""
         with shortened(self._model, reaches):
-            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
+            yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @torch.inference_mode()
     def _make_attention(self) -> PaddedAttention:
@@ -150,7 +150,9 @@ class PaddedModel:
             raise ModelUnsupported(
                 f"model family {self._model.config.model_type!r} has attention of its own (or none)"
             )
-        return PaddedAttention(layers, slots=self._slots, cells=self._capacity, device=self._device)
+        return PaddedAttention(
+            layers, slots=self._slots, slot_size=self._capacity, device=self._device
+        )
 
     def _compute(self, shape: PassShape, flat: torch.Tensor) -> torch.Tensor:
         """float32 logits [keep, vocabulary] of a padded pass."""
@@ -205,8 +207,8 @@ class PaddedModel:
         if not self._moves:
             return
         slots = [slot for slot, source, _ in self._moves for _ in source]
-        sources = [cell for _, source, _ in self._moves for cell in source]
-        targets = [cell for _, _, target in self._moves for cell in target]
+        sources = [at for _, source, _ in self._moves for at in source]
+        targets = [at for _, _, target in self._moves for at in target]
         self._moves.clear()
         self._attention.move(*self._upload(torch.tensor([slots, sources, targets])).unbind())
 

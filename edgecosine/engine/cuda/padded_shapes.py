@@ -21,7 +21,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _KEEP = (1, 8, 32, 128)
 _GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 _WIDTHS = (1, 8, 16, 64, 128)
-_CELLS = (128, 256, 512, 1024, 2048, 4096)
+_VISIBLE = (128, 256, 512, 1024, 2048, 4096)
 _PATHS = (1, 8, 64)
 
 
@@ -44,7 +44,7 @@ class PassShape:
     """Slots that attention looks at."""
     width: int
     """Rows of the slot that has most."""
-    cells: int
+    num_visible: int
     """Cells of each slot that may be seen."""
     path: int
     """Longest path of a tree."""
@@ -67,7 +67,7 @@ class PassInputs:
     tokens: torch.Tensor  # [rows]
     positions: torch.Tensor  # [rows]
     slot: torch.Tensor  # [rows]
-    cell: torch.Tensor  # [rows]
+    kv_position: torch.Tensor  # [rows]
     length: torch.Tensor  # [rows]
     path_length: torch.Tensor  # [rows]
     grid: torch.Tensor  # [rows] place of each row in the grid
@@ -85,13 +85,13 @@ class PassInputs:
 
 
 def arrange(
-    rows: BatchRows, keep: Sequence[int], *, slots: int, cells: int, scratch: int
+    rows: BatchRows, keep: Sequence[int], *, slots: int, slot_size: int, scratch: int
 ) -> tuple[PassShape, torch.Tensor]:
-    """Pad a pass; its shape, and its numbers as one int64 tensor on the CPU.
+    """Pad a forward pass; returns its shape and its numbers as one int64 tensor on the CPU.
 
-    `cells` is what a slot's memory holds. Rows of padding write to the cell `scratch`, which no row
-    sees, see the first cell of slot 0, and are in no group: no other row can tell that they are
-    there. When all slots are in the shape, group and slot are the same number.
+    `slot_size` is the allocated size of a slot. Rows of padding write to the KV position `scratch`,
+    which no row sees, see the first position of slot 0 and are in no group, so they change no other
+    row. When the shape has all slots, group and slot are the same number.
     """
     at, ranks = rows.slot.tolist(), list[int]()
     counts = dict[int, int]()
@@ -105,7 +105,7 @@ def arrange(
         keep=min(round_up(len(keep), _KEEP), num_rows),
         groups=min(round_up(len(counts), _GROUPS), slots),
         width=min(round_up(max(counts.values()), _WIDTHS), num_rows),
-        cells=min(round_up(int(rows.cell.max()) + 1, _CELLS), cells),
+        num_visible=min(round_up(int(rows.kv_position.max()) + 1, _VISIBLE), slot_size),
         path=round_up(rows.path.shape[1] if has_paths else 1, _PATHS),
     )
     order = list(range(slots)) if shape.groups == slots else list(counts)
@@ -114,9 +114,9 @@ def arrange(
     flat = torch.zeros(sum(shape.sizes), dtype=torch.int64)
     inputs = PassInputs.views(flat, shape)
     count = len(at)
-    for name in ("tokens", "positions", "slot", "cell", "length", "path_length"):
+    for name in ("tokens", "positions", "slot", "kv_position", "length", "path_length"):
         getattr(inputs, name)[:count] = getattr(rows, name)
-    inputs.cell[count:] = scratch
+    inputs.kv_position[count:] = scratch
     inputs.length[count:] = 1
     inputs.path[:count] = _padded_paths(rows, shape.path)
     inputs.grid[:count] = torch.tensor(places)
@@ -130,5 +130,5 @@ def _padded_paths(rows: BatchRows, width: int) -> torch.Tensor:
     """Paths [rows, width] whose last cell is repeated; without a path, the last cell before it."""
     last = (rows.path_length.long() - 1)[:, None]
     index = torch.minimum(torch.arange(width)[None], last).clamp(min=0)
-    cells = rows.path.long().gather(1, index.clamp(max=rows.path.shape[1] - 1))
-    return torch.where(last < 0, rows.length.long()[:, None] - 1, cells)
+    kv_positions = rows.path.long().gather(1, index.clamp(max=rows.path.shape[1] - 1))
+    return torch.where(last < 0, rows.length.long()[:, None] - 1, kv_positions)

@@ -1,8 +1,8 @@
-"""A drafter's guesses of what `sampling.draw` gives to the target, many rows at once.
+"""Chooses draft tokens: predicts what `sampling.draw` returns to the target, many rows at once.
 
-A guess ranks tokens by the drafter's own log q~, plus the target's noise above temperature 0. Its
-confidence is the token's share exp(score) / sum of exp(scores): the probability that it stays the
-highest one if the target's scores are the drafter's with Gumbel noise of their own.
+Tokens are ranked by the drafter's own log q~, plus the target's noise above temperature 0. The
+confidence in a token is its share exp(score) / sum of exp(scores): the probability that it stays
+the highest one if the target's scores are the drafter's plus independent Gumbel noise.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from edgecosine.protocol.wire.messages import SharedNoise
 
 @dataclass(frozen=True, slots=True)
 class DraftTokens:
-    """The best tokens for one position, best first, and the confidence in each."""
+    """Draft tokens for one position, the most probable first, and the confidence in each."""
 
     tokens: list[int]
     confidences: list[float]
 
 
-def guess(
+def rank_draft_tokens(
     logits: torch.Tensor,  # [rows, vocabulary] float32
     positions: Sequence[int],
     couplings: Sequence[SharedNoise],
     count: int,
     kernels: Kernels | None,
 ) -> list[DraftTokens]:
-    """The `count` best guesses for each row."""
+    """The `count` most probable draft tokens of each row."""
     if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, couplings)):
-        return _guess_by_kernel(logits, positions, couplings, count, kernels)
+        return _rank_by_kernel(logits, positions, couplings, count, kernels)
     if not all(coupling.is_greedy for coupling in couplings):
         rows = zip(logits, positions, couplings, strict=True)
-        return _read([_rank(row, position, how, count) for row, position, how in rows])
+        return _to_lists([_rank(row, position, how, count) for row, position, how in rows])
     best = torch.topk(logits, min(count, logits.shape[1]))
     shares = (best.values - torch.logsumexp(logits, 1, keepdim=True)).exp()
-    return _read(list(zip(best.indices, shares, strict=True)))
+    return _to_lists(list(zip(best.indices, shares, strict=True)))
 
 
 def cuts_nothing(coupling: SharedNoise) -> bool:
-    """Whether all tokens stay in the draw."""
+    """Whether sampling keeps the whole vocabulary."""
     is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
     return is_whole or coupling.is_greedy
 
@@ -66,8 +66,8 @@ def _rank(
     return tokens[best.indices], shares
 
 
-def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
-    """Tokens and shares of all rows by two copies, for each waits for the device."""
+def _to_lists(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
+    """Tokens and shares of all rows, in two copies: each copy waits for the device."""
     if not found:
         return []
     ends = list(itertools.accumulate(len(tokens) for tokens, _ in found))
@@ -78,7 +78,7 @@ def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
     return [DraftTokens(tokens[start:end], shares[start:end]) for start, end in pairs]
 
 
-def _guess_by_kernel(
+def _rank_by_kernel(
     logits: torch.Tensor,
     positions: Sequence[int],
     couplings: Sequence[SharedNoise],
@@ -105,10 +105,10 @@ def _guess_by_kernel(
 
 
 def inverse_temperature(coupling: SharedNoise) -> float:
-    """What logits are multiplied by; 1 where the draw is greedy."""
+    """The factor of the logits; 1 for greedy sampling."""
     return 1.0 if coupling.is_greedy else 1.0 / coupling.temperature
 
 
 def seed_of(coupling: SharedNoise) -> int:
-    """The noise's 64-bit seed."""
+    """The 64-bit seed of the noise."""
     return int.from_bytes(coupling.seed, "little")

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from edgecosine.engine.loading.gguf_file import EMBEDDING, SHORTLIST, GgufModel
 from edgecosine.engine.loading.gguf_header import Tensor
 from edgecosine.engine.loading.gguf_weights import read_gguf_config
-from edgecosine.engine.loading.shortlist import ShortlistHead
 from edgecosine.engine.loading.sources import Source
+from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 OUTPUT: Final = "output.weight"

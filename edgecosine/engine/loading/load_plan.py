@@ -14,14 +14,14 @@ from edgecosine import models, zoo
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import CACHE, FAMILIES
 from edgecosine.engine.cuda.padded_model import capacity
+from edgecosine.engine.length_limits import refuse_chunks
 from edgecosine.engine.loading.cut_models import read_cut_config
 from edgecosine.engine.loading.device import available_memory, resolve_device
 from edgecosine.engine.loading.gguf_file import EMBEDDING
-from edgecosine.engine.loading.length_limits import refuse_chunks
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.memory import INT8_BYTES, MemoryPlan, plan_memory
-from edgecosine.engine.loading.options import LoadOptions, WeightForm
 from edgecosine.engine.loading.sources import Source, locate
+from edgecosine.engine.options import LoadOptions, WeightForm
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 DTYPES = {
@@ -52,7 +52,7 @@ class LoadPlan:
     form: WeightForm
     rounded: torch.dtype
     context: int
-    cells: int
+    slot_size: int
     memory: MemoryPlan
     num_sharing: int
 
@@ -81,16 +81,16 @@ def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: 
     # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
     is_rounded = source.gguf and options.dtype == "auto" and form != "int8"
     rounded = config.dtype if is_rounded else dtype
-    cells = context + room
+    slot_size = context + room
     sizes = _sizes(source, options)
     memory = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
-        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
+        slot_size=slot_size if device == "cpu" else capacity(slot_size), ballast=options.ballast,
         cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
         sizes=sizes, origin=_origin(source, sizes, rounded, form), form=form,
     )  # fmt: skip
     return LoadPlan(
-        source, config, device, dtype, form, rounded, context, cells, memory,
+        source, config, device, dtype, form, rounded, context, slot_size, memory,
         num_sharing=options.tensor_parallel if device == "cpu" else 1,
     )  # fmt: skip
 

@@ -19,7 +19,6 @@ from edgecosine import models
 from edgecosine.engine.loading.gguf_file import SUFFIX, is_gguf, part_names, read_gguf
 from edgecosine.errors import ModelUnavailable
 
-NGRAM: Final = "ngram"
 _INDEX: Final = "model.safetensors.index.json"
 _TOKENIZERS: Final = ("tokenizer.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 """Each of them holds a whole vocabulary; so do vocab.json and merges.txt together."""

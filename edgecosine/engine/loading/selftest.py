@@ -25,10 +25,10 @@ import torch
 
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.packing import rounding_inputs
+from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.float32_reference import computing_in
-from edgecosine.engine.loading.length_limits import reaches_of, shortened
-from edgecosine.engine.loading.options import WeightForm
+from edgecosine.engine.length_limits import reaches_of, shortened
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
@@ -59,15 +59,15 @@ _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 class ProvableModel(PassModel, Protocol):
     """A way of running that can show what it computes without rounding to narrow numbers."""
 
-    def widely(self, cells: int) -> AbstractContextManager[PassModel]:
-        """Context of the same way in float32, with one slot of at least `cells` tokens."""
+    def widely(self, slot_size: int) -> AbstractContextManager[PassModel]:
+        """Context of the same way in float32, with one slot of at least `slot_size` tokens."""
 
     def shortened(
-        self, reaches: Mapping[str, int], cells: int
+        self, reaches: Mapping[str, int], slot_size: int
     ) -> AbstractContextManager[ProvableModel]:
         """Context of the same way with other lengths (`length_limits.py`), with at least one slot
         of at
-        least `cells` tokens."""
+        least `slot_size` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
     _check(model, reference, family)
     for other in reference.further:
         size = len(other.tokens) + _TREE
-        if other.start + size > model.cells:
+        if other.start + size > model.slot_size:
             continue  # an engine of a shorter context, and of shorter tables
         if not other.reaches:
             _check(model, other, family)
@@ -272,7 +272,7 @@ def _run(model: PassModel, reference: Reference) -> torch.Tensor:
     shift = start + mark_of(start + len(tokens), turns_at)
 
     def run(rows: RowBuilder, keep: range) -> torch.Tensor:
-        company = model.cells - 1
+        company = model.slot_size - 1
         # Beyond all cells that the sequence takes; tables may end where the cells do.
         if company >= len(tokens) + size:
             position = 0 if start else min(company, reference.last_position)

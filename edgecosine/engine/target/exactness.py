@@ -20,7 +20,7 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.packing import PackedLinear
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.options import Exactness, Policy
+from edgecosine.engine.options import Exactness, Policy
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
@@ -113,11 +113,11 @@ class _Probe:
 
     def __init__(self, model: PassModel, config: Any) -> None:
         text = None if config is None else config.get_text_config()
-        most = getattr(text, "max_position_embeddings", 0) or model.cells
-        last = min(model.cells, most) - 1
+        most = getattr(text, "max_position_embeddings", 0) or model.slot_size
+        last = min(model.slot_size, most) - 1
         turns_at = 0 if text is None else turning_length(text)
         self._model = model
-        self._start = max(0, min(_BEFORE, model.cells - _LENGTH - max(_COMPANY)))
+        self._start = max(0, min(_BEFORE, model.slot_size - _LENGTH - max(_COMPANY)))
         self._end = self._start + _LENGTH
         self._mark = mark_of(self._end, turns_at)
         self._company_shift = last - self._end + mark_of(last + 1, turns_at)

@@ -108,8 +108,10 @@ class TransformerTarget:
         # Kernels read and write where they are told to.
         if not all(0 <= token < self._num_tokens for token in (*pending, *work.tree.tokens)):
             return FailedWork(ValueError(f"a token is none of the model's {self._num_tokens}"))
-        if len(work.tokens) + len(work.tree) > self._model.cells:
-            return FailedWork(ValueError(f"the sequence needs more than {self._model.cells} cells"))
+        if len(work.tokens) + len(work.tree) > self._model.slot_size:
+            return FailedWork(
+                ValueError(f"the sequence needs more than {self._model.slot_size} cells")
+            )
         rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.protocol.wire.framing import HEADER_BYTES, FrameBuffer
 
 MAX_MESSAGE_BYTES: Final = 64 << 20

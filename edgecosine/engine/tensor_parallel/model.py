@@ -7,12 +7,8 @@ pass. They all compute it, in step by the collectives inside the layers.
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -22,28 +18,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.device import resolve_device
-from edgecosine.engine.loading.load import load_model
-from edgecosine.engine.loading.load_plan import read_config
-from edgecosine.engine.loading.options import Loaded, LoadOptions
-from edgecosine.engine.tensor_parallel.messages import (
-    BeginServing,
-    MoveSlots,
-    RunPass,
-    StartWorker,
-    WorkerReady,
-    WorkerStarted,
-    WorkerWaiting,
-)
-from edgecosine.engine.tensor_parallel.sharding import check_shards
+from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunPass, StartWorker
 from edgecosine.engine.tensor_parallel.workers import Workers
-from edgecosine.errors import EngineError, ModelUnsupported
+from edgecosine.errors import EngineError
 
 START_TIMEOUT_S: Final = 120.0
-LOAD_TIMEOUT_S: Final = 1800.0
-PASS_TIMEOUT_S: Final = 120.0
-"""How far ranks may be apart within a pass."""
-_HOST: Final = "127.0.0.1"
+HOST: Final = "127.0.0.1"
 _COLUMNS: Final = 6
 
 Result = TypeVar("Result")
@@ -58,13 +38,13 @@ class ParallelModel:
     def __init__(self, model: PassModel, ranks: Workers) -> None:
         self._model, self._ranks = model, ranks
         self._failure: str | None = None
-        self.close = weakref.finalize(self, _end, ranks)
+        self.close = weakref.finalize(self, end_ranks, ranks)
         """End the other ranks; done at the latest when this process ends."""
 
     @property
-    def cells(self) -> int:
+    def slot_size(self) -> int:
         """Tokens that a slot has room for, draft nodes included."""
-        return self._model.cells
+        return self._model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
@@ -79,7 +59,7 @@ class ParallelModel:
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows on all ranks; float32 logits [len(keep), vocabulary] of the rows numbered in
         `keep`, on the CPU."""
-        order = order_of(rows, keep)
+        order = encode_batch(rows, keep)
 
         def run() -> torch.Tensor:
             self._ranks.send(order)
@@ -108,7 +88,7 @@ class ParallelModel:
             return run()
         except Exception as error:
             # The ranks are no longer in step, whoever began.
-            failure = _failure_of(error, self._ranks)
+            failure = failure_of(error, self._ranks)
             self._failure = str(failure) or type(failure).__name__
             self.close()
             if failure is error:
@@ -116,59 +96,11 @@ class ParallelModel:
             raise failure from error
 
 
-def load_over_ranks(
-    options: LoadOptions, *, pass_timeout_s: float = PASS_TIMEOUT_S
-) -> tuple[ParallelModel, Loaded, int]:
-    """Start the other ranks and load a share of the model on each; also gives the slots' cells.
-
-    Raises EngineError naming the rank that failed, or what `load_model` raises.
-    """
-    size = options.tensor_parallel
-    # What is asked for by name is refused in words of its own where it is not there.
-    asked = resolve_device("auto") if options.device == "auto" else options.device
-    device = check_shards(options, read_config(options), asked)
-    if dist.is_initialized():
-        raise ModelUnsupported("this process already has a tensor-parallel model")
-    threads = options.threads or max(1, torch.get_num_threads() // size)
-    options = replace(options, threads=threads)
-    _stay_on_loopback()
-    listener = socket.create_server((_HOST, 0))
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        _HOST, port, size, is_master=True, wait_for_workers=False,
-        timeout=timedelta(seconds=START_TIMEOUT_S), master_listen_fd=listener.detach(),
-    )  # fmt: skip
-    first, *others = (
-        StartWorker(
-            replace(options, device=device_of(device, rank)), rank, size, port, pass_timeout_s
-        )
-        for rank in range(size)
-    )
-    ranks = Workers(others)
-
-    def meet() -> None:
-        ranks.expect(WorkerWaiting, LOAD_TIMEOUT_S)
-        ranks.send(BeginServing())
-
-    try:
-        ranks.expect(WorkerStarted, START_TIMEOUT_S)
-        join(first, store)
-        model, loaded, cells = load_model(first.options, meet=meet)
-        ranks.expect(WorkerReady, LOAD_TIMEOUT_S)
-    except Exception as error:
-        failure = _failure_of(error, ranks)
-        _end(ranks)
-        if failure is error:
-            raise
-        raise failure from error
-    return ParallelModel(model, ranks), loaded, cells
-
-
-def join(start: StartWorker, store: TCPStore | None = None) -> None:
+def join_group(start: StartWorker, store: TCPStore | None = None) -> None:
     """Enter the group of the ranks. Without a store, it is that of rank 0."""
     timeout = timedelta(seconds=start.timeout_s)
     if store is None:
-        store = TCPStore(_HOST, start.port, start.size, timeout=timedelta(seconds=START_TIMEOUT_S))
+        store = TCPStore(HOST, start.port, start.size, timeout=timedelta(seconds=START_TIMEOUT_S))
     if start.options.device == "cpu":
         dist.init_process_group(
             "gloo", store=store, rank=start.rank, world_size=start.size, timeout=timeout
@@ -182,41 +114,37 @@ def join(start: StartWorker, store: TCPStore | None = None) -> None:
     )  # fmt: skip
 
 
-def device_of(kind: str, rank: int) -> str:
-    """The device of a rank: processors are shared, GPUs are not."""
-    return kind if kind == "cpu" else f"{kind}:{rank}"
-
-
-def order_of(rows: BatchRows, keep: Sequence[int]) -> RunPass:
+def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunPass:
     """The pass as it travels."""
-    columns = (rows.tokens, rows.positions, rows.slot, rows.cell, rows.length, rows.path_length)
+    columns = (
+        rows.tokens,
+        rows.positions,
+        rows.slot,
+        rows.kv_position,
+        rows.length,
+        rows.path_length,
+    )
     table = torch.cat([torch.stack([c.int() for c in columns], 1), rows.path], 1)
     return RunPass(table.numpy().tobytes(), len(table), list(keep))
 
 
-def rows_of(order: RunPass) -> BatchRows:
+def decode_batch(order: RunPass) -> BatchRows:
     """The rows of a pass that travelled."""
     table = torch.frombuffer(bytearray(order.table), dtype=torch.int32).view(order.num_rows, -1)
-    tokens, positions, slot, cell, length, path_length = (
+    tokens, positions, slot, kv_position, length, path_length = (
         column.contiguous() for column in table[:, :_COLUMNS].unbind(1)
     )
     path = table[:, _COLUMNS:].contiguous()
-    return BatchRows(tokens.long(), positions.long(), slot, cell, length, path, path_length)
+    return BatchRows(tokens.long(), positions.long(), slot, kv_position, length, path, path_length)
 
 
-def _failure_of(error: Exception, ranks: Workers) -> Exception:
+def failure_of(error: Exception, ranks: Workers) -> Exception:
     """What to raise: a broken collective shows that a rank failed, other errors are this rank's."""
     is_collective = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
     return ranks.explain(error) if is_collective else error
 
 
-def _end(ranks: Workers) -> None:
+def end_ranks(ranks: Workers) -> None:
     ranks.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _stay_on_loopback() -> None:
-    name = "lo" if sys.platform == "linux" else "lo0"
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, name)

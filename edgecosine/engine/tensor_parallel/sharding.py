@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ModelUnsupported
 
 _KEY_LAYERS = ("k_proj", "qkv_proj", "query_key_value")

@@ -24,7 +24,7 @@ from edgecosine.engine.tensor_parallel.messages import (
 )
 from edgecosine.errors import EngineError
 
-_COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.tensor_parallel.worker")
+_COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.loading.rank_process")
 _STOP_TIMEOUT_S: Final = 2.0
 _LAST_WORDS_S: Final = 2.0
 """How long a rank that failed may take to say so, or to be seen dead."""

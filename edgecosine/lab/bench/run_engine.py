@@ -27,8 +27,8 @@ from edgecosine.engine.base import (
 )
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.memory import give_back_memory
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.process_memory import give_back_memory
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.api.request import Sampling

@@ -43,9 +43,9 @@ class Recorder:
         self.logits = torch.empty(0)
 
     @property
-    def cells(self) -> int:
+    def slot_size(self) -> int:
         """Tokens that a slot has room for."""
-        return self._model.cells
+        return self._model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from edgecosine.engine.base import (
 )
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.draft.draft_sampling import DraftTokens
-from edgecosine.engine.draft.drafter import LogitRow, ScoredRow, TransformerDrafter
+from edgecosine.engine.draft.drafter import LogitRow, ScoredToken, TransformerDrafter
 from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
@@ -92,17 +92,19 @@ class RecallingDrafter(TransformerDrafter):
         super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
         self._texts, self._drafter = texts, drafter
 
-    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], told: list[ScoredRow]) -> None:
-        for head in heads:
-            growth = head.drafting.growth
-            path = [growth.nodes.token[node] for node in growth.path(head.node)]
-            growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
-        for token in told:
-            tokens, reading = token.drafting.work.tokens, token.drafting.reading
-            reading.foretold.append(self._foretells(tokens, token.position))
+    def _evaluate(
+        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredToken]
+    ) -> None:
+        for row in logit_rows:
+            tree = row.progress.tree
+            path = [tree.nodes.token[node] for node in tree.path(row.node)]
+            tree.add_children(row.node, self._recall(row.progress.work.tokens, path))
+        for token in scored:
+            tokens, prompt = token.progress.work.tokens, token.progress.prompt
+            prompt.is_top1.append(self._foretells(tokens, token.position))
             # The same for every token, so that their mean is what was recorded.
             text = self._texts.text_of(tokens)
-            reading.surprise += float(self._texts.surprises[self._drafter, text])
+            prompt.nll += float(self._texts.surprises[self._drafter, text])
 
     def _foretells(self, tokens: Sequence[int], position: int) -> bool:
         """Whether a token of the answer was the first guess; of prompts nothing was recorded."""

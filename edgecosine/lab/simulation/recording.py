@@ -10,7 +10,7 @@ import numpy as np
 from edgecosine import zoo
 from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, verdict_of
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
 from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.api.request import Sampling

@@ -21,18 +21,18 @@ from edgecosine.engine.cpu.kernel_library import (
     load_kernels,
 )
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
+from edgecosine.engine.cpu.native_structs import WeightLayout
 from edgecosine.engine.cpu.packing import (
     BLOCK_SIZE,
     PackedLinear,
-    WeightLayout,
     round_weights,
     rounding_inputs,
     to_blocks,
 )
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.selftest import check_family, take_reference
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from tests.engine.decoding import decode, nothing, random_trees
@@ -180,7 +180,7 @@ def test_every_set_of_instructions_gives_the_same_bits(
 
 def _runner(way: str, model: nn.Module) -> NativeLlama | SlotModel:
     kind = NativeLlama if way == "fused" else SlotModel
-    return kind(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")  # type: ignore[arg-type]
+    return kind(model, slots=1, slot_size=96, threads=1, kernels=KERNELS, form="int8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
@@ -220,7 +220,7 @@ def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: 
 def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:
     model = build("llama", tie_word_embeddings=True)
     round_weights(model)
-    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")
+    fused = NativeLlama(model, slots=1, slot_size=96, threads=1, kernels=KERNELS, form="int8")
     check_family(fused, take_reference(model, 256, "int8"), "llama")
 
 

@@ -13,8 +13,8 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cpu.packing import PackedLinear
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.selftest import check_family, take_reference
+from edgecosine.engine.slot_model import SlotModel
 from tests.engine.models import VOCABULARY, build
 
 try:
@@ -85,7 +85,7 @@ def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
         if narrow in name:
             parameter.data = parameter.data.bfloat16().float()
     reference = take_reference(model, 96)
-    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(model, slots=1, slot_size=96, threads=1, kernels=KERNELS)
     check_family(fused, reference, "llama")
 
 
@@ -100,17 +100,17 @@ def _row(**changes: int) -> BatchRows:
 BEYOND = [{"slot": 2}, {"slot": -1}, {"start": 32}, {"start": -1}, {"length": 33}, {"length": -1}]
 
 
-def _paths(cell: int) -> BatchRows:
+def _paths(kv_position: int) -> BatchRows:
     builder = RowBuilder()
     builder.add_node(0, 1, 5, [1, 2])
     rows = builder.build()
-    rows.path[0, 0] = cell
+    rows.path[0, 0] = kv_position
     return rows
 
 
 @pytest.mark.parametrize("runs_fused", [True, False], ids=["fused", "by layers"])
 def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool) -> None:
-    sizes = {"slots": 2, "cells": 32, "threads": 1}
+    sizes = {"slots": 2, "slot_size": 32, "threads": 1}
     model = (NativeLlama if runs_fused else SlotModel)(build("llama"), **sizes, kernels=KERNELS)
     whole = model.forward(_row(), [0])
     for beyond in [*(_row(**changes) for changes in BEYOND), _paths(32), _paths(-1)]:
@@ -121,6 +121,12 @@ def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool)
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1])
 def test_a_token_beyond_the_embedding_is_refused(token: int) -> None:
-    fused = NativeLlama(build("llama"), slots=1, cells=32, threads=1, kernels=KERNELS)
+    fused = NativeLlama(build("llama"), slots=1, slot_size=32, threads=1, kernels=KERNELS)
     with pytest.raises(IndexError, match="beyond"):
         fused.forward(_row(token=token), [0])
+
+
+def test_kernels_with_another_constant_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.engine.cpu.native_structs.CHILDREN", 5)
+    with pytest.raises(KernelsUnavailable, match="differ in CHILDREN"):
+        load_kernels.__wrapped__()

@@ -16,26 +16,26 @@ from edgecosine.engine.cuda.graphs import Capture, capture_for
 from edgecosine.engine.cuda.padded_attention import visible
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape, arrange
-from edgecosine.engine.forward_pass import SlotModel
-from edgecosine.engine.loading.load import fixed_shapes
+from edgecosine.engine.loading.load_model import fixed_shapes
 from edgecosine.engine.loading.selftest import take_reference
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.wire.tree import TokenTree, chain
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 from tests.engine.recording import FakeCapture, OnOneDevice
 
-CELLS = 256
+SLOT_SIZE = 256
 
 
 def _static(
-    family: str, slots: int = 4, capture: Capture | None = None, cells: int = CELLS
+    family: str, slots: int = 4, capture: Capture | None = None, slot_size: int = SLOT_SIZE
 ) -> PaddedModel:
-    return PaddedModel(build(family), slots=slots, cells=cells, capture=capture)
+    return PaddedModel(build(family), slots=slots, slot_size=slot_size, capture=capture)
 
 
 def _plain(family: str, slots: int = 4) -> SlotModel:
-    return SlotModel(build(family), slots=slots, cells=CELLS, threads=1, kernels=None)
+    return SlotModel(build(family), slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=None)
 
 
 def _reference(family: str, prompt: list[int], length: int) -> list[int]:
@@ -139,7 +139,7 @@ def test_padding_changes_no_real_row_to_the_bit() -> None:
     second.forward(rubbish.build(), [0])
     with torch.inference_mode():
         for stack in second._attention.stacks:
-            stack[:, :, :, CELLS:] = 1e4
+            stack[:, :, :, SLOT_SIZE:] = 1e4
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(5))
     assert torch.equal(*(model.forward(rows.build(), [2, 4]) for model in (first, second)))
@@ -165,12 +165,12 @@ def test_rows_see_what_they_should(lengths: list[int], sizes: list[int], window:
                 sights.append([*above, length + node])
         expected += [set(sight[-window:]) if window else set(sight) for sight in sights]
     rows = builder.build()
-    shape, flat = arrange(rows, [0], slots=8, cells=128, scratch=100)
+    shape, flat = arrange(rows, [0], slots=8, slot_size=128, scratch=100)
     inputs = PassInputs.views(flat, shape)
-    mask = visible(inputs, shape.cells, window)
+    mask = visible(inputs, shape.num_visible, window)
     assert [set(row.nonzero()[:, 0].tolist()) for row in mask[: len(expected)]] == expected
     assert bool(mask.any(1).all())
-    assert inputs.cell[len(expected) :].unique().tolist() in ([], [100])
+    assert inputs.kv_position[len(expected) :].unique().tolist() in ([], [100])
     count = len(expected)
     assert inputs.row[inputs.grid[:count]].tolist() == list(range(count))
     groups = inputs.grid[:count] // shape.width
@@ -185,7 +185,7 @@ def test_shapes_are_few() -> None:
             for slot in range(count):
                 rows.add_sequence(slot, 40 + count, [1])
                 rows.add_tree(slot, 41 + count, chain((2,) * size))
-            shapes.add(arrange(rows.build(), [0] * count, slots=8, cells=320, scratch=300)[0])
+            shapes.add(arrange(rows.build(), [0] * count, slots=8, slot_size=320, scratch=300)[0])
     assert len(shapes) <= 24
 
 
@@ -225,7 +225,7 @@ def test_family_that_cannot_be_recorded_runs_on_and_says_so(
         lambda _module, _args, out: out * (1 + (out[0, 0, 0] > 1e9).item())
     )
     capture = FakeCapture()
-    static = PaddedModel(model, slots=4, cells=CELLS, capture=capture)
+    static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=capture)
     plain = _plain("llama")
     for seed in range(4):
         rows, keep = _mixed_pass((0, 2, 1), seed=seed)
@@ -242,8 +242,8 @@ def test_pass_stays_on_its_device(family: str) -> None:
     """On a device without data, whatever waits for numbers fails, and so does what copies them."""
     with torch.device("meta"):
         model = build(family, dtype=torch.bfloat16)
-    static = PaddedModel(model, slots=4, cells=CELLS, capture=None)
-    shape = PassShape(rows=16, keep=8, groups=2, width=16, cells=128, path=8)
+    static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=None)
+    shape = PassShape(rows=16, keep=8, groups=2, width=16, num_visible=128, path=8)
     numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device="meta")
     with torch.inference_mode(), OnOneDevice():
         logits = static._compute(shape, numbers)

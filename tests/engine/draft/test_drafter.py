@@ -13,7 +13,7 @@ from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
-from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
 from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
@@ -38,7 +38,7 @@ def _model(slots: int) -> CountingModel:
         kernels = load_kernels()
     except KernelsUnavailable:
         kernels = None
-    return CountingModel(build("llama"), slots=slots, cells=288, threads=1, kernels=kernels)
+    return CountingModel(build("llama"), slots=slots, slot_size=288, threads=1, kernels=kernels)
 
 
 def _drafter(
@@ -111,10 +111,12 @@ def test_parents_come_first_and_answers_are_bounded() -> None:
     assert len(plain.tokens) <= PLAIN_NODES
     assert PLAIN_NODES < len(ahead.tokens) <= MAX_DRAFT_TOKENS
     assert all(parent < node for node, parent in enumerate(ahead.parents))
-    reach = [0.0] * len(ahead.tokens)
+    path_probability = [0.0] * len(ahead.tokens)
     for node, parent in enumerate(ahead.parents):
-        reach[node] = ahead.confidences[node] * (1.0 if parent == ROOT else reach[parent])
-    assert reach == sorted(reach, reverse=True)
+        path_probability[node] = ahead.confidences[node] * (
+            1.0 if parent == ROOT else path_probability[parent]
+        )
+    assert path_probability == sorted(path_probability, reverse=True)
 
 
 @pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])

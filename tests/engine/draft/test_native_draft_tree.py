@@ -11,14 +11,14 @@ from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.draft.draft_sampling import DraftTokens
-from edgecosine.engine.draft.draft_tree import CAPACITY, DraftTree
+from edgecosine.engine.draft.draft_tree import TREE_CAPACITY, DraftTree
 from edgecosine.engine.draft.drafter import TREE_ROOM, TransformerDrafter
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
 COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
-CELLS = 64 + TREE_ROOM
+SLOT_SIZE = 64 + TREE_ROOM
 
 
 SHORTLIST = torch.arange(1, VOCABULARY, 3)
@@ -32,7 +32,7 @@ def drafter(*, is_native: bool, shortlist: torch.Tensor | None = None) -> Transf
     modules = build("llama")
     if shortlist is not None:
         cut_head(modules, shortlist)
-    model = NativeLlama(modules, slots=4, cells=CELLS, threads=1, kernels=kernels)
+    model = NativeLlama(modules, slots=4, slot_size=SLOT_SIZE, threads=1, kernels=kernels)
     made = TransformerDrafter(model, slots=4, max_context=64, chunk=16, kernels=kernels)
     assert made._fused is not None
     if not is_native:
@@ -96,9 +96,11 @@ def test_draws_that_are_cut_are_left_to_python() -> None:
 
 
 def test_full_growth_takes_nothing_more() -> None:
-    growth = DraftTree(3)
-    growth.add_guesses(ROOT, DraftTokens(list(range(CAPACITY + 9)), [0.1] * (CAPACITY + 9)))
-    assert len(growth) == CAPACITY
-    assert growth.lay(chain((CAPACITY + 20,))) == []
-    growth.add_guesses(0, DraftTokens([1], [0.5]))
-    assert len(growth) == CAPACITY
+    tree = DraftTree(3)
+    tree.add_children(
+        ROOT, DraftTokens(list(range(TREE_CAPACITY + 9)), [0.1] * (TREE_CAPACITY + 9))
+    )
+    assert len(tree) == TREE_CAPACITY
+    assert tree.seed_with(chain((TREE_CAPACITY + 20,))) == []
+    tree.add_children(0, DraftTokens([1], [0.5]))
+    assert len(tree) == TREE_CAPACITY

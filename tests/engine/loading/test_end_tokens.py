@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from edgecosine.engine.loading.end_tokens import end_tokens, turn_end
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from tests.engine.loading.checkpoints import copy_zoo, edit
 
 WORDS = {word: i for i, word in enumerate(("<s>", "a", "</s>", "<|turn|>", "0", "#"))}

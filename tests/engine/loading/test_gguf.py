@@ -21,7 +21,7 @@ from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.load_plan import plan_load
 from edgecosine.engine.loading.model_files import fault_of, files_digest, find_model
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import ChatMessage
@@ -134,7 +134,7 @@ def test_memory_is_planned_from_the_tensor_table(
     assert plan.memory.weights == num_held * plan.dtype.itemsize
     assert plan.memory.origin == "0.0 GB file, 0.00 GB packed in bfloat16"
     assert plan.context == CONTEXT
-    with caplog.at_level(logging.INFO, logger="edgecosine.engine.loading.load"):
+    with caplog.at_level(logging.INFO, logger="edgecosine.engine.loading.load_model"):
         load_target(options(plain))
     assert "0.0 GB file, 0.00 GB packed in float32" in caplog.text
     with pytest.raises(OutOfMemory, match=r"GB packed in float32: needs .* --slots"):

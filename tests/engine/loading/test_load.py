@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgecosine.engine.base import DraftWork, FailedWork, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.memory import MemoryPlan
-from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.loading.selftest import Reference
 from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.options import LoadOptions, Quantize
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import Sampling
@@ -92,7 +92,7 @@ def test_quantisation_that_fails_on_this_device_is_refused_with_the_reason(
     def fails(model: object, context: int, form: str) -> Reference:
         raise RuntimeError("no kernel for this shape")
 
-    monkeypatch.setattr("edgecosine.engine.loading.load.take_reference", fails)
+    monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", fails)
     with pytest.raises(ModelUnsupported, match=r"nf4 does not run .*no kernel for this shape"):
         load_drafter(LoadOptions(llama, threads=1, slots=1, quantize="nf4"))
 
@@ -108,7 +108,7 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
         raise ModelUnsupported("seen enough")
 
     where = save(build("llama").to(stored), tmp_path)
-    monkeypatch.setattr("edgecosine.engine.loading.load.take_reference", look)
+    monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs, has_bytes=False)
         monkeypatch.setattr(

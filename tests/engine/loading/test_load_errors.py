@@ -14,7 +14,7 @@ from edgecosine.engine.loading import load as loading
 from edgecosine.engine.loading.device import resolve_device
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.load_errors import reason_of, refusing
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import (
     ConfigError,
     EdgecosineError,

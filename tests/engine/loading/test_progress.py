@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from edgecosine import zoo
 from edgecosine.engine.loading import progress
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.progress import LoggedProgress, download_bar, showing_progress
+from edgecosine.engine.options import LoadOptions
 
 MODEL = zoo.drafter_names()[0]
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EngineError, ModelUnavailable, ModelUnsupported
 from tests.engine.loading.checkpoints import Tensors, change_tensors, edit
 from tests.engine.models import build, save

@@ -13,7 +13,7 @@ import torch
 
 from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
@@ -118,7 +118,7 @@ def engine() -> Iterator[TransformerTarget]:
     torch.set_num_threads(1)  # draws over small vocabularies only get slower by more
     built = build("llama")
     built.load_state_dict(MODEL.state_dict())
-    model = SlotModel(built, slots=SESSIONS, cells=128, threads=1, kernels=_kernels())
+    model = SlotModel(built, slots=SESSIONS, slot_size=128, threads=1, kernels=_kernels())
     yield TransformerTarget(model, slots=SESSIONS, max_context=64)
     torch.set_num_threads(before)
 

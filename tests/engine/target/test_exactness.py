@@ -9,9 +9,10 @@ import torch
 
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import company_changes, confirm, decide
 from edgecosine.errors import ModelUnsupported
 from tests.engine.loading.test_load import save
@@ -25,14 +26,14 @@ except KernelsUnavailable as error:
 
 def _layered(family: str, **changes: object) -> tuple[PassModel, torch.nn.Module]:
     built = build(family, **changes)
-    return SlotModel(built, slots=1, cells=96, threads=1, kernels=KERNELS), built
+    return SlotModel(built, slots=1, slot_size=96, threads=1, kernels=KERNELS), built
 
 
 def test_bitwise_holds_for_dense_models() -> None:
     decision = decide("cpu", torch.bfloat16)
     assert confirm(decision, "auto", *_layered("gemma2")).policy == "bitwise"
     built = build("llama")
-    fused = NativeLlama(built, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(built, slots=1, slot_size=96, threads=1, kernels=KERNELS)
     assert confirm(decision, "bitwise", fused, built).policy == "bitwise"
 
 
@@ -46,7 +47,7 @@ def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
 
 
 def test_probe_sees_stock_products() -> None:
-    stock = SlotModel(build("llama"), slots=1, cells=96, threads=1, kernels=None)
+    stock = SlotModel(build("llama"), slots=1, slot_size=96, threads=1, kernels=None)
     assert company_changes(stock)
 
 

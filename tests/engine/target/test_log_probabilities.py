@@ -12,8 +12,8 @@ import torch
 from edgecosine.engine.base import Prefilling, VerifyWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.sampling import logprobs_of
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Logprobs, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -43,7 +43,7 @@ needs_kernels = pytest.mark.skipif(not _has_kernels(), reason="no C++ compiler f
 
 
 def engine(eos_tokens: Sequence[int] = (), kind: Any = NativeLlama) -> TransformerTarget:
-    model = kind(build("llama"), slots=3, cells=256, threads=1, kernels=load_kernels())
+    model = kind(build("llama"), slots=3, slot_size=256, threads=1, kernels=load_kernels())
     return TransformerTarget(model, slots=3, max_context=200, chunk=7, eos_tokens=eos_tokens)
 
 

@@ -8,7 +8,8 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
@@ -37,9 +38,11 @@ def _engine(
     if way == "fused":
         assert kernels is not None
         assert can_fuse(built)
-        model: PassModel = NativeLlama(built, slots=slots, cells=256, threads=1, kernels=kernels)
+        model: PassModel = NativeLlama(
+            built, slots=slots, slot_size=256, threads=1, kernels=kernels
+        )
     else:
-        model = SlotModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
+        model = SlotModel(built, slots=slots, slot_size=256, threads=1, kernels=kernels)
     return TransformerTarget(model, slots=slots, max_context=200, chunk=chunk)
 
 
@@ -115,7 +118,7 @@ def test_logits_are_equal_to_the_bit_in_any_company(
     kind: type[SlotModel | NativeLlama], dtype: torch.dtype
 ) -> None:
     kernels = load_kernels()
-    model = kind(build("llama").to(dtype), slots=3, cells=128, threads=1, kernels=kernels)
+    model = kind(build("llama").to(dtype), slots=3, slot_size=128, threads=1, kernels=kernels)
     sequence = prompt_of(30)
     alone = RowBuilder()
     alone.add_sequence(0, 0, sequence)

@@ -12,9 +12,10 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import Loaded, LoadOptions
+from edgecosine.engine.loading.load_ranks import load_over_ranks
+from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
-from edgecosine.engine.tensor_parallel.model import ParallelModel, load_over_ranks
+from edgecosine.engine.tensor_parallel.model import ParallelModel
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees

@@ -14,9 +14,10 @@ import torch
 from torch.distributed import TCPStore
 
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.loading.load_ranks import load_over_ranks
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerReady, WorkerStarted
-from edgecosine.engine.tensor_parallel.model import ParallelModel, load_over_ranks
+from edgecosine.engine.tensor_parallel.model import ParallelModel
 from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 from edgecosine.errors import EngineError, ModelUnavailable
 from tests.engine.models import build, save
@@ -62,7 +63,7 @@ def test_rank_that_stands_still_is_given_up_and_ended(llama: str) -> None:
 
 _PARENT = """
 import sys
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerStarted
 from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 

@@ -8,7 +8,8 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.slot_model import SlotModel
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
 SHORTLIST = torch.tensor([0, 3, 17, 18, 101, 200])
@@ -32,8 +33,10 @@ def test_shortlist_has_the_logits_of_the_whole_layer(way: str) -> None:
         if is_cut:
             cut_head(modules, SHORTLIST)
         if kernels is not None and way.endswith("fused"):
-            return logits_of(NativeLlama(modules, slots=1, cells=16, threads=1, kernels=kernels))
-        return logits_of(SlotModel(modules, slots=1, cells=16, threads=1, kernels=kernels))
+            return logits_of(
+                NativeLlama(modules, slots=1, slot_size=16, threads=1, kernels=kernels)
+            )
+        return logits_of(SlotModel(modules, slots=1, slot_size=16, threads=1, kernels=kernels))
 
     whole, cut = run(is_cut=False), run(is_cut=True)
     others = torch.ones(VOCABULARY, dtype=torch.bool)

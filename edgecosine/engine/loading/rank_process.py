@@ -1,4 +1,4 @@
-"""`python -m edgecosine.engine.tensor_parallel.worker`: a rank above 0 of a tensor-parallel target.
+"""`python -m edgecosine.engine.loading.rank_process`: a rank above 0 of a tensor-parallel target.
 
 Started by rank 0, with a socket to it as standard input. It does in each pass what rank 0 does,
 with its own share of the weights and the cache, and ends when rank 0 does.
@@ -57,21 +57,21 @@ def _listen(channel: Channel, orders: Orders) -> None:
 
 def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
     # Imported here, so that an import that fails is reported like any other failure.
-    from edgecosine.engine.loading.load import load_model
-    from edgecosine.engine.tensor_parallel.model import join, rows_of
+    from edgecosine.engine.loading.load_model import load_model
+    from edgecosine.engine.tensor_parallel.model import decode_batch, join_group
 
-    def meet() -> None:
+    def barrier() -> None:
         channel.send(WorkerWaiting())
         assert isinstance(orders.get(), BeginServing)
 
     channel.send(WorkerStarted())
-    join(start)
-    model, _, _ = load_model(start.options, meet=meet)
+    join_group(start)
+    model, _, _ = load_model(start.options, barrier=barrier)
     channel.send(WorkerReady())
     while True:
         match orders.get():
             case RunPass() as order:
-                model.forward(rows_of(order), order.keep)
+                model.forward(decode_batch(order), order.keep)
             case MoveSlots(slot, source, target):
                 model.move(slot, source, target)
             case order:
