@@ -21,7 +21,7 @@ _NAMES: Final = (WINDOW, _CHUNK, "floor_scale", "index_topk")
 """The last two: positions from which queries are scaled, tokens from which attention is sparse."""
 
 
-def reaches_of(config: Any, context: int) -> dict[str, int]:
+def limits_of(config: Any, context: int) -> dict[str, int]:
     """The lengths of a text model that lie within `context` tokens, by name."""
     found = {name: getattr(config, name, None) for name in _NAMES}
     return {
@@ -34,7 +34,7 @@ def reaches_of(config: Any, context: int) -> dict[str, int]:
 def refuse_chunks(config: Any, context: int) -> None:
     """Raises ModelUnsupported where a context of so many tokens goes beyond a chunk of attention:
     rows here see windows or all that is before them."""
-    chunk = reaches_of(config, context).get(_CHUNK)
+    chunk = limits_of(config, context).get(_CHUNK)
     if chunk and _CHUNKED in (getattr(config, "layer_types", None) or (_CHUNKED,)):
         raise ModelUnsupported(
             f"model family {config.model_type!r} attends in chunks of {chunk} tokens, which is not "
@@ -43,15 +43,15 @@ def refuse_chunks(config: Any, context: int) -> None:
 
 
 @contextmanager
-def shortened(model: nn.Module, reaches: Mapping[str, int]) -> Iterator[None]:
-    """Context in which a model has other lengths: those of `reaches`, by name, wherever it has the
+def shortened(model: nn.Module, limits: Mapping[str, int]) -> Iterator[None]:
+    """Context in which a model has other lengths: those of `limits`, by name, wherever it has the
     name."""
     owners = [vars(module) for module in model.modules()]
     configs = {id(c): c for owner in owners if (c := owner.get("config")) is not None}
     changed: list[tuple[Any, str, int]] = []
     try:
         for owner in (*model.modules(), *configs.values()):
-            for name, length in reaches.items():
+            for name, length in limits.items():
                 if isinstance(before := vars(owner).get(name), int) and before:
                     changed.append((owner, name, before))
                     setattr(owner, name, length)

@@ -125,9 +125,9 @@ class SlotModel:
                 layer.is_wide = False
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _slot_size: int) -> Iterator[SlotModel]:
-        """Context in which the model's windows and the like are as long as `reaches` says."""
-        with shortened(self._model, reaches):
+    def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[SlotModel]:
+        """Context in which the model's windows and the like are as long as `limits` says."""
+        with shortened(self._model, limits):
             yield self
 
 

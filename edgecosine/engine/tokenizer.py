@@ -14,7 +14,7 @@ from edgecosine.protocol.api.request import ChatMessage
 _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_SPELLINGS = 4096
-_MAX_WORDS = 300
+_MAX_REASON = 300
 _CHARACTERS_A_TOKEN = 8
 """More than a token of a text has on average."""
 _EDGE = 64
@@ -59,7 +59,7 @@ class TextCodec:
             )
         except Exception as error:  # a template is a program of a stranger's
             raise RequestError(
-                f"the model's chat template does not take these messages: {_words_of(error)}",
+                f"the model's chat template does not take these messages: {_one_line(error)}",
                 code="chat_template_error",
                 parameter="messages",
             ) from error
@@ -152,9 +152,9 @@ class TextCodec:
         return [(name or "").encode() for name in names]
 
 
-def _words_of(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """An error on one line."""
-    return " ".join(str(error).split())[:_MAX_WORDS] or type(error).__name__
+    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
 
 
 def _bytes_of(name: str) -> bytes:

@@ -145,8 +145,8 @@ def _build(compiler: str, path: Path) -> None:
         built = Path(scratch) / path.name
         done = _run([compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)])
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise KernelsUnavailable(f"{compiler} failed: {said[-1] if said else 'no message'}")
+            stderr = done.stderr.decode(errors="replace").strip().splitlines()
+            raise KernelsUnavailable(f"{compiler} failed: {stderr[-1] if stderr else 'no message'}")
         digest = _digest_file(built)
         digest.write_text(_digest(built), encoding="ascii")
         digest.replace(_digest_file(path))
@@ -160,8 +160,8 @@ def _declare(path: Path) -> Kernels:
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
     for name in ("has_pairs", "has_bytes"):
-        question = getattr(library, f"edgecosine_{name}")
-        question.argtypes, question.restype = [], number
+        function = getattr(library, f"edgecosine_{name}")
+        function.argtypes, function.restype = [], number
     library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, size, size]
     library.edgecosine_prefer_huge_pages.argtypes = [pointer, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]

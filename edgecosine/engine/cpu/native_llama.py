@@ -202,15 +202,15 @@ class NativeLlama:
                 weight.layout = layout
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
-        """Context in which windows are as long as `reaches` says."""
+    def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
+        """Context in which windows are as long as `limits` says."""
         layers = [
             layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
         ]
         windows = [layer.window for layer in layers]
         try:
             for layer in layers:
-                layer.window = reaches.get(WINDOW, layer.window)
+                layer.window = limits.get(WINDOW, layer.window)
             yield self
         finally:
             for layer, window in zip(layers, windows, strict=True):

@@ -1,6 +1,6 @@
 """Attention over padded passes: no loop over sessions, nothing that waits for the device.
 
-Every shape is known from the `PassShape`, every choice is an index or a mask in a tensor, so that
+Every shape is known from the `BatchShape`, every choice is an index or a mask in a tensor, so that
 the kernels can be recorded once and replayed with other numbers.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from edgecosine.engine.attention import AttentionInputs, LayerCache, attending_by
-from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape
+from edgecosine.engine.cuda.padded_shapes import BatchInputs, BatchShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ class PaddedAttention:
         self._caches = {
             module: LayerCache(tensors[module, 0], tensors[module, 1]) for module in layers.found
         }
-        self._shape: PassShape | None = None
-        self._inputs: PassInputs | None = None
+        self._shape: BatchShape | None = None
+        self._inputs: BatchInputs | None = None
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
-    def begin(self, shape: PassShape, inputs: PassInputs) -> None:
+    def begin(self, shape: BatchShape, inputs: BatchInputs) -> None:
         """The next layers attend for this pass."""
         self._shape, self._inputs = shape, inputs
         self._masks = {}
@@ -153,7 +153,7 @@ class PaddedAttention:
         return mask
 
 
-def visible(inputs: PassInputs, num_visible: int, window: int) -> torch.Tensor:
+def visible(inputs: BatchInputs, num_visible: int, window: int) -> torch.Tensor:
     """Which cells each row sees: bool [rows, cells]. A row sees at least itself."""
     device = inputs.length.device
     index = torch.arange(num_visible, device=device)[None]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from edgecosine.engine.attention import NAME, BatchRows, attending_by
 from edgecosine.engine.cuda.graphs import Capture
 from edgecosine.engine.cuda.padded_attention import PaddedAttention, find_layers
-from edgecosine.engine.cuda.padded_shapes import ROWS, PassInputs, PassShape, arrange
+from edgecosine.engine.cuda.padded_shapes import ROWS, BatchInputs, BatchShape, arrange
 from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import PassModel, bytes_of
 from edgecosine.engine.length_limits import shortened
@@ -78,8 +78,8 @@ class PaddedModel:
         self._attention = self._make_attention()
         self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
         self._capture = capture
-        self._seen: set[PassShape] = set()
-        self._graphs: dict[PassShape, _Graph] = {}
+        self._seen: set[BatchShape] = set()
+        self._graphs: dict[BatchShape, _Graph] = {}
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
 
@@ -132,10 +132,10 @@ class PaddedModel:
             yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], slot_size: int) -> Iterator[PaddedModel]:
-        """Context of the same model with windows and the like as long as `reaches` says, on one
+    def shortened(self, limits: Mapping[str, int], slot_size: int) -> Iterator[PaddedModel]:
+        """Context of the same model with windows and the like as long as `limits` says, on one
         slot of `slot_size` tokens, not recorded."""
-        with shortened(self._model, reaches):
+        with shortened(self._model, limits):
             yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @torch.inference_mode()
@@ -154,9 +154,9 @@ class PaddedModel:
             layers, slots=self._slots, slot_size=self._capacity, device=self._device
         )
 
-    def _compute(self, shape: PassShape, flat: torch.Tensor) -> torch.Tensor:
+    def _compute(self, shape: BatchShape, flat: torch.Tensor) -> torch.Tensor:
         """float32 logits [keep, vocabulary] of a padded pass."""
-        inputs = PassInputs.views(flat, shape)
+        inputs = BatchInputs.views(flat, shape)
         self._attention.begin(shape, inputs)
         try:
             with attending_by(self._attention):
@@ -173,7 +173,7 @@ class PaddedModel:
         self._vocabulary = logits.shape[1]
         return logits
 
-    def _graph(self, shape: PassShape, flat: torch.Tensor) -> _Graph | None:
+    def _graph(self, shape: BatchShape, flat: torch.Tensor) -> _Graph | None:
         """The recorded pass of a shape, if it is or can be recorded."""
         graph = self._graphs.get(shape)
         if graph is not None or self._capture is None or shape not in self._seen:
@@ -196,7 +196,7 @@ class PaddedModel:
         self._graphs[shape] = graph
         return graph
 
-    def _room_for(self, shape: PassShape) -> torch.Tensor:
+    def _room_for(self, shape: BatchShape) -> torch.Tensor:
         """Where graphs leave their logits; all share one tensor, for one runs at a time."""
         if not self._logits.numel():
             self._logits = torch.empty(ROWS[-1], self._vocabulary, device=self._device)

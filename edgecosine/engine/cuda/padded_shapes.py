@@ -34,7 +34,7 @@ def round_up(count: int, steps: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PassShape:
+class BatchShape:
     """The sizes that a pass is padded to."""
 
     rows: int
@@ -51,7 +51,7 @@ class PassShape:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each field of `PassInputs`."""
+        """Numbers in each field of `BatchInputs`."""
         return [*[self.rows] * 7, self.rows * self.path, self.keep, self.groups, self.area]
 
     @property
@@ -61,7 +61,7 @@ class PassShape:
 
 
 @dataclass(frozen=True, slots=True)
-class PassInputs:
+class BatchInputs:
     """A padded pass; int64, views of one tensor."""
 
     tokens: torch.Tensor  # [rows]
@@ -77,16 +77,16 @@ class PassInputs:
     row: torch.Tensor  # [groups * width] row at each place of the grid
 
     @staticmethod
-    def views(flat: torch.Tensor, shape: PassShape) -> PassInputs:
+    def views(flat: torch.Tensor, shape: BatchShape) -> BatchInputs:
         """The parts of `flat`; they share its memory."""
-        names = [field.name for field in fields(PassInputs)]
+        names = [field.name for field in fields(BatchInputs)]
         parts = dict(zip(names, torch.split_with_sizes(flat, shape.sizes), strict=True))
-        return PassInputs(**(parts | {"path": parts["path"].view(shape.rows, shape.path)}))
+        return BatchInputs(**(parts | {"path": parts["path"].view(shape.rows, shape.path)}))
 
 
 def arrange(
     rows: BatchRows, keep: Sequence[int], *, slots: int, slot_size: int, scratch: int
-) -> tuple[PassShape, torch.Tensor]:
+) -> tuple[BatchShape, torch.Tensor]:
     """Pad a forward pass; returns its shape and its numbers as one int64 tensor on the CPU.
 
     `slot_size` is the allocated size of a slot. Rows of padding write to the KV position `scratch`,
@@ -100,7 +100,7 @@ def arrange(
         counts[slot] = ranks[-1] + 1
     num_rows = round_up(len(at), ROWS)
     has_paths = bool(rows.path_length.any())
-    shape = PassShape(
+    shape = BatchShape(
         rows=num_rows,
         keep=min(round_up(len(keep), _KEEP), num_rows),
         groups=min(round_up(len(counts), _GROUPS), slots),
@@ -112,7 +112,7 @@ def arrange(
     group_of = {slot: group for group, slot in enumerate(order)}
     places = [group_of[slot] * shape.width + rank for slot, rank in zip(at, ranks, strict=True)]
     flat = torch.zeros(sum(shape.sizes), dtype=torch.int64)
-    inputs = PassInputs.views(flat, shape)
+    inputs = BatchInputs.views(flat, shape)
     count = len(at)
     for name in ("tokens", "positions", "slot", "kv_position", "length", "path_length"):
         getattr(inputs, name)[:count] = getattr(rows, name)

@@ -31,8 +31,12 @@ _BY_VERSION: Final = {
 
 def group_memory(root: Path = Path("/")) -> int | None:
     """Bytes that the control groups still allow; None where no group has a limit."""
-    rooms = [room for files, group in _groups(root) if (room := _room(group, files)) is not None]
-    return min(rooms, default=None)
+    free = [
+        available
+        for files, group in _groups(root)
+        if (available := _free(group, files)) is not None
+    ]
+    return min(free, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[_Files, Path]]:
@@ -72,7 +76,7 @@ def _upwards(top: Path, mounted: str, path: str) -> Iterator[Path]:
         group = group.parent
 
 
-def _room(group: Path, files: _Files) -> int | None:
+def _free(group: Path, files: _Files) -> int | None:
     limits = [limit for name in files.limits if (limit := _number(group / name)) is not None]
     limit, used = min(limits, default=_UNLIMITED), _number(group / files.use)
     if limit >= _UNLIMITED or used is None:

@@ -23,9 +23,11 @@ def end_tokens(config: Any, files: Sequence[Mapping[str, Any]], tokenizer: Any) 
     has for an end where no file names one is used where none does.
     """
     named = [tokenizer.eos_token_id, turn_end(tokenizer)]
-    for said in files:
-        inner = said.get("text_config")
-        named += [part.get("eos_token_id") for part in (said, inner) if isinstance(part, Mapping)]
+    for settings in files:
+        inner = settings.get("text_config")
+        named += [
+            part.get("eos_token_id") for part in (settings, inner) if isinstance(part, Mapping)
+        ]
     ids = set(_ids(named, tokenizer)) or set(
         _ids([config.get_text_config().eos_token_id], tokenizer)
     )
@@ -39,11 +41,11 @@ def turn_end(tokenizer: Any) -> int | None:
         return None
     turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        said = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # noqa: BLE001 -- a template may raise what it likes
         logger.debug("the chat template does not take two turns: reason=%s", error)
         return None
-    after = said.rpartition(_ANSWER)[2].strip()
+    after = text.rpartition(_ANSWER)[2].strip()
     tokens = tokenizer.encode(after, add_special_tokens=False) if after else []
     is_special = bool(tokens) and tokens[0] in tokenizer.added_tokens_decoder
     is_special = is_special and tokenizer.added_tokens_decoder[tokens[0]].special

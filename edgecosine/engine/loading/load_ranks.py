@@ -37,12 +37,12 @@ from edgecosine.engine.tensor_parallel.workers import Workers
 from edgecosine.errors import ModelUnsupported
 
 LOAD_TIMEOUT_S: Final = 1800.0
-PASS_TIMEOUT_S: Final = 120.0
+FORWARD_TIMEOUT_S: Final = 120.0
 """How far ranks may be apart within a pass."""
 
 
 def load_over_ranks(
-    options: LoadOptions, *, pass_timeout_s: float = PASS_TIMEOUT_S
+    options: LoadOptions, *, forward_timeout_s: float = FORWARD_TIMEOUT_S
 ) -> tuple[ParallelModel, Loaded, int]:
     """Start the other ranks and load a share of the model on each; also gives the slots' cells.
 
@@ -65,7 +65,7 @@ def load_over_ranks(
     )  # fmt: skip
     first, *others = (
         StartWorker(
-            replace(options, device=_device_of(device, rank)), rank, size, port, pass_timeout_s
+            replace(options, device=_device_of(device, rank)), rank, size, port, forward_timeout_s
         )
         for rank in range(size)
     )

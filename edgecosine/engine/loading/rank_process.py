@@ -17,7 +17,7 @@ from edgecosine.engine.tensor_parallel.messages import (
     BeginServing,
     Channel,
     MoveSlots,
-    RunPass,
+    RunForward,
     StartWorker,
     WorkerFailed,
     WorkerOrder,
@@ -70,7 +70,7 @@ def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
     channel.send(WorkerReady())
     while True:
         match orders.get():
-            case RunPass() as order:
+            case RunForward() as order:
                 model.forward(decode_batch(order), order.keep)
             case MoveSlots(slot, source, target):
                 model.move(slot, source, target)

@@ -27,7 +27,7 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.packing import rounding_inputs
 from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.length_limits import reaches_of, shortened
+from edgecosine.engine.length_limits import limits_of, shortened
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
@@ -39,7 +39,7 @@ _COMPARED = 32
 """Last positions of the sequence, whose logits are compared."""
 _TREE, _REST = 12, 6
 """Of these, the positions that are a branch of a tree, and those after it."""
-_LONGEST_REACH = 256
+_LONGEST_LIMIT = 256
 """The sequence goes beyond windows up to this one; more would cost too much at every load."""
 _SHORT = 6
 """What longer ones are for a test of their own."""
@@ -63,7 +63,7 @@ class ProvableModel(PassModel, Protocol):
         """Context of the same way in float32, with one slot of at least `slot_size` tokens."""
 
     def shortened(
-        self, reaches: Mapping[str, int], slot_size: int
+        self, limits: Mapping[str, int], slot_size: int
     ) -> AbstractContextManager[ProvableModel]:
         """Context of the same way with other lengths (`length_limits.py`), with at least one slot
         of at
@@ -86,7 +86,7 @@ class Reference:
     their own, whatever the dtype."""
     start: int = 0
     """Position of the first token."""
-    reaches: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
     """Lengths that the model was given for it, by name."""
     turns_at: int = 0
     """As `turning_length` gives it."""
@@ -121,16 +121,16 @@ def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> R
     """
     config = model.config.get_text_config()
     most = min(context, getattr(config, "max_position_embeddings", 0) or context)
-    reaches = reaches_of(config, context)
-    near = max((r for r in reaches.values() if r <= _LONGEST_REACH), default=0)
+    limits = limits_of(config, context)
+    near = max((r for r in limits.values() if r <= _LONGEST_LIMIT), default=0)
     length = min(_COMPARED + near, max(most, 1))
     places = [
         _Place(length),
         *([_Place(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
         *(
-            _Place(_FAR, reaches={name: _SHORT})
-            for name, reach in reaches.items()
-            if reach > _LONGEST_REACH
+            _Place(_FAR, limits={name: _SHORT})
+            for name, limit in limits.items()
+            if limit > _LONGEST_LIMIT
         ),
     ]
     first, *further = (_take_reference(model, place, most, form) for place in places)
@@ -141,18 +141,18 @@ def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> R
 class _Place:
     length: int
     start: int = 0
-    reaches: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
     tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(place.length)]
-    with shortened(model, place.reaches):
+    with shortened(model, place.limits):
         with rounding_inputs(model) if form == "int8" else nullcontext():
             stock = _stock_logits(model, tokens, place.start)
         reference = Reference(
-            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, reaches=place.reaches,
+            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, limits=place.limits,
             turns_at=turning_length(config), last_position=context - 1, form=form,
         )  # fmt: skip
         try:
@@ -186,11 +186,11 @@ def check_family(model: ProvableModel, reference: Reference, family: str) -> Non
         size = len(other.tokens) + _TREE
         if other.start + size > model.slot_size:
             continue  # an engine of a shorter context, and of shorter tables
-        if not other.reaches:
+        if not other.limits:
             _check(model, other, family)
             continue
-        with model.shortened(other.reaches, size) as short:
-            _check(short, other, _with_lengths(family, other.reaches))
+        with model.shortened(other.limits, size) as short:
+            _check(short, other, _with_lengths(family, other.limits))
 
 
 def _check(model: ProvableModel, reference: Reference, family: str) -> None:
@@ -218,8 +218,8 @@ def check_as_served(model: PassModel, reference: Reference, family: str) -> None
     _compare(logits, reference, _FLOAT32 if is_sharp else narrow, family, "as served")
 
 
-def _with_lengths(family: str, reaches: Mapping[str, int]) -> str:
-    return f"{family}, {', '.join(f'{name} {length}' for name, length in reaches.items())}"
+def _with_lengths(family: str, limits: Mapping[str, int]) -> str:
+    return f"{family}, {', '.join(f'{name} {length}' for name, length in limits.items())}"
 
 
 def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
@@ -272,12 +272,12 @@ def _run(model: PassModel, reference: Reference) -> torch.Tensor:
     shift = start + mark_of(start + len(tokens), turns_at)
 
     def run(rows: RowBuilder, keep: range) -> torch.Tensor:
-        company = model.slot_size - 1
+        far = model.slot_size - 1
         # Beyond all cells that the sequence takes; tables may end where the cells do.
-        if company >= len(tokens) + size:
-            position = 0 if start else min(company, reference.last_position)
+        if far >= len(tokens) + size:
+            position = 0 if start else min(far, reference.last_position)
             mark = mark_of(position + 1, turns_at)
-            rows.add_node(0, 1, tokens[0], [company], position + mark - 1)
+            rows.add_node(0, 1, tokens[0], [far], position + mark - 1)
         return model.forward(rows.build(), keep)
 
     rows = RowBuilder()

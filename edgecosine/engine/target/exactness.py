@@ -27,7 +27,7 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 _LENGTH, _BEFORE = 13, 40
 """Tokens whose logits are compared, and tokens before them."""
-_COMPANY = (1, 18, 38)
+_COBATCHED = (1, 18, 38)
 """Rows beside the sequence: few, and more than stock kernels take in one block."""
 
 
@@ -64,7 +64,8 @@ def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.
     if asked == "rounding":
         return Decision("rounding", "asked for", decision.kernels)
     if decision.policy == "bitwise" and (
-        fault := stock_products(modules) or company_changes(model, getattr(modules, "config", None))
+        fault := stock_products(modules)
+        or cobatching_fault(model, getattr(modules, "config", None))
     ):
         decision = Decision("rounding", fault, decision.kernels)
     require(decision, asked)
@@ -89,7 +90,7 @@ def stock_products(modules: nn.Module) -> str | None:
     return None
 
 
-def company_changes(model: PassModel, config: Any = None) -> str | None:
+def cobatching_fault(model: PassModel, config: Any = None) -> str | None:
     """What changes the bits of a row's logits, or None when nothing that was tried does.
 
     Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
@@ -100,9 +101,9 @@ def company_changes(model: PassModel, config: Any = None) -> str | None:
     tokens = [3 + 2 * i for i in range(_LENGTH)]
     reference = probe.run(tokens, _LENGTH, 0)
     for cut in (1, 4, _LENGTH - 1):
-        for company in (0, *_COMPANY):
-            if not torch.equal(probe.run(tokens, cut, company), reference):
-                return f"a row's bits differ in pieces of {cut} rows beside {company} others"
+        for num_cobatched in (0, *_COBATCHED):
+            if not torch.equal(probe.run(tokens, cut, num_cobatched), reference):
+                return f"a row's bits differ in pieces of {cut} rows beside {num_cobatched} others"
     if not torch.equal(probe.run_tree(tokens), reference[1:]):
         return "a row's bits differ under a token tree"
     return None
@@ -117,24 +118,24 @@ class _Probe:
         last = min(model.slot_size, most) - 1
         turns_at = 0 if text is None else turning_length(text)
         self._model = model
-        self._start = max(0, min(_BEFORE, model.slot_size - _LENGTH - max(_COMPANY)))
+        self._start = max(0, min(_BEFORE, model.slot_size - _LENGTH - max(_COBATCHED)))
         self._end = self._start + _LENGTH
         self._mark = mark_of(self._end, turns_at)
-        self._company_shift = last - self._end + mark_of(last + 1, turns_at)
+        self._cobatched_shift = last - self._end + mark_of(last + 1, turns_at)
         if self._start:
             rows = RowBuilder()
             rows.add_sequence(0, 0, range(1, self._start + 1), self._mark)
             model.forward(rows.build(), [0])
 
-    def run(self, tokens: list[int], cut: int, company: int) -> torch.Tensor:
+    def run(self, tokens: list[int], cut: int, num_cobatched: int) -> torch.Tensor:
         """Logits [length, vocabulary] of the sequence fed in two pieces, other rows before each."""
         parts = []
         for at, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
             if piece:
                 rows = RowBuilder()
-                rows.add_tree(0, self._end, _fan(company), self._company_shift)
+                rows.add_tree(0, self._end, _fan(num_cobatched), self._cobatched_shift)
                 rows.add_sequence(0, self._start + at, piece, self._mark)
-                keep = range(company, company + len(piece))
+                keep = range(num_cobatched, num_cobatched + len(piece))
                 parts.append(self._model.forward(rows.build(), keep))
         return torch.cat(parts)
 

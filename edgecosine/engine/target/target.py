@@ -85,7 +85,7 @@ class TransformerTarget:
             raise
         greedy = _most_probable(logits)
         outcomes = [
-            part if isinstance(part, FailedWork) else self._judge(part, logits, greedy)
+            part if isinstance(part, FailedWork) else self._outcome(part, logits, greedy)
             for part in parts
         ]
         return PassResult(outcomes, len(rows))
@@ -122,11 +122,11 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree, slot.mark)
         return part
 
-    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
+    def _outcome(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
         if part.remaining:
             return Prefilling(part.remaining)
         try:
-            return self._verdict(part, logits, greedy)
+            return self._verify(part, logits, greedy)
         except NoLogits as error:
             part.slot.keep(0)
             self._model.clear(part.slot.index)
@@ -138,7 +138,7 @@ class TransformerTarget:
         except Exception as error:  # noqa: BLE001 -- it is this request's alone
             return FailedWork(error)
 
-    def _verdict(
+    def _verify(
         self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
     ) -> VerificationResult:
         work, first = part.work, part.first_logit + 1
@@ -154,19 +154,19 @@ class TransformerTarget:
             if by_argmax and not banned:
                 return most_probable
             position = len(work.tokens) + len(accepted)
-            said = [*answer, *accepted]
-            return draw(logits[first + node], position, how, said, prompt, banned)
+            generated = [*answer, *accepted]
+            return draw(logits[first + node], position, how, generated, prompt, banned)
 
-        verdict = walk(work.tree, token_after)
+        result = walk(work.tree, token_after)
         self._bare.discard(work.key)
         if work.top_logprobs is not None:
-            rows = [logits[first + node] for node in (ROOT, *verdict.path)]
-            verdict = replace(verdict, logprobs=_logprobs(work, verdict, rows))
+            rows = [logits[first + node] for node in (ROOT, *result.path)]
+            result = replace(result, logprobs=_logprobs(work, result, rows))
         length = len(work.tokens)
-        source = [length + node for node in verdict.path]
+        source = [length + node for node in result.path]
         self._model.move(part.slot.index, source, range(length, length + len(source)))
-        part.slot.tokens.extend(work.tree.tokens[node] for node in verdict.path)
-        return verdict
+        part.slot.tokens.extend(work.tree.tokens[node] for node in result.path)
+        return result
 
 
 def _most_probable(logits: torch.Tensor) -> list[int | None]:
@@ -179,10 +179,10 @@ def _most_probable(logits: torch.Tensor) -> list[int | None]:
 
 
 def _logprobs(
-    work: VerifyWork, verdict: VerificationResult, rows: Sequence[torch.Tensor]
+    work: VerifyWork, result: VerificationResult, rows: Sequence[torch.Tensor]
 ) -> tuple[Logprobs, ...]:
     """One for each committed token; `rows` are the logits that the tokens were drawn from."""
-    tokens = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+    tokens = [*(work.tree.tokens[node] for node in result.path), result.bonus]
     return tuple(
         logprobs_of(row, token, work.top_logprobs or 0)
         for row, token in zip(rows, tokens, strict=True)

@@ -33,7 +33,7 @@ class BeginServing(msgspec.Struct, frozen=True, tag=True):
     """All ranks have come to the same point."""
 
 
-class RunPass(msgspec.Struct, frozen=True, tag=True):
+class RunForward(msgspec.Struct, frozen=True, tag=True):
     """Run a pass: int32 `table` [num_rows, columns], and the rows whose logits are wanted."""
 
     table: bytes
@@ -49,7 +49,7 @@ class MoveSlots(msgspec.Struct, frozen=True, tag=True):
     target: list[int]
 
 
-WorkerOrder = StartWorker | BeginServing | RunPass | MoveSlots
+WorkerOrder = StartWorker | BeginServing | RunForward | MoveSlots
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, tag=True):

@@ -18,7 +18,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunPass, StartWorker
+from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunForward, StartWorker
 from edgecosine.engine.tensor_parallel.workers import Workers
 from edgecosine.errors import EngineError
 
@@ -114,7 +114,7 @@ def join_group(start: StartWorker, store: TCPStore | None = None) -> None:
     )  # fmt: skip
 
 
-def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunPass:
+def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunForward:
     """The pass as it travels."""
     columns = (
         rows.tokens,
@@ -125,10 +125,10 @@ def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunPass:
         rows.path_length,
     )
     table = torch.cat([torch.stack([c.int() for c in columns], 1), rows.path], 1)
-    return RunPass(table.numpy().tobytes(), len(table), list(keep))
+    return RunForward(table.numpy().tobytes(), len(table), list(keep))
 
 
-def decode_batch(order: RunPass) -> BatchRows:
+def decode_batch(order: RunForward) -> BatchRows:
     """The rows of a pass that travelled."""
     table = torch.frombuffer(bytearray(order.table), dtype=torch.int32).view(order.num_rows, -1)
     tokens, positions, slot, kv_position, length, path_length = (

@@ -26,7 +26,7 @@ from edgecosine.errors import EngineError
 
 _COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.loading.rank_process")
 _STOP_TIMEOUT_S: Final = 2.0
-_LAST_WORDS_S: Final = 2.0
+_EXIT_REASON_TIMEOUT_S: Final = 2.0
 """How long a rank that failed may take to say so, or to be seen dead."""
 
 
@@ -53,7 +53,9 @@ class WorkerProcess:
         try:
             self._channel.send(order, self._timeout_s)
         except OSError as error:
-            raise EngineError(self.last_words(_LAST_WORDS_S) or self._silence()) from error
+            raise EngineError(
+                self.exit_reason(_EXIT_REASON_TIMEOUT_S) or self._timeout_reason()
+            ) from error
 
     def expect(self, kind: type[Report], timeout_s: float) -> None:
         """Wait for a report.
@@ -63,18 +65,18 @@ class WorkerProcess:
         try:
             report = self._channel.receive(timeout_s)
         except TimeoutError as error:
-            raise EngineError(self._silence(timeout_s)) from error
+            raise EngineError(self._timeout_reason(timeout_s)) from error
         except EOFError as error:
-            raise EngineError(self._ending()) from error
+            raise EngineError(self._exit_status()) from error
         if not isinstance(report, kind):
             raise EngineError(f"rank {self.rank} failed: {_reason(report)}")
 
-    def last_words(self, timeout_s: float) -> str | None:
+    def exit_reason(self, timeout_s: float) -> str | None:
         """Why the rank ended, if it does within `timeout_s`."""
         try:
             return f"rank {self.rank} failed: {_reason(self._channel.receive(timeout_s))}"
         except EOFError:
-            return self._ending()
+            return self._exit_status()
         except OSError:  # silence, or a channel that is closed already
             return None
 
@@ -87,10 +89,10 @@ class WorkerProcess:
             self.process.kill()
             self.process.wait()
 
-    def _silence(self, timeout_s: float | None = None) -> str:
+    def _timeout_reason(self, timeout_s: float | None = None) -> str:
         return f"rank {self.rank} has said nothing for {timeout_s or self._timeout_s:g} s"
 
-    def _ending(self) -> str:
+    def _exit_status(self) -> str:
         try:
             code = self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -135,14 +137,18 @@ class Workers:
 
         An error that all ranks share is given back as it is.
         """
-        deadline = time.monotonic() + _LAST_WORDS_S
-        found = [rank.last_words(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
-        words = [said for said in found if said is not None]
-        if isinstance(error, EngineError) and words and all(str(error) in said for said in words):
+        deadline = time.monotonic() + _EXIT_REASON_TIMEOUT_S
+        found = [rank.exit_reason(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
+        reasons = [reason for reason in found if reason is not None]
+        if (
+            isinstance(error, EngineError)
+            and reasons
+            and all(str(error) in reason for reason in reasons)
+        ):
             return error
         # A rank that was killed says nothing; the others only tell that they lost it.
-        words.sort(key=lambda said: " failed: " in said)
-        return EngineError("; ".join(words) if words else f"no answer from the ranks: {error}")
+        reasons.sort(key=lambda reason: " failed: " in reason)
+        return EngineError("; ".join(reasons) if reasons else f"no answer from the ranks: {error}")
 
     def close(self) -> None:
         """End all processes."""

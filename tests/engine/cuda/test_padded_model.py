@@ -15,7 +15,7 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.graphs import Capture, capture_for
 from edgecosine.engine.cuda.padded_attention import visible
 from edgecosine.engine.cuda.padded_model import PaddedModel
-from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape, arrange
+from edgecosine.engine.cuda.padded_shapes import BatchInputs, BatchShape, arrange
 from edgecosine.engine.loading.load_model import fixed_shapes
 from edgecosine.engine.loading.selftest import take_reference
 from edgecosine.engine.slot_model import SlotModel
@@ -166,7 +166,7 @@ def test_rows_see_what_they_should(lengths: list[int], sizes: list[int], window:
         expected += [set(sight[-window:]) if window else set(sight) for sight in sights]
     rows = builder.build()
     shape, flat = arrange(rows, [0], slots=8, slot_size=128, scratch=100)
-    inputs = PassInputs.views(flat, shape)
+    inputs = BatchInputs.views(flat, shape)
     mask = visible(inputs, shape.num_visible, window)
     assert [set(row.nonzero()[:, 0].tolist()) for row in mask[: len(expected)]] == expected
     assert bool(mask.any(1).all())
@@ -243,7 +243,7 @@ def test_pass_stays_on_its_device(family: str) -> None:
     with torch.device("meta"):
         model = build(family, dtype=torch.bfloat16)
     static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=None)
-    shape = PassShape(rows=16, keep=8, groups=2, width=16, num_visible=128, path=8)
+    shape = BatchShape(rows=16, keep=8, groups=2, width=16, num_visible=128, path=8)
     numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device="meta")
     with torch.inference_mode(), OnOneDevice():
         logits = static._compute(shape, numbers)

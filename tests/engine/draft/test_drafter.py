@@ -26,10 +26,10 @@ COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
 class CountingModel(SlotModel):
     """Counts its passes; sure of itself, as random weights are not."""
 
-    num_passes = 0
+    num_forward_passes = 0
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        self.num_passes += 1
+        self.num_forward_passes += 1
         return 30 * super().forward(rows, keep)
 
 
@@ -154,9 +154,9 @@ def test_verdict_that_was_foreseen_costs_no_pass() -> None:
     [ahead] = drafter.draft([_work("a", prompt, 8, 6, ahead=tree)])
     continuation = _greedy(prompt, 6)
     assert _knows(ahead, continuation) == 6
-    before = model.num_passes
+    before = model.num_forward_passes
     [second] = drafter.draft([_work("a", [*prompt, *continuation[:4]], 2)])
-    assert model.num_passes == before
+    assert model.num_forward_passes == before
     assert _knows(second, continuation[4:]) == 2
 
 
@@ -183,8 +183,8 @@ def test_drafting_ahead_ends_when_somebody_waits() -> None:
     model = _model(1)
     drafter = _drafter(1, context=250, model=model)
     work = _work("a", prompt_of(24), 20, 4, ahead=EMPTY_TREE)
-    drafter.draft([work], lambda: model.num_passes >= 5)
-    assert model.num_passes == 5
+    drafter.draft([work], lambda: model.num_forward_passes >= 5)
+    assert model.num_forward_passes == 5
 
 
 def test_another_coupling_starts_anew() -> None:

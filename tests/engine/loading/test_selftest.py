@@ -271,7 +271,7 @@ LONG_WINDOW = 300
 def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     check_family(_run_as(way, copy.deepcopy(model), slot_size=464), reference, "mistral")
-    assert {place.reaches.get("sliding_window") for place in reference.further} == {None, 6}
+    assert {place.limits.get("sliding_window") for place in reference.further} == {None, 6}
     _no_window(model)
     with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' gives other"):
         check_family(_run_as(way, model, slot_size=464), reference, "mistral")

@@ -13,7 +13,7 @@ from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.slot_model import SlotModel
-from edgecosine.engine.target.exactness import company_changes, confirm, decide
+from edgecosine.engine.target.exactness import cobatching_fault, confirm, decide
 from edgecosine.errors import ModelUnsupported
 from tests.engine.loading.test_load import save
 from tests.engine.models import build
@@ -48,15 +48,15 @@ def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
 
 def test_probe_sees_stock_products() -> None:
     stock = SlotModel(build("llama"), slots=1, slot_size=96, threads=1, kernels=None)
-    assert company_changes(stock)
+    assert cobatching_fault(stock)
 
 
 def test_probe_sees_torchs_activations_where_vectors_do_not_divide_a_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert company_changes(_layered("llama", intermediate_size=101)[0]) is None
+    assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
     monkeypatch.setattr("edgecosine.engine.forward_pass.steady_activations", lambda _: None)
-    assert company_changes(_layered("llama", intermediate_size=101)[0])
+    assert cobatching_fault(_layered("llama", intermediate_size=101)[0])
 
 
 @pytest.mark.parametrize("threads", [3, 7])
@@ -65,7 +65,7 @@ def test_torch_threads_do_not_change_bits(threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         model, _ = _layered("gemma2", intermediate_size=1536)
-        assert company_changes(model) is None
+        assert cobatching_fault(model) is None
     finally:
         torch.set_num_threads(before)
 
