@@ -62,7 +62,7 @@ class FailedWork:
 Outcome = VerificationResult | Prefilling | FailedWork
 
 
-def verdict_of(outcome: Outcome) -> VerificationResult | None:
+def expect_verified(outcome: Outcome) -> VerificationResult | None:
     """The verdict; None while the prompt is read.
 
     Raises what made the work fail.
@@ -73,7 +73,7 @@ def verdict_of(outcome: Outcome) -> VerificationResult | None:
 
 
 @dataclass(frozen=True, slots=True)
-class PassResult:
+class StepResult:
     """What one target pass gave: an outcome per work, and the rows that it computed."""
 
     outcomes: list[Outcome]
@@ -87,7 +87,7 @@ class TargetEngine(Protocol):
     def max_context(self) -> int:
         """Tokens that a sequence may have, prompt and answer together."""
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         """Run one forward pass over all works and judge their trees.
 
         What it raises says nothing of a single work; no work has got further then. An EngineError

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from edgecosine.engine.attention import BatchRows
 
 
-class PassModel(Protocol):
+class ForwardModel(Protocol):
     """Runs flat passes over a cache of slots."""
 
     @property

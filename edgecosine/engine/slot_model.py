@@ -15,7 +15,7 @@ from edgecosine.engine.cpu.deterministic_activations import steady_activations
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
 from edgecosine.engine.float32_reference import computing_in
-from edgecosine.engine.forward_pass import PassModel, bytes_of
+from edgecosine.engine.forward_pass import ForwardModel, bytes_of
 from edgecosine.engine.length_limits import shortened
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import rotate_by_sequence
@@ -109,7 +109,7 @@ class SlotModel:
         """Nothing to do: all cells that a pass reads were written for the sequence at hand."""
 
     @contextmanager
-    def widely(self, slot_size: int) -> Iterator[PassModel]:
+    def widely(self, slot_size: int) -> Iterator[ForwardModel]:
         """Context in which everything is computed in float32, on one slot of `slot_size` tokens."""
         served = self._state
         packed = [module for module in self._model.modules() if isinstance(module, PackedLinear)]

@@ -11,7 +11,7 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target import target as judging
 from edgecosine.engine.target.target import TransformerTarget
@@ -35,7 +35,7 @@ def _kernels() -> Kernels:
         pytest.skip(str(reason))
 
 
-def _model(way: str, slots: int = 2) -> PassModel:
+def _model(way: str, slots: int = 2) -> ForwardModel:
     built: Any = build("llama")
     built.model.embed_tokens.weight.data[BAD] = float("nan")
     if way == "fused":

@@ -8,14 +8,14 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.slot_model import SlotModel
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
 
 SHORTLIST = torch.tensor([0, 3, 17, 18, 101, 200])
 
 
-def logits_of(model: PassModel) -> torch.Tensor:
+def logits_of(model: ForwardModel) -> torch.Tensor:
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(9, seed=1))
     return model.forward(rows.build(), range(9))

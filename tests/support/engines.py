@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
     never,
@@ -176,13 +176,13 @@ class ScriptedTarget:
     def max_context(self) -> int:
         return self._max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         keys = [work.key for work in batch]
         assert len(set(keys)) == len(keys) > 0
         self._before_pass(len(self.batches), keys)
         self.batches.append(keys)
         outcomes = [self._judge(work) for work in batch]
-        return PassResult(outcomes, sum(1 + len(work.tree) for work in batch))
+        return StepResult(outcomes, sum(1 + len(work.tree) for work in batch))
 
     def release(self, key: str) -> None:
         self.fed.pop(key, None)

@@ -32,7 +32,7 @@ from edgecosine.engine.cpu.packing import (
     pack,
     take_weight,
 )
-from edgecosine.engine.forward_pass import PassModel, bytes_of
+from edgecosine.engine.forward_pass import ForwardModel, bytes_of
 from edgecosine.engine.length_limits import WINDOW
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
@@ -187,7 +187,7 @@ class NativeLlama:
         """Nothing to do: the kernels read no cell that a row does not see."""
 
     @contextmanager
-    def widely(self, _slot_size: int) -> Iterator[PassModel]:
+    def widely(self, _slot_size: int) -> Iterator[ForwardModel]:
         """Context in which inputs of linear layers are not rounded."""
         layers = self._decoder.layers[: self._decoder.num_layers]
         weights = [getattr(layer, name) for layer in layers for name in MATRICES]

@@ -20,7 +20,7 @@ from edgecosine.engine.cuda.graphs import Capture
 from edgecosine.engine.cuda.padded_attention import PaddedAttention, find_layers
 from edgecosine.engine.cuda.padded_shapes import ROWS, BatchInputs, BatchShape, arrange
 from edgecosine.engine.float32_reference import computing_in
-from edgecosine.engine.forward_pass import PassModel, bytes_of
+from edgecosine.engine.forward_pass import ForwardModel, bytes_of
 from edgecosine.engine.length_limits import shortened
 from edgecosine.engine.rotary import rotate_by_sequence
 from edgecosine.errors import ModelUnsupported
@@ -126,7 +126,7 @@ class PaddedModel:
             stack[:, slot] = 0
 
     @contextmanager
-    def widely(self, slot_size: int) -> Iterator[PassModel]:
+    def widely(self, slot_size: int) -> Iterator[ForwardModel]:
         """Context of the same model in float32, on one slot of `slot_size` tokens, not recorded."""
         with computing_in(torch.float32, self._model):
             yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)

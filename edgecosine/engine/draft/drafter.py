@@ -21,7 +21,7 @@ from edgecosine.engine.draft.draft_sampling import (
     seed_of,
 )
 from edgecosine.engine.draft.draft_tree import DraftTree
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.gumbel import noise_seed
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
@@ -121,7 +121,7 @@ class TransformerDrafter:
 
     def __init__(
         self,
-        model: PassModel,
+        model: ForwardModel,
         *,
         slots: int,
         max_context: int,

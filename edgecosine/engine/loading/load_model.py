@@ -22,7 +22,7 @@ from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.packing import round_weights
 from edgecosine.engine.cuda.graphs import capture_for, use_own_stream
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.cut_models import load_cut_model
 from edgecosine.engine.loading.end_tokens import end_tokens
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 def load_model(
     options: LoadOptions, barrier: Callable[[], None] = lambda: None, room: int = TREE_ROOM
-) -> tuple[PassModel, Loaded, int]:
+) -> tuple[ForwardModel, Loaded, int]:
     """Load a model, or this rank's share of it; also returns the KV positions of a slot.
 
     `barrier` waits for the other ranks: all check memory before any of them allocates some, and no
@@ -134,7 +134,7 @@ def _runner(
     slots: int,
     plan: LoadPlan,
     kernels: Kernels | None,
-) -> PassModel:
+) -> ForwardModel:
     """The fastest way to run the model that gives what the model itself gives.
 
     A way that is tried takes the weights, so the next one loads them again.
@@ -169,7 +169,9 @@ def _runner(
     return layered
 
 
-def fixed_shapes(model: Any, reference: Reference, slots: int, slot_size: int) -> PassModel | None:
+def fixed_shapes(
+    model: Any, reference: Reference, slots: int, slot_size: int
+) -> ForwardModel | None:
     """The model in fixed shapes, or None when it does not give what the model itself gives."""
     family = str(model.config.model_type)
     try:

@@ -26,7 +26,7 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.packing import rounding_inputs
 from edgecosine.engine.float32_reference import computing_in
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.length_limits import limits_of, shortened
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import mark_of, turning_length
@@ -56,10 +56,10 @@ _UNKNOWN = 0.01
 _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 
-class ProvableModel(PassModel, Protocol):
+class ProvableModel(ForwardModel, Protocol):
     """A way of running that can show what it computes without rounding to narrow numbers."""
 
-    def widely(self, slot_size: int) -> AbstractContextManager[PassModel]:
+    def widely(self, slot_size: int) -> AbstractContextManager[ForwardModel]:
         """Context of the same way in float32, with one slot of at least `slot_size` tokens."""
 
     def shortened(
@@ -206,7 +206,7 @@ def _check(model: ProvableModel, reference: Reference, family: str) -> None:
     _compare(logits, reference, _WIDE, family, "computed in float32")
 
 
-def check_as_served(model: PassModel, reference: Reference, family: str) -> None:
+def check_as_served(model: ForwardModel, reference: Reference, family: str) -> None:
     """The part of `check_family` that runs the first sequence just as it is served."""
     try:
         logits = _run(model, reference)
@@ -261,7 +261,7 @@ def _stock_logits(model: Any, tokens: list[int], start: int) -> torch.Tensor:
     return logits.cpu().float()
 
 
-def _run(model: PassModel, reference: Reference) -> torch.Tensor:
+def _run(model: ForwardModel, reference: Reference) -> torch.Tensor:
     """The same logits as serving gets them: from a chunk, from a branch of a tree, and from a chunk
     after the branch's cells were moved to their places."""
     tokens, count = reference.tokens, len(reference.truth)

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.packing import PackedLinear
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.options import Exactness, Policy
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
@@ -56,7 +56,9 @@ def decide(device: str, dtype: torch.dtype) -> Decision:
         return Decision("rounding", f"no kernels: {error}", None)
 
 
-def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.Module) -> Decision:
+def confirm(
+    decision: Decision, asked: Exactness, model: ForwardModel, modules: nn.Module
+) -> Decision:
     """The decision after the model, made of `modules`, has shown what it does.
 
     Raises ModelUnsupported when bitwise is asked for and cannot be had.
@@ -90,7 +92,7 @@ def stock_products(modules: nn.Module) -> str | None:
     return None
 
 
-def cobatching_fault(model: PassModel, config: Any = None) -> str | None:
+def cobatching_fault(model: ForwardModel, config: Any = None) -> str | None:
     """What changes the bits of a row's logits, or None when nothing that was tried does.
 
     Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
@@ -112,7 +114,7 @@ def cobatching_fault(model: PassModel, config: Any = None) -> str | None:
 class _Probe:
     """A sequence in slot 0 after tokens that are read once, and other rows in its passes."""
 
-    def __init__(self, model: PassModel, config: Any) -> None:
+    def __init__(self, model: ForwardModel, config: Any) -> None:
         text = None if config is None else config.get_text_config()
         most = getattr(text, "max_position_embeddings", 0) or model.slot_size
         last = min(model.slot_size, most) - 1

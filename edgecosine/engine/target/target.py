@@ -10,13 +10,13 @@ import torch
 from edgecosine.engine.base import (
     FailedWork,
     Outcome,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.target.acceptance import walk
@@ -48,7 +48,7 @@ class TransformerTarget:
 
     def __init__(
         self,
-        model: PassModel,
+        model: ForwardModel,
         *,
         slots: int,
         max_context: int,
@@ -70,7 +70,7 @@ class TransformerTarget:
         """Tokens that a sequence may have."""
         return self._max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         """Run one pass over all works and judge their trees."""
         busy = {work.key for work in batch}
         rows, keep, parts = RowBuilder(), list[int](), list[_Part | FailedWork]()
@@ -88,7 +88,7 @@ class TransformerTarget:
             part if isinstance(part, FailedWork) else self._outcome(part, logits, greedy)
             for part in parts
         ]
-        return PassResult(outcomes, len(rows))
+        return StepResult(outcomes, len(rows))
 
     def release(self, key: str) -> None:
         """Give the session's slot back."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import BatchRows
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunForward, StartWorker
 from edgecosine.engine.tensor_parallel.workers import Workers
 from edgecosine.errors import EngineError
@@ -30,12 +30,12 @@ Result = TypeVar("Result")
 
 
 class ParallelModel:
-    """Rank 0's `PassModel`: tells the other ranks what it does itself. Not thread-safe.
+    """Rank 0's `ForwardModel`: tells the other ranks what it does itself. Not thread-safe.
 
     When a rank fails, the pass raises EngineError, and so do all later ones.
     """
 
-    def __init__(self, model: PassModel, ranks: Workers) -> None:
+    def __init__(self, model: ForwardModel, ranks: Workers) -> None:
         self._model, self._ranks = model, ranks
         self._failure: str | None = None
         self.close = weakref.finalize(self, end_ranks, ranks)

@@ -23,7 +23,7 @@ from edgecosine.engine.base import (
     Prefilling,
     TargetEngine,
     VerifyWork,
-    verdict_of,
+    expect_verified,
 )
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
@@ -147,7 +147,7 @@ def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
     [outcome] = engine.step([_work(key, tokens)]).outcomes
-    verdict = verdict_of(outcome)
+    verdict = expect_verified(outcome)
     assert verdict is not None
     return verdict.bonus
 
@@ -194,7 +194,7 @@ def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
             works = [_work(key, sequence) for key, sequence in enumerate(sequences)]
             for sequence, outcome in zip(sequences, engine.step(works).outcomes, strict=True):
-                if (verdict := verdict_of(outcome)) is not None:
+                if (verdict := expect_verified(outcome)) is not None:
                     sequence.append(verdict.bonus)
         return time.perf_counter() - started
 

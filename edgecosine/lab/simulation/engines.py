@@ -14,15 +14,15 @@ from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
     Outcome,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.engine.draft.drafter import LogitRow, ScoredToken, TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
@@ -52,7 +52,7 @@ class RecitingTarget:
     def max_context(self) -> int:
         return len(self._texts.lists[0])
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         outcomes: list[Outcome] = []
         num_rows = 0
         for work in batch:
@@ -65,7 +65,7 @@ class RecitingTarget:
                 continue
             num_rows += len(work.tree)
             outcomes.append(self._judge(work))
-        return PassResult(outcomes, num_rows)
+        return StepResult(outcomes, num_rows)
 
     def release(self, key: str) -> None:
         self._cached.pop(key, None)
@@ -89,7 +89,9 @@ class RecallingDrafter(TransformerDrafter):
     """Guesses what one of the recorded drafters did."""
 
     def __init__(self, texts: Texts, drafter: int, *, slots: int) -> None:
-        super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
+        super().__init__(
+            cast(ForwardModel, _NoModel()), slots=slots, max_context=len(texts.lists[0])
+        )
         self._texts, self._drafter = texts, drafter
 
     def _evaluate(
@@ -153,7 +155,7 @@ class SimulatedVerifying(Verifier):
 
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]
-    ) -> tuple[PassResult, float]:
+    ) -> tuple[StepResult, float]:
         for key in released:
             self._engine.release(key)
         result = self._engine.step(works)
@@ -163,7 +165,7 @@ class SimulatedVerifying(Verifier):
         self._count(works, result)
         return result, now() - started
 
-    def _count(self, works: Sequence[VerifyWork], result: PassResult) -> None:
+    def _count(self, works: Sequence[VerifyWork], result: StepResult) -> None:
         self.num_rows += result.num_rows
         for work, outcome in zip(works, result.outcomes, strict=True):
             if isinstance(outcome, VerificationResult):

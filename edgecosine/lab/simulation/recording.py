@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgecosine import zoo
-from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, verdict_of
+from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, expect_verified
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
@@ -63,7 +63,7 @@ def _answer(engine: TargetEngine, prompt: list[int], how: Sampling) -> list[int]
     while len(text) < NUM_PROMPT + ANSWER:
         work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, how)
         [outcome] = engine.step([work]).outcomes
-        if (verdict := verdict_of(outcome)) is not None:
+        if (verdict := expect_verified(outcome)) is not None:
             text.append(verdict.bonus)
     return text
 

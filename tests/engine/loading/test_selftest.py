@@ -18,7 +18,7 @@ from edgecosine.engine.attention import AttentionInputs, BatchRows
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cuda.padded_model import PaddedModel
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.length_limits import refuse_chunks
 from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.loading.selftest import (
@@ -95,7 +95,7 @@ class ChangedRows:
         self.model.clear(slot)
 
     @contextmanager
-    def widely(self, slot_size: int) -> Iterator[PassModel]:
+    def widely(self, slot_size: int) -> Iterator[ForwardModel]:
         with self.model.widely(slot_size) as wide:
             yield ChangedRows(wide, self.change)  # type: ignore[arg-type]
 

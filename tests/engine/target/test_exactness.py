@@ -9,7 +9,7 @@ import torch
 
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.slot_model import SlotModel
@@ -24,7 +24,7 @@ except KernelsUnavailable as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-def _layered(family: str, **changes: object) -> tuple[PassModel, torch.nn.Module]:
+def _layered(family: str, **changes: object) -> tuple[ForwardModel, torch.nn.Module]:
     built = build(family, **changes)
     return SlotModel(built, slots=1, slot_size=96, threads=1, kernels=KERNELS), built
 

@@ -8,7 +8,7 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
@@ -38,7 +38,7 @@ def _engine(
     if way == "fused":
         assert kernels is not None
         assert can_fuse(built)
-        model: PassModel = NativeLlama(
+        model: ForwardModel = NativeLlama(
             built, slots=slots, slot_size=256, threads=1, kernels=kernels
         )
     else:

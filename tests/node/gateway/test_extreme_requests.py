@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.openai import RequestLimits, parse_request
@@ -42,7 +42,7 @@ bodies = st.fixed_dictionaries(
 
 
 @functools.cache
-def model_of(_role: str) -> PassModel:
+def model_of(_role: str) -> ForwardModel:
     """The same model with a cache of its own for each role."""
     try:
         return NativeLlama(
