@@ -1,8 +1,8 @@
 """The attention function that every model family runs with.
 
 A forward pass is flat: the rows of any mix of sessions are one sequence. Each row names its slot of
-the cache, the cell it writes and the cells it sees. transformers passes the queries, keys and
-values of the new rows to `attend`, which calls the `Attention` that the running model has set.
+the cache, the KV position that it writes and those that it sees. transformers passes queries, keys
+and values of the new rows to `attend`, which calls the `Attention` that the running model has set.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NAME = "edgecosine_slots"
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """What each row of a pass is and sees; int32 [rows] unless said otherwise.
+    """The rows of a forward pass; int32 [rows] unless noted.
 
-    A row sees the first `length` cells of its slot and then the cells `path[:path_length]`, which
-    are in order of their position in the sequence.
+    A row sees the first `length` KV positions of its slot and then `path[:path_length]`, which are
+    in the order of the sequence.
     """
 
     tokens: torch.Tensor  # int64
@@ -45,20 +45,20 @@ class BatchRows:
 
 @dataclass(slots=True)
 class LayerCache:
-    """Keys and values of one layer: [slots, groups, cells, size], zeros where nothing is."""
+    """Keys and values of one layer: [slots, groups, slot size, size], zeros where unused."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def move(self, slot: int, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy cells within a slot; source and target may overlap."""
+        """Copy KV positions within a slot; source and target may overlap."""
         self.keys[slot, :, target] = self.keys[slot, :, source]
         self.values[slot, :, target] = self.values[slot, :, source]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """Queries, keys and values of the rows of a pass in one layer, and the layer's settings."""
+    """Queries, keys and values of all rows in one layer, and the settings of the layer."""
 
     query: torch.Tensor  # [1, heads, rows, key size]
     key: torch.Tensor  # [1, groups, rows, key size]

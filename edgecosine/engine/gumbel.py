@@ -1,5 +1,5 @@
 """Gumbel noise that target and drafters share without exchanging it (Daliri et al.,
-arXiv 2408.07978). A pure function of (seed, position, token), the same on every node and device.
+arXiv 2408.07978): a pure function of (seed, position, token), equal on every node and device.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def noise_seed(seed: int) -> int:
-    """What a seed adds to the positions before they are mixed; 64 bits."""
+    """The 64-bit term that a seed adds to positions before they are mixed."""
     return _mix(seed + GOLDEN)
 
 
 def noise_key(seed: int, position: int) -> int:
-    """What one position adds to its tokens before they are mixed; 64 bits."""
+    """The 64-bit term that a position adds to token ids before they are mixed."""
     return _mix(noise_seed(seed) + position * GOLDEN)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-# From malloc.h; the sizes set afterwards are those that glibc arrives at by itself.
+# From malloc.h; the sizes set afterwards are those that glibc's own adaptation reaches.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def give_back_memory() -> None:
-    """Hand freed memory back to the system where the C library keeps it (glibc)."""
+    """Return freed memory to the system where the C library keeps it (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -23,8 +23,8 @@ def give_back_memory() -> None:
 
 @contextmanager
 def freeing_at_once() -> Iterator[None]:
-    """Context in which freed tensors go back to the system instead of leaving holes in the heap
-    (glibc); afterwards, buffers of passes are kept for the next pass again."""
+    """Context in which freed tensors are returned to the system at once (glibc); afterwards the
+    buffers of a forward pass are kept for the next one again."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _option, _value: 0)
     mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     try:
@@ -36,11 +36,10 @@ def freeing_at_once() -> Iterator[None]:
 
 
 def drop_pages(tensor: torch.Tensor) -> None:
-    """Let go of a tensor's pages that a file backs (Linux): who reads them again gets them from the
-    file again.
+    """Drop a tensor's file-backed pages (Linux); a later read loads them from the file again.
 
-    Weights are views of mapped safetensors files, whose pages stay in memory as long as any weight
-    of the file is in use.
+    Weights are views of mapped safetensors files, whose pages stay in memory while any weight of
+    the file is in use.
     """
     begin = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * tensor.element_size()
     end = begin + tensor.numel() * tensor.element_size()
@@ -52,7 +51,7 @@ def drop_pages(tensor: torch.Tensor) -> None:
 
 
 def _is_mapped(begin: int, end: int) -> bool:
-    """Whether a range lies in a mapped file that is still there."""
+    """Whether a range of addresses is a mapped file that still exists."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

@@ -13,7 +13,7 @@ from edgecosine.engine.cpu.kernel_library import Kernels
 
 @dataclass(slots=True)
 class SlotAttention:
-    """The cache of one model, and the rows of the pass that runs now; implements `Attention`."""
+    """The cache of one model and the rows of the running forward pass; implements `Attention`."""
 
     slots: int
     slot_size: int
@@ -23,7 +23,7 @@ class SlotAttention:
     rows: BatchRows | None = None
 
     def layer(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> LayerCache:
-        """The cache of the layer `module`, made at its first pass from the shapes it shows."""
+        """The cache of the layer `module`, allocated in its first forward pass."""
         cache = self.layers.get(module)
         if cache is None:
             shape = (self.slots, key.shape[1], self.slot_size)
@@ -64,7 +64,9 @@ def _compiled(state: SlotAttention, cache: LayerCache, inputs: AttentionInputs) 
         state.threads,
     )  # fmt: skip
     if not is_done:
-        raise IndexError(f"rows beyond a cache of {state.slots} slots of {state.slot_size} cells")
+        raise IndexError(
+            f"rows beyond a cache of {state.slots} slots of {state.slot_size} KV positions"
+        )
     return out
 
 
@@ -87,7 +89,7 @@ def _plain(state: SlotAttention, cache: LayerCache, inputs: AttentionInputs) -> 
 
 
 def _visible(rows: BatchRows, at: torch.Tensor, window: int) -> torch.Tensor:
-    """Which cells the rows `at` of one slot see: bool [rows, cells in use]."""
+    """Which KV positions the rows `at` of one slot see: bool [rows, positions in use]."""
     slot_size = int(rows.kv_position[at].max()) + 1
     lengths, counts, paths = rows.length[at], rows.path_length[at], rows.path[at].long()
     device = lengths.device
@@ -104,9 +106,9 @@ def _visible(rows: BatchRows, at: torch.Tensor, window: int) -> torch.Tensor:
 
 def _softmax_attention(
     query: torch.Tensor,  # [heads, rows, key size]
-    keys: torch.Tensor,  # [groups, cells, key size]
+    keys: torch.Tensor,  # [groups, KV positions, key size]
     values: torch.Tensor,
-    mask: torch.Tensor,  # [rows, cells]
+    mask: torch.Tensor,  # [rows, KV positions]
     inputs: AttentionInputs,
 ) -> torch.Tensor:
     heads, count, size = query.shape

@@ -25,10 +25,10 @@ from edgecosine.errors import ModelUnsupported
 
 
 class SlotModel:
-    """A causal LM whose cache has `slots` rows of `slot_size` tokens. Not thread-safe.
+    """A causal LM with a cache of `slots` slots of `slot_size` tokens. Not thread-safe.
 
-    With kernels, the logits of a row depend on the tokens it sees and on nothing else; without,
-    they are equal up to rounding.
+    With kernels, the logits of a row depend on the tokens that it sees alone, to the bit; without,
+    up to rounding.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class SlotModel:
                 pack_linear_layers(model, kernels, threads, form)
             steady_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
-        # Several threads cut elementwise operators at places that depend on the number of rows,
-        # and the ends of a cut are computed by other instructions.
+        # Threads split elementwise operators at places that depend on the number of rows, and the
+        # ends of the parts are computed by other instructions.
         has_experts = any(p.dim() > 2 for p in model.parameters())
         self._torch_threads = threads if kernels is None or has_experts else 1
         self._state = SlotAttention(
@@ -60,26 +60,26 @@ class SlotModel:
 
     @property
     def slot_size(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
+        """KV positions of a slot, those for draft nodes included."""
         return self._state.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
+        """Bytes of the weights, and of the cache."""
         caches = self._state.layers.values()
         weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
         return weights, bytes_of(t for layer in caches for t in (layer.keys, layer.values))
 
     @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the model's device."""
+        """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
+        `keep`, on the device of the model."""
         slot_size = self._state.slot_size
         if (
             max(int(rows.kv_position.max()), int(rows.length.max()) - 1, int(rows.path.max()))
             >= slot_size
         ):
-            raise IndexError("a cell of the pass is beyond the cache's")
+            raise IndexError("a KV position of a row is beyond the cache")
         self._state.rows = rows = rows.to(self._model.device)
         with attending_by(self._state), _torch_threads(self._torch_threads):
             output = self._model(
@@ -91,14 +91,14 @@ class SlotModel:
             )
         if not self._state.layers:
             raise ModelUnsupported(
-                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
+                f"model family {self._model.config.model_type!r} does not use the attention interface of transformers"
             )
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
     @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
         if list(source) == list(target):
             return
         origin, destination = torch.tensor(source), torch.tensor(target)
@@ -106,11 +106,11 @@ class SlotModel:
             layer.move(slot, origin, destination)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: all cells that a pass reads were written for the sequence at hand."""
+        """Does nothing: rows read no KV position that was written for another sequence."""
 
     @contextmanager
     def widely(self, slot_size: int) -> Iterator[ForwardModel]:
-        """Context in which everything is computed in float32, on one slot of `slot_size` tokens."""
+        """Context in which the model computes in float32, with one slot of `slot_size` tokens."""
         served = self._state
         packed = [module for module in self._model.modules() if isinstance(module, PackedLinear)]
         self._state = replace(served, slots=1, slot_size=slot_size, layers={})
@@ -126,14 +126,14 @@ class SlotModel:
 
     @contextmanager
     def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[SlotModel]:
-        """Context in which the model's windows and the like are as long as `limits` says."""
+        """Context in which the length limits of the model are `limits`."""
         with shortened(self._model, limits):
             yield self
 
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """torch's own operators run on `count` threads; the kernels have their own number."""
+    """Context in which torch's own operators run on `count` threads."""
     before = torch.get_num_threads()
     if before == count:
         yield

@@ -64,17 +64,17 @@ def says(path: Sequence[int]) -> DraftTokens:
 
 def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> Proposal:
     """What a drafter answers that reads two nodes in each of so many steps."""
-    tree = DraftTree(LENGTH)
-    tree.add_children(ROOT, says(()))
+    growth = DraftTree(LENGTH)
+    growth.add_children(ROOT, says(()))
 
-    nodes = tree.seed_with(tree, shares)
+    nodes = growth.seed_with(tree, shares)
     for _ in range(num_steps):
-        for node in nodes or tree.most_probable(2):
-            tree.read(node)
-            tree.add_children(node, says([tree.nodes.token[at] for at in tree.path(node)]))
+        for node in nodes or growth.most_probable(2):
+            growth.read(node)
+            growth.add_children(node, says([growth.nodes.token[at] for at in growth.path(node)]))
         nodes = []
-    scored = tree.proposal(64)
-    return Proposal("d", LENGTH, scored.tokens, scored.confidences, scored.parents)
+    told = growth.proposal(64)
+    return Proposal("d", LENGTH, told.tokens, told.confidences, told.parents)
 
 
 def foreseen(proposals: Sequence[Proposal], tree: TokenTree) -> float:
@@ -83,8 +83,8 @@ def foreseen(proposals: Sequence[Proposal], tree: TokenTree) -> float:
     for outcome, mass in enumerate(masses):
         nodes = tree.path(outcome - 1) if outcome else ()
         accepted = [tree.tokens[node] for node in nodes]
-        draft_tokens = says(accepted)
-        for bonus, share in zip(draft_tokens.tokens, draft_tokens.confidences, strict=True):
+        guesses = says(accepted)
+        for bonus, share in zip(guesses.tokens, guesses.confidences, strict=True):
             if tree.child(nodes[-1] if nodes else ROOT, bonus) is not None:
                 continue
             text = (*[0] * LENGTH, *accepted, bonus)

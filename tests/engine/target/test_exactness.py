@@ -55,7 +55,7 @@ def test_probe_sees_torchs_activations_where_vectors_do_not_divide_a_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
-    monkeypatch.setattr("edgecosine.engine.forward_pass.steady_activations", lambda _: None)
+    monkeypatch.setattr("edgecosine.engine.slot_model.steady_activations", lambda _: None)
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0])
 
 
