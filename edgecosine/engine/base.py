@@ -47,7 +47,7 @@ class VerificationResult:
 
 @dataclass(frozen=True, slots=True)
 class Prefilling:
-    """The forward pass read a chunk of the prompt; `remaining` tokens are left for further steps."""
+    """The step read a chunk of the prompt; `remaining` tokens are left for further steps."""
 
     remaining: int
 
@@ -95,7 +95,7 @@ class TargetEngine(Protocol):
         """
 
     def release(self, key: str) -> None:
-        """End a session; its cache is kept for a following turn until another session needs the slot."""
+        """End a session; its cache is kept for a following turn until the slot is needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class RowBuilder:
     def add_node(
         self, slot: int, length: int, token: int, path: Sequence[int], shift: int = 0
     ) -> None:
-        """Add one node below `length` tokens; `path` has the KV positions down to it, its own last."""
+        """Add a node below `length` tokens; `path` has the KV positions down to its own."""
         self._add(slot, token, length + len(path) - 1 + shift, path[-1], length, list(path))
 
     def _add(

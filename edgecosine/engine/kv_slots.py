@@ -52,7 +52,7 @@ class KvSlots:
     """Finds a slot for a session; evicts the least recently used one."""
 
     def __init__(self, count: int, turns_at: int = 0) -> None:
-        """Sequences of more than `turns_at` tokens have other keys and values; 0: no such length."""
+        """Sequences of more than `turns_at` tokens have other keys and values; 0: none."""
         self._turns_at = turns_at
         self._slots = [KvSlot(index) for index in range(count)]
         self._by_key: dict[str, KvSlot] = {}

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, BatchRows, attending_by
-from edgecosine.engine.cpu.deterministic_activations import steady_activations
+from edgecosine.engine.cpu.deterministic_activations import replace_activations
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
 from edgecosine.engine.float32_reference import computing_in
@@ -48,7 +48,7 @@ class SlotModel:
                 pack_shards(model, kernels, threads)
             else:
                 pack_linear_layers(model, kernels, threads, form)
-            steady_activations(model)
+            replace_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
         # Threads split elementwise operators at places that depend on the number of rows, and the
         # ends of the parts are computed by other instructions.
@@ -91,7 +91,8 @@ class SlotModel:
             )
         if not self._state.layers:
             raise ModelUnsupported(
-                f"model family {self._model.config.model_type!r} does not use the attention interface of transformers"
+                f"model family {self._model.config.model_type!r} does not use the attention "
+                "interface of transformers"
             )
         logits: torch.Tensor = output.logits[0].float()
         return logits

@@ -1,7 +1,7 @@
-"""The compiled kernels: built once with the machine's own compiler, called through ctypes.
+"""Builds the kernels with the compiler of this machine, and loads them through ctypes.
 
-ctypes releases the interpreter lock during a call, so the event loop runs on while a pass computes.
-Without a compiler there are no kernels, and the caller takes the plain torch path and says so.
+ctypes releases the interpreter lock during a call, so the event loop runs meanwhile. Without a
+compiler the engine uses plain torch.
 """
 
 from __future__ import annotations
@@ -31,66 +31,66 @@ BUILD_TIMEOUT_S = 120.0
 
 
 class KernelsUnavailable(EngineError):
-    """The kernels cannot be built or loaded here; the message says why."""
+    """The kernels cannot be built or loaded here, for the reason in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The loaded library with its signatures declared."""
+    """The loaded library with declared signatures."""
 
     library: ctypes.CDLL
     panel: int
-    """Output columns that the packed layout keeps side by side."""
+    """Output columns of a panel of the packed layout."""
     has_pairs: bool
-    """Whether the processor multiplies pairs of bfloat16."""
+    """Whether the processor has instructions for pairs of bfloat16."""
     has_bytes: bool
-    """Whether the processor has units that multiply bytes."""
+    """Whether the processor has instructions for products of bytes."""
 
 
 def cache_directory() -> Path | None:
-    """Where built kernels are kept between starts; None: this user has no such place."""
+    """Directory of the built kernels; None where the user has no cache directory."""
     cache = user_directory("CACHE")
     return cache / "kernels" if cache else None
 
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """Build the kernels if they are not there yet, and load them.
+    """Load the kernels; builds them unless the cache has them.
 
-    Where they cannot be kept they are built for this process alone. Raises KernelsUnavailable when
+    Without a usable cache they are built for this process alone. Raises KernelsUnavailable when
     `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the compiler fails.
     """
     if os.environ.get("EDGECOSINE_KERNELS", "on").lower() in {"off", "0", "no"}:
         raise KernelsUnavailable("switched off by EDGECOSINE_KERNELS")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise KernelsUnavailable("no C++ compiler found; install g++ to get them")
+        raise KernelsUnavailable("no C++ compiler found; install g++ to build them")
     name = f"kernels-{_fingerprint(compiler)}.so"
     if kept := cache_directory():
         try:
             return _load(compiler, kept / name)
         except OSError as error:
             logger.warning(
-                "kernels cannot be kept and are built at each start: directory=%s reason=%s "
-                "advice=set XDG_CACHE_HOME to another place", kept, error.strerror or error,
+                "kernels cannot be cached and are built at each start: directory=%s reason=%s "
+                "advice=set XDG_CACHE_HOME to a writable directory", kept, error.strerror or error,
             )  # fmt: skip
     try:
-        # What is loaded stays when its file goes.
+        # The loaded library outlives its file.
         with tempfile.TemporaryDirectory(prefix="edgecosine-") as own:
             return _load(compiler, Path(own) / name)
     except OSError as error:
-        raise KernelsUnavailable(f"there is no place to build them: {error}") from error
+        raise KernelsUnavailable(f"no directory to build them in: {error}") from error
 
 
 def _load(compiler: str, path: Path) -> Kernels:
-    """Raises OSError when the place is not fit, KernelsUnavailable when the compiler fails."""
+    """Raises OSError when the directory is unusable, KernelsUnavailable when the compiler fails."""
     if not _is_whole(path):
         _build(compiler, path)
     return _declare(path)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library is as it was built; to load one that was cut off ends the process."""
+    """Whether a library matches its digest; loading a truncated one would crash the process."""
     try:
         return _digest_file(path).read_text(encoding="ascii") == _digest(path)
     except (FileNotFoundError, UnicodeDecodeError):
@@ -120,7 +120,7 @@ def _fingerprint(compiler: str) -> str:
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run a compiler.
 
-    Raises KernelsUnavailable when it cannot be run, or does not end.
+    Raises KernelsUnavailable when it does not start or exceeds `BUILD_TIMEOUT_S`.
     """
     try:
         return subprocess.run(command, capture_output=True, check=False, timeout=BUILD_TIMEOUT_S)

@@ -1,7 +1,7 @@
-"""Models of the Llama kind as one compiled call per pass: no Python and no torch between layers.
+"""Runs models of the Llama kind by one call of the kernels per forward pass.
 
-The weights and the rotary tables are those of the transformers model, which stays the reference:
-the self-test at load compares the two. Everything else runs as a `SlotModel`.
+Weights and rotary tables come from the transformers model, with which the self-test at load
+compares the results. Models of other kinds run as a `SlotModel`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings that depend on the position alone."""
+"""Rotary embeddings that depend on the position only."""
 DTYPES = (torch.float32, torch.bfloat16)
 CACHE = torch.float32
-"""Keys and values, whatever the model computes in."""
+"""Number format of keys and values, for every format of computation."""
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether `NativeLlama` computes what this model does."""
+    """Whether `NativeLlama` implements this model."""
     config: Any = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -63,10 +63,10 @@ def can_fuse(model: PreTrainedModel) -> bool:
 
 
 class NativeLlama:
-    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
+    """Gives the logits of `SlotModel`, for models that `can_fuse`. Not thread-safe.
 
-    Where it `takes_weights`, the model loses them layer by layer as they are packed, so that a load
-    never holds them twice.
+    With `takes_weights`, weights are removed from the model as they are packed, so that a load
+    never holds two copies.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class NativeLlama:
         self._kernels, self._slot_size, self._takes_weights = kernels, slot_size, takes_weights
         self._form: WeightForm = form
         self._kept: list[torch.Tensor] = []
-        """Tensors whose memory the decoder points to."""
+        """Tensors whose memory the decoder refers to."""
         linears = (module for module in model.modules() if isinstance(module, nn.Linear))
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
         self._arena = Arena(most_bytes(shapes, kernels, form), kernels)
@@ -132,20 +132,21 @@ class NativeLlama:
 
     @property
     def slot_size(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
+        """KV positions of a slot, those for draft nodes included."""
         return self._slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
+        """Bytes of the weights, and of the cache."""
         cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
         return self._arena.used + bytes_of(self._kept) - cache, cache
 
     @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
+        """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
+        `keep`.
 
-        Raises IndexError where a token, a position or a cell is beyond the model's.
+        Raises IndexError for a token or a position outside of the model or the cache.
         """
         logits = torch.empty(len(keep), self._num_outputs)
         wanted = torch.tensor(keep, dtype=torch.int64)
@@ -157,13 +158,13 @@ class NativeLlama:
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
         if not do_fit:
-            raise IndexError("a token, a position or a cell of the pass is beyond the model's")
+            raise IndexError("a token or a position of a row is beyond the model or the cache")
         if self._shortlist is not None:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
     def draft_step(self, works: ctypes.Array[NativeDraftWork]) -> int:
-        """One step of drafting for all works in one pass; returns its rows.
+        """One step of drafting for all works in one forward pass; returns its number of rows.
 
         Raises IndexError as `forward` does.
         """
@@ -171,12 +172,12 @@ class NativeLlama:
             ctypes.byref(self._decoder), works, len(works)
         )
         if rows < 0:
-            raise IndexError("a token, a position or a cell of the step is beyond the model's")
+            raise IndexError("a token or a position of a row is beyond the model or the cache")
         return rows
 
     @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
         if list(source) == list(target):
             return
         origin, destination = torch.tensor(source), torch.tensor(target)
@@ -184,11 +185,11 @@ class NativeLlama:
             cache.move(slot, origin, destination)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: the kernels read no cell that a row does not see."""
+        """Does nothing: the kernels read only KV positions that a row sees."""
 
     @contextmanager
     def widely(self, _slot_size: int) -> Iterator[ForwardModel]:
-        """Context in which inputs of linear layers are not rounded."""
+        """Context in which linear layers do not round their inputs."""
         layers = self._decoder.layers[: self._decoder.num_layers]
         weights = [getattr(layer, name) for layer in layers for name in MATRICES]
         weights.append(self._decoder.head)
@@ -203,7 +204,7 @@ class NativeLlama:
 
     @contextmanager
     def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
-        """Context in which windows are as long as `limits` says."""
+        """Context in which windows have the length in `limits`."""
         layers = [
             layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
         ]
@@ -225,7 +226,7 @@ class NativeLlama:
         return take_weight(module) if self._takes_weights else module.weight.detach()
 
     def _weight(self, *linears: nn.Linear) -> NativeWeight:
-        """One packed matrix of the outputs of all `linears` side by side."""
+        """One packed matrix with the outputs of all `linears`."""
         outputs = sum(linear.out_features for linear in linears)
         weights = [self._weight_of(linear) for linear in linears]
         packed = pack(weights, self._kernels, self._form, self._arena.take)
@@ -238,7 +239,7 @@ class NativeLlama:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
-        # The cache comes last, when the layer's own weights are gone.
+        # The cache is allocated last, when the unpacked weights of the layer are freed.
         packed = {
             "down": self._weight(mlp.down_proj),
             "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
@@ -273,7 +274,7 @@ def _window(config: Any, layer: int) -> int:
 
 @torch.inference_mode()
 def _rotary(module: Any, positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [positions, head size / 2] as the model itself computes them."""
+    """Cosines and sines [positions, head size / 2], computed by the model itself."""
     cosine, sine = module(torch.zeros(1), torch.arange(positions)[None])
     half = head_size // 2
     return cosine[0, :, :half].float(), sine[0, :, :half].float()

@@ -1,6 +1,6 @@
-"""The structures and constants that Python and the compiled kernels share.
+"""Structures and constants that Python and the kernels share.
 
-`kernel_library` compares sizes and constants with those that the kernels report.
+`kernel_library` compares them with the values that the kernels report.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WeightLayout(enum.IntEnum):
     BFLOAT16 = 1
     PAIRS = 2
     WIDE_PAIRS = 3
-    """Pairs that are multiplied with float32 inputs, at half the speed."""
+    """Pairs, multiplied with float32 inputs at half the speed."""
     BYTES = 4
     """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
     WIDE_BYTES = 5
@@ -37,7 +37,7 @@ class WeightLayout(enum.IntEnum):
 
     @property
     def wide(self) -> WeightLayout:
-        """How the same panels are multiplied with float32 inputs."""
+        """The layout that multiplies the same panels with float32 inputs."""
         return _WIDE.get(self, self)
 
 
@@ -45,6 +45,8 @@ _WIDE = {WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS, WeightLayout.BYTES: Weight
 
 
 class NativeWeight(ctypes.Structure):
+    """A packed matrix."""
+
     _fields_ = (
         ("packed", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -58,6 +60,8 @@ MATRICES = ("query_key_value", "output", "gate_up", "down")
 
 
 class NativeLayer(ctypes.Structure):
+    """Weights and cache of one layer."""
+
     _fields_ = (
         *((name, NativeWeight) for name in MATRICES),
         *(
@@ -71,6 +75,8 @@ class NativeLayer(ctypes.Structure):
 
 
 class NativeDecoder(ctypes.Structure):
+    """A whole model and its sizes."""
+
     _fields_ = (
         ("layers", ctypes.POINTER(NativeLayer)),
         ("head", NativeWeight),
@@ -91,7 +97,7 @@ class NativeDecoder(ctypes.Structure):
 
 
 class NativeNodes(ctypes.Structure):
-    """The nodes as columns; a row is written once, but for its cell and its first child."""
+    """The nodes of a draft tree as columns; see `DraftTree`."""
 
     _fields_ = (
         ("length", ctypes.c_int32),
@@ -110,7 +116,7 @@ class NativeNodes(ctypes.Structure):
 
 
 class NativeDraftWork(ctypes.Structure):
-    """One work of a step in the kernels."""
+    """One work of `edgecosine_draft_step`; `num_chosen` is an output."""
 
     _fields_ = (
         ("nodes", ctypes.POINTER(NativeNodes)),

@@ -1,7 +1,7 @@
-"""Attention over padded passes: no loop over sessions, nothing that waits for the device.
+"""Attention over padded batches, without a loop over sessions and without waits for the device.
 
-Every shape is known from the `BatchShape`, every choice is an index or a mask in a tensor, so that
-the kernels can be recorded once and replayed with other numbers.
+All shapes follow from the `BatchShape`, all choices are indexes or masks in tensors, so the kernels
+can be recorded once and replayed with other numbers.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class _Layout:
 
 @dataclass(slots=True)
 class Layers:
-    """Asks a model for its layers by running it once; implements `Attention`."""
+    """Collects the layers of a model in one forward pass; implements `Attention`."""
 
     found: dict[nn.Module, tuple[_Layout, _Layout]] = field(default_factory=dict)
 
     def attend(self, module: nn.Module, inputs: AttentionInputs) -> torch.Tensor:
-        """Note the layer; zeros [1, rows, heads, value size]."""
+        """Record the layer; returns zeros [1, rows, heads, value size]."""
         self.found[module] = (_Layout.of(inputs.key), _Layout.of(inputs.value))
         query = inputs.query
         return query.new_zeros(1, query.shape[2], query.shape[1], inputs.value.shape[3])
 
 
 def find_layers(run: Callable[[], object]) -> Layers:
-    """The layers that attend while `run` runs."""
+    """The layers that compute attention while `run` runs."""
     layers = Layers()
     with attending_by(layers):
         run()
@@ -80,17 +80,17 @@ class PaddedAttention:
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
     def begin(self, shape: BatchShape, inputs: BatchInputs) -> None:
-        """The next layers attend for this pass."""
+        """Set the batch of the forward pass that begins."""
         self._shape, self._inputs = shape, inputs
         self._masks = {}
 
     def end(self) -> None:
-        """The pass is over."""
+        """Clear the batch after the forward pass."""
         self._shape, self._inputs, self._masks = None, None, {}
 
     def move(self, slot: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy cells of all layers: int64 [moves] each, on the cache's device; no cell is both a
-        target and a later move's source."""
+        """Copy KV positions in all layers: int64 [moves] each, on the cache's device; no target is
+        the source of a later move."""
         for stack in self.stacks:
             stack[:, slot, :, target] = stack[:, slot, :, source]
 
@@ -105,7 +105,7 @@ class PaddedAttention:
         keys, values = self._visible(cache.keys), self._visible(cache.values)
         heads, groups = inputs.query.shape[1], keys.shape[1]
         share = heads // groups
-        # The heads that share a key become rows of it, so that no key is copied for them.
+        # Heads that share a key are folded into rows, so that no key is copied.
         folded = (
             inputs.query[0]
             .transpose(0, 1)
@@ -128,7 +128,7 @@ class PaddedAttention:
         return placed.index_select(0, batch.grid)[None]
 
     def _visible(self, cache: torch.Tensor) -> torch.Tensor:
-        """[slots, groups, cells, size] -> [groups of rows, groups, visible cells, size]."""
+        """[slots, groups, slot size, size] -> [groups of rows, groups, visible positions, size]."""
         assert self._shape is not None
         assert self._inputs is not None
         view = cache[:, :, : self._shape.num_visible]
@@ -137,7 +137,7 @@ class PaddedAttention:
         )
 
     def _mask(self, window: int, share: int) -> torch.Tensor:
-        """Whether a place of the grid sees a cell: bool [groups, 1, share * width, cells]."""
+        """Whether a place of the grid sees a KV position: [groups, 1, share * width, visible]."""
         mask = self._masks.get((window, share))
         if mask is None:
             shape, inputs = self._shape, self._inputs
@@ -154,13 +154,13 @@ class PaddedAttention:
 
 
 def visible(inputs: BatchInputs, num_visible: int, window: int) -> torch.Tensor:
-    """Which cells each row sees: bool [rows, cells]. A row sees at least itself."""
+    """Which KV positions each row sees: bool [rows, num_visible]. A row sees at least itself."""
     device = inputs.length.device
     index = torch.arange(num_visible, device=device)[None]
     length, count = inputs.length[:, None], inputs.path_length[:, None]
     mask = (index < length).scatter(1, inputs.path, True)
     if window:
-        # Padding repeats the last cell of a path, and its position with it.
+        # Padding repeats the last KV position of a path, and its position in the sequence.
         steps = torch.arange(inputs.path.shape[1], device=device)[None]
         positions = length + torch.minimum(steps, count - 1)
         position = index.expand(len(length), -1).scatter(1, inputs.path, positions)
@@ -170,9 +170,9 @@ def visible(inputs: BatchInputs, num_visible: int, window: int) -> torch.Tensor:
 
 def _softmax_attention(
     query: torch.Tensor,  # [batch, groups, rows, key size]
-    keys: torch.Tensor,  # [batch, groups, cells, key size]
+    keys: torch.Tensor,  # [batch, groups, KV positions, key size]
     values: torch.Tensor,
-    mask: torch.Tensor,  # [batch, 1, rows, cells]
+    mask: torch.Tensor,  # [batch, 1, rows, KV positions]
     inputs: AttentionInputs,
 ) -> torch.Tensor:
     batch, groups, count, _ = query.shape

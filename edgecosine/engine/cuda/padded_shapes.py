@@ -1,11 +1,10 @@
-"""A pass in one of a few fixed shapes: its rows padded, its numbers in one tensor.
+"""Pads batches to a few fixed shapes, with all numbers in one tensor.
 
-A recorded graph runs the same kernels on the same addresses, so everything that varies between two
-passes of a shape must be a number in a tensor. All numbers of a pass travel as one int64 tensor,
-hence by one copy.
+A recorded graph runs the same kernels on the same addresses, so all that varies between two batches
+of a shape must be a number in a tensor. All numbers of a batch are one int64 tensor: one copy.
 
-Attention wants rows by session: row r of the flat pass has place `grid[r]` in a grid of
-[groups, width], a group being the rows of one slot.
+Attention needs rows by session: row r of the flat batch has place `grid[r]` in a grid of [groups,
+width], where a group has the rows of one slot.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ def round_up(count: int, steps: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """The sizes that a pass is padded to."""
+    """The sizes that a batch is padded to."""
 
     rows: int
     keep: int
-    """Rows whose logits are wanted."""
+    """Rows whose logits are computed."""
     groups: int
-    """Slots that attention looks at."""
+    """Slots in attention."""
     width: int
-    """Rows of the slot that has most."""
+    """Most rows of one slot."""
     num_visible: int
-    """Cells of each slot that may be seen."""
+    """KV positions of each slot in attention."""
     path: int
-    """Longest path of a tree."""
+    """Length of the longest path of a tree."""
 
     @property
     def sizes(self) -> list[int]:
@@ -62,7 +61,7 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True)
 class BatchInputs:
-    """A padded pass; int64, views of one tensor."""
+    """A padded batch; int64, views of one tensor."""
 
     tokens: torch.Tensor  # [rows]
     positions: torch.Tensor  # [rows]
@@ -71,8 +70,8 @@ class BatchInputs:
     length: torch.Tensor  # [rows]
     path_length: torch.Tensor  # [rows]
     grid: torch.Tensor  # [rows] place of each row in the grid
-    path: torch.Tensor  # [rows, path] padded with cells that the row sees anyway
-    keep: torch.Tensor  # [keep] row of each wanted line of logits
+    path: torch.Tensor  # [rows, path] padded with positions that the row sees anyway
+    keep: torch.Tensor  # [keep] row of each line of logits
     group: torch.Tensor  # [groups] slot of each group
     row: torch.Tensor  # [groups * width] row at each place of the grid
 
@@ -87,7 +86,7 @@ class BatchInputs:
 def arrange(
     rows: BatchRows, keep: Sequence[int], *, slots: int, slot_size: int, scratch: int
 ) -> tuple[BatchShape, torch.Tensor]:
-    """Pad a forward pass; returns its shape and its numbers as one int64 tensor on the CPU.
+    """Pad a batch; returns its shape and its numbers as one int64 tensor on the CPU.
 
     `slot_size` is the allocated size of a slot. Rows of padding write to the KV position `scratch`,
     which no row sees, see the first position of slot 0 and are in no group, so they change no other
@@ -127,7 +126,7 @@ def arrange(
 
 
 def _padded_paths(rows: BatchRows, width: int) -> torch.Tensor:
-    """Paths [rows, width] whose last cell is repeated; without a path, the last cell before it."""
+    """Paths [rows, width], padded with their last KV position; empty ones with the one before."""
     last = (rows.path_length.long() - 1)[:, None]
     index = torch.minimum(torch.arange(width)[None], last).clamp(min=0)
     kv_positions = rows.path.long().gather(1, index.clamp(max=rows.path.shape[1] - 1))

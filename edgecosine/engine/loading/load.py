@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
-    """Load the model that decides.
+    """Load a target engine.
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     if options.model == NGRAM:
-        raise ModelUnsupported("ngram only drafts; a target needs a model")
+        raise ModelUnsupported("ngram is a drafter; a target needs a model")
     with refusing(f"cannot serve {options.model!r}"):
         load = load_model if options.tensor_parallel == 1 else load_over_ranks
         model, loaded, slot_size = load(options)
@@ -40,9 +40,9 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     )
     assert loaded.codec is not None
     if (fault := loaded.codec.chat_fault()) is not None:
-        logger.warning("chats are refused, completions are served: reason=%s", fault)
+        logger.warning("chat requests are refused, completions are served: reason=%s", fault)
     logger.info(
-        "target loaded: model=%s weights=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
+        "target loaded: model=%s weights=%s slot_size=%d tensor_parallel=%d exactness=%s reason=%s",
         loaded.name,
         loaded.form,
         slot_size,
@@ -54,7 +54,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
 
 
 def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
-    """Load a model that guesses, or the model-free drafter `ngram`.
+    """Load a draft engine: a model, or the drafter without a model, `ngram`.
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
@@ -62,9 +62,9 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         raise ModelUnsupported("only a target can be tensor-parallel")
     if options.model == NGRAM:
         return load_ngram()
-    # A guess cannot change an answer, so no drafter is held to a policy.
+    # Drafts cannot change an answer, so drafters need no exactness policy.
     options = replace(options, exactness="rounding")
-    with refusing(f"cannot draft by {options.model!r}"):
+    with refusing(f"cannot draft with {options.model!r}"):
         model, loaded, _ = load_model(options, room=TREE_ROOM)
     engine = TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),

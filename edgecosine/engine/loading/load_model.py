@@ -114,15 +114,15 @@ def _format(plan: LoadPlan, options: LoadOptions) -> str:
 
 
 def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
-    """Its first pass also shows whether the device has what a quantised model needs."""
+    """The outputs of the stock model; fails where the device cannot run a quantised model."""
     what = f"{options.model!r} does not run here"
     if options.quantize != "none":
         what = f"{options.quantize} does not run on {plan.device} with this model"
-        remedy = "; leave --quantize out, or take another"
+        remedy = "; omit --quantize, or use another format"
     elif getattr(model, "is_quantized", False):
-        remedy = f"; its layers are quantised for others than {plan.device}"
+        remedy = f"; its layers are quantised for another device than {plan.device}"
     else:
-        remedy = "; take another model, or another --dtype"
+        remedy = "; use another model, or another --dtype"
     with refusing(what, remedy):
         return take_reference(model, plan.context, plan.form)
 
@@ -135,9 +135,9 @@ def _runner(
     plan: LoadPlan,
     kernels: Kernels | None,
 ) -> ForwardModel:
-    """The fastest way to run the model that gives what the model itself gives.
+    """The fastest runner whose logits pass the self-test.
 
-    A way that is tried takes the weights, so the next one loads them again.
+    A failed attempt has consumed the weights, so the next one loads them again.
     """
     family, threads, slot_size = (
         str(model.config.model_type),
@@ -157,7 +157,7 @@ def _runner(
             model = reload()
         else:
             return fused
-    # Recording what ranks send each other is nccl's business, and untested.
+    # Recording the collectives of several ranks is untested.
     if model.device.type == "cuda" and not model.tp_size:
         use_own_stream(model.device)
         if (static := fixed_shapes(model, reference, slots, slot_size)) is not None:
@@ -172,7 +172,7 @@ def _runner(
 def fixed_shapes(
     model: Any, reference: Reference, slots: int, slot_size: int
 ) -> ForwardModel | None:
-    """The model in fixed shapes, or None when it does not give what the model itself gives."""
+    """The model in batches of fixed shapes; None when it does not pass the self-test."""
     family = str(model.config.model_type)
     try:
         static = PaddedModel(
@@ -182,7 +182,7 @@ def fixed_shapes(
         for _ in range(RUNS_TO_REPLAY - 1):
             check_as_served(static, reference, family)
     except (ModelUnsupported, torch.OutOfMemoryError) as error:
-        logger.warning("no passes of fixed shapes: reason=%s", error)
+        logger.warning("fixed batch shapes off: reason=%s", error)
         return None
     return static
 
@@ -201,7 +201,7 @@ def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
         "attn_implementation": "eager",
         "tqdm_class": download_bar(),
         "output_loading_info": True,
-        # Tensors of another shape are refused by name, with those that are missing.
+        # `check_tensors` reports shapes that differ together with missing tensors.
         "ignore_mismatched_sizes": True,
     }
     if options.tensor_parallel > 1:
@@ -233,25 +233,27 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
             "bnb_4bit_compute_dtype": dtype,
         }
         if quantize == "nf4"
-        # A threshold above 0 picks outlier columns by the batch: rows would see each other.
+        # With a threshold above 0, outlier columns depend on the whole batch.
         else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     )
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
-    """Those end tokens that the model can say; no other one can be drawn, or kept from it."""
+    """The end tokens that the model can produce."""
     known = [token for token in eos_tokens if token < num_tokens]
     if len(known) < len(eos_tokens):
         beyond = sorted(set(eos_tokens).difference(known))
-        logger.warning("end tokens beyond the model left out: ids=%s tokens=%d", beyond, num_tokens)
+        logger.warning(
+            "end tokens beyond the vocabulary ignored: ids=%s tokens=%d", beyond, num_tokens
+        )
     return known
 
 
 def _display_name(options: LoadOptions) -> str:
     is_known = options.model in zoo.names() or models.is_known(options.model)
     where = Path(options.model).expanduser()
-    # As it is called where `.` or `..` says less.
+    # The name of the directory in place of `.` or `..`.
     path = Path(os.path.normpath(where.absolute())) if where.exists() else where
     name = options.model if is_known else options.gguf or path.name or "model"
     return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

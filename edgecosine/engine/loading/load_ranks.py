@@ -38,18 +38,18 @@ from edgecosine.errors import ModelUnsupported
 
 LOAD_TIMEOUT_S: Final = 1800.0
 FORWARD_TIMEOUT_S: Final = 120.0
-"""How far ranks may be apart within a pass."""
+"""Most time between ranks within a forward pass."""
 
 
 def load_over_ranks(
     options: LoadOptions, *, forward_timeout_s: float = FORWARD_TIMEOUT_S
 ) -> tuple[ParallelModel, Loaded, int]:
-    """Start the other ranks and load a share of the model on each; also gives the slots' cells.
+    """Start the other ranks and load a share of the model in each; also returns the size of a slot.
 
-    Raises EngineError naming the rank that failed, or what `load_model` raises.
+    Raises EngineError that names the failed rank, or the errors of `load_model`.
     """
     size = options.tensor_parallel
-    # What is asked for by name is refused in words of its own where it is not there.
+    # `check_shards` explains better why an explicit device cannot be used.
     asked = resolve_device("auto") if options.device == "auto" else options.device
     device = check_shards(options, read_config(options), asked)
     if dist.is_initialized():
@@ -90,7 +90,7 @@ def load_over_ranks(
 
 
 def _device_of(kind: str, rank: int) -> str:
-    """The device of a rank: processors are shared, GPUs are not."""
+    """The device of a rank: ranks share the processor; each has a GPU of its own."""
     return kind if kind == "cpu" else f"{kind}:{rank}"
 
 

@@ -1,4 +1,4 @@
-"""Memory is planned, not discovered: weights, cache and workspace before anything is loaded."""
+"""Computes the memory of weights, cache and workspace before a model is loaded."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from edgecosine.errors import ModelUnsupported, OutOfMemory
 
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
 INT8_BYTES = 34 / 32
-"""Bytes of a weight in blocks of 8 bits (packing.py)."""
+"""Bytes of a weight in blocks of 8 bits (`packing.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will take, in bytes."""
+    """The memory of a model, in bytes."""
 
     weights: int
     cache: int
     workspace: int
     origin: str = ""
-    """Of which file the weights become how many bytes."""
+    """The size of the file and of the packed weights, for messages."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.cache + self.workspace
 
     def check(self, available: int, device: str) -> None:
-        """Raise OutOfMemory when the plan does not fit."""
+        """Raises OutOfMemory when the plan exceeds `available` bytes."""
         if self.total > available:
             origin = f"{self.origin}: " if self.origin else ""
             raise OutOfMemory(
                 f"{origin}needs {_gib(self.total)} (weights {_gib(self.weights)}, cache "
                 f"{_gib(self.cache)}, workspace {_gib(self.workspace)}) but {device} has "
-                f"{_gib(available)} free: take a smaller model, quantise it, or lower --slots "
+                f"{_gib(available)} free: use a smaller model, quantise it, or lower --slots "
                 f"or --context"
             )
 
@@ -73,8 +73,8 @@ def plan_memory(
     text = config.get_text_config()
     if not getattr(text, "num_attention_heads", 0):
         raise ModelUnsupported(
-            f"model family {config.model_type!r} has recurrent state instead of attention: what a "
-            "rejected draft did to it cannot be taken back"
+            f"model family {config.model_type!r} has recurrent state instead of attention, "
+            "from which rejected drafts cannot be removed"
         )
     sizes = sizes or _sizes(config, dtype, ballast)
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
@@ -82,13 +82,13 @@ def plan_memory(
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head_size * slots * slot_size
     cache *= (cache_dtype or dtype).itemsize
-    # Packing copies one layer at a time; the output layer may be tied and is then held twice.
+    # Packing copies one layer at a time; a tied output layer is stored twice.
     largest, total = max(sizes, default=0), sum(sizes)
     workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
     if shards_cache(text):
         cache //= num_ranks
     if form == "int8":
-        # The embedding stays as it was read, and everything is read before anything is packed.
+        # The embedding is not packed, and packing starts after all weights are read.
         held = int(total * INT8_BYTES) + largest * dtype.itemsize
         workspace = max(workspace, total * dtype.itemsize - held)
         return MemoryPlan(held, int(cache), workspace, origin)
@@ -96,7 +96,7 @@ def plan_memory(
 
 
 def _sizes(config: Any, dtype: torch.dtype, ballast: int) -> list[int]:
-    """Numbers in each weight of a model, widened by `ballast`."""
+    """Elements of each weight of a model, widened by `ballast`."""
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     widened = {"gate_proj", "up_proj", "down_proj"}

@@ -1,10 +1,10 @@
-"""Which exactness policy holds: `bitwise` or `rounding`, decided at load, with the reason.
+"""Decides at load which exactness policy holds, `bitwise` or `rounding`, and states the reason.
 
-bitwise   a token's logits are a function of the tokens before it, to the bit: trees, company, slot,
-          chunks and restarts change nothing. It needs every sum in one order, so the compiled
-          kernels; whether they are enough for a model is probed with its own weights, not assumed.
-rounding  the same up to the rounding of sums; greedy texts may part where two tokens are nearly
-          tied. On a CPU it runs the same kernels, because they are the faster ones there.
+bitwise   the logits of a token depend on the tokens before it alone, to the bit: trees, co-batched
+          requests, slots, chunks and restarts change nothing. All sums need a fixed order, hence
+          the compiled kernels; each model is probed with its own weights.
+rounding  the same up to the rounding of sums; greedy texts may differ where two tokens are nearly
+          tied. On a CPU the same kernels run, since they are faster.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 _LENGTH, _BEFORE = 13, 40
-"""Tokens whose logits are compared, and tokens before them."""
+"""Number of tokens whose logits are compared, and of tokens before them."""
 _COBATCHED = (1, 18, 38)
-"""Rows beside the sequence: few, and more than stock kernels take in one block."""
+"""Numbers of other rows in the batch: few, and more than one block of stock kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The policy, why it is that one, and the kernels to run with."""
+    """The policy, the reason for it, and the kernels to use."""
 
     policy: Policy
     reason: str
@@ -41,30 +41,32 @@ class Decision:
 
 
 def decide(device: str, dtype: torch.dtype) -> Decision:
-    """The best policy of a device and a dtype, before a model is looked at."""
+    """The best policy for a device and a dtype, before the model is probed."""
     if device != "cpu":
         return Decision(
-            "rounding", f"sums on {device} follow the pass's shape; --device cpu has bitwise", None
+            "rounding",
+            f"sums on {device} depend on the batch shape; --device cpu has bitwise",
+            None,
         )
     if dtype not in {torch.float32, torch.bfloat16}:
         reason = f"no kernels for {str(dtype).removeprefix('torch.')}; "
         return Decision("rounding", reason + "--dtype float32 or bfloat16 has bitwise", None)
     try:
-        return Decision("bitwise", "every sum is the kernels', in one order", load_kernels())
+        return Decision("bitwise", "the kernels compute all sums in a fixed order", load_kernels())
     except KernelsUnavailable as error:
-        # Chains alone would not help: stock products choose their order by the number of rows.
+        # Chains in place of trees would not help: the order of stock products depends on the rows.
         return Decision("rounding", f"no kernels: {error}", None)
 
 
 def confirm(
     decision: Decision, asked: Exactness, model: ForwardModel, modules: nn.Module
 ) -> Decision:
-    """The decision after the model, made of `modules`, has shown what it does.
+    """The decision after probing the model, whose layers are `modules`.
 
-    Raises ModelUnsupported when bitwise is asked for and cannot be had.
+    Raises ModelUnsupported when bitwise is requested and not available.
     """
     if asked == "rounding":
-        return Decision("rounding", "asked for", decision.kernels)
+        return Decision("rounding", "requested", decision.kernels)
     if decision.policy == "bitwise" and (
         fault := stock_products(modules)
         or cobatching_fault(model, getattr(modules, "config", None))
@@ -75,15 +77,15 @@ def confirm(
 
 
 def require(decision: Decision, asked: Exactness) -> None:
-    """Raises ModelUnsupported when bitwise is asked for and `decision` is another."""
+    """Raises ModelUnsupported when bitwise is requested and `decision` is rounding."""
     if asked == "bitwise" and decision.policy != "bitwise":
         raise ModelUnsupported(
-            f"exactness bitwise cannot be had here: {decision.reason} (or --exactness rounding)"
+            f"exactness bitwise is not available: {decision.reason} (or --exactness rounding)"
         )
 
 
 def stock_products(modules: nn.Module) -> str | None:
-    """Which matrix products the kernels leave to torch, or None."""
+    """A reason naming a matrix product that the kernels leave to torch; None: there is none."""
     for name, module in modules.named_modules():
         if type(module) in {nn.Linear, Conv1D, PackedLinear} or isinstance(module, nn.Embedding):
             continue
@@ -93,11 +95,11 @@ def stock_products(modules: nn.Module) -> str | None:
 
 
 def cobatching_fault(model: ForwardModel, config: Any = None) -> str | None:
-    """What changes the bits of a row's logits, or None when nothing that was tried does.
+    """A change of the batch that changes the bits of a row's logits; None where none was found.
 
-    Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
-    same sequence is run at once, in pieces, as a branch of a tree and beside other rows, which
-    are at the last positions that the model's `config` has.
+    Elementwise operators of torch cause one where a layer's width is no multiple of their vectors.
+    The same sequence runs at once, in pieces, as a branch of a tree and beside other rows, which
+    have the last positions of the model's `config`.
     """
     probe = _Probe(model, config)
     tokens = [3 + 2 * i for i in range(_LENGTH)]
@@ -105,14 +107,14 @@ def cobatching_fault(model: ForwardModel, config: Any = None) -> str | None:
     for cut in (1, 4, _LENGTH - 1):
         for num_cobatched in (0, *_COBATCHED):
             if not torch.equal(probe.run(tokens, cut, num_cobatched), reference):
-                return f"a row's bits differ in pieces of {cut} rows beside {num_cobatched} others"
+                return f"bits of a row differ in pieces of {cut} rows beside {num_cobatched} others"
     if not torch.equal(probe.run_tree(tokens), reference[1:]):
-        return "a row's bits differ under a token tree"
+        return "the bits of a row differ in a token tree"
     return None
 
 
 class _Probe:
-    """A sequence in slot 0 after tokens that are read once, and other rows in its passes."""
+    """Runs a sequence in slot 0, after tokens that are read once, beside other rows."""
 
     def __init__(self, model: ForwardModel, config: Any) -> None:
         text = None if config is None else config.get_text_config()
@@ -130,7 +132,7 @@ class _Probe:
             model.forward(rows.build(), [0])
 
     def run(self, tokens: list[int], cut: int, num_cobatched: int) -> torch.Tensor:
-        """Logits [length, vocabulary] of the sequence fed in two pieces, other rows before each."""
+        """Logits [length, vocabulary] of the sequence in two pieces, other rows before each."""
         parts = []
         for at, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
             if piece:
@@ -142,7 +144,7 @@ class _Probe:
         return torch.cat(parts)
 
     def run_tree(self, tokens: list[int]) -> torch.Tensor:
-        """Logits of all tokens but the first, each in a tree after a wrong sibling."""
+        """Logits of all tokens but the first, as nodes of a tree, each after a wrong sibling."""
         head = RowBuilder()
         head.add_sequence(0, self._start, tokens[:1], self._mark)
         self._model.forward(head.build(), [0])

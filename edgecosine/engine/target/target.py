@@ -1,4 +1,4 @@
-"""The target engine: one pass over prefill chunks, plain rows and trees, then the walk."""
+"""The target engine: a forward pass over prefill chunks and token trees, then verification."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
 
 @dataclass(slots=True)
 class _Part:
-    """One work's rows in the pass."""
+    """The rows of one work in the forward pass."""
 
     work: VerifyWork
     slot: KvSlot
     fed: int
-    """Committed tokens that this pass feeds."""
+    """Committed tokens in this forward pass."""
     remaining: int
-    """Committed tokens that the next passes must feed."""
+    """Committed tokens left for the next forward passes."""
     first_logit: int = 0
 
 
 class TransformerTarget:
-    """Decides by a causal LM; implements `TargetEngine`.
+    """Verifies drafts by a causal LM; implements `TargetEngine`.
 
-    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while, and
-    `num_tokens` the rows of its embedding. A sequence of more than `turns_at` tokens is read anew,
-    with its longrope's long factors.
+    `eos_tokens` are the end tokens, which are banned before `Sampling.min_tokens`; `num_tokens` is
+    the number of rows of the embedding. A sequence that exceeds `turns_at` tokens is prefilled
+    again, with the long factors of its longrope.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class TransformerTarget:
         self._model, self._num_tokens, self._turns_at = model, num_tokens, turns_at
         self._eos_tokens = frozenset(eos_tokens)
         self._slots = KvSlots(slots, turns_at)
-        self._bare: set[str] = set()
-        """Sessions whose trees are left out until their next verdict."""
+        self._without_trees: set[str] = set()
+        """Sessions whose trees are left out until their next verification result."""
         self._max_context = max_context
         self._chunk = chunk
 
     @property
     def max_context(self) -> int:
-        """Tokens that a sequence may have."""
+        """Most tokens of a sequence."""
         return self._max_context
 
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
-        """Run one pass over all works and judge their trees."""
+        """Run one forward pass over all works and verify their trees."""
         busy = {work.key for work in batch}
         rows, keep, parts = RowBuilder(), list[int](), list[_Part | FailedWork]()
         try:
@@ -80,7 +80,7 @@ class TransformerTarget:
             logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
         except BaseException:
             for part in parts:
-                if isinstance(part, _Part):  # its cells may not be filled
+                if isinstance(part, _Part):  # its KV positions may be undefined
                     part.slot.keep(len(part.slot.tokens) - part.fed)
             raise
         greedy = _most_probable(logits)
@@ -91,26 +91,26 @@ class TransformerTarget:
         return StepResult(outcomes, len(rows))
 
     def release(self, key: str) -> None:
-        """Give the session's slot back."""
+        """Release the slot of the session."""
         self._slots.release(key)
-        self._bare.discard(key)
+        self._without_trees.discard(key)
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
     ) -> _Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
-        if work.key in self._bare or len(work.tokens) <= self._turns_at < deepest:
+        if work.key in self._without_trees or len(work.tokens) <= self._turns_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
         pending = work.tokens[cached : cached + self._chunk]
-        # Kernels read and write where they are told to.
+        # The kernels do not check token ids against the model.
         if not all(0 <= token < self._num_tokens for token in (*pending, *work.tree.tokens)):
-            return FailedWork(ValueError(f"a token is none of the model's {self._num_tokens}"))
+            return FailedWork(ValueError(f"a token is not one of the model's {self._num_tokens}"))
         if len(work.tokens) + len(work.tree) > self._model.slot_size:
             return FailedWork(
-                ValueError(f"the sequence needs more than {self._model.slot_size} cells")
+                ValueError(f"the sequence needs more than {self._model.slot_size} KV positions")
             )
         rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
@@ -132,10 +132,10 @@ class TransformerTarget:
             self._model.clear(part.slot.index)
             if not len(part.work.tree):
                 return FailedWork(error)
-            # Where attention masks, a node without numbers takes them from its whole tree.
-            self._bare.add(part.work.key)
+            # Where attention masks positions, NaN of one node spreads to its whole tree.
+            self._without_trees.add(part.work.key)
             return Prefilling(len(part.work.tokens))
-        except Exception as error:  # noqa: BLE001 -- it is this request's alone
+        except Exception as error:  # noqa: BLE001 -- fails this request alone
             return FailedWork(error)
 
     def _verify(
@@ -158,7 +158,7 @@ class TransformerTarget:
             return draw(logits[first + node], position, how, generated, prompt, banned)
 
         result = walk(work.tree, token_after)
-        self._bare.discard(work.key)
+        self._without_trees.discard(work.key)
         if work.top_logprobs is not None:
             rows = [logits[first + node] for node in (ROOT, *result.path)]
             result = replace(result, logprobs=_logprobs(work, result, rows))
@@ -170,9 +170,9 @@ class TransformerTarget:
 
 
 def _most_probable(logits: torch.Tensor) -> list[int | None]:
-    """The token of each row's highest logit; None where there are no numbers to draw from."""
+    """The token of the highest logit of each row; None where the logits are not finite."""
     tokens = torch.argmax(logits, dim=-1)
-    # The highest of numbers with NaN or infinity among them, or of -infinity alone, is none.
+    # With NaN or infinity among the logits, or -infinity alone, the highest is not finite.
     is_finite = logits.gather(1, tokens[:, None])[:, 0].isfinite()
     found: list[int] = torch.where(is_finite, tokens, -1).tolist()
     return [token if token >= 0 else None for token in found]
@@ -181,7 +181,7 @@ def _most_probable(logits: torch.Tensor) -> list[int | None]:
 def _logprobs(
     work: VerifyWork, result: VerificationResult, rows: Sequence[torch.Tensor]
 ) -> tuple[Logprobs, ...]:
-    """One for each committed token; `rows` are the logits that the tokens were drawn from."""
+    """Log-probabilities of each committed token; `rows` are the logits it was drawn from."""
     tokens = [*(work.tree.tokens[node] for node in result.path), result.bonus]
     return tuple(
         logprobs_of(row, token, work.top_logprobs or 0)

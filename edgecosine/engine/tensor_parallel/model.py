@@ -1,8 +1,8 @@
-"""Tensor parallelism: one target over N processes, each with a share of the heads and the weights.
+"""Tensor parallelism: one target in N processes, each with a share of the heads and the weights.
 
 transformers splits the model and reduces over torch.distributed (gloo on a CPU, nccl on GPUs). Rank
-0 is this process: it alone knows works, trees and samplings, and tells the others the rows of each
-pass. They all compute it, in step by the collectives inside the layers.
+0 is this process: it handles works, trees and sampling, and sends the rows of each batch to the
+others. All ranks run the batch, synchronised by the collectives inside the layers.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ Result = TypeVar("Result")
 
 
 class ParallelModel:
-    """Rank 0's `ForwardModel`: tells the other ranks what it does itself. Not thread-safe.
+    """The `ForwardModel` of rank 0, which sends each call to the other ranks. Not thread-safe.
 
-    When a rank fails, the pass raises EngineError, and so do all later ones.
+    When a rank fails, this call and all later ones raise EngineError.
     """
 
     def __init__(self, model: ForwardModel, ranks: Workers) -> None:
         self._model, self._ranks = model, ranks
         self._failure: str | None = None
         self.close = weakref.finalize(self, end_ranks, ranks)
-        """End the other ranks; done at the latest when this process ends."""
+        """End the other ranks, at the latest when this process ends."""
 
     @property
     def slot_size(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
+        """KV positions of a slot, those for draft nodes included."""
         return self._model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of this rank's weights and of its cache."""
+        """Bytes of the weights of this rank, and of its cache."""
         return self._model.held
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the other ranks."""
+        """Process ids of the other ranks."""
         return self._ranks.pids
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows on all ranks; float32 logits [len(keep), vocabulary] of the rows numbered in
-        `keep`, on the CPU."""
+        """Run the rows on all ranks; returns float32 logits [len(keep), vocabulary] of the rows
+        numbered in `keep`, on the CPU."""
         order = encode_batch(rows, keep)
 
         def run() -> torch.Tensor:
@@ -68,7 +68,7 @@ class ParallelModel:
         return self._guarded(run)
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, on all ranks."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, on all ranks."""
         if list(source) == list(target):
             return
 
@@ -79,7 +79,7 @@ class ParallelModel:
         self._guarded(run)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: ranks run no passes of fixed shapes."""
+        """Does nothing: ranks do not run padded batches."""
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
         if self._failure is not None:
@@ -87,7 +87,7 @@ class ParallelModel:
         try:
             return run()
         except Exception as error:
-            # The ranks are no longer in step, whoever began.
+            # The ranks are no longer synchronised, whichever failed first.
             failure = failure_of(error, self._ranks)
             self._failure = str(failure) or type(failure).__name__
             self.close()
@@ -97,7 +97,7 @@ class ParallelModel:
 
 
 def join_group(start: StartWorker, store: TCPStore | None = None) -> None:
-    """Enter the group of the ranks. Without a store, it is that of rank 0."""
+    """Join the process group of the ranks; without `store`, connect to that of rank 0."""
     timeout = timedelta(seconds=start.timeout_s)
     if store is None:
         store = TCPStore(HOST, start.port, start.size, timeout=timedelta(seconds=START_TIMEOUT_S))
@@ -115,7 +115,7 @@ def join_group(start: StartWorker, store: TCPStore | None = None) -> None:
 
 
 def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunForward:
-    """The pass as it travels."""
+    """The message for a batch."""
     columns = (
         rows.tokens,
         rows.positions,
@@ -129,7 +129,7 @@ def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunForward:
 
 
 def decode_batch(order: RunForward) -> BatchRows:
-    """The rows of a pass that travelled."""
+    """The batch of a message."""
     table = torch.frombuffer(bytearray(order.table), dtype=torch.int32).view(order.num_rows, -1)
     tokens, positions, slot, kv_position, length, path_length = (
         column.contiguous() for column in table[:, :_COLUMNS].unbind(1)
@@ -139,12 +139,13 @@ def decode_batch(order: RunForward) -> BatchRows:
 
 
 def failure_of(error: Exception, ranks: Workers) -> Exception:
-    """What to raise: a broken collective shows that a rank failed, other errors are this rank's."""
+    """The error to raise: a broken collective means that a rank failed, see `explain`."""
     is_collective = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
     return ranks.explain(error) if is_collective else error
 
 
 def end_ranks(ranks: Workers) -> None:
+    """End the processes and leave the group."""
     ranks.close()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""The processes of ranks 1 to N - 1, as rank 0 sees them.
+"""Starts and controls the processes of ranks 1 to N - 1 from rank 0.
 
-Each has one end of a socket pair as its standard input, and ends when that closes. So none outlives
-rank 0, however that ends, and rank 0 learns of every death from its own end.
+The standard input of each is one end of a socket pair, and the process ends when it closes. So no
+rank outlives rank 0, and rank 0 detects the end of every rank.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from edgecosine.errors import EngineError
 _COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.loading.rank_process")
 _STOP_TIMEOUT_S: Final = 2.0
 _EXIT_REASON_TIMEOUT_S: Final = 2.0
-"""How long a rank that failed may take to say so, or to be seen dead."""
+"""Time for a failed rank to report its error or end."""
 
 
 class WorkerProcess:
-    """One rank in a process of its own."""
+    """The process of one rank."""
 
     def __init__(self, start: StartWorker) -> None:
         ours, theirs = socket.socketpair()
@@ -49,7 +49,7 @@ class WorkerProcess:
         self.send(start)
 
     def send(self, order: WorkerOrder) -> None:
-        """Raises EngineError when the rank is gone or does not listen."""
+        """Send an order; raises EngineError when the rank has ended or reads nothing."""
         try:
             self._channel.send(order, self._timeout_s)
         except OSError as error:
@@ -60,7 +60,7 @@ class WorkerProcess:
     def expect(self, kind: type[Report], timeout_s: float) -> None:
         """Wait for a report.
 
-        Raises EngineError when the rank says something else, ends, or is silent for `timeout_s`.
+        Raises EngineError when the rank sends another report, ends, or sends none for `timeout_s`.
         """
         try:
             report = self._channel.receive(timeout_s)
@@ -72,12 +72,12 @@ class WorkerProcess:
             raise EngineError(f"rank {self.rank} failed: {_reason(report)}")
 
     def exit_reason(self, timeout_s: float) -> str | None:
-        """Why the rank ended, if it does within `timeout_s`."""
+        """The reason why the rank ended; None if it does not end within `timeout_s`."""
         try:
             return f"rank {self.rank} failed: {_reason(self._channel.receive(timeout_s))}"
         except EOFError:
             return self._exit_status()
-        except OSError:  # silence, or a channel that is closed already
+        except OSError:  # a timeout, or a closed channel
             return None
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class WorkerProcess:
             self.process.wait()
 
     def _timeout_reason(self, timeout_s: float | None = None) -> str:
-        return f"rank {self.rank} has said nothing for {timeout_s or self._timeout_s:g} s"
+        return f"rank {self.rank} has not replied for {timeout_s or self._timeout_s:g} s"
 
     def _exit_status(self) -> str:
         try:
@@ -102,7 +102,7 @@ class WorkerProcess:
 
 
 class Workers:
-    """All ranks but rank 0."""
+    """The processes of all ranks but rank 0."""
 
     def __init__(self, starts: Iterable[StartWorker]) -> None:
         self._ranks: list[WorkerProcess] = []
@@ -115,27 +115,27 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Their process numbers, by rank."""
+        """Process ids by rank."""
         return [rank.process.pid for rank in self._ranks]
 
     def send(self, order: WorkerOrder) -> None:
-        """Raises EngineError when a rank is gone."""
+        """Send an order to every rank; raises EngineError when a rank has ended."""
         for rank in self._ranks:
             rank.send(order)
 
     def expect(self, kind: type[Report], timeout_s: float) -> None:
         """Wait for a report of every rank.
 
-        Raises EngineError when one fails first or is silent for `timeout_s`.
+        Raises EngineError when a rank fails or does not report within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         for rank in self._ranks:
             rank.expect(kind, max(0.001, deadline - time.monotonic()))
 
     def explain(self, error: Exception) -> Exception:
-        """What became of the ranks, after `error` showed that something did.
+        """The error to raise for `error`, with the reasons of the ranks that failed.
 
-        An error that all ranks share is given back as it is.
+        `error` itself is returned when all ranks report the same.
         """
         deadline = time.monotonic() + _EXIT_REASON_TIMEOUT_S
         found = [rank.exit_reason(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
@@ -146,7 +146,7 @@ class Workers:
             and all(str(error) in reason for reason in reasons)
         ):
             return error
-        # A rank that was killed says nothing; the others only tell that they lost it.
+        # A killed rank reports nothing; the others report that they lost it.
         reasons.sort(key=lambda reason: " failed: " in reason)
         return EngineError("; ".join(reasons) if reasons else f"no answer from the ranks: {error}")
 

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from edgecosine.engine.cpu.deterministic_activations import (
     DeterministicActivation,
-    steady_activations,
+    replace_activations,
 )
 
 NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
@@ -19,7 +19,7 @@ NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
 
 def _steady(name: str) -> nn.Module:
     model = nn.Sequential(ACT2FN[name])
-    steady_activations(model)
+    replace_activations(model)
     [activation] = model
     assert isinstance(activation, DeterministicActivation)
     return activation

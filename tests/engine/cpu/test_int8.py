@@ -237,7 +237,7 @@ def test_what_does_not_go_with_8_bits_is_named(
 ) -> None:
     where = save(build("llama"), tmp_path)
     options = LoadOptions(where, device="cpu", weights="int8", **changes)  # type: ignore[arg-type]
-    with pytest.raises(ModelUnsupported, match=f"--weights int8 cannot be had here: .*{reason}"):
+    with pytest.raises(ModelUnsupported, match=f"--weights int8 is not available: .*{reason}"):
         load_target(options)
 
 

@@ -223,7 +223,7 @@ def test_renamed_first_part_is_refused(tmp_path: Path) -> None:
 
 def test_file_without_tokenizer_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", has_tokenizer=False)
-    with pytest.raises(ModelUnavailable, match="holds no tokenizer"):
+    with pytest.raises(ModelUnavailable, match="has no tokenizer"):
         load_target(options(path))
 
 
@@ -233,7 +233,7 @@ def test_file_without_tokenizer_is_refused(tmp_path: Path) -> None:
         ("rwkv6", "recurrent state"),
         ("mamba", "recurrent state"),
         ("plm", "not supported"),
-        ("t5", "does not continue texts"),
+        ("t5", "not a causal language model"),
     ],
 )
 def test_architecture_that_cannot_work_is_refused_by_its_name(
@@ -272,7 +272,7 @@ def test_scaled_positions_are_not_passed_over_in_silence(
         writer.add_rope_scaling_type(RopeScalingType.YARN)
 
     load_target(options(write_gguf(tmp_path / "model.gguf", change=scale)))
-    assert "rotary scaling ignored" in caplog.text
+    assert "rotary scaling of a GGUF file ignored" in caplog.text
 
 
 def test_options_that_do_not_go_with_a_file_are_refused(plain: Path) -> None:

@@ -166,7 +166,7 @@ def test_ballast_leaves_the_function_unchanged() -> None:
 
 
 def test_ngram_only_drafts() -> None:
-    with pytest.raises(ModelUnsupported, match="only drafts"):
+    with pytest.raises(ModelUnsupported, match="a target needs a model"):
         load_target(LoadOptions("ngram"))
 
 

@@ -78,7 +78,7 @@ CASES = {
     ),
     "encoder and decoder": (
         _settings(model_type="t5", architectures=["T5ForConditionalGeneration"]),
-        "'t5' cannot be served: it does not continue texts",
+        "'t5' cannot be served: not a causal",
     ),
     "pictures": (
         _settings(model_type="llava", architectures=["LlavaForConditionalGeneration"]),
@@ -119,7 +119,7 @@ def test_quantisation_that_the_processor_does_not_take_names_another_way(
         "llama", hidden_size=128, num_attention_heads=2, layers=1, intermediate_size=width
     )
     where = save(model, tmp_path)
-    with pytest.raises(ModelUnsupported, match=r"nf4 does not run on cpu .* leave --quantize out"):
+    with pytest.raises(ModelUnsupported, match=r"nf4 does not run on cpu .* omit --quantize"):
         load_drafter(LoadOptions(where, threads=1, slots=1, quantize="nf4", device="cpu"))
 
 
@@ -163,7 +163,7 @@ def test_reasons_are_short_and_say_their_kind_where_they_say_little() -> None:
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta", "cpu:x", ""])
 def test_device_that_is_not_there_is_a_wrong_setting(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"device = .* is not allowed: here are auto, cpu"):
+    with pytest.raises(ConfigError, match=r"device = .* is not allowed: available are auto, cpu"):
         load_target(LoadOptions("generalist", device=device, threads=1))
 
 

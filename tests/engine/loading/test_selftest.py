@@ -273,7 +273,7 @@ def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
     check_family(_run_as(way, copy.deepcopy(model), slot_size=464), reference, "mistral")
     assert {place.limits.get("sliding_window") for place in reference.further} == {None, 6}
     _no_window(model)
-    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' gives other"):
+    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' has other"):
         check_family(_run_as(way, model, slot_size=464), reference, "mistral")
 
 

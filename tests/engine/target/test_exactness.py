@@ -42,7 +42,7 @@ def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
     found = confirm(decision, "auto", *_layered("qwen3_moe"))
     assert found.policy == "rounding"
     assert "Experts" in found.reason or "Router" in found.reason
-    with pytest.raises(ModelUnsupported, match="exactness bitwise cannot be had"):
+    with pytest.raises(ModelUnsupported, match="exactness bitwise is not available"):
         confirm(decision, "bitwise", *_layered("qwen3_moe"))
 
 
@@ -55,7 +55,7 @@ def test_probe_sees_torchs_activations_where_vectors_do_not_divide_a_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
-    monkeypatch.setattr("edgecosine.engine.slot_model.steady_activations", lambda _: None)
+    monkeypatch.setattr("edgecosine.engine.slot_model.replace_activations", lambda _: None)
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0])
 
 

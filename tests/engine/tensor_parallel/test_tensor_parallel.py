@@ -110,7 +110,7 @@ def test_policy_is_bitwise_unless_layers_are_stock(split: tuple[ParallelModel, L
         ("llama", {"tensor_parallel": 4}, "4 must divide the 4 attention heads and 2 .*: take 2"),
         ("llama", {"ballast": 2}, "ballast"),
         ("llama", {"quantize": "int8"}, "quantised"),
-        ("llama", {"device": "cuda:1"}, "say 'cuda'"),
+        ("llama", {"device": "cuda:1"}, "set 'cuda'"),
         ("gpt2", {}, "'gpt2' has no tensor-parallel plan"),
         ("gpt_oss", {}, "'gpt_oss' has no tensor-parallel plan"),
     ],
