@@ -113,7 +113,7 @@ class DraftWork:
     tokens: Sequence[int]
     num_tokens: int
     width: int
-    coupling: SharedNoise
+    noise: SharedNoise
     ahead: TokenTree | None = None
     shares: tuple[float, ...] = ()
 
@@ -125,7 +125,7 @@ class DraftResult:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
-    hindsight: PromptScore = NO_HINDSIGHT
+    prompt_score: PromptScore = NO_HINDSIGHT
 
 
 def never() -> bool:

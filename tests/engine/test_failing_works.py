@@ -196,19 +196,19 @@ def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
 def test_drafter_without_logits_proposes_nothing_and_goes_on(way: str, temperature: float) -> None:
     kernels = None if way == "plain" else _kernels()
     engine = TransformerDrafter(_model(way, 3), slots=3, max_context=100, kernels=kernels)
-    coupling = SharedNoise(temperature=temperature)
+    noise = SharedNoise(temperature=temperature)
     bad, good = [*_prompt(9, 1), BAD, 9], _prompt(9)
     works = [
-        DraftWork("bad", bad, 3, 2, coupling),
-        DraftWork("good", good, 3, 2, coupling),
-        DraftWork("ahead", good, 3, 2, coupling, ahead=chain((BAD, 7))),
+        DraftWork("bad", bad, 3, 2, noise),
+        DraftWork("good", good, 3, 2, noise),
+        DraftWork("ahead", good, 3, 2, noise, ahead=chain((BAD, 7))),
     ]
     for _ in range(2):
         nothing_, some, _ = engine.draft(works)
         assert nothing_.tokens == ()
         assert len(some.tokens) >= 3
         assert all(0.0 <= confidence <= 1.001 for confidence in some.confidences)
-        works = [DraftWork(w.key, [*w.tokens, 11], 3, 2, coupling) for w in works]
+        works = [DraftWork(w.key, [*w.tokens, 11], 3, 2, noise) for w in works]
 
 
 def test_draft_step_that_fails_leaves_no_cells_that_count_as_filled(

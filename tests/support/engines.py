@@ -240,7 +240,7 @@ class ScriptedDrafter:
             assert self._released.wait_for(lambda: self.held <= keys, timeout=20)
 
     def _draft(self, work: DraftWork) -> DraftResult:
-        sampling = _sampling(work.coupling)
+        sampling = _sampling(work.noise)
         tokens = list(work.tokens)
         depth = max(work.ahead.depths, default=0) if work.ahead else 0
         for _ in range(depth + work.num_tokens):

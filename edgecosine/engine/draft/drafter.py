@@ -91,7 +91,7 @@ class DraftProgress:
     def proposal(self) -> DraftResult:
         """The draft as it is now."""
         most = PLAIN_NODES if self.work.ahead is None else MAX_DRAFT_TOKENS
-        return replace(self.tree.proposal(most), hindsight=self.prompt.prompt_score())
+        return replace(self.tree.proposal(most), prompt_score=self.prompt.prompt_score())
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +176,14 @@ class TransformerDrafter:
 
     def _open(self, work: DraftWork, busy: set[str]) -> DraftProgress:
         slot = self._slots.acquire(work.key, work.tokens, busy)
-        coupling, tree = self._trees.get(slot.index, (None, DraftTree(0)))
-        is_current = coupling == work.coupling and tree.length == len(slot.tokens)
+        noise, tree = self._trees.get(slot.index, (None, DraftTree(0)))
+        is_current = noise == work.noise and tree.length == len(slot.tokens)
         if is_current:
             tree = self._follow(tree, slot, work.tokens)
         if not is_current or not tree.is_root_read:
             slot.keep(len(work.tokens) - 1)
             tree = DraftTree(len(work.tokens))
-        self._trees[slot.index] = work.coupling, tree
+        self._trees[slot.index] = work.noise, tree
         seeded = tree.seed_with(work.ahead, work.shares) if work.ahead is not None else []
         return DraftProgress(work, slot, tree, seeded)
 
@@ -199,7 +199,7 @@ class TransformerDrafter:
         """Whether the kernels can run the step: nothing to prefill, no truncated sampling."""
         return self._fused is not None and all(
             len(progress.slot.tokens) == len(progress.work.tokens)
-            and cuts_nothing(progress.work.coupling)
+            and cuts_nothing(progress.work.noise)
             for progress in active
         )
 
@@ -215,17 +215,17 @@ class TransformerDrafter:
 
     def _native_work(self, progress: DraftProgress) -> NativeDraftWork:
         work, seeded = progress.work, progress.seeded
-        is_noisy = not work.coupling.is_greedy
+        is_noisy = not work.noise.is_greedy
         return NativeDraftWork(
             nodes=ctypes.pointer(progress.tree.nodes),
             seeded=(ctypes.c_int32 * len(seeded))(*seeded),
-            noise_seed=noise_seed(seed_of(work.coupling)) if is_noisy else 0,
+            noise_seed=noise_seed(seed_of(work.noise)) if is_noisy else 0,
             num_seeded=len(seeded),
             slot=progress.slot.index,
             width=work.width,
             room=TREE_ROOM,
             deepest=self._max_context - progress.tree.length,
-            inverse_temperature=inverse_temperature(work.coupling),
+            inverse_temperature=inverse_temperature(work.noise),
             is_noisy=is_noisy,
         )
 
@@ -284,17 +284,17 @@ class TransformerDrafter:
 
     def _add_children(self, logits: torch.Tensor, logit_rows: list[LogitRow]) -> None:
         positions = [_next_position(row.progress.tree, row.node) for row in logit_rows]
-        couplings = [row.progress.work.coupling for row in logit_rows]
-        draft_tokens = rank_draft_tokens(logits, positions, couplings, CHILDREN, self._kernels)
+        noises = [row.progress.work.noise for row in logit_rows]
+        draft_tokens = rank_draft_tokens(logits, positions, noises, CHILDREN, self._kernels)
         for row, found in zip(logit_rows, draft_tokens, strict=True):
             row.progress.tree.add_children(row.node, found)
 
     def _score(self, logits: torch.Tensor, scored: list[ScoredToken]) -> None:
         """Compare tokens of the sequence with the predictions of the model."""
         positions = [at.position for at in scored]
-        couplings = [at.progress.work.coupling for at in scored]
+        noises = [at.progress.work.noise for at in scored]
         truth = [at.progress.work.tokens[at.position] for at in scored]
-        draft_tokens = rank_draft_tokens(logits, positions, couplings, 1, self._kernels)
+        draft_tokens = rank_draft_tokens(logits, positions, noises, 1, self._kernels)
         of_truth = logits.gather(1, torch.tensor(truth, device=logits.device)[:, None])[:, 0]
         surprises = (torch.logsumexp(logits, 1) - of_truth).tolist()
         for at, token, found, surprise in zip(scored, truth, draft_tokens, surprises, strict=True):

@@ -53,8 +53,8 @@ def test_greedy_guesses_are_the_most_probable_tokens_with_their_probabilities(
 @pytest.mark.parametrize("kernels", WAYS)
 def test_noisy_guess_is_the_draw_of_the_same_logits(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=1)
-    coupling, how = _coupling(0.8), Sampling(temperature=0.8, seed=11)
-    draft_tokens = rank_draft_tokens(logits, range(ROWS), [coupling] * ROWS, 2, kernels)
+    noise, how = _coupling(0.8), Sampling(temperature=0.8, seed=11)
+    draft_tokens = rank_draft_tokens(logits, range(ROWS), [noise] * ROWS, 2, kernels)
     drawn = [draw(row, position, how) for position, row in enumerate(logits)]
     assert [each.tokens[0] for each in draft_tokens] == drawn
 
@@ -62,9 +62,9 @@ def test_noisy_guess_is_the_draw_of_the_same_logits(kernels: Kernels | None) -> 
 @pytest.mark.skipif(_kernels() is None, reason="no compiler")
 def test_kernel_ranks_as_torch_does() -> None:
     logits = _logits(ROWS, seed=2)
-    couplings = [_coupling(0.0 if row % 3 == 0 else 0.5 + row / 30, row) for row in range(ROWS)]
-    ours = rank_draft_tokens(logits, range(ROWS), couplings, 4, _kernels())
-    reference = rank_draft_tokens(logits, range(ROWS), couplings, 4, None)
+    noises = [_coupling(0.0 if row % 3 == 0 else 0.5 + row / 30, row) for row in range(ROWS)]
+    ours = rank_draft_tokens(logits, range(ROWS), noises, 4, _kernels())
+    reference = rank_draft_tokens(logits, range(ROWS), noises, 4, None)
     assert [each.tokens for each in ours] == [each.tokens for each in reference]
     for one, other in zip(ours, reference, strict=True):
         assert one.confidences == pytest.approx(other.confidences, abs=2e-3)
@@ -73,11 +73,11 @@ def test_kernel_ranks_as_torch_does() -> None:
 @pytest.mark.parametrize("kernels", WAYS)
 def test_company_changes_no_guess(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=3)
-    couplings = [_coupling(0.7)] * ROWS
-    together = rank_draft_tokens(logits, range(ROWS), couplings, 2, kernels)
+    noises = [_coupling(0.7)] * ROWS
+    together = rank_draft_tokens(logits, range(ROWS), noises, 2, kernels)
     alone: list[DraftTokens] = []
     for row in range(ROWS):
-        alone += rank_draft_tokens(logits[row : row + 1], [row], couplings[:1], 2, kernels)
+        alone += rank_draft_tokens(logits[row : row + 1], [row], noises[:1], 2, kernels)
     assert together == alone
 
 
@@ -85,9 +85,9 @@ def test_company_changes_no_guess(kernels: Kernels | None) -> None:
 def test_cut_support_is_respected(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=4)
     seed = (5).to_bytes(8, "little")
-    coupling = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
+    noise = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
     how = Sampling(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=5)
-    draft_tokens = rank_draft_tokens(logits, range(ROWS), [coupling] * ROWS, 4, kernels)
+    draft_tokens = rank_draft_tokens(logits, range(ROWS), [noise] * ROWS, 4, kernels)
     drawn = [draw(row, position, how) for position, row in enumerate(logits)]
     assert [each.tokens[0] for each in draft_tokens] == drawn
     assert all(len(each.tokens) <= 3 for each in draft_tokens)

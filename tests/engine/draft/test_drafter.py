@@ -54,9 +54,9 @@ def _work(
     num_tokens: int,
     width: int = 1,
     ahead: TokenTree | None = None,
-    coupling: SharedNoise = GREEDY,
+    noise: SharedNoise = GREEDY,
 ) -> DraftWork:
-    return DraftWork(key, tokens, num_tokens, width, coupling, ahead)
+    return DraftWork(key, tokens, num_tokens, width, noise, ahead)
 
 
 def _tree(proposal: DraftResult) -> TokenTree:
@@ -75,7 +75,7 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 def _bare(proposal: DraftResult) -> DraftResult:
     """What is proposed, whatever was read for it."""
-    return replace(proposal, hindsight=NO_HINDSIGHT)
+    return replace(proposal, prompt_score=NO_HINDSIGHT)
 
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
@@ -119,27 +119,27 @@ def test_parents_come_first_and_answers_are_bounded() -> None:
     assert path_probability == sorted(path_probability, reverse=True)
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_batch_and_history_change_nothing(coupling: SharedNoise) -> None:
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_batch_and_history_change_nothing(noise: SharedNoise) -> None:
     prompts = [prompt_of(20 + i, seed=i) for i in range(4)]
-    works = [_work(str(i), p, 3 + i, width=2, coupling=coupling) for i, p in enumerate(prompts)]
+    works = [_work(str(i), p, 3 + i, width=2, noise=noise) for i, p in enumerate(prompts)]
     fresh = [_drafter().draft([work])[0] for work in works]
     drafter = _drafter()
     drafter.draft([_work(str(i), [*p[:-4], 5, 6], 5) for i, p in enumerate(prompts)])
     assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_what_was_read_ahead_is_what_a_fresh_drafter_says(coupling: SharedNoise) -> None:
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_what_was_read_ahead_is_what_a_fresh_drafter_says(noise: SharedNoise) -> None:
     prompt = prompt_of(24)
     known = _drafter()
-    [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, coupling)])
+    [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, noise)])
     tree = _tree(ahead)
     deepest = max(range(len(tree)), key=lambda n: tree.depths[n])
     for end in range(1, tree.depths[deepest]):
         committed = [*prompt, *(tree.tokens[n] for n in tree.path(deepest)[:end])]
-        [later] = known.draft([_work("a", committed, 4, coupling=coupling)])
-        [fresh] = _drafter().draft([_work("a", committed, 4, coupling=coupling)])
+        [later] = known.draft([_work("a", committed, 4, noise=noise)])
+        [fresh] = _drafter().draft([_work("a", committed, 4, noise=noise)])
         assert _knows(later, _trunk(fresh)) == len(_trunk(fresh))
         shared = {(t, c) for t, c in zip(fresh.tokens[:3], fresh.confidences[:3], strict=True)}
         assert shared <= set(zip(later.tokens, later.confidences, strict=True))
@@ -190,7 +190,7 @@ def test_drafting_ahead_ends_when_somebody_waits() -> None:
 def test_another_coupling_starts_anew() -> None:
     prompt = prompt_of(24)
     drafter = _drafter()
-    drafter.draft([_work("a", prompt, 4, coupling=COUPLED)])
+    drafter.draft([_work("a", prompt, 4, noise=COUPLED)])
     [proposal] = drafter.draft([_work("a", prompt, 4)])
     [fresh] = _drafter().draft([_work("a", prompt, 4)])
     assert _bare(proposal) == _bare(fresh)
@@ -223,11 +223,11 @@ def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> N
     """The model's own text is foretold whole and surprises least; chunks change nothing."""
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
-    said = _drafter().draft([_work("a", own, 2)])[0].hindsight
+    said = _drafter().draft([_work("a", own, 2)])[0].prompt_score
     assert len(said.foretold) == len(own) - 1
     assert all(said.foretold[len(prompt) - 1 :])
     strange = [*prompt, *prompt_of(12, seed=9)]
-    other = _drafter().draft([_work("a", strange, 2)])[0].hindsight
+    other = _drafter().draft([_work("a", strange, 2)])[0].prompt_score
     assert not all(other.foretold[len(prompt) - 1 :])
     assert other.surprise > said.surprise > 0
 
@@ -239,14 +239,14 @@ def test_only_tokens_that_are_new_are_judged() -> None:
     # The first new token was not read before, but guessed; those behind a wrong guess are read.
     wrong = (truth[0] + 1) % VOCABULARY
     [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert len(said.hindsight.foretold) == 5
+    assert len(said.prompt_score.foretold) == 5
     [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert again.hindsight == NO_HINDSIGHT
+    assert again.prompt_score == NO_HINDSIGHT
 
 
 def test_what_is_told_of_a_long_text_is_bounded() -> None:
     [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(said.hindsight.foretold) == MAX_FORETOLD
+    assert len(said.prompt_score.foretold) == MAX_FORETOLD
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])

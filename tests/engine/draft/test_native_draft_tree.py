@@ -51,43 +51,43 @@ def shares(tree: TokenTree) -> tuple[float, ...]:
     return tuple(1.0 if n % 2 else 0.25 for n in range(1 + len(tree)))
 
 
-def talk(made: TransformerDrafter, coupling: SharedNoise) -> list[DraftResult]:
+def talk(made: TransformerDrafter, noise: SharedNoise) -> list[DraftResult]:
     """Rounds of four requests, one after the other and together: drafts, drafts ahead over trees of
     their own and of others, verdicts that were foreseen and that were not, the end of the room."""
     said: list[DraftResult] = []
     prompts = {str(n): list(prompt_of(20 + n, seed=n)) for n in range(4)}
     for number in range(6):
         works = [
-            DraftWork(key, tuple(p), 3 + number, 1 + number % 3, coupling)
+            DraftWork(key, tuple(p), 3 + number, 1 + number % 3, noise)
             for key, p in prompts.items()
         ]
         drafts = made.draft(works)
         strange = chain((number + 7, number + 8))
         trees = [tree_of(d, 9) if number % 2 else strange for d in drafts]
         ahead = [
-            DraftWork(key, tuple(p), 12, 6, coupling, tree, shares(tree))
+            DraftWork(key, tuple(p), 12, 6, noise, tree, shares(tree))
             for (key, p), tree in zip(prompts.items(), trees, strict=True)
         ]
         said += [*drafts, *made.draft(ahead[:1]), *made.draft(ahead[1:])]
         for key, tree in zip(prompts, trees, strict=True):
             prompts[key] += tree.tokens[:1] if number != 3 else (VOCABULARY - 1,)
-    deep = [DraftWork("0", tuple(prompts["0"]), 40, 8, coupling, EMPTY_TREE) for _ in range(4)]
+    deep = [DraftWork("0", tuple(prompts["0"]), 40, 8, noise, EMPTY_TREE) for _ in range(4)]
     return [*said, *(made.draft([work])[0] for work in deep)]
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same(coupling: SharedNoise) -> None:
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_kernels_and_python_grow_the_same(noise: SharedNoise) -> None:
     native, plain = drafter(is_native=True), drafter(is_native=False)
-    assert talk(native, coupling) == talk(plain, coupling)
+    assert talk(native, noise) == talk(plain, noise)
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: SharedNoise) -> None:
-    native = talk(drafter(is_native=True, shortlist=SHORTLIST), coupling)
-    assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), coupling)
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_kernels_and_python_grow_the_same_from_a_shortlist(noise: SharedNoise) -> None:
+    native = talk(drafter(is_native=True, shortlist=SHORTLIST), noise)
+    assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), noise)
     guessed = {token for proposal in native for token in proposal.tokens}
     assert guessed <= set(SHORTLIST.tolist()) | set(range(7, 14))
-    assert all(math.isfinite(proposal.hindsight.surprise) for proposal in native)
+    assert all(math.isfinite(proposal.prompt_score.surprise) for proposal in native)
 
 
 def test_draws_that_are_cut_are_left_to_python() -> None:
