@@ -86,3 +86,14 @@ class RowBuilder:
             path=torch.tensor(padded, dtype=torch.int32),
             path_length=narrow[3],
         )
+
+
+def branch_among_siblings(branch: Sequence[int]) -> TokenTree:
+    """A tree for tests of a model: token i of `branch` is node 2 i + 1, after a wrong sibling."""
+    nodes, parents, right = list[int](), list[int](), ROOT
+    for token in branch:
+        nodes += [abs(token - 1), token]
+        parents += [right, right]
+        right = len(nodes) - 1
+    size = len(nodes)
+    return TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)

@@ -91,9 +91,7 @@ def _first(prompt: list[int]) -> int:
     ],
     ids=str,
 )
-def test_request_without_logits_fails_alone_and_leaves_nothing_behind(
-    way: str, how: Sampling
-) -> None:
+def test_request_with_nan_logits_fails_alone(way: str, how: Sampling) -> None:
     engine = _target(way)
     good, short = _prompt(40), _prompt(7, seed=2)
     bad = [*_prompt(20, seed=1), BAD, *_prompt(50, seed=1)]
@@ -109,7 +107,7 @@ def test_request_without_logits_fails_alone_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_drafted_token_without_logits_changes_no_answer(way: str) -> None:
+def test_draft_token_with_nan_logits_changes_no_answer(way: str) -> None:
     prompt = _prompt(30)
     [answer], _ = decode(_target(), [prompt], 12, [nothing])
 
@@ -126,7 +124,7 @@ def test_drafted_token_without_logits_changes_no_answer(way: str) -> None:
         assert accepted > 5
 
 
-def test_draw_that_raises_is_its_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_draw_fails_one_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> int:
         raise ZeroDivisionError(arguments[1])
 
@@ -141,7 +139,7 @@ def test_draw_that_raises_is_its_requests_alone(monkeypatch: pytest.MonkeyPatch)
     assert verdict.bonus == _first(good)
 
 
-def test_pass_that_fails_leaves_no_cells_that_count_as_filled(
+def test_failed_forward_pass_marks_no_kv_positions_as_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = _model("plain")
@@ -158,7 +156,7 @@ def test_pass_that_fails_leaves_no_cells_that_count_as_filled(
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 30])
-def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
+def test_invalid_token_fails_one_request_only(token: int) -> None:
     good = _prompt(9)
     right = _first(good)
     works = [
@@ -176,7 +174,7 @@ def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
 
 
 @pytest.mark.parametrize(("token", "position"), [(VOCABULARY, 3), (-1, 3), (7, SLOT_SIZE)])
-def test_kernels_refuse_what_lies_beyond_the_model(token: int, position: int) -> None:
+def test_kernels_refuse_tokens_and_positions_beyond_the_model(token: int, position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [token])
     with pytest.raises(IndexError, match="beyond"):
@@ -184,7 +182,7 @@ def test_kernels_refuse_what_lies_beyond_the_model(token: int, position: int) ->
 
 
 @pytest.mark.parametrize("position", [SLOT_SIZE, 1 << 20])
-def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
+def test_layers_refuse_kv_positions_beyond_the_cache(position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [7])
     with pytest.raises(IndexError, match="beyond"):
@@ -193,7 +191,7 @@ def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
 
 @pytest.mark.parametrize("way", ["fused", "layers", "plain"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_drafter_without_logits_proposes_nothing_and_goes_on(way: str, temperature: float) -> None:
+def test_drafter_with_nan_logits_returns_an_empty_draft(way: str, temperature: float) -> None:
     kernels = None if way == "plain" else _kernels()
     engine = TransformerDrafter(_model(way, 3), slots=3, max_context=100, kernels=kernels)
     noise = SharedNoise(temperature=temperature)
@@ -211,7 +209,7 @@ def test_drafter_without_logits_proposes_nothing_and_goes_on(way: str, temperatu
         works = [DraftWork(w.key, [*w.tokens, 11], 3, 2, noise) for w in works]
 
 
-def test_draft_step_that_fails_leaves_no_cells_that_count_as_filled(
+def test_failed_draft_step_marks_no_kv_positions_as_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = _model("plain")

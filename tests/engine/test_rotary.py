@@ -69,9 +69,7 @@ def truths() -> dict[int, list[int]]:
     return {n: _stock(model, prompt_of(n)) for n in (SHORT, CROSSING, LAST, BEYOND)}
 
 
-def test_each_answer_is_the_models_own_in_any_company(
-    phi3: str, truths: dict[int, list[int]]
-) -> None:
+def test_answers_equal_transformers_in_any_batch(phi3: str, truths: dict[int, list[int]]) -> None:
     engine = _target(phi3)
     prompts = [prompt_of(n) for n in truths]
     expected = list(truths.values())
@@ -80,7 +78,7 @@ def test_each_answer_is_the_models_own_in_any_company(
         assert decode(engine, [prompt], LENGTH, [nothing])[0] == [answer]
 
 
-def test_drafts_do_not_change_an_answer_that_grows_beyond_the_turn(
+def test_drafts_do_not_change_an_answer_beyond_the_turning_length(
     phi3: str, truths: dict[int, list[int]]
 ) -> None:
     engine = _target(phi3)
@@ -100,7 +98,7 @@ def test_a_prefix_of_the_other_kind_is_not_reused(phi3: str) -> None:
     assert decode(engine, [long[:SHORT]], 4, [nothing])[0] == [fresh]
 
 
-def test_a_drafter_turns_where_the_target_does(phi3: str) -> None:
+def test_drafter_changes_factors_at_the_same_length_as_the_target(phi3: str) -> None:
     target, drafter = (_target(phi3), load_drafter(LoadOptions(phi3, threads=1, slots=1))[0])
     assert isinstance(drafter, TransformerDrafter)
     prompt = prompt_of(BEYOND)
@@ -136,7 +134,7 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
     )
 
 
-def test_dynamic_frequencies_stay_whatever_position_a_pass_holds() -> None:
+def test_dynamic_frequencies_do_not_depend_on_the_batch() -> None:
     model = build("llama", max_position_embeddings=TURN, **DYNAMIC)
     runner = SlotModel(model, slots=1, slot_size=200, threads=1, kernels=None)
 
@@ -149,7 +147,7 @@ def test_dynamic_frequencies_stay_whatever_position_a_pass_holds() -> None:
     assert torch.equal(logits(20), logits(190))
 
 
-def test_long_company_is_dangerous_without_marks() -> None:
+def test_stock_longrope_depends_on_the_batch() -> None:
     """What transformers does by itself, so that the tests above prove something."""
     model = build("phi3", **LONGROPE)
     ids = torch.tensor([prompt_of(SHORT)])
@@ -159,7 +157,7 @@ def test_long_company_is_dangerous_without_marks() -> None:
     )
 
 
-def test_the_turn_is_read_from_the_configuration() -> None:
+def test_turning_length_comes_from_the_configuration() -> None:
     assert turning_length(build("phi3", **LONGROPE).config) == TURN
     assert turning_length(build("llama").config) == turning_length(build("gpt2").config) == 0
     assert [mark_of(n, TURN) for n in (TURN, TURN + 1)] == [0, LONG]
@@ -176,7 +174,7 @@ def test_layers_that_turn_at_different_lengths_are_refused() -> None:
         turning_length(config)
 
 
-def test_rows_keep_the_cell_where_the_position_is_shifted() -> None:
+def test_shift_changes_positions_but_not_kv_positions() -> None:
     rows = RowBuilder()
     rows.add_sequence(0, 3, [1, 2], 100)
     rows.add_node(0, 5, 7, [5], 100)

@@ -85,7 +85,7 @@ def scores_of(adjusted: torch.Tensor, how: Sampling, position: int) -> torch.Ten
 
 @few
 @given(bodies, st.integers(0, 400), st.lists(st.integers(0, SIZE - 1), max_size=9))
-def test_draw_is_the_definitions(body: dict[str, Any], row: int, answer: list[int]) -> None:
+def test_draw_equals_the_definition(body: dict[str, Any], row: int, answer: list[int]) -> None:
     how, logits = accepted(body), logits_of(row)
     token = draw(logits, row, how, answer, prompt=[4, int(logits.argmax())])
     adjusted = adjust(logits, answer, [4, int(logits.argmax())], how)
@@ -96,7 +96,7 @@ def test_draw_is_the_definitions(body: dict[str, Any], row: int, answer: list[in
 
 @few
 @given(bodies, st.integers(0, 400))
-def test_nothing_cuts_the_most_probable_token(body: dict[str, Any], row: int) -> None:
+def test_no_truncation_removes_the_most_probable_token(body: dict[str, Any], row: int) -> None:
     how = replace(accepted(body), top_p=SMALLEST)
     logits = logits_of(row)
     assert draw(logits, row, how) == int(adjust(logits, [], [], how).argmax())
@@ -116,7 +116,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels | None:
 @pytest.mark.parametrize(
     "cut", [{}, {"top_p": 1e-46}, {"min_p": SMALLEST}, {"top_k": 3}, {"top_k": 3, "top_p": 1e-40}]
 )
-def test_drafter_with_the_targets_logits_guesses_the_targets_token(
+def test_drafter_with_the_targets_logits_drafts_the_targets_token(
     temperature: float, cut: dict[str, Any], kernels: Kernels | None
 ) -> None:
     for row in range(20):
@@ -139,7 +139,7 @@ def test_drafter_with_the_targets_logits_guesses_the_targets_token(
         {"repetition_penalty": 1e-38, "top_p": 0.9},
     ],
 )
-def test_engine_bears_what_another_door_let_in(change: dict[str, Any]) -> None:
+def test_engine_accepts_values_beyond_the_api_limits(change: dict[str, Any]) -> None:
     logits = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 5
     best = int(logits.argmax())
     how = Sampling(**{"temperature": 1.0, "seed": 3, **change})

@@ -22,7 +22,7 @@ def logits_of(model: ForwardModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("way", ["kernels, fused", "kernels, layered", "torch"])
-def test_shortlist_has_the_logits_of_the_whole_layer(way: str) -> None:
+def test_shortlist_logits_equal_those_of_the_whole_layer(way: str) -> None:
     try:
         kernels = None if way == "torch" else load_kernels()
     except KernelsUnavailable as why:

@@ -6,7 +6,8 @@ import logging
 from dataclasses import replace
 
 from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.draft.drafter import TREE_ROOM, TransformerDrafter
+from edgecosine.engine.draft.draft_progress import TREE_ROOM
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import load_ngram
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_model import load_model

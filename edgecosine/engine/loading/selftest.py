@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.batch import RowBuilder, branch_among_siblings
 from edgecosine.engine.cpu.packing import rounding_inputs
 from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import ForwardModel
@@ -30,7 +30,6 @@ from edgecosine.engine.length_limits import limits_of, shortened
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -284,7 +283,7 @@ def _run(model: ForwardModel, reference: Reference) -> torch.Tensor:
     rows.add_sequence(0, 0, chunk, shift)
     parts = [run(rows, range(len(tokens) - count, begin))]
     rows = RowBuilder()
-    rows.add_tree(0, begin, _among_siblings(branch), shift)
+    rows.add_tree(0, begin, branch_among_siblings(branch), shift)
     right = range(1, 2 * size, 2)
     parts.append(run(rows, right))
     model.move(0, [begin + node for node in right], range(begin, begin + size))
@@ -292,14 +291,3 @@ def _run(model: ForwardModel, reference: Reference) -> torch.Tensor:
     rows.add_sequence(0, begin + size, rest, shift)
     parts.append(run(rows, range(len(rest))))
     return torch.cat(parts)
-
-
-def _among_siblings(branch: list[int]) -> TokenTree:
-    """A tree in which each token of the branch follows a wrong sibling."""
-    nodes, parents, right = list[int](), list[int](), ROOT
-    for token in branch:
-        nodes += [abs(token - 1), token]
-        parents += [right, right]
-        right = len(nodes) - 1
-    size = len(nodes)
-    return TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.batch import RowBuilder, branch_among_siblings
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.packing import PackedLinear
 from edgecosine.engine.forward_pass import ForwardModel
@@ -148,16 +148,10 @@ class _Probe:
         head = RowBuilder()
         head.add_sequence(0, self._start, tokens[:1], self._mark)
         self._model.forward(head.build(), [0])
-        nodes, parents, right = list[int](), list[int](), ROOT
-        for token in tokens[1:]:
-            nodes += [token + 1, token]
-            parents += [right, right]
-            right = len(nodes) - 1
-        size = len(nodes)
-        tree = TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)
+        tree = branch_among_siblings(tokens[1:])
         rows = RowBuilder()
         rows.add_tree(0, self._start + 1, tree, self._mark)
-        return self._model.forward(rows.build(), range(1, size, 2))
+        return self._model.forward(rows.build(), range(1, len(tree), 2))
 
 
 def _fan(size: int) -> TokenTree:

@@ -20,8 +20,9 @@ from edgecosine.engine.base import (
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.draft.draft_progress import LogitRow, ScoredToken
 from edgecosine.engine.draft.draft_sampling import DraftTokens
-from edgecosine.engine.draft.drafter import LogitRow, ScoredToken, TransformerDrafter
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError

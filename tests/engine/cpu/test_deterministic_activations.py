@@ -34,7 +34,7 @@ def _steady(name: str) -> nn.Module:
     seed=st.integers(0, 2**32),
     is_strided=st.booleans(),
 )
-def test_row_alone_has_the_bits_that_it_has_in_company(
+def test_activations_do_not_depend_on_the_batch(
     name: str, dtype: torch.dtype, width: int, rows: int, seed: int, is_strided: bool
 ) -> None:
     function = _steady(name)
@@ -47,7 +47,7 @@ def test_row_alone_has_the_bits_that_it_has_in_company(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_are_those_of_transformers(name: str) -> None:
+def test_activations_equal_those_of_transformers(name: str) -> None:
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-200.0, -1e4, 200.0, 1e4])])
     torch.testing.assert_close(_steady(name)(x), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
     narrow = x.bfloat16()

@@ -66,9 +66,7 @@ def _by_definition(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_product_is_exact_but_for_the_rounding_of_weights_and_inputs(
-    outputs: int, inputs: int
-) -> None:
+def test_product_rounds_weights_and_inputs_only(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(13, inputs)
     x[4], x[5, 0] = 0.0, 300.0
@@ -77,7 +75,7 @@ def test_product_is_exact_but_for_the_rounding_of_weights_and_inputs(
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_wide_product_rounds_the_weights_alone(outputs: int, inputs: int) -> None:
+def test_wide_product_rounds_weights_only(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(9, inputs)
     packed = _packed(linear)
@@ -87,7 +85,7 @@ def test_wide_product_rounds_the_weights_alone(outputs: int, inputs: int) -> Non
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> None:
+def test_rows_do_not_depend_on_batch_or_threads(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(70, inputs)
     whole = _packed(linear)(x)
@@ -97,7 +95,7 @@ def test_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> 
             assert torch.equal(packed(x[-rows:]), whole[-rows:])
 
 
-def test_what_8_bits_hold_is_packed_without_loss() -> None:
+def test_8_bit_values_are_packed_without_loss() -> None:
     """A file in Q8_0 has the very same blocks."""
     torch.manual_seed(0)
     values = torch.randint(-127, 128, (50, 4, BLOCK_SIZE)).float()
@@ -112,7 +110,7 @@ def test_what_8_bits_hold_is_packed_without_loss() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_inputs_that_are_no_numbers_are_not_rounded_away(value: float) -> None:
+def test_nan_inputs_give_nan_outputs(value: float) -> None:
     x = torch.randn(3, 64)
     x[1, 7] = value
     found = _packed(nn.Linear(64, 20))(x)
@@ -146,7 +144,7 @@ def product() -> tuple[torch.Tensor, nn.Linear]:
 @pytest.mark.parametrize(
     ("flags", "needed"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS]
 )
-def test_every_set_of_instructions_gives_the_same_bits(
+def test_all_instruction_sets_give_equal_bits(
     flags: str, needed: set[str], product: tuple[torch.Tensor, nn.Linear], tmp_path: Path
 ) -> None:
     if missing := needed - _flags_of_processor():
@@ -184,7 +182,7 @@ def _runner(way: str, model: nn.Module) -> NativeLlama | SlotModel:
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_self_test_tells_mistakes_from_rounding(family: str, way: str) -> None:
+def test_self_test_of_8_bit_models_detects_mistakes(family: str, way: str) -> None:
     model = build_deep(family, layers=30, dtype=torch.float32)
     round_weights(model)
     reference = take_reference(model, 256, "int8")
@@ -196,7 +194,7 @@ def test_self_test_tells_mistakes_from_rounding(family: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: Path) -> None:
+def test_answers_of_8_bit_models_do_not_depend_on_drafts(family: str, tmp_path: Path) -> None:
     model = build(family)
     where = save(model, tmp_path)
     options = LoadOptions(where, threads=1, slots=2, context=96, device="cpu", weights="int8")
@@ -232,7 +230,7 @@ def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:
         ({"quantize": "int8"}, "--quantize"),
     ],
 )
-def test_what_does_not_go_with_8_bits_is_named(
+def test_options_incompatible_with_8_bits_are_refused(
     changes: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     where = save(build("llama"), tmp_path)

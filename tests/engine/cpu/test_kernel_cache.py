@@ -54,7 +54,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) ->
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def test_kernels_are_built_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_built_once_and_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert panel() == 8
     assert sorted(path.suffix for path in cache.iterdir()) == [".digest", ".so"]
     monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
@@ -62,7 +62,7 @@ def test_kernels_are_built_once_and_kept(cache: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "without its digest", "other bytes"])
-def test_library_that_is_not_whole_is_built_again(cache: Path, damage: str) -> None:
+def test_damaged_library_is_rebuilt(cache: Path, damage: str) -> None:
     assert panel() == 8
     [library] = cache.glob("*.so")
     whole = library.read_bytes()
@@ -76,7 +76,7 @@ def test_library_that_is_not_whole_is_built_again(cache: Path, damage: str) -> N
 
 
 @pytest.mark.parametrize("fault", ["a file in its place", "no home", "a home in /proc"])
-def test_kernels_that_cannot_be_kept_are_built_elsewhere(
+def test_kernels_are_built_without_a_usable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     if fault == "a file in its place":
@@ -99,7 +99,7 @@ def test_kernels_that_cannot_be_kept_are_built_elsewhere(
         (b"\0", "cannot be run: Exec format error"),
     ],
 )
-def test_compiler_that_fails_is_told(
+def test_compiler_failure_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, said: str
 ) -> None:
     compiler(tmp_path, monkeypatch, program)
@@ -107,7 +107,7 @@ def test_compiler_that_fails_is_told(
         panel()
 
 
-def test_machine_without_any_place_does_without_kernels(
+def test_kernels_are_unavailable_without_a_writable_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_bytes(b"")

@@ -32,7 +32,7 @@ def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+def test_linear_equals_torch(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, dtype=dtype)
     x = torch.randn(2, 13, inputs, dtype=dtype)
@@ -42,7 +42,7 @@ def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_rows_do_not_depend_on_company_or_threads(
+def test_linear_rows_do_not_depend_on_batch_or_threads(
     outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_pairs_multiply_inputs_of_bfloat16_and_of_float32() -> None:
         torch.testing.assert_close(packed(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:
+def test_bfloat16_weights_are_packed_without_loss() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(300, 40)
     wide = _packed(linear)

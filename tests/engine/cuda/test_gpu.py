@@ -50,7 +50,7 @@ def _rows(seed: int) -> RowBuilder:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_pass_gives_what_an_eager_one_gives(family: str, dtype: torch.dtype) -> None:
+def test_recorded_pass_equals_eager_pass(family: str, dtype: torch.dtype) -> None:
     eager, recorded = (
         PaddedModel(build(family, dtype=dtype).to(CUDA), slots=4, slot_size=128, capture=capture)
         for capture in (None, capture_for(CUDA))
@@ -87,7 +87,7 @@ def test_pass_does_not_wait_for_the_device(graphs: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_transformers_generate(family: str) -> None:
+def test_answers_equal_transformers_generate(family: str) -> None:
     prompt = prompt_of(37)
     model = build(family).to(CUDA)
     output = model.generate(

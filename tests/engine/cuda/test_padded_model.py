@@ -48,7 +48,7 @@ def _reference(family: str, prompt: list[int], length: int) -> list[int]:
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_transformers_generate(family: str, recorded: bool) -> None:
+def test_answers_equal_transformers_generate(family: str, recorded: bool) -> None:
     prompts = [prompt_of(length, seed=length) for length in (37, 9, 24)]
     references = [_reference(family, prompt, 24) for prompt in prompts]
     capture = FakeCapture() if recorded else None
@@ -94,7 +94,7 @@ def _mixed_pass(slots: Sequence[int], seed: int, start: int = 0) -> tuple[RowBui
 @pytest.mark.parametrize(
     "family", ["llama", "mistral with a window", "gemma2", "gemma3", "gpt_oss", "gpt2"]
 )
-def test_logits_are_those_of_the_plain_path(family: str, slots: tuple[int, ...]) -> None:
+def test_logits_equal_those_of_the_plain_path(family: str, slots: tuple[int, ...]) -> None:
     static, recorded, plain = (
         _static(family),
         _static(family, capture=FakeCapture()),
@@ -109,7 +109,7 @@ def test_logits_are_those_of_the_plain_path(family: str, slots: tuple[int, ...])
             )
 
 
-def test_moved_cells_are_seen_where_they_went() -> None:
+def test_moved_kv_positions_are_attended_at_their_target() -> None:
     static, plain = _static("llama"), _plain("llama")
     for turn in range(3):
         for model in (static, plain):
@@ -128,7 +128,7 @@ def test_moved_cells_are_seen_where_they_went() -> None:
         torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-4)
 
 
-def test_padding_changes_no_real_row_to_the_bit() -> None:
+def test_padding_does_not_change_the_bits_of_other_rows() -> None:
     """The same rows in the same shape, with other rows' caches and padding full of rubbish."""
     first, second = _static("llama", slots=2), _static("llama", slots=2)
     other = RowBuilder()
@@ -150,7 +150,9 @@ def test_padding_changes_no_real_row_to_the_bit() -> None:
     sizes=st.lists(st.integers(0, 9), min_size=5, max_size=5),
     window=st.sampled_from([0, 1, 4, 16]),
 )
-def test_rows_see_what_they_should(lengths: list[int], sizes: list[int], window: int) -> None:
+def test_visible_mask_matches_the_definition(
+    lengths: list[int], sizes: list[int], window: int
+) -> None:
     builder, expected = RowBuilder(), list[set[int]]()
     for slot, (length, size) in enumerate(zip(lengths, sizes, strict=False)):
         builder.add_sequence(slot, 0, [1] * length)
@@ -189,7 +191,7 @@ def test_shapes_are_few() -> None:
     assert len(shapes) <= 24
 
 
-def test_recorded_pass_reads_its_inputs_anew() -> None:
+def test_replay_reads_new_inputs() -> None:
     capture = FakeCapture()
     static, plain = _static("qwen2", capture=capture), _plain("qwen2")
     for step in range(6):
@@ -216,7 +218,7 @@ def test_results_outlive_the_next_pass() -> None:
     assert torch.equal(first, kept)
 
 
-def test_family_that_cannot_be_recorded_runs_on_and_says_so(
+def test_family_that_cannot_be_recorded_runs_eagerly_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A layer that asks its data where to go makes the host wait for the device."""
@@ -256,7 +258,7 @@ def test_no_graphs_without_a_gpu_or_when_switched_off(monkeypatch: pytest.Monkey
     assert capture_for(torch.device("cuda")) is None
 
 
-def test_model_that_would_say_something_else_is_not_run_in_fixed_shapes(
+def test_fixed_shapes_are_not_used_when_logits_differ(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = build("llama")

@@ -39,7 +39,7 @@ def _coupling(temperature: float, seed: int = 11) -> SharedNoise:
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_greedy_guesses_are_the_most_probable_tokens_with_their_probabilities(
+def test_greedy_draft_tokens_are_the_most_probable_ones(
     kernels: Kernels | None,
 ) -> None:
     logits = _logits(ROWS)
@@ -51,7 +51,7 @@ def test_greedy_guesses_are_the_most_probable_tokens_with_their_probabilities(
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_noisy_guess_is_the_draw_of_the_same_logits(kernels: Kernels | None) -> None:
+def test_noisy_draft_token_equals_the_draw_from_the_same_logits(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=1)
     noise, how = _coupling(0.8), Sampling(temperature=0.8, seed=11)
     draft_tokens = rank_draft_tokens(logits, range(ROWS), [noise] * ROWS, 2, kernels)
@@ -60,7 +60,7 @@ def test_noisy_guess_is_the_draw_of_the_same_logits(kernels: Kernels | None) -> 
 
 
 @pytest.mark.skipif(_kernels() is None, reason="no compiler")
-def test_kernel_ranks_as_torch_does() -> None:
+def test_kernel_ranking_equals_torch() -> None:
     logits = _logits(ROWS, seed=2)
     noises = [_coupling(0.0 if row % 3 == 0 else 0.5 + row / 30, row) for row in range(ROWS)]
     ours = rank_draft_tokens(logits, range(ROWS), noises, 4, _kernels())
@@ -71,7 +71,7 @@ def test_kernel_ranks_as_torch_does() -> None:
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_company_changes_no_guess(kernels: Kernels | None) -> None:
+def test_draft_tokens_do_not_depend_on_the_batch(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=3)
     noises = [_coupling(0.7)] * ROWS
     together = rank_draft_tokens(logits, range(ROWS), noises, 2, kernels)
@@ -82,7 +82,7 @@ def test_company_changes_no_guess(kernels: Kernels | None) -> None:
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_cut_support_is_respected(kernels: Kernels | None) -> None:
+def test_truncated_support_is_respected(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=4)
     seed = (5).to_bytes(8, "little")
     noise = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
@@ -94,7 +94,7 @@ def test_cut_support_is_respected(kernels: Kernels | None) -> None:
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_confidence_is_the_share_of_drafts_that_are_right(kernels: Kernels | None) -> None:
+def test_confidence_is_the_share_of_correct_draft_tokens(kernels: Kernels | None) -> None:
     """Calibrated where the target's scores are the drafter's with Gumbel noise of their own."""
     logits = _logits(1, seed=6).repeat(DRAWS, 1)
     draft_tokens = rank_draft_tokens(logits, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
@@ -109,7 +109,7 @@ def test_confidence_is_the_share_of_drafts_that_are_right(kernels: Kernels | Non
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_logits_that_are_no_numbers_still_name_tokens_of_the_vocabulary(
+def test_nan_logits_give_valid_token_ids(
     kernels: Kernels | None,
 ) -> None:
     logits = torch.full((1, VOCABULARY), math.nan)

@@ -54,7 +54,7 @@ def test_most_probable_nodes_come_first_and_never_twice(tree: DraftTree) -> None
 
 
 @given(trees())
-def test_cells_are_those_behind_the_sequence_each_once(tree: DraftTree) -> None:
+def test_kv_positions_follow_the_sequence_without_gaps(tree: DraftTree) -> None:
     kv_positions = sorted(
         kv_position for kv_position in tree.nodes.kv_position[: len(tree)] if kv_position != UNREAD
     )
@@ -62,7 +62,7 @@ def test_cells_are_those_behind_the_sequence_each_once(tree: DraftTree) -> None:
 
 
 @given(trees(), st.integers(1, 64))
-def test_proposal_holds_the_most_probable_nodes_parents_first(tree: DraftTree, most: int) -> None:
+def test_draft_has_the_most_probable_nodes_parents_first(tree: DraftTree, most: int) -> None:
     proposal = tree.proposal(most)
     assert len(proposal.tokens) == min(most, len(tree))
     assert all(parent < node for node, parent in enumerate(proposal.parents))
@@ -73,7 +73,9 @@ def test_proposal_holds_the_most_probable_nodes_parents_first(tree: DraftTree, m
 
 
 @given(trees(), st.data())
-def test_what_is_left_is_what_hung_below(tree: DraftTree, data: st.DataObject) -> None:
+def test_follow_keeps_the_subtree_of_the_accepted_tokens(
+    tree: DraftTree, data: st.DataObject
+) -> None:
     tokens = data.draw(
         st.sampled_from([path(tree, node) for node in range(len(tree))])
         | st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -97,7 +99,7 @@ def test_what_is_left_is_what_hung_below(tree: DraftTree, data: st.DataObject) -
         assert moved[whole[read:]] == left.length + place
 
 
-def test_laid_tree_is_read_whole_and_continued() -> None:
+def test_seeded_nodes_are_read_first() -> None:
     tree = DraftTree(LENGTH)
     tree.add_children(ROOT, DraftTokens([1, 2], [0.6, 0.3]))
     unread = tree.seed_with(chain((1, 7), (0.9, 0.8)))
@@ -107,7 +109,7 @@ def test_laid_tree_is_read_whole_and_continued() -> None:
     assert tree.seed_with(TokenTree()) == []
 
 
-def test_trunk_is_the_best_guess_after_the_best_guess() -> None:
+def test_trunk_follows_the_first_children() -> None:
     tree = DraftTree(LENGTH)
     assert tree.trunk_depth == 0
     tree.add_children(ROOT, DraftTokens([4, 5], [0.5, 0.4]))

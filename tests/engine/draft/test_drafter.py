@@ -11,7 +11,8 @@ import torch
 from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
+from edgecosine.engine.draft.draft_progress import PLAIN_NODES
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
@@ -130,7 +131,7 @@ def test_batch_and_history_change_nothing(noise: SharedNoise) -> None:
 
 
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_what_was_read_ahead_is_what_a_fresh_drafter_says(noise: SharedNoise) -> None:
+def test_drafts_ahead_equal_those_of_a_fresh_drafter(noise: SharedNoise) -> None:
     prompt = prompt_of(24)
     known = _drafter()
     [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, noise)])
@@ -145,7 +146,7 @@ def test_what_was_read_ahead_is_what_a_fresh_drafter_says(noise: SharedNoise) ->
         assert shared <= set(zip(later.tokens, later.confidences, strict=True))
 
 
-def test_verdict_that_was_foreseen_costs_no_pass() -> None:
+def test_verified_tokens_in_the_tree_need_no_forward_pass() -> None:
     prompt = prompt_of(24)
     model = _model(1)
     drafter = _drafter(1, model=model)
@@ -160,7 +161,7 @@ def test_verdict_that_was_foreseen_costs_no_pass() -> None:
     assert _knows(second, continuation[4:]) == 2
 
 
-def test_verdict_that_was_not_foreseen_drops_what_was_read() -> None:
+def test_verified_tokens_outside_the_tree_discard_it() -> None:
     prompt = prompt_of(24)
     drafter = _drafter()
     drafter.draft([_work("a", prompt, 8, 4, ahead=EMPTY_TREE)])
@@ -179,7 +180,7 @@ def test_nodes_of_other_drafters_are_read_and_continued() -> None:
     assert _knows(ahead, [*tree.tokens, *expected]) == 4
 
 
-def test_drafting_ahead_ends_when_somebody_waits() -> None:
+def test_drafting_ahead_ends_when_other_work_waits() -> None:
     model = _model(1)
     drafter = _drafter(1, context=250, model=model)
     work = _work("a", prompt_of(24), 20, 4, ahead=EMPTY_TREE)
@@ -187,7 +188,7 @@ def test_drafting_ahead_ends_when_somebody_waits() -> None:
     assert model.num_forward_passes == 5
 
 
-def test_another_coupling_starts_anew() -> None:
+def test_other_noise_starts_a_new_tree() -> None:
     prompt = prompt_of(24)
     drafter = _drafter()
     drafter.draft([_work("a", prompt, 4, noise=COUPLED)])
@@ -196,7 +197,7 @@ def test_another_coupling_starts_anew() -> None:
     assert _bare(proposal) == _bare(fresh)
 
 
-def test_full_growth_is_not_explored_further() -> None:
+def test_full_tree_is_not_explored_further() -> None:
     drafter = _drafter(1, context=120)
     prompt = prompt_of(24)
     for _ in range(4):
@@ -219,7 +220,7 @@ def test_ngram_continues_the_last_repetition() -> None:
     assert proposal.tokens == ()
 
 
-def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> None:
+def test_prompt_score_compares_tokens_with_predictions() -> None:
     """The model's own text is foretold whole and surprises least; chunks change nothing."""
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
@@ -232,7 +233,7 @@ def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> N
     assert other.surprise > said.surprise > 0
 
 
-def test_only_tokens_that_are_new_are_judged() -> None:
+def test_prompt_score_covers_new_tokens_only() -> None:
     drafter, prompt = _drafter(), prompt_of(20)
     drafter.draft([_work("a", prompt, 2)])
     truth = _greedy(prompt, 8)
@@ -244,13 +245,13 @@ def test_only_tokens_that_are_new_are_judged() -> None:
     assert again.prompt_score == NO_HINDSIGHT
 
 
-def test_what_is_told_of_a_long_text_is_bounded() -> None:
+def test_prompt_score_of_a_long_text_is_bounded() -> None:
     [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
     assert len(said.prompt_score.foretold) == MAX_FORETOLD
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])
-def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | None) -> None:
+def test_prefix_beyond_the_context_gets_an_empty_draft(ahead: TokenTree | None) -> None:
     work = _work("a", prompt_of(30), 4)
     beyond = _work("b", (prompt_of(100) * 8)[:754], 4, ahead=ahead)
     [alone] = _drafter(context=64).draft([work])
@@ -258,7 +259,7 @@ def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | N
     assert _drafter(context=64).draft([beyond]) == [DraftResult((), ())]
 
 
-def test_the_last_token_of_the_context_is_guessed_and_none_after_it() -> None:
+def test_no_token_is_drafted_beyond_the_context() -> None:
     [proposal] = _drafter(context=64).draft([_work("a", prompt_of(64), 8)])
     assert proposal.tokens
     assert set(_tree(proposal).depths) == {1}

@@ -10,9 +10,10 @@ import torch
 from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
+from edgecosine.engine.draft.draft_progress import TREE_ROOM
 from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.engine.draft.draft_tree import TREE_CAPACITY, DraftTree
-from edgecosine.engine.draft.drafter import TREE_ROOM, TransformerDrafter
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, cut_head, prompt_of
@@ -76,13 +77,13 @@ def talk(made: TransformerDrafter, noise: SharedNoise) -> list[DraftResult]:
 
 
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same(noise: SharedNoise) -> None:
+def test_kernels_and_python_draft_equal_trees(noise: SharedNoise) -> None:
     native, plain = drafter(is_native=True), drafter(is_native=False)
     assert talk(native, noise) == talk(plain, noise)
 
 
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_kernels_and_python_grow_the_same_from_a_shortlist(noise: SharedNoise) -> None:
+def test_kernels_and_python_draft_equal_trees_from_a_shortlist(noise: SharedNoise) -> None:
     native = talk(drafter(is_native=True, shortlist=SHORTLIST), noise)
     assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), noise)
     guessed = {token for proposal in native for token in proposal.tokens}
@@ -90,12 +91,12 @@ def test_kernels_and_python_grow_the_same_from_a_shortlist(noise: SharedNoise) -
     assert all(math.isfinite(proposal.prompt_score.surprise) for proposal in native)
 
 
-def test_draws_that_are_cut_are_left_to_python() -> None:
+def test_truncated_sampling_is_left_to_python() -> None:
     cut = SharedNoise(temperature=0.9, top_k=5, seed=bytes(8))
     assert talk(drafter(is_native=True), cut) == talk(drafter(is_native=False), cut)
 
 
-def test_full_growth_takes_nothing_more() -> None:
+def test_full_tree_accepts_no_more_nodes() -> None:
     tree = DraftTree(3)
     tree.add_children(
         ROOT, DraftTokens(list(range(TREE_CAPACITY + 9)), [0.1] * (TREE_CAPACITY + 9))

@@ -34,13 +34,13 @@ def _ends(*files: Mapping[str, Any], tokenizer: Any = None) -> list[int]:
     return end_tokens(AutoConfig.for_model("llama"), files, tokenizer or _tokenizer())
 
 
-def test_all_files_are_heard() -> None:
+def test_end_tokens_come_from_all_files() -> None:
     tokenizer = _tokenizer(TURNS, eos="</s>")
     assert _ends({"eos_token_id": 5}, {"eos_token_id": [4]}, tokenizer=tokenizer) == [2, 3, 4, 5]
     assert _ends({"text_config": {"eos_token_id": [4, 5]}}) == [4, 5]
 
 
-def test_default_of_the_family_counts_where_nothing_is_named() -> None:
+def test_default_of_the_family_is_used_where_no_file_names_a_token() -> None:
     assert _ends({}, {}) == [2]
     assert _ends({"eos_token_id": None}, tokenizer=_tokenizer(eos="<s>")) == [0]
 
@@ -50,7 +50,7 @@ def test_default_of_the_family_counts_where_nothing_is_named() -> None:
     [("0", [0]), (" 5", [5]), ("#", [5]), (5.0, [5]), (["#", 4], [4, 5]), ("nothing", []),
      (-1, []), (True, []), (2.5, []), ({"a": 1}, [])],
 )  # fmt: skip
-def test_ids_are_read_whatever_their_spelling(said: object, heard: list[int]) -> None:
+def test_ids_are_read_in_all_spellings(said: object, heard: list[int]) -> None:
     assert _ends({"eos_token_id": said}, tokenizer=_tokenizer(eos="</s>")) == sorted({2, *heard})
 
 
@@ -70,7 +70,7 @@ def test_special_token_right_after_an_answer_ends_it(template: str, token: int |
     assert turn_end(_tokenizer(template)) == token
 
 
-def test_model_that_names_its_end_in_the_tokenizer_alone_ends_there(tmp_path: Path) -> None:
+def test_end_token_of_the_tokenizer_alone_ends_answers(tmp_path: Path) -> None:
     where = copy_zoo(tmp_path / "model")
     (where / "generation_config.json").unlink()
     edit(where / "config.json", eos_token_id=None)

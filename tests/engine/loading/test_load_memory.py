@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory come from /proc")
-def test_load_takes_what_was_planned_and_little_more_than_it_holds() -> None:
+def test_load_stays_within_the_planned_memory() -> None:
     options = LoadOptions(
         zoo.TARGET, threads=1, ballast=zoo.BALLAST, slots=2, context=512, dtype="bfloat16",
         device="cpu",

@@ -43,7 +43,7 @@ def test_terminal_gets_the_libraries_bars(
     assert "Loading weights: 100%" in capsys.readouterr().err
 
 
-def test_the_hook_is_gone_after_the_load() -> None:
+def test_progress_hook_is_removed_after_the_load() -> None:
     with showing_progress("x"):
         assert isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)
     assert not isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)

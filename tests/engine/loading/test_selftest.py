@@ -194,15 +194,13 @@ def test_mistake_is_refused_with_both_figures(
 @pytest.mark.parametrize(
     ("family", "way"), sorted({(family, way) for family, way, _ in PLANTED}), ids=str
 )
-def test_the_same_models_untouched_are_not_refused(
-    family: str, way: str, dtype: torch.dtype
-) -> None:
+def test_models_without_mistakes_pass(family: str, way: str, dtype: torch.dtype) -> None:
     model, reference = _deep(family, 30, dtype)
     check_family(_run_as(way, copy.deepcopy(model)), reference, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_runs_deep_in_bfloat16(family: str, tmp_path: Path) -> None:
+def test_every_family_passes_deep_in_bfloat16(family: str, tmp_path: Path) -> None:
     model, reference = _deep(family, 24, torch.bfloat16)
     for way in ("plain", "static"):
         check_family(_run_as(way, copy.deepcopy(model)), reference, family)
@@ -222,7 +220,7 @@ def test_every_family_runs_deep_in_bfloat16(family: str, tmp_path: Path) -> None
     assert decode(engine, [prompt], 20, [drafts])[0] == [answer]
 
 
-def test_rounding_is_only_seen_as_served() -> None:
+def test_float32_check_removes_rounding() -> None:
     """What the sharp part of the test is for: no dtype hides a mistake as small as this."""
     model, reference = _deep("qwen3", 30, torch.bfloat16)
     model = copy.deepcopy(model)
@@ -233,7 +231,7 @@ def test_rounding_is_only_seen_as_served() -> None:
         check_family(runner, reference, "qwen3")
 
 
-def test_model_without_a_wider_truth_is_held_against_its_own_output(
+def test_model_without_wider_reference_is_compared_with_its_own_output(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object) -> None:
@@ -252,7 +250,7 @@ def test_model_without_a_wider_truth_is_held_against_its_own_output(
 @pytest.mark.parametrize(
     ("window", "context", "expected"), [(40, 256, 72), (40, 40, 32), (400, 4096, 32)]
 )
-def test_sequence_goes_beyond_windows_that_matter_and_are_not_too_long(
+def test_sequence_exceeds_short_windows_within_the_context(
     window: int, context: int, expected: int
 ) -> None:
     model = build(MISTRAL, layers=1, sliding_window=window, max_position_embeddings=4096)
@@ -268,7 +266,7 @@ LONG_WINDOW = 300
 
 
 @pytest.mark.parametrize("way", ["plain", "static", "fused", "layers"])
-def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
+def test_long_windows_are_tested_shortened(way: str) -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     check_family(_run_as(way, copy.deepcopy(model), slot_size=464), reference, "mistral")
     assert {place.limits.get("sliding_window") for place in reference.further} == {None, 6}
@@ -277,7 +275,7 @@ def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
         check_family(_run_as(way, model, slot_size=464), reference, "mistral")
 
 
-def test_the_models_own_windows_are_back_after_the_test() -> None:
+def test_windows_are_restored_after_the_test() -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     fused = _run_as("fused", copy.deepcopy(model), slot_size=464)
     assert isinstance(fused, NativeLlama)
@@ -287,7 +285,7 @@ def test_the_models_own_windows_are_back_after_the_test() -> None:
     assert model.config.sliding_window == LONG_WINDOW
 
 
-def test_a_window_that_a_row_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_long_window_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = _far("gemma2", sliding_window=LONG_WINDOW)
     monkeypatch.setattr(SlotAttention, "attend", _attend_by(ATTENTION["window"]))
     with pytest.raises(ModelUnsupported, match="sliding_window 6"):
@@ -303,7 +301,7 @@ def test_mistakes_at_the_end_of_the_context_are_refused() -> None:
         check_family(fused, reference, "llama")
 
 
-def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -> None:
+def test_rows_from_the_other_end_of_the_context_are_tested() -> None:
     """As it did where the highest position of a pass chose the frequencies of all its rows."""
     longrope = {
         "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
@@ -321,7 +319,7 @@ def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -
         check_family(runner, reference, "phi3")
 
 
-def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
+def test_position_dependent_computation_is_refused() -> None:
     """Llama 4 scales queries by their place in the pass, which is none in their sequence."""
     heads = {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
     config = AutoConfig.for_model(
@@ -340,7 +338,7 @@ def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
         check_family(_run_as("plain", model, slot_size=464), reference, "llama4")
 
 
-def test_chunks_within_the_context_are_refused_with_what_to_do() -> None:
+def test_chunked_attention_within_the_context_is_refused() -> None:
     config = AutoConfig.for_model("llama4_text", attention_chunk_size=64)
     refuse_chunks(config, 64)
     with pytest.raises(ModelUnsupported, match=r"chunks of 64 tokens.*--context 64 or less"):
@@ -348,7 +346,7 @@ def test_chunks_within_the_context_are_refused_with_what_to_do() -> None:
     refuse_chunks(build(MISTRAL).config, 4096)
 
 
-def test_tokens_that_the_model_rules_out_are_to_be_ruled_out() -> None:
+def test_excluded_tokens_must_match() -> None:
     truth = torch.randn(4, 9)
     truth[:, 2] = -torch.inf
     assert error_of(truth.clone(), truth) == 0

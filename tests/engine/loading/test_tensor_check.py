@@ -73,7 +73,7 @@ def _with(key: str, dtype: torch.dtype = torch.float32) -> Callable[[Tensors], T
         (_with("norm.weight"), ModelUnavailable, "has duplicates of 1 tensor: norm.weight"),
     ],
 )
-def test_checkpoint_that_is_not_its_model_is_refused_by_name(
+def test_checkpoint_that_does_not_match_its_config_is_refused(
     llama: Path, change: Callable[[Tensors], Tensors], kind: type[EngineError], reason: str
 ) -> None:
     change_tensors(llama, change)
@@ -81,7 +81,7 @@ def test_checkpoint_that_is_not_its_model_is_refused_by_name(
         _load(llama)
 
 
-def test_what_is_known_to_change_nothing_is_no_reason(llama: Path) -> None:
+def test_known_harmless_tensors_are_accepted(llama: Path) -> None:
     for key, dtype in (
         ("model.layers.0.self_attn.rotary_emb.inv_freq", torch.float32),
         ("model.rotary_emb.inv_freq", torch.float32),
@@ -99,7 +99,7 @@ def test_what_is_known_to_change_nothing_is_no_reason(llama: Path) -> None:
     _load(llama)
 
 
-def test_output_layer_of_the_embedding_need_not_be_stored_or_may_be_twice(tmp_path: Path) -> None:
+def test_tied_output_layer_may_be_missing_or_duplicated(tmp_path: Path) -> None:
     where = Path(save(build("llama", layers=2, tie_word_embeddings=True), tmp_path))
     _load(where)
     change_tensors(
@@ -109,7 +109,7 @@ def test_output_layer_of_the_embedding_need_not_be_stored_or_may_be_twice(tmp_pa
     _load(where)
 
 
-def test_layers_that_the_settings_leave_out_are_refused(llama: Path) -> None:
+def test_layers_beyond_the_config_are_refused(llama: Path) -> None:
     edit(llama / "config.json", num_hidden_layers=1)
     with pytest.raises(ModelUnsupported, match=r"no place for 9 tensors: model.layers.1"):
         _load(llama)
@@ -127,7 +127,7 @@ def test_tensor_of_two_files_is_refused(llama: Path) -> None:
         _load(llama)
 
 
-def test_quantisation_that_nobody_knows_is_refused(llama: Path) -> None:
+def test_unknown_quantisation_is_refused(llama: Path) -> None:
     edit(llama / "config.json", quantization_config={"quant_method": "wonder"})
     with pytest.raises(ModelUnsupported, match=r"does not support .*wonder"):
         _load(llama)

@@ -37,7 +37,7 @@ def test_bitwise_holds_for_dense_models() -> None:
     assert confirm(decision, "bitwise", fused, built).policy == "bitwise"
 
 
-def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
+def test_mixture_of_experts_is_not_bitwise() -> None:
     decision = decide("cpu", torch.float32)
     found = confirm(decision, "auto", *_layered("qwen3_moe"))
     assert found.policy == "rounding"
@@ -46,12 +46,12 @@ def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
         confirm(decision, "bitwise", *_layered("qwen3_moe"))
 
 
-def test_probe_sees_stock_products() -> None:
+def test_probe_detects_stock_products() -> None:
     stock = SlotModel(build("llama"), slots=1, slot_size=96, threads=1, kernels=None)
     assert cobatching_fault(stock)
 
 
-def test_probe_sees_torchs_activations_where_vectors_do_not_divide_a_layer(
+def test_probe_detects_torchs_activations_at_odd_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
@@ -74,7 +74,7 @@ def test_torch_threads_do_not_change_bits(threads: int) -> None:
     ("device", "dtype", "change"),
     [("cuda:0", torch.float32, "--device cpu"), ("cpu", torch.float16, "--dtype float32")],
 )
-def test_where_bitwise_cannot_be_had_the_reason_says_what_to_change(
+def test_reason_for_rounding_names_the_option_to_change(
     device: str, dtype: torch.dtype, change: str
 ) -> None:
     decision = decide(device, dtype)
@@ -98,7 +98,7 @@ def test_bitwise_is_refused_without_kernels(
     assert "EDGECOSINE_KERNELS" in loaded.exactness_reason
 
 
-def test_loaded_target_tells_its_policy(tmp_path: Path) -> None:
+def test_loaded_target_reports_its_policy(tmp_path: Path) -> None:
     where = save(build("llama"), tmp_path)
     found = {}
     for asked in ("auto", "bitwise", "rounding"):

@@ -125,7 +125,7 @@ def test_log_probabilities_are_those_of_the_model_before_anything_is_changed(how
 
 
 @needs_kernels
-def test_who_does_not_ask_is_told_nothing_and_gets_the_same_answer() -> None:
+def test_answer_is_the_same_without_log_probabilities() -> None:
     target = engine()
     for how in MANNERS:
         answer, told, _ = decode(target, nothing, how, None)
@@ -135,7 +135,7 @@ def test_who_does_not_ask_is_told_nothing_and_gets_the_same_answer() -> None:
         assert [each.top for each in told] == [()] * LENGTH
 
 
-def test_small_vocabulary_is_told_whole() -> None:
+def test_more_alternatives_than_tokens_return_the_whole_vocabulary() -> None:
     told = logprobs_of(torch.tensor([0.0, 1.0, -1.0]), 2, 20)
     assert [token for token, _ in told.top] == [1, 0, 2]
     assert told.drawn == told.top[2][1]
@@ -145,7 +145,7 @@ def test_small_vocabulary_is_told_whole() -> None:
 @needs_kernels
 @pytest.mark.parametrize("name", ["nothing", *KINDS_OF_DRAFTS])
 @pytest.mark.parametrize("as_stop", [False, True])
-def test_end_is_not_drawn_before_its_time_as_in_transformers(name: str, as_stop: bool) -> None:
+def test_min_tokens_bans_end_tokens_as_in_transformers(name: str, as_stop: bool) -> None:
     free, _, _ = decode(engine(), nothing, Sampling(), None)
     end = free[4]
     model = build("llama")

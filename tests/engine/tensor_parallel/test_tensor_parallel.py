@@ -50,7 +50,7 @@ def split(request: pytest.FixtureRequest, models: Path) -> Iterator[tuple[Parall
     model.close()
 
 
-def test_answers_are_those_of_one_process(
+def test_answers_equal_those_of_one_process(
     split: tuple[ParallelModel, Loaded], models: Path
 ) -> None:
     model, loaded = split
@@ -73,7 +73,7 @@ def test_answers_are_those_of_one_process(
     assert accepted > 20
 
 
-def test_logits_are_equal_to_the_bit_in_any_company(split: tuple[ParallelModel, Loaded]) -> None:
+def test_logits_are_equal_to_the_bit_in_any_batch(split: tuple[ParallelModel, Loaded]) -> None:
     model, loaded = split
     if loaded.exactness != "bitwise":
         pytest.skip("stock layers, whose sums depend on the shape of the pass")
@@ -115,7 +115,7 @@ def test_policy_is_bitwise_unless_layers_are_stock(split: tuple[ParallelModel, L
         ("gpt_oss", {}, "'gpt_oss' has no tensor-parallel plan"),
     ],
 )
-def test_what_cannot_be_split_is_refused_with_the_reason(
+def test_unsupported_split_is_refused_with_the_reason(
     models: Path, family: str, changes: dict[str, object], reason: str
 ) -> None:
     where = models / family

@@ -50,7 +50,7 @@ def test_killed_rank_is_named_and_nothing_hangs(llama: str) -> None:
             _one_row(model)
 
 
-def test_rank_that_stands_still_is_given_up_and_ended(llama: str) -> None:
+def test_stopped_rank_is_ended(llama: str) -> None:
     model, _, _ = load_over_ranks(_options(llama), forward_timeout_s=5.0)
     [pid] = model.pids
     handle = os.pidfd_open(pid)
