@@ -1,4 +1,4 @@
-"""What fails of a pass is one work's; the others, and all that follow, are judged as ever."""
+"""A failing work does not affect the other works of its batch, nor later ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _work(key: str, tokens: list[int], how: Sampling | None = None) -> VerifyWor
 def _outcome(
     engine: TransformerTarget, *works: VerifyWork
 ) -> list[VerificationResult | FailedWork]:
-    """What comes of works that are asked until all are judged."""
+    """The outcomes of works, stepped until none is prefilling."""
     found: dict[str, VerificationResult | FailedWork] = {}
     while len(found) < len(works):
         batch = [work for work in works if work.key not in found]
@@ -74,7 +74,7 @@ def _outcome(
 
 
 def _first(prompt: list[int]) -> int:
-    """The first token of the answer, alone."""
+    """The first token of the answer when run alone."""
     [[token]], _ = decode(_target(), [prompt], 1, [nothing])
     return token
 
@@ -95,11 +95,11 @@ def test_request_with_nan_logits_fails_alone(way: str, how: Sampling) -> None:
     engine = _target(way)
     good, short = _prompt(40), _prompt(7, seed=2)
     bad = [*_prompt(20, seed=1), BAD, *_prompt(50, seed=1)]
-    failed, verdict = _outcome(engine, _work("bad", bad, how), _work("good", good))
+    failed, result = _outcome(engine, _work("bad", bad, how), _work("good", good))
     assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, NoLogits)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == _first(good)
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == _first(good)
     engine.release("bad")
     [after] = _outcome(engine, _work("after", short))
     assert isinstance(after, VerificationResult)
@@ -130,13 +130,13 @@ def test_failing_draw_fails_one_request_only(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(judging, "draw", fail)
     good = _prompt(9)
-    failed, verdict = _outcome(
+    failed, result = _outcome(
         _target(), _work("bad", _prompt(5, 1), Sampling(temperature=1.0)), _work("good", good)
     )
     assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, ZeroDivisionError)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == _first(good)
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == _first(good)
 
 
 def test_failed_forward_pass_marks_no_kv_positions_as_filled(
@@ -151,8 +151,8 @@ def test_failed_forward_pass_marks_no_kv_positions_as_filled(
         patch.setattr(model, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step(works)
-    verdicts = _outcome(engine, *works)
-    assert [getattr(verdict, "bonus", None) for verdict in verdicts] == [*map(_first, prompts)]
+    results = _outcome(engine, *works)
+    assert [getattr(result, "bonus", None) for result in results] == [*map(_first, prompts)]
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 30])
@@ -166,10 +166,10 @@ def test_invalid_token_fails_one_request_only(token: int) -> None:
         _work("good", good),
     ]
     engine = _target("fused", slots=4)
-    *failed, verdict = engine.step(works).outcomes
+    *failed, result = engine.step(works).outcomes
     assert all(isinstance(each, FailedWork) for each in failed)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == right
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == right
     assert engine.step(works[:1]).num_rows == 0
 
 

@@ -1,4 +1,4 @@
-"""Slots remember prefixes, and the least recently used one makes room."""
+"""Slots keep prefixes, and the least recently used one is evicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary embeddings that depend on a sequence's length: its own, and on no company's."""
+"""Rotary embeddings depend on the length of their own sequence alone."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ LENGTH = 24
 def _stock(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     inner: Any = model
     ids = torch.tensor([prompt])
-    said = inner.generate(
+    generated = inner.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=LENGTH, do_sample=False,
         eos_token_id=None, pad_token_id=0, use_cache=False,
     )  # fmt: skip
-    return said[0, len(prompt) :].tolist()
+    return generated[0, len(prompt) :].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_dynamic_frequencies_do_not_depend_on_the_batch() -> None:
 
 
 def test_stock_longrope_depends_on_the_batch() -> None:
-    """What transformers does by itself, so that the tests above prove something."""
+    """Shows that transformers itself fails, so that the tests above are meaningful."""
     model = build("phi3", **LONGROPE)
     ids = torch.tensor([prompt_of(SHORT)])
     alone = model(input_ids=ids).logits

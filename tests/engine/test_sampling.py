@@ -1,4 +1,4 @@
-"""Draws follow the target's distribution, and drafter and target agree as often as promised."""
+"""Draws follow the target's distribution; shared noise is Gumbel noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _logits(seed: int, size: int = SIZE) -> torch.Tensor:
 
 
 def _reference(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
-    """The distribution by its definition, the slow way."""
+    """The distribution computed directly from its definition."""
     probabilities = torch.softmax(logits / how.temperature, 0)
     order = torch.argsort(probabilities, descending=True)
     keep = torch.ones(len(logits), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Whatever the door accepts, a draw is the one that the definition gives, in double precision."""
+"""For all parameters that the API accepts, a draw equals the definition in double precision."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 
 SIZE = 700
-"""More than the first guess of a top-p's head."""
+"""More than the first size that top-p examines."""
 SMALLEST = 5e-324
 TINY = [SMALLEST, 1e-46, 1e-45, 1.4e-45, 1e-40, 1e-38, 1.2e-38, 1e-30, 1e-10, sys.float_info.min]
 few = settings(max_examples=300, deadline=None)
 
 
 def tiny_or(low: float, high: float) -> st.SearchStrategy[float]:
-    """Numbers of a range, its ends and what float32 can hardly hold among them."""
+    """Numbers of a range, with its ends and values at the limits of float32."""
     inside = [each for each in (*TINY, low, high) if low <= each <= high]
     return st.sampled_from(inside) | st.floats(low, high)
 
@@ -50,7 +50,7 @@ bodies = st.fixed_dictionaries(
 
 
 def accepted(body: dict[str, Any]) -> Sampling:
-    """What the door makes of a body."""
+    """The sampling parameters that the API reads from a body."""
     return parse_request(
         "completion", {"prompt": "x", **body},
         client_id="a", request_id="1", limits=RequestLimits(), draw_seed=lambda: 0,
@@ -58,7 +58,7 @@ def accepted(body: dict[str, Any]) -> Sampling:
 
 
 def logits_of(seed: int) -> torch.Tensor:
-    """Steep and flat rows, with the highest logit at a place of the seed's."""
+    """Steep and flat rows, with the highest logit at an index chosen by the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(SIZE, generator=generator) * (0.1, 1.0, 8.0, 100.0)[seed % 4]
 

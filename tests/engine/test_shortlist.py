@@ -1,4 +1,4 @@
-"""An output layer for a shortlist gives the whole one's logits there, and no token elsewhere."""
+"""An output layer for a shortlist gives the logits of the whole layer, and -inf elsewhere."""
 
 from __future__ import annotations
 

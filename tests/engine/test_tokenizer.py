@@ -1,4 +1,4 @@
-"""Spellings: what each token adds to a text, to the byte."""
+"""The text and bytes of each token, and detokenization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def byte_level() -> TextCodec:
 
 
 def byte_fallback() -> TextCodec:
-    """A tokenizer of words, with a token for each byte of what it does not know."""
+    """A tokenizer of words, with a token for each byte of unknown words."""
     names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁to", "▁be", "\ufffd"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -74,7 +74,7 @@ TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "reason"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% for m in messages %}{{ m.content }}", "endfor"),
@@ -88,12 +88,12 @@ TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
     ],
 )
 def test_chat_rejected_by_the_template_is_refused_with_the_reason(
-    template: object, words: str
+    template: object, reason: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
     tokenizer.chat_template = template
     codec = TextCodec(tokenizer, [0])
-    with pytest.raises(RequestError, match=words) as refusal:
+    with pytest.raises(RequestError, match=reason) as refusal:
         codec.encode_chat(TURNS)
     assert (refusal.value.status, refusal.value.parameter) == (400, "messages")
     assert "\n" not in refusal.value.message
@@ -112,13 +112,13 @@ def test_unusable_chat_template_is_reported_at_load() -> None:
 @pytest.mark.parametrize("prompt", ["", "a", "a to", "to be", "é"])
 def test_text_of_an_answer_reads_as_after_its_prompt(prompt: str) -> None:
     codec = byte_fallback()
-    said = codec.encode("to be") + codec.encode("é") + codec.encode("to")
+    ids = codec.encode("to be") + codec.encode("é") + codec.encode("to")
     detokenizer = Detokenizer(codec, codec.encode(prompt))
-    text = "".join(detokenizer.push([token]) for token in said) + detokenizer.finish()
+    text = "".join(detokenizer.push([token]) for token in ids) + detokenizer.finish()
     assert text == detokenizer.text == " to be é to"
     assert (
         text
-        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, said))
+        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, ids))
         .encode("latin-1")
         .decode()
     )

@@ -1,4 +1,4 @@
-"""An activation is a function of its element: neighbours, width and threads change no bit."""
+"""Activations depend on their element alone, to the bit: not on rows, width or threads."""
 
 from __future__ import annotations
 

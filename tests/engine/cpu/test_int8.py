@@ -1,4 +1,4 @@
-"""Weights of 8 bits: nothing is lost but what is rounded, and no row knows of another."""
+"""8-bit weights: the products are exact after rounding, and rows are independent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
 
 
 def _by_definition(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    """The same product in float64, of what is left after rounding."""
+    """The same product in float64, of the rounded weights and inputs."""
     linear = copy.deepcopy(linear)
     round_weights(linear)
     with rounding_inputs(linear):
@@ -96,7 +96,7 @@ def test_rows_do_not_depend_on_batch_or_threads(outputs: int, inputs: int) -> No
 
 
 def test_8_bit_values_are_packed_without_loss() -> None:
-    """A file in Q8_0 has the very same blocks."""
+    """A file in Q8_0 has the same blocks."""
     torch.manual_seed(0)
     values = torch.randint(-127, 128, (50, 4, BLOCK_SIZE)).float()
     values[..., 0] = 127

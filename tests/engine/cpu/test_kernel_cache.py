@@ -1,4 +1,4 @@
-"""Where kernels are kept: places that cannot be used, compilers that fail, libraries cut short."""
+"""The kernel cache: unusable directories, failing compilers, truncated libraries."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ import pytest
 
 from edgecosine.engine.cpu import kernel_library as native
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_structs import shared_values
 
 _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
 SOURCE = b"""
 int edgecosine_panel() { return 8; } int edgecosine_has_pairs() { return 0; }
 int edgecosine_has_bytes() { return 0; } int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
 int edgecosine_pack, edgecosine_linear, edgecosine_attention, edgecosine_decode;
-int edgecosine_rank, edgecosine_grow;
+int edgecosine_rank, edgecosine_draft_step;
+long edgecosine_shared_values(long* values, long count) {
+  const long found[] = {VALUES};
+  for (long i = 0; i < count; i++) values[i] = found[i];
+  return count;
+}
 """
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache that is not there yet, and kernels that are quickly built."""
+    """A cache directory that does not exist yet, and kernels that build quickly."""
     sources = tmp_path / "sources"
     sources.mkdir()
-    (sources / "kernels.cpp").write_bytes(b'extern "C" {' + SOURCE + b"}")
+    values = ", ".join(f"(long){value % 2**64}u" for value in shared_values().values())
+    source = SOURCE.replace(b"VALUES", values.encode())
+    (sources / "kernels.cpp").write_bytes(b'extern "C" {' + source + b"}")
     monkeypatch.setattr(native, "SOURCES", sources)
     monkeypatch.setattr(native, "FLAGS", ("-fPIC", "-shared"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -35,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def panel() -> int:
-    """Load once more, and use what was loaded."""
+    """Load again, and call the library."""
     load_kernels.cache_clear()
     try:
         return load_kernels().panel
@@ -46,7 +54,7 @@ def panel() -> int:
 
 
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) -> None:
-    """Put a compiler of our own in the place of the machine's."""
+    """Replace the compiler of the machine by a script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "c++").write_bytes(program)
@@ -92,7 +100,7 @@ def test_kernels_are_built_without_a_usable_cache(
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "message"),
     [
         (_COMPILES + b'printf "Fehler: ung\\374ltig\\n" >&2\nexit 1\n', "failed: Fehler: ung"),
         (_COMPILES + b"exit 1\n", "failed: no message"),
@@ -100,10 +108,10 @@ def test_kernels_are_built_without_a_usable_cache(
     ],
 )
 def test_compiler_failure_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, message: str
 ) -> None:
     compiler(tmp_path, monkeypatch, program)
-    with pytest.raises(KernelsUnavailable, match=said):
+    with pytest.raises(KernelsUnavailable, match=message):
         panel()
 
 
@@ -112,5 +120,5 @@ def test_kernels_are_unavailable_without_a_writable_directory(
 ) -> None:
     (tmp_path / "cache").write_bytes(b"")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(KernelsUnavailable, match="no place to build them"):
+    with pytest.raises(KernelsUnavailable, match="no directory to build them in"):
         panel()

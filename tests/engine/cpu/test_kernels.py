@@ -1,4 +1,4 @@
-"""The kernels compute what torch computes, and the same bits whatever the company."""
+"""The kernels compute the same as torch, with bits that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_bfloat16_weights_are_packed_without_loss() -> None:
 
 @pytest.mark.parametrize("narrow", ["down_proj", "gate_proj", "up_proj", "o_proj", "lm_head"])
 def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
-    """Of a float32 model bfloat16 may hold some matrices and not others."""
+    """bfloat16 may hold some matrices of a float32 model exactly and not others."""
     model = build("llama", dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if narrow in name:

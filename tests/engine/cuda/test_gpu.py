@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded passes beside eager ones, no waiting, quantised drafters."""
+"""On a GPU: recorded and eager forward passes, no waits for the device, quantised drafters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes of fixed shapes say what the model says, recorded or not, whoever pads them."""
+"""Padded batches give the logits of the model, recorded or not."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _tree(seed: int, size: int) -> TokenTree:
 
 
 def _mixed_pass(slots: Sequence[int], seed: int, start: int = 0) -> tuple[RowBuilder, list[int]]:
-    """A chunk of a prompt, a plain row and trees, each in a slot of its own."""
+    """A chunk of a prompt, a plain row and trees, each in its own slot."""
     rows, keep = RowBuilder(), []
     for turn, slot in enumerate(slots):
         length = start + (1 if turn == 1 else 5 + turn)
@@ -115,7 +115,7 @@ def test_moved_kv_positions_are_attended_at_their_target() -> None:
         for model in (static, plain):
             rows, keep = _mixed_pass((0, 1, 2, 3), seed=50 * turn)
             model.forward(rows.build(), keep)
-            # Overlapping cells; several slots; one slot twice before the next pass.
+            # Overlapping positions; several slots; one slot twice before the next forward pass.
             model.move(2, [8, 9], [7, 8])
             model.move(3, [10, 12], [8, 9])
             model.move(2, [8], [9])
@@ -129,7 +129,7 @@ def test_moved_kv_positions_are_attended_at_their_target() -> None:
 
 
 def test_padding_does_not_change_the_bits_of_other_rows() -> None:
-    """The same rows in the same shape, with other rows' caches and padding full of rubbish."""
+    """The same rows in the same shape, with other values in unused and padded positions."""
     first, second = _static("llama", slots=2), _static("llama", slots=2)
     other = RowBuilder()
     other.add_sequence(1, 0, prompt_of(90, seed=3))
@@ -221,7 +221,7 @@ def test_results_outlive_the_next_pass() -> None:
 def test_family_that_cannot_be_recorded_runs_eagerly_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A layer that asks its data where to go makes the host wait for the device."""
+    """A layer whose control flow depends on data waits for the device."""
     model = build("llama")
     model.model.norm.register_forward_hook(
         lambda _module, _args, out: out * (1 + (out[0, 0, 0] > 1e9).item())
@@ -241,7 +241,7 @@ def test_family_that_cannot_be_recorded_runs_eagerly_with_a_warning(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pass_stays_on_its_device(family: str) -> None:
-    """On a device without data, whatever waits for numbers fails, and so does what copies them."""
+    """On the meta device, operations that read or copy values fail."""
     with torch.device("meta"):
         model = build(family, dtype=torch.bfloat16)
     static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=None)
@@ -265,4 +265,4 @@ def test_fixed_shapes_are_not_used_when_logits_differ(
     reference = take_reference(model, 64)
     assert isinstance(fixed_shapes(model, reference, 2, 64), PaddedModel)
     assert fixed_shapes(model, replace(reference, truth=reference.truth.flip(0)), 2, 64) is None
-    assert "no passes of fixed shapes" in caplog.text
+    assert "fixed batch shapes off" in caplog.text

@@ -1,4 +1,4 @@
-"""Guesses are those of the definition, with and without the kernel, in any company."""
+"""Draft tokens follow the definition, with and without the kernel, in any batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growth: what a drafter knows beyond a sequence, and what a verdict leaves of it."""
+"""Draft trees: the order of reading, and the subtree that remains after verification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTH = 10
 
 @st.composite
 def trees(draw: st.DrawFn) -> DraftTree:
-    """Grown by reading some of the most probable nodes."""
+    """Trees in which some of the most probable nodes have been read."""
     tree = DraftTree(LENGTH)
     tree.add_children(ROOT, _draft_tokens(draw))
     for _ in range(draw(st.integers(0, 8))):

@@ -1,4 +1,4 @@
-"""Drafts are the model's own continuations, in any company, whatever was cached before."""
+"""Drafts are the model's own continuations, in any batch and with any cached prefix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
 
 
 class CountingModel(SlotModel):
-    """Counts its passes; sure of itself, as random weights are not."""
+    """Counts forward passes; its logits are scaled for high confidences."""
 
     num_forward_passes = 0
 
@@ -66,7 +66,7 @@ def _tree(proposal: DraftResult) -> TokenTree:
 
 
 def _trunk(proposal: DraftResult) -> list[int]:
-    """The best guess after the best guess."""
+    """The path of the most probable children."""
     tree, at, trunk = _tree(proposal), ROOT, list[int]()
     while children := [n for n, parent in enumerate(tree.parents) if parent == at]:
         at = max(children, key=lambda n: tree.confidences[n])
@@ -75,7 +75,7 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 
 def _bare(proposal: DraftResult) -> DraftResult:
-    """What is proposed, whatever was read for it."""
+    """The draft without its prompt score."""
     return replace(proposal, prompt_score=NO_HINDSIGHT)
 
 
@@ -87,7 +87,7 @@ def _greedy(prompt: list[int], length: int) -> list[int]:
 
 
 def _knows(proposal: DraftResult, tokens: Sequence[int]) -> int:
-    """How many of the tokens the proposal holds, one below the other."""
+    """Number of the tokens that are a path of the draft."""
     tree, at = _tree(proposal), ROOT
     for depth, token in enumerate(tokens):
         child = tree.child(at, token)
@@ -221,33 +221,33 @@ def test_ngram_continues_the_last_repetition() -> None:
 
 
 def test_prompt_score_compares_tokens_with_predictions() -> None:
-    """The model's own text is foretold whole and surprises least; chunks change nothing."""
+    """The model's own text is all top-1 and has the lowest NLL; chunks change nothing."""
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
-    said = _drafter().draft([_work("a", own, 2)])[0].prompt_score
-    assert len(said.foretold) == len(own) - 1
-    assert all(said.foretold[len(prompt) - 1 :])
+    score = _drafter().draft([_work("a", own, 2)])[0].prompt_score
+    assert len(score.foretold) == len(own) - 1
+    assert all(score.foretold[len(prompt) - 1 :])
     strange = [*prompt, *prompt_of(12, seed=9)]
     other = _drafter().draft([_work("a", strange, 2)])[0].prompt_score
     assert not all(other.foretold[len(prompt) - 1 :])
-    assert other.surprise > said.surprise > 0
+    assert other.surprise > score.surprise > 0
 
 
 def test_prompt_score_covers_new_tokens_only() -> None:
     drafter, prompt = _drafter(), prompt_of(20)
     drafter.draft([_work("a", prompt, 2)])
     truth = _greedy(prompt, 8)
-    # The first new token was not read before, but guessed; those behind a wrong guess are read.
+    # The first new token follows read ones; those behind a wrong draft token are read now.
     wrong = (truth[0] + 1) % VOCABULARY
-    [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert len(said.prompt_score.foretold) == 5
+    [score] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert len(score.prompt_score.foretold) == 5
     [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
     assert again.prompt_score == NO_HINDSIGHT
 
 
 def test_prompt_score_of_a_long_text_is_bounded() -> None:
-    [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(said.prompt_score.foretold) == MAX_FORETOLD
+    [score] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
+    assert len(score.prompt_score.foretold) == MAX_FORETOLD
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])

@@ -1,4 +1,4 @@
-"""The kernels' step of drafting is the same as Python's, to the last bit of every confidence."""
+"""Draft steps of the kernels and of Python are equal, to the last bit of every confidence."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def drafter(*, is_native: bool, shortlist: torch.Tensor | None = None) -> Transf
 
 
 def tree_of(proposal: DraftResult, size: int) -> TokenTree:
-    """The most probable nodes of it."""
+    """The `size` most probable nodes of a draft."""
     tokens, parents = proposal.tokens[:size], proposal.parents[:size]
     return TokenTree(tokens, parents, proposal.confidences[:size], (1,) * len(tokens))
 
 
 def shares(tree: TokenTree) -> tuple[float, ...]:
-    """Every other outcome is somebody else's."""
+    """Lower weights for every other node."""
     return tuple(1.0 if n % 2 else 0.25 for n in range(1 + len(tree)))
 
 
 def talk(made: TransformerDrafter, noise: SharedNoise) -> list[DraftResult]:
-    """Rounds of four requests, one after the other and together: drafts, drafts ahead over trees of
-    their own and of others, verdicts that were foreseen and that were not, the end of the room."""
-    said: list[DraftResult] = []
+    """Rounds of four requests, single and batched: drafts, drafts ahead of own and other trees,
+    accepted and rejected tokens, full trees."""
+    results: list[DraftResult] = []
     prompts = {str(n): list(prompt_of(20 + n, seed=n)) for n in range(4)}
     for number in range(6):
         works = [
@@ -69,11 +69,11 @@ def talk(made: TransformerDrafter, noise: SharedNoise) -> list[DraftResult]:
             DraftWork(key, tuple(p), 12, 6, noise, tree, shares(tree))
             for (key, p), tree in zip(prompts.items(), trees, strict=True)
         ]
-        said += [*drafts, *made.draft(ahead[:1]), *made.draft(ahead[1:])]
+        results += [*drafts, *made.draft(ahead[:1]), *made.draft(ahead[1:])]
         for key, tree in zip(prompts, trees, strict=True):
             prompts[key] += tree.tokens[:1] if number != 3 else (VOCABULARY - 1,)
     deep = [DraftWork("0", tuple(prompts["0"]), 40, 8, noise, EMPTY_TREE) for _ in range(4)]
-    return [*said, *(made.draft([work])[0] for work in deep)]
+    return [*results, *(made.draft([work])[0] for work in deep)]
 
 
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])

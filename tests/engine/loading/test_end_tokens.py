@@ -1,4 +1,4 @@
-"""End tokens: what any of a model's files names, and nothing that a family has by default."""
+"""End tokens come from all files of a model, not from the defaults of its family."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ def test_default_of_the_family_is_used_where_no_file_names_a_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "heard"),
+    ("value", "expected"),
     [("0", [0]), (" 5", [5]), ("#", [5]), (5.0, [5]), (["#", 4], [4, 5]), ("nothing", []),
      (-1, []), (True, []), (2.5, []), ({"a": 1}, [])],
 )  # fmt: skip
-def test_ids_are_read_in_all_spellings(said: object, heard: list[int]) -> None:
-    assert _ends({"eos_token_id": said}, tokenizer=_tokenizer(eos="</s>")) == sorted({2, *heard})
+def test_ids_are_read_in_all_spellings(value: object, expected: list[int]) -> None:
+    assert _ends({"eos_token_id": value}, tokenizer=_tokenizer(eos="</s>")) == sorted(
+        {2, *expected}
+    )
 
 
 @pytest.mark.parametrize(

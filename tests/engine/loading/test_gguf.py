@@ -1,4 +1,4 @@
-"""GGUF files: what is in them is served as it is, and what cannot be is refused by name."""
+"""GGUF files are served as they are, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def options(path: Path | str, **changes: Any) -> LoadOptions:
 
 
 def generated(path: Path, length: int) -> list[int]:
-    """What transformers alone continues the prompt with, from the dequantised weights."""
+    """The continuation of the prompt by transformers, from the dequantised weights."""
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     config = AutoConfig.from_pretrained(**where)
     config.head_dim = WIDTH // HEADS

@@ -1,4 +1,4 @@
-"""From a name to an engine: what loads runs exactly, what cannot is refused with the reason."""
+"""Loading: loaded engines are exact, unsupported models are refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that cannot be served is refused in one line, whatever a stranger's code raises."""
+"""An unsupported model is refused in one line, for any error of third-party code."""
 
 from __future__ import annotations
 

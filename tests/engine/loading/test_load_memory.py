@@ -1,4 +1,4 @@
-"""What a load takes is what was planned, and little more than what it holds afterwards."""
+"""The peak memory of a load is close to the plan and to the final use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is missing from a model's directory, and where models are looked for."""
+"""Finding model directories and detecting missing files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecosine.engine.loading.model_files import fault_of, files_digest, find_m
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory that looks like a whole model."""
+    """A directory with the files of a complete model."""
     directory = tmp_path / "zoo" / "fable"
     directory.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):

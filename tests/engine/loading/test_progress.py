@@ -1,4 +1,4 @@
-"""A long load says how far it is; a short one keeps quiet."""
+"""Long loads log their progress; short ones log nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The self-test at load tells mistakes from rounding, in deep models with outlier channels."""
+"""The self-test distinguishes mistakes from rounding, in deep models with outlier channels."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _run_as(way: str, model: Any, slot_size: int = 96) -> ProvableModel:
 
 @dataclass
 class ChangedRows:
-    """Runs other rows than it is given."""
+    """Changes the rows of each batch."""
 
     model: ProvableModel
     change: Callable[[BatchRows], BatchRows]
@@ -101,7 +101,7 @@ class ChangedRows:
 
 
 def _mask_shorter(rows: BatchRows) -> BatchRows:
-    """A row does not see the last token of what it continues, or itself."""
+    """A row does not see the token before it, or itself."""
     return replace(rows, length=(rows.length - 1).clamp(min=1))
 
 
@@ -221,7 +221,7 @@ def test_every_family_passes_deep_in_bfloat16(family: str, tmp_path: Path) -> No
 
 
 def test_float32_check_removes_rounding() -> None:
-    """What the sharp part of the test is for: no dtype hides a mistake as small as this."""
+    """The check in float32 detects small mistakes for every dtype."""
     model, reference = _deep("qwen3", 30, torch.bfloat16)
     model = copy.deepcopy(model)
     _other_base(model)
@@ -302,7 +302,7 @@ def test_mistakes_at_the_end_of_the_context_are_refused() -> None:
 
 
 def test_rows_from_the_other_end_of_the_context_are_tested() -> None:
-    """As it did where the highest position of a pass chose the frequencies of all its rows."""
+    """With frequencies chosen by the highest position of the batch, the test fails."""
     longrope = {
         "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
         "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0],
@@ -320,7 +320,7 @@ def test_rows_from_the_other_end_of_the_context_are_tested() -> None:
 
 
 def test_position_dependent_computation_is_refused() -> None:
-    """Llama 4 scales queries by their place in the pass, which is none in their sequence."""
+    """Llama 4 scales queries by their index in the batch, which differs from their position."""
     heads = {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
     config = AutoConfig.for_model(
         "llama4_text", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64,

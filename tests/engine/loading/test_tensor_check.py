@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is in the model, every one of the model in the checkpoint."""
+"""The tensors of checkpoint and model correspond one to one."""
 
 from __future__ import annotations
 

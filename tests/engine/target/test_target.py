@@ -1,4 +1,4 @@
-"""The text is the target's own: whatever the drafts, the batch, the cache and the family."""
+"""The text is the target's own for all drafts, batches, caches and families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One target over two processes: the same answers, and no rank outlives or outwaits another."""
+"""One target in two processes gives the same answers as in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that die, stand still or cannot load: rank 0 says which, and nothing hangs or is left."""
+"""Ranks that end, stop or cannot load: rank 0 names them, and no process hangs or remains."""
 
 from __future__ import annotations
 
