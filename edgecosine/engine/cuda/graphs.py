@@ -26,7 +26,7 @@ def capture_for(device: torch.device) -> Capture | None:
     if device.type != "cuda":
         return None
     if os.environ.get("EDGECOSINE_GRAPHS", "on").lower() in {"off", "0", "no"}:
-        logger.info("CUDA graphs off: reason=EDGECOSINE_GRAPHS")
+        logger.info("CUDA graphs off: switched_off_by=%s", "EDGECOSINE_GRAPHS")
         return None
     return CudaCapture(device)
 

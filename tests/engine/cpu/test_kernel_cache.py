@@ -96,7 +96,7 @@ def test_kernels_are_built_without_a_usable_cache(
         monkeypatch.setattr("os.getuid", lambda: 54321)
     with caplog.at_level(logging.WARNING, logger="edgecosine"):
         assert panel() == 8
-    assert ("cannot be kept" in caplog.text) == (fault != "no home")
+    assert ("cannot be cached" in caplog.text) == (fault != "no home")
 
 
 @pytest.mark.parametrize(
