@@ -14,7 +14,7 @@ from rich.table import Table
 from edgecosine import models, zoo
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.engine.loading.gguf_file import GgufModel, read_gguf
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EdgecosineError, ModelUnavailable
 from edgecosine.places import expanded
 

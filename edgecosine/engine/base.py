@@ -1,8 +1,8 @@
-"""What the loops may ask of a model: the values and the two protocols, free of torch.
+"""The interfaces of the target engine and the draft engine, and their values. No torch.
 
-Engines are plain synchronous code, each called from one thread of its own. The target engine knows
-nothing of drafters, and the draft engine nothing of verdicts: each gets the whole prefix and makes
-its cache equal to it.
+Engines are synchronous; each is called from one thread of its own. The target engine is unaware of
+drafters, and the draft engine of verification results: each receives the whole prefix and updates
+its cache to match.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from edgecosine.protocol.wire.tree import TokenTree
 
 @dataclass(frozen=True, slots=True)
 class VerifyWork:
-    """One session's part of a target pass.
+    """One session's part of a forward pass of the target.
 
-    tokens      every committed token, the prompt first; the last one is the tree's root
-    num_prompt  how many of them are the prompt
+    tokens      all committed tokens, the prompt first; the last one is the root of the tree
+    num_prompt  number of prompt tokens
     """
 
     key: str
@@ -31,30 +31,30 @@ class VerifyWork:
     tree: TokenTree
     sampling: Sampling
     top_logprobs: int | None = None
-    """Alternatives to tell at each committed token; None computes no log-probabilities."""
+    """Alternatives to report for each committed token; None: no log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult:
-    """What the target says to a tree: the accepted path, and one token of its own after it."""
+    """The accepted path of a tree, and the target's own token after it."""
 
     path: tuple[int, ...]
-    """Tree nodes accepted, in depth order."""
+    """Accepted nodes of the tree, by depth."""
     bonus: int
     logprobs: tuple[Logprobs, ...] = ()
-    """One for each committed token, accepted ones first; none where the work asks for none."""
+    """One for each committed token, accepted ones first; empty unless the work asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilling:
-    """The pass fed a chunk of the prompt; ask again. `remaining` tokens are still to be fed."""
+    """The step read a chunk of the prompt; `remaining` tokens are left for further steps."""
 
     remaining: int
 
 
 @dataclass(frozen=True, slots=True)
 class FailedWork:
-    """This work cannot be judged, for this reason; the others of its pass were."""
+    """This work failed with `error`; the other works of the step are not affected."""
 
     error: Exception
 
@@ -62,10 +62,10 @@ class FailedWork:
 Outcome = VerificationResult | Prefilling | FailedWork
 
 
-def verdict_of(outcome: Outcome) -> VerificationResult | None:
-    """The verdict; None while the prompt is read.
+def expect_verified(outcome: Outcome) -> VerificationResult | None:
+    """The verification result; None during prefill.
 
-    Raises what made the work fail.
+    Raises the error of a failed work.
     """
     if isinstance(outcome, FailedWork):
         raise outcome.error
@@ -73,78 +73,78 @@ def verdict_of(outcome: Outcome) -> VerificationResult | None:
 
 
 @dataclass(frozen=True, slots=True)
-class PassResult:
-    """What one target pass gave: an outcome per work, and the rows that it computed."""
+class StepResult:
+    """An outcome for each work of a step, and the number of rows of its forward pass."""
 
     outcomes: list[Outcome]
     num_rows: int
 
 
 class TargetEngine(Protocol):
-    """Decides. Its answers depend on each work alone, never on who shares the pass."""
+    """Verifies drafts. An outcome depends on its work alone, not on the rest of the batch."""
 
     @property
     def max_context(self) -> int:
-        """Tokens that a sequence may have, prompt and answer together."""
+        """Most tokens of a sequence, prompt and answer together."""
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
-        """Run one forward pass over all works and judge their trees.
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
+        """Run one forward pass over all works and verify their trees.
 
-        What it raises says nothing of a single work; no work has got further then. An EngineError
-        is the end of the engine.
+        When it raises, no work has advanced, and the error belongs to no single work. After an
+        EngineError the engine cannot be used.
         """
 
     def release(self, key: str) -> None:
-        """The session ended; its cache is kept for a following turn until the room is needed."""
+        """End a session; its cache is kept for a following turn until the slot is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftWork:
-    """One request's part of a drafting step: guess what follows `tokens`.
+    """One request's part of a call of `DraftEngine.draft`: draft tokens that follow `tokens`.
 
-    num_tokens  steps of the model: as many levels deep, or as many as the best guess still lacks
-    width       the most probable nodes that each step reads
-    ahead       the tree that the target is verifying; with it, guess what comes after any of its
-                outcomes, and stop when somebody waits
-    shares      how much each of its outcomes counts (0 to 1, the root first); none: all alike
+    num_tokens  steps of the model, one level of the tree each
+    width       number of nodes that each step reads, the most probable ones
+    ahead       the tree that the target is verifying; the draft then continues all its nodes, and
+                ends early when other works are waiting
+    shares      weight (0 to 1) of the root and of each node of `ahead`; empty: all equal
     """
 
     key: str
     tokens: Sequence[int]
     num_tokens: int
     width: int
-    coupling: SharedNoise
+    noise: SharedNoise
     ahead: TokenTree | None = None
     shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """Proposed tokens in topological order; `parents` is empty for a chain."""
+    """Draft tokens, parents before children; `parents` is empty for a chain."""
 
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
-    hindsight: PromptScore = NO_HINDSIGHT
+    prompt_score: PromptScore = NO_HINDSIGHT
 
 
 def never() -> bool:
-    """Nobody waits."""
+    """Always False: no work is waiting."""
     return False
 
 
 class DraftEngine(Protocol):
-    """Guesses. Nothing that it says can make an answer wrong."""
+    """Drafts tokens. A draft affects the speed of an answer, never its text."""
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
-        """Propose tokens for every work, batching the model's steps across them; none for a
-        sequence beyond the engine's context.
+        """Draft tokens for every work, in steps that batch all works; an empty draft for a
+        sequence longer than the engine's context.
 
-        Works ahead end early, with what they have, once `is_awaited` says that others wait. What it
-        raises says nothing of a single work, and the next call finds the engine as good as before.
+        Works ahead end early once `is_awaited` returns True. An error belongs to no single work;
+        the engine can be used afterwards.
         """
 
     def release(self, key: str) -> None:
-        """The request ended; its cache may go."""
+        """End a request; its cache may be reused."""

@@ -1,4 +1,4 @@
-"""Builds the rows of one flat pass: pending tokens and token trees of any mix of sessions."""
+"""Builds the rows of a flat forward pass: prefill tokens and token trees of many sessions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 class RowBuilder:
-    """Collects rows session by session, then makes the tensors of the pass once."""
+    """Collects rows session by session and converts them to tensors once."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._positions: list[int] = []
         self._slot: list[int] = []
-        self._cell: list[int] = []
+        self._kv_position: list[int] = []
         self._length: list[int] = []
         self._paths: list[list[int]] = []
 
@@ -25,14 +25,15 @@ class RowBuilder:
         return len(self._tokens)
 
     def add_sequence(self, slot: int, start: int, tokens: Sequence[int], shift: int = 0) -> None:
-        """Rows for tokens in the cells start, start + 1, ... of a slot; position = cell + shift."""
-        for cell, token in enumerate(tokens, start):
-            self._add(slot, token, cell + shift, cell, cell + 1, [])
+        """Add tokens at the KV positions start, start + 1, ... of a slot; their positions in the
+        sequence are those plus `shift`."""
+        for kv_position, token in enumerate(tokens, start):
+            self._add(slot, token, kv_position + shift, kv_position, kv_position + 1, [])
 
     def add_tree(self, slot: int, length: int, tree: TokenTree, shift: int = 0) -> None:
-        """Rows for the nodes of a tree whose root is the last of `length` tokens.
+        """Add the nodes of a tree whose root is the last of `length` tokens.
 
-        Node i takes cell length + i. It sees the sequence, then its ancestors, then itself.
+        Node i takes the KV position length + i. It sees the sequence, its ancestors and itself.
         """
         if tree.is_chain:
             self.add_sequence(slot, length, tree.tokens, shift)
@@ -47,7 +48,7 @@ class RowBuilder:
     def add_node(
         self, slot: int, length: int, token: int, path: Sequence[int], shift: int = 0
     ) -> None:
-        """A row for one node below `length` tokens; `path` is the cells down to it, own last."""
+        """Add a node below `length` tokens; `path` has the KV positions down to its own."""
         self._add(slot, token, length + len(path) - 1 + shift, path[-1], length, list(path))
 
     def _add(
@@ -55,31 +56,44 @@ class RowBuilder:
         slot: int,
         token: int,
         position: int,
-        cell: int,
+        kv_position: int,
         length: int,
         path: list[int],
     ) -> None:
         self._tokens.append(token)
         self._positions.append(position)
         self._slot.append(slot)
-        self._cell.append(cell)
+        self._kv_position.append(kv_position)
         self._length.append(length)
         self._paths.append(path)
 
     def build(self) -> BatchRows:
-        """The pass as tensors."""
+        """The rows as tensors."""
         longest = max(1, max(map(len, self._paths), default=1))
         padded = [path + [0] * (longest - len(path)) for path in self._paths]
         lengths = [len(path) for path in self._paths]
-        # One tensor for several columns: making a tensor takes longer than filling it.
+        # One tensor for several columns: allocation costs more than the copy.
         wide = torch.tensor([self._tokens, self._positions])
-        narrow = torch.tensor([self._slot, self._cell, self._length, lengths], dtype=torch.int32)
+        narrow = torch.tensor(
+            [self._slot, self._kv_position, self._length, lengths], dtype=torch.int32
+        )
         return BatchRows(
             tokens=wide[0],
             positions=wide[1],
             slot=narrow[0],
-            cell=narrow[1],
+            kv_position=narrow[1],
             length=narrow[2],
             path=torch.tensor(padded, dtype=torch.int32),
             path_length=narrow[3],
         )
+
+
+def branch_among_siblings(branch: Sequence[int]) -> TokenTree:
+    """A tree for tests of a model: token i of `branch` is node 2 i + 1, after a wrong sibling."""
+    nodes, parents, right = list[int](), list[int](), ROOT
+    for token in branch:
+        nodes += [abs(token - 1), token]
+        parents += [right, right]
+        right = len(nodes) - 1
+    size = len(nodes)
+    return TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)

@@ -1,169 +1,40 @@
-"""A transformers model over the slot cache: one call runs one flat pass and gives logits."""
+"""The interface of a model that runs forward passes over a cache of slots."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
-from edgecosine.engine.attention import NAME, AttentionState, BatchRows, attending_by
-from edgecosine.engine.cpu.deterministic_activations import steady_activations
-from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
-from edgecosine.engine.loading.float32_reference import computing_in
-from edgecosine.engine.loading.length_limits import shortened
-from edgecosine.engine.loading.options import WeightForm
-from edgecosine.engine.rotary import rotate_by_sequence
-from edgecosine.engine.tensor_parallel.layers import pack_shards
-from edgecosine.errors import ModelUnsupported
+from edgecosine.engine.attention import BatchRows
 
 
-class PassModel(Protocol):
-    """Runs flat passes over a cache of slots."""
+class ForwardModel(Protocol):
+    """A model that runs flat forward passes over a cache of slots."""
 
     @property
-    def cells(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
+    def slot_size(self) -> int:
+        """KV positions of a slot, those for draft nodes included."""
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
+        """Bytes of the weights, and of the cache."""
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the device that computed them: whoever reads them there need not copy a vocabulary."""
+        """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
+        `keep`, on the device of the model."""
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
 
     def clear(self, slot: int) -> None:
-        """Let nothing that lies in a slot reach rows that do not see it, NaN included."""
+        """Remove NaN from a slot where it could reach rows that do not see it."""
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Memory of tensors, of their local shards where they are split; shared memory counts once."""
+    """Bytes of tensors, or of their local shards; shared memory counts once."""
     local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
     storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in local)}
     return sum(storages.values())
-
-
-class SlotModel:
-    """A causal LM whose cache has `slots` rows of `cells` tokens. Not thread-safe.
-
-    With kernels, the logits of a row depend on the tokens it sees and on nothing else; without,
-    they are equal up to rounding.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        slots: int,
-        cells: int,
-        threads: int,
-        kernels: Kernels | None,
-        form: WeightForm = "bfloat16",
-    ) -> None:
-        model.set_attn_implementation(NAME)
-        rotate_by_sequence(model)
-        if kernels is not None:
-            if model.tp_size:
-                pack_shards(model, kernels, threads)
-            else:
-                pack_linear_layers(model, kernels, threads, form)
-            steady_activations(model)
-        self._model = model.eval()  # type: ignore[no-untyped-call]
-        # Several threads cut elementwise operators at places that depend on the number of rows,
-        # and the ends of a cut are computed by other instructions.
-        has_experts = any(p.dim() > 2 for p in model.parameters())
-        self._torch_threads = threads if kernels is None or has_experts else 1
-        self._state = AttentionState(slots=slots, cells=cells, threads=threads, kernels=kernels)
-
-    @property
-    def cells(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
-        return self._state.cells
-
-    @property
-    def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
-        caches = self._state.layers.values()
-        weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
-        return weights, bytes_of(t for layer in caches for t in (layer.keys, layer.values))
-
-    @torch.inference_mode()
-    def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the model's device."""
-        cells = self._state.cells
-        if max(int(rows.cell.max()), int(rows.length.max()) - 1, int(rows.path.max())) >= cells:
-            raise IndexError("a cell of the pass is beyond the cache's")
-        self._state.rows = rows = rows.to(self._model.device)
-        with attending_by(self._state), _torch_threads(self._torch_threads):
-            output = self._model(
-                input_ids=rows.tokens[None],
-                position_ids=rows.positions[None],
-                attention_mask=None,
-                use_cache=False,
-                logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._model.device),
-            )
-        if not self._state.layers:
-            raise ModelUnsupported(
-                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
-            )
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
-
-    @torch.inference_mode()
-    def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
-        if list(source) == list(target):
-            return
-        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
-        for layer in self._state.layers.values():
-            layer.move(slot, from_cells, to_cells)
-
-    def clear(self, slot: int) -> None:
-        """Nothing to do: all cells that a pass reads were written for the sequence at hand."""
-
-    @contextmanager
-    def widely(self, cells: int) -> Iterator[PassModel]:
-        """Context in which everything is computed in float32, on one slot of `cells` tokens."""
-        served = self._state
-        packed = [module for module in self._model.modules() if isinstance(module, PackedLinear)]
-        self._state = replace(served, slots=1, cells=cells, layers={})
-        for layer in packed:
-            layer.is_wide = True
-        try:
-            with computing_in(torch.float32, self._model):
-                yield self
-        finally:
-            self._state = served
-            for layer in packed:
-                layer.is_wide = False
-
-    @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[SlotModel]:
-        """Context in which the model's windows and the like are as long as `reaches` says."""
-        with shortened(self._model, reaches):
-            yield self
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """torch's own operators run on `count` threads; the kernels have their own number."""
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,5 +1,5 @@
 """Gumbel noise that target and drafters share without exchanging it (Daliri et al.,
-arXiv 2408.07978). A pure function of (seed, position, token), the same on every node and device.
+arXiv 2408.07978): a pure function of (seed, position, token), equal on every node and device.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import torch
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST = 0xBF58476D1CE4E5B9
-_SECOND = 0x94D049BB133111EB
+GOLDEN = 0x9E3779B97F4A7C15
+FIRST = 0xBF58476D1CE4E5B9
+SECOND = 0x94D049BB133111EB
 _MASK = 2**64 - 1
 
 
@@ -21,8 +21,8 @@ def _signed(value: int) -> int:
 
 def _mix(value: int) -> int:
     value &= _MASK
-    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
-    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    value = ((value ^ (value >> 30)) * FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * SECOND) & _MASK
     return value ^ (value >> 31)
 
 
@@ -32,13 +32,13 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def noise_seed(seed: int) -> int:
-    """What a seed adds to the positions before they are mixed; 64 bits."""
-    return _mix(seed + _GOLDEN)
+    """The 64-bit term that a seed adds to positions before they are mixed."""
+    return _mix(seed + GOLDEN)
 
 
 def noise_key(seed: int, position: int) -> int:
-    """What one position adds to its tokens before they are mixed; 64 bits."""
-    return _mix(noise_seed(seed) + position * _GOLDEN)
+    """The 64-bit term that a position adds to token ids before they are mixed."""
+    return _mix(noise_seed(seed) + position * GOLDEN)
 
 
 def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -57,9 +57,9 @@ def gumbel_rows(seed: int, positions: Iterable[int], tokens: torch.Tensor) -> to
 
 
 def _gumbel(key: int | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    x = tokens.to(torch.int64) * _signed(_GOLDEN) + key
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    x = tokens.to(torch.int64) * _signed(GOLDEN) + key
+    x = (x ^ _shift(x, 30)) * _signed(FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(SECOND)
     x = x ^ _shift(x, 31)
     uniform = (_shift(x, 12).to(torch.float64) + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))

@@ -1,7 +1,7 @@
-"""Which sequence lies in which slot of the cache; bookkeeping only, no tensors.
+"""Assigns sequences to slots of the KV cache. No tensors.
 
-A slot remembers the tokens whose keys and values it holds. A released slot keeps them until its
-room is needed, so that a following turn of a conversation finds its prefix there.
+A slot records the tokens whose keys and values it holds. A released slot keeps them until another
+session needs it, so a following turn of a conversation finds its prefix in the cache.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class KvSlot:
-    """One row of the cache."""
+    """One slot of the cache."""
 
     index: int
     tokens: list[int] = field(default_factory=list)
-    """The tokens whose cells are filled, by position."""
+    """The tokens whose KV positions are filled, in order."""
     key: str | None = None
-    """The session that owns the slot, if one does."""
+    """The session that owns the slot; None: free."""
     last_used: int = 0
     mark: int = 0
-    """What is added to the positions of its tokens."""
+    """The offset of the positions of its tokens (`rotary.mark_of`)."""
 
     def keep(self, length: int) -> None:
-        """Forget what lies behind `length` tokens; nothing is moved or freed."""
+        """Drop the tokens after the first `length`; no memory is moved or freed."""
         del self.tokens[length:]
 
 
 class KvSlots:
-    """Finds a slot for a session; the least recently used one makes room."""
+    """Finds a slot for a session; evicts the least recently used one."""
 
     def __init__(self, count: int, turns_at: int = 0) -> None:
-        """A sequence of more than `turns_at` tokens has other keys and values; 0: none has."""
+        """Sequences of more than `turns_at` tokens have other keys and values; 0: none."""
         self._turns_at = turns_at
         self._slots = [KvSlot(index) for index in range(count)]
         self._by_key: dict[str, KvSlot] = {}
@@ -65,10 +65,10 @@ class KvSlots:
         return f"<KvSlots [{len(self._by_key)} of {len(self._slots)} owned]>"
 
     def acquire(self, key: str, tokens: Sequence[int], busy: Collection[str]) -> KvSlot:
-        """The slot of session `key`, reconciled with `tokens`: its tokens are a prefix of them.
+        """The slot of session `key`, cut to a prefix of `tokens`.
 
-        A session without a slot gets a free one, the one that shares the longest prefix, or takes
-        the least recently used one from a session that is not in `busy`.
+        A session without a slot gets the free one with the longest common prefix, or else the
+        least recently used one of a session that is not in `busy`.
         """
         self._clock += 1
         slot = self._by_key.get(key) or self._find(tokens, busy)
@@ -94,13 +94,13 @@ class KvSlots:
         return min(idle, key=lambda s: s.last_used)
 
     def empty(self, keys: Iterable[str]) -> None:
-        """Nobody knows what lies in these sessions' slots."""
+        """Drop the tokens of these sessions' slots, whose content is undefined."""
         for key in keys:
             if (slot := self._by_key.get(key)) is not None:
                 slot.keep(0)
 
     def release(self, key: str) -> None:
-        """The session gives its slot back; the tokens stay for who can use them."""
+        """Release the slot of a session; its tokens stay for reuse."""
         slot = self._by_key.pop(key, None)
         if slot is not None:
             slot.key = None

@@ -1,11 +1,11 @@
-"""Rotary embeddings that are a function of each row's own sequence.
+"""Rotary embeddings that depend on the row's own sequence alone.
 
-transformers chooses the frequencies of some of them by the highest position of a pass, which here
-holds rows of many sequences. So they are fixed at load:
+transformers chooses some frequencies by the highest position of a forward pass, which here has rows
+of many sequences. They are fixed at load instead:
 
-dynamic    grows beyond `max_position_embeddings`, which no sequence here does: as at the start
+dynamic    changes beyond `max_position_embeddings`, which no sequence here exceeds: kept as loaded
 longrope   short factors for a sequence of at most `original_max_position_embeddings` tokens, long
-           ones for all tokens of a longer one. A sequence that grows beyond is read anew.
+           ones for all tokens of a longer one. A sequence that grows beyond is prefilled again.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _LONGROPE: Final = "longrope"
 
 def turning_length(config: Any) -> int:
     """Most tokens of a sequence that takes the short factors of a longrope; 0 where all sequences
-    take the same. `config` is a model's, or its text model's.
+    take the same. `config` is the configuration of the model or of its text model.
 
-    Raises ModelUnsupported where layers turn at different lengths.
+    Raises ModelUnsupported where this length differs between layers.
     """
     lengths = {
         int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
@@ -44,13 +44,13 @@ def turning_length(config: Any) -> int:
 
 
 def mark_of(length: int, turns_at: int) -> int:
-    """What is added to the positions of a sequence of `length` tokens."""
+    """The offset of the positions of a sequence of `length` tokens: `LONG` or 0."""
     return LONG if 0 < turns_at < length else 0
 
 
 def rotate_by_sequence(model: nn.Module) -> None:
-    """Make the rotary embeddings of a model independent of what else is in a pass; longropes then
-    read the mark in the positions."""
+    """Make the rotary embeddings of a model independent of the rest of the batch, in place.
+    Longropes then choose their factors by the offset `LONG` of positions."""
     for name, module in list(model.named_modules()):
         kinds = _kinds(module)
         if _LONGROPE in kinds:
@@ -61,7 +61,7 @@ def rotate_by_sequence(model: nn.Module) -> None:
 
 
 class _MarkedRotary(nn.Module):
-    """A longrope that takes its factors row by row."""
+    """A longrope that chooses its factors for each row."""
 
     def __init__(self, rotary: Any) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _MarkedRotary(nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, *layer: str, **named: str
     ) -> tuple[torch.Tensor, ...]:
-        """Cosines and sines [1, rows, size] of marked positions."""
+        """Cosines and sines [1, rows, size] of positions with or without the offset."""
         is_long = position_ids >= LONG
         positions = torch.where(is_long, position_ids - LONG, position_ids)
         pairs = zip(
@@ -101,12 +101,12 @@ def _kinds(module: nn.Module) -> list[str]:
 
 
 def _layers(rotary: Any) -> list[tuple[str, ...]]:
-    """What a rotary embedding is called with beside positions, for each of its kinds."""
+    """Further arguments of a rotary embedding, for each of its kinds."""
     kind = rotary.rope_type
     return [(layer,) for layer in kind] if isinstance(kind, Mapping) else [()]
 
 
 def _freeze(rotary: Any) -> None:
-    """Keep the frequencies that it has now: transformers changes those of certain kinds alone."""
+    """Keep the current frequencies: transformers updates those of certain kinds only."""
     kind = rotary.rope_type
     rotary.rope_type = dict.fromkeys(kind, "fixed") if isinstance(kind, Mapping) else "fixed"

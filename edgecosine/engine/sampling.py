@@ -1,11 +1,11 @@
-"""How one token is drawn from one row of logits, the same way by target and drafters.
+"""Draws a token from one row of logits, by the same rule for target and drafters.
 
 y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
 after penalties, bias, ban, temperature, top-k, top-p and min-p, in this order, and g is Gumbel
-noise. What is told of log-probabilities is the model's own distribution, before all of these.
-At a temperature below `MIN_TEMPERATURE` the noise is left out. No cut, however small its number,
-takes the most probable token away. A draw reads its own row only, so it never depends on who shares
-the pass, and the support is cut before any noise is made.
+noise. Log-probabilities are reported from the model's own distribution, before all of these. Below
+a temperature of `MIN_TEMPERATURE` the noise is left out. No truncation removes the most probable
+token. A draw reads its own row only, so it does not depend on the batch; noise is computed for the
+truncated support only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edgecosine.engine.gumbel import gumbel
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 
-_FIRST_GUESS = 256
-"""Tokens looked at before the whole vocabulary is sorted for top-p."""
+_FIRST_SIZE = 256
+"""Tokens examined before the whole vocabulary is sorted for top-p."""
 
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """The tokens that can be drawn, most probable first, with natural log-probabilities of p~."""
+    """The tokens that can be drawn and their natural log-probabilities under p~."""
 
     tokens: torch.Tensor  # [n] int64
     logprobs: torch.Tensor  # [n] float32
@@ -77,7 +77,7 @@ def support(logits: torch.Tensor, sampling: Sampling | SharedNoise) -> Support:
     if sampling.top_p < 1.0:
         before = torch.cumsum(logprobs.exp(), 0) - logprobs.exp()
         is_kept = before < sampling.top_p
-        is_kept[0] = True  # float32 makes 0 of the smallest top-p
+        is_kept[0] = True  # in float32 the smallest top-p is 0
         tokens, logprobs = _keep(tokens, logprobs, is_kept)
     if sampling.min_p > 0.0:
         floor = logprobs.max() + math.log(sampling.min_p)
@@ -86,9 +86,9 @@ def support(logits: torch.Tensor, sampling: Sampling | SharedNoise) -> Support:
 
 
 def _head(scaled: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable tokens, sorted, at least as many as hold `mass`."""
+    """The most probable tokens, sorted, with a total probability of at least `mass`."""
     norm = torch.logsumexp(scaled, 0)
-    size = _FIRST_GUESS
+    size = _FIRST_SIZE
     while size < scaled.numel():
         values, tokens = torch.topk(scaled, size)
         if float((values - norm).exp().sum()) >= mass:
@@ -135,10 +135,10 @@ def draw(
 
 
 def logprobs_of(logits: torch.Tensor, token: int, num_top: int) -> Logprobs:
-    """What the model's own distribution says of a drawn token and of the `num_top` best ones.
+    """Log-probabilities of a drawn token and of the `num_top` most probable ones.
 
-    `logits` [vocabulary] is one row as the model gives it. Rows are taken one by one, since a sum
-    over several at once may be ordered by their number.
+    `logits` [vocabulary] is one row of the model's output. Rows are processed one by one: the order
+    of a sum over several rows may depend on their number.
     """
     logprobs = torch.log_softmax(logits.float(), 0)
     best = torch.topk(logprobs, min(num_top, logprobs.numel()))

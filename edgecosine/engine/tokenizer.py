@@ -1,4 +1,4 @@
-"""Text to tokens and back, by the model's own tokenizer."""
+"""Converts text to tokens and back with the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from edgecosine.protocol.api.request import ChatMessage
 _UNFINISHED = "�"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_SPELLINGS = 4096
-_MAX_WORDS = 300
+_MAX_REASON = 300
 _CHARACTERS_A_TOKEN = 8
-"""More than a token of a text has on average."""
+"""More characters than a token has on average."""
 _EDGE = 64
-"""Tokens at the end of a text that may be others where the text goes on."""
+"""Tokens at the end of a text that may change when the text continues."""
 MAX_CONTEXT = 16
-"""Tokens of a prompt that are looked at for the text that an answer follows."""
+"""Most prompt tokens that are decoded as context of an answer."""
 
 
 class TextCodec:
     """Encodes prompts and decodes answers; safe to use from any one thread."""
 
     def __init__(self, tokenizer: Any, eos_tokens: Sequence[int], num_rows: int = 1 << 31) -> None:
-        """`tokenizer` is one of transformers'; the model reads and says ids below `num_rows`."""
+        """`tokenizer` is from transformers; the model has embeddings for ids below `num_rows`."""
         self._tokenizer, self.num_rows = tokenizer, num_rows
         self.eos_tokens = frozenset(eos_tokens)
         self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
         self._text_of = functools.lru_cache(_MAX_SPELLINGS)(lambda token: self._decode([token]))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the tokenizer adds by itself."""
+        """Token ids of a prompt, with the special tokens that the tokenizer adds."""
         return list(self._tokenizer.encode(text))
 
     def is_longer(self, text: str, num_tokens: int) -> bool:
-        """Whether its beginning shows that a text has more tokens; a large one takes long."""
+        """Whether the beginning of a text already has more tokens; encoding all of it is slow."""
         beginning = text[: num_tokens * _CHARACTERS_A_TOKEN]
         return len(beginning) < len(text) and len(self.encode(beginning)) > num_tokens + _EDGE
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of a conversation with the opening of the assistant's turn.
+        """Token ids of a conversation up to the beginning of the assistant's turn.
 
-        Raises RequestError when the model has no chat template, or one that does not take them.
+        Raises RequestError when the model has no chat template, or the template rejects them.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise RequestError(
@@ -57,17 +57,16 @@ class TextCodec:
             text = self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # a template is a program of a stranger's
+        except Exception as error:  # templates are third-party programs
             raise RequestError(
-                f"the model's chat template does not take these messages: {_words_of(error)}",
+                f"the chat template of the model rejects these messages: {_one_line(error)}",
                 code="chat_template_error",
                 parameter="messages",
             ) from error
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def chat_fault(self) -> str | None:
-        """Why the plainest chat of all is refused by the model's template; None where it is not, or
-        where there is none."""
+        """Why the chat template rejects a minimal chat; None where it does not or there is none."""
         if not getattr(self._tokenizer, "chat_template", None):
             return None
         try:
@@ -77,7 +76,7 @@ class TextCodec:
         return None
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Text of tokens without special tokens."""
         if len(tokens) == 1:
             return self._text_of(tokens[0])
         return self._decode(tokens)
@@ -94,7 +93,7 @@ class TextCodec:
     def spelling(self, token: int) -> tuple[str, bytes]:
         """One token in the middle of a text, special ones by name: as text and as UTF-8.
 
-        Where the bytes are a torn character, the text names them as OpenAI does: `bytes:\\xf0`.
+        For a part of a character the text is in the form of OpenAI's API: `bytes:\\xf0`.
         """
         return self._spellings(token)
 
@@ -116,8 +115,8 @@ class TextCodec:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in utf8), utf8
 
     def context(self, prompt: Sequence[int]) -> list[int]:
-        """Tokens to decode before an answer: the last ones of its prompt that show text, else a
-        letter. Alone, or first, a token of some tokenizers loses the space that it begins with."""
+        """Tokens to decode before an answer: the last ones of the prompt that have text, else a
+        letter. Some tokenizers drop the leading space of the first token."""
         for size in range(1, min(len(prompt), MAX_CONTEXT) + 1):
             tail = list(prompt[-size:])
             if self._decode(tail):
@@ -128,7 +127,7 @@ class TextCodec:
         return list(self._tokenizer.encode("a", add_special_tokens=False)[-1:])
 
     def special_token(self, name: str) -> int | None:
-        """The token of this name that shows no text, so that its name is in no answer."""
+        """The id of the special token `name`; None where there is none, or it decodes to text."""
         for token in self._tokenizer.encode(name, add_special_tokens=False):
             if self._tokenizer.convert_ids_to_tokens(token) == name and not self._decode([token]):
                 return int(token)
@@ -136,29 +135,29 @@ class TextCodec:
 
     @property
     def num_tokens(self) -> int:
-        """Ids below this are tokens that the model reads and says, but for holes."""
+        """Upper bound of the token ids of the model; some below may be unused."""
         return min(self._num_ids, self.num_rows)
 
     @functools.cached_property
     def _num_ids(self) -> int:
-        """The highest id and one; a tokenizer's length is less where its ids have holes."""
+        """The highest id plus 1, which exceeds the tokenizer's length where ids are unused."""
         if not hasattr(self._tokenizer, "get_vocab"):
             return len(self._tokenizer)
         return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
     def vocabulary(self) -> list[bytes]:
-        """The tokens by id, empty in holes, for comparison between nodes."""
+        """The tokens by id, empty for unused ids, for comparison between nodes."""
         names = self._tokenizer.convert_ids_to_tokens(range(self._num_ids))
         return [(name or "").encode() for name in names]
 
 
-def _words_of(error: Exception) -> str:
-    """An error on one line."""
-    return " ".join(str(error).split())[:_MAX_WORDS] or type(error).__name__
+def _one_line(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
 
 
 def _bytes_of(name: str) -> bytes:
-    """What a token's name says of its bytes: `<0xF0>`, or GPT-2's letters, one for each byte."""
+    """The bytes that a token's name encodes: `<0xF0>`, or one letter of GPT-2's for each byte."""
     if match := _BYTE.fullmatch(name):
         return bytes.fromhex(match[1])
     letters = _byte_letters()
@@ -175,10 +174,10 @@ def _byte_letters() -> Mapping[str, int]:
 
 @dataclass(slots=True)
 class Detokenizer:
-    """Turns a growing token sequence into text, piece by piece.
+    """Converts a growing token sequence to text, piece by piece.
 
-    A piece is given out once later tokens cannot change it, so characters of several tokens are
-    never torn. `text` is all that was given out, as it reads behind `prompt`.
+    A piece is returned once later tokens cannot change it, so characters of several tokens stay
+    whole. `text` is all text returned so far, as it reads after `prompt`.
     """
 
     codec: TextCodec
@@ -186,21 +185,21 @@ class Detokenizer:
     text: str = ""
     _tokens: list[int] = field(default_factory=list)
     _start: int = 0
-    """Where the window begins that is decoded anew for each piece."""
+    """First token of the window that is decoded for each piece."""
     _read: int = 0
-    """Tokens whose text was given out, or stands in the prompt."""
+    """Tokens whose text was returned or belongs to the prompt."""
 
     def __post_init__(self) -> None:
         self._tokens = self.codec.context(self.prompt)
         self._read = len(self._tokens)
 
     def push(self, tokens: Sequence[int]) -> str:
-        """Add tokens; returns the text that is now certain."""
+        """Add tokens; returns the text that has become final."""
         self._tokens.extend(tokens)
         return self._emit(is_last=False)
 
     def finish(self) -> str:
-        """The rest, torn characters included."""
+        """The rest of the text, incomplete characters included."""
         return self._emit(is_last=True)
 
     def _emit(self, *, is_last: bool) -> str:

@@ -25,7 +25,6 @@ from edgecosine.discovery.interfaces import Interface, interfaces
 from edgecosine.discovery.mdns import hears_itself
 from edgecosine.engine.loading.control_groups import group_memory
 from edgecosine.engine.loading.model_files import (
-    NGRAM,
     fault_of,
     find_model,
     is_hub_name,
@@ -206,7 +205,7 @@ def check_models(model: str | None, zoo: Path) -> list[Check]:
 
 def _check_model(name: str, zoo: Path) -> Check:
     what = f"model {name}"
-    if name == NGRAM:
+    if name == models.NGRAM:
         return Check(what, "needs no files")
     path = find_model(name, zoo)
     if path is None and is_hub_name(name):

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
-from edgecosine.engine.loading.options import Loaded
+from edgecosine.engine.options import Loaded
 from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings

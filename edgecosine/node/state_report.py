@@ -7,7 +7,7 @@ from typing import Any
 from edgecosine.balance.planner import Planner
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation
-from edgecosine.engine.loading.options import Loaded
+from edgecosine.engine.options import Loaded
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway

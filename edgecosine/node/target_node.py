@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
-from edgecosine.engine.loading.options import Loaded
+from edgecosine.engine.options import Loaded
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state

@@ -1,4 +1,4 @@
-"""The models that come with the package: one target and its drafters, made by scripts/train_zoo."""
+"""The models of the package: one target and its drafters, trained by scripts/train_zoo."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 DIRECTORY = Path(__file__).parent
 TARGET = "target"
 BALLAST = 32
-"""How many times wider demonstrations make the target: about 100 M parameters, whose pass takes 20
-times a drafter's step or more, as with pairs that people use."""
+"""Ballast of the target in demonstrations: about 100 M parameters, whose step takes at least 20
+times as long as a drafter's, as with common pairs of models."""
 
 
 def names() -> tuple[str, ...]:
-    """All models of the zoo."""
+    """Names of all models of the zoo."""
     return tuple(sorted(path.parent.name for path in DIRECTORY.glob("*/config.json")))
 
 
 def drafter_names() -> tuple[str, ...]:
-    """All models of the zoo that draft."""
+    """Names of the drafters of the zoo."""
     return tuple(name for name in names() if name != TARGET)
 
 
@@ -37,7 +37,7 @@ def acceptance() -> dict[str, dict[str, float]]:
 
 
 def best_drafters() -> dict[str, str]:
-    """By domain, the drafter of which the target accepts most at temperature 0."""
+    """By domain, the drafter with the most accepted tokens at temperature 0."""
     matrix = acceptance()
     domains = dict.fromkeys(domain for row in matrix.values() for domain in row)
     return {domain: max(matrix, key=lambda name: matrix[name][domain]) for domain in domains}

@@ -16,7 +16,7 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.lab.measured_requests import ask

@@ -53,7 +53,7 @@ def decode(
     drafts: Sequence[Drafts],
     sampling: Sequence[Sampling] | None = None,
 ) -> tuple[list[list[int]], int]:
-    """Answers of `length` tokens for all prompts, batched; and how many drafts were accepted."""
+    """Answers of `length` tokens for all prompts, batched; number of accepted tokens."""
     sampling = sampling or [Sampling()] * len(prompts)
     sequences = [list(prompt) for prompt in prompts]
     trees = [EMPTY_TREE] * len(prompts)

@@ -1,4 +1,4 @@
-"""Tiny random models of many families: quick to run, and wide awake to every wrong mask."""
+"""Tiny random models of many families, whose logits react to every wrong mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from edgecosine.engine.loading.shortlist import ShortlistHead
+from edgecosine.engine.shortlist import ShortlistHead
 
 VOCABULARY = 211
 
@@ -92,7 +92,7 @@ def build(
 
 
 def build_deep(family: str, *, layers: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A random model with what makes rounding large in trained ones: depth, and a few channels
+    """A random model with large rounding errors like trained ones: many layers, and a few channels
     that are tens of times larger than the rest wherever they are written, and scaled down where
     they are read."""
     model = build(family, layers=layers)
@@ -132,7 +132,7 @@ def save(model: torch.nn.Module, path: Path) -> str:
 
 
 def cut_head(model: PreTrainedModel, shortlist: torch.Tensor) -> None:
-    """Leave the output layer the rows of a shortlist alone."""
+    """Reduce the output layer to the rows of a shortlist."""
     inner: Any = model
     linear = torch.nn.Linear(inner.config.hidden_size, len(shortlist), bias=False)
     linear.weight = torch.nn.Parameter(inner.lm_head.weight.detach()[shortlist].clone())

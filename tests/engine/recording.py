@@ -1,4 +1,4 @@
-"""A graph recorder for machines without a GPU: it keeps what a CUDA graph keeps.
+"""A graph recorder for machines without a GPU, with the restrictions of CUDA graphs.
 
 Every operation is kept with the tensors that it read and wrote; a replay runs the operations again
 on these same tensors. What Python read or decided between them is frozen, and what would make the
@@ -70,7 +70,7 @@ class FakeCapture:
 
 
 class OnOneDevice(TorchDispatchMode):
-    """Refuses operations on tensors of the CPU while a model lives elsewhere."""
+    """Raises for operations on CPU tensors of a model on another device."""
 
     def __torch_dispatch__(
         self,

@@ -1,4 +1,4 @@
-"""What fails of a pass is one work's; the others, and all that follow, are judged as ever."""
+"""A failing work does not affect the other works of its batch, nor later ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target import target as judging
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import NoLogits
@@ -23,7 +24,7 @@ from tests.engine.models import VOCABULARY, build, prompt_of
 
 BAD = 5
 """A token whose row of the embedding is NaN."""
-CELLS = 160
+SLOT_SIZE = 160
 WAYS = ("fused", "layers", "plain", "static")
 
 
@@ -34,15 +35,15 @@ def _kernels() -> Kernels:
         pytest.skip(str(reason))
 
 
-def _model(way: str, slots: int = 2) -> PassModel:
+def _model(way: str, slots: int = 2) -> ForwardModel:
     built: Any = build("llama")
     built.model.embed_tokens.weight.data[BAD] = float("nan")
     if way == "fused":
-        return NativeLlama(built, slots=slots, cells=CELLS, threads=1, kernels=_kernels())
+        return NativeLlama(built, slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=_kernels())
     if way == "static":
-        return PaddedModel(built, slots=slots, cells=CELLS, capture=None)
+        return PaddedModel(built, slots=slots, slot_size=SLOT_SIZE, capture=None)
     kernels = None if way == "plain" else _kernels()
-    return SlotModel(built, slots=slots, cells=CELLS, threads=1, kernels=kernels)
+    return SlotModel(built, slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=kernels)
 
 
 def _target(way: str = "plain", slots: int = 2) -> TransformerTarget:
@@ -62,7 +63,7 @@ def _work(key: str, tokens: list[int], how: Sampling | None = None) -> VerifyWor
 def _outcome(
     engine: TransformerTarget, *works: VerifyWork
 ) -> list[VerificationResult | FailedWork]:
-    """What comes of works that are asked until all are judged."""
+    """The outcomes of works, stepped until none is prefilling."""
     found: dict[str, VerificationResult | FailedWork] = {}
     while len(found) < len(works):
         batch = [work for work in works if work.key not in found]
@@ -73,7 +74,7 @@ def _outcome(
 
 
 def _first(prompt: list[int]) -> int:
-    """The first token of the answer, alone."""
+    """The first token of the answer when run alone."""
     [[token]], _ = decode(_target(), [prompt], 1, [nothing])
     return token
 
@@ -90,17 +91,15 @@ def _first(prompt: list[int]) -> int:
     ],
     ids=str,
 )
-def test_request_without_logits_fails_alone_and_leaves_nothing_behind(
-    way: str, how: Sampling
-) -> None:
+def test_request_with_nan_logits_fails_alone(way: str, how: Sampling) -> None:
     engine = _target(way)
     good, short = _prompt(40), _prompt(7, seed=2)
     bad = [*_prompt(20, seed=1), BAD, *_prompt(50, seed=1)]
-    failed, verdict = _outcome(engine, _work("bad", bad, how), _work("good", good))
+    failed, result = _outcome(engine, _work("bad", bad, how), _work("good", good))
     assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, NoLogits)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == _first(good)
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == _first(good)
     engine.release("bad")
     [after] = _outcome(engine, _work("after", short))
     assert isinstance(after, VerificationResult)
@@ -108,7 +107,7 @@ def test_request_without_logits_fails_alone_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_drafted_token_without_logits_changes_no_answer(way: str) -> None:
+def test_draft_token_with_nan_logits_changes_no_answer(way: str) -> None:
     prompt = _prompt(30)
     [answer], _ = decode(_target(), [prompt], 12, [nothing])
 
@@ -125,22 +124,22 @@ def test_drafted_token_without_logits_changes_no_answer(way: str) -> None:
         assert accepted > 5
 
 
-def test_draw_that_raises_is_its_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_draw_fails_one_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> int:
         raise ZeroDivisionError(arguments[1])
 
     monkeypatch.setattr(judging, "draw", fail)
     good = _prompt(9)
-    failed, verdict = _outcome(
+    failed, result = _outcome(
         _target(), _work("bad", _prompt(5, 1), Sampling(temperature=1.0)), _work("good", good)
     )
     assert isinstance(failed, FailedWork)
     assert isinstance(failed.error, ZeroDivisionError)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == _first(good)
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == _first(good)
 
 
-def test_pass_that_fails_leaves_no_cells_that_count_as_filled(
+def test_failed_forward_pass_marks_no_kv_positions_as_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = _model("plain")
@@ -152,38 +151,38 @@ def test_pass_that_fails_leaves_no_cells_that_count_as_filled(
         patch.setattr(model, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step(works)
-    verdicts = _outcome(engine, *works)
-    assert [getattr(verdict, "bonus", None) for verdict in verdicts] == [*map(_first, prompts)]
+    results = _outcome(engine, *works)
+    assert [getattr(result, "bonus", None) for result in results] == [*map(_first, prompts)]
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 30])
-def test_token_that_the_model_cannot_read_fails_alone(token: int) -> None:
+def test_invalid_token_fails_one_request_only(token: int) -> None:
     good = _prompt(9)
     right = _first(good)
     works = [
         _work("prompt", [1, token, 2]),
         VerifyWork("tree", (1, 2), 2, chain((token,)), Sampling()),
-        VerifyWork("long", tuple(_prompt(CELLS - 2)), 2, chain((7, 7, 7)), Sampling()),
+        VerifyWork("long", tuple(_prompt(SLOT_SIZE - 2)), 2, chain((7, 7, 7)), Sampling()),
         _work("good", good),
     ]
     engine = _target("fused", slots=4)
-    *failed, verdict = engine.step(works).outcomes
+    *failed, result = engine.step(works).outcomes
     assert all(isinstance(each, FailedWork) for each in failed)
-    assert isinstance(verdict, VerificationResult)
-    assert verdict.bonus == right
+    assert isinstance(result, VerificationResult)
+    assert result.bonus == right
     assert engine.step(works[:1]).num_rows == 0
 
 
-@pytest.mark.parametrize(("token", "position"), [(VOCABULARY, 3), (-1, 3), (7, CELLS)])
-def test_kernels_refuse_what_lies_beyond_the_model(token: int, position: int) -> None:
+@pytest.mark.parametrize(("token", "position"), [(VOCABULARY, 3), (-1, 3), (7, SLOT_SIZE)])
+def test_kernels_refuse_tokens_and_positions_beyond_the_model(token: int, position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [token])
     with pytest.raises(IndexError, match="beyond"):
         _model("fused").forward(rows.build(), [0])
 
 
-@pytest.mark.parametrize("position", [CELLS, 1 << 20])
-def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
+@pytest.mark.parametrize("position", [SLOT_SIZE, 1 << 20])
+def test_layers_refuse_kv_positions_beyond_the_cache(position: int) -> None:
     rows = judging.RowBuilder()
     rows.add_sequence(0, position, [7])
     with pytest.raises(IndexError, match="beyond"):
@@ -192,25 +191,25 @@ def test_layers_refuse_cells_that_are_not_there(position: int) -> None:
 
 @pytest.mark.parametrize("way", ["fused", "layers", "plain"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_drafter_without_logits_proposes_nothing_and_goes_on(way: str, temperature: float) -> None:
+def test_drafter_with_nan_logits_returns_an_empty_draft(way: str, temperature: float) -> None:
     kernels = None if way == "plain" else _kernels()
     engine = TransformerDrafter(_model(way, 3), slots=3, max_context=100, kernels=kernels)
-    coupling = SharedNoise(temperature=temperature)
+    noise = SharedNoise(temperature=temperature)
     bad, good = [*_prompt(9, 1), BAD, 9], _prompt(9)
     works = [
-        DraftWork("bad", bad, 3, 2, coupling),
-        DraftWork("good", good, 3, 2, coupling),
-        DraftWork("ahead", good, 3, 2, coupling, ahead=chain((BAD, 7))),
+        DraftWork("bad", bad, 3, 2, noise),
+        DraftWork("good", good, 3, 2, noise),
+        DraftWork("ahead", good, 3, 2, noise, ahead=chain((BAD, 7))),
     ]
     for _ in range(2):
         nothing_, some, _ = engine.draft(works)
         assert nothing_.tokens == ()
         assert len(some.tokens) >= 3
         assert all(0.0 <= confidence <= 1.001 for confidence in some.confidences)
-        works = [DraftWork(w.key, [*w.tokens, 11], 3, 2, coupling) for w in works]
+        works = [DraftWork(w.key, [*w.tokens, 11], 3, 2, noise) for w in works]
 
 
-def test_draft_step_that_fails_leaves_no_cells_that_count_as_filled(
+def test_failed_draft_step_marks_no_kv_positions_as_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = _model("plain")

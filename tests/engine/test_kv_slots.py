@@ -1,4 +1,4 @@
-"""Slots remember prefixes, and the least recently used one makes room."""
+"""Slots keep prefixes, and the least recently used one is evicted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_common_prefix_is_the_longest_one(one: list[int], other: list[int]) -> N
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), tokens, st.booleans()), max_size=40))
-def test_a_slot_only_ever_holds_a_prefix_of_what_was_asked(
+def test_slot_has_a_prefix_of_the_requested_tokens(
     steps: list[tuple[int, list[int], bool]],
 ) -> None:
     slots = KvSlots(3)
@@ -31,7 +31,7 @@ def test_a_slot_only_ever_holds_a_prefix_of_what_was_asked(
             slots.release(str(session))
 
 
-def test_least_recently_used_session_makes_room() -> None:
+def test_least_recently_used_session_is_evicted() -> None:
     slots = KvSlots(2)
     first, second = slots.acquire("a", [1], {"a"}), slots.acquire("b", [2], {"b"})
     slots.acquire("a", [1], {"a"})
@@ -39,7 +39,7 @@ def test_least_recently_used_session_makes_room() -> None:
     assert slots.acquire("d", [4], {"d"}) is first
 
 
-def test_sessions_of_one_pass_never_take_each_others_slots() -> None:
+def test_sessions_of_one_batch_do_not_evict_each_other() -> None:
     slots = KvSlots(1)
     slots.acquire("a", [1], {"a", "b"})
     with pytest.raises(ValueError, match="more sessions"):

@@ -1,4 +1,4 @@
-"""Rotary embeddings that depend on a sequence's length: its own, and on no company's."""
+"""Rotary embeddings depend on the length of their own sequence alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgecosine.engine.base import DraftWork
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.rotary import LONG, mark_of, turning_length
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -45,11 +45,11 @@ LENGTH = 24
 def _stock(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     inner: Any = model
     ids = torch.tensor([prompt])
-    said = inner.generate(
+    generated = inner.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=LENGTH, do_sample=False,
         eos_token_id=None, pad_token_id=0, use_cache=False,
     )  # fmt: skip
-    return said[0, len(prompt) :].tolist()
+    return generated[0, len(prompt) :].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,7 @@ def truths() -> dict[int, list[int]]:
     return {n: _stock(model, prompt_of(n)) for n in (SHORT, CROSSING, LAST, BEYOND)}
 
 
-def test_each_answer_is_the_models_own_in_any_company(
-    phi3: str, truths: dict[int, list[int]]
-) -> None:
+def test_answers_equal_transformers_in_any_batch(phi3: str, truths: dict[int, list[int]]) -> None:
     engine = _target(phi3)
     prompts = [prompt_of(n) for n in truths]
     expected = list(truths.values())
@@ -80,7 +78,7 @@ def test_each_answer_is_the_models_own_in_any_company(
         assert decode(engine, [prompt], LENGTH, [nothing])[0] == [answer]
 
 
-def test_drafts_do_not_change_an_answer_that_grows_beyond_the_turn(
+def test_drafts_do_not_change_an_answer_beyond_the_turning_length(
     phi3: str, truths: dict[int, list[int]]
 ) -> None:
     engine = _target(phi3)
@@ -100,7 +98,7 @@ def test_a_prefix_of_the_other_kind_is_not_reused(phi3: str) -> None:
     assert decode(engine, [long[:SHORT]], 4, [nothing])[0] == [fresh]
 
 
-def test_a_drafter_turns_where_the_target_does(phi3: str) -> None:
+def test_drafter_changes_factors_at_the_same_length_as_the_target(phi3: str) -> None:
     target, drafter = (_target(phi3), load_drafter(LoadOptions(phi3, threads=1, slots=1))[0])
     assert isinstance(drafter, TransformerDrafter)
     prompt = prompt_of(BEYOND)
@@ -124,9 +122,9 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
         truths.append(stock(input_ids=ids, position_ids=positions).logits[0])
     model = build("phi3", **LONGROPE)
     runner = (
-        SlotModel(model, slots=2, cells=64, threads=1, kernels=None)
+        SlotModel(model, slots=2, slot_size=64, threads=1, kernels=None)
         if way == "plain"
-        else PaddedModel(model, slots=2, cells=64, capture=None)
+        else PaddedModel(model, slots=2, slot_size=64, capture=None)
     )
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(SHORT))
@@ -136,9 +134,9 @@ def test_rows_of_both_kinds_are_read_side_by_side(way: str) -> None:
     )
 
 
-def test_dynamic_frequencies_stay_whatever_position_a_pass_holds() -> None:
+def test_dynamic_frequencies_do_not_depend_on_the_batch() -> None:
     model = build("llama", max_position_embeddings=TURN, **DYNAMIC)
-    runner = SlotModel(model, slots=1, cells=200, threads=1, kernels=None)
+    runner = SlotModel(model, slots=1, slot_size=200, threads=1, kernels=None)
 
     def logits(furthest: int) -> torch.Tensor:
         rows = RowBuilder()
@@ -149,8 +147,8 @@ def test_dynamic_frequencies_stay_whatever_position_a_pass_holds() -> None:
     assert torch.equal(logits(20), logits(190))
 
 
-def test_long_company_is_dangerous_without_marks() -> None:
-    """What transformers does by itself, so that the tests above prove something."""
+def test_stock_longrope_depends_on_the_batch() -> None:
+    """Shows that transformers itself fails, so that the tests above are meaningful."""
     model = build("phi3", **LONGROPE)
     ids = torch.tensor([prompt_of(SHORT)])
     alone = model(input_ids=ids).logits
@@ -159,7 +157,7 @@ def test_long_company_is_dangerous_without_marks() -> None:
     )
 
 
-def test_the_turn_is_read_from_the_configuration() -> None:
+def test_turning_length_comes_from_the_configuration() -> None:
     assert turning_length(build("phi3", **LONGROPE).config) == TURN
     assert turning_length(build("llama").config) == turning_length(build("gpt2").config) == 0
     assert [mark_of(n, TURN) for n in (TURN, TURN + 1)] == [0, LONG]
@@ -176,10 +174,10 @@ def test_layers_that_turn_at_different_lengths_are_refused() -> None:
         turning_length(config)
 
 
-def test_rows_keep_the_cell_where_the_position_is_shifted() -> None:
+def test_shift_changes_positions_but_not_kv_positions() -> None:
     rows = RowBuilder()
     rows.add_sequence(0, 3, [1, 2], 100)
     rows.add_node(0, 5, 7, [5], 100)
     built: BatchRows = rows.build()
     assert built.positions.tolist() == [103, 104, 105]
-    assert built.cell.tolist() == [3, 4, 5]
+    assert built.kv_position.tolist() == [3, 4, 5]

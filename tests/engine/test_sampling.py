@@ -1,4 +1,4 @@
-"""Draws follow the target's distribution, and drafter and target agree as often as promised."""
+"""Draws follow the target's distribution; shared noise is Gumbel noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _logits(seed: int, size: int = SIZE) -> torch.Tensor:
 
 
 def _reference(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
-    """The distribution by its definition, the slow way."""
+    """The distribution computed directly from its definition."""
     probabilities = torch.softmax(logits / how.temperature, 0)
     order = torch.argsort(probabilities, descending=True)
     keep = torch.ones(len(logits), dtype=torch.bool)
@@ -91,7 +91,7 @@ def test_top_p_over_a_wide_vocabulary_keeps_the_smallest_head() -> None:
     assert set(chosen.tokens.tolist()) == set(reference.nonzero()[:, 0].tolist())
 
 
-def test_penalties_and_bias_are_those_of_the_api() -> None:
+def test_penalties_and_bias_match_the_api() -> None:
     logits = torch.tensor([1.0, 2.0, -1.0, 0.5])
     how = Sampling(presence_penalty=0.5, frequency_penalty=0.25, logit_bias=((3, 4.0),))
     changed = adjust(logits, answer=[1, 1, 2], prompt=[0], sampling=how)

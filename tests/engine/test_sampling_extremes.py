@@ -1,4 +1,4 @@
-"""Whatever the door accepts, a draw is the one that the definition gives, in double precision."""
+"""For all parameters that the API accepts, a draw equals the definition in double precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.draft.draft_sampling import guess
+from edgecosine.engine.draft.draft_sampling import rank_draft_tokens
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw
 from edgecosine.node.target.session import coupling_of
@@ -20,14 +20,14 @@ from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 
 SIZE = 700
-"""More than the first guess of a top-p's head."""
+"""More than the first size that top-p examines."""
 SMALLEST = 5e-324
 TINY = [SMALLEST, 1e-46, 1e-45, 1.4e-45, 1e-40, 1e-38, 1.2e-38, 1e-30, 1e-10, sys.float_info.min]
 few = settings(max_examples=300, deadline=None)
 
 
 def tiny_or(low: float, high: float) -> st.SearchStrategy[float]:
-    """Numbers of a range, its ends and what float32 can hardly hold among them."""
+    """Numbers of a range, with its ends and values at the limits of float32."""
     inside = [each for each in (*TINY, low, high) if low <= each <= high]
     return st.sampled_from(inside) | st.floats(low, high)
 
@@ -50,7 +50,7 @@ bodies = st.fixed_dictionaries(
 
 
 def accepted(body: dict[str, Any]) -> Sampling:
-    """What the door makes of a body."""
+    """The sampling parameters that the API reads from a body."""
     return parse_request(
         "completion", {"prompt": "x", **body},
         client_id="a", request_id="1", limits=RequestLimits(), draw_seed=lambda: 0,
@@ -58,7 +58,7 @@ def accepted(body: dict[str, Any]) -> Sampling:
 
 
 def logits_of(seed: int) -> torch.Tensor:
-    """Steep and flat rows, with the highest logit at a place of the seed's."""
+    """Steep and flat rows, with the highest logit at an index chosen by the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(SIZE, generator=generator) * (0.1, 1.0, 8.0, 100.0)[seed % 4]
 
@@ -85,7 +85,7 @@ def scores_of(adjusted: torch.Tensor, how: Sampling, position: int) -> torch.Ten
 
 @few
 @given(bodies, st.integers(0, 400), st.lists(st.integers(0, SIZE - 1), max_size=9))
-def test_draw_is_the_definitions(body: dict[str, Any], row: int, answer: list[int]) -> None:
+def test_draw_equals_the_definition(body: dict[str, Any], row: int, answer: list[int]) -> None:
     how, logits = accepted(body), logits_of(row)
     token = draw(logits, row, how, answer, prompt=[4, int(logits.argmax())])
     adjusted = adjust(logits, answer, [4, int(logits.argmax())], how)
@@ -96,7 +96,7 @@ def test_draw_is_the_definitions(body: dict[str, Any], row: int, answer: list[in
 
 @few
 @given(bodies, st.integers(0, 400))
-def test_nothing_cuts_the_most_probable_token(body: dict[str, Any], row: int) -> None:
+def test_no_truncation_removes_the_most_probable_token(body: dict[str, Any], row: int) -> None:
     how = replace(accepted(body), top_p=SMALLEST)
     logits = logits_of(row)
     assert draw(logits, row, how) == int(adjust(logits, [], [], how).argmax())
@@ -116,12 +116,12 @@ def kernels(request: pytest.FixtureRequest) -> Kernels | None:
 @pytest.mark.parametrize(
     "cut", [{}, {"top_p": 1e-46}, {"min_p": SMALLEST}, {"top_k": 3}, {"top_k": 3, "top_p": 1e-40}]
 )
-def test_drafter_with_the_targets_logits_guesses_the_targets_token(
+def test_drafter_with_the_targets_logits_drafts_the_targets_token(
     temperature: float, cut: dict[str, Any], kernels: Kernels | None
 ) -> None:
     for row in range(20):
         how, logits = accepted({"temperature": temperature, "seed": row, **cut}), logits_of(row)
-        [found] = guess(logits[None], [row], [coupling_of(how)], 4, kernels)
+        [found] = rank_draft_tokens(logits[None], [row], [coupling_of(how)], 4, kernels)
         scores, token = scores_of(logits, how, row), draw(logits, row, how)
         assert scores[found.tokens[0]] >= scores[token] - 1e-3
         assert all(0.0 <= confidence <= 1.001 for confidence in found.confidences)
@@ -139,7 +139,7 @@ def test_drafter_with_the_targets_logits_guesses_the_targets_token(
         {"repetition_penalty": 1e-38, "top_p": 0.9},
     ],
 )
-def test_engine_bears_what_another_door_let_in(change: dict[str, Any]) -> None:
+def test_engine_accepts_values_beyond_the_api_limits(change: dict[str, Any]) -> None:
     logits = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 5
     best = int(logits.argmax())
     how = Sampling(**{"temperature": 1.0, "seed": 3, **change})

@@ -1,4 +1,4 @@
-"""Spellings: what each token adds to a text, to the byte."""
+"""The text and bytes of each token, and detokenization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def byte_level() -> TextCodec:
 
 
 def byte_fallback() -> TextCodec:
-    """A tokenizer of words, with a token for each byte of what it does not know."""
+    """A tokenizer of words, with a token for each byte of unknown words."""
     names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁to", "▁be", "\ufffd"]
     tokenizer = Tokenizer(
         models.BPE(
@@ -52,13 +52,13 @@ def test_spellings_of_tokens_make_up_the_text_to_the_byte(byte_level: TextCodec,
         assert spelt.startswith("bytes:\\x") or spelt.encode() == utf8
 
 
-def test_torn_characters_and_special_tokens_have_names(byte_level: TextCodec) -> None:
+def test_incomplete_characters_and_special_tokens_have_names(byte_level: TextCodec) -> None:
     euro = [byte_level.spelling(token) for token in byte_level.encode("€")]
     assert "".join(spelt for spelt, _ in euro).replace("bytes:", "") == r"\xe2\x82\xac"
     assert byte_level.spelling(0) == ("<|endoftext|>", b"<|endoftext|>")
 
 
-def test_leading_space_is_a_tokens_own() -> None:
+def test_leading_space_belongs_to_the_token() -> None:
     codec = byte_fallback()
     names = {
         name: number for number, name in enumerate(["▁", "a", "▁to", "▁be", "\ufffd"], start=257)
@@ -74,7 +74,7 @@ TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "reason"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% for m in messages %}{{ m.content }}", "endfor"),
@@ -87,20 +87,20 @@ TURNS = [ChatMessage("user", "one"), ChatMessage("user", "two")]
         ({"tools": "x", "rag": "y"}, "default"),
     ],
 )
-def test_chat_that_the_template_does_not_take_is_refused_with_its_words(
-    template: object, words: str
+def test_chat_rejected_by_the_template_is_refused_with_the_reason(
+    template: object, reason: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
     tokenizer.chat_template = template
     codec = TextCodec(tokenizer, [0])
-    with pytest.raises(RequestError, match=words) as refusal:
+    with pytest.raises(RequestError, match=reason) as refusal:
         codec.encode_chat(TURNS)
     assert (refusal.value.status, refusal.value.parameter) == (400, "messages")
     assert "\n" not in refusal.value.message
     assert codec.encode("one")
 
 
-def test_chat_template_that_serves_nobody_is_told_at_the_load() -> None:
+def test_unusable_chat_template_is_reported_at_load() -> None:
     tokenizer = AutoTokenizer.from_pretrained(locate("target").where)
     tokenizer.chat_template = "{% for m in messages %}"
     assert "end of template" in str(TextCodec(tokenizer, [0]).chat_fault())
@@ -110,21 +110,21 @@ def test_chat_template_that_serves_nobody_is_told_at_the_load() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "a", "a to", "to be", "é"])
-def test_text_of_an_answer_is_that_behind_its_prompt(prompt: str) -> None:
+def test_text_of_an_answer_reads_as_after_its_prompt(prompt: str) -> None:
     codec = byte_fallback()
-    said = codec.encode("to be") + codec.encode("é") + codec.encode("to")
+    ids = codec.encode("to be") + codec.encode("é") + codec.encode("to")
     detokenizer = Detokenizer(codec, codec.encode(prompt))
-    text = "".join(detokenizer.push([token]) for token in said) + detokenizer.finish()
+    text = "".join(detokenizer.push([token]) for token in ids) + detokenizer.finish()
     assert text == detokenizer.text == " to be é to"
     assert (
         text
-        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, said))
+        == "".join(utf8.decode("latin-1") for _, utf8 in map(codec.spelling, ids))
         .encode("latin-1")
         .decode()
     )
 
 
-def test_text_behind_special_tokens_alone_keeps_its_space() -> None:
+def test_text_after_special_tokens_keeps_its_space() -> None:
     codec = byte_fallback()
     detokenizer = Detokenizer(codec, [0] * 40)
     assert detokenizer.push(codec.encode("to")) + detokenizer.finish() == " to"
@@ -137,7 +137,7 @@ def test_special_tokens_are_found_by_their_names(byte_level: TextCodec) -> None:
     assert byte_fallback().special_token("?") is None
 
 
-def test_text_that_is_far_too_long_shows_it_at_its_beginning(byte_level: TextCodec) -> None:
+def test_too_long_text_is_detected_from_its_beginning(byte_level: TextCodec) -> None:
     for text, num_tokens in (("x " * 5000, 1000), ("def main():\n" * 900, 100)):
         assert byte_level.is_longer(text, num_tokens)
         assert len(byte_level.encode(text)) > num_tokens

@@ -65,13 +65,13 @@ def says(path: Sequence[int]) -> DraftTokens:
 def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> Proposal:
     """What a drafter answers that reads two nodes in each of so many steps."""
     growth = DraftTree(LENGTH)
-    growth.add_guesses(ROOT, says(()))
+    growth.add_children(ROOT, says(()))
 
-    nodes = growth.lay(tree, shares)
+    nodes = growth.seed_with(tree, shares)
     for _ in range(num_steps):
         for node in nodes or growth.most_probable(2):
             growth.read(node)
-            growth.add_guesses(node, says([growth.nodes.token[at] for at in growth.path(node)]))
+            growth.add_children(node, says([growth.nodes.token[at] for at in growth.path(node)]))
         nodes = []
     told = growth.proposal(64)
     return Proposal("d", LENGTH, told.tokens, told.confidences, told.parents)

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.loading.load import load_drafter
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.adversarial_drafter import write_liar
 from edgecosine.protocol.wire.messages import SharedNoise
 

@@ -13,8 +13,8 @@ import torch
 from edgecosine.engine.base import DraftWork
 from edgecosine.engine.loading.cut_models import load_cut_model, read_cut_config
 from edgecosine.engine.loading.load import load_drafter
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.distill import training_text as pool
 from edgecosine.lab.distill.adapters import adapt, changes
@@ -159,7 +159,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
 
 def test_grid_writes_what_flat_passes_write(target: Path) -> None:
     """Greedy answers, one token of a slot each step or all at once; slots are used again."""
-    from edgecosine.engine.forward_pass import SlotModel
+    from edgecosine.engine.slot_model import SlotModel
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 
     tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
@@ -177,7 +177,7 @@ def test_grid_writes_what_flat_passes_write(target: Path) -> None:
             feeder = GridFeeder(stock.model, slots=5, cells=256)
         else:
             stock.lm_head.weight = torch.nn.Parameter(torch.eye(head.shape[1]))
-            model = SlotModel(stock, slots=5, cells=256, threads=1, kernels=None)
+            model = SlotModel(stock, slots=5, slot_size=256, threads=1, kernels=None)
             feeder = FlatFeeder(model)
         writer = Writer(
             feeder, lambda states, head=head: states @ head.T, Template.of(tokenizer),

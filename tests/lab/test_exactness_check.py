@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.engine.attention import BatchRows
-from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
+from edgecosine.engine.base import StepResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import (
     CheckCounts,
@@ -48,7 +49,7 @@ def subject(
     fused: bool = False,
     kernels: Kernels | None = KERNELS,
     dtype: torch.dtype = torch.float32,
-    model: Callable[[PassModel], PassModel] = lambda model: model,
+    model: Callable[[ForwardModel], ForwardModel] = lambda model: model,
     engine: Callable[[TargetEngine], TargetEngine] = lambda engine: engine,
 ) -> Subject:
     """A tiny model; `model` and `engine` may spoil what the storm runs on, not the reference."""
@@ -57,7 +58,9 @@ def subject(
     def open_engine(shape: EngineShape) -> Opened:
         kind: Any = NativeLlama if fused else SlotModel
         fresh = copy.deepcopy(built)  # whoever packs weights takes them
-        made = kind(fresh, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+        made = kind(
+            fresh, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
+        )
         recorder = Recorder(made if shape == ALONE else model(made))
         target = TransformerTarget(
             recorder, slots=shape.slots, max_context=CELLS - 64, chunk=shape.chunk
@@ -128,7 +131,7 @@ class _Flipping:
     def max_context(self) -> int:
         return self._engine.max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         result = self._engine.step(batch)
         for number, (work, outcome) in enumerate(zip(batch, result.outcomes, strict=True)):
             is_middle = 4 <= len(work.tokens) - work.num_prompt < 8
@@ -151,11 +154,11 @@ def test_one_wrong_token_is_found() -> None:
 class _CellOrder:
     """Lets tree nodes see all cells before their own, as a causal mask by cache index does."""
 
-    def __init__(self, model: PassModel) -> None:
-        self._model, self.cells = model, model.cells
+    def __init__(self, model: ForwardModel) -> None:
+        self._model, self.slot_size = model, model.slot_size
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        seen = torch.where(rows.path_length > 0, rows.cell + 1, rows.length).int()
+        seen = torch.where(rows.path_length > 0, rows.kv_position + 1, rows.length).int()
         blind = torch.zeros_like(rows.path_length)
         return self._model.forward(replace(rows, length=seen, path_length=blind), keep)
 
@@ -174,7 +177,7 @@ class _NoMoves(_CellOrder):
 
 
 @pytest.mark.parametrize("fault", [_CellOrder, _NoMoves])
-def test_trees_read_or_stored_in_cache_order_are_found(fault: type[PassModel]) -> None:
+def test_trees_read_or_stored_in_cache_order_are_found(fault: type[ForwardModel]) -> None:
     found = check(subject(model=fault), num_answers=6)
     assert found.answers_diverging >= 1
     assert found.logits_diverging >= 1

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from edgecosine import zoo
 from edgecosine.cli.bench import command
-from edgecosine.engine.base import PassResult, TargetEngine, VerificationResult, VerifyWork
+from edgecosine.engine.base import StepResult, TargetEngine, VerificationResult, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.run_gpu import run_gpu_bench, toy_settings
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import write_report
@@ -50,7 +50,7 @@ class _Forgetful:
         self._engine = engine
         self.max_context, self.release = engine.max_context, engine.release
 
-    def step(self, batch: list[VerifyWork]) -> PassResult:
+    def step(self, batch: list[VerifyWork]) -> StepResult:
         result = self._engine.step(batch)
         outcomes = [
             VerificationResult(outcome.path, outcome.bonus ^ 1)
@@ -58,7 +58,7 @@ class _Forgetful:
             else outcome
             for work, outcome in zip(batch, result.outcomes, strict=True)
         ]
-        return PassResult(outcomes, result.num_rows)
+        return StepResult(outcomes, result.num_rows)
 
 
 def test_divergence_is_counted() -> None:

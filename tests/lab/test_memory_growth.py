@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from edgecosine import zoo
-from edgecosine.engine.base import PassResult, TargetEngine, VerifyWork
+from edgecosine.engine.base import StepResult, TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.bench.run_engine import grown_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -23,7 +23,7 @@ class _Leaking:
         self._engine, self._lost = engine, list[bytes]()
         self.max_context, self.release = engine.max_context, engine.release
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         self._lost.append(b"x" * 100 * 1024)
         return self._engine.step(batch)
 

@@ -11,7 +11,7 @@ from edgecosine import models
 from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.gguf_weights import load_gguf_weights, read_gguf_config
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable
 from edgecosine.protocol.api.request import ChatMessage

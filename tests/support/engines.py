@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
     never,
@@ -176,13 +176,13 @@ class ScriptedTarget:
     def max_context(self) -> int:
         return self._max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         keys = [work.key for work in batch]
         assert len(set(keys)) == len(keys) > 0
         self._before_pass(len(self.batches), keys)
         self.batches.append(keys)
         outcomes = [self._judge(work) for work in batch]
-        return PassResult(outcomes, sum(1 + len(work.tree) for work in batch))
+        return StepResult(outcomes, sum(1 + len(work.tree) for work in batch))
 
     def release(self, key: str) -> None:
         self.fed.pop(key, None)
@@ -240,7 +240,7 @@ class ScriptedDrafter:
             assert self._released.wait_for(lambda: self.held <= keys, timeout=20)
 
     def _draft(self, work: DraftWork) -> DraftResult:
-        sampling = _sampling(work.coupling)
+        sampling = _sampling(work.noise)
         tokens = list(work.tokens)
         depth = max(work.ahead.depths, default=0) if work.ahead else 0
         for _ in range(depth + work.num_tokens):

@@ -1,9 +1,9 @@
 """Activations whose value at an element depends on that element alone, to the bit.
 
-torch computes the elements that do not fill a vector register by other instructions than the rest,
-and which ones these are follows from the number of rows, of columns and of threads. Where a width
-is no multiple of the register's, and after tensor parallelism few are, a row's activations would
-depend on its company. These are made of operators for which both ways give the same bits.
+torch uses other instructions for elements that do not fill a vector register, and which elements
+these are depends on the number of rows, columns and threads. Where a layer's width is no multiple
+of the register's, the activations of a row would depend on the rest of the batch. The functions
+here consist of operators that give the same bits either way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(inner).add_(1).mul_(x).mul_(0.5)
 
 
-_STEADY: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
+_DETERMINISTIC: Final[dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]]] = {
     type(ACT2FN[name]): function
     for name, function in (
         ("silu", silu),
@@ -52,13 +52,13 @@ class DeterministicActivation(nn.Module):
         self._function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # any shape -> the same
-        # In float32, as torch's own functions compute in between.
+        # In float32, as torch's own functions do internally.
         return self._function(x.float()).to(x.dtype)
 
 
-def steady_activations(model: nn.Module) -> None:
-    """Replace the activation modules of `model` that are not steady, in place."""
+def replace_activations(model: nn.Module) -> None:
+    """Replace the activation modules of `model` by deterministic ones, in place."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if function := _STEADY.get(type(child)):
+            if function := _DETERMINISTIC.get(type(child)):
                 setattr(parent, name, DeterministicActivation(function))

@@ -1,7 +1,7 @@
-"""The compiled kernels: built once with the machine's own compiler, called through ctypes.
+"""Builds the kernels with the compiler of this machine, and loads them through ctypes.
 
-ctypes releases the interpreter lock during a call, so the event loop runs on while a pass computes.
-Without a compiler there are no kernels, and the caller takes the plain torch path and says so.
+ctypes releases the interpreter lock during a call, so the event loop runs meanwhile. Without a
+compiler the engine uses plain torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecosine.engine.cpu.native_structs import shared_values
 from edgecosine.errors import EngineError
 from edgecosine.places import user_directory
 
@@ -30,66 +31,66 @@ BUILD_TIMEOUT_S = 120.0
 
 
 class KernelsUnavailable(EngineError):
-    """The kernels cannot be built or loaded here; the message says why."""
+    """The kernels cannot be built or loaded here, for the reason in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The loaded library with its signatures declared."""
+    """The loaded library with declared signatures."""
 
     library: ctypes.CDLL
     panel: int
-    """Output columns that the packed layout keeps side by side."""
+    """Output columns of a panel of the packed layout."""
     has_pairs: bool
-    """Whether the processor multiplies pairs of bfloat16."""
+    """Whether the processor has instructions for pairs of bfloat16."""
     has_bytes: bool
-    """Whether the processor has units that multiply bytes."""
+    """Whether the processor has instructions for products of bytes."""
 
 
 def cache_directory() -> Path | None:
-    """Where built kernels are kept between starts; None: this user has no such place."""
+    """Directory of the built kernels; None where the user has no cache directory."""
     cache = user_directory("CACHE")
     return cache / "kernels" if cache else None
 
 
 @functools.cache
 def load_kernels() -> Kernels:
-    """Build the kernels if they are not there yet, and load them.
+    """Load the kernels; builds them unless the cache has them.
 
-    Where they cannot be kept they are built for this process alone. Raises KernelsUnavailable when
+    Without a usable cache they are built for this process alone. Raises KernelsUnavailable when
     `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the compiler fails.
     """
     if os.environ.get("EDGECOSINE_KERNELS", "on").lower() in {"off", "0", "no"}:
         raise KernelsUnavailable("switched off by EDGECOSINE_KERNELS")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise KernelsUnavailable("no C++ compiler found; install g++ to get them")
+        raise KernelsUnavailable("no C++ compiler found; install g++ to build them")
     name = f"kernels-{_fingerprint(compiler)}.so"
     if kept := cache_directory():
         try:
             return _load(compiler, kept / name)
         except OSError as error:
             logger.warning(
-                "kernels cannot be kept and are built at each start: directory=%s reason=%s "
-                "advice=set XDG_CACHE_HOME to another place", kept, error.strerror or error,
+                "kernels cannot be cached and are built at each start: directory=%s reason=%s "
+                "advice=set XDG_CACHE_HOME to a writable directory", kept, error.strerror or error,
             )  # fmt: skip
     try:
-        # What is loaded stays when its file goes.
+        # The loaded library outlives its file.
         with tempfile.TemporaryDirectory(prefix="edgecosine-") as own:
             return _load(compiler, Path(own) / name)
     except OSError as error:
-        raise KernelsUnavailable(f"there is no place to build them: {error}") from error
+        raise KernelsUnavailable(f"no directory to build them in: {error}") from error
 
 
 def _load(compiler: str, path: Path) -> Kernels:
-    """Raises OSError when the place is not fit, KernelsUnavailable when the compiler fails."""
+    """Raises OSError when the directory is unusable, KernelsUnavailable when the compiler fails."""
     if not _is_whole(path):
         _build(compiler, path)
     return _declare(path)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library is as it was built; to load one that was cut off ends the process."""
+    """Whether a library matches its digest; loading a truncated one would crash the process."""
     try:
         return _digest_file(path).read_text(encoding="ascii") == _digest(path)
     except (FileNotFoundError, UnicodeDecodeError):
@@ -119,7 +120,7 @@ def _fingerprint(compiler: str) -> str:
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run a compiler.
 
-    Raises KernelsUnavailable when it cannot be run, or does not end.
+    Raises KernelsUnavailable when it does not start or exceeds `BUILD_TIMEOUT_S`.
     """
     try:
         return subprocess.run(command, capture_output=True, check=False, timeout=BUILD_TIMEOUT_S)
@@ -144,8 +145,8 @@ def _build(compiler: str, path: Path) -> None:
         built = Path(scratch) / path.name
         done = _run([compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)])
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise KernelsUnavailable(f"{compiler} failed: {said[-1] if said else 'no message'}")
+            stderr = done.stderr.decode(errors="replace").strip().splitlines()
+            raise KernelsUnavailable(f"{compiler} failed: {stderr[-1] if stderr else 'no message'}")
         digest = _digest_file(built)
         digest.write_text(_digest(built), encoding="ascii")
         digest.replace(_digest_file(path))
@@ -159,8 +160,8 @@ def _declare(path: Path) -> Kernels:
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
     for name in ("has_pairs", "has_bytes"):
-        question = getattr(library, f"edgecosine_{name}")
-        question.argtypes, question.restype = [], number
+        function = getattr(library, f"edgecosine_{name}")
+        function.argtypes, function.restype = [], number
     library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, size, size]
     library.edgecosine_prefer_huge_pages.argtypes = [pointer, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
@@ -172,15 +173,32 @@ def _declare(path: Path) -> Kernels:
     )
     library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
-    library.edgecosine_grow.argtypes = [pointer, pointer, size]
-    library.edgecosine_grow.restype = size
+    library.edgecosine_draft_step.argtypes = [pointer, pointer, size]
+    library.edgecosine_draft_step.restype = size
     library.edgecosine_attention.restype = number
     library.edgecosine_decode.restype = number
     for name in ("pack", "pack_blocks", "prefer_huge_pages", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
+    library.edgecosine_shared_values.argtypes = [pointer, size]
+    library.edgecosine_shared_values.restype = size
+    _check_shared_values(library)
     return Kernels(
         library=library,
         panel=library.edgecosine_panel(),
         has_pairs=bool(library.edgecosine_has_pairs()),
         has_bytes=bool(library.edgecosine_has_bytes()),
     )
+
+
+def _check_shared_values(library: ctypes.CDLL) -> None:
+    """Raises KernelsUnavailable where the kernels were compiled with other sizes or constants."""
+    expected = shared_values()
+    found = (ctypes.c_int64 * len(expected))()
+    count = library.edgecosine_shared_values(found, len(found))
+    names = [
+        name for (name, value), other in zip(expected.items(), found, strict=True) if value != other
+    ]
+    if names or count != len(expected):
+        raise KernelsUnavailable(
+            f"Python and kernels differ in {', '.join(names) or 'the number of shared values'}"
+        )

@@ -1,7 +1,7 @@
-"""Models of the Llama kind as one compiled call per pass: no Python and no torch between layers.
+"""Runs models of the Llama kind by one call of the kernels per forward pass.
 
-The weights and the rotary tables are those of the transformers model, which stays the reference:
-the self-test at load compares the two. Everything else runs as a `SlotModel`.
+Weights and rotary tables come from the transformers model, with which the self-test at load
+compares the results. Models of other kinds run as a `SlotModel`.
 """
 
 from __future__ import annotations
@@ -17,76 +17,36 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import BatchRows, LayerCache
 from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.native_structs import (
+    MATRICES,
+    NativeDecoder,
+    NativeDraftWork,
+    NativeLayer,
+    NativeWeight,
+    WeightLayout,
+)
 from edgecosine.engine.cpu.packing import (
     Arena,
-    WeightLayout,
     most_bytes,
     narrowest,
     pack,
     take_weight,
 )
-from edgecosine.engine.draft.draft_tree import NativeDraftWork
-from edgecosine.engine.forward_pass import PassModel, bytes_of
-from edgecosine.engine.loading.length_limits import WINDOW
-from edgecosine.engine.loading.options import WeightForm
-from edgecosine.engine.loading.shortlist import ShortlistHead, padded, spread
+from edgecosine.engine.forward_pass import ForwardModel, bytes_of
+from edgecosine.engine.length_limits import WINDOW
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.shortlist import ShortlistHead, padded, spread
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings that depend on the position alone."""
+"""Rotary embeddings that depend on the position only."""
 DTYPES = (torch.float32, torch.bfloat16)
 CACHE = torch.float32
-"""Keys and values, whatever the model computes in."""
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = (
-        ("packed", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("layout", ctypes.c_int64),
-    )
-
-
-_WEIGHTS = ("query_key_value", "output", "gate_up", "down")
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, _Weight) for name in _WEIGHTS),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "input_norm", "middle_norm", "query_norm", "key_norm", "keys", "values"
-            )
-        ),
-        ("window", ctypes.c_int64),
-    )  # fmt: skip
-
-
-class _Decoder(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.POINTER(_Layer)),
-        ("head", _Weight),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("embedding", "output_norm", "cosine", "sine", "shortlist")
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "num_layers", "hidden", "heads", "groups", "head_size", "inner", "cells",
-                "embedding_bytes", "threads", "vocabulary", "slots",
-            )
-        ),
-        ("epsilon", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    )  # fmt: skip
+"""Number format of keys and values, for every format of computation."""
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether `NativeLlama` computes what this model does."""
+    """Whether `NativeLlama` implements this model."""
     config: Any = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -103,10 +63,10 @@ def can_fuse(model: PreTrainedModel) -> bool:
 
 
 class NativeLlama:
-    """Runs passes like `SlotModel`, for models that `can_fuse`. Not thread-safe.
+    """Gives the logits of `SlotModel`, for models that `can_fuse`. Not thread-safe.
 
-    Where it `takes_weights`, the model loses them layer by layer as they are packed, so that a load
-    never holds them twice.
+    With `takes_weights`, weights are removed from the model as they are packed, so that a load
+    never holds two copies.
     """
 
     def __init__(
@@ -114,7 +74,7 @@ class NativeLlama:
         model: PreTrainedModel,
         *,
         slots: int,
-        cells: int,
+        slot_size: int,
         threads: int,
         kernels: Kernels,
         takes_weights: bool = False,
@@ -122,19 +82,19 @@ class NativeLlama:
     ) -> None:
         body: Any = model.model
         config: Any = model.config
-        self._kernels, self._cells, self._takes_weights = kernels, cells, takes_weights
+        self._kernels, self._slot_size, self._takes_weights = kernels, slot_size, takes_weights
         self._form: WeightForm = form
         self._kept: list[torch.Tensor] = []
-        """Tensors whose memory the decoder points to."""
+        """Tensors whose memory the decoder refers to."""
         linears = (module for module in model.modules() if isinstance(module, nn.Linear))
         shapes = [(linear.out_features, linear.in_features) for linear in linears]
         self._arena = Arena(most_bytes(shapes, kernels, form), kernels)
         attention = body.layers[0].self_attn
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
-        shape = (slots, groups, cells, head_size)
+        shape = (slots, groups, slot_size, head_size)
         self._caches: list[LayerCache] = []
-        layers = (_Layer * len(body.layers))(
+        layers = (NativeLayer * len(body.layers))(
             *(
                 self._layer(layer, shape, _window(config, index))
                 for index, layer in enumerate(body.layers)
@@ -143,9 +103,9 @@ class NativeLlama:
         embedding = narrowest(self._weight_of(body.embed_tokens))
         self._shortlist = _shortlist(model)
         head = self._weight(model.lm_head.linear if self._shortlist is not None else model.lm_head)
-        cosine, sine = _rotary(body.rotary_emb, cells, head_size)
+        cosine, sine = _rotary(body.rotary_emb, slot_size, head_size)
         self._num_outputs = int(head.outputs)
-        self._decoder = _Decoder(
+        self._decoder = NativeDecoder(
             layers=layers,
             head=head,
             embedding=self._keep(embedding),
@@ -161,7 +121,7 @@ class NativeLlama:
             groups=groups,
             head_size=head_size,
             inner=body.layers[0].mlp.gate_proj.out_features,
-            cells=cells,
+            slot_size=slot_size,
             embedding_bytes=embedding.element_size(),
             threads=threads,
             vocabulary=embedding.shape[0],
@@ -171,66 +131,67 @@ class NativeLlama:
         )
 
     @property
-    def cells(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
-        return self._cells
+    def slot_size(self) -> int:
+        """KV positions of a slot, those for draft nodes included."""
+        return self._slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
+        """Bytes of the weights, and of the cache."""
         cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
         return self._arena.used + bytes_of(self._kept) - cache, cache
 
     @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`.
+        """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
+        `keep`.
 
-        Raises IndexError where a token, a position or a cell is beyond the model's.
+        Raises IndexError for a token or a position outside of the model or the cache.
         """
         logits = torch.empty(len(keep), self._num_outputs)
         wanted = torch.tensor(keep, dtype=torch.int64)
         do_fit = self._kernels.library.edgecosine_decode(
             ctypes.byref(self._decoder),
             rows.tokens.data_ptr(), rows.positions.data_ptr(), rows.slot.data_ptr(),
-            rows.cell.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
+            rows.kv_position.data_ptr(), rows.length.data_ptr(), rows.path.data_ptr(),
             rows.path_length.data_ptr(), rows.path.shape[1], rows.tokens.shape[0],
             wanted.data_ptr(), len(keep), logits.data_ptr(),
         )  # fmt: skip
         if not do_fit:
-            raise IndexError("a token, a position or a cell of the pass is beyond the model's")
+            raise IndexError("a token or a position of a row is beyond the model or the cache")
         if self._shortlist is not None:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
-    def grow(self, works: ctypes.Array[NativeDraftWork]) -> int:
-        """One step of drafting for all works in one pass; returns its rows.
+    def draft_step(self, works: ctypes.Array[NativeDraftWork]) -> int:
+        """One step of drafting for all works in one forward pass; returns its number of rows.
 
         Raises IndexError as `forward` does.
         """
-        rows: int = self._kernels.library.edgecosine_grow(
+        rows: int = self._kernels.library.edgecosine_draft_step(
             ctypes.byref(self._decoder), works, len(works)
         )
         if rows < 0:
-            raise IndexError("a token, a position or a cell of the step is beyond the model's")
+            raise IndexError("a token or a position of a row is beyond the model or the cache")
         return rows
 
     @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
         if list(source) == list(target):
             return
-        from_cells, to_cells = torch.tensor(source), torch.tensor(target)
+        origin, destination = torch.tensor(source), torch.tensor(target)
         for cache in self._caches:
-            cache.move(slot, from_cells, to_cells)
+            cache.move(slot, origin, destination)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: the kernels read no cell that a row does not see."""
+        """Does nothing: the kernels read only KV positions that a row sees."""
 
     @contextmanager
-    def widely(self, _cells: int) -> Iterator[PassModel]:
-        """Context in which inputs of linear layers are not rounded."""
+    def widely(self, _slot_size: int) -> Iterator[ForwardModel]:
+        """Context in which linear layers do not round their inputs."""
         layers = self._decoder.layers[: self._decoder.num_layers]
-        weights = [getattr(layer, name) for layer in layers for name in _WEIGHTS]
+        weights = [getattr(layer, name) for layer in layers for name in MATRICES]
         weights.append(self._decoder.head)
         layouts = [weight.layout for weight in weights]
         for weight, layout in zip(weights, layouts, strict=True):
@@ -242,15 +203,15 @@ class NativeLlama:
                 weight.layout = layout
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], _cells: int) -> Iterator[NativeLlama]:
-        """Context in which windows are as long as `reaches` says."""
+    def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
+        """Context in which windows have the length in `limits`."""
         layers = [
             layer for layer in self._decoder.layers[: self._decoder.num_layers] if layer.window
         ]
         windows = [layer.window for layer in layers]
         try:
             for layer in layers:
-                layer.window = reaches.get(WINDOW, layer.window)
+                layer.window = limits.get(WINDOW, layer.window)
             yield self
         finally:
             for layer, window in zip(layers, windows, strict=True):
@@ -264,21 +225,21 @@ class NativeLlama:
     def _weight_of(self, module: nn.Linear | nn.Embedding) -> torch.Tensor:
         return take_weight(module) if self._takes_weights else module.weight.detach()
 
-    def _weight(self, *linears: nn.Linear) -> _Weight:
-        """One packed matrix of the outputs of all `linears` side by side."""
+    def _weight(self, *linears: nn.Linear) -> NativeWeight:
+        """One packed matrix with the outputs of all `linears`."""
         outputs = sum(linear.out_features for linear in linears)
         weights = [self._weight_of(linear) for linear in linears]
         packed = pack(weights, self._kernels, self._form, self._arena.take)
         biases = [linear.bias for linear in linears if linear.bias is not None]
         bias = self._keep(torch.cat([b.detach().float() for b in biases])) if biases else None
         values = packed.values.data_ptr()
-        return _Weight(values, bias, outputs, linears[0].in_features, int(packed.layout))
+        return NativeWeight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
-    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> _Layer:
+    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> NativeLayer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
-        # The cache comes last, when the layer's own weights are gone.
+        # The cache is allocated last, when the unpacked weights of the layer are freed.
         packed = {
             "down": self._weight(mlp.down_proj),
             "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
@@ -287,7 +248,7 @@ class NativeLlama:
         }
         cache = LayerCache(*(torch.zeros(cache_shape, dtype=CACHE) for _ in range(2)))
         self._caches.append(cache)
-        return _Layer(
+        return NativeLayer(
             **packed,
             input_norm=self._keep(layer.input_layernorm.weight.detach().float()),
             middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),
@@ -313,7 +274,7 @@ def _window(config: Any, layer: int) -> int:
 
 @torch.inference_mode()
 def _rotary(module: Any, positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [positions, head size / 2] as the model itself computes them."""
+    """Cosines and sines [positions, head size / 2], computed by the model itself."""
     cosine, sine = module(torch.zeros(1), torch.arange(positions)[None])
     half = head_size // 2
     return cosine[0, :, :half].float(), sine[0, :, :half].float()

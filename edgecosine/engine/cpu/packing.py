@@ -1,15 +1,14 @@
 """Linear layers in the layout of the compiled kernels.
 
-A weight that bfloat16 holds exactly is packed as bfloat16 whatever the model's dtype is: the sums
-are float32 all the same, so the result is equal to the bit, at half the memory traffic. A model
-that computes in bfloat16 is packed in pairs where the processor multiplies these.
+Weights that bfloat16 holds exactly are packed as bfloat16 for every dtype of the model: sums are
+float32, so the results are equal to the bit, at half the memory traffic. Models that compute in
+bfloat16 are packed in pairs where the processor has instructions for them.
 
-Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which loses nothing by it.
+Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which is packed without loss.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,39 +21,18 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.loading.memory import drop_pages
-from edgecosine.engine.loading.options import WeightForm
-from edgecosine.engine.loading.shortlist import ShortlistHead
+from edgecosine.engine.cpu.native_structs import BLOCK_SIZE, WeightLayout
+from edgecosine.engine.options import WeightForm
+from edgecosine.engine.process_memory import drop_pages
+from edgecosine.engine.shortlist import ShortlistHead
 
 _BLOCK = 1 << 18
-"""Values that are looked at together."""
+"""Elements that are compared at once."""
 _LARGE_PAGE, _LINE = 2 << 20, 64
 _ROWS_AT_ONCE = 512
-"""Rows of a matrix that are rounded together: whole panels."""
+"""Rows of a matrix that are rounded at once; a multiple of the panel."""
 
 
-class WeightLayout(enum.IntEnum):
-    """How panels hold weights; the same numbers in kernels/packed.h."""
-
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    PAIRS = 2
-    WIDE_PAIRS = 3
-    """Pairs that are multiplied with float32 inputs, at half the speed."""
-    BYTES = 4
-    """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
-    WIDE_BYTES = 5
-    """The same blocks, multiplied with float32 inputs, slowly."""
-
-    @property
-    def wide(self) -> WeightLayout:
-        """How the same panels are multiplied with float32 inputs."""
-        return _WIDE.get(self, self)
-
-
-_WIDE = {WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS, WeightLayout.BYTES: WeightLayout.WIDE_BYTES}
-BLOCK_SIZE = 32
-"""Inputs of a column that share a scale; the same number in kernels/blocks.h."""
 _BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
 
 
@@ -67,7 +45,7 @@ class Packed:
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b whose every row is computed as if it were alone. Inference only."""
+    """y = x W^T + b, where each row depends on its own input alone. Inference only."""
 
     packed: torch.Tensor
     bias: torch.Tensor | None
@@ -87,7 +65,7 @@ class PackedLinear(nn.Module):
         packed = pack([weight.detach()], kernels, form)
         self._layout = packed.layout
         self.is_wide = False
-        """Whether inputs are taken as they are where the layout would round them."""
+        """Whether inputs are left in float32 where the layout rounds them."""
         self.register_buffer("packed", packed.values, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
@@ -108,7 +86,7 @@ class PackedLinear(nn.Module):
 
 
 def narrowest(weight: torch.Tensor) -> torch.Tensor:
-    """The weight as bfloat16 when that loses nothing."""
+    """The weight as bfloat16 where that is lossless, else as float32."""
     return weight.to(torch.bfloat16) if is_narrow(weight) else weight.float()
 
 
@@ -116,7 +94,7 @@ def is_narrow(weight: torch.Tensor) -> bool:
     """Whether bfloat16 holds every value of the weight."""
     if weight.dtype == torch.bfloat16:
         return True
-    # In blocks, for a copy of a large matrix is a peak of memory.
+    # In blocks: a copy of a large matrix would be a peak of memory.
     blocks = torch.split(weight, max(1, _BLOCK // weight.shape[1]))
     return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
 
@@ -124,7 +102,7 @@ def is_narrow(weight: torch.Tensor) -> bool:
 def to_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [rows, inputs] as int8 blocks [rows, blocks, 32] and float16 scales [rows, blocks].
 
-    What came out of such blocks is found again without loss.
+    Values that come from such blocks are converted without loss.
     """
     rows, inputs = values.shape
     blocks = functional.pad(values.float(), (0, -inputs % BLOCK_SIZE)).view(rows, -1, BLOCK_SIZE)
@@ -136,10 +114,10 @@ def to_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def round_weights(model: nn.Module) -> None:
-    """Round the weights of dense linear layers to what 8 bits hold.
+    """Round the weights of dense linear layers to 8 bits.
 
-    They get memory of their own: what was written to the pages of a mapped file would be lost as
-    soon as a matrix that shares them is packed.
+    The rounded weights have memory of their own: packing drops the pages of a mapped file, and
+    with them what was written there.
     """
     for module in model.modules():
         if type(module) not in {nn.Linear, Conv1D}:
@@ -158,7 +136,7 @@ def round_weights(model: nn.Module) -> None:
 
 @contextmanager
 def rounding_inputs(model: nn.Module) -> Iterator[None]:
-    """Context in which stock dense linear layers round their inputs as layers in blocks do."""
+    """Context in which stock dense linear layers round their inputs as packed 8-bit layers do."""
     layers = [module for module in model.modules() if type(module) in {nn.Linear, Conv1D}]
     hooks = [layer.register_forward_pre_hook(_rounded_inputs) for layer in layers]
     try:
@@ -179,28 +157,27 @@ def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torc
 
 
 class Arena:
-    """Memory for matrices that every pass reads one after the other.
+    """One allocation for the matrices that every forward pass reads in sequence.
 
-    A processor fetches ahead within a page alone, and a small matrix with memory of its own lies in
-    small pages.
+    Processors prefetch within a page only, and small separate allocations lie in small pages.
     """
 
     def __init__(self, size: int, kernels: Kernels) -> None:
         self._memory = torch.empty(size + _LARGE_PAGE, dtype=torch.uint8)
         self._begin = -self._memory.data_ptr() % _LARGE_PAGE
         self.used = 0
-        """Bytes that were taken; what was not takes no memory."""
+        """Bytes in use; untouched pages take no memory."""
         kernels.library.edgecosine_prefer_huge_pages(self._memory.data_ptr(), len(self._memory))
 
     def take(self, size: int) -> torch.Tensor:
-        """So many bytes, on a line of the cache."""
+        """`size` bytes, aligned to a cache line."""
         begin = self._begin + self.used
         self.used += -(-size // _LINE) * _LINE
         return self._memory[begin : begin + size]
 
 
 def most_bytes(shapes: Iterable[tuple[int, int]], kernels: Kernels, form: WeightForm) -> int:
-    """Bytes that matrices [outputs, inputs] take at most when they are packed."""
+    """Upper bound of the bytes of packed matrices [outputs, inputs]."""
     most = 0
     for outputs, inputs in shapes:
         columns = -(-outputs // kernels.panel) * kernels.panel
@@ -219,10 +196,10 @@ def pack(
     form: WeightForm = "bfloat16",
     take: Callable[[int], torch.Tensor] = _own_memory,
 ) -> Packed:
-    """Pack matrices [outputs, inputs] as one with all their outputs; their dtype says whether the
-    model computes in bfloat16. `take` gives the memory for so many bytes.
+    """Pack matrices [outputs, inputs] as one with all their outputs. Their dtype is the one that
+    the model computes in; `take` allocates memory.
 
-    The list is emptied on the way, so that a matrix which nobody else holds is freed when packed.
+    The list is emptied, so a matrix without other references is freed once it is packed.
     """
     if any(len(weight) % kernels.panel for weight in weights[:-1]):
         weights[:] = [torch.cat(weights)]
@@ -271,8 +248,7 @@ def _pack_blocks(
 
 
 def take_weight(module: nn.Module) -> torch.Tensor:
-    """The layer's weight, which the layer then holds no more: two of each at once would double the
-    memory of a load."""
+    """Remove the weight from a layer and return it, so that it can be freed once packed."""
     weight = module.get_parameter("weight").detach()
     module.register_parameter("weight", None)
     return weight
@@ -281,9 +257,9 @@ def take_weight(module: nn.Module) -> torch.Tensor:
 def pack_linear_layers(
     model: PreTrainedModel, kernels: Kernels, threads: int, form: WeightForm = "bfloat16"
 ) -> int:
-    """Replace every dense linear layer of `model` in place; returns how many.
+    """Replace every dense linear layer of `model` in place; returns their number.
 
-    The output layer gives float32 logits, so that their order is not lost to rounding.
+    The output layer returns float32 logits, so that rounding does not change their order.
     """
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(head, ShortlistHead):

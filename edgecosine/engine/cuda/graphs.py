@@ -1,9 +1,8 @@
-"""CUDA graphs: a pass recorded once per shape and replayed as one launch.
+"""CUDA graphs: a forward pass is recorded once per shape and replayed as one launch.
 
-What a recording may not hold (NVIDIA, "CUDA Graph constraints"): waits for the device, copies from
-ordinary host memory, allocations outside the graph's pool. Whether a model's forward keeps to that
-is tried, not assumed: the warm-up runs with torch's check for synchronising operations on, which
-fails before a capture is spoilt.
+A recording must not contain waits for the device, copies from pageable host memory or allocations
+outside the pool of the graph (NVIDIA, "CUDA Graph constraints"). The warm-up runs with torch's
+check for synchronising operations, so a model that breaks this fails before the capture.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ logger = logging.getLogger(__name__)
 Compute = Callable[[], None]
 """Computes from static tensors into static tensors."""
 Capture = Callable[[Compute], Callable[[], object]]
-"""Records a computation and gives what runs it again; raises RuntimeError when it cannot."""
+"""Records a computation and returns the function that replays it; raises RuntimeError."""
 
 
 def capture_for(device: torch.device) -> Capture | None:
-    """How to record on `device`; None on a CPU or when `EDGECOSINE_GRAPHS=off`."""
+    """The recorder for `device`; None on a CPU or when `EDGECOSINE_GRAPHS=off`."""
     if device.type != "cuda":
         return None
     if os.environ.get("EDGECOSINE_GRAPHS", "on").lower() in {"off", "0", "no"}:
-        logger.info("no CUDA graphs: switched off by EDGECOSINE_GRAPHS")
+        logger.info("CUDA graphs off: switched_off_by=%s", "EDGECOSINE_GRAPHS")
         return None
     return CudaCapture(device)
 
 
 def use_own_stream(device: torch.device) -> None:
-    """What this thread does on `device` from now on goes to a stream of its own."""
+    """Run the following work of this thread on `device` in a new stream."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
@@ -42,8 +41,8 @@ def use_own_stream(device: torch.device) -> None:
 class CudaCapture:
     """Records on a side stream, all graphs in one memory pool.
 
-    Graphs that share a pool overwrite each other's intermediate tensors, so none may keep a result
-    there: computations write into tensors made outside.
+    Graphs that share a pool overwrite each other's intermediate tensors, so computations write
+    their results into tensors allocated outside of it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -55,14 +54,14 @@ class CudaCapture:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        # The outer context brings the caller's stream back when the inner one ends in an error.
+        # The outer context restores the stream of the caller when the inner one raises.
         with torch.cuda.stream(self._stream):
             _without_waiting(compute)
             with torch.cuda.graph(
                 graph,
                 pool=self._pool,
                 stream=self._stream,
-                # Other threads of the process may allocate meanwhile.
+                # Other threads of the process may allocate at the same time.
                 capture_error_mode="thread_local",
             ):
                 compute()

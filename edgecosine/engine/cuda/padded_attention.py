@@ -1,7 +1,7 @@
-"""Attention over padded passes: no loop over sessions, nothing that waits for the device.
+"""Attention over padded batches, without a loop over sessions and without waits for the device.
 
-Every shape is known from the `PassShape`, every choice is an index or a mask in a tensor, so that
-the kernels can be recorded once and replayed with other numbers.
+All shapes follow from the `BatchShape`, all choices are indexes or masks in tensors, so the kernels
+can be recorded once and replayed with other numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from edgecosine.engine.attention import LayerCache, attending_by
-from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape
+from edgecosine.engine.attention import AttentionInputs, LayerCache, attending_by
+from edgecosine.engine.cuda.padded_shapes import BatchInputs, BatchShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +32,19 @@ class _Layout:
 
 @dataclass(slots=True)
 class Layers:
-    """Asks a model for its layers by running it once; implements `Attention`."""
+    """Collects the layers of a model in one forward pass; implements `Attention`."""
 
     found: dict[nn.Module, tuple[_Layout, _Layout]] = field(default_factory=dict)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float,
-        window: int,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Note the layer; zeros [1, rows, heads, value size]."""
-        self.found[module] = (_Layout.of(key), _Layout.of(value))
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+    def attend(self, module: nn.Module, inputs: AttentionInputs) -> torch.Tensor:
+        """Record the layer; returns zeros [1, rows, heads, value size]."""
+        self.found[module] = (_Layout.of(inputs.key), _Layout.of(inputs.value))
+        query = inputs.query
+        return query.new_zeros(1, query.shape[2], query.shape[1], inputs.value.shape[3])
 
 
 def find_layers(run: Callable[[], object]) -> Layers:
-    """The layers that attend while `run` runs."""
+    """The layers that compute attention while `run` runs."""
     layers = Layers()
     with attending_by(layers):
         run()
@@ -61,14 +52,13 @@ def find_layers(run: Callable[[], object]) -> Layers:
 
 
 class PaddedAttention:
-    """The cache of one model, and the pass that runs now; implements `Attention`.
+    """The cache of one model and the running forward pass; implements `Attention`.
 
-    `cells` counts the memory of a slot, the scratch cell included. Layers of one layout lie in one
-    tensor [keys and values of all of them, slots, groups, cells, size], so that a move is two
-    kernels however deep the model is.
+    `slot_size` includes the scratch position. Layers of one layout share a tensor [keys and values
+    of all layers, slots, groups, slot size, size], so a move takes two kernels at any depth.
     """
 
-    def __init__(self, layers: Layers, *, slots: int, cells: int, device: torch.device) -> None:
+    def __init__(self, layers: Layers, *, slots: int, slot_size: int, device: torch.device) -> None:
         self._slots = slots
         by_layout: dict[_Layout, list[tuple[nn.Module, int]]] = {}
         for module, layouts in layers.found.items():
@@ -78,108 +68,99 @@ class PaddedAttention:
         """All memory of the cache."""
         tensors: dict[tuple[nn.Module, int], torch.Tensor] = {}
         for layout, users in by_layout.items():
-            size = (len(users), slots, layout.groups, cells, layout.size)
+            size = (len(users), slots, layout.groups, slot_size, layout.size)
             stack = torch.zeros(size, dtype=layout.dtype, device=device)
             self.stacks.append(stack)
             tensors.update(zip(users, stack.unbind(), strict=True))
         self._caches = {
             module: LayerCache(tensors[module, 0], tensors[module, 1]) for module in layers.found
         }
-        self._shape: PassShape | None = None
-        self._inputs: PassInputs | None = None
+        self._shape: BatchShape | None = None
+        self._inputs: BatchInputs | None = None
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
-    def begin(self, shape: PassShape, inputs: PassInputs) -> None:
-        """The next layers attend for this pass."""
+    def begin(self, shape: BatchShape, inputs: BatchInputs) -> None:
+        """Set the batch of the forward pass that begins."""
         self._shape, self._inputs = shape, inputs
         self._masks = {}
 
     def end(self) -> None:
-        """The pass is over."""
+        """Clear the batch after the forward pass."""
         self._shape, self._inputs, self._masks = None, None, {}
 
     def move(self, slot: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy cells of all layers: int64 [moves] each, on the cache's device; no cell is both a
-        target and a later move's source."""
+        """Copy KV positions in all layers: int64 [moves] each, on the cache's device; no target is
+        the source of a later move."""
         for stack in self.stacks:
             stack[:, slot, :, target] = stack[:, slot, :, source]
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        softcap: float,
-        window: int,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def attend(self, module: nn.Module, inputs: AttentionInputs) -> torch.Tensor:
         """Store keys and values, attend; returns [1, rows, heads, value size]."""
-        shape, inputs = self._shape, self._inputs
+        shape, batch = self._shape, self._inputs
         assert shape is not None
-        assert inputs is not None
+        assert batch is not None
         cache = self._caches[module]
-        cache.keys[inputs.slot, :, inputs.cell] = key[0].transpose(0, 1)
-        cache.values[inputs.slot, :, inputs.cell] = value[0].transpose(0, 1)
+        cache.keys[batch.slot, :, batch.kv_position] = inputs.key[0].transpose(0, 1)
+        cache.values[batch.slot, :, batch.kv_position] = inputs.value[0].transpose(0, 1)
         keys, values = self._visible(cache.keys), self._visible(cache.values)
-        heads, groups = query.shape[1], keys.shape[1]
+        heads, groups = inputs.query.shape[1], keys.shape[1]
         share = heads // groups
-        # The heads that share a key become rows of it, so that no key is copied for them.
+        # Heads that share a key are folded into rows, so that no key is copied.
         folded = (
-            query[0]
+            inputs.query[0]
             .transpose(0, 1)
-            .index_select(0, inputs.row)
+            .index_select(0, batch.row)
             .view(shape.groups, shape.width, groups, share, -1)
             .permute(0, 2, 3, 1, 4)
             .reshape(shape.groups, groups, share * shape.width, -1)
         )
-        mask = self._mask(window, share)
-        if softcap or sinks is not None:
-            mixed = _softmax_attention(folded, keys, values, mask, scale, softcap, sinks)
+        mask = self._mask(inputs.window, share)
+        if inputs.softcap or inputs.sinks is not None:
+            mixed = _softmax_attention(folded, keys, values, mask, inputs)
         else:
+            scale = inputs.scale
             mixed = scaled_dot_product_attention(folded, keys, values, mask, scale=scale)
         placed = (
             mixed.view(shape.groups, groups, share, shape.width, -1)
             .permute(0, 3, 1, 2, 4)
             .reshape(shape.area, heads, -1)
         )
-        return placed.index_select(0, inputs.grid)[None]
+        return placed.index_select(0, batch.grid)[None]
 
     def _visible(self, cache: torch.Tensor) -> torch.Tensor:
-        """[slots, groups, cells, size] -> [groups of rows, groups, visible cells, size]."""
+        """[slots, groups, slot size, size] -> [groups of rows, groups, visible positions, size]."""
         assert self._shape is not None
         assert self._inputs is not None
-        view = cache[:, :, : self._shape.cells]
+        view = cache[:, :, : self._shape.num_visible]
         return (
             view if self._shape.groups == self._slots else view.index_select(0, self._inputs.group)
         )
 
     def _mask(self, window: int, share: int) -> torch.Tensor:
-        """Whether a place of the grid sees a cell: bool [groups, 1, share * width, cells]."""
+        """Whether a place of the grid sees a KV position: [groups, 1, share * width, visible]."""
         mask = self._masks.get((window, share))
         if mask is None:
             shape, inputs = self._shape, self._inputs
             assert shape is not None
             assert inputs is not None
-            seen = visible(inputs, shape.cells, window).index_select(0, inputs.row)
+            seen = visible(inputs, shape.num_visible, window).index_select(0, inputs.row)
             mask = (
-                seen.view(shape.groups, 1, 1, shape.width, shape.cells)
+                seen.view(shape.groups, 1, 1, shape.width, shape.num_visible)
                 .expand(-1, -1, share, -1, -1)
-                .reshape(shape.groups, 1, share * shape.width, shape.cells)
+                .reshape(shape.groups, 1, share * shape.width, shape.num_visible)
             )
             self._masks[window, share] = mask
         return mask
 
 
-def visible(inputs: PassInputs, cells: int, window: int) -> torch.Tensor:
-    """Which cells each row sees: bool [rows, cells]. A row sees at least itself."""
+def visible(inputs: BatchInputs, num_visible: int, window: int) -> torch.Tensor:
+    """Which KV positions each row sees: bool [rows, num_visible]. A row sees at least itself."""
     device = inputs.length.device
-    index = torch.arange(cells, device=device)[None]
+    index = torch.arange(num_visible, device=device)[None]
     length, count = inputs.length[:, None], inputs.path_length[:, None]
     mask = (index < length).scatter(1, inputs.path, True)
     if window:
-        # Padding repeats the last cell of a path, and its position with it.
+        # Padding repeats the last KV position of a path, and its position in the sequence.
         steps = torch.arange(inputs.path.shape[1], device=device)[None]
         positions = length + torch.minimum(steps, count - 1)
         position = index.expand(len(length), -1).scatter(1, inputs.path, positions)
@@ -189,19 +170,17 @@ def visible(inputs: PassInputs, cells: int, window: int) -> torch.Tensor:
 
 def _softmax_attention(
     query: torch.Tensor,  # [batch, groups, rows, key size]
-    keys: torch.Tensor,  # [batch, groups, cells, key size]
+    keys: torch.Tensor,  # [batch, groups, KV positions, key size]
     values: torch.Tensor,
-    mask: torch.Tensor,  # [batch, 1, rows, cells]
-    scale: float,
-    softcap: float,
-    sinks: torch.Tensor | None,
+    mask: torch.Tensor,  # [batch, 1, rows, KV positions]
+    inputs: AttentionInputs,
 ) -> torch.Tensor:
     batch, groups, count, _ = query.shape
-    scores = (query @ keys.transpose(2, 3)).float() * scale
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = (query @ keys.transpose(2, 3)).float() * inputs.scale
+    if inputs.softcap:
+        scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
     scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
-    if sinks is not None:
+    if (sinks := inputs.sinks) is not None:
         share = sinks.numel() // groups
         added = sinks.float().view(1, groups, share, 1, 1)
         added = added.expand(batch, -1, -1, count // share, -1).reshape(batch, groups, count, 1)

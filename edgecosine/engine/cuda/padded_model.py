@@ -1,6 +1,6 @@
-"""A transformers model run in passes of fixed shapes, recorded as graphs where the device can.
+"""Runs a transformers model in batches of fixed shapes, recorded as CUDA graphs where possible.
 
-The path for GPUs. On a CPU it gives the same logits without graphs, and is tested there.
+The path for GPUs. On a CPU, where it is tested, it gives the same logits without graphs.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from transformers import PreTrainedModel
 from edgecosine.engine.attention import NAME, BatchRows, attending_by
 from edgecosine.engine.cuda.graphs import Capture
 from edgecosine.engine.cuda.padded_attention import PaddedAttention, find_layers
-from edgecosine.engine.cuda.padded_shapes import ROWS, PassInputs, PassShape, arrange
-from edgecosine.engine.forward_pass import PassModel, bytes_of
-from edgecosine.engine.loading.float32_reference import computing_in
-from edgecosine.engine.loading.length_limits import shortened
+from edgecosine.engine.cuda.padded_shapes import ROWS, BatchInputs, BatchShape, arrange
+from edgecosine.engine.float32_reference import computing_in
+from edgecosine.engine.forward_pass import ForwardModel, bytes_of
+from edgecosine.engine.length_limits import shortened
 from edgecosine.engine.rotary import rotate_by_sequence
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 96
-"""Shapes recorded; each takes some MiB of the driver's memory. Others run as they come."""
+"""Most recorded shapes, each some MiB of driver memory; others run operation by operation."""
 RUNS_TO_REPLAY = 3
-"""Passes of a shape until the last one is a replay of a recording that ran before."""
+"""Forward passes of a shape, of which the last is a replay of a recording that ran before."""
 _ALIGNMENT = 64
-"""Cells; masks of other lengths cost the attention kernels a copy."""
+"""In KV positions; the attention kernels copy masks of other lengths."""
 
 
-def capacity(cells: int) -> int:
-    """Cells in the memory of a slot that `cells` are used of: one more is where padding writes."""
-    return -(-(cells + 1) // _ALIGNMENT) * _ALIGNMENT
+def capacity(slot_size: int) -> int:
+    """KV positions allocated for a slot of `slot_size`: one more for padding, rounded up."""
+    return -(-(slot_size + 1) // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(slots=True)
 class _Graph:
-    """A recorded pass: numbers go into `inputs`, logits come out in `logits`."""
+    """A recorded forward pass, which reads `inputs` and writes `logits`."""
 
     inputs: torch.Tensor
     logits: torch.Tensor
@@ -55,51 +55,51 @@ class _Graph:
 
 
 class PaddedModel:
-    """Runs passes like `SlotModel`, equal up to rounding. Not thread-safe.
+    """Gives the logits of `SlotModel` up to rounding. Not thread-safe.
 
-    A shape that comes for the first time runs operation by operation, the second time it is
-    recorded, from then on it is replayed. Nothing here waits for the device. Raises
-    ModelUnsupported for a model that does not attend through transformers' interface.
+    A new shape runs operation by operation; the second time it is recorded, afterwards replayed.
+    No method waits for the device. Raises ModelUnsupported for a model that does not use the
+    attention interface of transformers.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, slots: int, cells: int, capture: Capture | None
+        self, model: PreTrainedModel, *, slots: int, slot_size: int, capture: Capture | None
     ) -> None:
         model.set_attn_implementation(NAME)
         rotate_by_sequence(model)
         self._model: Any = model.eval()  # type: ignore[no-untyped-call]
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
-                # It would wait for the device to look for padding, of which a pass has none.
-                part.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
+                # It would wait for the device to look for padding, of which a flat batch has none.
+                part.warn_if_padding_and_no_attention_mask = _ignore  # type: ignore[method-assign]
         self._device = model.device
-        self._slots, self._cells = slots, cells
-        self._capacity = capacity(cells)
+        self._slots, self._slot_size = slots, slot_size
+        self._capacity = capacity(slot_size)
         self._attention = self._make_attention()
         self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
         self._capture = capture
-        self._seen: set[PassShape] = set()
-        self._graphs: dict[PassShape, _Graph] = {}
+        self._seen: set[BatchShape] = set()
+        self._graphs: dict[BatchShape, _Graph] = {}
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
 
     @property
-    def cells(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
-        return self._cells
+    def slot_size(self) -> int:
+        """KV positions of a slot, those for draft nodes included."""
+        return self._slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of the weights and of the cache."""
+        """Bytes of the weights, and of the cache."""
         weights = bytes_of(itertools.chain(self._model.parameters(), self._model.buffers()))
         return weights, bytes_of(self._attention.stacks)
 
     @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows; float32 logits [len(keep), vocabulary] of the rows numbered in `keep`, on
-        the model's device."""
+        """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
+        `keep`, on the device of the model."""
         shape, numbers = arrange(
-            rows, keep, slots=self._slots, cells=self._capacity, scratch=self._cells
+            rows, keep, slots=self._slots, slot_size=self._capacity, scratch=self._slot_size
         )
         flat = self._upload(numbers)
         self._apply_moves()
@@ -109,9 +109,9 @@ class PaddedModel:
         return logits[: len(keep)]
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, all layers.
+        """Copy keys and values from `source` to `target` KV positions of a slot, in all layers.
 
-        It is done, with the other slots' moves, before the next pass."""
+        The copy is made before the next forward pass, together with those of other slots."""
         if list(source) == list(target):
             return
         if any(slot == other for other, _, _ in self._moves):
@@ -120,23 +120,23 @@ class PaddedModel:
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Empty a slot: passes read cells by steps, and NaN times nothing is NaN."""
+        """Fill a slot with zeros: attention reads masked positions, too, and 0 * NaN is NaN."""
         self._apply_moves()
         for stack in self._attention.stacks:
             stack[:, slot] = 0
 
     @contextmanager
-    def widely(self, cells: int) -> Iterator[PassModel]:
-        """Context of the same model in float32, on one slot of `cells` tokens, not recorded."""
+    def widely(self, slot_size: int) -> Iterator[ForwardModel]:
+        """Context of the same model in float32, one slot of `slot_size` tokens, not recorded."""
         with computing_in(torch.float32, self._model):
-            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
+            yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @contextmanager
-    def shortened(self, reaches: Mapping[str, int], cells: int) -> Iterator[PaddedModel]:
-        """Context of the same model with windows and the like as long as `reaches` says, on one
-        slot of `cells` tokens, not recorded."""
-        with shortened(self._model, reaches):
-            yield PaddedModel(self._model, slots=1, cells=cells, capture=None)
+    def shortened(self, limits: Mapping[str, int], slot_size: int) -> Iterator[PaddedModel]:
+        """Context of the same model with the length limits `limits`, with one slot of `slot_size`
+        tokens, not recorded."""
+        with shortened(self._model, limits):
+            yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
     @torch.inference_mode()
     def _make_attention(self) -> PaddedAttention:
@@ -148,13 +148,16 @@ class PaddedModel:
         )
         if not layers.found:
             raise ModelUnsupported(
-                f"model family {self._model.config.model_type!r} has attention of its own (or none)"
+                f"model family {self._model.config.model_type!r} does not use the attention "
+                "interface of transformers"
             )
-        return PaddedAttention(layers, slots=self._slots, cells=self._capacity, device=self._device)
+        return PaddedAttention(
+            layers, slots=self._slots, slot_size=self._capacity, device=self._device
+        )
 
-    def _compute(self, shape: PassShape, flat: torch.Tensor) -> torch.Tensor:
-        """float32 logits [keep, vocabulary] of a padded pass."""
-        inputs = PassInputs.views(flat, shape)
+    def _compute(self, shape: BatchShape, flat: torch.Tensor) -> torch.Tensor:
+        """float32 logits [keep, vocabulary] of a padded batch."""
+        inputs = BatchInputs.views(flat, shape)
         self._attention.begin(shape, inputs)
         try:
             with attending_by(self._attention):
@@ -171,8 +174,8 @@ class PaddedModel:
         self._vocabulary = logits.shape[1]
         return logits
 
-    def _graph(self, shape: PassShape, flat: torch.Tensor) -> _Graph | None:
-        """The recorded pass of a shape, if it is or can be recorded."""
+    def _graph(self, shape: BatchShape, flat: torch.Tensor) -> _Graph | None:
+        """The recording of a shape, made now if it can be; None: run operation by operation."""
         graph = self._graphs.get(shape)
         if graph is not None or self._capture is None or shape not in self._seen:
             return graph
@@ -187,15 +190,15 @@ class PaddedModel:
             graph = _Graph(inputs, logits, self._capture(compute))
         except RuntimeError as error:  # torch.AcceleratorError is one, from torch 2.8 on
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning("no CUDA graphs, passes run operation by operation: reason=%s", reason)
+            logger.warning("CUDA graphs off, running operation by operation: reason=%s", reason)
             self._capture = None
             return None
         logger.debug("recorded: shape=%s", shape)
         self._graphs[shape] = graph
         return graph
 
-    def _room_for(self, shape: PassShape) -> torch.Tensor:
-        """Where graphs leave their logits; all share one tensor, for one runs at a time."""
+    def _room_for(self, shape: BatchShape) -> torch.Tensor:
+        """The output tensor of a graph; all graphs share one, since they run one at a time."""
         if not self._logits.numel():
             self._logits = torch.empty(ROWS[-1], self._vocabulary, device=self._device)
         return self._logits[: shape.keep]
@@ -205,17 +208,17 @@ class PaddedModel:
         if not self._moves:
             return
         slots = [slot for slot, source, _ in self._moves for _ in source]
-        sources = [cell for _, source, _ in self._moves for cell in source]
-        targets = [cell for _, _, target in self._moves for cell in target]
+        sources = [at for _, source, _ in self._moves for at in source]
+        targets = [at for _, _, target in self._moves for at in target]
         self._moves.clear()
         self._attention.move(*self._upload(torch.tensor([slots, sources, targets])).unbind())
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._device.type == "cpu":
             return tensor
-        # From pinned memory the copy waits for nothing, and the memory is reused only after it.
+        # A copy from pinned memory does not block; the memory is reused only after it.
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def _say_nothing(*_: object) -> None:
+def _ignore(*_: object) -> None:
     pass

@@ -1,11 +1,10 @@
-"""A pass in one of a few fixed shapes: its rows padded, its numbers in one tensor.
+"""Pads batches to a few fixed shapes, with all numbers in one tensor.
 
-A recorded graph runs the same kernels on the same addresses, so everything that varies between two
-passes of a shape must be a number in a tensor. All numbers of a pass travel as one int64 tensor,
-hence by one copy.
+A recorded graph runs the same kernels on the same addresses, so all that varies between two batches
+of a shape must be a number in a tensor. All numbers of a batch are one int64 tensor: one copy.
 
-Attention wants rows by session: row r of the flat pass has place `grid[r]` in a grid of
-[groups, width], a group being the rows of one slot.
+Attention needs rows by session: row r of the flat batch has place `grid[r]` in a grid of [groups,
+width], where a group has the rows of one slot.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _KEEP = (1, 8, 32, 128)
 _GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 _WIDTHS = (1, 8, 16, 64, 128)
-_CELLS = (128, 256, 512, 1024, 2048, 4096)
+_VISIBLE = (128, 256, 512, 1024, 2048, 4096)
 _PATHS = (1, 8, 64)
 
 
@@ -34,24 +33,24 @@ def round_up(count: int, steps: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PassShape:
-    """The sizes that a pass is padded to."""
+class BatchShape:
+    """The sizes that a batch is padded to."""
 
     rows: int
     keep: int
-    """Rows whose logits are wanted."""
+    """Rows whose logits are computed."""
     groups: int
-    """Slots that attention looks at."""
+    """Slots in attention."""
     width: int
-    """Rows of the slot that has most."""
-    cells: int
-    """Cells of each slot that may be seen."""
+    """Most rows of one slot."""
+    num_visible: int
+    """KV positions of each slot in attention."""
     path: int
-    """Longest path of a tree."""
+    """Length of the longest path of a tree."""
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each field of `PassInputs`."""
+        """Numbers in each field of `BatchInputs`."""
         return [*[self.rows] * 7, self.rows * self.path, self.keep, self.groups, self.area]
 
     @property
@@ -61,37 +60,37 @@ class PassShape:
 
 
 @dataclass(frozen=True, slots=True)
-class PassInputs:
-    """A padded pass; int64, views of one tensor."""
+class BatchInputs:
+    """A padded batch; int64, views of one tensor."""
 
     tokens: torch.Tensor  # [rows]
     positions: torch.Tensor  # [rows]
     slot: torch.Tensor  # [rows]
-    cell: torch.Tensor  # [rows]
+    kv_position: torch.Tensor  # [rows]
     length: torch.Tensor  # [rows]
     path_length: torch.Tensor  # [rows]
     grid: torch.Tensor  # [rows] place of each row in the grid
-    path: torch.Tensor  # [rows, path] padded with cells that the row sees anyway
-    keep: torch.Tensor  # [keep] row of each wanted line of logits
+    path: torch.Tensor  # [rows, path] padded with positions that the row sees anyway
+    keep: torch.Tensor  # [keep] row of each line of logits
     group: torch.Tensor  # [groups] slot of each group
     row: torch.Tensor  # [groups * width] row at each place of the grid
 
     @staticmethod
-    def views(flat: torch.Tensor, shape: PassShape) -> PassInputs:
+    def views(flat: torch.Tensor, shape: BatchShape) -> BatchInputs:
         """The parts of `flat`; they share its memory."""
-        names = [field.name for field in fields(PassInputs)]
+        names = [field.name for field in fields(BatchInputs)]
         parts = dict(zip(names, torch.split_with_sizes(flat, shape.sizes), strict=True))
-        return PassInputs(**(parts | {"path": parts["path"].view(shape.rows, shape.path)}))
+        return BatchInputs(**(parts | {"path": parts["path"].view(shape.rows, shape.path)}))
 
 
 def arrange(
-    rows: BatchRows, keep: Sequence[int], *, slots: int, cells: int, scratch: int
-) -> tuple[PassShape, torch.Tensor]:
-    """Pad a pass; its shape, and its numbers as one int64 tensor on the CPU.
+    rows: BatchRows, keep: Sequence[int], *, slots: int, slot_size: int, scratch: int
+) -> tuple[BatchShape, torch.Tensor]:
+    """Pad a batch; returns its shape and its numbers as one int64 tensor on the CPU.
 
-    `cells` is what a slot's memory holds. Rows of padding write to the cell `scratch`, which no row
-    sees, see the first cell of slot 0, and are in no group: no other row can tell that they are
-    there. When all slots are in the shape, group and slot are the same number.
+    `slot_size` is the allocated size of a slot. Rows of padding write to the KV position `scratch`,
+    which no row sees, see the first position of slot 0 and are in no group, so they change no other
+    row. When the shape has all slots, group and slot are the same number.
     """
     at, ranks = rows.slot.tolist(), list[int]()
     counts = dict[int, int]()
@@ -100,23 +99,23 @@ def arrange(
         counts[slot] = ranks[-1] + 1
     num_rows = round_up(len(at), ROWS)
     has_paths = bool(rows.path_length.any())
-    shape = PassShape(
+    shape = BatchShape(
         rows=num_rows,
         keep=min(round_up(len(keep), _KEEP), num_rows),
         groups=min(round_up(len(counts), _GROUPS), slots),
         width=min(round_up(max(counts.values()), _WIDTHS), num_rows),
-        cells=min(round_up(int(rows.cell.max()) + 1, _CELLS), cells),
+        num_visible=min(round_up(int(rows.kv_position.max()) + 1, _VISIBLE), slot_size),
         path=round_up(rows.path.shape[1] if has_paths else 1, _PATHS),
     )
     order = list(range(slots)) if shape.groups == slots else list(counts)
     group_of = {slot: group for group, slot in enumerate(order)}
     places = [group_of[slot] * shape.width + rank for slot, rank in zip(at, ranks, strict=True)]
     flat = torch.zeros(sum(shape.sizes), dtype=torch.int64)
-    inputs = PassInputs.views(flat, shape)
+    inputs = BatchInputs.views(flat, shape)
     count = len(at)
-    for name in ("tokens", "positions", "slot", "cell", "length", "path_length"):
+    for name in ("tokens", "positions", "slot", "kv_position", "length", "path_length"):
         getattr(inputs, name)[:count] = getattr(rows, name)
-    inputs.cell[count:] = scratch
+    inputs.kv_position[count:] = scratch
     inputs.length[count:] = 1
     inputs.path[:count] = _padded_paths(rows, shape.path)
     inputs.grid[:count] = torch.tensor(places)
@@ -127,8 +126,8 @@ def arrange(
 
 
 def _padded_paths(rows: BatchRows, width: int) -> torch.Tensor:
-    """Paths [rows, width] whose last cell is repeated; without a path, the last cell before it."""
+    """Paths [rows, width], padded with their last KV position; empty ones with the one before."""
     last = (rows.path_length.long() - 1)[:, None]
     index = torch.minimum(torch.arange(width)[None], last).clamp(min=0)
-    cells = rows.path.long().gather(1, index.clamp(max=rows.path.shape[1] - 1))
-    return torch.where(last < 0, rows.length.long()[:, None] - 1, cells)
+    kv_positions = rows.path.long().gather(1, index.clamp(max=rows.path.shape[1] - 1))
+    return torch.where(last < 0, rows.length.long()[:, None] - 1, kv_positions)

@@ -1,8 +1,8 @@
-"""A drafter's guesses of what `sampling.draw` gives to the target, many rows at once.
+"""Chooses draft tokens: predicts what `sampling.draw` returns to the target, many rows at once.
 
-A guess ranks tokens by the drafter's own log q~, plus the target's noise above temperature 0. Its
-confidence is the token's share exp(score) / sum of exp(scores): the probability that it stays the
-highest one if the target's scores are the drafter's with Gumbel noise of their own.
+Tokens are ranked by the drafter's own log q~, plus the target's noise above temperature 0. The
+confidence in a token is its share exp(score) / sum of exp(scores): the probability that it stays
+the highest one if the target's scores are the drafter's plus independent Gumbel noise.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ from edgecosine.protocol.wire.messages import SharedNoise
 
 @dataclass(frozen=True, slots=True)
 class DraftTokens:
-    """The best tokens for one position, best first, and the confidence in each."""
+    """Draft tokens for one position, the most probable first, and the confidence in each."""
 
     tokens: list[int]
     confidences: list[float]
 
 
-def guess(
+def rank_draft_tokens(
     logits: torch.Tensor,  # [rows, vocabulary] float32
     positions: Sequence[int],
-    couplings: Sequence[SharedNoise],
+    noises: Sequence[SharedNoise],
     count: int,
     kernels: Kernels | None,
 ) -> list[DraftTokens]:
-    """The `count` best guesses for each row."""
-    if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, couplings)):
-        return _guess_by_kernel(logits, positions, couplings, count, kernels)
-    if not all(coupling.is_greedy for coupling in couplings):
-        rows = zip(logits, positions, couplings, strict=True)
-        return _read([_rank(row, position, how, count) for row, position, how in rows])
+    """The `count` most probable draft tokens of each row."""
+    if kernels is not None and logits.device.type == "cpu" and all(map(cuts_nothing, noises)):
+        return _rank_by_kernel(logits, positions, noises, count, kernels)
+    if not all(noise.is_greedy for noise in noises):
+        rows = zip(logits, positions, noises, strict=True)
+        return _to_lists([_rank(row, position, how, count) for row, position, how in rows])
     best = torch.topk(logits, min(count, logits.shape[1]))
     shares = (best.values - torch.logsumexp(logits, 1, keepdim=True)).exp()
-    return _read(list(zip(best.indices, shares, strict=True)))
+    return _to_lists(list(zip(best.indices, shares, strict=True)))
 
 
-def cuts_nothing(coupling: SharedNoise) -> bool:
-    """Whether all tokens stay in the draw."""
-    is_whole = coupling.top_k == 0 and coupling.top_p == 1.0 and coupling.min_p == 0.0
-    return is_whole or coupling.is_greedy
+def cuts_nothing(noise: SharedNoise) -> bool:
+    """Whether sampling keeps the whole vocabulary."""
+    is_whole = noise.top_k == 0 and noise.top_p == 1.0 and noise.min_p == 0.0
+    return is_whole or noise.is_greedy
 
 
 def _rank(
-    logits: torch.Tensor, position: int, coupling: SharedNoise, count: int
+    logits: torch.Tensor, position: int, noise: SharedNoise, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if coupling.is_greedy:
+    if noise.is_greedy:
         tokens, ranked = torch.arange(logits.numel(), device=logits.device), logits.double()
     else:
-        candidates = support(logits, coupling)
+        candidates = support(logits, noise)
         tokens = candidates.tokens
-        ranked = scores(candidates, seed_of(coupling), position)
+        ranked = scores(candidates, seed_of(noise), position)
     best = torch.topk(ranked, min(count, ranked.numel()))
     shares = (best.values - torch.logsumexp(ranked, 0)).exp()
     return tokens[best.indices], shares
 
 
-def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
-    """Tokens and shares of all rows by two copies, for each waits for the device."""
+def _to_lists(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
+    """Tokens and shares of all rows, in two copies: each copy waits for the device."""
     if not found:
         return []
     ends = list(itertools.accumulate(len(tokens) for tokens, _ in found))
@@ -78,10 +78,10 @@ def _read(found: list[tuple[torch.Tensor, torch.Tensor]]) -> list[DraftTokens]:
     return [DraftTokens(tokens[start:end], shares[start:end]) for start, end in pairs]
 
 
-def _guess_by_kernel(
+def _rank_by_kernel(
     logits: torch.Tensor,
     positions: Sequence[int],
-    couplings: Sequence[SharedNoise],
+    noises: Sequence[SharedNoise],
     count: int,
     kernels: Kernels,
 ) -> list[DraftTokens]:
@@ -89,12 +89,12 @@ def _guess_by_kernel(
     count = min(count, vocabulary)
     tokens = (ctypes.c_int64 * (rows * count))()
     shares = (ctypes.c_float * (rows * count))()
-    inverse = (ctypes.c_float * rows)(*map(inverse_temperature, couplings))
-    is_noisy = (ctypes.c_uint8 * rows)(*(not c.is_greedy for c in couplings))
+    inverse = (ctypes.c_float * rows)(*map(inverse_temperature, noises))
+    is_noisy = (ctypes.c_uint8 * rows)(*(not c.is_greedy for c in noises))
     keys = (ctypes.c_uint64 * rows)(
         *(
-            0 if coupling.is_greedy else noise_key(seed_of(coupling), position)
-            for position, coupling in zip(positions, couplings, strict=True)
+            0 if noise.is_greedy else noise_key(seed_of(noise), position)
+            for position, noise in zip(positions, noises, strict=True)
         )
     )
     kernels.library.edgecosine_rank(
@@ -104,11 +104,11 @@ def _guess_by_kernel(
     return [DraftTokens(tokens[i : i + count], shares[i : i + count]) for i in starts]
 
 
-def inverse_temperature(coupling: SharedNoise) -> float:
-    """What logits are multiplied by; 1 where the draw is greedy."""
-    return 1.0 if coupling.is_greedy else 1.0 / coupling.temperature
+def inverse_temperature(noise: SharedNoise) -> float:
+    """The factor of the logits; 1 for greedy sampling."""
+    return 1.0 if noise.is_greedy else 1.0 / noise.temperature
 
 
-def seed_of(coupling: SharedNoise) -> int:
-    """The noise's 64-bit seed."""
-    return int.from_bytes(coupling.seed, "little")
+def seed_of(noise: SharedNoise) -> int:
+    """The 64-bit seed of the noise."""
+    return int.from_bytes(noise.seed, "little")

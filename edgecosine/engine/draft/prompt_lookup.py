@@ -1,25 +1,25 @@
-"""A drafter without a model: the longest suffix of the text that occurred before is continued as it
-went on then (prompt lookup; Saxena 2023). Any box can run it."""
+"""A drafter without a model (prompt lookup; Saxena 2023): finds the longest suffix of the text that
+occurred before and drafts the tokens that followed it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
-from edgecosine.engine.loading.model_files import NGRAM
-from edgecosine.engine.loading.options import Loaded
+from edgecosine.engine.options import Loaded
+from edgecosine.models import NGRAM
 
 LONGEST = 8
-"""Tokens of suffix that are looked up at most."""
+"""Most tokens of a suffix."""
 
 
 def load_ngram() -> tuple[DraftEngine, Loaded]:
-    """The drafter and its description; there is nothing to load."""
+    """The drafter and its description; no files are read."""
     return NgramDrafter(), Loaded(NGRAM, "none", None, 1 << 30, "none", 0)
 
 
 class NgramDrafter:
-    """Guesses by repetition; implements `DraftEngine`."""
+    """Drafts by repetition; implements `DraftEngine`."""
 
     def __init__(self) -> None:
         self._indexes: dict[str, _SuffixIndex] = {}
@@ -27,11 +27,11 @@ class NgramDrafter:
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
-        """Continue each sequence as its longest repeated suffix was continued last."""
+        """Draft the tokens that last followed the longest repeated suffix of each sequence."""
         return [self._draft(work) for work in batch]
 
     def release(self, key: str) -> None:
-        """Forget the request's index."""
+        """Delete the index of the request."""
         self._indexes.pop(key, None)
 
     def _draft(self, work: DraftWork) -> DraftResult:
@@ -46,7 +46,7 @@ class NgramDrafter:
 
 
 class _SuffixIndex:
-    """Where each n-gram of a growing sequence was last followed by something."""
+    """Position after the last occurrence of each n-gram of a growing sequence."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -63,7 +63,7 @@ class _SuffixIndex:
             self.tokens.append(token)
 
     def longest_match(self) -> tuple[int, int]:
-        """Where the text went on after the longest suffix seen before, and the suffix's length."""
+        """Position after the last occurrence of the longest repeated suffix, and its length."""
         end = len(self.tokens)
         for size in range(min(LONGEST, end), 0, -1):
             found = self._last.get(tuple(self.tokens[end - size :]))

@@ -1,8 +1,8 @@
-"""Ballast: the same function at the cost of a larger model, for testbeds without a large model.
+"""Ballast: makes a model as expensive as a larger one without changing its function.
 
 Feed-forward layers are widened with random gate and up columns and zero down rows. The added
-products are zero, so the function is unchanged while memory traffic and arithmetic grow. Never a
-proof of exactness: zeros hide the order of sums.
+products are zero, so memory traffic and arithmetic grow while the outputs stay. Results with
+ballast prove nothing about exactness: zeros hide the order of sums.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PARTS = ("gate_proj", "up_proj", "down_proj")
 def add_ballast(model: nn.Module, factor: int, seed: int = 0) -> int:
     """Make every gated feed-forward layer `factor` times as wide, in place.
 
-    Returns the number of parameters of the model afterwards. Raises ModelUnsupported when the
+    Returns the new number of parameters. Raises ModelUnsupported when the
     model has no gated feed-forward layers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,7 @@ def _taller(linear: nn.Linear, factor: int, generator: torch.Generator) -> nn.Li
     outputs, inputs = linear.weight.shape
     grown = _empty(inputs, outputs * factor, linear.weight.dtype)
     grown.weight.normal_(std=inputs**-0.5, generator=generator)
-    # What bfloat16 holds, like checkpoints: else a model in float32 would read twice the bytes.
+    # Rounded to bfloat16 like checkpoints; a float32 model would read twice the bytes.
     grown.weight.copy_(grown.weight.bfloat16())
     grown.weight[:outputs] = linear.weight
     return grown

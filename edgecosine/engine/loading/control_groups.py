@@ -1,7 +1,6 @@
-"""What memory the control groups of this process still allow: docker --memory, systemd MemoryMax.
+"""Memory limits of the control groups of this process, such as docker --memory, systemd MemoryMax.
 
-Version 1 and 2, and every group above the process's own that can be seen: the kernel kills by the
-narrowest.
+Supports versions 1 and 2. All visible groups above the process count: the kernel enforces each.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _UNLIMITED: Final = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Names of a version's files, and of the part of its use that is given back on demand."""
+    """File names of a version, and the name of the reclaimable part of the usage."""
 
     limits: tuple[str, ...]
     use: str
@@ -30,13 +29,17 @@ _BY_VERSION: Final = {
 
 
 def group_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that the control groups still allow; None where no group has a limit."""
-    rooms = [room for files, group in _groups(root) if (room := _room(group, files)) is not None]
-    return min(rooms, default=None)
+    """Bytes left within the limits of the control groups; None where no group has a limit."""
+    free = [
+        available
+        for files, group in _groups(root)
+        if (available := _free(group, files)) is not None
+    ]
+    return min(free, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[_Files, Path]]:
-    """This process's groups that count memory, and those above them."""
+    """The groups of this process that account memory, and those above them."""
     try:
         own = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -56,9 +59,9 @@ def _groups(root: Path) -> Iterator[tuple[_Files, Path]]:
 
 
 def _upwards(top: Path, mounted: str, path: str) -> Iterator[Path]:
-    """The directories of a group and of those above it, of a tree of which `mounted` is at `top`.
+    """The directories of a group and of those above it, in a tree whose part `mounted` is at `top`.
 
-    Within a container the group's path may be one of the host, of which nothing is seen but `top`.
+    In a container the path of the group may be one of the host, of which only `top` is visible.
     """
     try:
         inner = PurePosixPath(path).relative_to(mounted)
@@ -72,7 +75,7 @@ def _upwards(top: Path, mounted: str, path: str) -> Iterator[Path]:
         group = group.parent
 
 
-def _room(group: Path, files: _Files) -> int | None:
+def _free(group: Path, files: _Files) -> int | None:
     limits = [limit for name in files.limits if (limit := _number(group / name)) is not None]
     limit, used = min(limits, default=_UNLIMITED), _number(group / files.use)
     if limit >= _UNLIMITED or used is None:
@@ -89,7 +92,7 @@ def _reclaimable(group: Path, name: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """What a file says; None where it says `max`, or is not there."""
+    """The number in a file; None where it is `max`, or the file does not exist."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

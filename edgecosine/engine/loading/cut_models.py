@@ -1,8 +1,8 @@
-"""Drafters cut from a larger model, as GGUF files that hold what is their own alone.
+"""Loads drafters that were cut from a larger model, the base, which their GGUF file names.
 
-Such a file names its base. Its layers are of the Llama kind, its output layer has the rows of a
-shortlist (`output.tokens`, int32); embedding, tokenizer and settings are the base's. A specialist
-is smaller still: low-rank changes (`*.lora_a`, `*.lora_b`) to the weights of such a drafter.
+The file has the layers, of the Llama kind, and an output layer for a shortlist (`output.tokens`,
+int32); embedding, tokenizer and settings come from the base. The file of a specialist has low-rank
+changes (`*.lora_a`, `*.lora_b`) to the weights of such a drafter.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from edgecosine.engine.loading.gguf_file import EMBEDDING, SHORTLIST, GgufModel
 from edgecosine.engine.loading.gguf_header import Tensor
 from edgecosine.engine.loading.gguf_weights import read_gguf_config
-from edgecosine.engine.loading.shortlist import ShortlistHead
 from edgecosine.engine.loading.sources import Source
+from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 OUTPUT: Final = "output.weight"
@@ -42,7 +42,7 @@ _ROTATED: Final = ("q_proj", "k_proj")
 
 
 def read_cut_config(source: Source) -> Any:
-    """The configuration of a drafter: that of the whole model it comes from, with fewer layers.
+    """The configuration of the whole model that a drafter comes from, with fewer layers.
 
     Raises ModelUnsupported.
     """
@@ -59,15 +59,17 @@ def read_cut_config(source: Source) -> Any:
 def load_cut_model(source: Source, config: Any, dtype: torch.dtype) -> Any:
     """The model on the CPU, its weights dequantised and rounded to `dtype`.
 
-    Raises ModelUnsupported for a base of another family, and ModelUnavailable where the file does
-    not hold each weight of the model, once and in the right shape.
+    Raises ModelUnsupported for a base of another family, and ModelUnavailable where a weight is
+    missing, unknown or of another shape.
     """
     model, base = source.gguf, source.base
     assert model is not None
     assert base is not None
     assert base.gguf is not None
     if model.architecture != _ARCHITECTURE or base.gguf.architecture != _ARCHITECTURE:
-        raise ModelUnsupported(f"{model.paths[0].name}: only Llama models are cut into drafters")
+        raise ModelUnsupported(
+            f"{model.paths[0].name}: only Llama models are supported as bases of drafters"
+        )
     if model.is_adapter:
         cut = load_cut_model(base, config, torch.float32)
         _change(cut, model)
@@ -97,7 +99,7 @@ def _load_cut(model: GgufModel, base: GgufModel, config: Any, dtype: torch.dtype
             tensor = _pop(model, weights, f"blk.{index}.{theirs}.weight")
             state[f"model.layers.{index}.{ours}.weight"] = tensor
     if weights:
-        raise ModelUnavailable(f"{model.paths[0].name} holds unknown weights: {min(weights)}")
+        raise ModelUnavailable(f"{model.paths[0].name} has unknown weights: {min(weights)}")
     _fill(cut, state, model.paths[0].name)
     return cut.eval()
 
@@ -120,7 +122,7 @@ def _change(cut: Any, adapter: GgufModel) -> None:
             change = rotary_halves(change, cut.config.head_dim)
         module.weight += change
     if tensors:
-        raise ModelUnavailable(f"{adapter.paths[0].name} holds unknown weights: {min(tensors)}")
+        raise ModelUnavailable(f"{adapter.paths[0].name} has unknown weights: {min(tensors)}")
 
 
 def adapted_name(name: str) -> str:
@@ -133,7 +135,7 @@ def adapted_name(name: str) -> str:
 
 
 def _fill(cut: Any, state: dict[str, Tensor], name: str) -> None:
-    """Give the model its weights; each matrix is dequantised by itself."""
+    """Set the weights of the model, dequantised one by one."""
     for key, parameter in list(cut.named_parameters()):
         tensor = state[key]
         if tensor.shape != tuple(parameter.shape):
@@ -148,8 +150,8 @@ def _fill(cut: Any, state: dict[str, Tensor], name: str) -> None:
 
 
 def rotary_halves(rows: torch.Tensor, head_size: int) -> torch.Tensor:
-    """Rows [outputs, inputs] with the two numbers that rotate together half a head apart, as
-    transformers has them; GGUF files of this family have them side by side."""
+    """Reorder rows [outputs, inputs] from GGUF, where the two values that rotate together are
+    adjacent, to the layout of transformers, where they are half a head apart."""
     pairs = rows.view(-1, head_size // 2, 2, rows.shape[1])
     return pairs.transpose(1, 2).reshape(rows.shape).contiguous()
 

@@ -1,4 +1,4 @@
-"""What the machine has: memory, processor features, GPUs."""
+"""Queries the machine: memory, processor features, GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecosine.errors import ConfigError
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can be taken on `device` now, by the machine and by limits of control groups."""
+    """Free bytes on `device`, within the limits of control groups."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     free, within = _machine_memory(), group_memory()
@@ -30,26 +30,26 @@ def _machine_memory() -> int:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first GPU when there is one.
+    """The device to use; `auto` is the first GPU if there is one, else the CPU.
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that does not exist.
     """
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         is_here = torch.device(device).type != "meta"
         torch.empty(1, device=device)
-    # torch says that it is built without CUDA by an AssertionError.
+    # A torch without CUDA raises AssertionError.
     except (RuntimeError, AssertionError, NotImplementedError):
         is_here = False
     if not is_here:
         here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ConfigError("device", device, f"here are auto, {', '.join(here)}")
+        raise ConfigError("device", device, f"available are auto, {', '.join(here)}")
     return device
 
 
 def describe() -> list[str]:
-    """One line for each thing that an operator wants to know."""
+    """Lines that describe the machine for an operator."""
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
     lines.append(f"processor: {torch.backends.cpu.get_cpu_capability()}")
     if torch.version.cuda and not torch.cuda.device_count():

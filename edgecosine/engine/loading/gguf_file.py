@@ -1,6 +1,6 @@
-"""What a GGUF file says of itself, before any of its weights is read.
+"""Reads the description of a model in GGUF files, without weights. No torch.
 
-A model may be split over several files, which are one `GgufModel` here. Nothing here imports torch.
+A model that is split over several files is one `GgufModel`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgecosine.errors import ModelUnavailable
 SUFFIX: Final = ".gguf"
 EMBEDDING: Final = "token_embd.weight"
 BASE: Final = "edgecosine.base"
-"""Names the model whose embedding and tokenizer, or whose weights, are this one's, too."""
+"""Key of the name of the base model, which provides embedding and tokenizer, or weights."""
 BASE_DIGEST: Final = "edgecosine.base_sha256"
 _ADAPTER: Final = "adapter.type"
 _MAX_PARTS: Final = 1 << 10
@@ -26,7 +26,7 @@ _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PLAIN: Final = frozenset({"F32", "F16", "F64"})
 _TOKENIZER, _TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.tokens"
 _END_TOKENS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Factors for rotary positions and lists of tokens; every other tensor is a weight.
+# Rotary factors and lists of tokens; every other tensor is a weight.
 SHORTLIST: Final = "output.tokens"
 _TABLES: Final = (
     "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", SHORTLIST
@@ -37,7 +37,7 @@ _TABLES: Final = (
 class GgufModel:
     """A model in one GGUF file or in a split set.
 
-    `metadata` is the first part's, as `read_header` gives it.
+    `metadata` comes from the first part, in the form of `read_header`.
     """
 
     paths: tuple[Path, ...]
@@ -51,12 +51,12 @@ class GgufModel:
 
     @property
     def base(self) -> str:
-        """The name of the model that this one was cut from or changes; empty for a whole model."""
+        """The name of the base model; empty for a whole model."""
         return str(self.metadata.get(BASE, ""))
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it holds low-rank changes to the weights of its base, and no weights."""
+        """Whether the file has low-rank changes to the weights of its base in place of weights."""
         return self.metadata.get(_ADAPTER) == "lora"
 
     @property
@@ -66,7 +66,7 @@ class GgufModel:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all weights."""
+        """Elements of all weights."""
         return sum(tensor.num_elements for tensor in self.weights)
 
     @property
@@ -81,42 +81,42 @@ class GgufModel:
 
     @property
     def quantization(self) -> str:
-        """The formats of the matrices, the one of most numbers first: "Q4_1, Q8_0"."""
+        """The number formats of the matrices, the most frequent first: "Q4_1, Q8_0"."""
         return ", ".join(self._formats())
 
     @property
     def main_format(self) -> str:
-        """The format of most numbers in matrices."""
+        """The most frequent number format of the matrices."""
         return next(iter(self._formats()), "F32")
 
     @property
     def is_coarse(self) -> bool:
-        """Whether most of the numbers in matrices have no more digits than bfloat16 keeps."""
+        """Whether most matrix elements have no more precision than bfloat16."""
         return self.main_format not in _PLAIN
 
     @property
     def is_quantized(self) -> bool:
-        """Whether most of the numbers in matrices are small ones with scales."""
+        """Whether most matrix elements are in a quantised format."""
         return self.is_coarse and self.main_format != "BF16"
 
     @property
     def num_tokens(self) -> int:
-        """Size of the vocabulary in the file; 0 where it has none."""
+        """Size of the vocabulary; 0 for a file without one."""
         return integer(self.metadata, _TOKENS, 0) if _TOKENIZER in self.metadata else 0
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Tokens that end an answer, by the file's own account."""
+        """Tokens that end an answer according to the file."""
         ids = (self.metadata.get(f"tokenizer.ggml.{key}") for key in _END_TOKENS)
         return tuple(dict.fromkeys(token for token in ids if isinstance(token, int)))
 
     @property
     def chat_template(self) -> str:
-        """How conversations are written; empty for a model without."""
+        """The chat template; empty for a model without one."""
         return str(self.metadata.get("tokenizer.chat_template", ""))
 
     def setting(self, key: str) -> Any:
-        """A number of the architecture, such as `context_length`; None where it is not said."""
+        """A setting of the architecture, such as `context_length`; None where it is missing."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def _formats(self) -> dict[str, int]:
@@ -128,15 +128,15 @@ class GgufModel:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a name is that of a GGUF file."""
+    """Whether a path has the suffix of a GGUF file."""
     return path.suffix.lower() == SUFFIX
 
 
 def read_gguf(path: Path) -> GgufModel:
     """The model that begins in the file `path`, with all parts of a split set.
 
-    Raises ModelUnavailable for a file that is no GGUF, is cut off, has no tokenizer or belongs to a
-    set with missing parts.
+    Raises ModelUnavailable for a file that is not GGUF, is truncated, has no tokenizer or belongs
+    to a set with missing parts.
     """
     paths = _parts(path)
     metadata, tensors = read_header(paths[0])
@@ -150,18 +150,18 @@ def read_gguf(path: Path) -> GgufModel:
         tensors += read_header(other)[1]
     model = GgufModel(paths, metadata, tuple(tensors))
     if not model.architecture:
-        raise ModelUnavailable(f"{path} does not name its architecture: not a language model")
+        raise ModelUnavailable(f"{path} has no architecture in its metadata: not a language model")
     if not tensors:
-        raise ModelUnavailable(f"{path} holds no weights: a vocabulary alone cannot be served")
+        raise ModelUnavailable(f"{path} has no weights: a vocabulary alone cannot be served")
     if not (model.num_tokens or model.base):
         raise ModelUnavailable(
-            f"{path} holds no tokenizer; take a file that has one (tokenizer.ggml.model)"
+            f"{path} has no tokenizer; use a file that has one (tokenizer.ggml.model)"
         )
     return model
 
 
 def part_names(name: str) -> tuple[str, ...]:
-    """Names of all files of the set that a file belongs to, of itself alone where there is none.
+    """Names of all files of the set that a file belongs to; its own name if it is no part of one.
 
     Raises ModelUnavailable for a part beyond the set.
     """

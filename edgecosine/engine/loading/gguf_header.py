@@ -1,6 +1,6 @@
-"""The header of a GGUF file: metadata and tensor table, parsed within bounds.
+"""Parses the header of a GGUF file, metadata and tensor table, within bounds.
 
-The file's length is compared with its table, so an unfinished file is found in milliseconds.
+The length of the file is compared with the table, so a truncated file is detected at once.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Tensor:
 
     @property
     def num_elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return prod(self.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
     """Metadata and tensor table of one file.
 
-    Of an array of strings, and of one of more than 4096 numbers, its length stands for it.
-    Raises ModelUnavailable for a file that is no GGUF, is damaged or cut off.
+    Arrays of strings, and arrays of more than 4096 numbers, are replaced by their length.
+    Raises ModelUnavailable for a file that is not GGUF, damaged or truncated.
     """
     try:
         with path.open("rb") as file:
@@ -78,7 +78,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
 
 
 class _Header:
-    """A cursor over the header of one file."""
+    """A reader of the header of one file."""
 
     def __init__(self, view: mmap.mmap, path: Path) -> None:
         self._view, self._path = view, path
@@ -163,7 +163,7 @@ class _Header:
 
 
 def integer(metadata: Mapping[str, Any], key: str, default: int) -> int:
-    """A number of the metadata, or the default where it is none."""
+    """An integer of the metadata; `default` where it is missing or of another type."""
     value = metadata.get(key, default)
     return value if isinstance(value, int) else default
 

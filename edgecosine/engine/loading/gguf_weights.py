@@ -1,7 +1,7 @@
-"""A model out of a GGUF file: settings, tokenizer and plain weights, by transformers.
+"""Reads configuration, tokenizer and dequantised weights of a GGUF file through transformers.
 
-transformers reads such files by gguf's reader, which takes seconds for a vocabulary, three times
-a load, and knows nothing of split sets. During a load it is given this module's reader instead.
+The reader of the gguf package takes seconds for a vocabulary, three times a load, and does not
+support split sets. During a load it is replaced by the reader of this module.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from edgecosine.errors import ModelUnsupported
 logger = logging.getLogger(__name__)
 
 _STATE: Final = ("ssm", "wkv", "shortconv", "kda")
-"""Groups of settings that only families with recurrent state have."""
+"""Groups of settings of families with recurrent state."""
 _PLAIN_SPLITS: Final = ("gpt-2", "smollm")
 _ONE_AT_A_TIME: Final = Lock()
 _NUMPY: Final = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
 
 def read_gguf_config(model: GgufModel) -> Any:
-    """The configuration; its dtype is bfloat16 where the weights have no more digits.
+    """The configuration; its dtype is bfloat16 where the weights have no more precision.
 
-    Raises ModelUnsupported, by GGUF's name, for families that cannot be served.
+    Raises ModelUnsupported for families that cannot be served.
     """
     architecture = model.architecture
     prefixes = tuple(f"{architecture}.{group}." for group in _STATE)
     if any(key.startswith(prefixes) for key in model.metadata):
         raise ModelUnsupported(
-            f"GGUF architecture {architecture!r} has recurrent state instead of attention: what a "
-            "rejected draft did to it cannot be taken back"
+            f"GGUF architecture {architecture!r} has recurrent state instead of attention, "
+            "from which rejected drafts cannot be removed"
         )
     try:
         with _reading(model):
@@ -66,16 +66,16 @@ def read_gguf_config(model: GgufModel) -> Any:
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelUnsupported(
-            f"GGUF architecture {architecture!r} cannot be served: it does not continue texts"
+            f"GGUF architecture {architecture!r} cannot be served: not a causal language model"
         )
     _complete(config, model)
     return config
 
 
 def _complete(config: Any, model: GgufModel) -> None:
-    """What transformers does not take from every family's files."""
+    """Set values that transformers does not read from the files of every family."""
     embedding = next((t.shape[0] for t in model.tensors if t.name == EMBEDDING), None)
-    # With windows of another head size, transformers takes both from the file.
+    # Where windows have another head size, transformers reads both from the file.
     has_two = model.setting("attention.key_length_swa") is not None
     known = {
         "head_dim": None if has_two else model.setting("attention.key_length"),
@@ -93,20 +93,20 @@ def _complete(config: Any, model: GgufModel) -> None:
 def read_gguf_tokenizer(model: GgufModel) -> Any:
     """The tokenizer, with its chat template.
 
-    Raises ModelUnsupported where the installed transformers would split texts otherwise than the
-    model's makers did.
+    Raises ModelUnsupported where the installed transformers would split texts in another way than
+    in the training of the model.
     """
     first = model.paths[0]
     if hasattr(gguf_support, "GGUF_TOKENIZER_ARCHS"):
         _check_old_tokenizer(model)
-        # It takes the vocabulary from the reader that is replaced below.
+        # It needs the vocabulary from gguf's own reader.
         return AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name)
     with _reading(model):
         return AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name)
 
 
 def _check_old_tokenizer(model: GgufModel) -> None:
-    """transformers 5.17 knows one way of splitting, and needs a beginning."""
+    """transformers 5.17 supports one way of splitting, and needs a beginning token."""
     split = model.metadata.get("tokenizer.ggml.pre")
     if split not in _PLAIN_SPLITS or "tokenizer.ggml.bos_token_id" not in model.metadata:
         raise ModelUnsupported(
@@ -117,7 +117,7 @@ def _check_old_tokenizer(model: GgufModel) -> None:
 def load_gguf_weights(model: GgufModel, config: Any, dtype: torch.dtype) -> Any:
     """The model on the CPU, its weights dequantised and rounded to `dtype`.
 
-    Raises ModelUnsupported where weights of the file and of the model do not match one to one.
+    Raises ModelUnsupported where the weights of file and model do not correspond one to one.
     """
     first = model.paths[0]
     try:
@@ -132,7 +132,7 @@ def load_gguf_weights(model: GgufModel, config: Any, dtype: torch.dtype) -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    # Shapes that differ, and number formats that gguf cannot read.
+    # Raised for shapes that differ and for number formats that gguf cannot read.
     except RuntimeError as error:
         raise ModelUnsupported(
             f"GGUF architecture {model.architecture!r} ({model.quantization}) cannot be loaded: "
@@ -144,7 +144,7 @@ def load_gguf_weights(model: GgufModel, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _check_complete(model: GgufModel, loaded: Any, info: Any) -> None:
-    """transformers makes missing weights up and leaves out what it has no place for."""
+    """transformers initialises missing weights at random and ignores unknown ones."""
     architecture = model.architecture
     if missing := sorted(info["missing_keys"]):
         raise ModelUnsupported(
@@ -159,26 +159,26 @@ def _check_complete(model: GgufModel, loaded: Any, info: Any) -> None:
     if given != taken:
         raise ModelUnsupported(
             f"GGUF architecture {architecture!r}: the file holds {given:,} numbers where "
-            f"transformers' {loaded.config.model_type} has {taken:,}; the text would be another"
+            f"transformers' {loaded.config.model_type} has {taken:,}; its output would be wrong"
         )
     if len(model.weights) < len(model.tensors) or model.setting("rope.scaling.type") not in {
         None,
         "none",
     }:
         logger.warning(
-            "rotary scaling ignored, which transformers does not take from a GGUF file; "
-            "long texts will be worse than those of the original checkpoint: file=%s",
+            "rotary scaling of a GGUF file ignored, long texts will be worse than with the "
+            "original checkpoint: file=%s",
             model.paths[0].name,
         )
 
 
 @contextmanager
 def _reading(model: GgufModel) -> Iterator[None]:
-    """Context in which transformers sees a file as this module reads it, and its bar is one of
-    those that `showing_progress` shows."""
+    """Context in which transformers uses the reader of this module, and a progress bar that
+    `showing_progress` handles."""
     replaced = {
         (gguf, "GGUFReader"): lambda *_args, **_kwargs: _Reader(model),
-        # It is made anew for every module of a model, which took half of a load.
+        # It is computed again for every module of a model, half of the time of a load.
         (gguf, "get_tensor_name_map"): functools.cache(gguf.get_tensor_name_map),
         (modeling_gguf_pytorch_utils, "tqdm"): transformers_logging.tqdm,
     }
@@ -194,9 +194,9 @@ def _reading(model: GgufModel) -> Iterator[None]:
 
 
 class _Reader:
-    """What transformers uses of gguf's reader, for all parts of a model at once.
+    """The part of gguf's reader that transformers uses, for all files of a model.
 
-    Vocabularies are left out; their length is given as the setting that it is derived from.
+    Vocabularies are left out; their length is a setting instead.
     """
 
     def __init__(self, model: GgufModel) -> None:

@@ -1,76 +1,36 @@
-"""From a model's name to an engine: find it, plan its memory, load it, test it.
-
-Nothing that a model directory holds is executed: weights are safetensors or GGUF, and remote code
-is never trusted.
-"""
+"""Loads the engine of a target or of a drafter."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
-
-from edgecosine import models, zoo
 from edgecosine.engine.base import DraftEngine, TargetEngine
-from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.cpu.packing import round_weights
-from edgecosine.engine.cuda.graphs import capture_for, use_own_stream
-from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
-from edgecosine.engine.draft import drafter
+from edgecosine.engine.draft.draft_progress import TREE_ROOM
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import load_ngram
-from edgecosine.engine.forward_pass import PassModel, SlotModel
-from edgecosine.engine.loading.ballast import add_ballast
-from edgecosine.engine.loading.cut_models import load_cut_model
-from edgecosine.engine.loading.end_tokens import end_tokens
-from edgecosine.engine.loading.gguf_weights import load_gguf_weights
 from edgecosine.engine.loading.load_errors import refusing
-from edgecosine.engine.loading.load_plan import (
-    TREE_ROOM,
-    LoadPlan,
-    kernels_if_any,
-    plan_load,
-    reading,
-)
-from edgecosine.engine.loading.memory import freeing_at_once
-from edgecosine.engine.loading.model_files import NGRAM, loaded_weights
-from edgecosine.engine.loading.options import Loaded, LoadOptions, Quantize
-from edgecosine.engine.loading.progress import download_bar, showing_progress
-from edgecosine.engine.loading.selftest import (
-    Reference,
-    check_as_served,
-    check_family,
-    take_reference,
-)
-from edgecosine.engine.loading.source_files import digest_of, file_of, read_tokenizer, settings_of
-from edgecosine.engine.loading.tensor_check import check_stored, check_tensors
-from edgecosine.engine.rotary import turning_length
-from edgecosine.engine.target.exactness import confirm, decide, require
+from edgecosine.engine.loading.load_model import load_model
+from edgecosine.engine.loading.load_plan import kernels_if_any
+from edgecosine.engine.loading.load_ranks import load_over_ranks
+from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
-from edgecosine.engine.tensor_parallel.layers import can_pack
-from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ModelUnsupported
+from edgecosine.models import NGRAM
 
 logger = logging.getLogger(__name__)
 
 
 def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
-    """Load the model that decides.
+    """Load a target engine.
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
     if options.model == NGRAM:
-        raise ModelUnsupported("ngram only drafts; a target needs a model")
+        raise ModelUnsupported("ngram is a drafter; a target needs a model")
     with refusing(f"cannot serve {options.model!r}"):
-        load = load_model if options.tensor_parallel == 1 else _split
-        model, loaded, cells = load(options)
+        load = load_model if options.tensor_parallel == 1 else load_over_ranks
+        model, loaded, slot_size = load(options)
     engine = TransformerTarget(
         model,
         slots=options.slots,
@@ -81,12 +41,12 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     )
     assert loaded.codec is not None
     if (fault := loaded.codec.chat_fault()) is not None:
-        logger.warning("chats are refused, completions are served: reason=%s", fault)
+        logger.warning("chat requests are refused, completions are served: reason=%s", fault)
     logger.info(
-        "target loaded: model=%s weights=%s cells=%d tensor_parallel=%d exactness=%s reason=%s",
+        "target loaded: model=%s weights=%s slot_size=%d tensor_parallel=%d exactness=%s reason=%s",
         loaded.name,
         loaded.form,
-        cells,
+        slot_size,
         options.tensor_parallel,
         loaded.exactness,
         loaded.exactness_reason,
@@ -95,7 +55,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
 
 
 def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
-    """Load a model that guesses, or the model-free drafter `ngram`.
+    """Load a draft engine: a model, or the drafter without a model, `ngram`.
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
@@ -103,213 +63,12 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         raise ModelUnsupported("only a target can be tensor-parallel")
     if options.model == NGRAM:
         return load_ngram()
-    # A guess cannot change an answer, so no drafter is held to a policy.
+    # Drafts cannot change an answer, so drafters need no exactness policy.
     options = replace(options, exactness="rounding")
-    with refusing(f"cannot draft by {options.model!r}"):
-        model, loaded, _ = load_model(options, room=drafter.TREE_ROOM)
-    engine = drafter.TransformerDrafter(
+    with refusing(f"cannot draft with {options.model!r}"):
+        model, loaded, _ = load_model(options, room=TREE_ROOM)
+    engine = TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),
         turns_at=loaded.turns_at,
     )  # fmt: skip
     return engine, loaded
-
-
-def load_model(
-    options: LoadOptions, meet: Callable[[], None] = lambda: None, room: int = TREE_ROOM
-) -> tuple[PassModel, Loaded, int]:
-    """Load a model, or this rank's share of it; also gives the cells of a slot.
-
-    `meet` waits for the other ranks: memory is looked at before any of them takes some, and no rank
-    waits in its first pass for the weights of another. `room` is the cells of a slot that are kept
-    free for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
-    """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    plan = plan_load(options, room)
-    decision = decide(plan.device, plan.dtype)
-    require(decision, options.exactness)
-    if plan.memory.origin:
-        logger.info("dequantised: model=%s memory=%s", options.model, plan.memory.origin)
-    plan.check()
-
-    def load() -> Any:
-        with showing_progress(options.model):
-            model = reading(options.model, "its weights", lambda: _weights(plan, options))
-        if options.ballast > 1:
-            add_ballast(model, options.ballast)
-        if plan.form == "int8":
-            round_weights(model)
-        return model
-
-    tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))
-    with freeing_at_once():
-        meet()
-        model = load()
-        meet()
-        num_parameters = sum(p.numel() for p in model.parameters())
-        num_rows = int(model.get_input_embeddings().num_embeddings)
-        reference = _reference(model, plan, options)
-        kernels = None if model.tp_size and not can_pack(model) else decision.kernels
-        runner = _runner(model, load, reference, options.slots, plan, kernels)
-    decision = confirm(decision, options.exactness, runner, model)
-    name = _display_name(options)
-    num_tokens = min(num_rows, reference.truth.shape[1])
-    ends = end_tokens(model.config, settings_of(plan.source, plan.config), tokenizer)
-    codec = TextCodec(tokenizer, _known(ends, num_tokens), num_tokens)
-    weights, cache = runner.held
-    loaded = Loaded(
-        name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
-        decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
-        dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
-        form=plan.form, num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
-    )  # fmt: skip
-    return runner, loaded, plan.cells
-
-
-def _format(plan: LoadPlan, options: LoadOptions) -> str:
-    return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
-
-
-def _split(options: LoadOptions) -> tuple[PassModel, Loaded, int]:
-    from edgecosine.engine.tensor_parallel.model import (
-        load_over_ranks,  # each rank loads by this file
-    )
-
-    return load_over_ranks(options)
-
-
-def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
-    """Its first pass also shows whether the device has what a quantised model needs."""
-    what = f"{options.model!r} does not run here"
-    if options.quantize != "none":
-        what = f"{options.quantize} does not run on {plan.device} with this model"
-        remedy = "; leave --quantize out, or take another"
-    elif getattr(model, "is_quantized", False):
-        remedy = f"; its layers are quantised for others than {plan.device}"
-    else:
-        remedy = "; take another model, or another --dtype"
-    with refusing(what, remedy):
-        return take_reference(model, plan.context, plan.form)
-
-
-def _runner(
-    model: Any,
-    reload: Callable[[], Any],
-    reference: Reference,
-    slots: int,
-    plan: LoadPlan,
-    kernels: Kernels | None,
-) -> PassModel:
-    """The fastest way to run the model that gives what the model itself gives.
-
-    A way that is tried takes the weights, so the next one loads them again.
-    """
-    family, threads, cells = str(model.config.model_type), torch.get_num_threads(), plan.cells
-    if kernels is not None and can_fuse(model):
-        fused = NativeLlama(
-            model, slots=slots, cells=cells, threads=threads, kernels=kernels, takes_weights=True,
-            form=plan.form,
-        )  # fmt: skip
-        try:
-            check_family(fused, reference, family)
-        except ModelUnsupported as error:
-            logger.warning("running layer by layer: reason=%s", error)
-            del fused
-            model = reload()
-        else:
-            return fused
-    # Recording what ranks send each other is nccl's business, and untested.
-    if model.device.type == "cuda" and not model.tp_size:
-        use_own_stream(model.device)
-        if (static := fixed_shapes(model, reference, slots, cells)) is not None:
-            return static
-    layered = SlotModel(
-        model, slots=slots, cells=cells, threads=threads, kernels=kernels, form=plan.form
-    )
-    check_family(layered, reference, family)
-    return layered
-
-
-def fixed_shapes(model: Any, reference: Reference, slots: int, cells: int) -> PassModel | None:
-    """The model in fixed shapes, or None when it does not give what the model itself gives."""
-    family = str(model.config.model_type)
-    try:
-        static = PaddedModel(model, slots=slots, cells=cells, capture=capture_for(model.device))
-        check_family(static, reference, family)
-        for _ in range(RUNS_TO_REPLAY - 1):
-            check_as_served(static, reference, family)
-    except (ModelUnsupported, torch.OutOfMemoryError) as error:
-        logger.warning("no passes of fixed shapes: reason=%s", error)
-        return None
-    return static
-
-
-def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
-    if (gguf := plan.source.gguf) is not None:
-        if plan.source.base is not None:
-            model = load_cut_model(plan.source, plan.config, plan.rounded)
-        else:
-            model = load_gguf_weights(gguf, plan.config, plan.rounded)
-        return model.to(plan.device, plan.dtype)
-    settings: dict[str, Any] = {
-        "dtype": plan.dtype,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-        "attn_implementation": "eager",
-        "tqdm_class": download_bar(),
-        "output_loading_info": True,
-        # Tensors of another shape are refused by name, with those that are missing.
-        "ignore_mismatched_sizes": True,
-    }
-    if options.tensor_parallel > 1:
-        from transformers.distributed.configuration_utils import DistributedConfig
-
-        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
-    elif options.quantize != "none":
-        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        quantization = _quantization(options.quantize, plan.dtype)
-        settings |= {"device_map": plan.device, "quantization_config": quantization}
-    is_here = Path(plan.source.where).is_dir()
-    if is_here:
-        check_stored(options.model, loaded_weights(Path(plan.source.where)), plan.config)
-    loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
-    model, info = loading
-    check_tensors(options.model, model.config, info)
-    if not is_here and (config := file_of(plan.source, "config.json")) is not None:
-        check_stored(options.model, loaded_weights(config.parent), plan.config)
-    is_placed = options.tensor_parallel > 1 or options.quantize != "none"
-    return model if is_placed else model.to(plan.device)
-
-
-def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
-    settings: dict[str, Any] = (
-        {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": dtype,
-        }
-        if quantize == "nf4"
-        # A threshold above 0 picks outlier columns by the batch: rows would see each other.
-        else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
-    )
-    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
-
-
-def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
-    """Those end tokens that the model can say; no other one can be drawn, or kept from it."""
-    known = [token for token in eos_tokens if token < num_tokens]
-    if len(known) < len(eos_tokens):
-        beyond = sorted(set(eos_tokens).difference(known))
-        logger.warning("end tokens beyond the model left out: ids=%s tokens=%d", beyond, num_tokens)
-    return known
-
-
-def _display_name(options: LoadOptions) -> str:
-    is_known = options.model in zoo.names() or models.is_known(options.model)
-    where = Path(options.model).expanduser()
-    # As it is called where `.` or `..` says less.
-    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
-    name = options.model if is_known else options.gguf or path.name or "model"
-    return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

@@ -1,4 +1,4 @@
-"""What a load will be, decided before any weight is read: source, number formats, sizes, memory."""
+"""Plans a load before any weight is read: source, number formats, sizes, memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgecosine import models, zoo
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import CACHE, FAMILIES
 from edgecosine.engine.cuda.padded_model import capacity
+from edgecosine.engine.length_limits import refuse_chunks
 from edgecosine.engine.loading.cut_models import read_cut_config
 from edgecosine.engine.loading.device import available_memory, resolve_device
 from edgecosine.engine.loading.gguf_file import EMBEDDING
-from edgecosine.engine.loading.length_limits import refuse_chunks
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.memory import INT8_BYTES, MemoryPlan, plan_memory
-from edgecosine.engine.loading.options import LoadOptions, WeightForm
 from edgecosine.engine.loading.sources import Source, locate
+from edgecosine.engine.options import LoadOptions, WeightForm
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 DTYPES = {
@@ -30,19 +30,19 @@ DTYPES = {
     "float16": torch.float16,
 }
 TREE_ROOM = 64
-"""Cells of a slot kept free for draft nodes."""
+"""KV positions of a slot reserved for draft nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """A model and how it will be held.
+    """A model and its form in memory.
 
-    dtype        what is computed in
-    form         how linear layers hold their weights
-    rounded      what a file's weights are rounded to
-    context      tokens that a sequence may have
-    cells        tokens that a slot has room for, draft nodes included
-    num_sharing  processes that take as much of the same memory
+    dtype        number format of computation
+    form         storage of linear layers
+    rounded      number format that the weights of a file are rounded to
+    context      most tokens of a sequence
+    slot_size    KV positions of a slot, those for draft nodes included
+    num_sharing  processes that each take this much of the same memory
     """
 
     source: Source
@@ -52,19 +52,19 @@ class LoadPlan:
     form: WeightForm
     rounded: torch.dtype
     context: int
-    cells: int
+    slot_size: int
     memory: MemoryPlan
     num_sharing: int
 
     def check(self) -> None:
-        """Raise OutOfMemory where there is less than planned."""
+        """Raises OutOfMemory where less memory is available than planned."""
         self.memory.check(available_memory(self.device) // self.num_sharing, self.device)
 
 
 def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
-    """The plan for a model, with `room` cells of a slot for draft nodes.
+    """The plan for a model, with `room` KV positions of a slot for draft nodes.
 
-    Raises ModelUnavailable, ModelUnsupported, or ConfigError for a device that is not there.
+    Raises ModelUnavailable, ModelUnsupported, or ConfigError for a device that does not exist.
     """
     device = resolve_device(options.device)
     source = _source(options)
@@ -78,19 +78,19 @@ def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: 
     refuse_chunks(config.get_text_config(), context)
     form = _form(source, device, options)
     dtype = _dtype(options.dtype, form, device, config)
-    # A quantised file has no more digits to give than bfloat16 keeps, whatever sums are in.
+    # The weights of a quantised file have no more precision than bfloat16.
     is_rounded = source.gguf and options.dtype == "auto" and form != "int8"
     rounded = config.dtype if is_rounded else dtype
-    cells = context + room
+    slot_size = context + room
     sizes = _sizes(source, options)
     memory = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
-        cells=cells if device == "cpu" else capacity(cells), ballast=options.ballast,
+        slot_size=slot_size if device == "cpu" else capacity(slot_size), ballast=options.ballast,
         cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
         sizes=sizes, origin=_origin(source, sizes, rounded, form), form=form,
     )  # fmt: skip
     return LoadPlan(
-        source, config, device, dtype, form, rounded, context, cells, memory,
+        source, config, device, dtype, form, rounded, context, slot_size, memory,
         num_sharing=options.tensor_parallel if device == "cpu" else 1,
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def read_config(options: LoadOptions) -> Any:
 
 
 def reading(name: str, what: str, read: Callable[[], Any]) -> Any:
-    """What `read` gives of a part of the model `name`.
+    """The result of `read`, which reads the part `what` of the model `name`.
 
     Raises ModelUnavailable where it fails.
     """
@@ -118,7 +118,7 @@ def reading(name: str, what: str, read: Callable[[], Any]) -> Any:
 
 
 def kernels_if_any() -> Kernels | None:
-    """The compiled kernels; None where they cannot be had."""
+    """The compiled kernels; None where they are unavailable."""
     try:
         return load_kernels()
     except KernelsUnavailable:
@@ -129,13 +129,12 @@ def _source(options: LoadOptions) -> Source:
     source = locate(options.model, options.gguf)
     if source.gguf is not None and options.quantize != "none":
         raise ModelUnsupported(
-            f"{options.model} is quantised already ({source.gguf.quantization}): leave --quantize "
-            "out"
+            f"{options.model} is quantised already ({source.gguf.quantization}): omit --quantize"
         )
     if source.gguf is not None and options.tensor_parallel > 1:
         raise ModelUnsupported(
-            f"{options.model} is a GGUF file, which is not shared by processes: leave "
-            "--tensor-parallel out, or take a directory of safetensors"
+            f"{options.model} is a GGUF file, which cannot be split over processes: omit "
+            "--tensor-parallel, or use a directory of safetensors"
         )
     return source
 
@@ -150,19 +149,19 @@ def _config(source: Source) -> Any:
     )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelUnsupported(
-            f"model family {config.model_type!r} cannot be served: it does not continue texts"
+            f"model family {config.model_type!r} cannot be served: not a causal language model"
         )
     return config
 
 
 def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
-    """Raises ModelUnsupported where int8 is asked for and cannot be had."""
+    """Raises ModelUnsupported where int8 is requested and not available."""
     if options.weights == "bfloat16":
         return "bfloat16"
     fault = _why_not_int8(device, options)
     if options.weights == "int8":
         if fault:
-            raise ModelUnsupported(f"--weights int8 cannot be had here: {fault}")
+            raise ModelUnsupported(f"--weights int8 is not available: {fault}")
         return "int8"
     is_worth_it = source.gguf is not None and source.gguf.is_quantized and options.dtype == "auto"
     kernels = kernels_if_any()
@@ -172,11 +171,11 @@ def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
 
 def _why_not_int8(device: str, options: LoadOptions) -> str | None:
     if device != "cpu":
-        return f"it is for processors, and this model is on {device}"
+        return f"it needs a CPU, and this model is on {device}"
     if options.quantize != "none" or options.tensor_parallel > 1:
-        return "leave --quantize and --tensor-parallel out"
+        return "omit --quantize and --tensor-parallel"
     if options.dtype not in {"auto", "float32"}:
-        return f"leave --dtype {options.dtype} out"
+        return f"omit --dtype {options.dtype}"
     try:
         load_kernels()
     except KernelsUnavailable as error:
@@ -191,9 +190,9 @@ def _dtype(asked: str, form: WeightForm, device: str, config: Any) -> torch.dtyp
 
 
 def _default_dtype(device: str, config: Any) -> torch.dtype:
-    """bfloat16 where there are units for it, as far as the checkpoint has no more to give.
+    """bfloat16 where the processor has units for it and the checkpoint no more precision.
 
-    Elsewhere on a CPU the kernels compute in float32 and keep bfloat16 weights as they are.
+    Otherwise the kernels compute in float32 on a CPU, with bfloat16 weights unchanged.
     """
     if device != "cpu":
         return torch.bfloat16
@@ -215,9 +214,10 @@ def _context(config: Any, wanted: int) -> int:
 
 
 def _sizes(source: Source, options: LoadOptions) -> list[int]:
-    """Numbers in each weight as it is held, by the file's tensor table; empty where there is none.
+    """Elements of each weight in memory, from the file's tensor table; empty without a table.
 
-    A tied output layer is held beside the embedding, and a cut model's embedding is its base's.
+    A tied output layer is stored in addition to the embedding; a cut model has the embedding of its
+    base.
     """
     if source.gguf is None or options.ballast > 1:
         return []

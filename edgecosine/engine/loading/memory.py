@@ -1,52 +1,46 @@
-"""Memory is planned, not discovered: weights, cache and workspace before anything is loaded."""
+"""Computes the memory of weights, cache and workspace before a model is loaded."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgecosine.engine.loading.options import WeightForm
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.tensor_parallel.sharding import shards_cache
 from edgecosine.errors import ModelUnsupported, OutOfMemory
 
-# From malloc.h; the sizes set afterwards are those that glibc arrives at by itself.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
 INT8_BYTES = 34 / 32
-"""Bytes of a weight in blocks of 8 bits (packing.py)."""
+"""Bytes of a weight in blocks of 8 bits (`packing.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will take, in bytes."""
+    """The memory of a model, in bytes."""
 
     weights: int
     cache: int
     workspace: int
     origin: str = ""
-    """Of which file the weights become how many bytes."""
+    """The size of the file and of the packed weights, for messages."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.cache + self.workspace
 
     def check(self, available: int, device: str) -> None:
-        """Raise OutOfMemory when the plan does not fit."""
+        """Raises OutOfMemory when the plan exceeds `available` bytes."""
         if self.total > available:
             origin = f"{self.origin}: " if self.origin else ""
             raise OutOfMemory(
                 f"{origin}needs {_gib(self.total)} (weights {_gib(self.weights)}, cache "
                 f"{_gib(self.cache)}, workspace {_gib(self.workspace)}) but {device} has "
-                f"{_gib(available)} free: take a smaller model, quantise it, or lower --slots "
+                f"{_gib(available)} free: use a smaller model, quantise it, or lower --slots "
                 f"or --context"
             )
 
@@ -55,65 +49,13 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def give_back_memory() -> None:
-    """Hand freed memory back to the system where the C library keeps it (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-@contextmanager
-def freeing_at_once() -> Iterator[None]:
-    """Context in which freed tensors go back to the system instead of leaving holes in the heap
-    (glibc); afterwards, buffers of passes are kept for the next pass again."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _option, _value: 0)
-    mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-    try:
-        yield
-    finally:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        give_back_memory()
-
-
-def drop_pages(tensor: torch.Tensor) -> None:
-    """Let go of a tensor's pages that a file backs (Linux): who reads them again gets them from the
-    file again.
-
-    Weights are views of mapped safetensors files, whose pages stay in memory as long as any weight
-    of the file is in use.
-    """
-    begin = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * tensor.element_size()
-    end = begin + tensor.numel() * tensor.element_size()
-    begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if begin < end and tensor.device.type == "cpu" and _is_mapped(begin, end):
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        madvise(begin, end - begin, mmap.MADV_DONTNEED)
-
-
-def _is_mapped(begin: int, end: int) -> bool:
-    """Whether a range lies in a mapped file that is still there."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return False
-    for line in lines:
-        span, *_, name = line.split(maxsplit=5)
-        low, high = (int(edge, 16) for edge in span.split("-"))
-        if low <= begin and end <= high:
-            is_file = name.startswith("/") and not name.startswith("/dev/")
-            return is_file and not name.endswith(" (deleted)")
-    return False
-
-
 def plan_memory(
     config: Any,
     *,
     dtype: torch.dtype,
     quantize: str,
     slots: int,
-    cells: int,
+    slot_size: int,
     ballast: int,
     cache_dtype: torch.dtype | None = None,
     num_ranks: int = 1,
@@ -121,32 +63,32 @@ def plan_memory(
     origin: str = "",
     form: WeightForm = "bfloat16",
 ) -> MemoryPlan:
-    """Plan for a model of this configuration with `slots` rows of `cells` tokens, whose keys and
-    values are of the model's dtype unless `cache_dtype` says otherwise.
+    """Plan for a model of this configuration with `slots` slots of `slot_size` tokens, whose keys
+    and values have the dtype of the model unless `cache_dtype` is given.
 
-    With several ranks, it is one rank's share. `sizes` are the numbers in each weight, where the
-    checkpoint tells. `origin` is for the message of a plan that does not fit.
+    With several ranks, the plan is for one rank. `sizes` are the elements of each weight, where the
+    checkpoint has a table of them. `origin` is for the message of a plan that does not fit.
     Raises ModelUnsupported for a model without attention.
     """
     text = config.get_text_config()
     if not getattr(text, "num_attention_heads", 0):
         raise ModelUnsupported(
-            f"model family {config.model_type!r} has recurrent state instead of attention: what a "
-            "rejected draft did to it cannot be taken back"
+            f"model family {config.model_type!r} has recurrent state instead of attention, "
+            "from which rejected drafts cannot be removed"
         )
     sizes = sizes or _sizes(config, dtype, ballast)
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * heads * head_size * slots * cells
+    cache = 2 * text.num_hidden_layers * heads * head_size * slots * slot_size
     cache *= (cache_dtype or dtype).itemsize
-    # Packing copies one layer at a time; the output layer may be tied and is then held twice.
+    # Packing copies one layer at a time; a tied output layer is stored twice.
     largest, total = max(sizes, default=0), sum(sizes)
     workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
     if shards_cache(text):
         cache //= num_ranks
     if form == "int8":
-        # The embedding stays as it was read, and everything is read before anything is packed.
+        # The embedding is not packed, and packing starts after all weights are read.
         held = int(total * INT8_BYTES) + largest * dtype.itemsize
         workspace = max(workspace, total * dtype.itemsize - held)
         return MemoryPlan(held, int(cache), workspace, origin)
@@ -154,7 +96,7 @@ def plan_memory(
 
 
 def _sizes(config: Any, dtype: torch.dtype, ballast: int) -> list[int]:
-    """Numbers in each weight of a model, widened by `ballast`."""
+    """Elements of each weight of a model, widened by `ballast`."""
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     widened = {"gate_proj", "up_proj", "down_proj"}

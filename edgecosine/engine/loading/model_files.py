@@ -1,6 +1,6 @@
-"""Are a model's files where a node will look for them, and whole?
+"""Finds the files of a model and checks that they are complete, by names and sizes.
 
-It looks at names and sizes alone; whether a model can be served is the engine's to say.
+Whether the model can be served is decided when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from edgecosine import models
 from edgecosine.engine.loading.gguf_file import SUFFIX, is_gguf, part_names, read_gguf
 from edgecosine.errors import ModelUnavailable
 
-NGRAM: Final = "ngram"
 _INDEX: Final = "model.safetensors.index.json"
 _TOKENIZERS: Final = ("tokenizer.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
-"""Each of them holds a whole vocabulary; so do vocab.json and merges.txt together."""
+"""Each has a whole vocabulary; so have vocab.json and merges.txt together."""
 _PAIR: Final = ("vocab.json", "merges.txt")
 _SETTINGS: Final = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -40,7 +39,7 @@ class _Index(msgspec.Struct):
 
 
 def fault_of(directory: Path) -> str | None:
-    """What is missing for a directory or GGUF file to hold a model; None when it is whole."""
+    """What a directory or GGUF file lacks to be a model; None when it is complete."""
     if is_gguf(directory) and not directory.is_dir():
         try:
             read_gguf(directory)
@@ -49,10 +48,10 @@ def fault_of(directory: Path) -> str | None:
         return None
     if not (directory / "config.json").is_file():
         if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
-            return f"config.json is missing; or name a file by --gguf, as in --gguf {files[0]}"
+            return f"config.json is missing; to use a GGUF file, set --gguf {files[0]}"
         return "config.json is missing"
     if (directory / "adapter_config.json").is_file():
-        return "it changes a model by an adapter (adapter_config.json): merge the two first"
+        return "it is an adapter (adapter_config.json): merge it into its model first"
     if fault := _fault_of_weights(directory):
         return fault
     pair = [name for name in _PAIR if (directory / name).is_file()]
@@ -87,7 +86,7 @@ def _fault_of_file(path: Path) -> str | None:
 
 
 def _small_files(directory: Path) -> list[Path]:
-    """The files beside the weights that decide what a model says."""
+    """The files other than weights that affect the output of a model."""
     return _named(directory, (*_SETTINGS, *_TOKENIZERS, *_PAIR))
 
 
@@ -97,12 +96,12 @@ def _named(directory: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def zoo_models(zoo: Path) -> list[Path]:
-    """Directories of the models that come with EdgeCoSine."""
+    """Directories of the models in the zoo."""
     return sorted(path.parent for path in zoo.glob("*/config.json"))
 
 
 def find_model(name: str, zoo: Path, gguf: str = "") -> Path | None:
-    """The directory or GGUF file of a model of the zoo, the catalogue, the disk or the hub's cache.
+    """The directory or GGUF file of a model in the zoo, the catalogue, on disk or in the hub cache.
 
     `gguf` names a file in the directory.
     """
@@ -131,7 +130,7 @@ def _find_model(name: str, zoo: Path) -> Path | None:
 
 
 def _hub_cache() -> Path:
-    """Where huggingface_hub keeps models, by its own rules; it need not be installed."""
+    """The cache directory of huggingface_hub, by its rules; the library need not be installed."""
     for name, below in (
         ("HF_HUB_CACHE", ""),
         ("HUGGINGFACE_HUB_CACHE", ""),
@@ -144,11 +143,11 @@ def _hub_cache() -> Path:
 
 
 def files_digest(path: Path) -> str:
-    """Tells a model from another one, and from another version of it, by all files that decide what
-    it says: settings, tokenizer, chat templates and weights; of files of more than 4 MiB by samples
-    of 64 KiB, the first of which has shapes.
+    """The identity of a model and its version: a digest of all files that affect its output, which
+    are settings, tokenizer, chat templates and weights. Of files of more than 4 MiB, samples of
+    64 KiB count, the header included.
 
-    A GGUF file is the same model under any name.
+    The name of a GGUF file is not part of its identity.
     """
     digest = hashlib.blake2b(digest_size=16)
     if is_gguf(path):
@@ -170,12 +169,12 @@ def _sample(path: Path, take: Callable[[bytes], object]) -> None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form of a model hub's, OWNER/MODEL."""
+    """Whether a name has the form OWNER/MODEL."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def loaded_weights(directory: Path) -> list[Path]:
-    """The files of weights that transformers reads: one, or else those of the index."""
+    """The weight files that transformers reads: a single one, or else those of the index."""
     single = directory / "model.safetensors"
     return [single] if single.is_file() else _weights(directory)
 

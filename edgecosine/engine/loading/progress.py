@@ -1,7 +1,7 @@
-"""How far a load has come: the libraries' bars on a terminal, a logged line now and then elsewhere.
+"""Shows the progress of a load: progress bars on a terminal, log lines elsewhere.
 
-transformers and huggingface_hub draw their bars by tqdm, one for each file that is downloaded and
-one for the weights. Downloads take the bar as an argument, the weights take it from a hook.
+transformers and huggingface_hub draw tqdm bars, one for each downloaded file and one for the
+weights. Downloads take the class of the bar as an argument, the weights take it from a hook.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 5.0
-"""Between two lines; a load that is over sooner says nothing."""
+"""Time between two lines; shorter loads log none."""
 
 
 class LoggedProgress(tqdm):  # type: ignore[misc]
-    """A bar that is logged instead of drawn."""
+    """A progress bar that logs lines."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         quiet = {"mininterval": PERIOD_S, "delay": PERIOD_S, "disable": False}
@@ -31,20 +31,20 @@ class LoggedProgress(tqdm):  # type: ignore[misc]
             super().__init__(*args, **(kwargs | quiet | {"file": nowhere}))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Log the line that would be drawn."""
+        """Log the progress."""
         share = f"{self.n / self.total:.0%}" if self.total else str(self.n)
         logger.info("progress: of=%s done=%s", (self.desc or "loading").removesuffix(": "), share)
         return True
 
 
 def download_bar() -> type[LoggedProgress] | None:
-    """What downloads show their progress by; None for the library's own bar."""
+    """The class of bars for downloads; None for the library's own."""
     return None if sys.stderr.isatty() else LoggedProgress
 
 
 @contextmanager
 def showing_progress(name: str) -> Iterator[None]:
-    """Context in which a load of the model `name` says how far it is."""
+    """Context in which the progress of loading the model `name` is shown."""
     hook: Callable[[Any], Any] = getattr(transformers_logging, "set_tqdm_hook", lambda _: None)
     if sys.stderr.isatty():
         transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

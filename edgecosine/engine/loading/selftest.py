@@ -1,15 +1,14 @@
-"""Whether a model family works here: our passes are held against the model's own definition.
+"""The self-test at load: compares our logits with those of the model in transformers.
 
-The truth is the stock model computed widely (`float32_reference.py`), with the weights as they are.
-How far the stock model in its own dtype is off the truth is what rounding costs at this depth and
-width. Our passes may be off by about as much; and where they too are computed widely, which leaves
-mistakes and takes rounding away, by a small part of it. Families with recurrent state, masks by
-cache index or attention of their own fail this test and are refused by name, instead of being
-served wrongly.
+The truth is the stock model computed in a wider format (`float32_reference.py`). The error of the
+stock model in its own dtype is the error of rounding at this depth and width. Our error may be
+about as large; computed in float32, where mistakes remain and rounding disappears, it may be a
+small part of that. Families with recurrent state, masks by cache index or attention of their own
+fail the test and are refused by name.
 
-The sequence is run at the first positions of a context, a few tokens at its last ones, and some
-where lengths that the sequence does not reach are shortened (`length_limits.py`); each beside a row
-from the other end of the context.
+The sequence runs at the first positions of the context, a few tokens at its last positions, and a
+few with length limits shortened (`length_limits.py`), each beside a row from the other end of the
+context.
 """
 
 from __future__ import annotations
@@ -23,88 +22,86 @@ from typing import Any, Protocol
 
 import torch
 
-from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.batch import RowBuilder, branch_among_siblings
 from edgecosine.engine.cpu.packing import rounding_inputs
-from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.float32_reference import computing_in
-from edgecosine.engine.loading.length_limits import reaches_of, shortened
-from edgecosine.engine.loading.options import WeightForm
+from edgecosine.engine.float32_reference import computing_in
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.length_limits import limits_of, shortened
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
-from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 logger = logging.getLogger(__name__)
 
 _COMPARED = 32
 """Last positions of the sequence, whose logits are compared."""
 _TREE, _REST = 12, 6
-"""Of these, the positions that are a branch of a tree, and those after it."""
-_LONGEST_REACH = 256
-"""The sequence goes beyond windows up to this one; more would cost too much at every load."""
+"""Of these, the positions in a branch of a tree, and those after it."""
+_LONGEST_LIMIT = 256
+"""The sequence exceeds limits up to this one; a longer one would slow down every load."""
 _SHORT = 6
-"""What longer ones are for a test of their own."""
+"""Longer limits are set to this in a test of their own."""
 _FAR = 16
-"""Tokens of such a test, and of one at the last positions of the context."""
+"""Tokens of that test, and of the one at the last positions of the context."""
 _NARROW, _FLOAT32, _WIDE = 5.0, 100.0, 0.01
-"""Most of our error in units of the stock model's: as served in a narrow type or in float32, and
-widely where the stock model is narrow. Twelve families of 24 to 36 layers with outlier channels had
-up to 2.2, 3 and 0.0004; mistakes planted in them had 2800 and more in float32, 0.1 widely."""
+"""Limits of our error in units of the stock model's: as served in a narrow type; as served in
+float32; computed in float32 where the stock model is narrow. Twelve families of 24 to 36 layers
+with outlier channels had up to 2.2, 3 and 0.0004; planted mistakes had 2800 and more as served in
+float32, and 0.1 computed in float32."""
 _FLOOR = 1e-5
-"""Error that is none, in units of the logits' spread."""
+"""Error that is ignored, in units of the standard deviation of the logits."""
 _UNKNOWN = 0.01
-"""The stock model's error in that unit, where there is no truth to measure it by."""
+"""The assumed error of the stock model in that unit, where it cannot be computed widely."""
 _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 
-class ProvableModel(PassModel, Protocol):
-    """A way of running that can show what it computes without rounding to narrow numbers."""
+class ProvableModel(ForwardModel, Protocol):
+    """A runner that can also compute in float32 and with other length limits."""
 
-    def widely(self, cells: int) -> AbstractContextManager[PassModel]:
-        """Context of the same way in float32, with one slot of at least `cells` tokens."""
+    def widely(self, slot_size: int) -> AbstractContextManager[ForwardModel]:
+        """Context of the same runner in float32, with one slot of at least `slot_size` tokens."""
 
     def shortened(
-        self, reaches: Mapping[str, int], cells: int
+        self, limits: Mapping[str, int], slot_size: int
     ) -> AbstractContextManager[ProvableModel]:
-        """Context of the same way with other lengths (`length_limits.py`), with at least one slot
-        of at
-        least `cells` tokens."""
+        """Context of the same runner with other limits (`length_limits.py`), with one slot of at
+        least `slot_size` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the last tokens of a sequence give by definition, and how near the stock model comes."""
+    """True logits of the last tokens of a sequence, and the error of the stock model."""
 
     tokens: list[int]
     truth: torch.Tensor
-    """float32 [positions, vocabulary], of the last positions."""
+    """float32 [positions, vocabulary] of the last positions."""
     stock_error: float
-    """As `error_of` gives it."""
+    """The result of `error_of`."""
     dtype: torch.dtype
-    """What the stock model computes in."""
+    """The number format of the stock model."""
     can_widen: bool
-    """Whether rounding can be taken away from both. Layers of a quantised model round by rules of
-    their own, whatever the dtype."""
+    """Whether both models can compute in float32; layers of a quantised model cannot."""
     start: int = 0
     """Position of the first token."""
-    reaches: Mapping[str, int] = field(default_factory=dict)
-    """Lengths that the model was given for it, by name."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Length limits that were set for it, by name."""
     turns_at: int = 0
-    """As `turning_length` gives it."""
+    """The result of `turning_length`."""
     last_position: int = 0
-    """Of the context that will be served."""
+    """The last position of the served context."""
     further: tuple[Reference, ...] = ()
-    """The same for other positions and lengths."""
+    """References for other positions and limits."""
     form: WeightForm = "bfloat16"
-    """With int8, linear layers round their inputs, and the stock model's were rounded likewise."""
+    """With int8, linear layers round their inputs, and so did the stock model."""
 
     @property
     def is_sharp(self) -> bool:
-        """Whether nothing is rounded to less than float32."""
+        """Whether the model rounds to float32 only."""
         return self.dtype == torch.float32 and self.form != "int8"
 
     @property
     def arithmetic(self) -> str:
-        """What the stock model computes in, in words."""
+        """The number format of the stock model, for messages."""
         name = str(self.dtype).removeprefix("torch.")
         return f"{name} with inputs of 8 bits" if self.form == "int8" else name
 
@@ -115,22 +112,22 @@ class Reference:
 
 
 def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> Reference:
-    """Run fixed sequences through the model as transformers defines it, in its dtype and widely.
+    """Run fixed sequences through the stock model, in its dtype and in a wider one.
 
-    `context` is the most tokens that will be served: longer windows do not matter.
+    `context` is the most tokens of a sequence; longer limits do not matter.
     """
     config = model.config.get_text_config()
     most = min(context, getattr(config, "max_position_embeddings", 0) or context)
-    reaches = reaches_of(config, context)
-    near = max((r for r in reaches.values() if r <= _LONGEST_REACH), default=0)
+    limits = limits_of(config, context)
+    near = max((r for r in limits.values() if r <= _LONGEST_LIMIT), default=0)
     length = min(_COMPARED + near, max(most, 1))
     places = [
         _Place(length),
         *([_Place(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
         *(
-            _Place(_FAR, reaches={name: _SHORT})
-            for name, reach in reaches.items()
-            if reach > _LONGEST_REACH
+            _Place(_FAR, limits={name: _SHORT})
+            for name, limit in limits.items()
+            if limit > _LONGEST_LIMIT
         ),
     ]
     first, *further = (_take_reference(model, place, most, form) for place in places)
@@ -141,18 +138,18 @@ def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> R
 class _Place:
     length: int
     start: int = 0
-    reaches: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
     tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(place.length)]
-    with shortened(model, place.reaches):
+    with shortened(model, place.limits):
         with rounding_inputs(model) if form == "int8" else nullcontext():
             stock = _stock_logits(model, tokens, place.start)
         reference = Reference(
-            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, reaches=place.reaches,
+            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, limits=place.limits,
             turns_at=turning_length(config), last_position=context - 1, form=form,
         )  # fmt: skip
         try:
@@ -160,7 +157,7 @@ def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -
                 truth = _stock_logits(model, tokens, place.start)
         except _FAULTS as error:
             logger.warning(
-                "the self-test knows the model's output in one type only: dtype=%s reason=%s",
+                "self-test without a wider reference: dtype=%s reason=%s",
                 dtype, error,
             )  # fmt: skip
             return replace(reference, stock_error=_UNKNOWN * reference.spread)
@@ -170,27 +167,27 @@ def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -
 
 
 def _widely(model: Any, form: WeightForm) -> AbstractContextManager[None]:
-    """Context in which the stock model rounds by far less than it is served with."""
+    """Context in which the stock model computes in a wider format than it is served in."""
     if form == "int8":
         return nullcontext()
     return computing_in(torch.float64 if model.dtype == torch.float32 else torch.float32, model)
 
 
 def check_family(model: ProvableModel, reference: Reference, family: str) -> None:
-    """Run the sequences of the reference as they are served, and widely.
+    """Run the sequences of the reference as served, and in float32.
 
     Raises ModelUnsupported when the logits differ by more than rounding.
     """
     _check(model, reference, family)
     for other in reference.further:
         size = len(other.tokens) + _TREE
-        if other.start + size > model.cells:
-            continue  # an engine of a shorter context, and of shorter tables
-        if not other.reaches:
+        if other.start + size > model.slot_size:
+            continue  # the runner has a shorter context, and shorter tables
+        if not other.limits:
             _check(model, other, family)
             continue
-        with model.shortened(other.reaches, size) as short:
-            _check(short, other, _with_lengths(family, other.reaches))
+        with model.shortened(other.limits, size) as short:
+            _check(short, other, _with_lengths(family, other.limits))
 
 
 def _check(model: ProvableModel, reference: Reference, family: str) -> None:
@@ -201,33 +198,35 @@ def _check(model: ProvableModel, reference: Reference, family: str) -> None:
         with model.widely(len(reference.tokens) + _TREE) as wide:
             logits = _run(wide, reference)
     except _FAULTS as error:
-        logger.warning("the self-test sees no further: dtype=%s reason=%s", reference.dtype, error)
+        logger.warning(
+            "self-test in float32 not possible: dtype=%s reason=%s", reference.dtype, error
+        )
         return
     _compare(logits, reference, _WIDE, family, "computed in float32")
 
 
-def check_as_served(model: PassModel, reference: Reference, family: str) -> None:
-    """The part of `check_family` that runs the first sequence just as it is served."""
+def check_as_served(model: ForwardModel, reference: Reference, family: str) -> None:
+    """Run the first sequence of `check_family` as served."""
     try:
         logits = _run(model, reference)
     except _FAULTS as error:
         raise ModelUnsupported(f"model family {family!r} cannot run here: {error}") from error
     is_sharp = reference.is_sharp and reference.can_widen
-    # Over few positions, how large rounding happens to be is less even.
+    # Over few positions, the error of rounding varies more.
     narrow = _NARROW if len(reference.truth) >= _COMPARED else 2 * _NARROW
     _compare(logits, reference, _FLOAT32 if is_sharp else narrow, family, "as served")
 
 
-def _with_lengths(family: str, reaches: Mapping[str, int]) -> str:
-    return f"{family}, {', '.join(f'{name} {length}' for name, length in reaches.items())}"
+def _with_lengths(family: str, limits: Mapping[str, int]) -> str:
+    return f"{family}, {', '.join(f'{name} {length}' for name, length in limits.items())}"
 
 
 def error_of(logits: torch.Tensor, truth: torch.Tensor) -> float:
     """Error of the logits: root mean square over the vocabulary, mean over the positions.
 
-    What is the same for all logits of a position is left out, for it changes no probability and is
-    most of what rounding does. The mean, because rounding may be tens of times larger at a few
-    positions, and at which ones is chance. Infinite where other tokens are ruled out (-inf).
+    An offset common to all logits of a position is removed: it changes no probability and is most
+    of the error of rounding. The mean, since rounding is tens of times larger at a few random
+    positions. Infinite where other tokens are excluded (-inf).
     """
     known = truth.isfinite().all(0)
     if not torch.equal(logits[:, ~known], truth[:, ~known]):
@@ -247,23 +246,23 @@ def _compare(
     logger.debug("self-test: family=%s figures=%s", family, figures)
     if not error <= most * reference.stock_error + _FLOOR * reference.spread:
         raise ModelUnsupported(
-            f"model family {family!r} gives other logits here than by its own definition: {figures}"
+            f"model family {family!r} has other logits here than in transformers: {figures}"
         )
 
 
 def _stock_logits(model: Any, tokens: list[int], start: int) -> torch.Tensor:
     """float32 [positions, vocabulary] of the last tokens."""
     ids = torch.tensor([tokens], device=model.device)
-    # A family may know its positions by itself alone.
+    # Some families compute positions themselves and take no argument.
     positions = {"position_ids": torch.arange(start, start + len(tokens))[None].to(model.device)}
     output = model(input_ids=ids, use_cache=False, **(positions if start else {}))
     logits: torch.Tensor = output.logits[0, -_COMPARED:]
     return logits.cpu().float()
 
 
-def _run(model: PassModel, reference: Reference) -> torch.Tensor:
-    """The same logits as serving gets them: from a chunk, from a branch of a tree, and from a chunk
-    after the branch's cells were moved to their places."""
+def _run(model: ForwardModel, reference: Reference) -> torch.Tensor:
+    """The same logits as served: from a chunk, from a branch of a tree, and from a chunk after the
+    KV positions of the branch were moved."""
     tokens, count = reference.tokens, len(reference.truth)
     size = min(_TREE, len(tokens) // 3)
     begin = len(tokens) - min(_REST, len(tokens) // 4) - size
@@ -272,19 +271,19 @@ def _run(model: PassModel, reference: Reference) -> torch.Tensor:
     shift = start + mark_of(start + len(tokens), turns_at)
 
     def run(rows: RowBuilder, keep: range) -> torch.Tensor:
-        company = model.cells - 1
-        # Beyond all cells that the sequence takes; tables may end where the cells do.
-        if company >= len(tokens) + size:
-            position = 0 if start else min(company, reference.last_position)
+        far = model.slot_size - 1
+        # Beyond all KV positions of the sequence; tables may end with the slot.
+        if far >= len(tokens) + size:
+            position = 0 if start else min(far, reference.last_position)
             mark = mark_of(position + 1, turns_at)
-            rows.add_node(0, 1, tokens[0], [company], position + mark - 1)
+            rows.add_node(0, 1, tokens[0], [far], position + mark - 1)
         return model.forward(rows.build(), keep)
 
     rows = RowBuilder()
     rows.add_sequence(0, 0, chunk, shift)
     parts = [run(rows, range(len(tokens) - count, begin))]
     rows = RowBuilder()
-    rows.add_tree(0, begin, _among_siblings(branch), shift)
+    rows.add_tree(0, begin, branch_among_siblings(branch), shift)
     right = range(1, 2 * size, 2)
     parts.append(run(rows, right))
     model.move(0, [begin + node for node in right], range(begin, begin + size))
@@ -292,14 +291,3 @@ def _run(model: PassModel, reference: Reference) -> torch.Tensor:
     rows.add_sequence(0, begin + size, rest, shift)
     parts.append(run(rows, range(len(rest))))
     return torch.cat(parts)
-
-
-def _among_siblings(branch: list[int]) -> TokenTree:
-    """A tree in which each token of the branch comes after a wrong sibling."""
-    nodes, parents, right = list[int](), list[int](), ROOT
-    for token in branch:
-        nodes += [abs(token - 1), token]
-        parents += [right, right]
-        right = len(nodes) - 1
-    size = len(nodes)
-    return TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)

@@ -1,4 +1,4 @@
-"""What is read of a source beside configuration and weights: tokenizer, settings, identity."""
+"""Reads the tokenizer, the settings and the identity of a source."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from edgecosine.engine.loading.sources import Source
 
 
 def read_tokenizer(source: Source) -> Any:
-    """A source's tokenizer, one of transformers'.
+    """The tokenizer of a source, a transformers object.
 
-    Raises ValueError for one without a vocabulary, and whatever transformers does.
+    Raises ValueError for a tokenizer without a vocabulary, and the errors of transformers.
     """
     if source.gguf is not None:
         assert source.whole.gguf is not None, "what comes from a GGUF model is one"
         return read_gguf_tokenizer(source.whole.gguf)
     tokenizer = AutoTokenizer.from_pretrained(source.where, trust_remote_code=False)
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
-        # What transformers makes of a tokenizer's settings alone.
+        # transformers builds one from the settings where the vocabulary is missing.
         raise ValueError("it has no tokens: the file of its vocabulary (tokenizer.json) is missing")
     return tokenizer
 
 
 def settings_of(source: Source, config: Any) -> list[dict[str, Any]]:
-    """What a source's files say of the model of this configuration, without what its family has by
-    default.
+    """The contents of the settings files of a source, without defaults of the family.
 
     Raises ModelUnavailable where a file cannot be read.
     """
@@ -49,7 +48,7 @@ def settings_of(source: Source, config: Any) -> list[dict[str, Any]]:
 
 
 def file_of(source: Source, name: str) -> Path | None:
-    """A file of a directory, or of a hub model that was loaded; None where there is none."""
+    """The path of a file in a directory or a downloaded hub model; None where it does not exist."""
     found = cached_file(
         source.where, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
     )
@@ -57,7 +56,7 @@ def file_of(source: Source, name: str) -> Path | None:
 
 
 def digest_of(source: Source) -> str:
-    """Identity of all files that were loaded; empty where they are not known."""
+    """Identity of all loaded files; empty where they are not known."""
     if source.gguf is not None:
         own = files_digest(source.gguf.paths[0])
         return own if source.base is None else f"{own}+{digest_of(source.base)}"

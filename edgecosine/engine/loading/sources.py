@@ -1,6 +1,6 @@
-"""Where a model comes from: what a name stands for, and its files.
+"""Finds the files of a model by its name.
 
-A name is a model of the zoo, a model of the catalogue, a directory or GGUF file, or a hub id, in
+A name is looked up in the zoo, in the catalogue, as a directory or GGUF file, and as a hub id, in
 this order.
 """
 
@@ -30,9 +30,9 @@ _MOST_BASES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A directory or hub id with a checkpoint of safetensors, unless there is a GGUF model.
+    """A GGUF model, or a directory or hub id with a checkpoint of safetensors.
 
-    `base` is the model that a drafter was cut from, or changes.
+    `base` is the model that a drafter was cut from, or that a specialist changes.
     """
 
     where: str
@@ -41,28 +41,30 @@ class Source:
 
     @property
     def whole(self) -> Source:
-        """The model that this one comes from in the end."""
+        """The last base of the chain, or this model."""
         return self if self.base is None else self.base.whole
 
 
 def locate(name: str, gguf: str = "") -> Source:
-    """The source that `name` stands for; `gguf` names a file in a directory or hub model.
+    """The source with the name `name`; `gguf` names a file in a directory or hub model.
 
-    A model of the catalogue that is not on this machine yet is fetched.
-    Raises ModelUnavailable for a directory or file that holds no whole model.
+    A model of the catalogue is downloaded if it is not on this machine.
+    Raises ModelUnavailable for an incomplete directory or file.
     """
     if name in zoo.names():
         return Source(str(zoo.DIRECTORY / name))
     path = models.obtain(name) or expanded(name)
     if is_gguf(path) and not path.is_dir():
         if gguf:
-            raise ModelUnavailable(f"{name} is a file itself; --gguf is for directories and hubs")
+            raise ModelUnavailable(
+                f"{name} is a file; --gguf names a file in a directory or hub model"
+            )
         return _source_of(path)
     if path.is_dir():
         if gguf:
             return _source_of(path / gguf)
         if fault := fault_of(path):
-            raise ModelUnavailable(f"{path} holds no whole model: {fault}")
+            raise ModelUnavailable(f"{path} is not a complete model: {fault}")
         return Source(str(path))
     if gguf:
         return _source_of(_download(name, gguf))
@@ -74,24 +76,24 @@ def _source_of(path: Path, depth: int = 0) -> Source:
     if not model.base:
         return Source(str(path.parent), model)
     if depth == _MOST_BASES:
-        raise ModelUnavailable(f"{path.name}: drafters hang on each other without end")
+        raise ModelUnavailable(f"{path.name}: too many bases of bases")
     base = _source_of(_base_of(model), depth + 1)
     if (wanted := model.metadata.get(BASE_DIGEST)) is not None and wanted != _sha256(base):
         raise ModelUnavailable(
-            f"{path.name} was made for another {model.base} than the one that is here; take both "
-            "from the same place"
+            f"{path.name} was made for another version of {model.base}; get both from the "
+            "same source"
         )
     return Source(str(path.parent), model, base)
 
 
 def _base_of(model: GgufModel) -> Path:
-    """The file of a drafter's base: one beside it, or a model that is known by name."""
+    """The file of a drafter's base: one in the same directory, or a model of the catalogue."""
     beside = model.paths[0].with_name(Path(model.base).name)
     path = beside if beside.is_file() else models.obtain(model.base)
     if path is None:
         raise ModelUnavailable(
-            f"{model.paths[0].name} needs {model.base!r}, which is neither a file beside it nor a "
-            "model that is known by name"
+            f"{model.paths[0].name} needs {model.base!r}, which is neither a file in its directory "
+            "nor a model of the catalogue"
         )
     return path
 
@@ -103,7 +105,7 @@ def _sha256(source: Source) -> str:
 
 
 def _download(name: str, gguf: str) -> Path:
-    """A file of a hub model, with all parts of its set, in the hub's cache."""
+    """Download a file of a hub model, with all parts of its set; the path of the first part."""
     from transformers.utils.hub import cached_file
 
     with showing_progress(name):
@@ -113,5 +115,5 @@ def _download(name: str, gguf: str) -> Path:
             ]
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelUnavailable(f"cannot fetch {gguf} of {name}: {reason}") from error
+            raise ModelUnavailable(f"cannot download {gguf} of {name}: {reason}") from error
     return Path(str(paths[0]))

@@ -1,6 +1,6 @@
-"""Every tensor of a checkpoint has its place, and every place its tensor.
+"""Checks that the tensors of a checkpoint and of its model correspond one to one.
 
-transformers makes missing weights up and leaves out what it has no place for, with a warning.
+transformers initialises missing weights at random and ignores unknown ones, with a warning.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _HARMLESS: Final = re.compile(
     (^|\.)(rotary_emb|rope|rotary)\.\w*(inv_freq|cos_cached|sin_cached)$  # computed from settings
     | (^|\.)(attn|attention|self_attn)\.(bias|masked_bias)$  # GPT-2's causal masks
     | (^|\.)(position_ids|_extra_state)$
-    | (^|\.)mtp(_layers|_block|s)?\.  # heads that guess further tokens
-    # What makes tokens of pictures and sounds, of which there are none here.
+    | (^|\.)mtp(_layers|_block|s)?\.  # heads for multi-token prediction
+    # Encoders of images and sounds, which are not supported here.
     | ^(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector
         |embed_vision|embed_audio)\.
     """,
@@ -35,18 +35,18 @@ _PART: Final = re.compile(
     r"(.+)\.((?:nested_)?(?:absmax|quant_map)|quant_state\..+|SCB|weight_format)"
 )
 _CODED: Final = ("I", "U", "F8", "F4", "F6")
-"""Number formats that no weight has by itself."""
+"""Number formats of quantised weights."""
 _PREFIXES: Final = ("model", "transformer", "gpt_neox")
-"""transformers takes a name with and without it."""
+"""transformers accepts names with and without these."""
 _HEAD: Final = "lm_head.weight"
 _NAMED = 3
 
 
 def check_tensors(name: str, config: Any, info: Mapping[str, Any]) -> None:
-    """`info` is what transformers' `output_loading_info` gives for the model `name`.
+    """Check `info`, the `output_loading_info` of transformers for the model `name`.
 
     Raises ModelUnavailable where tensors are missing or of another shape, ModelUnsupported where
-    the file holds more than the model has a place for.
+    the file has tensors that the model does not use.
     """
     missing, unexpected = set(info["missing_keys"]), _unaccounted(config, info["unexpected_keys"])
     shapes = {key: (list(found), list(wanted)) for key, found, wanted in info["mismatched_keys"]}
@@ -59,22 +59,22 @@ def check_tensors(name: str, config: Any, info: Mapping[str, Any]) -> None:
             + _some(shapes, lambda key: f"{key} ({shapes[key][0]}, not {shapes[key][1]})")
         )
     if unexpected:
-        kind = "scales of a quantisation that is not known" if _are_scales(unexpected) else ""
+        kind = "scales of an unknown quantisation" if _are_scales(unexpected) else ""
         faults.append(f"no place for {_some(unexpected)}" + (f", {kind}" if kind else ""))
     if not faults:
         return
-    remedy = "take a whole checkpoint of this family, of safetensors in a format that it names"
+    remedy = "use a complete safetensors checkpoint of this family that names its format"
     if missing == {_HEAD}:
         remedy = "set tie_word_embeddings in config.json if its output layer is the embedding"
     error = ModelUnavailable if missing or shapes else ModelUnsupported
-    raise error(f"{name} does not hold the model of its config.json: {'; '.join(faults)}; {remedy}")
+    raise error(f"{name} does not match its config.json: {'; '.join(faults)}; {remedy}")
 
 
 def check_stored(name: str, files: Sequence[Path], config: Any) -> None:
-    """Look at what transformers does not report of the files of the model `name`.
+    """Check what transformers does not report about the files of the model `name`.
 
-    Raises ModelUnavailable where a tensor is there twice, or a quantised one without all that
-    belongs to it; ModelUnsupported where numbers are coded in a way that nothing names.
+    Raises ModelUnavailable for duplicate tensors and quantised tensors with missing parts,
+    ModelUnsupported for quantised tensors without a quantisation in config.json.
     """
     kinds = dict[str, str]()
     twice = set[str]()
@@ -85,10 +85,12 @@ def check_stored(name: str, files: Sequence[Path], config: Any) -> None:
             kinds |= {key: opened.get_slice(key).get_dtype() for key in keys}
     twice |= {key for key in kinds for prefix in _PREFIXES if f"{prefix}.{key}" in kinds}
     if twice:
-        raise ModelUnavailable(f"{name} holds twice {_some(twice)}; take a whole checkpoint")
+        raise ModelUnavailable(
+            f"{name} has duplicates of {_some(twice)}; use a complete checkpoint"
+        )
     if parts := _missing_parts(kinds):
         raise ModelUnavailable(
-            f"{name} lacks parts of its quantised weights, {_some(parts)}; take a whole checkpoint"
+            f"{name} lacks parts of quantised weights, {_some(parts)}; use a complete checkpoint"
         )
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
@@ -99,18 +101,18 @@ def check_stored(name: str, files: Sequence[Path], config: Any) -> None:
         }
         if coded:
             raise ModelUnsupported(
-                f"{name} holds {_some(coded, lambda key: f'{key} ({kinds[key]})')}, and its "
-                "config.json does not name the quantisation; take a checkpoint that does"
+                f"{name} has {_some(coded, lambda key: f'{key} ({kinds[key]})')}, and its "
+                "config.json does not name the quantisation; use a checkpoint that does"
             )
     elif not AutoHfQuantizer.supports_quant_method(quantization):  # type: ignore[no-untyped-call]
         raise ModelUnsupported(
-            f"{name} is quantised in a way that transformers does not know "
-            f"({getattr(quantization, 'quant_method', quantization)}); take another checkpoint"
+            f"{name} has a quantisation that transformers does not support "
+            f"({getattr(quantization, 'quant_method', quantization)}); use another checkpoint"
         )
 
 
 def _missing_parts(keys: Collection[str]) -> set[str]:
-    """What bitsandbytes' quantised weights have everywhere but in some places."""
+    """Parts that some but not all of the quantised weights of bitsandbytes have."""
     parts = dict[str, set[str]]()
     for key in keys:
         if found := _PART.fullmatch(key):

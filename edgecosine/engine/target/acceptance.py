@@ -1,7 +1,7 @@
-"""Acceptance by sample and match (a decision in ARCHITECTURE.md): at every node the target draws
-its own token; if a child holds it, step down, else it is the bonus token.
+"""Acceptance by sample and match: at each node the target draws its own token. A child with this
+token is accepted; without one, it is the bonus token and the walk ends.
 
-The answer is the target's own draw at each position, so it is exact for any tree whatsoever.
+Each token of the answer is the target's own draw, so the answer is exact for any tree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
 def walk(tree: TokenTree, draw: Callable[[int, list[int]], int]) -> VerificationResult:
-    """Walk down `tree` by `draw(node, accepted tokens) -> token`, called once per level."""
+    """The accepted path of `tree`; `draw(node, accepted tokens) -> token` runs once a level."""
     node, path, accepted = ROOT, list[int](), list[int]()
     while True:
         token = draw(node, accepted)

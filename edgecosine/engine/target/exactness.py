@@ -1,10 +1,10 @@
-"""Which exactness policy holds: `bitwise` or `rounding`, decided at load, with the reason.
+"""Decides at load which exactness policy holds, `bitwise` or `rounding`, and states the reason.
 
-bitwise   a token's logits are a function of the tokens before it, to the bit: trees, company, slot,
-          chunks and restarts change nothing. It needs every sum in one order, so the compiled
-          kernels; whether they are enough for a model is probed with its own weights, not assumed.
-rounding  the same up to the rounding of sums; greedy texts may part where two tokens are nearly
-          tied. On a CPU it runs the same kernels, because they are the faster ones there.
+bitwise   the logits of a token depend on the tokens before it alone, to the bit: trees, co-batched
+          requests, slots, chunks and restarts change nothing. All sums need a fixed order, hence
+          the compiled kernels; each model is probed with its own weights.
+rounding  the same up to the rounding of sums; greedy texts may differ where two tokens are nearly
+          tied. On a CPU the same kernels run, since they are faster.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.batch import RowBuilder, branch_among_siblings
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.packing import PackedLinear
-from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.options import Exactness, Policy
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.options import Exactness, Policy
 from edgecosine.engine.rotary import mark_of, turning_length
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 _LENGTH, _BEFORE = 13, 40
-"""Tokens whose logits are compared, and tokens before them."""
-_COMPANY = (1, 18, 38)
-"""Rows beside the sequence: few, and more than stock kernels take in one block."""
+"""Number of tokens whose logits are compared, and of tokens before them."""
+_COBATCHED = (1, 18, 38)
+"""Numbers of other rows in the batch: few, and more than one block of stock kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The policy, why it is that one, and the kernels to run with."""
+    """The policy, the reason for it, and the kernels to use."""
 
     policy: Policy
     reason: str
@@ -41,30 +41,35 @@ class Decision:
 
 
 def decide(device: str, dtype: torch.dtype) -> Decision:
-    """The best policy of a device and a dtype, before a model is looked at."""
+    """The best policy for a device and a dtype, before the model is probed."""
     if device != "cpu":
         return Decision(
-            "rounding", f"sums on {device} follow the pass's shape; --device cpu has bitwise", None
+            "rounding",
+            f"sums on {device} depend on the batch shape; --device cpu has bitwise",
+            None,
         )
     if dtype not in {torch.float32, torch.bfloat16}:
         reason = f"no kernels for {str(dtype).removeprefix('torch.')}; "
         return Decision("rounding", reason + "--dtype float32 or bfloat16 has bitwise", None)
     try:
-        return Decision("bitwise", "every sum is the kernels', in one order", load_kernels())
+        return Decision("bitwise", "the kernels compute all sums in a fixed order", load_kernels())
     except KernelsUnavailable as error:
-        # Chains alone would not help: stock products choose their order by the number of rows.
+        # Chains in place of trees would not help: the order of stock products depends on the rows.
         return Decision("rounding", f"no kernels: {error}", None)
 
 
-def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.Module) -> Decision:
-    """The decision after the model, made of `modules`, has shown what it does.
+def confirm(
+    decision: Decision, asked: Exactness, model: ForwardModel, modules: nn.Module
+) -> Decision:
+    """The decision after probing the model, whose layers are `modules`.
 
-    Raises ModelUnsupported when bitwise is asked for and cannot be had.
+    Raises ModelUnsupported when bitwise is requested and not available.
     """
     if asked == "rounding":
-        return Decision("rounding", "asked for", decision.kernels)
+        return Decision("rounding", "requested", decision.kernels)
     if decision.policy == "bitwise" and (
-        fault := stock_products(modules) or company_changes(model, getattr(modules, "config", None))
+        fault := stock_products(modules)
+        or cobatching_fault(model, getattr(modules, "config", None))
     ):
         decision = Decision("rounding", fault, decision.kernels)
     require(decision, asked)
@@ -72,15 +77,15 @@ def confirm(decision: Decision, asked: Exactness, model: PassModel, modules: nn.
 
 
 def require(decision: Decision, asked: Exactness) -> None:
-    """Raises ModelUnsupported when bitwise is asked for and `decision` is another."""
+    """Raises ModelUnsupported when bitwise is requested and `decision` is rounding."""
     if asked == "bitwise" and decision.policy != "bitwise":
         raise ModelUnsupported(
-            f"exactness bitwise cannot be had here: {decision.reason} (or --exactness rounding)"
+            f"exactness bitwise is not available: {decision.reason} (or --exactness rounding)"
         )
 
 
 def stock_products(modules: nn.Module) -> str | None:
-    """Which matrix products the kernels leave to torch, or None."""
+    """A reason naming a matrix product that the kernels leave to torch; None: there is none."""
     for name, module in modules.named_modules():
         if type(module) in {nn.Linear, Conv1D, PackedLinear} or isinstance(module, nn.Embedding):
             continue
@@ -89,70 +94,64 @@ def stock_products(modules: nn.Module) -> str | None:
     return None
 
 
-def company_changes(model: PassModel, config: Any = None) -> str | None:
-    """What changes the bits of a row's logits, or None when nothing that was tried does.
+def cobatching_fault(model: ForwardModel, config: Any = None) -> str | None:
+    """A change of the batch that changes the bits of a row's logits; None where none was found.
 
-    Elementwise operators of torch do where a layer's width is no multiple of their vectors. The
-    same sequence is run at once, in pieces, as a branch of a tree and beside other rows, which
-    are at the last positions that the model's `config` has.
+    Elementwise operators of torch cause one where a layer's width is no multiple of their vectors.
+    The same sequence runs at once, in pieces, as a branch of a tree and beside other rows, which
+    have the last positions of the model's `config`.
     """
     probe = _Probe(model, config)
     tokens = [3 + 2 * i for i in range(_LENGTH)]
     reference = probe.run(tokens, _LENGTH, 0)
     for cut in (1, 4, _LENGTH - 1):
-        for company in (0, *_COMPANY):
-            if not torch.equal(probe.run(tokens, cut, company), reference):
-                return f"a row's bits differ in pieces of {cut} rows beside {company} others"
+        for num_cobatched in (0, *_COBATCHED):
+            if not torch.equal(probe.run(tokens, cut, num_cobatched), reference):
+                return f"bits of a row differ in pieces of {cut} rows beside {num_cobatched} others"
     if not torch.equal(probe.run_tree(tokens), reference[1:]):
-        return "a row's bits differ under a token tree"
+        return "the bits of a row differ in a token tree"
     return None
 
 
 class _Probe:
-    """A sequence in slot 0 after tokens that are read once, and other rows in its passes."""
+    """Runs a sequence in slot 0, after tokens that are read once, beside other rows."""
 
-    def __init__(self, model: PassModel, config: Any) -> None:
+    def __init__(self, model: ForwardModel, config: Any) -> None:
         text = None if config is None else config.get_text_config()
-        most = getattr(text, "max_position_embeddings", 0) or model.cells
-        last = min(model.cells, most) - 1
+        most = getattr(text, "max_position_embeddings", 0) or model.slot_size
+        last = min(model.slot_size, most) - 1
         turns_at = 0 if text is None else turning_length(text)
         self._model = model
-        self._start = max(0, min(_BEFORE, model.cells - _LENGTH - max(_COMPANY)))
+        self._start = max(0, min(_BEFORE, model.slot_size - _LENGTH - max(_COBATCHED)))
         self._end = self._start + _LENGTH
         self._mark = mark_of(self._end, turns_at)
-        self._company_shift = last - self._end + mark_of(last + 1, turns_at)
+        self._cobatched_shift = last - self._end + mark_of(last + 1, turns_at)
         if self._start:
             rows = RowBuilder()
             rows.add_sequence(0, 0, range(1, self._start + 1), self._mark)
             model.forward(rows.build(), [0])
 
-    def run(self, tokens: list[int], cut: int, company: int) -> torch.Tensor:
-        """Logits [length, vocabulary] of the sequence fed in two pieces, other rows before each."""
+    def run(self, tokens: list[int], cut: int, num_cobatched: int) -> torch.Tensor:
+        """Logits [length, vocabulary] of the sequence in two pieces, other rows before each."""
         parts = []
         for at, piece in ((0, tokens[:cut]), (cut, tokens[cut:])):
             if piece:
                 rows = RowBuilder()
-                rows.add_tree(0, self._end, _fan(company), self._company_shift)
+                rows.add_tree(0, self._end, _fan(num_cobatched), self._cobatched_shift)
                 rows.add_sequence(0, self._start + at, piece, self._mark)
-                keep = range(company, company + len(piece))
+                keep = range(num_cobatched, num_cobatched + len(piece))
                 parts.append(self._model.forward(rows.build(), keep))
         return torch.cat(parts)
 
     def run_tree(self, tokens: list[int]) -> torch.Tensor:
-        """Logits of all tokens but the first, each in a tree after a wrong sibling."""
+        """Logits of all tokens but the first, as nodes of a tree, each after a wrong sibling."""
         head = RowBuilder()
         head.add_sequence(0, self._start, tokens[:1], self._mark)
         self._model.forward(head.build(), [0])
-        nodes, parents, right = list[int](), list[int](), ROOT
-        for token in tokens[1:]:
-            nodes += [token + 1, token]
-            parents += [right, right]
-            right = len(nodes) - 1
-        size = len(nodes)
-        tree = TokenTree(tuple(nodes), tuple(parents), (1.0,) * size, (1,) * size)
+        tree = branch_among_siblings(tokens[1:])
         rows = RowBuilder()
         rows.add_tree(0, self._start + 1, tree, self._mark)
-        return self._model.forward(rows.build(), range(1, size, 2))
+        return self._model.forward(rows.build(), range(1, len(tree), 2))
 
 
 def _fan(size: int) -> TokenTree:

@@ -1,4 +1,4 @@
-"""What a target pass costs by the number of its rows, measured before the first request."""
+"""Measures the duration of a target step by its number of rows, before the first request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from edgecosine.protocol.wire.tree import TokenTree, chain
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 REPEATS = 3
 BUDGET_S = 4.0
-"""Time after which the sizes not yet measured are left to be learned."""
+"""Time limit; sizes that were not measured are learned later."""
 _LENGTH = 48
 _KEY = "profile"
 
 
 def profile(engine: TargetEngine) -> dict[int, float]:
-    """Rows -> seconds, the best of a few passes over a sequence of 48 tokens."""
+    """Rows -> seconds, the minimum of a few steps over a sequence of 48 tokens."""
     length = min(_LENGTH, engine.max_context - max(ROWS))
     if length < 1:
         return {}
     tokens = (1,) * length
-    while isinstance(_pass(engine, tokens, TokenTree()), Prefilling):
+    while isinstance(_step(engine, tokens, TokenTree()), Prefilling):
         pass
     costs: dict[int, float] = {}
     ending = time.perf_counter() + BUDGET_S
@@ -31,7 +31,7 @@ def profile(engine: TargetEngine) -> dict[int, float]:
         times = []
         for _ in range(REPEATS):
             started = time.perf_counter()
-            _pass(engine, tokens, tree)
+            _step(engine, tokens, tree)
             times.append(time.perf_counter() - started)
             if time.perf_counter() > ending:
                 break
@@ -42,6 +42,6 @@ def profile(engine: TargetEngine) -> dict[int, float]:
     return costs
 
 
-def _pass(engine: TargetEngine, tokens: tuple[int, ...], tree: TokenTree) -> object:
+def _step(engine: TargetEngine, tokens: tuple[int, ...], tree: TokenTree) -> object:
     [outcome] = engine.step([VerifyWork(_KEY, tokens, len(tokens), tree, Sampling())]).outcomes
     return outcome

@@ -1,4 +1,4 @@
-"""The target engine: one pass over prefill chunks, plain rows and trees, then the walk."""
+"""The target engine: a forward pass over prefill chunks and token trees, then verification."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from edgecosine.engine.base import (
     FailedWork,
     Outcome,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.target.acceptance import walk
@@ -27,28 +27,28 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
 
 @dataclass(slots=True)
 class _Part:
-    """One work's rows in the pass."""
+    """The rows of one work in the forward pass."""
 
     work: VerifyWork
     slot: KvSlot
     fed: int
-    """Committed tokens that this pass feeds."""
+    """Committed tokens in this forward pass."""
     remaining: int
-    """Committed tokens that the next passes must feed."""
+    """Committed tokens left for the next forward passes."""
     first_logit: int = 0
 
 
 class TransformerTarget:
-    """Decides by a causal LM; implements `TargetEngine`.
+    """Verifies drafts by a causal LM; implements `TargetEngine`.
 
-    `eos_tokens` are the model's end tokens, which `Sampling.min_tokens` bans for a while, and
-    `num_tokens` the rows of its embedding. A sequence of more than `turns_at` tokens is read anew,
-    with its longrope's long factors.
+    `eos_tokens` are the end tokens, which are banned before `Sampling.min_tokens`; `num_tokens` is
+    the number of rows of the embedding. A sequence that exceeds `turns_at` tokens is prefilled
+    again, with the long factors of its longrope.
     """
 
     def __init__(
         self,
-        model: PassModel,
+        model: ForwardModel,
         *,
         slots: int,
         max_context: int,
@@ -60,18 +60,18 @@ class TransformerTarget:
         self._model, self._num_tokens, self._turns_at = model, num_tokens, turns_at
         self._eos_tokens = frozenset(eos_tokens)
         self._slots = KvSlots(slots, turns_at)
-        self._bare: set[str] = set()
-        """Sessions whose trees are left out until their next verdict."""
+        self._without_trees: set[str] = set()
+        """Sessions whose trees are left out until their next verification result."""
         self._max_context = max_context
         self._chunk = chunk
 
     @property
     def max_context(self) -> int:
-        """Tokens that a sequence may have."""
+        """Most tokens of a sequence."""
         return self._max_context
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
-        """Run one pass over all works and judge their trees."""
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
+        """Run one forward pass over all works and verify their trees."""
         busy = {work.key for work in batch}
         rows, keep, parts = RowBuilder(), list[int](), list[_Part | FailedWork]()
         try:
@@ -80,36 +80,38 @@ class TransformerTarget:
             logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
         except BaseException:
             for part in parts:
-                if isinstance(part, _Part):  # its cells may not be filled
+                if isinstance(part, _Part):  # its KV positions may be undefined
                     part.slot.keep(len(part.slot.tokens) - part.fed)
             raise
         greedy = _most_probable(logits)
         outcomes = [
-            part if isinstance(part, FailedWork) else self._judge(part, logits, greedy)
+            part if isinstance(part, FailedWork) else self._outcome(part, logits, greedy)
             for part in parts
         ]
-        return PassResult(outcomes, len(rows))
+        return StepResult(outcomes, len(rows))
 
     def release(self, key: str) -> None:
-        """Give the session's slot back."""
+        """Release the slot of the session."""
         self._slots.release(key)
-        self._bare.discard(key)
+        self._without_trees.discard(key)
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
     ) -> _Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
-        if work.key in self._bare or len(work.tokens) <= self._turns_at < deepest:
+        if work.key in self._without_trees or len(work.tokens) <= self._turns_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
         cached = len(slot.tokens)
         pending = work.tokens[cached : cached + self._chunk]
-        # Kernels read and write where they are told to.
+        # The kernels do not check token ids against the model.
         if not all(0 <= token < self._num_tokens for token in (*pending, *work.tree.tokens)):
-            return FailedWork(ValueError(f"a token is none of the model's {self._num_tokens}"))
-        if len(work.tokens) + len(work.tree) > self._model.cells:
-            return FailedWork(ValueError(f"the sequence needs more than {self._model.cells} cells"))
+            return FailedWork(ValueError(f"a token is not one of the model's {self._num_tokens}"))
+        if len(work.tokens) + len(work.tree) > self._model.slot_size:
+            return FailedWork(
+                ValueError(f"the sequence needs more than {self._model.slot_size} KV positions")
+            )
         rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
         part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
@@ -120,23 +122,23 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree, slot.mark)
         return part
 
-    def _judge(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
+    def _outcome(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
         if part.remaining:
             return Prefilling(part.remaining)
         try:
-            return self._verdict(part, logits, greedy)
+            return self._verify(part, logits, greedy)
         except NoLogits as error:
             part.slot.keep(0)
             self._model.clear(part.slot.index)
             if not len(part.work.tree):
                 return FailedWork(error)
-            # Where attention masks, a node without numbers takes them from its whole tree.
-            self._bare.add(part.work.key)
+            # Where attention masks positions, NaN of one node spreads to its whole tree.
+            self._without_trees.add(part.work.key)
             return Prefilling(len(part.work.tokens))
-        except Exception as error:  # noqa: BLE001 -- it is this request's alone
+        except Exception as error:  # noqa: BLE001 -- fails this request alone
             return FailedWork(error)
 
-    def _verdict(
+    def _verify(
         self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
     ) -> VerificationResult:
         work, first = part.work, part.first_logit + 1
@@ -152,35 +154,35 @@ class TransformerTarget:
             if by_argmax and not banned:
                 return most_probable
             position = len(work.tokens) + len(accepted)
-            said = [*answer, *accepted]
-            return draw(logits[first + node], position, how, said, prompt, banned)
+            generated = [*answer, *accepted]
+            return draw(logits[first + node], position, how, generated, prompt, banned)
 
-        verdict = walk(work.tree, token_after)
-        self._bare.discard(work.key)
+        result = walk(work.tree, token_after)
+        self._without_trees.discard(work.key)
         if work.top_logprobs is not None:
-            rows = [logits[first + node] for node in (ROOT, *verdict.path)]
-            verdict = replace(verdict, logprobs=_logprobs(work, verdict, rows))
+            rows = [logits[first + node] for node in (ROOT, *result.path)]
+            result = replace(result, logprobs=_logprobs(work, result, rows))
         length = len(work.tokens)
-        source = [length + node for node in verdict.path]
+        source = [length + node for node in result.path]
         self._model.move(part.slot.index, source, range(length, length + len(source)))
-        part.slot.tokens.extend(work.tree.tokens[node] for node in verdict.path)
-        return verdict
+        part.slot.tokens.extend(work.tree.tokens[node] for node in result.path)
+        return result
 
 
 def _most_probable(logits: torch.Tensor) -> list[int | None]:
-    """The token of each row's highest logit; None where there are no numbers to draw from."""
+    """The token of the highest logit of each row; None where the logits are not finite."""
     tokens = torch.argmax(logits, dim=-1)
-    # The highest of numbers with NaN or infinity among them, or of -infinity alone, is none.
+    # With NaN or infinity among the logits, or -infinity alone, the highest is not finite.
     is_finite = logits.gather(1, tokens[:, None])[:, 0].isfinite()
     found: list[int] = torch.where(is_finite, tokens, -1).tolist()
     return [token if token >= 0 else None for token in found]
 
 
 def _logprobs(
-    work: VerifyWork, verdict: VerificationResult, rows: Sequence[torch.Tensor]
+    work: VerifyWork, result: VerificationResult, rows: Sequence[torch.Tensor]
 ) -> tuple[Logprobs, ...]:
-    """One for each committed token; `rows` are the logits that the tokens were drawn from."""
-    tokens = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+    """Log-probabilities of each committed token; `rows` are the logits it was drawn from."""
+    tokens = [*(work.tree.tokens[node] for node in result.path), result.bonus]
     return tuple(
         logprobs_of(row, token, work.top_logprobs or 0)
         for row, token in zip(rows, tokens, strict=True)

@@ -1,9 +1,9 @@
 """Linear layers of a tensor-parallel model in the layout of the compiled kernels.
 
-transformers loads each rank's shards and says by its plan how a layer is split. Where inputs are
-split, its all-reduce adds the ranks' sums in an order that depends on the backend, on the number of
-ranks and on the size of the pass. Here they are gathered and added by rank: with a given number of
-ranks, a row's logits still depend on the tokens that it sees and on nothing else.
+transformers loads the shards of each rank; its plan defines how layers are split. Where inputs are
+split, its all-reduce adds the sums of the ranks in an order that depends on the backend, the number
+of ranks and the batch. Here they are gathered and added by rank: for a given number of ranks, the
+logits of a row depend on the tokens that it sees alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from edgecosine.engine.cpu.packing import PackedLinear
 _GATHERED = ("colwise_gather_output", "colwise_rep")
 _SUMMED = ("rowwise", "rowwise_split_input", "rowwise_rep")
 _HARMLESS = ("embedding_rowwise", "replicated_with_grad_allreduce", "replicate")
-"""Styles that add nothing but zeros over the ranks."""
+"""Styles whose sums over the ranks add zeros only."""
 
 
 class GatheredLinear(nn.Module):
-    """Every rank computes some of the outputs and gets all of them."""
+    """Each rank computes some of the outputs and gathers all of them."""
 
     def __init__(self, shard: PackedLinear, out_features: int, size: int) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class GatheredLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., inputs] -> [..., outputs]
         part = self.shard(x)
-        # The last ranks may have fewer columns; a collective wants the same of each.
+        # The last ranks may have fewer columns; a collective needs equal shapes.
         part = nn.functional.pad(part, (0, self._width - part.shape[-1]))
         return torch.cat(_gather(part, self._size), -1)[..., : self.out_features]
 
 
 class SummedLinear(nn.Module):
-    """Every rank multiplies some of the inputs; the sums are added by rank, in float32."""
+    """Each rank multiplies some of the inputs; the sums are added by rank, in float32."""
 
     bias: torch.Tensor | None
 
@@ -71,15 +71,15 @@ class SummedLinear(nn.Module):
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether all sums over ranks of this model can be put in order."""
+    """Whether all sums over ranks of this model can be computed in a fixed order."""
     known = {"colwise", *_GATHERED, *_SUMMED, *_HARMLESS}
     return set(model.tp_plan.values()) <= known
 
 
 def pack_shards(model: PreTrainedModel, kernels: Kernels, threads: int) -> int:
-    """Replace every linear layer of a model that `can_pack`, in place; returns how many.
+    """Replace every linear layer of a model that `can_pack`, in place; returns their number.
 
-    The output layer gives float32 logits, as in `pack_linear_layers`.
+    The output layer returns float32 logits, as in `pack_linear_layers`.
     """
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     count = 0

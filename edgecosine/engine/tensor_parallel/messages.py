@@ -1,8 +1,7 @@
-"""What the ranks of a tensor-parallel model say to each other, and the sockets that carry it.
+"""Messages between the ranks of a tensor-parallel model, and the sockets that carry them.
 
-Orders go from rank 0 to the others, reports come back. Values of layers do not travel here but
-through torch.distributed: collectives have time-outs, and a rank may wait for its next order
-forever.
+Rank 0 sends orders and receives reports. Values of layers go through torch.distributed instead,
+whose collectives time out; a rank waits for its next order without a limit.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.protocol.wire.framing import HEADER_BYTES, FrameBuffer
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
@@ -20,7 +19,7 @@ _CHUNK_BYTES: Final = 1 << 16
 
 
 class StartWorker(msgspec.Struct, frozen=True, tag=True):
-    """Load this model as rank `rank` of `size`; the ranks meet at the store on `port`."""
+    """Load a model as rank `rank` of `size`; the group's store listens on `port`."""
 
     options: LoadOptions
     rank: int
@@ -30,11 +29,11 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
 
 
 class BeginServing(msgspec.Struct, frozen=True, tag=True):
-    """All ranks have come to the same point."""
+    """All ranks have reached the barrier."""
 
 
-class RunPass(msgspec.Struct, frozen=True, tag=True):
-    """Run a pass: int32 `table` [num_rows, columns], and the rows whose logits are wanted."""
+class RunForward(msgspec.Struct, frozen=True, tag=True):
+    """Run a batch: int32 `table` [num_rows, columns], and the rows whose logits are computed."""
 
     table: bytes
     num_rows: int
@@ -42,30 +41,30 @@ class RunPass(msgspec.Struct, frozen=True, tag=True):
 
 
 class MoveSlots(msgspec.Struct, frozen=True, tag=True):
-    """Copy cells of a slot."""
+    """Copy KV positions of a slot."""
 
     slot: int
     source: list[int]
     target: list[int]
 
 
-WorkerOrder = StartWorker | BeginServing | RunPass | MoveSlots
+WorkerOrder = StartWorker | BeginServing | RunForward | MoveSlots
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, tag=True):
-    """The process is there and has its libraries."""
+    """The process runs and has imported its libraries."""
 
 
 class WorkerWaiting(msgspec.Struct, frozen=True, tag=True):
-    """The rank waits for the others."""
+    """The rank waits at the barrier."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
-    """The model has passed its test; orders are awaited."""
+    """The model has passed its self-test; the rank waits for orders."""
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
-    """The rank ends, for this reason."""
+    """The rank ends for this reason."""
 
     reason: str
 
@@ -79,14 +78,14 @@ _decoder: msgspec.msgpack.Decoder[WorkerOrder | Report] = msgspec.msgpack.Decode
 
 
 class Channel:
-    """Whole messages over a stream socket."""
+    """Sends and receives messages over a stream socket."""
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
         self._buffer = FrameBuffer(MAX_MESSAGE_BYTES)
 
     def send(self, message: WorkerOrder | Report, timeout_s: float | None = None) -> None:
-        """Raises OSError when the other side is gone or takes nothing for `timeout_s`."""
+        """Raises OSError when the other side has closed or reads nothing for `timeout_s`."""
         payload = _encode(message)
         self._stream.settimeout(timeout_s)
         self._stream.sendall(len(payload).to_bytes(HEADER_BYTES, "big") + payload)
@@ -94,7 +93,7 @@ class Channel:
     def receive(self, timeout_s: float | None = None) -> WorkerOrder | Report:
         """The next message.
 
-        Raises EOFError when the other side has ended, TimeoutError after `timeout_s` of silence.
+        Raises EOFError when the other side has closed, TimeoutError after `timeout_s`.
         """
         self._stream.settimeout(timeout_s)
         while (payload := self._buffer.next_frame()) is None:
@@ -108,5 +107,5 @@ class Channel:
         return _decoder.decode(payload)
 
     def close(self) -> None:
-        """The other side reads the end of the stream."""
+        """Close the socket; the other side reads the end of the stream."""
         self._stream.close()

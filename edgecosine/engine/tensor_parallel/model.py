@@ -1,18 +1,14 @@
-"""Tensor parallelism: one target over N processes, each with a share of the heads and the weights.
+"""Tensor parallelism: one target in N processes, each with a share of the heads and the weights.
 
 transformers splits the model and reduces over torch.distributed (gloo on a CPU, nccl on GPUs). Rank
-0 is this process: it alone knows works, trees and samplings, and tells the others the rows of each
-pass. They all compute it, in step by the collectives inside the layers.
+0 is this process: it handles works, trees and sampling, and sends the rows of each batch to the
+others. All ranks run the batch, synchronised by the collectives inside the layers.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -21,65 +17,49 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import BatchRows
-from edgecosine.engine.forward_pass import PassModel
-from edgecosine.engine.loading.device import resolve_device
-from edgecosine.engine.loading.load import load_model
-from edgecosine.engine.loading.load_plan import read_config
-from edgecosine.engine.loading.options import Loaded, LoadOptions
-from edgecosine.engine.tensor_parallel.messages import (
-    BeginServing,
-    MoveSlots,
-    RunPass,
-    StartWorker,
-    WorkerReady,
-    WorkerStarted,
-    WorkerWaiting,
-)
-from edgecosine.engine.tensor_parallel.sharding import check_shards
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunForward, StartWorker
 from edgecosine.engine.tensor_parallel.workers import Workers
-from edgecosine.errors import EngineError, ModelUnsupported
+from edgecosine.errors import EngineError
 
 START_TIMEOUT_S: Final = 120.0
-LOAD_TIMEOUT_S: Final = 1800.0
-PASS_TIMEOUT_S: Final = 120.0
-"""How far ranks may be apart within a pass."""
-_HOST: Final = "127.0.0.1"
+HOST: Final = "127.0.0.1"
 _COLUMNS: Final = 6
 
 Result = TypeVar("Result")
 
 
 class ParallelModel:
-    """Rank 0's `PassModel`: tells the other ranks what it does itself. Not thread-safe.
+    """The `ForwardModel` of rank 0, which sends each call to the other ranks. Not thread-safe.
 
-    When a rank fails, the pass raises EngineError, and so do all later ones.
+    When a rank fails, this call and all later ones raise EngineError.
     """
 
-    def __init__(self, model: PassModel, ranks: Workers) -> None:
+    def __init__(self, model: ForwardModel, ranks: Workers) -> None:
         self._model, self._ranks = model, ranks
         self._failure: str | None = None
-        self.close = weakref.finalize(self, _end, ranks)
-        """End the other ranks; done at the latest when this process ends."""
+        self.close = weakref.finalize(self, end_ranks, ranks)
+        """End the other ranks, at the latest when this process ends."""
 
     @property
-    def cells(self) -> int:
-        """Tokens that a slot has room for, draft nodes included."""
-        return self._model.cells
+    def slot_size(self) -> int:
+        """KV positions of a slot, those for draft nodes included."""
+        return self._model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
-        """Bytes of this rank's weights and of its cache."""
+        """Bytes of the weights of this rank, and of its cache."""
         return self._model.held
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the other ranks."""
+        """Process ids of the other ranks."""
         return self._ranks.pids
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """Run the rows on all ranks; float32 logits [len(keep), vocabulary] of the rows numbered in
-        `keep`, on the CPU."""
-        order = order_of(rows, keep)
+        """Run the rows on all ranks; returns float32 logits [len(keep), vocabulary] of the rows
+        numbered in `keep`, on the CPU."""
+        order = encode_batch(rows, keep)
 
         def run() -> torch.Tensor:
             self._ranks.send(order)
@@ -88,7 +68,7 @@ class ParallelModel:
         return self._guarded(run)
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy the keys and values of `source` cells to `target` cells of a slot, on all ranks."""
+        """Copy keys and values from `source` to `target` KV positions of a slot, on all ranks."""
         if list(source) == list(target):
             return
 
@@ -99,7 +79,7 @@ class ParallelModel:
         self._guarded(run)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: ranks run no passes of fixed shapes."""
+        """Does nothing: ranks do not run padded batches."""
 
     def _guarded(self, run: Callable[[], Result]) -> Result:
         if self._failure is not None:
@@ -107,8 +87,8 @@ class ParallelModel:
         try:
             return run()
         except Exception as error:
-            # The ranks are no longer in step, whoever began.
-            failure = _failure_of(error, self._ranks)
+            # The ranks are no longer synchronised, whichever failed first.
+            failure = failure_of(error, self._ranks)
             self._failure = str(failure) or type(failure).__name__
             self.close()
             if failure is error:
@@ -116,59 +96,11 @@ class ParallelModel:
             raise failure from error
 
 
-def load_over_ranks(
-    options: LoadOptions, *, pass_timeout_s: float = PASS_TIMEOUT_S
-) -> tuple[ParallelModel, Loaded, int]:
-    """Start the other ranks and load a share of the model on each; also gives the slots' cells.
-
-    Raises EngineError naming the rank that failed, or what `load_model` raises.
-    """
-    size = options.tensor_parallel
-    # What is asked for by name is refused in words of its own where it is not there.
-    asked = resolve_device("auto") if options.device == "auto" else options.device
-    device = check_shards(options, read_config(options), asked)
-    if dist.is_initialized():
-        raise ModelUnsupported("this process already has a tensor-parallel model")
-    threads = options.threads or max(1, torch.get_num_threads() // size)
-    options = replace(options, threads=threads)
-    _stay_on_loopback()
-    listener = socket.create_server((_HOST, 0))
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        _HOST, port, size, is_master=True, wait_for_workers=False,
-        timeout=timedelta(seconds=START_TIMEOUT_S), master_listen_fd=listener.detach(),
-    )  # fmt: skip
-    first, *others = (
-        StartWorker(
-            replace(options, device=device_of(device, rank)), rank, size, port, pass_timeout_s
-        )
-        for rank in range(size)
-    )
-    ranks = Workers(others)
-
-    def meet() -> None:
-        ranks.expect(WorkerWaiting, LOAD_TIMEOUT_S)
-        ranks.send(BeginServing())
-
-    try:
-        ranks.expect(WorkerStarted, START_TIMEOUT_S)
-        join(first, store)
-        model, loaded, cells = load_model(first.options, meet=meet)
-        ranks.expect(WorkerReady, LOAD_TIMEOUT_S)
-    except Exception as error:
-        failure = _failure_of(error, ranks)
-        _end(ranks)
-        if failure is error:
-            raise
-        raise failure from error
-    return ParallelModel(model, ranks), loaded, cells
-
-
-def join(start: StartWorker, store: TCPStore | None = None) -> None:
-    """Enter the group of the ranks. Without a store, it is that of rank 0."""
+def join_group(start: StartWorker, store: TCPStore | None = None) -> None:
+    """Join the process group of the ranks; without `store`, connect to that of rank 0."""
     timeout = timedelta(seconds=start.timeout_s)
     if store is None:
-        store = TCPStore(_HOST, start.port, start.size, timeout=timedelta(seconds=START_TIMEOUT_S))
+        store = TCPStore(HOST, start.port, start.size, timeout=timedelta(seconds=START_TIMEOUT_S))
     if start.options.device == "cpu":
         dist.init_process_group(
             "gloo", store=store, rank=start.rank, world_size=start.size, timeout=timeout
@@ -182,41 +114,38 @@ def join(start: StartWorker, store: TCPStore | None = None) -> None:
     )  # fmt: skip
 
 
-def device_of(kind: str, rank: int) -> str:
-    """The device of a rank: processors are shared, GPUs are not."""
-    return kind if kind == "cpu" else f"{kind}:{rank}"
-
-
-def order_of(rows: BatchRows, keep: Sequence[int]) -> RunPass:
-    """The pass as it travels."""
-    columns = (rows.tokens, rows.positions, rows.slot, rows.cell, rows.length, rows.path_length)
+def encode_batch(rows: BatchRows, keep: Sequence[int]) -> RunForward:
+    """The message for a batch."""
+    columns = (
+        rows.tokens,
+        rows.positions,
+        rows.slot,
+        rows.kv_position,
+        rows.length,
+        rows.path_length,
+    )
     table = torch.cat([torch.stack([c.int() for c in columns], 1), rows.path], 1)
-    return RunPass(table.numpy().tobytes(), len(table), list(keep))
+    return RunForward(table.numpy().tobytes(), len(table), list(keep))
 
 
-def rows_of(order: RunPass) -> BatchRows:
-    """The rows of a pass that travelled."""
+def decode_batch(order: RunForward) -> BatchRows:
+    """The batch of a message."""
     table = torch.frombuffer(bytearray(order.table), dtype=torch.int32).view(order.num_rows, -1)
-    tokens, positions, slot, cell, length, path_length = (
+    tokens, positions, slot, kv_position, length, path_length = (
         column.contiguous() for column in table[:, :_COLUMNS].unbind(1)
     )
     path = table[:, _COLUMNS:].contiguous()
-    return BatchRows(tokens.long(), positions.long(), slot, cell, length, path, path_length)
+    return BatchRows(tokens.long(), positions.long(), slot, kv_position, length, path, path_length)
 
 
-def _failure_of(error: Exception, ranks: Workers) -> Exception:
-    """What to raise: a broken collective shows that a rank failed, other errors are this rank's."""
+def failure_of(error: Exception, ranks: Workers) -> Exception:
+    """The error to raise: a broken collective means that a rank failed, see `explain`."""
     is_collective = isinstance(error, RuntimeError) or isinstance(error.__cause__, RuntimeError)
     return ranks.explain(error) if is_collective else error
 
 
-def _end(ranks: Workers) -> None:
+def end_ranks(ranks: Workers) -> None:
+    """End the processes and leave the group."""
     ranks.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _stay_on_loopback() -> None:
-    name = "lo" if sys.platform == "linux" else "lo0"
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, name)

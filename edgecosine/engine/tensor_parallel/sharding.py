@@ -1,4 +1,4 @@
-"""Which models can be split over ranks, and into how many."""
+"""Checks whether a model can be split over a number of ranks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ModelUnsupported
 
 _KEY_LAYERS = ("k_proj", "qkv_proj", "query_key_value")
 
 
 def check_shards(options: LoadOptions, config: Any, device: str) -> str:
-    """The kind of device to split over: `cpu` or `cuda`.
+    """The kind of device of the ranks: `cpu` or `cuda`.
 
-    Raises ModelUnsupported when the model, the options or the machine do not allow
+    Raises ModelUnsupported when the model, the options or the machine do not support
     `options.tensor_parallel` ranks.
     """
     size = options.tensor_parallel
@@ -34,7 +34,7 @@ def check_shards(options: LoadOptions, config: Any, device: str) -> str:
 
 
 def shards_cache(text: Any) -> bool:
-    """Whether each rank caches the keys and values of its own heads alone."""
+    """Whether each rank caches keys and values of its own heads only."""
     plan = text.base_model_tp_plan or {}
     return any(
         key.rpartition(".")[2] in _KEY_LAYERS and style == "colwise" for key, style in plan.items()
@@ -56,13 +56,13 @@ def _check_heads(text: Any, size: int) -> None:
 def _check_device(options: LoadOptions, device: str) -> str:
     kind = device.partition(":")[0]
     if ":" in options.device:
-        raise ModelUnsupported(f"a tensor-parallel target takes the devices from 0: say {kind!r}")
+        raise ModelUnsupported(f"a tensor-parallel target uses the devices from 0: set {kind!r}")
     if kind == "cpu":
-        # transformers puts its mesh on the accelerator whenever there is one.
+        # transformers places its mesh on the accelerator whenever there is one.
         if torch.accelerator.is_available():
             raise ModelUnsupported(
-                "a tensor-parallel target cannot run on the CPU beside a GPU: hide it, for example "
-                "by CUDA_VISIBLE_DEVICES="
+                "a tensor-parallel target cannot run on the CPU of a machine with a GPU: hide the "
+                "GPU, for example by CUDA_VISIBLE_DEVICES="
             )
     elif kind != "cuda":
         raise ModelUnsupported(f"a tensor-parallel target runs on cpu or cuda, not {kind!r}")

@@ -1,7 +1,7 @@
-"""The processes of ranks 1 to N - 1, as rank 0 sees them.
+"""Starts and controls the processes of ranks 1 to N - 1 from rank 0.
 
-Each has one end of a socket pair as its standard input, and ends when that closes. So none outlives
-rank 0, however that ends, and rank 0 learns of every death from its own end.
+The standard input of each is one end of a socket pair, and the process ends when it closes. So no
+rank outlives rank 0, and rank 0 detects the end of every rank.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from edgecosine.engine.tensor_parallel.messages import (
 )
 from edgecosine.errors import EngineError
 
-_COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.tensor_parallel.worker")
+_COMMAND: Final = (sys.executable, "-m", "edgecosine.engine.loading.rank_process")
 _STOP_TIMEOUT_S: Final = 2.0
-_LAST_WORDS_S: Final = 2.0
-"""How long a rank that failed may take to say so, or to be seen dead."""
+_EXIT_REASON_TIMEOUT_S: Final = 2.0
+"""Time for a failed rank to report its error or end."""
 
 
 class WorkerProcess:
-    """One rank in a process of its own."""
+    """The process of one rank."""
 
     def __init__(self, start: StartWorker) -> None:
         ours, theirs = socket.socketpair()
@@ -49,33 +49,35 @@ class WorkerProcess:
         self.send(start)
 
     def send(self, order: WorkerOrder) -> None:
-        """Raises EngineError when the rank is gone or does not listen."""
+        """Send an order; raises EngineError when the rank has ended or reads nothing."""
         try:
             self._channel.send(order, self._timeout_s)
         except OSError as error:
-            raise EngineError(self.last_words(_LAST_WORDS_S) or self._silence()) from error
+            raise EngineError(
+                self.exit_reason(_EXIT_REASON_TIMEOUT_S) or self._timeout_reason()
+            ) from error
 
     def expect(self, kind: type[Report], timeout_s: float) -> None:
         """Wait for a report.
 
-        Raises EngineError when the rank says something else, ends, or is silent for `timeout_s`.
+        Raises EngineError when the rank sends another report, ends, or sends none for `timeout_s`.
         """
         try:
             report = self._channel.receive(timeout_s)
         except TimeoutError as error:
-            raise EngineError(self._silence(timeout_s)) from error
+            raise EngineError(self._timeout_reason(timeout_s)) from error
         except EOFError as error:
-            raise EngineError(self._ending()) from error
+            raise EngineError(self._exit_status()) from error
         if not isinstance(report, kind):
             raise EngineError(f"rank {self.rank} failed: {_reason(report)}")
 
-    def last_words(self, timeout_s: float) -> str | None:
-        """Why the rank ended, if it does within `timeout_s`."""
+    def exit_reason(self, timeout_s: float) -> str | None:
+        """The reason why the rank ended; None if it does not end within `timeout_s`."""
         try:
             return f"rank {self.rank} failed: {_reason(self._channel.receive(timeout_s))}"
         except EOFError:
-            return self._ending()
-        except OSError:  # silence, or a channel that is closed already
+            return self._exit_status()
+        except OSError:  # a timeout, or a closed channel
             return None
 
     def close(self) -> None:
@@ -87,10 +89,10 @@ class WorkerProcess:
             self.process.kill()
             self.process.wait()
 
-    def _silence(self, timeout_s: float | None = None) -> str:
-        return f"rank {self.rank} has said nothing for {timeout_s or self._timeout_s:g} s"
+    def _timeout_reason(self, timeout_s: float | None = None) -> str:
+        return f"rank {self.rank} has not replied for {timeout_s or self._timeout_s:g} s"
 
-    def _ending(self) -> str:
+    def _exit_status(self) -> str:
         try:
             code = self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -100,7 +102,7 @@ class WorkerProcess:
 
 
 class Workers:
-    """All ranks but rank 0."""
+    """The processes of all ranks but rank 0."""
 
     def __init__(self, starts: Iterable[StartWorker]) -> None:
         self._ranks: list[WorkerProcess] = []
@@ -113,36 +115,40 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Their process numbers, by rank."""
+        """Process ids by rank."""
         return [rank.process.pid for rank in self._ranks]
 
     def send(self, order: WorkerOrder) -> None:
-        """Raises EngineError when a rank is gone."""
+        """Send an order to every rank; raises EngineError when a rank has ended."""
         for rank in self._ranks:
             rank.send(order)
 
     def expect(self, kind: type[Report], timeout_s: float) -> None:
         """Wait for a report of every rank.
 
-        Raises EngineError when one fails first or is silent for `timeout_s`.
+        Raises EngineError when a rank fails or does not report within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         for rank in self._ranks:
             rank.expect(kind, max(0.001, deadline - time.monotonic()))
 
     def explain(self, error: Exception) -> Exception:
-        """What became of the ranks, after `error` showed that something did.
+        """The error to raise for `error`, with the reasons of the ranks that failed.
 
-        An error that all ranks share is given back as it is.
+        `error` itself is returned when all ranks report the same.
         """
-        deadline = time.monotonic() + _LAST_WORDS_S
-        found = [rank.last_words(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
-        words = [said for said in found if said is not None]
-        if isinstance(error, EngineError) and words and all(str(error) in said for said in words):
+        deadline = time.monotonic() + _EXIT_REASON_TIMEOUT_S
+        found = [rank.exit_reason(max(0.001, deadline - time.monotonic())) for rank in self._ranks]
+        reasons = [reason for reason in found if reason is not None]
+        if (
+            isinstance(error, EngineError)
+            and reasons
+            and all(str(error) in reason for reason in reasons)
+        ):
             return error
-        # A rank that was killed says nothing; the others only tell that they lost it.
-        words.sort(key=lambda said: " failed: " in said)
-        return EngineError("; ".join(words) if words else f"no answer from the ranks: {error}")
+        # A killed rank reports nothing; the others report that they lost it.
+        reasons.sort(key=lambda reason: " failed: " in reason)
+        return EngineError("; ".join(reasons) if reasons else f"no answer from the ranks: {error}")
 
     def close(self) -> None:
         """End all processes."""

@@ -12,8 +12,8 @@ from typing import Any
 from edgecosine import zoo
 from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.memory import give_back_memory
-from edgecosine.engine.loading.options import Loaded, LoadOptions
+from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.engine.process_memory import give_back_memory
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import TokenTree
 

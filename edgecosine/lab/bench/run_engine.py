@@ -23,12 +23,12 @@ from edgecosine.engine.base import (
     Prefilling,
     TargetEngine,
     VerifyWork,
-    verdict_of,
+    expect_verified,
 )
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.memory import give_back_memory
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.process_memory import give_back_memory
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
 from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.protocol.api.request import Sampling
@@ -147,7 +147,7 @@ def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
     [outcome] = engine.step([_work(key, tokens)]).outcomes
-    verdict = verdict_of(outcome)
+    verdict = expect_verified(outcome)
     assert verdict is not None
     return verdict.bonus
 
@@ -194,7 +194,7 @@ def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
             works = [_work(key, sequence) for key, sequence in enumerate(sequences)]
             for sequence, outcome in zip(sequences, engine.step(works).outcomes, strict=True):
-                if (verdict := verdict_of(outcome)) is not None:
+                if (verdict := expect_verified(outcome)) is not None:
                     sequence.append(verdict.bonus)
         return time.perf_counter() - started
 

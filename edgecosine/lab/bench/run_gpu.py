@@ -24,7 +24,7 @@ from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWo
 from edgecosine.engine.cuda.graphs import Capture, capture_for, use_own_stream
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions, Quantize
+from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
@@ -140,7 +140,7 @@ def _target_figures(
     model = random_model(shape, device)
     ways: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
     for way, capture in ways.items():
-        static = PaddedModel(model, slots=8, cells=settings.context + 64, capture=capture)
+        static = PaddedModel(model, slots=8, slot_size=settings.context + 64, capture=capture)
         floor_s = _read_bytes(model) / bandwidth
         engine = TransformerTarget(static, slots=8, max_context=settings.context)
         for kind, (sessions, nodes) in PASSES.items():

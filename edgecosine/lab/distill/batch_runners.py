@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.lab.distill.conversations import ConversationSlot
 
 _STEP = 64
@@ -26,7 +26,7 @@ _STEP = 64
 class FlatFeeder:
     """Reads all that there is to read, in one flat pass."""
 
-    def __init__(self, model: PassModel) -> None:
+    def __init__(self, model: ForwardModel) -> None:
         """`model` gives states where others give logits."""
         self._model = model
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgecosine.engine.gumbel import gumbel_rows
-from edgecosine.engine.loading.shortlist import ShortlistHead
+from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.lab.distill.conversations import Conversation, ConversationTurn, Template
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.zoo.evaluation import accepted_per_round

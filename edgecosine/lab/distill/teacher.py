@@ -58,7 +58,7 @@ def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
     tokenizer = read_gguf_tokenizer(_gguf(name))
     if kernels is not None:
         stock.lm_head = _identity(stock.config.hidden_size)
-        model = NativeLlama(stock, slots=slots, cells=cells, threads=threads, kernels=kernels)
+        model = NativeLlama(stock, slots=slots, slot_size=cells, threads=threads, kernels=kernels)
         head = PackedLinear(weight, None, kernels, threads, torch.float32)
         return Teacher(FlatFeeder(model), head, tokenizer)
     body = nn.Module.to(stock, device).model

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from edgecosine.engine.attention import BatchRows
-from edgecosine.engine.base import TargetEngine, VerificationResult, VerifyWork, verdict_of
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.base import TargetEngine, VerificationResult, VerifyWork, expect_verified
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.lab.exactness.drafts import MOODS, Mood
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE
@@ -38,14 +38,14 @@ class EngineShape:
 class Recorder:
     """A PassModel that keeps the logits of its last pass for whoever asks."""
 
-    def __init__(self, model: PassModel) -> None:
+    def __init__(self, model: ForwardModel) -> None:
         self._model = model
         self.logits = torch.empty(0)
 
     @property
-    def cells(self) -> int:
+    def slot_size(self) -> int:
         """Tokens that a slot has room for."""
-        return self._model.cells
+        return self._model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
@@ -53,16 +53,16 @@ class Recorder:
         return self._model.held
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        """As `PassModel.forward`."""
+        """As `ForwardModel.forward`."""
         self.logits = self._model.forward(rows, keep)
         return self.logits
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """As `PassModel.move`."""
+        """As `ForwardModel.move`."""
         self._model.move(slot, source, target)
 
     def clear(self, slot: int) -> None:
-        """As `PassModel.clear`."""
+        """As `ForwardModel.clear`."""
         self._model.clear(slot)
 
 
@@ -170,7 +170,7 @@ def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
         result = opened.engine.step([work])
         [found] = digests(opened, [work], result.outcomes)
         [outcome] = result.outcomes
-        if (verdict := verdict_of(outcome)) is not None:
+        if (verdict := expect_verified(outcome)) is not None:
             tokens.append(verdict.bonus)
             seen += found
     opened.engine.release("plain")
@@ -288,7 +288,7 @@ class Storm:
         tally.most_sessions = max(tally.most_sessions, len(sessions))
         found = digests(self._opened, works, outcomes)
         for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
-            verdict = verdict_of(outcome)
+            verdict = expect_verified(outcome)
             if verdict is None:
                 continue
             session.tokens += [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]

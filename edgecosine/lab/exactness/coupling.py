@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from edgecosine import zoo
-from edgecosine.engine.draft.draft_sampling import guess
+from edgecosine.engine.draft.draft_sampling import rank_draft_tokens
 from edgecosine.engine.sampling import draw, support
 from edgecosine.lab.exactness.models import zoo_model, zoo_prompts
 from edgecosine.lab.zoo.generation import GenerationSampling as Texts
@@ -88,6 +88,6 @@ def _agreement(
     for seed in range(_DRAWS):
         coupling = SharedNoise(temperature=temperature, seed=seed.to_bytes(8, "little"))
         mine = draw(p, position, Sampling(temperature=temperature, seed=seed))
-        [guesses] = guess(q[None], [position], [coupling], 1, None)
+        [guesses] = rank_draft_tokens(q[None], [position], [coupling], 1, None)
         agreed += guesses.tokens[0] == mine
     return Agreement(drafter, domain, temperature, agreed / _DRAWS, distance)

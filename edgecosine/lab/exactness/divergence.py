@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from edgecosine.engine.base import TargetEngine, VerifyWork, verdict_of
+from edgecosine.engine.base import TargetEngine, VerifyWork, expect_verified
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
@@ -70,7 +70,7 @@ def _answers(
             for i in todo
         ]
         for i, outcome in zip(todo, engine.step(works).outcomes, strict=True):
-            verdict = verdict_of(outcome)
+            verdict = expect_verified(outcome)
             if verdict is None:
                 continue
             sequences[i] += [*(trees[i].tokens[node] for node in verdict.path), verdict.bonus]

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from edgecosine import zoo
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import Decision, confirm, decide
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import EngineShape, Opened, Question, Recorder, Subject, Truth
@@ -122,13 +123,15 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> PassModel:
+def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
     model = copy.deepcopy(model)  # whoever packs weights takes them
     if kernels is not None and can_fuse(model):
         return NativeLlama(
-            model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels
+            model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
         )
-    return SlotModel(model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels)
+    return SlotModel(
+        model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
+    )
 
 
 def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:

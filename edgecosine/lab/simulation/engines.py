@@ -14,15 +14,16 @@ from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
     Outcome,
-    PassResult,
     Prefilling,
+    StepResult,
     VerificationResult,
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.draft.draft_progress import LogitRow, ScoredToken
 from edgecosine.engine.draft.draft_sampling import DraftTokens
-from edgecosine.engine.draft.drafter import LogitRow, ScoredRow, TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel
+from edgecosine.engine.draft.drafter import TransformerDrafter
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
@@ -52,7 +53,7 @@ class RecitingTarget:
     def max_context(self) -> int:
         return len(self._texts.lists[0])
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         outcomes: list[Outcome] = []
         num_rows = 0
         for work in batch:
@@ -65,7 +66,7 @@ class RecitingTarget:
                 continue
             num_rows += len(work.tree)
             outcomes.append(self._judge(work))
-        return PassResult(outcomes, num_rows)
+        return StepResult(outcomes, num_rows)
 
     def release(self, key: str) -> None:
         self._cached.pop(key, None)
@@ -89,20 +90,24 @@ class RecallingDrafter(TransformerDrafter):
     """Guesses what one of the recorded drafters did."""
 
     def __init__(self, texts: Texts, drafter: int, *, slots: int) -> None:
-        super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
+        super().__init__(
+            cast(ForwardModel, _NoModel()), slots=slots, max_context=len(texts.lists[0])
+        )
         self._texts, self._drafter = texts, drafter
 
-    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], told: list[ScoredRow]) -> None:
-        for head in heads:
-            growth = head.drafting.growth
-            path = [growth.nodes.token[node] for node in growth.path(head.node)]
-            growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
-        for token in told:
-            tokens, reading = token.drafting.work.tokens, token.drafting.reading
-            reading.foretold.append(self._foretells(tokens, token.position))
+    def _evaluate(
+        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredToken]
+    ) -> None:
+        for row in logit_rows:
+            tree = row.progress.tree
+            path = [tree.nodes.token[node] for node in tree.path(row.node)]
+            tree.add_children(row.node, self._recall(row.progress.work.tokens, path))
+        for token in scored:
+            tokens, prompt = token.progress.work.tokens, token.progress.prompt
+            prompt.is_top1.append(self._foretells(tokens, token.position))
             # The same for every token, so that their mean is what was recorded.
             text = self._texts.text_of(tokens)
-            reading.surprise += float(self._texts.surprises[self._drafter, text])
+            prompt.nll += float(self._texts.surprises[self._drafter, text])
 
     def _foretells(self, tokens: Sequence[int], position: int) -> bool:
         """Whether a token of the answer was the first guess; of prompts nothing was recorded."""
@@ -151,7 +156,7 @@ class SimulatedVerifying(Verifier):
 
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]
-    ) -> tuple[PassResult, float]:
+    ) -> tuple[StepResult, float]:
         for key in released:
             self._engine.release(key)
         result = self._engine.step(works)
@@ -161,7 +166,7 @@ class SimulatedVerifying(Verifier):
         self._count(works, result)
         return result, now() - started
 
-    def _count(self, works: Sequence[VerifyWork], result: PassResult) -> None:
+    def _count(self, works: Sequence[VerifyWork], result: StepResult) -> None:
         self.num_rows += result.num_rows
         for work, outcome in zip(works, result.outcomes, strict=True):
             if isinstance(outcome, VerificationResult):

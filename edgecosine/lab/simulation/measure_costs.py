@@ -16,7 +16,7 @@ from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise

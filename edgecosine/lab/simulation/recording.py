@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgecosine import zoo
-from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, verdict_of
+from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, expect_verified
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
 from edgecosine.node.target.session import coupling_of
 from edgecosine.protocol.api.request import Sampling
@@ -63,7 +63,7 @@ def _answer(engine: TargetEngine, prompt: list[int], how: Sampling) -> list[int]
     while len(text) < NUM_PROMPT + ANSWER:
         work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, how)
         [outcome] = engine.step([work]).outcomes
-        if (verdict := verdict_of(outcome)) is not None:
+        if (verdict := expect_verified(outcome)) is not None:
             text.append(verdict.bonus)
     return text
 
@@ -77,7 +77,7 @@ def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """At a prompt that the drafter has not read yet, in nats per token."""
     [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
-    return said.hindsight.surprise
+    return said.prompt_score.surprise
 
 
 def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:

@@ -259,7 +259,7 @@ def _work(ask: _Ask) -> DraftWork:
         tokens=ask.tokens,
         num_tokens=request.num_tokens,
         width=request.width,
-        coupling=request.coupling,
+        noise=request.coupling,
         ahead=ask.tree,
         shares=_shares(ask),
     )
@@ -282,8 +282,8 @@ def _draft(request: DraftRequest, proposal: DraftResult, compute_s: float) -> Dr
         parents=bytes(parent + 1 for parent in proposal.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
-        foretold=bytes(proposal.hindsight.foretold),
-        surprise=min(MAX_SURPRISE, proposal.hindsight.surprise),
+        foretold=bytes(proposal.prompt_score.foretold),
+        surprise=min(MAX_SURPRISE, proposal.prompt_score.surprise),
     )
 
 

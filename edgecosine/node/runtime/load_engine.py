@@ -9,8 +9,8 @@ from typing import TypeVar
 from edgecosine.config import NodeConfig
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.draft.prompt_lookup import load_ngram
-from edgecosine.engine.loading.model_files import NGRAM
-from edgecosine.engine.loading.options import Loaded, LoadOptions
+from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.models import NGRAM
 
 Result = TypeVar("Result")
 

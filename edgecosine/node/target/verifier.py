@@ -20,8 +20,8 @@ from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import (
     FailedWork,
     Outcome,
-    PassResult,
     Prefilling,
+    StepResult,
     TargetEngine,
     VerificationResult,
     VerifyWork,
@@ -179,7 +179,7 @@ class Verifier:
             if key not in here and at <= until:
                 self._expected[key] = math.inf, num_rows
 
-    async def _pass(self) -> PassResult:
+    async def _pass(self) -> StepResult:
         works = [envelope.message for envelope in self._batch]
         released, self._released = self._released, []
         try:
@@ -201,7 +201,7 @@ class Verifier:
             self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
         return result
 
-    async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> PassResult:
+    async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> StepResult:
         """The works of a pass that failed with `error`, each in a pass of its own.
 
         Raises EngineError when it is the engine that fails.
@@ -217,7 +217,7 @@ class Verifier:
                 self.has_failed = True
                 reason = cause_of(probe.error)
                 raise EngineError(f"the engine does not run any more: {reason}")
-        return PassResult(outcomes, 0)
+        return StepResult(outcomes, 0)
 
     async def _alone(self, work: VerifyWork) -> Outcome:
         try:
@@ -234,11 +234,11 @@ class Verifier:
 
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]
-    ) -> tuple[PassResult, float]:
+    ) -> tuple[StepResult, float]:
         call = functools.partial(_timed_step, self._engine, works, released)
         return await self._thread.run(call)
 
-    def _settle(self, result: PassResult) -> list[Waiting]:
+    def _settle(self, result: StepResult) -> list[Waiting]:
         """Give out the verdicts; returns who is still in prefill."""
         prefilling = []
         for envelope, outcome in zip(self._batch, result.outcomes, strict=True):
@@ -253,7 +253,7 @@ class Verifier:
         return prefilling
 
 
-def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
+def _report(result: StepResult, elapsed_s: float, cycle_s: float) -> PassReport:
     verdicts = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
     return PassReport(
         num_rows=result.num_rows,
@@ -266,7 +266,7 @@ def _report(result: PassResult, elapsed_s: float, cycle_s: float) -> PassReport:
 
 def _timed_step(
     engine: TargetEngine, works: list[VerifyWork], released: list[str]
-) -> tuple[PassResult, float]:
+) -> tuple[StepResult, float]:
     for key in released:
         engine.release(key)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""An activation is a function of its element: neighbours, width and threads change no bit."""
+"""Activations depend on their element alone, to the bit: not on rows, width or threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from edgecosine.engine.cpu.deterministic_activations import (
     DeterministicActivation,
-    steady_activations,
+    replace_activations,
 )
 
 NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
@@ -19,7 +19,7 @@ NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
 
 def _steady(name: str) -> nn.Module:
     model = nn.Sequential(ACT2FN[name])
-    steady_activations(model)
+    replace_activations(model)
     [activation] = model
     assert isinstance(activation, DeterministicActivation)
     return activation
@@ -34,7 +34,7 @@ def _steady(name: str) -> nn.Module:
     seed=st.integers(0, 2**32),
     is_strided=st.booleans(),
 )
-def test_row_alone_has_the_bits_that_it_has_in_company(
+def test_activations_do_not_depend_on_the_batch(
     name: str, dtype: torch.dtype, width: int, rows: int, seed: int, is_strided: bool
 ) -> None:
     function = _steady(name)
@@ -47,7 +47,7 @@ def test_row_alone_has_the_bits_that_it_has_in_company(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_are_those_of_transformers(name: str) -> None:
+def test_activations_equal_those_of_transformers(name: str) -> None:
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-200.0, -1e4, 200.0, 1e4])])
     torch.testing.assert_close(_steady(name)(x), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
     narrow = x.bfloat16()

@@ -1,4 +1,4 @@
-"""Weights of 8 bits: nothing is lost but what is rounded, and no row knows of another."""
+"""8-bit weights: the products are exact after rounding, and rows are independent."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from edgecosine.engine.cpu.kernel_library import (
     load_kernels,
 )
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
+from edgecosine.engine.cpu.native_structs import WeightLayout
 from edgecosine.engine.cpu.packing import (
     BLOCK_SIZE,
     PackedLinear,
-    WeightLayout,
     round_weights,
     rounding_inputs,
     to_blocks,
 )
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.selftest import check_family, take_reference
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from tests.engine.decoding import decode, nothing, random_trees
@@ -54,7 +54,7 @@ def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
 
 
 def _by_definition(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    """The same product in float64, of what is left after rounding."""
+    """The same product in float64, of the rounded weights and inputs."""
     linear = copy.deepcopy(linear)
     round_weights(linear)
     with rounding_inputs(linear):
@@ -66,9 +66,7 @@ def _by_definition(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_product_is_exact_but_for_the_rounding_of_weights_and_inputs(
-    outputs: int, inputs: int
-) -> None:
+def test_product_rounds_weights_and_inputs_only(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(13, inputs)
     x[4], x[5, 0] = 0.0, 300.0
@@ -77,7 +75,7 @@ def test_product_is_exact_but_for_the_rounding_of_weights_and_inputs(
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_wide_product_rounds_the_weights_alone(outputs: int, inputs: int) -> None:
+def test_wide_product_rounds_weights_only(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(9, inputs)
     packed = _packed(linear)
@@ -87,7 +85,7 @@ def test_wide_product_rounds_the_weights_alone(outputs: int, inputs: int) -> Non
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> None:
+def test_rows_do_not_depend_on_batch_or_threads(outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(70, inputs)
     whole = _packed(linear)(x)
@@ -97,8 +95,8 @@ def test_rows_do_not_depend_on_company_or_threads(outputs: int, inputs: int) -> 
             assert torch.equal(packed(x[-rows:]), whole[-rows:])
 
 
-def test_what_8_bits_hold_is_packed_without_loss() -> None:
-    """A file in Q8_0 has the very same blocks."""
+def test_8_bit_values_are_packed_without_loss() -> None:
+    """A file in Q8_0 has the same blocks."""
     torch.manual_seed(0)
     values = torch.randint(-127, 128, (50, 4, BLOCK_SIZE)).float()
     values[..., 0] = 127
@@ -112,7 +110,7 @@ def test_what_8_bits_hold_is_packed_without_loss() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_inputs_that_are_no_numbers_are_not_rounded_away(value: float) -> None:
+def test_nan_inputs_give_nan_outputs(value: float) -> None:
     x = torch.randn(3, 64)
     x[1, 7] = value
     found = _packed(nn.Linear(64, 20))(x)
@@ -146,7 +144,7 @@ def product() -> tuple[torch.Tensor, nn.Linear]:
 @pytest.mark.parametrize(
     ("flags", "needed"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS]
 )
-def test_every_set_of_instructions_gives_the_same_bits(
+def test_all_instruction_sets_give_equal_bits(
     flags: str, needed: set[str], product: tuple[torch.Tensor, nn.Linear], tmp_path: Path
 ) -> None:
     if missing := needed - _flags_of_processor():
@@ -180,11 +178,11 @@ def test_every_set_of_instructions_gives_the_same_bits(
 
 def _runner(way: str, model: nn.Module) -> NativeLlama | SlotModel:
     kind = NativeLlama if way == "fused" else SlotModel
-    return kind(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")  # type: ignore[arg-type]
+    return kind(model, slots=1, slot_size=96, threads=1, kernels=KERNELS, form="int8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_self_test_tells_mistakes_from_rounding(family: str, way: str) -> None:
+def test_self_test_of_8_bit_models_detects_mistakes(family: str, way: str) -> None:
     model = build_deep(family, layers=30, dtype=torch.float32)
     round_weights(model)
     reference = take_reference(model, 256, "int8")
@@ -196,7 +194,7 @@ def test_self_test_tells_mistakes_from_rounding(family: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: Path) -> None:
+def test_answers_of_8_bit_models_do_not_depend_on_drafts(family: str, tmp_path: Path) -> None:
     model = build(family)
     where = save(model, tmp_path)
     options = LoadOptions(where, threads=1, slots=2, context=96, device="cpu", weights="int8")
@@ -220,7 +218,7 @@ def test_answers_of_8_bits_are_the_same_under_any_drafts(family: str, tmp_path: 
 def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:
     model = build("llama", tie_word_embeddings=True)
     round_weights(model)
-    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS, form="int8")
+    fused = NativeLlama(model, slots=1, slot_size=96, threads=1, kernels=KERNELS, form="int8")
     check_family(fused, take_reference(model, 256, "int8"), "llama")
 
 
@@ -232,12 +230,12 @@ def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:
         ({"quantize": "int8"}, "--quantize"),
     ],
 )
-def test_what_does_not_go_with_8_bits_is_named(
+def test_options_incompatible_with_8_bits_are_refused(
     changes: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     where = save(build("llama"), tmp_path)
     options = LoadOptions(where, device="cpu", weights="int8", **changes)  # type: ignore[arg-type]
-    with pytest.raises(ModelUnsupported, match=f"--weights int8 cannot be had here: .*{reason}"):
+    with pytest.raises(ModelUnsupported, match=f"--weights int8 is not available: .*{reason}"):
         load_target(options)
 
 

@@ -1,4 +1,4 @@
-"""Where kernels are kept: places that cannot be used, compilers that fail, libraries cut short."""
+"""The kernel cache: unusable directories, failing compilers, truncated libraries."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ import pytest
 
 from edgecosine.engine.cpu import kernel_library as native
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.native_structs import shared_values
 
 _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
 SOURCE = b"""
 int edgecosine_panel() { return 8; } int edgecosine_has_pairs() { return 0; }
 int edgecosine_has_bytes() { return 0; } int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
 int edgecosine_pack, edgecosine_linear, edgecosine_attention, edgecosine_decode;
-int edgecosine_rank, edgecosine_grow;
+int edgecosine_rank, edgecosine_draft_step;
+long edgecosine_shared_values(long* values, long count) {
+  const long found[] = {VALUES};
+  for (long i = 0; i < count; i++) values[i] = found[i];
+  return count;
+}
 """
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache that is not there yet, and kernels that are quickly built."""
+    """A cache directory that does not exist yet, and kernels that build quickly."""
     sources = tmp_path / "sources"
     sources.mkdir()
-    (sources / "kernels.cpp").write_bytes(b'extern "C" {' + SOURCE + b"}")
+    values = ", ".join(f"(long){value % 2**64}u" for value in shared_values().values())
+    source = SOURCE.replace(b"VALUES", values.encode())
+    (sources / "kernels.cpp").write_bytes(b'extern "C" {' + source + b"}")
     monkeypatch.setattr(native, "SOURCES", sources)
     monkeypatch.setattr(native, "FLAGS", ("-fPIC", "-shared"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -35,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def panel() -> int:
-    """Load once more, and use what was loaded."""
+    """Load again, and call the library."""
     load_kernels.cache_clear()
     try:
         return load_kernels().panel
@@ -46,7 +54,7 @@ def panel() -> int:
 
 
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) -> None:
-    """Put a compiler of our own in the place of the machine's."""
+    """Replace the compiler of the machine by a script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "c++").write_bytes(program)
@@ -54,7 +62,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) ->
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def test_kernels_are_built_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_built_once_and_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert panel() == 8
     assert sorted(path.suffix for path in cache.iterdir()) == [".digest", ".so"]
     monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
@@ -62,7 +70,7 @@ def test_kernels_are_built_once_and_kept(cache: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "without its digest", "other bytes"])
-def test_library_that_is_not_whole_is_built_again(cache: Path, damage: str) -> None:
+def test_damaged_library_is_rebuilt(cache: Path, damage: str) -> None:
     assert panel() == 8
     [library] = cache.glob("*.so")
     whole = library.read_bytes()
@@ -76,7 +84,7 @@ def test_library_that_is_not_whole_is_built_again(cache: Path, damage: str) -> N
 
 
 @pytest.mark.parametrize("fault", ["a file in its place", "no home", "a home in /proc"])
-def test_kernels_that_cannot_be_kept_are_built_elsewhere(
+def test_kernels_are_built_without_a_usable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     if fault == "a file in its place":
@@ -88,29 +96,29 @@ def test_kernels_that_cannot_be_kept_are_built_elsewhere(
         monkeypatch.setattr("os.getuid", lambda: 54321)
     with caplog.at_level(logging.WARNING, logger="edgecosine"):
         assert panel() == 8
-    assert ("cannot be kept" in caplog.text) == (fault != "no home")
+    assert ("cannot be cached" in caplog.text) == (fault != "no home")
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "message"),
     [
         (_COMPILES + b'printf "Fehler: ung\\374ltig\\n" >&2\nexit 1\n', "failed: Fehler: ung"),
         (_COMPILES + b"exit 1\n", "failed: no message"),
         (b"\0", "cannot be run: Exec format error"),
     ],
 )
-def test_compiler_that_fails_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, said: str
+def test_compiler_failure_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, message: str
 ) -> None:
     compiler(tmp_path, monkeypatch, program)
-    with pytest.raises(KernelsUnavailable, match=said):
+    with pytest.raises(KernelsUnavailable, match=message):
         panel()
 
 
-def test_machine_without_any_place_does_without_kernels(
+def test_kernels_are_unavailable_without_a_writable_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_bytes(b"")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(KernelsUnavailable, match="no place to build them"):
+    with pytest.raises(KernelsUnavailable, match="no directory to build them in"):
         panel()

@@ -1,4 +1,4 @@
-"""The kernels compute what torch computes, and the same bits whatever the company."""
+"""The kernels compute the same as torch, with bits that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.cpu.packing import PackedLinear
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.selftest import check_family, take_reference
+from edgecosine.engine.slot_model import SlotModel
 from tests.engine.models import VOCABULARY, build
 
 try:
@@ -32,7 +32,7 @@ def _packed(linear: nn.Linear, threads: int = 1) -> PackedLinear:
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+def test_linear_equals_torch(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, dtype=dtype)
     x = torch.randn(2, 13, inputs, dtype=dtype)
@@ -42,7 +42,7 @@ def test_linear_is_that_of_torch(outputs: int, inputs: int, dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_rows_do_not_depend_on_company_or_threads(
+def test_linear_rows_do_not_depend_on_batch_or_threads(
     outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_pairs_multiply_inputs_of_bfloat16_and_of_float32() -> None:
         torch.testing.assert_close(packed(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:
+def test_bfloat16_weights_are_packed_without_loss() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(300, 40)
     wide = _packed(linear)
@@ -79,13 +79,13 @@ def test_weights_that_bfloat16_holds_are_packed_without_loss() -> None:
 
 @pytest.mark.parametrize("narrow", ["down_proj", "gate_proj", "up_proj", "o_proj", "lm_head"])
 def test_each_matrix_is_read_in_its_own_layout(narrow: str) -> None:
-    """Of a float32 model bfloat16 may hold some matrices and not others."""
+    """bfloat16 may hold some matrices of a float32 model exactly and not others."""
     model = build("llama", dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if narrow in name:
             parameter.data = parameter.data.bfloat16().float()
     reference = take_reference(model, 96)
-    fused = NativeLlama(model, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(model, slots=1, slot_size=96, threads=1, kernels=KERNELS)
     check_family(fused, reference, "llama")
 
 
@@ -100,17 +100,17 @@ def _row(**changes: int) -> BatchRows:
 BEYOND = [{"slot": 2}, {"slot": -1}, {"start": 32}, {"start": -1}, {"length": 33}, {"length": -1}]
 
 
-def _paths(cell: int) -> BatchRows:
+def _paths(kv_position: int) -> BatchRows:
     builder = RowBuilder()
     builder.add_node(0, 1, 5, [1, 2])
     rows = builder.build()
-    rows.path[0, 0] = cell
+    rows.path[0, 0] = kv_position
     return rows
 
 
 @pytest.mark.parametrize("runs_fused", [True, False], ids=["fused", "by layers"])
 def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool) -> None:
-    sizes = {"slots": 2, "cells": 32, "threads": 1}
+    sizes = {"slots": 2, "slot_size": 32, "threads": 1}
     model = (NativeLlama if runs_fused else SlotModel)(build("llama"), **sizes, kernels=KERNELS)
     whole = model.forward(_row(), [0])
     for beyond in [*(_row(**changes) for changes in BEYOND), _paths(32), _paths(-1)]:
@@ -121,6 +121,12 @@ def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool)
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1])
 def test_a_token_beyond_the_embedding_is_refused(token: int) -> None:
-    fused = NativeLlama(build("llama"), slots=1, cells=32, threads=1, kernels=KERNELS)
+    fused = NativeLlama(build("llama"), slots=1, slot_size=32, threads=1, kernels=KERNELS)
     with pytest.raises(IndexError, match="beyond"):
         fused.forward(_row(token=token), [0])
+
+
+def test_kernels_with_another_constant_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.engine.cpu.native_structs.CHILDREN", 5)
+    with pytest.raises(KernelsUnavailable, match="differ in CHILDREN"):
+        load_kernels.__wrapped__()

@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded passes beside eager ones, no waiting, quantised drafters."""
+"""On a GPU: recorded and eager forward passes, no waits for the device, quantised drafters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgecosine.engine.cuda.graphs import capture_for
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions, Quantize
+from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.distill.conversations import Conversation
 from edgecosine.lab.distill.losses import AcceptanceLoss, batch_of
@@ -50,9 +50,9 @@ def _rows(seed: int) -> RowBuilder:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_pass_gives_what_an_eager_one_gives(family: str, dtype: torch.dtype) -> None:
+def test_recorded_pass_equals_eager_pass(family: str, dtype: torch.dtype) -> None:
     eager, recorded = (
-        PaddedModel(build(family, dtype=dtype).to(CUDA), slots=4, cells=128, capture=capture)
+        PaddedModel(build(family, dtype=dtype).to(CUDA), slots=4, slot_size=128, capture=capture)
         for capture in (None, capture_for(CUDA))
     )
     for seed in range(RUNS_TO_REPLAY + 2):
@@ -75,7 +75,7 @@ def _no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("graphs", ["on", "off"])
 def test_pass_does_not_wait_for_the_device(graphs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECOSINE_GRAPHS", graphs)
-    model = PaddedModel(build("llama").to(CUDA), slots=4, cells=128, capture=capture_for(CUDA))
+    model = PaddedModel(build("llama").to(CUDA), slots=4, slot_size=128, capture=capture_for(CUDA))
     rows = _rows(0).build()
     for _ in range(RUNS_TO_REPLAY):
         model.forward(rows, [5])
@@ -87,14 +87,14 @@ def test_pass_does_not_wait_for_the_device(graphs: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_transformers_generate(family: str) -> None:
+def test_answers_equal_transformers_generate(family: str) -> None:
     prompt = prompt_of(37)
     model = build(family).to(CUDA)
     output = model.generate(
         torch.tensor([prompt], device=CUDA), max_new_tokens=30, do_sample=False, eos_token_id=None
     )
     reference = output[0, 37:].tolist()
-    static = PaddedModel(model, slots=4, cells=256, capture=capture_for(CUDA))
+    static = PaddedModel(model, slots=4, slot_size=256, capture=capture_for(CUDA))
     engine = TransformerTarget(static, slots=4, max_context=192, chunk=16)
     assert decode(engine, [prompt], 30, [nothing])[0] == [reference]
     drafts = random_trees(prompt + reference, VOCABULARY, seed=1)

@@ -1,4 +1,4 @@
-"""Passes of fixed shapes say what the model says, recorded or not, whoever pads them."""
+"""Padded batches give the logits of the model, recorded or not."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cuda.graphs import Capture, capture_for
 from edgecosine.engine.cuda.padded_attention import visible
 from edgecosine.engine.cuda.padded_model import PaddedModel
-from edgecosine.engine.cuda.padded_shapes import PassInputs, PassShape, arrange
-from edgecosine.engine.forward_pass import SlotModel
-from edgecosine.engine.loading.load import fixed_shapes
+from edgecosine.engine.cuda.padded_shapes import BatchInputs, BatchShape, arrange
+from edgecosine.engine.loading.load_model import fixed_shapes
 from edgecosine.engine.loading.selftest import take_reference
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.wire.tree import TokenTree, chain
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 from tests.engine.recording import FakeCapture, OnOneDevice
 
-CELLS = 256
+SLOT_SIZE = 256
 
 
 def _static(
-    family: str, slots: int = 4, capture: Capture | None = None, cells: int = CELLS
+    family: str, slots: int = 4, capture: Capture | None = None, slot_size: int = SLOT_SIZE
 ) -> PaddedModel:
-    return PaddedModel(build(family), slots=slots, cells=cells, capture=capture)
+    return PaddedModel(build(family), slots=slots, slot_size=slot_size, capture=capture)
 
 
 def _plain(family: str, slots: int = 4) -> SlotModel:
-    return SlotModel(build(family), slots=slots, cells=CELLS, threads=1, kernels=None)
+    return SlotModel(build(family), slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=None)
 
 
 def _reference(family: str, prompt: list[int], length: int) -> list[int]:
@@ -48,7 +48,7 @@ def _reference(family: str, prompt: list[int], length: int) -> list[int]:
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_transformers_generate(family: str, recorded: bool) -> None:
+def test_answers_equal_transformers_generate(family: str, recorded: bool) -> None:
     prompts = [prompt_of(length, seed=length) for length in (37, 9, 24)]
     references = [_reference(family, prompt, 24) for prompt in prompts]
     capture = FakeCapture() if recorded else None
@@ -78,7 +78,7 @@ def _tree(seed: int, size: int) -> TokenTree:
 
 
 def _mixed_pass(slots: Sequence[int], seed: int, start: int = 0) -> tuple[RowBuilder, list[int]]:
-    """A chunk of a prompt, a plain row and trees, each in a slot of its own."""
+    """A chunk of a prompt, a plain row and trees, each in its own slot."""
     rows, keep = RowBuilder(), []
     for turn, slot in enumerate(slots):
         length = start + (1 if turn == 1 else 5 + turn)
@@ -94,7 +94,7 @@ def _mixed_pass(slots: Sequence[int], seed: int, start: int = 0) -> tuple[RowBui
 @pytest.mark.parametrize(
     "family", ["llama", "mistral with a window", "gemma2", "gemma3", "gpt_oss", "gpt2"]
 )
-def test_logits_are_those_of_the_plain_path(family: str, slots: tuple[int, ...]) -> None:
+def test_logits_equal_those_of_the_plain_path(family: str, slots: tuple[int, ...]) -> None:
     static, recorded, plain = (
         _static(family),
         _static(family, capture=FakeCapture()),
@@ -109,13 +109,13 @@ def test_logits_are_those_of_the_plain_path(family: str, slots: tuple[int, ...])
             )
 
 
-def test_moved_cells_are_seen_where_they_went() -> None:
+def test_moved_kv_positions_are_attended_at_their_target() -> None:
     static, plain = _static("llama"), _plain("llama")
     for turn in range(3):
         for model in (static, plain):
             rows, keep = _mixed_pass((0, 1, 2, 3), seed=50 * turn)
             model.forward(rows.build(), keep)
-            # Overlapping cells; several slots; one slot twice before the next pass.
+            # Overlapping positions; several slots; one slot twice before the next forward pass.
             model.move(2, [8, 9], [7, 8])
             model.move(3, [10, 12], [8, 9])
             model.move(2, [8], [9])
@@ -128,8 +128,8 @@ def test_moved_cells_are_seen_where_they_went() -> None:
         torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-4)
 
 
-def test_padding_changes_no_real_row_to_the_bit() -> None:
-    """The same rows in the same shape, with other rows' caches and padding full of rubbish."""
+def test_padding_does_not_change_the_bits_of_other_rows() -> None:
+    """The same rows in the same shape, with other values in unused and padded positions."""
     first, second = _static("llama", slots=2), _static("llama", slots=2)
     other = RowBuilder()
     other.add_sequence(1, 0, prompt_of(90, seed=3))
@@ -139,7 +139,7 @@ def test_padding_changes_no_real_row_to_the_bit() -> None:
     second.forward(rubbish.build(), [0])
     with torch.inference_mode():
         for stack in second._attention.stacks:
-            stack[:, :, :, CELLS:] = 1e4
+            stack[:, :, :, SLOT_SIZE:] = 1e4
     rows = RowBuilder()
     rows.add_sequence(0, 0, prompt_of(5))
     assert torch.equal(*(model.forward(rows.build(), [2, 4]) for model in (first, second)))
@@ -150,7 +150,9 @@ def test_padding_changes_no_real_row_to_the_bit() -> None:
     sizes=st.lists(st.integers(0, 9), min_size=5, max_size=5),
     window=st.sampled_from([0, 1, 4, 16]),
 )
-def test_rows_see_what_they_should(lengths: list[int], sizes: list[int], window: int) -> None:
+def test_visible_mask_matches_the_definition(
+    lengths: list[int], sizes: list[int], window: int
+) -> None:
     builder, expected = RowBuilder(), list[set[int]]()
     for slot, (length, size) in enumerate(zip(lengths, sizes, strict=False)):
         builder.add_sequence(slot, 0, [1] * length)
@@ -165,12 +167,12 @@ def test_rows_see_what_they_should(lengths: list[int], sizes: list[int], window:
                 sights.append([*above, length + node])
         expected += [set(sight[-window:]) if window else set(sight) for sight in sights]
     rows = builder.build()
-    shape, flat = arrange(rows, [0], slots=8, cells=128, scratch=100)
-    inputs = PassInputs.views(flat, shape)
-    mask = visible(inputs, shape.cells, window)
+    shape, flat = arrange(rows, [0], slots=8, slot_size=128, scratch=100)
+    inputs = BatchInputs.views(flat, shape)
+    mask = visible(inputs, shape.num_visible, window)
     assert [set(row.nonzero()[:, 0].tolist()) for row in mask[: len(expected)]] == expected
     assert bool(mask.any(1).all())
-    assert inputs.cell[len(expected) :].unique().tolist() in ([], [100])
+    assert inputs.kv_position[len(expected) :].unique().tolist() in ([], [100])
     count = len(expected)
     assert inputs.row[inputs.grid[:count]].tolist() == list(range(count))
     groups = inputs.grid[:count] // shape.width
@@ -185,11 +187,11 @@ def test_shapes_are_few() -> None:
             for slot in range(count):
                 rows.add_sequence(slot, 40 + count, [1])
                 rows.add_tree(slot, 41 + count, chain((2,) * size))
-            shapes.add(arrange(rows.build(), [0] * count, slots=8, cells=320, scratch=300)[0])
+            shapes.add(arrange(rows.build(), [0] * count, slots=8, slot_size=320, scratch=300)[0])
     assert len(shapes) <= 24
 
 
-def test_recorded_pass_reads_its_inputs_anew() -> None:
+def test_replay_reads_new_inputs() -> None:
     capture = FakeCapture()
     static, plain = _static("qwen2", capture=capture), _plain("qwen2")
     for step in range(6):
@@ -216,16 +218,16 @@ def test_results_outlive_the_next_pass() -> None:
     assert torch.equal(first, kept)
 
 
-def test_family_that_cannot_be_recorded_runs_on_and_says_so(
+def test_family_that_cannot_be_recorded_runs_eagerly_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A layer that asks its data where to go makes the host wait for the device."""
+    """A layer whose control flow depends on data waits for the device."""
     model = build("llama")
     model.model.norm.register_forward_hook(
         lambda _module, _args, out: out * (1 + (out[0, 0, 0] > 1e9).item())
     )
     capture = FakeCapture()
-    static = PaddedModel(model, slots=4, cells=CELLS, capture=capture)
+    static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=capture)
     plain = _plain("llama")
     for seed in range(4):
         rows, keep = _mixed_pass((0, 2, 1), seed=seed)
@@ -233,17 +235,17 @@ def test_family_that_cannot_be_recorded_runs_on_and_says_so(
             logits = static.forward(rows.build(), keep)
         torch.testing.assert_close(logits, plain.forward(rows.build(), keep), atol=2e-5, rtol=1e-4)
     assert capture.recorded == 0
-    assert caplog.text.count("no CUDA graphs") == 1
+    assert caplog.text.count("CUDA graphs off") == 1
     assert "not permitted when stream is capturing" in caplog.text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pass_stays_on_its_device(family: str) -> None:
-    """On a device without data, whatever waits for numbers fails, and so does what copies them."""
+    """On the meta device, operations that read or copy values fail."""
     with torch.device("meta"):
         model = build(family, dtype=torch.bfloat16)
-    static = PaddedModel(model, slots=4, cells=CELLS, capture=None)
-    shape = PassShape(rows=16, keep=8, groups=2, width=16, cells=128, path=8)
+    static = PaddedModel(model, slots=4, slot_size=SLOT_SIZE, capture=None)
+    shape = BatchShape(rows=16, keep=8, groups=2, width=16, num_visible=128, path=8)
     numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device="meta")
     with torch.inference_mode(), OnOneDevice():
         logits = static._compute(shape, numbers)
@@ -256,11 +258,11 @@ def test_no_graphs_without_a_gpu_or_when_switched_off(monkeypatch: pytest.Monkey
     assert capture_for(torch.device("cuda")) is None
 
 
-def test_model_that_would_say_something_else_is_not_run_in_fixed_shapes(
+def test_fixed_shapes_are_not_used_when_logits_differ(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = build("llama")
     reference = take_reference(model, 64)
     assert isinstance(fixed_shapes(model, reference, 2, 64), PaddedModel)
     assert fixed_shapes(model, replace(reference, truth=reference.truth.flip(0)), 2, 64) is None
-    assert "no passes of fixed shapes" in caplog.text
+    assert "fixed batch shapes off" in caplog.text

@@ -1,4 +1,4 @@
-"""Guesses are those of the definition, with and without the kernel, in any company."""
+"""Draft tokens follow the definition, with and without the kernel, in any batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.draft.draft_sampling import DraftTokens, guess
+from edgecosine.engine.draft.draft_sampling import DraftTokens, rank_draft_tokens
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import draw
 from edgecosine.protocol.api.request import Sampling
@@ -39,82 +39,82 @@ def _coupling(temperature: float, seed: int = 11) -> SharedNoise:
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_greedy_guesses_are_the_most_probable_tokens_with_their_probabilities(
+def test_greedy_draft_tokens_are_the_most_probable_ones(
     kernels: Kernels | None,
 ) -> None:
     logits = _logits(ROWS)
-    guesses = guess(logits, range(ROWS), [SharedNoise()] * ROWS, 3, kernels)
+    draft_tokens = rank_draft_tokens(logits, range(ROWS), [SharedNoise()] * ROWS, 3, kernels)
     best = torch.topk(torch.softmax(logits, 1), 3)
-    assert [each.tokens for each in guesses] == best.indices.tolist()
-    found = torch.tensor([each.confidences for each in guesses])
+    assert [each.tokens for each in draft_tokens] == best.indices.tolist()
+    found = torch.tensor([each.confidences for each in draft_tokens])
     torch.testing.assert_close(found, best.values, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_noisy_guess_is_the_draw_of_the_same_logits(kernels: Kernels | None) -> None:
+def test_noisy_draft_token_equals_the_draw_from_the_same_logits(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=1)
-    coupling, how = _coupling(0.8), Sampling(temperature=0.8, seed=11)
-    guesses = guess(logits, range(ROWS), [coupling] * ROWS, 2, kernels)
+    noise, how = _coupling(0.8), Sampling(temperature=0.8, seed=11)
+    draft_tokens = rank_draft_tokens(logits, range(ROWS), [noise] * ROWS, 2, kernels)
     drawn = [draw(row, position, how) for position, row in enumerate(logits)]
-    assert [each.tokens[0] for each in guesses] == drawn
+    assert [each.tokens[0] for each in draft_tokens] == drawn
 
 
 @pytest.mark.skipif(_kernels() is None, reason="no compiler")
-def test_kernel_ranks_as_torch_does() -> None:
+def test_kernel_ranking_equals_torch() -> None:
     logits = _logits(ROWS, seed=2)
-    couplings = [_coupling(0.0 if row % 3 == 0 else 0.5 + row / 30, row) for row in range(ROWS)]
-    ours = guess(logits, range(ROWS), couplings, 4, _kernels())
-    reference = guess(logits, range(ROWS), couplings, 4, None)
+    noises = [_coupling(0.0 if row % 3 == 0 else 0.5 + row / 30, row) for row in range(ROWS)]
+    ours = rank_draft_tokens(logits, range(ROWS), noises, 4, _kernels())
+    reference = rank_draft_tokens(logits, range(ROWS), noises, 4, None)
     assert [each.tokens for each in ours] == [each.tokens for each in reference]
     for one, other in zip(ours, reference, strict=True):
         assert one.confidences == pytest.approx(other.confidences, abs=2e-3)
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_company_changes_no_guess(kernels: Kernels | None) -> None:
+def test_draft_tokens_do_not_depend_on_the_batch(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=3)
-    couplings = [_coupling(0.7)] * ROWS
-    together = guess(logits, range(ROWS), couplings, 2, kernels)
+    noises = [_coupling(0.7)] * ROWS
+    together = rank_draft_tokens(logits, range(ROWS), noises, 2, kernels)
     alone: list[DraftTokens] = []
     for row in range(ROWS):
-        alone += guess(logits[row : row + 1], [row], couplings[:1], 2, kernels)
+        alone += rank_draft_tokens(logits[row : row + 1], [row], noises[:1], 2, kernels)
     assert together == alone
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_cut_support_is_respected(kernels: Kernels | None) -> None:
+def test_truncated_support_is_respected(kernels: Kernels | None) -> None:
     logits = _logits(ROWS, seed=4)
     seed = (5).to_bytes(8, "little")
-    coupling = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
+    noise = SharedNoise(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=seed)
     how = Sampling(temperature=1.0, top_k=3, top_p=0.9, min_p=0.01, seed=5)
-    guesses = guess(logits, range(ROWS), [coupling] * ROWS, 4, kernels)
+    draft_tokens = rank_draft_tokens(logits, range(ROWS), [noise] * ROWS, 4, kernels)
     drawn = [draw(row, position, how) for position, row in enumerate(logits)]
-    assert [each.tokens[0] for each in guesses] == drawn
-    assert all(len(each.tokens) <= 3 for each in guesses)
+    assert [each.tokens[0] for each in draft_tokens] == drawn
+    assert all(len(each.tokens) <= 3 for each in draft_tokens)
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_confidence_is_the_share_of_drafts_that_are_right(kernels: Kernels | None) -> None:
+def test_confidence_is_the_share_of_correct_draft_tokens(kernels: Kernels | None) -> None:
     """Calibrated where the target's scores are the drafter's with Gumbel noise of their own."""
     logits = _logits(1, seed=6).repeat(DRAWS, 1)
-    guesses = guess(logits, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
+    draft_tokens = rank_draft_tokens(logits, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
     chance = torch.Generator().manual_seed(7)
-    expected = sum(each.confidences[0] for each in guesses) / DRAWS
+    expected = sum(each.confidences[0] for each in draft_tokens) / DRAWS
     coupled = torch.log_softmax(logits.double(), 1)
     noise = torch.stack([gumbel(11, p, torch.arange(VOCABULARY)) for p in range(DRAWS)])
     own = -torch.log(-torch.log(torch.rand(coupled.shape, generator=chance, dtype=torch.float64)))
     right = torch.argmax(coupled + noise + own, 1).tolist()
-    agreed = sum(g.tokens[0] == r for g, r in zip(guesses, right, strict=True)) / DRAWS
+    agreed = sum(g.tokens[0] == r for g, r in zip(draft_tokens, right, strict=True)) / DRAWS
     assert abs(agreed - expected) < 4 * math.sqrt(0.25 / DRAWS)
 
 
 @pytest.mark.parametrize("kernels", WAYS)
-def test_logits_that_are_no_numbers_still_name_tokens_of_the_vocabulary(
+def test_nan_logits_give_valid_token_ids(
     kernels: Kernels | None,
 ) -> None:
     logits = torch.full((1, VOCABULARY), math.nan)
-    [guesses] = guess(logits, [0], [SharedNoise()], 2, kernels)
-    assert all(0 <= token < VOCABULARY for token in guesses.tokens)
+    [draft_tokens] = rank_draft_tokens(logits, [0], [SharedNoise()], 2, kernels)
+    assert all(0 <= token < VOCABULARY for token in draft_tokens.tokens)
 
 
 @pytest.mark.parametrize("kernels", WAYS)
@@ -128,7 +128,9 @@ def test_drafter_and_target_agree_as_often_as_the_bound(
     distance = 0.5 * float((torch.softmax(target, 0) - torch.softmax(drafter, 0)).abs().sum())
     how = Sampling(temperature=1.0, seed=11)
     rows = drafter.repeat(DRAWS, 1)
-    guesses = guess(rows, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
-    agreed = sum(draw(target, p, how) == each.tokens[0] for p, each in enumerate(guesses)) / DRAWS
+    draft_tokens = rank_draft_tokens(rows, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
+    agreed = (
+        sum(draw(target, p, how) == each.tokens[0] for p, each in enumerate(draft_tokens)) / DRAWS
+    )
     bound = (1 - distance) / (1 + distance)
     assert agreed > bound - 3 * math.sqrt(bound * (1 - bound) / DRAWS) - 1e-9

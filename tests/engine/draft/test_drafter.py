@@ -1,4 +1,4 @@
-"""Drafts are the model's own continuations, in any company, whatever was cached before."""
+"""Drafts are the model's own continuations, in any batch and with any cached prefix."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.base import DraftResult, DraftWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
-from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
+from edgecosine.engine.draft.draft_progress import PLAIN_NODES
+from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
-from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
 from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
@@ -24,12 +25,12 @@ COUPLED = SharedNoise(temperature=0.9, seed=(5).to_bytes(8, "little"))
 
 
 class CountingModel(SlotModel):
-    """Counts its passes; sure of itself, as random weights are not."""
+    """Counts forward passes; its logits are scaled for high confidences."""
 
-    num_passes = 0
+    num_forward_passes = 0
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
-        self.num_passes += 1
+        self.num_forward_passes += 1
         return 30 * super().forward(rows, keep)
 
 
@@ -38,7 +39,7 @@ def _model(slots: int) -> CountingModel:
         kernels = load_kernels()
     except KernelsUnavailable:
         kernels = None
-    return CountingModel(build("llama"), slots=slots, cells=288, threads=1, kernels=kernels)
+    return CountingModel(build("llama"), slots=slots, slot_size=288, threads=1, kernels=kernels)
 
 
 def _drafter(
@@ -54,9 +55,9 @@ def _work(
     num_tokens: int,
     width: int = 1,
     ahead: TokenTree | None = None,
-    coupling: SharedNoise = GREEDY,
+    noise: SharedNoise = GREEDY,
 ) -> DraftWork:
-    return DraftWork(key, tokens, num_tokens, width, coupling, ahead)
+    return DraftWork(key, tokens, num_tokens, width, noise, ahead)
 
 
 def _tree(proposal: DraftResult) -> TokenTree:
@@ -65,7 +66,7 @@ def _tree(proposal: DraftResult) -> TokenTree:
 
 
 def _trunk(proposal: DraftResult) -> list[int]:
-    """The best guess after the best guess."""
+    """The path of the most probable children."""
     tree, at, trunk = _tree(proposal), ROOT, list[int]()
     while children := [n for n, parent in enumerate(tree.parents) if parent == at]:
         at = max(children, key=lambda n: tree.confidences[n])
@@ -74,8 +75,8 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 
 def _bare(proposal: DraftResult) -> DraftResult:
-    """What is proposed, whatever was read for it."""
-    return replace(proposal, hindsight=NO_HINDSIGHT)
+    """The draft without its prompt score."""
+    return replace(proposal, prompt_score=NO_HINDSIGHT)
 
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
@@ -86,7 +87,7 @@ def _greedy(prompt: list[int], length: int) -> list[int]:
 
 
 def _knows(proposal: DraftResult, tokens: Sequence[int]) -> int:
-    """How many of the tokens the proposal holds, one below the other."""
+    """Number of the tokens that are a path of the draft."""
     tree, at = _tree(proposal), ROOT
     for depth, token in enumerate(tokens):
         child = tree.child(at, token)
@@ -111,39 +112,41 @@ def test_parents_come_first_and_answers_are_bounded() -> None:
     assert len(plain.tokens) <= PLAIN_NODES
     assert PLAIN_NODES < len(ahead.tokens) <= MAX_DRAFT_TOKENS
     assert all(parent < node for node, parent in enumerate(ahead.parents))
-    reach = [0.0] * len(ahead.tokens)
+    path_probability = [0.0] * len(ahead.tokens)
     for node, parent in enumerate(ahead.parents):
-        reach[node] = ahead.confidences[node] * (1.0 if parent == ROOT else reach[parent])
-    assert reach == sorted(reach, reverse=True)
+        path_probability[node] = ahead.confidences[node] * (
+            1.0 if parent == ROOT else path_probability[parent]
+        )
+    assert path_probability == sorted(path_probability, reverse=True)
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_batch_and_history_change_nothing(coupling: SharedNoise) -> None:
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_batch_and_history_change_nothing(noise: SharedNoise) -> None:
     prompts = [prompt_of(20 + i, seed=i) for i in range(4)]
-    works = [_work(str(i), p, 3 + i, width=2, coupling=coupling) for i, p in enumerate(prompts)]
+    works = [_work(str(i), p, 3 + i, width=2, noise=noise) for i, p in enumerate(prompts)]
     fresh = [_drafter().draft([work])[0] for work in works]
     drafter = _drafter()
     drafter.draft([_work(str(i), [*p[:-4], 5, 6], 5) for i, p in enumerate(prompts)])
     assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
 
 
-@pytest.mark.parametrize("coupling", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
-def test_what_was_read_ahead_is_what_a_fresh_drafter_says(coupling: SharedNoise) -> None:
+@pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
+def test_drafts_ahead_equal_those_of_a_fresh_drafter(noise: SharedNoise) -> None:
     prompt = prompt_of(24)
     known = _drafter()
-    [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, coupling)])
+    [ahead] = known.draft([_work("a", prompt, 12, 4, EMPTY_TREE, noise)])
     tree = _tree(ahead)
     deepest = max(range(len(tree)), key=lambda n: tree.depths[n])
     for end in range(1, tree.depths[deepest]):
         committed = [*prompt, *(tree.tokens[n] for n in tree.path(deepest)[:end])]
-        [later] = known.draft([_work("a", committed, 4, coupling=coupling)])
-        [fresh] = _drafter().draft([_work("a", committed, 4, coupling=coupling)])
+        [later] = known.draft([_work("a", committed, 4, noise=noise)])
+        [fresh] = _drafter().draft([_work("a", committed, 4, noise=noise)])
         assert _knows(later, _trunk(fresh)) == len(_trunk(fresh))
         shared = {(t, c) for t, c in zip(fresh.tokens[:3], fresh.confidences[:3], strict=True)}
         assert shared <= set(zip(later.tokens, later.confidences, strict=True))
 
 
-def test_verdict_that_was_foreseen_costs_no_pass() -> None:
+def test_verified_tokens_in_the_tree_need_no_forward_pass() -> None:
     prompt = prompt_of(24)
     model = _model(1)
     drafter = _drafter(1, model=model)
@@ -152,13 +155,13 @@ def test_verdict_that_was_foreseen_costs_no_pass() -> None:
     [ahead] = drafter.draft([_work("a", prompt, 8, 6, ahead=tree)])
     continuation = _greedy(prompt, 6)
     assert _knows(ahead, continuation) == 6
-    before = model.num_passes
+    before = model.num_forward_passes
     [second] = drafter.draft([_work("a", [*prompt, *continuation[:4]], 2)])
-    assert model.num_passes == before
+    assert model.num_forward_passes == before
     assert _knows(second, continuation[4:]) == 2
 
 
-def test_verdict_that_was_not_foreseen_drops_what_was_read() -> None:
+def test_verified_tokens_outside_the_tree_discard_it() -> None:
     prompt = prompt_of(24)
     drafter = _drafter()
     drafter.draft([_work("a", prompt, 8, 4, ahead=EMPTY_TREE)])
@@ -177,24 +180,24 @@ def test_nodes_of_other_drafters_are_read_and_continued() -> None:
     assert _knows(ahead, [*tree.tokens, *expected]) == 4
 
 
-def test_drafting_ahead_ends_when_somebody_waits() -> None:
+def test_drafting_ahead_ends_when_other_work_waits() -> None:
     model = _model(1)
     drafter = _drafter(1, context=250, model=model)
     work = _work("a", prompt_of(24), 20, 4, ahead=EMPTY_TREE)
-    drafter.draft([work], lambda: model.num_passes >= 5)
-    assert model.num_passes == 5
+    drafter.draft([work], lambda: model.num_forward_passes >= 5)
+    assert model.num_forward_passes == 5
 
 
-def test_another_coupling_starts_anew() -> None:
+def test_other_noise_starts_a_new_tree() -> None:
     prompt = prompt_of(24)
     drafter = _drafter()
-    drafter.draft([_work("a", prompt, 4, coupling=COUPLED)])
+    drafter.draft([_work("a", prompt, 4, noise=COUPLED)])
     [proposal] = drafter.draft([_work("a", prompt, 4)])
     [fresh] = _drafter().draft([_work("a", prompt, 4)])
     assert _bare(proposal) == _bare(fresh)
 
 
-def test_full_growth_is_not_explored_further() -> None:
+def test_full_tree_is_not_explored_further() -> None:
     drafter = _drafter(1, context=120)
     prompt = prompt_of(24)
     for _ in range(4):
@@ -217,38 +220,38 @@ def test_ngram_continues_the_last_repetition() -> None:
     assert proposal.tokens == ()
 
 
-def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> None:
-    """The model's own text is foretold whole and surprises least; chunks change nothing."""
+def test_prompt_score_compares_tokens_with_predictions() -> None:
+    """The model's own text is all top-1 and has the lowest NLL; chunks change nothing."""
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
-    said = _drafter().draft([_work("a", own, 2)])[0].hindsight
-    assert len(said.foretold) == len(own) - 1
-    assert all(said.foretold[len(prompt) - 1 :])
+    score = _drafter().draft([_work("a", own, 2)])[0].prompt_score
+    assert len(score.foretold) == len(own) - 1
+    assert all(score.foretold[len(prompt) - 1 :])
     strange = [*prompt, *prompt_of(12, seed=9)]
-    other = _drafter().draft([_work("a", strange, 2)])[0].hindsight
+    other = _drafter().draft([_work("a", strange, 2)])[0].prompt_score
     assert not all(other.foretold[len(prompt) - 1 :])
-    assert other.surprise > said.surprise > 0
+    assert other.surprise > score.surprise > 0
 
 
-def test_only_tokens_that_are_new_are_judged() -> None:
+def test_prompt_score_covers_new_tokens_only() -> None:
     drafter, prompt = _drafter(), prompt_of(20)
     drafter.draft([_work("a", prompt, 2)])
     truth = _greedy(prompt, 8)
-    # The first new token was not read before, but guessed; those behind a wrong guess are read.
+    # The first new token follows read ones; those behind a wrong draft token are read now.
     wrong = (truth[0] + 1) % VOCABULARY
-    [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert len(said.hindsight.foretold) == 5
+    [score] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
+    assert len(score.prompt_score.foretold) == 5
     [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert again.hindsight == NO_HINDSIGHT
+    assert again.prompt_score == NO_HINDSIGHT
 
 
-def test_what_is_told_of_a_long_text_is_bounded() -> None:
-    [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(said.hindsight.foretold) == MAX_FORETOLD
+def test_prompt_score_of_a_long_text_is_bounded() -> None:
+    [score] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
+    assert len(score.prompt_score.foretold) == MAX_FORETOLD
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])
-def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | None) -> None:
+def test_prefix_beyond_the_context_gets_an_empty_draft(ahead: TokenTree | None) -> None:
     work = _work("a", prompt_of(30), 4)
     beyond = _work("b", (prompt_of(100) * 8)[:754], 4, ahead=ahead)
     [alone] = _drafter(context=64).draft([work])
@@ -256,7 +259,7 @@ def test_a_prefix_beyond_the_context_is_answered_by_nothing(ahead: TokenTree | N
     assert _drafter(context=64).draft([beyond]) == [DraftResult((), ())]
 
 
-def test_the_last_token_of_the_context_is_guessed_and_none_after_it() -> None:
+def test_no_token_is_drafted_beyond_the_context() -> None:
     [proposal] = _drafter(context=64).draft([_work("a", prompt_of(64), 8)])
     assert proposal.tokens
     assert set(_tree(proposal).depths) == {1}

@@ -1,4 +1,4 @@
-"""Changes of a model's directory: what downloads, conversions and fine-tunes leave behind."""
+"""Changes of a model's directory as made by downloads, conversions and fine-tunes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def change_tensors(directory: Path, change: Callable[[Tensors], Tensors]) -> None:
-    """Write a model's weights anew."""
+    """Rewrite the weights of a model."""
     file = directory / "model.safetensors"
     changed = change({key: value.clone() for key, value in load_file(file).items()})
     save_file(changed, file, metadata={"format": "pt"})

@@ -32,7 +32,7 @@ def write_gguf(
     tensors_per_part: int = 0,
     change: Callable[[GGUFWriter], None] = lambda _: None,
 ) -> Path:
-    """Write a model whose matrices are of one format; gives the (first) file.
+    """Write a model whose matrices are of one format; returns the (first) file.
 
     `change` may add metadata.
     """
@@ -103,7 +103,7 @@ def _shapes(family: str) -> dict[str, tuple[int, ...]]:
 def _matrix(
     kind: GGMLQuantizationType, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """A random matrix as the file holds it."""
+    """A random matrix in the format of the file."""
     if kind.name not in _SCALES:
         return gguf.quantize(random.normal(0, _SPREAD, shape).astype(np.float32), kind)
     elements, size = gguf.GGML_QUANT_SIZES[kind]

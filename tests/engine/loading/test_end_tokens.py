@@ -1,4 +1,4 @@
-"""End tokens: what any of a model's files names, and nothing that a family has by default."""
+"""End tokens come from all files of a model, not from the defaults of its family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from edgecosine.engine.loading.end_tokens import end_tokens, turn_end
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from tests.engine.loading.checkpoints import copy_zoo, edit
 
 WORDS = {word: i for i, word in enumerate(("<s>", "a", "</s>", "<|turn|>", "0", "#"))}
@@ -34,24 +34,26 @@ def _ends(*files: Mapping[str, Any], tokenizer: Any = None) -> list[int]:
     return end_tokens(AutoConfig.for_model("llama"), files, tokenizer or _tokenizer())
 
 
-def test_all_files_are_heard() -> None:
+def test_end_tokens_come_from_all_files() -> None:
     tokenizer = _tokenizer(TURNS, eos="</s>")
     assert _ends({"eos_token_id": 5}, {"eos_token_id": [4]}, tokenizer=tokenizer) == [2, 3, 4, 5]
     assert _ends({"text_config": {"eos_token_id": [4, 5]}}) == [4, 5]
 
 
-def test_default_of_the_family_counts_where_nothing_is_named() -> None:
+def test_default_of_the_family_is_used_where_no_file_names_a_token() -> None:
     assert _ends({}, {}) == [2]
     assert _ends({"eos_token_id": None}, tokenizer=_tokenizer(eos="<s>")) == [0]
 
 
 @pytest.mark.parametrize(
-    ("said", "heard"),
+    ("value", "expected"),
     [("0", [0]), (" 5", [5]), ("#", [5]), (5.0, [5]), (["#", 4], [4, 5]), ("nothing", []),
      (-1, []), (True, []), (2.5, []), ({"a": 1}, [])],
 )  # fmt: skip
-def test_ids_are_read_whatever_their_spelling(said: object, heard: list[int]) -> None:
-    assert _ends({"eos_token_id": said}, tokenizer=_tokenizer(eos="</s>")) == sorted({2, *heard})
+def test_ids_are_read_in_all_spellings(value: object, expected: list[int]) -> None:
+    assert _ends({"eos_token_id": value}, tokenizer=_tokenizer(eos="</s>")) == sorted(
+        {2, *expected}
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_special_token_right_after_an_answer_ends_it(template: str, token: int |
     assert turn_end(_tokenizer(template)) == token
 
 
-def test_model_that_names_its_end_in_the_tokenizer_alone_ends_there(tmp_path: Path) -> None:
+def test_end_token_of_the_tokenizer_alone_ends_answers(tmp_path: Path) -> None:
     where = copy_zoo(tmp_path / "model")
     (where / "generation_config.json").unlink()
     edit(where / "config.json", eos_token_id=None)

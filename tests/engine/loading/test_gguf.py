@@ -1,4 +1,4 @@
-"""GGUF files: what is in them is served as it is, and what cannot be is refused by name."""
+"""GGUF files are served as they are, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.load_plan import plan_load
 from edgecosine.engine.loading.model_files import fault_of, files_digest, find_model
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import ChatMessage
@@ -45,7 +45,7 @@ def options(path: Path | str, **changes: Any) -> LoadOptions:
 
 
 def generated(path: Path, length: int) -> list[int]:
-    """What transformers alone continues the prompt with, from the dequantised weights."""
+    """The continuation of the prompt by transformers, from the dequantised weights."""
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     config = AutoConfig.from_pretrained(**where)
     config.head_dim = WIDTH // HEADS
@@ -66,7 +66,7 @@ def served(options: LoadOptions, length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_text_is_that_of_the_dequantised_weights(kind: Kind, tmp_path: Path) -> None:
+def test_text_equals_that_of_the_dequantised_weights(kind: Kind, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", kind=kind)
     answer = served(options(path), 12)
     assert answer == generated(path, 12)
@@ -74,7 +74,7 @@ def test_text_is_that_of_the_dequantised_weights(kind: Kind, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_text_of_other_families_is_that_of_the_dequantised_weights(
+def test_text_of_other_families_equals_that_of_the_dequantised_weights(
     family: str, tmp_path: Path
 ) -> None:
     def add_head_size(writer: GGUFWriter) -> None:
@@ -84,7 +84,7 @@ def test_text_of_other_families_is_that_of_the_dequantised_weights(
     assert served(options(path), 12) == generated(path, 12)
 
 
-def test_text_of_a_split_set_is_that_of_the_whole(plain: Path, tmp_path: Path) -> None:
+def test_text_of_a_split_set_equals_that_of_one_file(plain: Path, tmp_path: Path) -> None:
     first = write_gguf(tmp_path / "set.gguf", kind=Kind.Q4_1, tensors_per_part=8)
     assert first.name == "set-00001-of-00003.gguf"
     assert served(options(first), 8) == served(options(plain), 8)
@@ -103,7 +103,7 @@ def test_tokenizer_template_and_end_tokens_come_from_the_file(plain: Path) -> No
     assert (loaded.name, loaded.quantization) == ("plain.gguf", "Q4_1")
 
 
-def test_tokenizer_that_old_transformers_get_wrong_is_refused(
+def test_tokenizer_unsupported_by_old_transformers_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.integrations.gguf.GGUF_TOKENIZER_ARCHS", {}, raising=False)
@@ -134,7 +134,7 @@ def test_memory_is_planned_from_the_tensor_table(
     assert plan.memory.weights == num_held * plan.dtype.itemsize
     assert plan.memory.origin == "0.0 GB file, 0.00 GB packed in bfloat16"
     assert plan.context == CONTEXT
-    with caplog.at_level(logging.INFO, logger="edgecosine.engine.loading.load"):
+    with caplog.at_level(logging.INFO, logger="edgecosine.engine.loading.load_model"):
         load_target(options(plain))
     assert "0.0 GB file, 0.00 GB packed in float32" in caplog.text
     with pytest.raises(OutOfMemory, match=r"GB packed in float32: needs .* --slots"):
@@ -179,7 +179,7 @@ def test_file_that_is_cut_off_is_refused_with_both_sizes(plain: Path, tmp_path: 
         assert str(fault_of(path)).startswith("is cut off")
 
 
-def test_header_that_claims_too_much_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_header_with_excessive_counts_is_refused(plain: Path, tmp_path: Path) -> None:
     content, path = bytearray(plain.read_bytes()), tmp_path / "huge.gguf"
     for place in (8, 16, 24):
         damaged = content.copy()
@@ -223,7 +223,7 @@ def test_renamed_first_part_is_refused(tmp_path: Path) -> None:
 
 def test_file_without_tokenizer_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", has_tokenizer=False)
-    with pytest.raises(ModelUnavailable, match="holds no tokenizer"):
+    with pytest.raises(ModelUnavailable, match="has no tokenizer"):
         load_target(options(path))
 
 
@@ -233,10 +233,10 @@ def test_file_without_tokenizer_is_refused(tmp_path: Path) -> None:
         ("rwkv6", "recurrent state"),
         ("mamba", "recurrent state"),
         ("plm", "not supported"),
-        ("t5", "does not continue texts"),
+        ("t5", "not a causal language model"),
     ],
 )
-def test_architecture_that_cannot_work_is_refused_by_its_name(
+def test_unsupported_architecture_is_refused_by_name(
     family: str, reason: str, tmp_path: Path
 ) -> None:
     def add_state(writer: GGUFWriter) -> None:
@@ -250,32 +250,30 @@ def test_architecture_that_cannot_work_is_refused_by_its_name(
         load_target(options(path))
 
 
-def test_weights_without_a_place_in_the_model_are_not_left_out(tmp_path: Path) -> None:
+def test_unknown_weights_are_refused(tmp_path: Path) -> None:
     # llama has no biases here, so transformers would drop them without a word.
     path = write_gguf(tmp_path / "qwen.gguf", family="qwen2")
     path.write_bytes(path.read_bytes().replace(b"qwen2", b"llama"))
-    with pytest.raises(ModelUnsupported, match="the text would be another"):
+    with pytest.raises(ModelUnsupported, match="its output would be wrong"):
         load_target(options(path))
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.", b"blk.9.ffn_up."))
     with pytest.raises(ModelUnsupported, match=r"not in the file are .*up_proj"):
         load_target(options(path))
 
 
-def test_scaled_positions_are_not_passed_over_in_silence(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ignored_rotary_scaling_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def scale(writer: GGUFWriter) -> None:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
 
     load_target(options(write_gguf(tmp_path / "model.gguf", change=scale)))
-    assert "rotary scaling ignored" in caplog.text
+    assert "rotary scaling of a GGUF file ignored" in caplog.text
 
 
-def test_options_that_do_not_go_with_a_file_are_refused(plain: Path) -> None:
+def test_options_incompatible_with_a_file_are_refused(plain: Path) -> None:
     with pytest.raises(ModelUnsupported, match="quantised already"):
         load_drafter(options(plain, quantize="nf4"))
     with pytest.raises(ModelUnsupported, match="tensor-parallel"):
@@ -288,7 +286,7 @@ def test_options_that_do_not_go_with_a_file_are_refused(plain: Path) -> None:
         load_target(options(plain.parent, gguf="absent.gguf"))
 
 
-def test_a_file_has_an_identity_of_its_own(plain: Path, tmp_path: Path) -> None:
+def test_identity_of_a_file_does_not_depend_on_its_name(plain: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(plain.read_bytes())
     other = write_gguf(tmp_path / "other.gguf", kind=Kind.Q8_0)

@@ -1,4 +1,4 @@
-"""From a name to an engine: what loads runs exactly, what cannot is refused with the reason."""
+"""Loading: loaded engines are exact, unsupported models are refused with the reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgecosine.engine.base import DraftWork, FailedWork, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.memory import MemoryPlan
-from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.loading.selftest import Reference
 from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.options import LoadOptions, Quantize
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import Sampling
@@ -33,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(build("llama"), tmp_path_factory.mktemp("models") / "llama")
 
 
-def test_loaded_target_answers_as_the_model_itself(llama: str) -> None:
+def test_loaded_target_answers_like_transformers(llama: str) -> None:
     engine, loaded = load_target(LoadOptions(llama, threads=1, slots=2))
     assert isinstance(engine, TransformerTarget)
     prompt = prompt_of(20)
@@ -61,7 +61,7 @@ def test_loaded_target_knows_the_end_tokens_of_the_model(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_tokens_beyond_the_models_rows_are_none(
+def test_tokens_beyond_the_embedding_are_excluded(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build(family, vocab_size=200)
@@ -86,19 +86,19 @@ def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
     assert loaded.quantization == quantize
 
 
-def test_quantisation_that_fails_on_this_device_is_refused_with_the_reason(
+def test_quantisation_unsupported_by_the_device_is_refused(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(model: object, context: int, form: str) -> Reference:
         raise RuntimeError("no kernel for this shape")
 
-    monkeypatch.setattr("edgecosine.engine.loading.load.take_reference", fails)
+    monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", fails)
     with pytest.raises(ModelUnsupported, match=r"nf4 does not run .*no kernel for this shape"):
         load_drafter(LoadOptions(llama, threads=1, slots=1, quantize="nf4"))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
-def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
+def test_bfloat16_is_the_default_where_it_is_lossless_and_fast(
     stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
@@ -108,7 +108,7 @@ def test_bfloat16_is_the_default_where_nothing_is_lost_and_units_are_there(
         raise ModelUnsupported("seen enough")
 
     where = save(build("llama").to(stored), tmp_path)
-    monkeypatch.setattr("edgecosine.engine.loading.load.take_reference", look)
+    monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", look)
     for has_pairs in (True, False):
         kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs, has_bytes=False)
         monkeypatch.setattr(
@@ -128,7 +128,7 @@ def test_family_with_recurrent_state_is_refused_by_name(tmp_path: Path) -> None:
         load_target(LoadOptions(where, threads=1, slots=1))
 
 
-def test_directory_without_model_or_weights_says_what_is_missing(tmp_path: Path) -> None:
+def test_incomplete_directory_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"config\.json"):
         locate(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
@@ -144,7 +144,7 @@ def test_damaged_weights_are_refused(llama: str, tmp_path: Path) -> None:
         load_target(LoadOptions(str(tmp_path), threads=1))
 
 
-def test_plan_that_does_not_fit_is_refused_with_both_figures() -> None:
+def test_plan_beyond_free_memory_is_refused_with_both_figures() -> None:
     plan = MemoryPlan(weights=3 << 30, cache=1 << 30, workspace=0)
     plan.check(4 << 30, "cpu")
     with pytest.raises(OutOfMemory, match=r"needs 4\.00 GiB .* has 2\.00 GiB free"):
@@ -165,12 +165,12 @@ def test_ballast_leaves_the_function_unchanged() -> None:
         torch.testing.assert_close(heavy(prompt).logits, plain(prompt).logits)
 
 
-def test_ngram_only_drafts() -> None:
-    with pytest.raises(ModelUnsupported, match="only drafts"):
+def test_ngram_is_refused_as_target() -> None:
+    with pytest.raises(ModelUnsupported, match="a target needs a model"):
         load_target(LoadOptions("ngram"))
 
 
-def test_fast_path_is_taken_where_it_can(llama: str) -> None:
+def test_fused_runner_is_used_where_supported(llama: str) -> None:
     engine, loaded = load_target(LoadOptions(llama, threads=1, slots=1))
     assert isinstance(engine, TransformerTarget)
     kind = NativeLlama if loaded.exactness == "bitwise" else SlotModel

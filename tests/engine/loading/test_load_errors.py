@@ -1,4 +1,4 @@
-"""A model that cannot be served is refused in one line, whatever a stranger's code raises."""
+"""An unsupported model is refused in one line, for any error of third-party code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgecosine.engine.loading import load as loading
+from edgecosine.engine.loading import load_model as loading
 from edgecosine.engine.loading.device import resolve_device
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.load_errors import reason_of, refusing
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import (
     ConfigError,
     EdgecosineError,
@@ -78,7 +78,7 @@ CASES = {
     ),
     "encoder and decoder": (
         _settings(model_type="t5", architectures=["T5ForConditionalGeneration"]),
-        "'t5' cannot be served: it does not continue texts",
+        "'t5' cannot be served: not a causal",
     ),
     "pictures": (
         _settings(model_type="llava", architectures=["LlavaForConditionalGeneration"]),
@@ -119,7 +119,7 @@ def test_quantisation_that_the_processor_does_not_take_names_another_way(
         "llama", hidden_size=128, num_attention_heads=2, layers=1, intermediate_size=width
     )
     where = save(model, tmp_path)
-    with pytest.raises(ModelUnsupported, match=r"nf4 does not run on cpu .* leave --quantize out"):
+    with pytest.raises(ModelUnsupported, match=r"nf4 does not run on cpu .* omit --quantize"):
         load_drafter(LoadOptions(where, threads=1, slots=1, quantize="nf4", device="cpu"))
 
 
@@ -129,7 +129,7 @@ def test_quantisation_that_the_processor_does_not_take_names_another_way(
 @pytest.mark.parametrize(
     "stage", ["take_reference", "_runner", "confirm", "end_tokens", "digest_of"]
 )
-def test_whatever_a_stage_raises_is_translated(
+def test_errors_of_every_stage_are_converted(
     stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -142,7 +142,7 @@ def test_whatever_a_stage_raises_is_translated(
     assert "\n" not in str(caught.value)
 
 
-def test_lack_of_memory_is_told_as_such_and_the_operators_stop_is_left_alone() -> None:
+def test_out_of_memory_and_keyboard_interrupt_are_distinguished() -> None:
     for lack in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
         with pytest.raises(OutOfMemory, match="--slots"), refusing("cannot load"):
             raise lack
@@ -154,7 +154,7 @@ def test_lack_of_memory_is_told_as_such_and_the_operators_stop_is_left_alone() -
     assert caught.value is ours
 
 
-def test_reasons_are_short_and_say_their_kind_where_they_say_little() -> None:
+def test_reasons_are_short_and_include_the_type_where_unclear() -> None:
     assert reason_of(KeyError("swoosh")) == "KeyError: 'swoosh'"
     assert reason_of(ValueError("\n first \nsecond")) == "first"
     assert reason_of(RuntimeError()) == "RuntimeError"
@@ -162,18 +162,18 @@ def test_reasons_are_short_and_say_their_kind_where_they_say_little() -> None:
 
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta", "cpu:x", ""])
-def test_device_that_is_not_there_is_a_wrong_setting(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"device = .* is not allowed: here are auto, cpu"):
+def test_missing_device_is_a_configuration_error(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"device = .* is not allowed: available are auto, cpu"):
         load_target(LoadOptions("generalist", device=device, threads=1))
 
 
-def test_devices_that_are_there() -> None:
+def test_existing_devices_are_accepted() -> None:
     assert resolve_device("cpu") == "cpu"
     assert resolve_device("auto") in {"cpu", "cuda:0"}
 
 
 @pytest.mark.parametrize("name", [".", "./", "../fable", "../fable/.", "sub/.."])
-def test_model_here_has_the_name_of_its_directory(
+def test_local_model_is_named_after_its_directory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = copy_zoo(tmp_path / "fable")

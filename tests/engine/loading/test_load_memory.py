@@ -1,4 +1,4 @@
-"""What a load takes is what was planned, and little more than what it holds afterwards."""
+"""The peak memory of a load is close to the plan and to the final use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgecosine import zoo
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.packing import pack, take_weight
-from edgecosine.engine.forward_pass import SlotModel
-from edgecosine.engine.loading.memory import drop_pages
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.process_memory import drop_pages
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.lab.bench.memory_use import measure_memory
 from tests.engine.models import build
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory come from /proc")
-def test_load_takes_what_was_planned_and_little_more_than_it_holds() -> None:
+def test_load_stays_within_the_planned_memory() -> None:
     options = LoadOptions(
         zoo.TARGET, threads=1, ballast=zoo.BALLAST, slots=2, context=512, dtype="bfloat16",
         device="cpu",
@@ -46,12 +46,12 @@ def test_packing_leaves_no_second_copy() -> None:
         sizes = sum(p.numel() * p.element_size() for p in model.parameters())
         if fuse:
             runner: NativeLlama | SlotModel = NativeLlama(
-                model, slots=1, cells=64, threads=1, kernels=kernels, takes_weights=True
+                model, slots=1, slot_size=64, threads=1, kernels=kernels, takes_weights=True
             )
             left = sum(p.numel() for p in model.parameters() if p.dim() > 1)
             assert left == 0
         else:
-            runner = SlotModel(model, slots=1, cells=64, threads=1, kernels=kernels)
+            runner = SlotModel(model, slots=1, slot_size=64, threads=1, kernels=kernels)
             left = sum(
                 p.numel() for m in model.modules() if type(m) is nn.Linear for p in m.parameters()
             )

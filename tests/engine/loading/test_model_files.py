@@ -1,4 +1,4 @@
-"""What is missing from a model's directory, and where models are looked for."""
+"""Finding model directories and detecting missing files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecosine.engine.loading.model_files import fault_of, files_digest, find_m
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory that looks like a whole model."""
+    """A directory with the files of a complete model."""
     directory = tmp_path / "zoo" / "fable"
     directory.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -75,7 +75,7 @@ def test_a_pointer_in_place_of_another_file_is_named(model: Path, name: str) -> 
         ["q.tiktoken"],
     ],
 )
-def test_any_whole_vocabulary_is_a_tokenizer(model: Path, names: list[str]) -> None:
+def test_each_kind_of_vocabulary_is_accepted(model: Path, names: list[str]) -> None:
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").write_text("{}")
     assert fault_of(model) == "no tokenizer file"
@@ -87,14 +87,14 @@ def test_any_whole_vocabulary_is_a_tokenizer(model: Path, names: list[str]) -> N
 @pytest.mark.parametrize(
     ("left", "missing"), [("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")]
 )
-def test_half_a_vocabulary_is_none(model: Path, left: str, missing: str) -> None:
+def test_incomplete_vocabulary_is_refused(model: Path, left: str, missing: str) -> None:
     (model / "tokenizer.json").rename(model / left)
     assert fault_of(model) == f"tokenizer.json or {missing} is missing"
 
 
-def test_an_adapter_is_not_taken_for_the_model_that_it_changes(model: Path) -> None:
+def test_adapter_is_refused_as_a_model(model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
-    assert "merge the two first" in str(fault_of(model))
+    assert "merge it into its model first" in str(fault_of(model))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_identity_covers_every_file_that_changes_answers(model: Path, name: str)
     assert len(seen) == 4
 
 
-def test_identity_does_not_cover_what_changes_none(model: Path) -> None:
+def test_identity_ignores_files_without_effect(model: Path) -> None:
     before = files_digest(model)
     for name in ("README.md", "trainer_state.json", "figure.png"):
         (model / name).write_text("words")
@@ -128,7 +128,7 @@ def test_identity_does_not_cover_what_changes_none(model: Path) -> None:
      ("XDG_CACHE_HOME", "{}/a", "huggingface/hub"), ("HF_HOME", "~/a", "hub"),
      ("HF_HOME", "$HOME/a", "hub")],
 )  # fmt: skip
-def test_hub_models_are_looked_for_where_the_hub_keeps_them(
+def test_hub_models_are_found_in_the_hub_cache(
     name: str, value: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for other in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
@@ -145,7 +145,7 @@ def test_hub_models_are_looked_for_where_the_hub_keeps_them(
     assert find_model("owner/fable", tmp_path / "zoo") == hub / "snapshots" / "old"
 
 
-def test_a_place_is_not_taken_for_a_model_of_the_zoo(
+def test_directory_is_not_taken_for_a_model_of_the_zoo(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"

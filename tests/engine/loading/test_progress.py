@@ -1,4 +1,4 @@
-"""A long load says how far it is; a short one keeps quiet."""
+"""Long loads log their progress; short ones log nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from edgecosine import zoo
 from edgecosine.engine.loading import progress
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.progress import LoggedProgress, download_bar, showing_progress
+from edgecosine.engine.options import LoadOptions
 
 MODEL = zoo.drafter_names()[0]
 
@@ -43,7 +43,7 @@ def test_terminal_gets_the_libraries_bars(
     assert "Loading weights: 100%" in capsys.readouterr().err
 
 
-def test_the_hook_is_gone_after_the_load() -> None:
+def test_progress_hook_is_removed_after_the_load() -> None:
     with showing_progress("x"):
         assert isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)
     assert not isinstance(transformers_logging.tqdm([1, 2]), LoggedProgress)

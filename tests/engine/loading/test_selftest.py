@@ -1,4 +1,4 @@
-"""The self-test at load tells mistakes from rounding, in deep models with outlier channels."""
+"""The self-test distinguishes mistakes from rounding, in deep models with outlier channels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgecosine.engine.attention import AttentionState, BatchRows
+from edgecosine.engine.attention import AttentionInputs, BatchRows
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cuda.padded_model import PaddedModel
-from edgecosine.engine.forward_pass import PassModel, SlotModel
-from edgecosine.engine.loading.length_limits import refuse_chunks
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.length_limits import refuse_chunks
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.engine.loading.selftest import (
     ProvableModel,
     Reference,
@@ -30,7 +29,10 @@ from edgecosine.engine.loading.selftest import (
     error_of,
     take_reference,
 )
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.rotary import LONG
+from edgecosine.engine.slot_attention import SlotAttention
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
 from tests.engine.decoding import decode, nothing, random_trees
@@ -55,29 +57,29 @@ def _deep(family: str, layers: int, dtype: torch.dtype) -> tuple[Any, Reference]
     return model, take_reference(model, 256)
 
 
-def _run_as(way: str, model: Any, cells: int = 96) -> ProvableModel:
+def _run_as(way: str, model: Any, slot_size: int = 96) -> ProvableModel:
     kernels = _kernels()
     if way == "static":
-        return PaddedModel(model, slots=1, cells=cells, capture=None)
+        return PaddedModel(model, slots=1, slot_size=slot_size, capture=None)
     if way == "plain":
-        return SlotModel(model, slots=1, cells=cells, threads=1, kernels=None)
+        return SlotModel(model, slots=1, slot_size=slot_size, threads=1, kernels=None)
     if kernels is None:
         pytest.skip("no C++ compiler for the kernels")
     if way == "fused":
-        return NativeLlama(model, slots=1, cells=cells, threads=1, kernels=kernels)
-    return SlotModel(model, slots=1, cells=cells, threads=1, kernels=kernels)
+        return NativeLlama(model, slots=1, slot_size=slot_size, threads=1, kernels=kernels)
+    return SlotModel(model, slots=1, slot_size=slot_size, threads=1, kernels=kernels)
 
 
 @dataclass
 class ChangedRows:
-    """Runs other rows than it is given."""
+    """Changes the rows of each batch."""
 
     model: ProvableModel
     change: Callable[[BatchRows], BatchRows]
 
     @property
-    def cells(self) -> int:
-        return self.model.cells
+    def slot_size(self) -> int:
+        return self.model.slot_size
 
     @property
     def held(self) -> tuple[int, int]:
@@ -93,13 +95,13 @@ class ChangedRows:
         self.model.clear(slot)
 
     @contextmanager
-    def widely(self, cells: int) -> Iterator[PassModel]:
-        with self.model.widely(cells) as wide:
+    def widely(self, slot_size: int) -> Iterator[ForwardModel]:
+        with self.model.widely(slot_size) as wide:
             yield ChangedRows(wide, self.change)  # type: ignore[arg-type]
 
 
 def _mask_shorter(rows: BatchRows) -> BatchRows:
-    """A row does not see the last token of what it continues, or itself."""
+    """A row does not see the token before it, or itself."""
     return replace(rows, length=(rows.length - 1).clamp(min=1))
 
 
@@ -142,20 +144,19 @@ MODELS = {"base": _other_base, "window": _no_window, "groups": _swapped_groups}
 
 
 def _attend_by(change: Change) -> Change:
-    true = AttentionState.attend
+    true = SlotAttention.attend
 
-    def attend(state: AttentionState, module: Any, *inputs: Any) -> torch.Tensor:
-        return true(state, module, *change(*inputs))
+    def attend(state: SlotAttention, module: Any, inputs: AttentionInputs) -> torch.Tensor:
+        return true(state, module, change(inputs))
 
     return attend
 
 
-# Arguments: query, key, value, scale, softcap, window, sinks.
 ATTENTION: dict[str, Change] = {
-    "groups": lambda q, k, v, *rest: (q, k.flip(1), v.flip(1), *rest),
-    "soft cap": lambda q, k, v, scale, _, *rest: (q, k, v, scale, 0.0, *rest),
-    "window": lambda q, k, v, scale, cap, _, sinks: (q, k, v, scale, cap, 0, sinks),
-    "sinks": lambda *inputs: (*inputs[:-1], None),
+    "groups": lambda inputs: replace(inputs, key=inputs.key.flip(1), value=inputs.value.flip(1)),
+    "soft cap": lambda inputs: replace(inputs, softcap=0.0),
+    "window": lambda inputs: replace(inputs, window=0),
+    "sinks": lambda inputs: replace(inputs, sinks=None),
 }
 
 PLANTED = [
@@ -180,7 +181,7 @@ def test_mistake_is_refused_with_both_figures(
     if (way == "fused" and mistake in MODELS) or mistake == "base":
         MODELS[mistake](model)
     elif mistake in ATTENTION:
-        monkeypatch.setattr(AttentionState, "attend", _attend_by(ATTENTION[mistake]))
+        monkeypatch.setattr(SlotAttention, "attend", _attend_by(ATTENTION[mistake]))
     runner = _run_as(way, model)
     if mistake in ROWS:
         runner = ChangedRows(runner, ROWS[mistake])
@@ -193,15 +194,13 @@ def test_mistake_is_refused_with_both_figures(
 @pytest.mark.parametrize(
     ("family", "way"), sorted({(family, way) for family, way, _ in PLANTED}), ids=str
 )
-def test_the_same_models_untouched_are_not_refused(
-    family: str, way: str, dtype: torch.dtype
-) -> None:
+def test_models_without_mistakes_pass(family: str, way: str, dtype: torch.dtype) -> None:
     model, reference = _deep(family, 30, dtype)
     check_family(_run_as(way, copy.deepcopy(model)), reference, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_runs_deep_in_bfloat16(family: str, tmp_path: Path) -> None:
+def test_every_family_passes_deep_in_bfloat16(family: str, tmp_path: Path) -> None:
     model, reference = _deep(family, 24, torch.bfloat16)
     for way in ("plain", "static"):
         check_family(_run_as(way, copy.deepcopy(model)), reference, family)
@@ -221,8 +220,8 @@ def test_every_family_runs_deep_in_bfloat16(family: str, tmp_path: Path) -> None
     assert decode(engine, [prompt], 20, [drafts])[0] == [answer]
 
 
-def test_rounding_is_only_seen_as_served() -> None:
-    """What the sharp part of the test is for: no dtype hides a mistake as small as this."""
+def test_float32_check_removes_rounding() -> None:
+    """The check in float32 detects small mistakes for every dtype."""
     model, reference = _deep("qwen3", 30, torch.bfloat16)
     model = copy.deepcopy(model)
     _other_base(model)
@@ -232,7 +231,7 @@ def test_rounding_is_only_seen_as_served() -> None:
         check_family(runner, reference, "qwen3")
 
 
-def test_model_without_a_wider_truth_is_held_against_its_own_output(
+def test_model_without_wider_reference_is_compared_with_its_own_output(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object) -> None:
@@ -251,7 +250,7 @@ def test_model_without_a_wider_truth_is_held_against_its_own_output(
 @pytest.mark.parametrize(
     ("window", "context", "expected"), [(40, 256, 72), (40, 40, 32), (400, 4096, 32)]
 )
-def test_sequence_goes_beyond_windows_that_matter_and_are_not_too_long(
+def test_sequence_exceeds_short_windows_within_the_context(
     window: int, context: int, expected: int
 ) -> None:
     model = build(MISTRAL, layers=1, sliding_window=window, max_position_embeddings=4096)
@@ -267,50 +266,50 @@ LONG_WINDOW = 300
 
 
 @pytest.mark.parametrize("way", ["plain", "static", "fused", "layers"])
-def test_windows_longer_than_the_sequence_are_seen_to_be_kept(way: str) -> None:
+def test_long_windows_are_tested_shortened(way: str) -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
-    check_family(_run_as(way, copy.deepcopy(model), cells=464), reference, "mistral")
-    assert {place.reaches.get("sliding_window") for place in reference.further} == {None, 6}
+    check_family(_run_as(way, copy.deepcopy(model), slot_size=464), reference, "mistral")
+    assert {place.limits.get("sliding_window") for place in reference.further} == {None, 6}
     _no_window(model)
-    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' gives other"):
-        check_family(_run_as(way, model, cells=464), reference, "mistral")
+    with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' has other"):
+        check_family(_run_as(way, model, slot_size=464), reference, "mistral")
 
 
-def test_the_models_own_windows_are_back_after_the_test() -> None:
+def test_windows_are_restored_after_the_test() -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
-    fused = _run_as("fused", copy.deepcopy(model), cells=464)
+    fused = _run_as("fused", copy.deepcopy(model), slot_size=464)
     assert isinstance(fused, NativeLlama)
     check_family(fused, reference, "mistral")
     assert {layer.window for layer in fused._decoder.layers[:4]} == {LONG_WINDOW}
-    check_family(_run_as("plain", model, cells=464), reference, "mistral")
+    check_family(_run_as("plain", model, slot_size=464), reference, "mistral")
     assert model.config.sliding_window == LONG_WINDOW
 
 
-def test_a_window_that_a_row_forgets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_long_window_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = _far("gemma2", sliding_window=LONG_WINDOW)
-    monkeypatch.setattr(AttentionState, "attend", _attend_by(ATTENTION["window"]))
+    monkeypatch.setattr(SlotAttention, "attend", _attend_by(ATTENTION["window"]))
     with pytest.raises(ModelUnsupported, match="sliding_window 6"):
-        check_family(_run_as("plain", model, cells=464), reference, "gemma2")
+        check_family(_run_as("plain", model, slot_size=464), reference, "gemma2")
 
 
 def test_mistakes_at_the_end_of_the_context_are_refused() -> None:
     model, reference = _far("llama")
-    fused = _run_as("fused", copy.deepcopy(model), cells=464)
+    fused = _run_as("fused", copy.deepcopy(model), slot_size=464)
     assert isinstance(fused, NativeLlama)
     fused._kept[-2][300:] = 0.0  # the rotary tables end too early
     with pytest.raises(ModelUnsupported, match="other logits"):
         check_family(fused, reference, "llama")
 
 
-def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -> None:
-    """As it did where the highest position of a pass chose the frequencies of all its rows."""
+def test_rows_from_the_other_end_of_the_context_are_tested() -> None:
+    """With frequencies chosen by the highest position of the batch, the test fails."""
     longrope = {
         "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
         "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0],
         "original_max_position_embeddings": 64,
     }  # fmt: skip
     model, reference = _far("phi3", rope_parameters=longrope, original_max_position_embeddings=64)
-    runner = _run_as("plain", model, cells=464)
+    runner = _run_as("plain", model, slot_size=464)
     check_family(runner, reference, "phi3")
     by_sequence = model.model.rotary_emb
     by_sequence.forward = lambda x, position_ids: (
@@ -320,8 +319,8 @@ def test_company_from_the_other_end_of_the_context_is_seen_to_change_nothing() -
         check_family(runner, reference, "phi3")
 
 
-def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
-    """Llama 4 scales queries by their place in the pass, which is none in their sequence."""
+def test_position_dependent_computation_is_refused() -> None:
+    """Llama 4 scales queries by their index in the batch, which differs from their position."""
     heads = {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
     config = AutoConfig.for_model(
         "llama4_text", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64,
@@ -336,10 +335,10 @@ def test_what_is_computed_otherwise_from_some_position_on_is_refused() -> None:
     check_family(_run_as("plain", copy.deepcopy(model)), take_reference(model, 250), "llama4")
     reference = take_reference(model, 400)
     with pytest.raises(ModelUnsupported, match="floor_scale 6"):
-        check_family(_run_as("plain", model, cells=464), reference, "llama4")
+        check_family(_run_as("plain", model, slot_size=464), reference, "llama4")
 
 
-def test_chunks_within_the_context_are_refused_with_what_to_do() -> None:
+def test_chunked_attention_within_the_context_is_refused() -> None:
     config = AutoConfig.for_model("llama4_text", attention_chunk_size=64)
     refuse_chunks(config, 64)
     with pytest.raises(ModelUnsupported, match=r"chunks of 64 tokens.*--context 64 or less"):
@@ -347,7 +346,7 @@ def test_chunks_within_the_context_are_refused_with_what_to_do() -> None:
     refuse_chunks(build(MISTRAL).config, 4096)
 
 
-def test_tokens_that_the_model_rules_out_are_to_be_ruled_out() -> None:
+def test_excluded_tokens_must_match() -> None:
     truth = torch.randn(4, 9)
     truth[:, 2] = -torch.inf
     assert error_of(truth.clone(), truth) == 0

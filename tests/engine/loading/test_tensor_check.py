@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is in the model, every one of the model in the checkpoint."""
+"""The tensors of checkpoint and model correspond one to one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EngineError, ModelUnavailable, ModelUnsupported
 from tests.engine.loading.checkpoints import Tensors, change_tensors, edit
 from tests.engine.models import build, save
@@ -55,7 +55,7 @@ def _with(key: str, dtype: torch.dtype = torch.float32) -> Callable[[Tensors], T
         (
             _with(f"{DOWN}_scale_inv"),
             ModelUnsupported,
-            "no place for 1 tensor: .*down_proj.weight_scale_inv, scales of a quantisation",
+            "no place for 1 tensor: .*down_proj.weight_scale_inv, scales of an unknown",
         ),
         (_with("model.layers.0.self_attn.k_scale"), ModelUnsupported, "k_scale, scales of"),
         (_with("model.layers.2.mlp.up_proj.weight"), ModelUnsupported, "no place for .*layers.2"),
@@ -70,10 +70,10 @@ def _with(key: str, dtype: torch.dtype = torch.float32) -> Callable[[Tensors], T
             ModelUnsupported,
             rf"{DOWN} \(I8\)",
         ),
-        (_with("norm.weight"), ModelUnavailable, "holds twice 1 tensor: norm.weight"),
+        (_with("norm.weight"), ModelUnavailable, "has duplicates of 1 tensor: norm.weight"),
     ],
 )
-def test_checkpoint_that_is_not_its_model_is_refused_by_name(
+def test_checkpoint_that_does_not_match_its_config_is_refused(
     llama: Path, change: Callable[[Tensors], Tensors], kind: type[EngineError], reason: str
 ) -> None:
     change_tensors(llama, change)
@@ -81,7 +81,7 @@ def test_checkpoint_that_is_not_its_model_is_refused_by_name(
         _load(llama)
 
 
-def test_what_is_known_to_change_nothing_is_no_reason(llama: Path) -> None:
+def test_known_harmless_tensors_are_accepted(llama: Path) -> None:
     for key, dtype in (
         ("model.layers.0.self_attn.rotary_emb.inv_freq", torch.float32),
         ("model.rotary_emb.inv_freq", torch.float32),
@@ -99,7 +99,7 @@ def test_what_is_known_to_change_nothing_is_no_reason(llama: Path) -> None:
     _load(llama)
 
 
-def test_output_layer_of_the_embedding_need_not_be_stored_or_may_be_twice(tmp_path: Path) -> None:
+def test_tied_output_layer_may_be_missing_or_duplicated(tmp_path: Path) -> None:
     where = Path(save(build("llama", layers=2, tie_word_embeddings=True), tmp_path))
     _load(where)
     change_tensors(
@@ -109,7 +109,7 @@ def test_output_layer_of_the_embedding_need_not_be_stored_or_may_be_twice(tmp_pa
     _load(where)
 
 
-def test_layers_that_the_settings_leave_out_are_refused(llama: Path) -> None:
+def test_layers_beyond_the_config_are_refused(llama: Path) -> None:
     edit(llama / "config.json", num_hidden_layers=1)
     with pytest.raises(ModelUnsupported, match=r"no place for 9 tensors: model.layers.1"):
         _load(llama)
@@ -123,13 +123,13 @@ def test_tensor_of_two_files_is_refused(llama: Path) -> None:
     (llama / "model.safetensors.index.json").write_text(
         f'{{"metadata": {{}}, "weight_map": {names}}}'
     )
-    with pytest.raises(ModelUnavailable, match=r"holds twice 1 tensor: model.norm.weight"):
+    with pytest.raises(ModelUnavailable, match=r"has duplicates of 1 tensor: model.norm.weight"):
         _load(llama)
 
 
-def test_quantisation_that_nobody_knows_is_refused(llama: Path) -> None:
+def test_unknown_quantisation_is_refused(llama: Path) -> None:
     edit(llama / "config.json", quantization_config={"quant_method": "wonder"})
-    with pytest.raises(ModelUnsupported, match=r"does not know .*wonder"):
+    with pytest.raises(ModelUnsupported, match=r"does not support .*wonder"):
         _load(llama)
 
 

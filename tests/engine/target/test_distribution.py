@@ -1,4 +1,4 @@
-"""At temperature above 0 the engine's tokens follow the target's own distribution, tree or not."""
+"""Above temperature 0 tokens follow the target's own distribution, with and without trees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
-from edgecosine.engine.forward_pass import SlotModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
@@ -36,17 +36,17 @@ HOWS = [
 ]
 
 
-def _distribution(said: list[int], how: Sampling) -> torch.Tensor:
-    """Probabilities [vocabulary] of the token after prompt and `said`, step by step from
+def _distribution(answer: list[int], how: Sampling) -> torch.Tensor:
+    """Probabilities [vocabulary] of the token after prompt and `answer`, step by step from
     transformers' logits."""
     with torch.no_grad():
-        row = MODEL(torch.tensor([PROMPT + said])).logits[0, -1]
+        row = MODEL(torch.tensor([PROMPT + answer])).logits[0, -1]
     logits = row.double()
-    for token in {*PROMPT, *said}:
+    for token in {*PROMPT, *answer}:
         value = float(logits[token])
         penalty = how.repetition_penalty
         logits[token] = value / penalty if value > 0 else value * penalty
-    for token, count in Counter(said).items():
+    for token, count in Counter(answer).items():
         logits[token] -= how.presence_penalty + how.frequency_penalty * count
     for token, bias in how.logit_bias:
         logits[token] += bias
@@ -67,7 +67,7 @@ def _distribution(said: list[int], how: Sampling) -> torch.Tensor:
 
 
 def _assert_follows(found: list[int], expected: torch.Tensor) -> None:
-    """Chi-square; tokens that are expected fewer than five times share one bin."""
+    """Chi-square; tokens with an expected count below five share one bin."""
     counts = torch.bincount(torch.tensor(found), minlength=len(expected)).double()
     assert counts[expected == 0].sum() == 0
     hopes = expected * len(found)
@@ -118,7 +118,7 @@ def engine() -> Iterator[TransformerTarget]:
     torch.set_num_threads(1)  # draws over small vocabularies only get slower by more
     built = build("llama")
     built.load_state_dict(MODEL.state_dict())
-    model = SlotModel(built, slots=SESSIONS, cells=128, threads=1, kernels=_kernels())
+    model = SlotModel(built, slots=SESSIONS, slot_size=128, threads=1, kernels=_kernels())
     yield TransformerTarget(model, slots=SESSIONS, max_context=64)
     torch.set_num_threads(before)
 
@@ -140,10 +140,10 @@ def test_first_tokens_follow_the_targets_own_probabilities(
         ]
         for work, outcome in zip(works, engine.step(works).outcomes, strict=True):
             assert isinstance(outcome, VerificationResult)
-            said = [*(work.tree.tokens[node] for node in outcome.path), outcome.bonus]
-            firsts.append(said[0])
-            if said[0] == likely[0]:
-                seconds.append(said[1])
+            answer = [*(work.tree.tokens[node] for node in outcome.path), outcome.bonus]
+            firsts.append(answer[0])
+            if answer[0] == likely[0]:
+                seconds.append(answer[1])
     _assert_follows(firsts, first)
     # The second token was drawn at a node of the tree.
     assert len(seconds) > 100

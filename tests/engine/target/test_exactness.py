@@ -9,10 +9,11 @@ import torch
 
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import LoadOptions
-from edgecosine.engine.target.exactness import company_changes, confirm, decide
+from edgecosine.engine.options import LoadOptions
+from edgecosine.engine.slot_model import SlotModel
+from edgecosine.engine.target.exactness import cobatching_fault, confirm, decide
 from edgecosine.errors import ModelUnsupported
 from tests.engine.loading.test_load import save
 from tests.engine.models import build
@@ -23,39 +24,39 @@ except KernelsUnavailable as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-def _layered(family: str, **changes: object) -> tuple[PassModel, torch.nn.Module]:
+def _layered(family: str, **changes: object) -> tuple[ForwardModel, torch.nn.Module]:
     built = build(family, **changes)
-    return SlotModel(built, slots=1, cells=96, threads=1, kernels=KERNELS), built
+    return SlotModel(built, slots=1, slot_size=96, threads=1, kernels=KERNELS), built
 
 
 def test_bitwise_holds_for_dense_models() -> None:
     decision = decide("cpu", torch.bfloat16)
     assert confirm(decision, "auto", *_layered("gemma2")).policy == "bitwise"
     built = build("llama")
-    fused = NativeLlama(built, slots=1, cells=96, threads=1, kernels=KERNELS)
+    fused = NativeLlama(built, slots=1, slot_size=96, threads=1, kernels=KERNELS)
     assert confirm(decision, "bitwise", fused, built).policy == "bitwise"
 
 
-def test_mixture_of_experts_is_not_promised_more_than_it_keeps() -> None:
+def test_mixture_of_experts_is_not_bitwise() -> None:
     decision = decide("cpu", torch.float32)
     found = confirm(decision, "auto", *_layered("qwen3_moe"))
     assert found.policy == "rounding"
     assert "Experts" in found.reason or "Router" in found.reason
-    with pytest.raises(ModelUnsupported, match="exactness bitwise cannot be had"):
+    with pytest.raises(ModelUnsupported, match="exactness bitwise is not available"):
         confirm(decision, "bitwise", *_layered("qwen3_moe"))
 
 
-def test_probe_sees_stock_products() -> None:
-    stock = SlotModel(build("llama"), slots=1, cells=96, threads=1, kernels=None)
-    assert company_changes(stock)
+def test_probe_detects_stock_products() -> None:
+    stock = SlotModel(build("llama"), slots=1, slot_size=96, threads=1, kernels=None)
+    assert cobatching_fault(stock)
 
 
-def test_probe_sees_torchs_activations_where_vectors_do_not_divide_a_layer(
+def test_probe_detects_torchs_activations_at_odd_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert company_changes(_layered("llama", intermediate_size=101)[0]) is None
-    monkeypatch.setattr("edgecosine.engine.forward_pass.steady_activations", lambda _: None)
-    assert company_changes(_layered("llama", intermediate_size=101)[0])
+    assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
+    monkeypatch.setattr("edgecosine.engine.slot_model.replace_activations", lambda _: None)
+    assert cobatching_fault(_layered("llama", intermediate_size=101)[0])
 
 
 @pytest.mark.parametrize("threads", [3, 7])
@@ -64,7 +65,7 @@ def test_torch_threads_do_not_change_bits(threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         model, _ = _layered("gemma2", intermediate_size=1536)
-        assert company_changes(model) is None
+        assert cobatching_fault(model) is None
     finally:
         torch.set_num_threads(before)
 
@@ -73,7 +74,7 @@ def test_torch_threads_do_not_change_bits(threads: int) -> None:
     ("device", "dtype", "change"),
     [("cuda:0", torch.float32, "--device cpu"), ("cpu", torch.float16, "--dtype float32")],
 )
-def test_where_bitwise_cannot_be_had_the_reason_says_what_to_change(
+def test_reason_for_rounding_names_the_option_to_change(
     device: str, dtype: torch.dtype, change: str
 ) -> None:
     decision = decide(device, dtype)
@@ -97,7 +98,7 @@ def test_bitwise_is_refused_without_kernels(
     assert "EDGECOSINE_KERNELS" in loaded.exactness_reason
 
 
-def test_loaded_target_tells_its_policy(tmp_path: Path) -> None:
+def test_loaded_target_reports_its_policy(tmp_path: Path) -> None:
     where = save(build("llama"), tmp_path)
     found = {}
     for asked in ("auto", "bitwise", "rounding"):

@@ -1,4 +1,4 @@
-"""Log-probabilities are the model's own, and the same under any drafts; so is the first end."""
+"""Log-probabilities and min_tokens do not depend on drafts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from edgecosine.engine.base import Prefilling, VerifyWork
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.engine.sampling import logprobs_of
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Logprobs, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -43,7 +43,7 @@ needs_kernels = pytest.mark.skipif(not _has_kernels(), reason="no C++ compiler f
 
 
 def engine(eos_tokens: Sequence[int] = (), kind: Any = NativeLlama) -> TransformerTarget:
-    model = kind(build("llama"), slots=3, cells=256, threads=1, kernels=load_kernels())
+    model = kind(build("llama"), slots=3, slot_size=256, threads=1, kernels=load_kernels())
     return TransformerTarget(model, slots=3, max_context=200, chunk=7, eos_tokens=eos_tokens)
 
 
@@ -53,7 +53,7 @@ def decode(
     how: Sampling,
     top_logprobs: int | None,
 ) -> tuple[list[int], list[Logprobs], int]:
-    """An answer, what is told of each of its tokens, and the number of accepted drafts."""
+    """An answer, the log-probabilities of its tokens, and the number of accepted draft tokens."""
     sequence, logprobs, accepted, tree = list(PROMPT), list[Logprobs](), 0, EMPTY_TREE
     while len(sequence) < len(PROMPT) + LENGTH:
         work = VerifyWork("key", tuple(sequence), len(PROMPT), tree, how, top_logprobs)
@@ -100,56 +100,56 @@ def chain(tokens: Sequence[int]) -> TokenTree:
 def test_log_probabilities_are_equal_to_the_bit_under_any_drafts(name: str, kind: Any) -> None:
     target = engine(kind=kind)
     for how in MANNERS:
-        answer, told, _ = decode(target, nothing, how, 5)
+        answer, reported, _ = decode(target, nothing, how, 5)
         drafts = KINDS_OF_DRAFTS[name]([*PROMPT, *answer])
-        again, told_again, accepted = decode(target, drafts, how, 5)
+        again, reported_again, accepted = decode(target, drafts, how, 5)
         assert again == answer
-        assert told_again == told
+        assert reported_again == reported
         assert accepted > 25 if name == "good" else accepted < LENGTH
 
 
 @needs_kernels
 @pytest.mark.parametrize("how", MANNERS, ids=str)
 def test_log_probabilities_are_those_of_the_model_before_anything_is_changed(how: Sampling) -> None:
-    answer, told, _ = decode(engine(), nothing, how, 4)
+    answer, reported, _ = decode(engine(), nothing, how, 4)
     with torch.inference_mode():
         logits = build("llama")(torch.tensor([[*PROMPT, *answer]])).logits[0]
     rows = torch.log_softmax(logits[len(PROMPT) - 1 : -1], -1)
-    for row, token, each in zip(rows, answer, told, strict=True):
+    for row, token, each in zip(rows, answer, reported, strict=True):
         assert each.drawn == pytest.approx(float(row[token]), abs=1e-3)
         values = [logprob for _, logprob in each.top]
         assert values == pytest.approx(row.topk(4).values.tolist(), abs=1e-3)
         assert values == pytest.approx([float(row[other]) for other, _ in each.top], abs=1e-3)
     if how == Sampling():
-        assert [each.top[0][0] for each in told] == answer
+        assert [each.top[0][0] for each in reported] == answer
 
 
 @needs_kernels
-def test_who_does_not_ask_is_told_nothing_and_gets_the_same_answer() -> None:
+def test_answer_is_the_same_without_log_probabilities() -> None:
     target = engine()
     for how in MANNERS:
-        answer, told, _ = decode(target, nothing, how, None)
-        assert told == []
-        asked, told, _ = decode(target, nothing, how, 0)
+        answer, reported, _ = decode(target, nothing, how, None)
+        assert reported == []
+        asked, reported, _ = decode(target, nothing, how, 0)
         assert asked == answer
-        assert [each.top for each in told] == [()] * LENGTH
+        assert [each.top for each in reported] == [()] * LENGTH
 
 
-def test_small_vocabulary_is_told_whole() -> None:
-    told = logprobs_of(torch.tensor([0.0, 1.0, -1.0]), 2, 20)
-    assert [token for token, _ in told.top] == [1, 0, 2]
-    assert told.drawn == told.top[2][1]
-    assert sum(2.718281828**logprob for _, logprob in told.top) == pytest.approx(1.0)
+def test_more_alternatives_than_tokens_return_the_whole_vocabulary() -> None:
+    reported = logprobs_of(torch.tensor([0.0, 1.0, -1.0]), 2, 20)
+    assert [token for token, _ in reported.top] == [1, 0, 2]
+    assert reported.drawn == reported.top[2][1]
+    assert sum(2.718281828**logprob for _, logprob in reported.top) == pytest.approx(1.0)
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", ["nothing", *KINDS_OF_DRAFTS])
 @pytest.mark.parametrize("as_stop", [False, True])
-def test_end_is_not_drawn_before_its_time_as_in_transformers(name: str, as_stop: bool) -> None:
+def test_min_tokens_bans_end_tokens_as_in_transformers(name: str, as_stop: bool) -> None:
     free, _, _ = decode(engine(), nothing, Sampling(), None)
     end = free[4]
     model = build("llama")
-    said = model.generate(
+    generated = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=LENGTH, do_sample=False,
         min_new_tokens=12, eos_token_id=end, pad_token_id=0,
     )[0, len(PROMPT) :].tolist()  # fmt: skip
@@ -159,7 +159,7 @@ def test_end_is_not_drawn_before_its_time_as_in_transformers(name: str, as_stop:
     # Drafts that would have ended at once, as drafters know nothing of a time before the end.
     answer, _, _ = decode(target, make([*PROMPT, *free]), how, None)
     assert end not in answer[:12]
-    assert answer[: len(said)] == said
+    assert answer[: len(generated)] == generated
 
 
 @needs_kernels
@@ -169,10 +169,10 @@ def test_ban_holds_under_any_sampling_and_drafts(how: Sampling) -> None:
     ends = sorted({*free[:10]})
     banned = replace(how, min_tokens=20, logit_bias=((ends[0], 100.0),))
     target = engine(ends)
-    answer, told, _ = decode(target, nothing, banned, 2)
+    answer, reported, _ = decode(target, nothing, banned, 2)
     assert not {*ends} & {*answer[:20]}
     assert answer[20] == ends[0]
     for make in KINDS_OF_DRAFTS.values():
         for truth in (free, answer):
-            again, told_again, _ = decode(target, make([*PROMPT, *truth]), banned, 2)
-            assert (again, told_again) == (answer, told)
+            again, reported_again, _ = decode(target, make([*PROMPT, *truth]), banned, 2)
+            assert (again, reported_again) == (answer, reported)

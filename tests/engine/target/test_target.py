@@ -1,4 +1,4 @@
-"""The text is the target's own: whatever the drafts, the batch, the cache and the family."""
+"""The text is the target's own for all drafts, batches, caches and families."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
@@ -37,9 +38,11 @@ def _engine(
     if way == "fused":
         assert kernels is not None
         assert can_fuse(built)
-        model: PassModel = NativeLlama(built, slots=slots, cells=256, threads=1, kernels=kernels)
+        model: ForwardModel = NativeLlama(
+            built, slots=slots, slot_size=256, threads=1, kernels=kernels
+        )
     else:
-        model = SlotModel(built, slots=slots, cells=256, threads=1, kernels=kernels)
+        model = SlotModel(built, slots=slots, slot_size=256, threads=1, kernels=kernels)
     return TransformerTarget(model, slots=slots, max_context=200, chunk=chunk)
 
 
@@ -50,7 +53,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)
-def test_answer_is_that_of_transformers_generate(family: str, way: str) -> None:
+def test_answer_equals_transformers_generate(family: str, way: str) -> None:
     if way != "plain" and _kernels() is None:
         pytest.skip("no C++ compiler for the kernels")
     prompt = prompt_of(37)
@@ -81,9 +84,7 @@ def test_answer_is_that_of_transformers_generate(family: str, way: str) -> None:
     ],
     ids=str,
 )
-def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
-    way: str, dtype: torch.dtype
-) -> None:
+def test_answers_do_not_depend_on_batch_slot_or_tree(way: str, dtype: torch.dtype) -> None:
     prompts = [prompt_of(length, seed=length) for length in (5, 40, 23, 61, 12, 33)]
     sampling = [
         Sampling(),
@@ -111,11 +112,11 @@ def test_answers_do_not_depend_on_company_slot_tree_or_temperature(
 @needs_kernels
 @pytest.mark.parametrize("kind", [SlotModel, NativeLlama])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_logits_are_equal_to_the_bit_in_any_company(
+def test_logits_are_equal_to_the_bit_in_any_batch(
     kind: type[SlotModel | NativeLlama], dtype: torch.dtype
 ) -> None:
     kernels = load_kernels()
-    model = kind(build("llama").to(dtype), slots=3, cells=128, threads=1, kernels=kernels)
+    model = kind(build("llama").to(dtype), slots=3, slot_size=128, threads=1, kernels=kernels)
     sequence = prompt_of(30)
     alone = RowBuilder()
     alone.add_sequence(0, 0, sequence)
@@ -131,7 +132,7 @@ def test_logits_are_equal_to_the_bit_in_any_company(
         assert torch.equal(torch.cat([head, tail]), reference)
 
 
-def test_evicted_session_is_prefilled_again_invisibly() -> None:
+def test_evicted_session_is_prefilled_again() -> None:
     engine = _engine("llama", slots=1)
     prompts = [prompt_of(20, seed=1), prompt_of(20, seed=2)]
     truth = [decode(engine, [prompt], 12, [nothing])[0][0] for prompt in prompts]
@@ -143,7 +144,7 @@ def test_evicted_session_is_prefilled_again_invisibly() -> None:
     assert [s[20:] for s in sequences] == truth
 
 
-def test_following_turn_finds_its_prefix() -> None:
+def test_following_turn_reuses_its_prefix() -> None:
     engine = _engine("llama", slots=2, chunk=8)
     first = prompt_of(40)
     answer, _ = decode(engine, [first], 10, [nothing])

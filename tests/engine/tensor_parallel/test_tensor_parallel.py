@@ -1,4 +1,4 @@
-"""One target over two processes: the same answers, and no rank outlives or outwaits another."""
+"""One target in two processes gives the same answers as in one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.options import Loaded, LoadOptions
+from edgecosine.engine.loading.load_ranks import load_over_ranks
+from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
-from edgecosine.engine.tensor_parallel.model import ParallelModel, load_over_ranks
+from edgecosine.engine.tensor_parallel.model import ParallelModel
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.api.request import Sampling
 from tests.engine.decoding import decode, nothing, random_trees
@@ -49,7 +50,7 @@ def split(request: pytest.FixtureRequest, models: Path) -> Iterator[tuple[Parall
     model.close()
 
 
-def test_answers_are_those_of_one_process(
+def test_answers_equal_those_of_one_process(
     split: tuple[ParallelModel, Loaded], models: Path
 ) -> None:
     model, loaded = split
@@ -72,7 +73,7 @@ def test_answers_are_those_of_one_process(
     assert accepted > 20
 
 
-def test_logits_are_equal_to_the_bit_in_any_company(split: tuple[ParallelModel, Loaded]) -> None:
+def test_logits_are_equal_to_the_bit_in_any_batch(split: tuple[ParallelModel, Loaded]) -> None:
     model, loaded = split
     if loaded.exactness != "bitwise":
         pytest.skip("stock layers, whose sums depend on the shape of the pass")
@@ -109,12 +110,12 @@ def test_policy_is_bitwise_unless_layers_are_stock(split: tuple[ParallelModel, L
         ("llama", {"tensor_parallel": 4}, "4 must divide the 4 attention heads and 2 .*: take 2"),
         ("llama", {"ballast": 2}, "ballast"),
         ("llama", {"quantize": "int8"}, "quantised"),
-        ("llama", {"device": "cuda:1"}, "say 'cuda'"),
+        ("llama", {"device": "cuda:1"}, "set 'cuda'"),
         ("gpt2", {}, "'gpt2' has no tensor-parallel plan"),
         ("gpt_oss", {}, "'gpt_oss' has no tensor-parallel plan"),
     ],
 )
-def test_what_cannot_be_split_is_refused_with_the_reason(
+def test_unsupported_split_is_refused_with_the_reason(
     models: Path, family: str, changes: dict[str, object], reason: str
 ) -> None:
     where = models / family

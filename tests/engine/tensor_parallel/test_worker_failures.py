@@ -1,4 +1,4 @@
-"""Ranks that die, stand still or cannot load: rank 0 says which, and nothing hangs or is left."""
+"""Ranks that end, stop or cannot load: rank 0 names them, and no process hangs or remains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from torch.distributed import TCPStore
 
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.loading.load_ranks import load_over_ranks
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerReady, WorkerStarted
-from edgecosine.engine.tensor_parallel.model import ParallelModel, load_over_ranks
+from edgecosine.engine.tensor_parallel.model import ParallelModel
 from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 from edgecosine.errors import EngineError, ModelUnavailable
 from tests.engine.models import build, save
@@ -49,8 +50,8 @@ def test_killed_rank_is_named_and_nothing_hangs(llama: str) -> None:
             _one_row(model)
 
 
-def test_rank_that_stands_still_is_given_up_and_ended(llama: str) -> None:
-    model, _, _ = load_over_ranks(_options(llama), pass_timeout_s=5.0)
+def test_stopped_rank_is_ended(llama: str) -> None:
+    model, _, _ = load_over_ranks(_options(llama), forward_timeout_s=5.0)
     [pid] = model.pids
     handle = os.pidfd_open(pid)
     os.kill(pid, signal.SIGSTOP)
@@ -62,7 +63,7 @@ def test_rank_that_stands_still_is_given_up_and_ended(llama: str) -> None:
 
 _PARENT = """
 import sys
-from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.tensor_parallel.messages import StartWorker, WorkerStarted
 from edgecosine.engine.tensor_parallel.workers import WorkerProcess
 

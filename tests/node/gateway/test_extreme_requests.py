@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.draft.drafter import TransformerDrafter
-from edgecosine.engine.forward_pass import PassModel, SlotModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
@@ -41,12 +42,14 @@ bodies = st.fixed_dictionaries(
 
 
 @functools.cache
-def model_of(_role: str) -> PassModel:
+def model_of(_role: str) -> ForwardModel:
     """The same model with a cache of its own for each role."""
     try:
-        return NativeLlama(build("llama"), slots=4, cells=400, threads=1, kernels=load_kernels())
+        return NativeLlama(
+            build("llama"), slots=4, slot_size=400, threads=1, kernels=load_kernels()
+        )
     except KernelsUnavailable:
-        return SlotModel(build("llama"), slots=4, cells=400, threads=1, kernels=None)
+        return SlotModel(build("llama"), slots=4, slot_size=400, threads=1, kernels=None)
 
 
 def request(number: int, body: dict[str, Any], policy: str) -> Request:

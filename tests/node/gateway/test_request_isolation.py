@@ -14,7 +14,7 @@ import pytest
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.planner import Planner
-from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, PassResult, VerifyWork
+from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, StepResult, VerifyWork
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.node.durability.journal import DiskJournal
@@ -247,7 +247,7 @@ class FailingTarget(ScriptedTarget):
         super().__init__(LANGUAGE, chunk=4)
         self._is_bad, self._fails_alone = is_bad, fails_alone
 
-    def step(self, batch: Sequence[VerifyWork]) -> PassResult:
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         bad = [work.key == BAD and self._is_bad(work) for work in batch]
         if any(bad) and not self._fails_alone:
             raise Injected("pass")
@@ -256,7 +256,7 @@ class FailingTarget(ScriptedTarget):
             FailedWork(Injected("alone")) if failed else outcome
             for failed, outcome in zip(bad, result.outcomes, strict=True)
         ]
-        return PassResult(outcomes, result.num_rows)
+        return StepResult(outcomes, result.num_rows)
 
 
 @pytest.mark.parametrize("fails_alone", [True, False])

@@ -1,4 +1,4 @@
-// Attention over a cache of slots, by position.
+// Attention over a cache of slots, in the order of the positions in a sequence.
 
 #pragma once
 
@@ -10,10 +10,10 @@
 
 namespace {
 
-constexpr int64_t kParallelWork = 1 << 20;     // products that are worth more than one thread
+constexpr int64_t kParallelWork = 1 << 20;     // products from which several threads are faster
 
 struct Shape {
-  int64_t heads, groups, key_size, value_size, cells, paths;
+  int64_t heads, groups, key_size, value_size, slot_size;
   int64_t query_row, query_head, key_row, key_head, value_row, value_head;  // strides
   float scale, softcap;
   int64_t window;
@@ -21,34 +21,41 @@ struct Shape {
 
 inline bool below(int64_t value, int64_t limit) { return 0 <= value && value < limit; }
 
-// Whether the rows stay within a cache of `slots` slots of `cells` cells.
-inline bool are_within(int64_t slots, int64_t cells, const int32_t* slot, const int32_t* cell,
-                       const int32_t* length, const int32_t* path, const int32_t* path_length,
-                       int64_t paths, int64_t rows) {
-  for (int64_t t = 0; t < rows; t++) {
-    if (!below(slot[t], slots) || !below(cell[t], cells)) return false;
-    if (!below(length[t], cells + 1) || !below(path_length[t], paths + 1)) return false;
-    for (int64_t i = 0; i < path_length[t]; i++)
-      if (!below(path[t * paths + i], cells)) return false;
+// The rows of a forward pass: which KV position of which slot each row writes, and what it attends to,
+// the first `length` KV positions of the slot and then those of its path. All columns [rows].
+struct Batch {
+  const int32_t *slot, *kv_position, *length;
+  const int32_t* path;                         // [rows, paths]
+  const int32_t* path_length;
+  int64_t paths, rows;
+};
+
+// Whether the rows stay within a cache of `slots` slots of `slot_size` KV positions.
+inline bool are_within(int64_t slots, int64_t slot_size, const Batch& b) {
+  for (int64_t t = 0; t < b.rows; t++) {
+    if (!below(b.slot[t], slots) || !below(b.kv_position[t], slot_size)) return false;
+    if (!below(b.length[t], slot_size + 1) || !below(b.path_length[t], b.paths + 1)) return false;
+    for (int64_t i = 0; i < b.path_length[t]; i++)
+      if (!below(b.path[t * b.paths + i], slot_size)) return false;
   }
   return true;
 }
 
-constexpr int kMostHeads = 4;                  // query heads that read their keys and values together
-constexpr int64_t kTile = 8;                   // rows of a slot that read them one after the other
-constexpr int64_t kNear = 2 * kLanes;          // positions whose values stay in cache meanwhile
+constexpr int kMostHeads = 4;                  // query heads that share one read of keys and values
+constexpr int64_t kTile = 8;                   // rows of a slot that are computed together
+constexpr int64_t kNear = 2 * kLanes;          // positions whose values stay in the processor cache
 
-// A row's view of its slot: the first `length` cells, then those that `path` names.
+// What a row sees of its slot: the first `length` KV positions, then those in `path`.
 struct View {
   const int32_t* path;
-  int64_t length, begin, end;                  // positions from begin to end are attended to
+  int64_t length, begin, end;                  // attended positions of the sequence
 
-  int64_t cell(int64_t position) const {
+  int64_t kv_position(int64_t position) const {
     return position < length ? position : static_cast<int64_t>(path[position - length]);
   }
 };
 
-// query . key, lane by lane. `Fixed` is the size of a key in vectors, or 0 where it is not known.
+// query . key, lane by lane. `Fixed` is the size of a key in vectors; 0: known at run time only.
 template <int Fixed, class Value>
 [[gnu::always_inline]] inline Vector products(const float* query, const Value* key, int64_t size) {
   Vector sum{};
@@ -57,8 +64,8 @@ template <int Fixed, class Value>
   return sum;
 }
 
-// scores[j] = query . key for kLanes positions from `first` on, summed as by `dot`; of those outside of
-// the view, -infinity.
+// scores[j] = query . key for kLanes positions from `first` on, summed as by `dot`; -infinity outside
+// of the view.
 template <int Fixed, class Value>
 void score(const float* query, const Value* keys, int64_t size, const View& view, int64_t first,
            float* scores) {
@@ -71,12 +78,12 @@ void score(const float* query, const Value* keys, int64_t size, const View& view
   }
   for (int64_t j = first; j < first + kLanes; j++) {
     const bool is_seen = view.begin <= j && j < view.end;
-    scores[j] = is_seen ? dot(query, keys + view.cell(j) * size, size) : -INFINITY;
+    scores[j] = is_seen ? dot(query, keys + view.kv_position(j) * size, size) : -INFINITY;
   }
 }
 
-// Scores to weights, in place; returns their sum.
-inline float soften(const Shape& s, float* scores, const View& view, const float* sink) {
+// Replaces scores by exp(score - highest) and returns the sum, the sink included.
+inline float exponentiate(const Shape& s, float* scores, const View& view, const float* sink) {
   if (s.softcap > 0)
     for (int64_t j = view.begin; j < view.end; j++)
       scores[j] = std::tanh(scores[j] / s.softcap) * s.softcap;
@@ -112,7 +119,7 @@ void weigh(const Value* values, int64_t size, const View& view, int64_t begin, i
   };
   int64_t j = begin;
   for (; j < std::min(end, view.length); j++) add(j, values + j * size);
-  for (; j < end; j++) add(j, values + view.cell(j) * size);
+  for (; j < end; j++) add(j, values + view.kv_position(j) * size);
   for (int h = 0; h < Heads; h++)
     for (int v = 0; v < Vectors; v++) store(sums + h * size + v * kLanes, part[h][v]);
 }
@@ -128,14 +135,14 @@ void weigh_all(const Value* values, int64_t size, const View& view, int64_t begi
   for (int64_t j = begin; j < end; j++)
     for (int64_t i = column; i < size; i++)
       for (int h = 0; h < Heads; h++)
-        sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.cell(j) * size + i);
+        sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.kv_position(j) * size + i);
 }
 
 struct Room {
   std::vector<float> queries, scores, sums;
 };
 
-// A tile of rows, and the heads of them that share keys and values.
+// Attention of a tile of rows, for heads that share keys and values.
 template <int Heads, class Value>
 void attend(const Shape& s, const Value* query, const Value* keys, const Value* values,
             const std::vector<View>& views, const float* sinks, Value* out, Room& room) {
@@ -163,7 +170,7 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   for (int64_t t = 0; t < rows; t++)
     for (int h = 0; h < Heads; h++)
       norms[t][h] =
-          soften(s, &room.scores[(t * Heads + h) * lds], views[t], sinks ? sinks + h : nullptr);
+          exponentiate(s, &room.scores[(t * Heads + h) * lds], views[t], sinks ? sinks + h : nullptr);
   for (int64_t first = 0; first < longest; first += kNear)
     for (int64_t t = 0; t < rows; t++)
       weigh_all<Heads>(values, s.value_size, views[t], std::max(first, views[t].begin),
@@ -184,24 +191,25 @@ void attend_of(int64_t heads, Arguments&&... arguments) {
 
 template <class Value>
 void attention(const Shape& s, const Value* query, const Value* new_keys, const Value* new_values,
-               Value* keys, Value* values, const int32_t* slot, const int32_t* cell,
-               const int32_t* length, const int32_t* path, const int32_t* path_length,
-               const float* sinks, Value* out, int64_t rows, int threads) {
-  const int64_t key_slot = s.groups * s.cells * s.key_size;
-  const int64_t value_slot = s.groups * s.cells * s.value_size;
+               Value* keys, Value* values, const Batch& b, const float* sinks, Value* out, int threads) {
+  const int64_t rows = b.rows;
+  const int64_t key_slot = s.groups * s.slot_size * s.key_size;
+  const int64_t value_slot = s.groups * s.slot_size * s.value_size;
   for (int64_t t = 0; t < rows; t++)
     for (int64_t g = 0; g < s.groups; g++) {
-      std::memcpy(keys + slot[t] * key_slot + (g * s.cells + cell[t]) * s.key_size,
+      const int64_t at = g * s.slot_size + b.kv_position[t];
+      std::memcpy(keys + b.slot[t] * key_slot + at * s.key_size,
                   new_keys + t * s.key_row + g * s.key_head, s.key_size * sizeof(Value));
-      std::memcpy(values + slot[t] * value_slot + (g * s.cells + cell[t]) * s.value_size,
+      std::memcpy(values + b.slot[t] * value_slot + at * s.value_size,
                   new_values + t * s.value_row + g * s.value_head, s.value_size * sizeof(Value));
     }
-  std::vector<int64_t> tiles{0};                // rows that each begins with, and the end
+  std::vector<int64_t> tiles{0};                // first row of each tile, and the end
   for (int64_t t = 1; t <= rows; t++)
-    if (t == rows || slot[t] != slot[tiles.back()] || t - tiles.back() == kTile) tiles.push_back(t);
+    if (t == rows || b.slot[t] != b.slot[tiles.back()] || t - tiles.back() == kTile)
+      tiles.push_back(t);
   const int64_t per_group = s.heads / s.groups, parts = (per_group + kMostHeads - 1) / kMostHeads;
   const int64_t work = (static_cast<int64_t>(tiles.size()) - 1) * s.groups * parts;
-  const int64_t longest = rows ? *std::max_element(length, length + rows) : 0;
+  const int64_t longest = rows ? *std::max_element(b.length, b.length + rows) : 0;
   const bool is_large = rows * s.heads * longest * s.key_size >= kParallelWork;
 #pragma omp parallel num_threads(threads) if (threads > 1 && is_large)
   {
@@ -214,13 +222,13 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
       const int64_t h = g * per_group + first, begin = tiles[tile];
       views.clear();
       for (int64_t t = begin; t < tiles[tile + 1]; t++) {
-        const int64_t end = length[t] + path_length[t];
+        const int64_t end = b.length[t] + b.path_length[t];
         const int64_t low = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
-        views.push_back({path + t * s.paths, length[t], low, end});
+        views.push_back({b.path + t * b.paths, b.length[t], low, end});
       }
       attend_of<kMostHeads>(count, s, query + begin * s.query_row + h * s.query_head,
-                            keys + slot[begin] * key_slot + g * s.cells * s.key_size,
-                            values + slot[begin] * value_slot + g * s.cells * s.value_size, views,
+                            keys + b.slot[begin] * key_slot + g * s.slot_size * s.key_size,
+                            values + b.slot[begin] * value_slot + g * s.slot_size * s.value_size, views,
                             sinks ? sinks + h : nullptr, out + (begin * s.heads + h) * s.value_size,
                             room);
     }

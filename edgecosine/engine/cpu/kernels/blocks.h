@@ -1,8 +1,8 @@
-// Weights of 8 bits in blocks of 32 inputs, multiplied with inputs that are rounded to 8 bits.
+// Weights of 8 bits in blocks of 32 inputs, multiplied with inputs rounded to 8 bits.
 //
-// A block of a column has one scale in float16, a block of a row one in float32. Products are summed
-// exactly, in integers; each block's sum is scaled and added in float32, block after block. So the
-// result is the same with every set of instructions.
+// A block of a column has a float16 scale, a block of a row a float32 scale. Products are summed exactly
+// in integers; the sum of each block is scaled and added in float32, in the order of the blocks. So all
+// instruction sets give equal results.
 
 #pragma once
 
@@ -21,11 +21,11 @@
 namespace {
 
 constexpr int64_t kBlock = 32;                 // inputs that share a scale
-constexpr int kQuads = kBlock / 4;             // of four inputs, which one lane multiplies in one step
-constexpr int kBias = 128;                     // added to weights, since the units take them unsigned
+constexpr int kQuads = kBlock / 4;             // groups of four inputs, which one lane multiplies in one step
+constexpr int kBias = 128;                     // added to weights, since the instructions take them unsigned
 
-// A column's share of a block. The scales of a panel come first, then its quads, so that the place of
-// a column is not within its own struct.
+// The size of a column's part of a block. A panel has its scales first, then its quads, so the data of a
+// column is not in its own struct.
 struct Bytes {
   uint8_t data[2 + kBlock];
 };
@@ -33,8 +33,8 @@ struct WideBytes {
   uint8_t data[2 + kBlock];
 };
 
-// A row's share of a block, by the place that it takes: rows that are multiplied together lie in a
-// group, number by number side by side.
+// The size of a row's part of a block. Rows that are multiplied together form a group, in which the
+// numbers of all rows are interleaved.
 struct RoundedInputs {
   int32_t words[kQuads + 2];
 };
@@ -68,7 +68,7 @@ inline float from_half(uint16_t half) {
   return value;
 }
 
-// a * b + c, rounded once whatever the compiler makes of sums elsewhere.
+// a * b + c, rounded once under all compiler flags.
 inline Vector fused(Vector a, Vector b, Vector c) {
 #if defined(__AVX512F__)
   return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -117,13 +117,13 @@ inline Ints multiply_add_bytes(Ints sum, Ints column, int32_t quad) {
 }
 
 typedef int8_t Octets __attribute__((vector_size(kLanes)));
-constexpr float kWholes = 12582912.0f;         // 1.5 * 2^23: float32 holds no fractions beside it
+constexpr float kWholes = 12582912.0f;         // 1.5 * 2^23: adding it rounds a float32 to an integer
 
 // The block of row `row` in a group of `rows`: its quads, its scale, and what the bias of the weights
 // adds to its sums, negated.
 inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t rows) {
   constexpr int kVectors = kBlock / kLanes;
-  Ints most{};                                 // as bits, of which those of NaN are the greatest
+  Ints most{};                                 // as bits, where NaN is the greatest
   for (int v = 0; v < kVectors; v++) {
     const Ints size = (Ints)load(x + v * kLanes) & 0x7fffffff;
     most = size > most ? size : most;
@@ -151,7 +151,7 @@ inline void put_block(const float* x, WideInputs* group, int64_t row, int64_t) {
   std::memcpy(group + row, x, sizeof *group);
 }
 
-// Rows [rows, inputs] in groups: of a group all blocks one after the other.
+// Rows [rows, inputs] in groups, each with its blocks in order.
 template <class Weight, class Act>
 const typename Operands<Weight>::Input* grouped_inputs(const Act* x, int64_t rows, int64_t inputs) {
   using Input = typename Operands<Weight>::Input;
@@ -183,8 +183,8 @@ inline Ints load_quad(const uint8_t* block, int quad, int half) {
   return *reinterpret_cast<const LooseInts*>(at);
 }
 
-// Adds a block of a group to sums [rows, panel], which lie in memory, so that the exact sums of all
-// rows find room in registers.
+// Adds a block of a group to sums [rows, panel] in memory, which leaves the registers to the exact sums
+// of all rows.
 template <int Rows>
 void add_block(const RoundedInputs* group, const Bytes* w, float* sums) {
   const int32_t* words = group->words;
@@ -232,11 +232,11 @@ void add_block(const WideInputs* group, const WideBytes* w, float* sums) {
 // The outputs of a panel for a group of rows.
 template <int Rows, class Weight, class Input = typename Operands<Weight>::Input>
 void multiply_group(const Input* group, const Weight* w, float* c, int64_t ldc, int64_t steps) {
-  // Rows of c may share their places in the cache, so sums are made elsewhere.
+  // Rows of c may collide in the processor cache, so the sums have memory of their own.
   alignas(64) float sums[Rows * kPanel] = {};
   for (int64_t k = 0; k < steps; k++) {
     add_block<Rows>(group + k * Rows, w + k * kPanel, sums);
-    asm volatile("" : : "r"(sums) : "memory");  // they stay in memory
+    asm volatile("" : : "r"(sums) : "memory");  // keeps the sums in memory
   }
   for (int r = 0; r < Rows; r++) std::memcpy(c + r * ldc, sums + r * kPanel, sizeof(float) * kPanel);
 }

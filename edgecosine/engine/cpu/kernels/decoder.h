@@ -1,4 +1,4 @@
-// A whole decoder of the Llama kind.
+// A decoder of the Llama kind.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 #include "attention.h"
 #include "linear.h"
 
-// The following structures are filled by the caller; field for field the same there.
+// The caller fills these structures; native_structs.py declares the same fields.
 struct Weight {
   const void* packed;
   const float* bias;
@@ -28,11 +28,12 @@ struct Decoder {
   Weight head;
   const void* embedding;
   const float *output_norm, *cosine, *sine;  // cosine, sine [positions, head_size / 2]
-  const int64_t* shortlist;                  // the head's outputs as tokens, see rank.h; or null
-  int64_t num_layers, hidden, heads, groups, head_size, inner, cells, embedding_bytes, threads;
-  int64_t vocabulary, slots;                   // rows of the embedding, and of the cache
+  const int64_t* shortlist;                  // token of each output of the head, see rank.h; or null
+  int64_t num_layers, hidden, heads, groups, head_size, inner, slot_size, embedding_bytes, threads;
+  int64_t vocabulary, slots;                   // rows of the embedding, slots of the cache
   float epsilon, scale;
 };
+
 namespace {
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight
@@ -62,10 +63,10 @@ void put_panels(const float* values, int64_t size, Input* row, int64_t panel) {
   convert(values, row + panel * kPanel / 2, size);
 }
 
-constexpr int64_t kTogether = 128;             // panels of gate and of up that take turns
+constexpr int64_t kTogether = 128;             // panels of gate and of up that are computed alternately
 
-// out [rows, width] = silu(x G^T) * (x U^T), in the form that the next layer takes. The two products
-// never lie in memory whole: of ten rows they are larger than a core's cache.
+// out [rows, width] = silu(x G^T) * (x U^T), in the input form of the next layer. The two products are
+// never stored whole: for ten rows they exceed a core's cache.
 template <class Weight, class Out>
 void gated(const float* x, const Weight* w, Out* out, int64_t width, int64_t rows, int64_t panels,
            int64_t inputs, int threads) {
@@ -95,7 +96,7 @@ inline void linear_of(const Weight& w, const float* x, float* y, int64_t rows, i
   linear_of(static_cast<Layout>(w.layout), x, w.packed, w.bias, y, rows, w.outputs, w.inputs, threads);
 }
 
-// y = down(silu(gate(x)) * up(x)); `inner` is room for two rows of products each.
+// y = down(silu(gate(x)) * up(x)); `inner` has room for two products per row.
 void feed_forward(const Layer& layer, const float* x, float* inner, float* y, int64_t rows,
                   int threads) {
   const Weight &both = layer.gate_up, &down = layer.down;
@@ -116,7 +117,7 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
     const int64_t together = is_plain ? 1 : Operands<std::decay_t<decltype(*weight)>>::kInputs;
     gated(x, weight, form, down.inputs / together, rows, panels, both.inputs, threads);
     if constexpr (is_plain)
-      linear_of(down, form, y, rows, threads); // bfloat16 may hold the one matrix and not the other
+      linear_of(down, form, y, rows, threads); // the two matrices may have different layouts
     else
       linear(form, static_cast<decltype(weight)>(down.packed), down.bias, y, rows, down.outputs,
              down.inputs, threads);
@@ -133,13 +134,11 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
 #endif
 }
 
-// Whether rows read and write nothing outside of the embedding, the rotary tables and the cache.
-bool fit(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
-         const int32_t* cell, const int32_t* length, const int32_t* path, const int32_t* path_length,
-         int64_t paths, int64_t rows) {
-  for (int64_t t = 0; t < rows; t++)
-    if (!below(tokens[t], d.vocabulary) || !below(positions[t], d.cells)) return false;
-  return are_within(d.slots, d.cells, slot, cell, length, path, path_length, paths, rows);
+// Whether rows stay within the embedding, the rotary tables and the cache.
+bool fit(const Decoder& d, const int64_t* tokens, const int64_t* positions, const Batch& batch) {
+  for (int64_t t = 0; t < batch.rows; t++)
+    if (!below(tokens[t], d.vocabulary) || !below(positions[t], d.slot_size)) return false;
+  return are_within(d.slots, d.slot_size, batch);
 }
 
 void embed(const Decoder& d, const int64_t* tokens, int64_t rows, float* x) {
@@ -164,13 +163,12 @@ void place_heads(const Decoder& d, const Layer& layer, const int64_t* positions,
     }
 }
 
-// Runs rows through the decoder and gives logits [keeps, vocabulary] of the rows numbered in `keep`.
-// Does nothing and returns false where they do not fit.
-bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const int32_t* slot,
-            const int32_t* cell, const int32_t* length, const int32_t* path,
-            const int32_t* path_length, int64_t paths, int64_t rows, const int64_t* keep,
-            int64_t keeps, float* logits) {
-  if (!fit(d, tokens, positions, slot, cell, length, path, path_length, paths, rows)) return false;
+// Runs rows through the decoder and writes logits [keeps, vocabulary] of the rows numbered in `keep`.
+// Returns false, and writes nothing, where the rows do not fit.
+bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, const Batch& batch,
+            const int64_t* keep, int64_t keeps, float* logits) {
+  if (!fit(d, tokens, positions, batch)) return false;
+  const int64_t rows = batch.rows;
   const int threads = static_cast<int>(d.threads);
   const int64_t size = d.head_size, query = d.heads * size, width = query + 2 * d.groups * size;
   thread_local std::vector<float> state, normed, mixed, inner;
@@ -191,11 +189,11 @@ bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, c
     normalize_rows(layer.input_norm);
     linear_of(layer.query_key_value, normed.data(), mixed.data(), rows, threads);
     place_heads(d, layer, positions, rows, mixed.data());
-    const Shape shape{d.heads, d.groups, size,  size, d.cells, paths,   width,       size,
-                      width,   size,     width, size, d.scale, 0.0f, layer.window};
+    const Shape shape{d.heads, d.groups, size, size, d.slot_size, width, size,        width,
+                      size,    width,    size, d.scale, 0.0f,     layer.window};
     attention(shape, mixed.data(), mixed.data() + query, mixed.data() + query + d.groups * size,
-              layer.keys, layer.values, slot, cell, length, path, path_length,
-              static_cast<const float*>(nullptr), normed.data(), rows, threads);
+              layer.keys, layer.values, batch, static_cast<const float*>(nullptr), normed.data(),
+              threads);
     linear_of(layer.output, normed.data(), mixed.data(), rows, threads);
     add(mixed);
     normalize_rows(layer.middle_norm);

@@ -1,17 +1,16 @@
-// Linear layers, attention and whole decoders whose every result depends on its own row alone.
+// Linear layers, attention and decoders in which each result depends on its own row alone.
 //
-// A floating-point sum depends on its order. Stock kernels choose the order by the shape of the
-// whole pass, so that a token's logits change with the company it is verified in. Here the order is
-// part of the definition:
+// A floating-point sum depends on its order. Stock kernels choose the order by the shape of the whole
+// pass, so the logits of a token change with the rows that share its pass. Here the order is fixed:
 //   linear     y[m, n] = (((x[m, 0] w[n, 0]) + x[m, 1] w[n, 1]) + ...): one chain of fused
-//              multiply-adds along k, whatever the number of rows, threads or vector lanes. With
-//              weights in pairs, one chain of dot products of two, on inputs rounded to bfloat16.
-//   attention  keys and values are walked by position in the sequence, wherever their cells lie in
-//              the cache, so that a branch of a tree and the same tokens in a chain give equal bits.
+//              multiply-adds along k for any number of rows, threads or vector lanes. With weights in
+//              pairs, one chain of dot products of two, on inputs rounded to bfloat16.
+//   attention  keys and values are added by position in the sequence, at any KV position of the cache, so
+//              a branch of a tree and the same tokens in a chain give equal bits.
 // Weights are float32, or bfloat16 widened exactly; sums are float32.
 #include "attention.h"
 #include "decoder.h"
-#include "growth.h"
+#include "draft_tree.h"
 #include "linear.h"
 #include "rank.h"
 
@@ -69,43 +68,42 @@ void edgecosine_linear(const void* x, int x_bytes, const void* w, int64_t layout
 }
 
 // query [rows, heads, key_size], new_keys and new_values [rows, groups, size] with the strides (in
-// elements) of their first two axes; the cache [slots, groups, cells, size]. Row t writes cell[t] of
-// slot[t], then attends to the first length[t] cells of it and to the path_length[t] cells that
-// path[t] names, in this order. Returns 0, and does nothing, where a row lies beyond the cache.
+// elements) of their first two axes; keys and values of the cache [slots, groups, slot_size, size]. The
+// rows are described at `Batch`. Returns 0, and writes nothing, where a row lies beyond the cache.
 int edgecosine_attention(const void* query, const void* new_keys, const void* new_values,
                          const int64_t* strides, void* keys, void* values, const int32_t* slot,
-                         const int32_t* cell, const int32_t* length, const int32_t* path,
+                         const int32_t* kv_position, const int32_t* length, const int32_t* path,
                          const int32_t* path_length, const float* sinks, void* out, int64_t rows,
                          int64_t heads, int64_t groups, int64_t key_size, int64_t value_size,
-                         int64_t slots, int64_t cells, int64_t paths, float scale, float softcap,
+                         int64_t slots, int64_t slot_size, int64_t paths, float scale, float softcap,
                          int64_t window, int bytes, int threads) {
-  if (!are_within(slots, cells, slot, cell, length, path, path_length, paths, rows)) return 0;
-  const Shape shape{heads,      groups,     key_size,   value_size, cells,
-                    paths,      strides[0], strides[1], strides[2], strides[3],
-                    strides[4], strides[5], scale,      softcap,    window};
+  const Batch batch{slot, kv_position, length, path, path_length, paths, rows};
+  if (!are_within(slots, slot_size, batch)) return 0;
+  const Shape shape{heads,      groups,     key_size,   value_size, slot_size,
+                    strides[0], strides[1], strides[2], strides[3], strides[4],
+                    strides[5], scale,      softcap,    window};
   const auto run = [&](auto zero) {
     using Value = decltype(zero);
     attention(shape, static_cast<const Value*>(query), static_cast<const Value*>(new_keys),
               static_cast<const Value*>(new_values), static_cast<Value*>(keys),
-              static_cast<Value*>(values), slot, cell, length, path, path_length, sinks,
-              static_cast<Value*>(out), rows, threads);
+              static_cast<Value*>(values), batch, sinks, static_cast<Value*>(out), threads);
   };
   bytes == 2 ? run(uint16_t{}) : run(float{});
   return 1;
 }
 
-// Runs rows through a whole decoder and gives logits [keeps, vocabulary] of the rows numbered in
-// `keep`. Rows are described as for edgecosine_attention. Returns 0 where they do not fit.
+// Runs rows through a whole decoder and writes logits [keeps, vocabulary] of the rows numbered in
+// `keep`. Returns 0, and writes nothing, where the rows do not fit.
 int edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
-                      const int32_t* slot, const int32_t* cell, const int32_t* length,
+                      const int32_t* slot, const int32_t* kv_position, const int32_t* length,
                       const int32_t* path, const int32_t* path_length, int64_t paths, int64_t rows,
                       const int64_t* keep, int64_t keeps, float* logits) {
-  return decode(*decoder, tokens, positions, slot, cell, length, path, path_length, paths, rows,
-                keep, keeps, logits);
+  const Batch batch{slot, kv_position, length, path, path_length, paths, rows};
+  return decode(*decoder, tokens, positions, batch, keep, keeps, logits);
 }
 
-// The best guesses of rows of logits [rows, vocabulary]: tokens and shares [rows, best]. keys[row] is
-// the noise's key where is_noisy[row].
+// The most probable draft tokens after each row of logits [rows, vocabulary]: tokens and shares [rows,
+// best]. keys[row] is the noise's key where is_noisy[row].
 void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
                      const float* inverse_temperatures, const uint8_t* is_noisy, const uint64_t* keys,
                      int64_t best, int64_t* tokens, float* shares) {
@@ -114,9 +112,23 @@ void edgecosine_rank(const float* logits, int64_t rows, int64_t vocabulary,
          best, tokens + r * best, shares + r * best);
 }
 
-// One step of drafting for `count` works in one pass; returns its rows, or -1 where they do not fit.
-int64_t edgecosine_grow(const Decoder* decoder, Growing* works, int64_t count) {
-  return grow(*decoder, works, count);
+// One step of drafting for `count` works in one forward pass; returns its rows, or -1 where they do not
+// fit.
+int64_t edgecosine_draft_step(const Decoder* decoder, DraftWork* works, int64_t count) {
+  return draft_step(*decoder, works, count);
+}
+
+// Writes the sizes and constants of `shared_values` in native_structs.py, in its order, as far as `count`
+// goes; returns how many there are.
+int64_t edgecosine_shared_values(int64_t* values, int64_t count) {
+  const int64_t found[] = {
+      sizeof(Weight), sizeof(Layer), sizeof(Decoder), sizeof(Nodes), sizeof(DraftWork),
+      kTreeCapacity, kChildren, kRoot, kUnread, kNoNode, kBlock,
+      kFloat32, kBfloat16, kPairs, kWidePairs, kBytes, kWideBytes,
+      static_cast<int64_t>(kGolden), static_cast<int64_t>(kFirst), static_cast<int64_t>(kSecond)};
+  const int64_t size = sizeof found / sizeof *found;
+  std::copy(found, found + std::min(count, size), values);
+  return size;
 }
 
 }

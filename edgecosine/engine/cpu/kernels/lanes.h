@@ -1,4 +1,4 @@
-// Vectors of float32 lanes, and what is computed lane by lane.
+// Vectors of float32 lanes and lane-wise functions.
 
 #pragma once
 
@@ -47,7 +47,7 @@ inline float scalar(const uint16_t* p) { return widen(*p); }
 inline void put(float* p, float v) { *p = v; }
 inline void put(uint16_t* p, float v) { *p = narrow(v); }
 
-// exp(x) by range reduction and a degree-6 polynomial; every lane by itself.
+// exp(x) of each lane by range reduction and a degree-6 polynomial.
 inline Vector exponential(Vector x) {
   x = x < -87.0f ? Vector{} - 87.0f : x;
   x = x > 88.0f ? Vector{} + 88.0f : x;
@@ -66,7 +66,7 @@ inline Vector exponential(Vector x) {
   return y * (Vector)((power + 127) << 23);
 }
 
-// Sum of the lanes, halves against halves.
+// Sum of the lanes, by halves.
 inline float total(Vector v) {
 #ifdef __AVX512F__
   v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -79,11 +79,11 @@ inline float total(Vector v) {
   return v[0] + v[1];
 }
 
-// Two vectors folded into one: of each, runs of `Run` lanes are added to the runs beside them.
+// Two vectors folded into one: in each, runs of `Run` lanes are added to the adjacent runs.
 template <int Run>
 [[gnu::always_inline]] inline Vector folded(Vector p, Vector q) {
   Ints low, high;
-  for (int i = 0; i < kLanes; i++) {           // the compiler makes constants of these
+  for (int i = 0; i < kLanes; i++) {           // compile-time constants
     const int at = i % (kLanes / 2), from = i < kLanes / 2 ? 0 : kLanes;
     low[i] = from + at / Run * 2 * Run + at % Run;
     high[i] = low[i] + Run;
@@ -91,7 +91,7 @@ template <int Run>
   return __builtin_shuffle(p, q, low) + __builtin_shuffle(p, q, high);
 }
 
-// Lane i is the sum of the lanes of the vector of(i), as by `total`.
+// Lane i is the sum of the lanes of the vector of(i), in the order of `total`.
 template <int Run = 1, class Of>
 [[gnu::always_inline]] inline Vector totals(const Of& of, int i = 0) {
   if constexpr (Run == kLanes)
@@ -100,7 +100,7 @@ template <int Run = 1, class Of>
     return folded<Run>(totals<2 * Run>(of, 2 * i), totals<2 * Run>(of, 2 * i + 1));
 }
 
-// The greatest lane of what are the bits of floats without a sign.
+// The greatest lane of the bits of non-negative floats, as a float.
 inline float greatest(Ints v) {
   const auto fold = [&](Ints w) { v = w > v ? w : v; };
 #ifdef __AVX512F__

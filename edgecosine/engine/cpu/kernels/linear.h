@@ -11,16 +11,16 @@
 namespace {
 
 constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
-constexpr int64_t kThreadWork = 1 << 20;       // products that are worth another thread
-constexpr int64_t kAhead = 8192;               // bytes between the weights in use and those fetched
+constexpr int64_t kThreadWork = 1 << 20;       // products per thread from which another thread is faster
+constexpr int64_t kAhead = 8192;               // bytes from the weights in use to those prefetched
 constexpr int64_t kLine = 64;                  // bytes of a cache line
-constexpr int64_t kNearRows = 6;               // rows whose products are quicker than a fetch from L2
+constexpr int64_t kNearRows = 6;               // rows whose products take less time than a fetch from L2
 
-// Weights to fetch while others are in use: from `at`, `pace` bytes further at every step.
+// Weights to prefetch: from `at`, `pace` bytes further at every step.
 struct Ahead {
   const char* at;
   int64_t pace;
-  bool is_near;                                // into the first cache, else into the second
+  bool is_near;                                // into the L1 cache, else into L2
 
   void fetch(int64_t step) const {
     const char* line = at + step * pace;
@@ -94,14 +94,14 @@ void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const In
   const int64_t stride = steps * kPanel, step_bytes = kPanel * sizeof(Weight);
   const int64_t blocks = groups_of(rows);
   int64_t panel = begin;
-  if (rows == 1)                               // one row: several panels hide the add latency
+  if (rows == 1)                               // for one row, several panels hide the latency of additions
     for (; panel + 4 <= end; panel += 4)
       micro<1, 4, Weight>(x, steps, w + panel * stride, stride, c + panel * kPanel, ldc, steps, true, {});
   for (; panel < end; panel++)
     for (int64_t k = 0; k < steps; k += kDepth)
-      for (int64_t b = 0; b < blocks; b++) {   // blocks of equal height, not a full one and a rest
+      for (int64_t b = 0; b < blocks; b++) {   // blocks of about equal height
         const int64_t row = rows * b / blocks;
-        // Every block of rows fetches its part of the weights that come next.
+        // Every block of rows prefetches its part of the next weights.
         const char* here = reinterpret_cast<const char*>(w + panel * stride + k * kPanel);
         const int64_t next = blocks == 1 ? kAhead : kDepth * step_bytes * (blocks + b) / blocks;
         micro_of<kMostRows>(rows * (b + 1) / blocks - row, x + row * steps + k, steps,

@@ -1,4 +1,4 @@
-// Weights in panels of output columns: the layouts, and one step of multiplying with each.
+// Weights in panels of output columns: the layouts, and one multiplication step for each.
 
 #pragma once
 
@@ -19,14 +19,14 @@
 
 namespace {
 
-constexpr int kPanel = 2 * kLanes;             // output columns that are packed side by side
+constexpr int kPanel = 2 * kLanes;             // output columns of a panel
 #ifdef __AVX512F__
-constexpr int kMostRows = 8;                   // rows whose sums lie in registers beside two columns
+constexpr int kMostRows = 8;                   // rows whose sums fit in registers beside two columns
 #else
 constexpr int kMostRows = 6;
 #endif
 
-// The same in packing.py. What is wide is multiplied with float32 inputs.
+// As `WeightLayout` in native_structs.py. Wide layouts are multiplied with float32 inputs.
 enum Layout : int64_t {
   kFloat32 = 0,
   kBfloat16 = 1,
@@ -36,7 +36,7 @@ enum Layout : int64_t {
   kWideBytes = 5,
 };
 
-// Two inputs of one output column in bfloat16: what a dot-product unit takes in one step.
+// Two inputs of one output column in bfloat16, the operand of a dot-product instruction.
 struct Pair {
   uint16_t first, second;
 };
@@ -50,8 +50,8 @@ struct Vectors {
   Vector first, second;
 };
 
-// What is multiplied with a layout: the form of an input, a vector of weights, and the inputs that
-// one step takes.
+// The operands of a layout: the type of an input, of a vector of weights, and the number of inputs per
+// step.
 template <class Weight> struct Operands {
   using Input = float;
   using Column = Vector;
@@ -63,8 +63,8 @@ inline void load_columns(const float* p, Vector& low, Vector& high) {
   high = load(p + kLanes);
 }
 
-// A lane of packed bfloat16 holds a column in its low half and the column kLanes further in its high
-// half, so that widening both takes a shift and a mask.
+// A lane of packed bfloat16 has one column in its low half and the column kLanes further in its high
+// half, so a shift and a mask widen both.
 inline void load_columns(const uint16_t* p, Vector& low, Vector& high) {
   const Ints both = *reinterpret_cast<const LooseInts*>(p);
   low = (Vector)(both << 16);
@@ -108,10 +108,10 @@ inline void multiply_add(Vector& sum, Floats input, const Vectors& column) {
 }
 #endif
 
-// Rows are multiplied in groups of equal size, not in full ones and a rest.
+// Rows are multiplied in groups of about equal size.
 inline int64_t groups_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
 
-// Steps along the inputs; an odd one out is paired with a zero.
+// Steps along the inputs; the last one is padded with zeros.
 template <class Weight>
 int64_t steps_of(int64_t inputs) {
   return (inputs + Operands<Weight>::kInputs - 1) / Operands<Weight>::kInputs;
@@ -129,7 +129,7 @@ inline void convert(const uint16_t* x, Pair* y, int64_t size) { std::memcpy(y, x
 template <class Act>
 void convert(const Act* x, Floats* y, int64_t size) { convert(x, &y->first, size); }
 
-// Rows [rows, inputs] in the form that goes with a layout, [rows, steps].
+// Rows [rows, inputs] converted to the input type of a layout, [rows, steps].
 template <class Weight, class Act>
 const typename Operands<Weight>::Input* rows_of(const Act* x, int64_t rows, int64_t inputs) {
   using Input = typename Operands<Weight>::Input;
@@ -144,7 +144,7 @@ const typename Operands<Weight>::Input* rows_of(const Act* x, int64_t rows, int6
   }
 }
 
-// Weights are read from end to end in every pass; large pages spare most of the address lookups.
+// Every forward pass reads all weights; large pages avoid most of the address translations.
 inline void prefer_huge_pages(void* memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 2 << 20;

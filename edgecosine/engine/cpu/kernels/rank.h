@@ -1,4 +1,4 @@
-// A drafter's best guesses: the highest of logits, or of logits with the target's noise.
+// The most probable draft tokens: the highest logits, or the highest sums of logits and shared noise.
 
 #pragma once
 
@@ -34,15 +34,19 @@ inline Vector logarithm(Vector x) {
   return m * square * y - 0.5f * square + m + whole * 0.693147180559945f;
 }
 
-// Gumbel noise of noise.py for the tokens of outputs `first`, `first` + 1, ... with the upper 24 bits
-// of its uniform. Without a list of tokens, output i is token i.
+// Constants of SplitMix64 (Steele et al., 2014); gumbel.py has the same.
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
+constexpr uint64_t kFirst = 0xBF58476D1CE4E5B9u, kSecond = 0x94D049BB133111EBu;
+
+// The Gumbel noise of gumbel.py for the tokens of outputs `first`, `first` + 1, ..., from the upper 24
+// of its 52 bits. Without a list of tokens, output i is token i.
 inline Vector noise(uint64_t key, const int64_t* tokens, int64_t first) {
   Words x;
   for (int i = 0; i < kLanes; i++)
     x[i] = static_cast<uint64_t>(tokens ? tokens[first + i] : first + i);
-  x = x * 0x9E3779B97F4A7C15u + key;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  x = x * kGolden + key;
+  x = (x ^ (x >> 30)) * kFirst;
+  x = (x ^ (x >> 27)) * kSecond;
   x = x ^ (x >> 31);
   const Ints top = __builtin_convertvector(x >> 40, Ints);
   const Vector uniform = (__builtin_convertvector(top, Vector) + 0.5f) * 0x1p-24f;
@@ -60,9 +64,9 @@ inline float highest_of(const std::vector<float>& scores) {
   return highest;
 }
 
-// Of scores[i] = logits[i] * inverse_temperature (+ noise): the tokens of the `best` highest outputs,
-// the highest first and of equals the first, and their shares exp(score) / sum of exp(scores).
-// `shortlist` names the token of each output, up to a multiple of the lanes, or is null.
+// Ranks outputs by scores[i] = logits[i] * inverse_temperature (+ noise). Writes the tokens of the `best`
+// highest ones in descending order, equal ones by ascending output, and their shares exp(score) / sum of
+// exp(scores). `shortlist` has the token of each output, padded to a multiple of the lanes, or is null.
 void rank(const float* logits, int64_t outputs, const int64_t* shortlist, float inverse_temperature,
           bool is_noisy, uint64_t key, int64_t best, int64_t* tokens, float* shares) {
   thread_local std::vector<float> scores;
@@ -82,7 +86,7 @@ void rank(const float* logits, int64_t outputs, const int64_t* shortlist, float 
   for (int64_t b = 0; b < best; b++) {
     const float score = b ? highest_of(scores) : first;
     const int64_t at = std::find(scores.begin(), scores.end(), score) - scores.begin();
-    const int64_t output = std::min(at, outputs - 1);  // logits that are no numbers have no highest one
+    const int64_t output = std::min(at, outputs - 1);  // NaN is never found
     tokens[b] = shortlist ? shortlist[output] : output;
     shares[b] = std::exp(score - first) / total(sum);
     scores[output] = -INFINITY;

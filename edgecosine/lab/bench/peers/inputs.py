@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgecosine import models, zoo
-from edgecosine.engine.loading.model_files import NGRAM, find_model
+from edgecosine.engine.loading.model_files import find_model
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.peers.figures import peer_figures
 from edgecosine.lab.bench.peers.plain_checkpoint import (
@@ -123,7 +123,7 @@ def plain_generalist(
 
     Raises LabError when there is none of that name.
     """
-    if settings.generalist in ("", NGRAM):
+    if settings.generalist in ("", models.NGRAM):
         return None
     path = _model(settings.generalist)
     if path is None:

@@ -1,7 +1,7 @@
-"""Lengths in a configuration beyond which a model computes otherwise: windows, chunks and the like.
+"""Lengths in a configuration from which a model computes differently: windows, chunks and the like.
 
-A self-test of a few tokens sees what lies beyond a length of 4096 when the model is told,
-for the time of the test, that it is 6. Weights and code stay as they are.
+The self-test sets a length of 4096 to 6 for its duration, so that a few tokens exceed it. Weights
+and code are not changed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ WINDOW: Final = "sliding_window"
 _CHUNK: Final = "attention_chunk_size"
 _CHUNKED: Final = "chunked_attention"
 _NAMES: Final = (WINDOW, _CHUNK, "floor_scale", "index_topk")
-"""The last two: positions from which queries are scaled, tokens from which attention is sparse."""
+"""floor_scale: position from which queries are scaled; index_topk: tokens of sparse attention."""
 
 
-def reaches_of(config: Any, context: int) -> dict[str, int]:
-    """The lengths of a text model that lie within `context` tokens, by name."""
+def limits_of(config: Any, context: int) -> dict[str, int]:
+    """The lengths of a text model that are shorter than `context` tokens, by name."""
     found = {name: getattr(config, name, None) for name in _NAMES}
     return {
         name: value
@@ -32,9 +32,9 @@ def reaches_of(config: Any, context: int) -> dict[str, int]:
 
 
 def refuse_chunks(config: Any, context: int) -> None:
-    """Raises ModelUnsupported where a context of so many tokens goes beyond a chunk of attention:
-    rows here see windows or all that is before them."""
-    chunk = reaches_of(config, context).get(_CHUNK)
+    """Raises ModelUnsupported where `context` exceeds a chunk of attention, which is not
+    implemented here."""
+    chunk = limits_of(config, context).get(_CHUNK)
     if chunk and _CHUNKED in (getattr(config, "layer_types", None) or (_CHUNKED,)):
         raise ModelUnsupported(
             f"model family {config.model_type!r} attends in chunks of {chunk} tokens, which is not "
@@ -43,15 +43,14 @@ def refuse_chunks(config: Any, context: int) -> None:
 
 
 @contextmanager
-def shortened(model: nn.Module, reaches: Mapping[str, int]) -> Iterator[None]:
-    """Context in which a model has other lengths: those of `reaches`, by name, wherever it has the
-    name."""
+def shortened(model: nn.Module, limits: Mapping[str, int]) -> Iterator[None]:
+    """Context in which the model and its configurations have the lengths `limits`, by name."""
     owners = [vars(module) for module in model.modules()]
     configs = {id(c): c for owner in owners if (c := owner.get("config")) is not None}
     changed: list[tuple[Any, str, int]] = []
     try:
         for owner in (*model.modules(), *configs.values()):
-            for name, length in reaches.items():
+            for name, length in limits.items():
                 if isinstance(before := vars(owner).get(name), int) and before:
                     changed.append((owner, name, before))
                     setattr(owner, name, length)

@@ -1,7 +1,7 @@
-"""Output layers that know the most frequent tokens alone.
+"""Output layers for the most frequent tokens only (FR-Spec, arXiv 2502.14856).
 
-The output layer is most of a small drafter's step, and a few thousand tokens are nearly all that a
-model ever says (FR-Spec, arXiv 2502.14856). A drafter never proposes the others.
+The output layer takes most of the time of a small drafter, and a few thousand tokens are nearly all
+that a model produces. A drafter never proposes the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 _LANES = 16
-"""Entries that the kernels read together."""
+"""Entries that the kernels read at once, at most."""
 
 
 class ShortlistHead(nn.Module):
@@ -36,5 +36,5 @@ def spread(logits: torch.Tensor, tokens: torch.Tensor, vocabulary: int) -> torch
 
 
 def padded(tokens: torch.Tensor) -> torch.Tensor:
-    """The ids with zeros up to a multiple of what the kernels read together."""
+    """The ids, padded with zeros to a multiple of the kernels' lanes."""
     return nn.functional.pad(tokens, (0, -len(tokens) % _LANES))

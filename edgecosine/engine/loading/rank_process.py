@@ -1,7 +1,7 @@
-"""`python -m edgecosine.engine.tensor_parallel.worker`: a rank above 0 of a tensor-parallel target.
+"""`python -m edgecosine.engine.loading.rank_process`: a rank above 0 of a tensor-parallel target.
 
-Started by rank 0, with a socket to it as standard input. It does in each pass what rank 0 does,
-with its own share of the weights and the cache, and ends when rank 0 does.
+Rank 0 starts the process, with a socket to rank 0 as standard input. The process runs each batch of
+rank 0 on its own share of the weights and the cache, and ends with rank 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgecosine.engine.tensor_parallel.messages import (
     BeginServing,
     Channel,
     MoveSlots,
-    RunPass,
+    RunForward,
     StartWorker,
     WorkerFailed,
     WorkerOrder,
@@ -30,7 +30,7 @@ Orders = queue.SimpleQueue[WorkerOrder]
 
 
 def main() -> NoReturn:
-    """Serve until rank 0 ends."""
+    """Run batches until rank 0 ends."""
     channel = Channel(socket.socket(fileno=0))
     orders = Orders()
     threading.Thread(target=_listen, args=(channel, orders), daemon=True).start()
@@ -38,15 +38,15 @@ def main() -> NoReturn:
         start = orders.get()
         assert isinstance(start, StartWorker)
         _serve(start, channel, orders)
-    except BaseException as error:  # noqa: BLE001 - whatever it was, rank 0 tells it
+    except BaseException as error:  # noqa: BLE001 - rank 0 reports it
         with suppress(OSError):
             channel.send(WorkerFailed(f"{type(error).__name__}: {error}"[:2000]))
-    # Threads of torch.distributed may still wait for ranks that are gone.
+    # Threads of torch.distributed may still wait for ranks that have ended.
     os._exit(1)
 
 
 def _listen(channel: Channel, orders: Orders) -> None:
-    """Queue the orders; end the process with rank 0, whatever its main thread waits for."""
+    """Queue orders; end the process when rank 0 closes, even if the main thread is blocked."""
     with suppress(BaseException):
         while True:
             order = channel.receive()
@@ -56,22 +56,22 @@ def _listen(channel: Channel, orders: Orders) -> None:
 
 
 def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
-    # Imported here, so that an import that fails is reported like any other failure.
-    from edgecosine.engine.loading.load import load_model
-    from edgecosine.engine.tensor_parallel.model import join, rows_of
+    # Imported here so that a failing import is reported to rank 0.
+    from edgecosine.engine.loading.load_model import load_model
+    from edgecosine.engine.tensor_parallel.model import decode_batch, join_group
 
-    def meet() -> None:
+    def barrier() -> None:
         channel.send(WorkerWaiting())
         assert isinstance(orders.get(), BeginServing)
 
     channel.send(WorkerStarted())
-    join(start)
-    model, _, _ = load_model(start.options, meet=meet)
+    join_group(start)
+    model, _, _ = load_model(start.options, barrier=barrier)
     channel.send(WorkerReady())
     while True:
         match orders.get():
-            case RunPass() as order:
-                model.forward(rows_of(order), order.keep)
+            case RunForward() as order:
+                model.forward(decode_batch(order), order.keep)
             case MoveSlots(slot, source, target):
                 model.move(slot, source, target)
             case order:

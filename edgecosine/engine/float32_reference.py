@@ -1,7 +1,7 @@
-"""A model computed more widely than its weights are stored: what it gives without rounding.
+"""Runs a model in a wider number format than its weights have, to measure rounding.
 
-Weights are widened operator by operator, and those of linear layers in pieces, so that no second
-copy of them is ever held.
+Weights are converted operator by operator, and those of linear layers in pieces, so no second copy
+of the model exists.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _LINEAR = torch.ops.aten.linear.default
 _SELECTING = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
-"""Take some rows of a weight: these are widened, not all of it."""
+"""Operators that select rows of a weight: the rows are converted, not the weight."""
 _BLOCK = 1 << 18
-"""Weights of a linear layer that are widened together."""
+"""Elements of a linear layer that are converted at once."""
 
 
 @contextmanager
 def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
-    """Context in which torch computes in `dtype` where it would in a narrower floating-point type.
+    """Context in which torch computes in `dtype` in place of narrower floating-point types.
 
-    `model` is run in it; its logits are of that dtype, too. Operators raise what they do where they
-    are not made for it.
+    `model` is the model that runs in it, whose logits then have this dtype. Operators without an
+    implementation for `dtype` raise their own errors.
     """
-    # Fused products of experts are made for no float64, and would be widened all at once.
+    # Fused products of experts do not support float64, and would be converted all at once.
     experts = getattr(model.config, "_experts_implementation", None)
     if experts is not None:
         model.set_experts_implementation("eager")
@@ -41,8 +41,7 @@ def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
 
 
 class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Views and what an operator writes to stay as they are, and so do the arguments of operators
-    that are not torch's own."""
+    """Converts the arguments of torch's own operators, but for views and outputs."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What to load and what came of it, free of torch: a node without a model needs none."""
+"""How to load a model, and the description of a loaded one. No torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from edgecosine.engine.tokenizer import TextCodec
 Quantize = Literal["none", "nf4", "int8"]
 Policy = Literal["bitwise", "rounding"]
 WeightForm = Literal["bfloat16", "int8"]
-"""How linear layers hold their weights: as the model has them, in bfloat16 where that loses
-nothing; or in blocks of 8 bits."""
+"""Storage of linear layers: unchanged (as bfloat16 where that is lossless), or blocks of 8 bits."""
 Weights = WeightForm | Literal["auto"]
-"""What is asked for; auto is int8 for a quantised file where the processor multiplies bytes."""
+"""The setting; auto is int8 for a quantised file where the processor multiplies bytes."""
 Exactness = Policy | Literal["auto"]
-"""What is asked for; auto is bitwise where it can be had."""
+"""The setting; auto is bitwise where it is available."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load a model. `context` and `threads` 0 mean: as the model and the machine allow.
+    """How to load a model. `context` and `threads` 0: as the model and the machine allow.
 
-    `tensor_parallel` is the number of processes that share the model; `threads` are each one's.
+    `tensor_parallel` is the number of processes that share the model; each has `threads` threads.
     `gguf` names a file in the directory or hub model; empty for a checkpoint of safetensors.
     """
 
@@ -42,29 +41,29 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready to run, and what others must know of it; memory in bytes."""
+    """The description of a loaded model; memory in bytes."""
 
     name: str
     quantization: str
     codec: TextCodec | None
     max_context: int
     exactness: str
-    """The policy that holds; `none` for what holds to none."""
+    """The exactness policy; `none` for a drafter without a model."""
     num_parameters: int
     exactness_reason: str = ""
     weights: int = 0
-    """As held: packed, the embedding beside the output layer."""
+    """In packed form; a tied embedding counts twice."""
     cache: int = 0
     planned: int = 0
-    """Weights, cache and workspace as foreseen before the load."""
+    """Weights, cache and workspace as planned before the load."""
     dtype: str = ""
-    """What is computed in."""
+    """The number format of computation."""
     form: str = ""
-    """How linear layers hold their weights."""
+    """Storage of linear layers, a `WeightForm`."""
     digest: str = ""
-    """Of the model's files."""
+    """Identity of the model's files."""
     num_rows: int = 0
-    """Of the embedding: token ids below can be read."""
+    """Rows of the embedding: token ids below are valid."""
     turns_at: int = 0
-    """A sequence of more tokens has other keys and values in all its cells (`rotary.py`); 0: none
-    has."""
+    """Sequences of more tokens have other keys and values throughout (`rotary.py`); 0: no such
+    length."""

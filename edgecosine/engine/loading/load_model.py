@@ -1,0 +1,259 @@
+"""Loads one model, or one rank's share of it: reads the weights, chooses a runner, tests it.
+
+No code from a model directory is executed: weights are safetensors or GGUF, and remote code is
+never trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from edgecosine import models, zoo
+from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
+from edgecosine.engine.cpu.packing import round_weights
+from edgecosine.engine.cuda.graphs import capture_for, use_own_stream
+from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
+from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.loading.ballast import add_ballast
+from edgecosine.engine.loading.cut_models import load_cut_model
+from edgecosine.engine.loading.end_tokens import end_tokens
+from edgecosine.engine.loading.gguf_weights import load_gguf_weights
+from edgecosine.engine.loading.load_errors import refusing
+from edgecosine.engine.loading.load_plan import (
+    TREE_ROOM,
+    LoadPlan,
+    plan_load,
+    reading,
+)
+from edgecosine.engine.loading.model_files import loaded_weights
+from edgecosine.engine.loading.progress import download_bar, showing_progress
+from edgecosine.engine.loading.selftest import (
+    Reference,
+    check_as_served,
+    check_family,
+    take_reference,
+)
+from edgecosine.engine.loading.source_files import digest_of, file_of, read_tokenizer, settings_of
+from edgecosine.engine.loading.tensor_check import check_stored, check_tensors
+from edgecosine.engine.options import Loaded, LoadOptions, Quantize
+from edgecosine.engine.process_memory import freeing_at_once
+from edgecosine.engine.rotary import turning_length
+from edgecosine.engine.slot_model import SlotModel
+from edgecosine.engine.target.exactness import confirm, decide, require
+from edgecosine.engine.tensor_parallel.layers import can_pack
+from edgecosine.engine.tokenizer import TextCodec
+from edgecosine.errors import ModelUnsupported
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    options: LoadOptions, barrier: Callable[[], None] = lambda: None, room: int = TREE_ROOM
+) -> tuple[ForwardModel, Loaded, int]:
+    """Load a model, or this rank's share of it; also returns the KV positions of a slot.
+
+    `barrier` waits for the other ranks: all check memory before any of them allocates some, and no
+    rank waits in its first forward pass for another to load. `room` KV positions of a slot are
+    reserved for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
+    """
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = plan_load(options, room)
+    decision = decide(plan.device, plan.dtype)
+    require(decision, options.exactness)
+    if plan.memory.origin:
+        logger.info("dequantised: model=%s memory=%s", options.model, plan.memory.origin)
+    plan.check()
+
+    def load() -> Any:
+        with showing_progress(options.model):
+            model = reading(options.model, "its weights", lambda: _weights(plan, options))
+        if options.ballast > 1:
+            add_ballast(model, options.ballast)
+        if plan.form == "int8":
+            round_weights(model)
+        return model
+
+    tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))
+    with freeing_at_once():
+        barrier()
+        model = load()
+        barrier()
+        num_parameters = sum(p.numel() for p in model.parameters())
+        num_rows = int(model.get_input_embeddings().num_embeddings)
+        reference = _reference(model, plan, options)
+        kernels = None if model.tp_size and not can_pack(model) else decision.kernels
+        runner = _runner(model, load, reference, options.slots, plan, kernels)
+    decision = confirm(decision, options.exactness, runner, model)
+    name = _display_name(options)
+    num_tokens = min(num_rows, reference.truth.shape[1])
+    ends = end_tokens(model.config, settings_of(plan.source, plan.config), tokenizer)
+    codec = TextCodec(tokenizer, _known(ends, num_tokens), num_tokens)
+    weights, cache = runner.held
+    loaded = Loaded(
+        name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
+        decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
+        dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
+        form=plan.form, num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
+    )  # fmt: skip
+    return runner, loaded, plan.slot_size
+
+
+def _format(plan: LoadPlan, options: LoadOptions) -> str:
+    return options.quantize if plan.source.gguf is None else plan.source.gguf.main_format
+
+
+def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
+    """The outputs of the stock model; fails where the device cannot run a quantised model."""
+    what = f"{options.model!r} does not run here"
+    if options.quantize != "none":
+        what = f"{options.quantize} does not run on {plan.device} with this model"
+        remedy = "; omit --quantize, or use another format"
+    elif getattr(model, "is_quantized", False):
+        remedy = f"; its layers are quantised for another device than {plan.device}"
+    else:
+        remedy = "; use another model, or another --dtype"
+    with refusing(what, remedy):
+        return take_reference(model, plan.context, plan.form)
+
+
+def _runner(
+    model: Any,
+    reload: Callable[[], Any],
+    reference: Reference,
+    slots: int,
+    plan: LoadPlan,
+    kernels: Kernels | None,
+) -> ForwardModel:
+    """The fastest runner whose logits pass the self-test.
+
+    A failed attempt has consumed the weights, so the next one loads them again.
+    """
+    family, threads, slot_size = (
+        str(model.config.model_type),
+        torch.get_num_threads(),
+        plan.slot_size,
+    )
+    if kernels is not None and can_fuse(model):
+        fused = NativeLlama(
+            model, slots=slots, slot_size=slot_size, threads=threads, kernels=kernels,
+            takes_weights=True, form=plan.form,
+        )  # fmt: skip
+        try:
+            check_family(fused, reference, family)
+        except ModelUnsupported as error:
+            logger.warning("running layer by layer: reason=%s", error)
+            del fused
+            model = reload()
+        else:
+            return fused
+    # Recording the collectives of several ranks is untested.
+    if model.device.type == "cuda" and not model.tp_size:
+        use_own_stream(model.device)
+        if (static := fixed_shapes(model, reference, slots, slot_size)) is not None:
+            return static
+    layered = SlotModel(
+        model, slots=slots, slot_size=slot_size, threads=threads, kernels=kernels, form=plan.form
+    )
+    check_family(layered, reference, family)
+    return layered
+
+
+def fixed_shapes(
+    model: Any, reference: Reference, slots: int, slot_size: int
+) -> ForwardModel | None:
+    """The model in batches of fixed shapes; None when it does not pass the self-test."""
+    family = str(model.config.model_type)
+    try:
+        static = PaddedModel(
+            model, slots=slots, slot_size=slot_size, capture=capture_for(model.device)
+        )
+        check_family(static, reference, family)
+        for _ in range(RUNS_TO_REPLAY - 1):
+            check_as_served(static, reference, family)
+    except (ModelUnsupported, torch.OutOfMemoryError) as error:
+        logger.warning("fixed batch shapes off: reason=%s", error)
+        return None
+    return static
+
+
+def _weights(plan: LoadPlan, options: LoadOptions) -> Any:
+    if (gguf := plan.source.gguf) is not None:
+        if plan.source.base is not None:
+            model = load_cut_model(plan.source, plan.config, plan.rounded)
+        else:
+            model = load_gguf_weights(gguf, plan.config, plan.rounded)
+        return model.to(plan.device, plan.dtype)
+    settings: dict[str, Any] = {
+        "dtype": plan.dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "attn_implementation": "eager",
+        "tqdm_class": download_bar(),
+        "output_loading_info": True,
+        # `check_tensors` reports shapes that differ together with missing tensors.
+        "ignore_mismatched_sizes": True,
+    }
+    if options.tensor_parallel > 1:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        settings["distributed_config"] = DistributedConfig(tp_size=options.tensor_parallel)
+    elif options.quantize != "none":
+        for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        quantization = _quantization(options.quantize, plan.dtype)
+        settings |= {"device_map": plan.device, "quantization_config": quantization}
+    is_here = Path(plan.source.where).is_dir()
+    if is_here:
+        check_stored(options.model, loaded_weights(Path(plan.source.where)), plan.config)
+    loading: Any = AutoModelForCausalLM.from_pretrained(plan.source.where, **settings)
+    model, info = loading
+    check_tensors(options.model, model.config, info)
+    if not is_here and (config := file_of(plan.source, "config.json")) is not None:
+        check_stored(options.model, loaded_weights(config.parent), plan.config)
+    is_placed = options.tensor_parallel > 1 or options.quantize != "none"
+    return model if is_placed else model.to(plan.device)
+
+
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
+    settings: dict[str, Any] = (
+        {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        }
+        if quantize == "nf4"
+        # With a threshold above 0, outlier columns depend on the whole batch.
+        else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    )
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
+
+
+def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
+    """The end tokens that the model can produce."""
+    known = [token for token in eos_tokens if token < num_tokens]
+    if len(known) < len(eos_tokens):
+        beyond = sorted(set(eos_tokens).difference(known))
+        logger.warning(
+            "end tokens beyond the vocabulary ignored: ids=%s tokens=%d", beyond, num_tokens
+        )
+    return known
+
+
+def _display_name(options: LoadOptions) -> str:
+    is_known = options.model in zoo.names() or models.is_known(options.model)
+    where = Path(options.model).expanduser()
+    # The name of the directory in place of `.` or `..`.
+    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
+    name = options.model if is_known else options.gguf or path.name or "model"
+    return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name
