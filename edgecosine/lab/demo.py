@@ -20,7 +20,8 @@ from rich.table import Table
 from edgecosine.client.client import Client
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.figures import Figure, interval, write_report
-from edgecosine.lab.measured_requests import GREEDY, Asked, ask
+from edgecosine.lab.load_generator import GREEDY, ask
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.api.request import Sampling

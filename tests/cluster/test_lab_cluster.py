@@ -18,7 +18,7 @@ from edgecosine.cli import main
 from edgecosine.errors import LabError
 from edgecosine.lab.change_network import Wish, listening, wish_of
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.measured_requests import ask
+from edgecosine.lab.load_generator import ask
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look

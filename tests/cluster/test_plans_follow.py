@@ -18,7 +18,8 @@ from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.adversarial_drafter import LIAR, write_liar
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.lab.network.conditions import NetworkConditions
 from tests.support.mqtt import run_patiently
 

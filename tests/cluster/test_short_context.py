@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from tests.support.mqtt import free_port, run_patiently
 

@@ -21,7 +21,8 @@ from edgecosine.lab.bench.record import (
     percentiles,
     run_record,
 )
-from edgecosine.lab.load_generator import Load, closed_loop, make_jobs, open_loop
+from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
+from edgecosine.lab.measured_requests import Load
 from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.protocol.api.request import Answer, Progress, Request
 from tests.support.fakes import ScriptedService

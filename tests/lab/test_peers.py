@@ -21,7 +21,7 @@ from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
 from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
-from edgecosine.lab.load_generator import Load
+from edgecosine.lab.measured_requests import Load
 from tests.support.mqtt import run_patiently
 
 SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)

@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgecosine.lab.load_generator import Load
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.measured_requests import Asked, Load
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
 
 PERCENTILES = (50, 90, 99)

@@ -29,6 +29,7 @@ from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.load_generator import prompts_in_turn
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -240,8 +241,7 @@ def _drafter_steps(
 def _divergence(settings: GpuSettings) -> tuple[int, int]:
     engine, loaded = load_target(LoadOptions(zoo.TARGET, device=settings.device, slots=8))
     assert loaded.codec is not None
-    texts = [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
-    prompts = [loaded.codec.encode(text) for text in texts[: settings.prompts]]
+    prompts = [loaded.codec.encode(text) for text in prompts_in_turn()[: settings.prompts]]
     return len(prompts), count_diverging(engine, prompts, settings.new_tokens)
 
 

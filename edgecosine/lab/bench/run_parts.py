@@ -19,7 +19,8 @@ from edgecosine.client.client import Client
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 from edgecosine.lab.figures import Figure, Keep, interval
-from edgecosine.lab.measured_requests import GREEDY, Asked, ask
+from edgecosine.lab.load_generator import GREEDY, ask
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.api.request import Sampling

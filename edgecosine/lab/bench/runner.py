@@ -31,8 +31,9 @@ from edgecosine.lab.bench.record import ClosedLoad, Conditions, run_record
 from edgecosine.lab.bench.transformers_messages import Kind
 from edgecosine.lab.bench.transformers_process import StockProcess
 from edgecosine.lab.cluster import LabCluster, NetworkKind
-from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop, make_jobs, open_loop
+from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
 from edgecosine.lab.looping_share import loop_share
+from edgecosine.lab.measured_requests import Load, LoadRequest
 from edgecosine.protocol.api.request import NodeState
 
 WARM_UP = (OURS, "specinfer")

@@ -15,8 +15,7 @@ from edgecosine.lab.bench.transformers_messages import (
     TransformersOrder,
     TransformersReady,
 )
-from edgecosine.lab.load_generator import Load, LoadRequest
-from edgecosine.lab.measured_requests import Asked, asked_elsewhere
+from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
 
 
 class StockProcess:
@@ -44,9 +43,10 @@ class StockProcess:
             answers = await self._process.ask(order, list[TransformersAnswer])
             elapsed_s = time.perf_counter() - begun
             asked += [
-                asked_elsewhere(
+                Asked(
                     job.domain, job.policy, answer.text, num_tokens=answer.num_tokens,
                     elapsed_s=elapsed_s, first_text_s=answer.first_text_s,
+                    prefill_s=answer.first_text_s,
                 )
                 for job, answer in zip(together, answers, strict=True)
             ]  # fmt: skip

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, LabError, RequestError
 from edgecosine.lab.chaos.checker import CheckResult, Story, judge
-from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClient
+from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClients
 from edgecosine.lab.chaos.cluster import ChaosCluster, ChaosClusterSettings, chaos_place
 from edgecosine.lab.chaos.fault_injector import FaultInjector
 from edgecosine.lab.chaos.faults import Injected, Kind
@@ -24,7 +23,7 @@ from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies, make_orders
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, counted
-from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.lab.load_generator import prompts_in_turn, read_answer, run_workers
 from edgecosine.protocol.api.request import Request
 
 Say = Callable[[str], None]
@@ -142,10 +141,10 @@ class _Run:
 
     async def run(self) -> ChaosRun:
         settings = self._settings
-        prompts = [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
         bodies = make_bodies(
-            settings.seed, min(settings.requests, _MAX_BODIES), prompts, settings.max_tokens
-        )
+            settings.seed, min(settings.requests, _MAX_BODIES), prompts_in_turn(),
+            settings.max_tokens,
+        )  # fmt: skip
         orders = make_orders(settings.seed, settings.requests, bodies)
         self._say(f"fault-free texts of {len(bodies)} bodies")
         expected = await self._fault_free(bodies)
@@ -167,21 +166,16 @@ class _Run:
 
     async def _fault_free(self, bodies: Sequence[Request]) -> list[tuple[str, ...]]:
         texts: dict[int, tuple[str, ...]] = {}
-        waiting = iter(enumerate(bodies))
         client = self._place.cluster.client
 
-        async def ask_in_turn() -> None:
-            for number, body in waiting:
-                request = replace(body, request_id=f"free-{number:05d}", policy=FAULT_FREE)
-                async with contextlib.aclosing(client.ask(request)) as steps:
-                    async for step in steps:
-                        if isinstance(step, FinalMessage):
-                            texts[number] = step.texts
+        async def work(job: tuple[int, Request], _: int) -> None:
+            number, body = job
+            request = replace(body, request_id=f"free-{number:05d}", policy=FAULT_FREE)
+            if final := await read_answer(client, request, lambda _: True):
+                texts[number] = final.texts
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._settings.at_work):
-                    group.create_task(ask_in_turn())
+            await run_workers(enumerate(bodies), self._settings.at_work, work)
         except* RequestError as errors:
             raise LabError(f"no answer without any fault: {errors.exceptions[0]}") from None
         return [texts[number] for number in range(len(bodies))]
@@ -189,7 +183,7 @@ class _Run:
     @contextlib.asynccontextmanager
     async def _askers(
         self, expected: Sequence[tuple[str, ...]]
-    ) -> AsyncIterator[tuple[Observer, list[Client], list[ChaosClient]]]:
+    ) -> AsyncIterator[tuple[Observer, list[Client], ChaosClients]]:
         cluster = self._place.cluster
         async with contextlib.AsyncExitStack() as stack:
             witness = Observer(cluster.broker_url, cluster.name, self._stories, self._now)
@@ -203,17 +197,13 @@ class _Run:
                 )
                 for number in range(_NUM_CLIENTS)
             ]  # fmt: skip
-            yield witness, clients, [
-                ChaosClient(
-                    clients[number % len(clients)], witness, self._stories, expected,
-                    self._progress,
-                )
-                for number in range(self._settings.at_work)
-            ]  # fmt: skip
+            yield (
+                witness,
+                clients,
+                ChaosClients(clients, witness, self._stories, expected, self._progress),
+            )
 
-    async def _ask_under_faults(
-        self, orders: Sequence[WorkloadItem], askers: Sequence[ChaosClient]
-    ) -> None:
+    async def _ask_under_faults(self, orders: Sequence[WorkloadItem], askers: ChaosClients) -> None:
         settings, place = self._settings, self._place
         kinds = tuple(kind for kind in place.kinds if kind in (settings.kinds or place.kinds))
         schedule = make_schedule(
@@ -224,17 +214,14 @@ class _Run:
             drafters=place.cluster.drafters,
         )
         self._say(f"{len(orders)} requests under {len(schedule)} faults of {len(kinds)} kinds")
-        waiting: Iterator[WorkloadItem] = iter(orders)
         async with asyncio.TaskGroup() as group:
-            asking = [group.create_task(asker.run(waiting)) for asker in askers]
+            asking = group.create_task(run_workers(orders, settings.at_work, askers.run))
             await self._injector.run(schedule)
             self._say(f"{self._progress}: everything is whole again")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HUNG_S):
-                    for task in asking:
-                        await asyncio.shield(task)
-            for task in asking:
-                task.cancel()
+                    await asyncio.shield(asking)
+            asking.cancel()
 
     async def _call_roll(
         self, orders: Sequence[WorkloadItem], clients: Sequence[Client], witness: Observer

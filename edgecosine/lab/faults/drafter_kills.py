@@ -21,7 +21,8 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.lab.faults.forkserver import Nursery
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask, prompts_in_turn
+from edgecosine.lab.measured_requests import Asked
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.protocol.api.request import DEFAULT_POLICY
@@ -91,7 +92,7 @@ class _Killing:
     async def run(self, count: int, say: Callable[[str], None]) -> list[Kill]:
         for _ in range(_NUM_DRAFTERS):
             self._replace()
-        prompts = [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
+        prompts = prompts_in_turn()
         number = num_killed = 0
         async with asyncio.TaskGroup() as group:
             killing = group.create_task(self._kill_on(), name="killer")

@@ -12,8 +12,8 @@ from typing import Any
 from edgecosine.lab.bench.cells import LAN
 from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.load_generator import Load, closed_loop, make_jobs
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.load_generator import closed_loop, make_jobs
+from edgecosine.lab.measured_requests import Asked, Load
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts

@@ -6,8 +6,6 @@ error; what has not ended is hung.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
 import secrets
 import time
@@ -18,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.request import Delta, Request, Sampling
+from edgecosine.lab.load_generator import read_answer
+from edgecosine.protocol.api.request import Request, Sampling
 
 _EXPIRED = "deadline_exceeded"
 
@@ -111,15 +110,18 @@ class Clients:
         started = time.perf_counter()
         self.num_at_work += 1
         try:
-            is_served = await self._read(self._clients[manner.name], request, patience_s)
+            final = await read_answer(
+                self._clients[manner.name], request, lambda _: patience_s != 0.0,
+                cancel_after_s=patience_s or None,
+            )  # fmt: skip
         except RequestError as error:
             self._note(error)
         else:
-            if is_served:
+            if final is None:
+                self._tally.cancelled += 1
+            else:
                 self._tally.served += 1
                 self._tally.latencies_s.append(time.perf_counter() - started)
-            else:
-                self._tally.cancelled += 1
         finally:
             self.num_at_work -= 1
 
@@ -128,22 +130,6 @@ class Clients:
         if self._chance.random() >= manner.cancelled_share:
             return None
         return self._chance.choice((0.0, self._chance.uniform(0.05, 3.0)))
-
-    async def _read(self, client: Client, request: Request, patience_s: float | None) -> bool:
-        """Whether the answer was read to its end, and not cancelled.
-
-        Raises RequestError.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with (
-                asyncio.timeout(patience_s or None),
-                contextlib.aclosing(client.ask(request)) as steps,
-            ):
-                async for step in steps:
-                    if isinstance(step, Delta) and patience_s == 0.0:
-                        return False
-                return True
-        return False
 
     def _note(self, error: RequestError) -> None:
         if error.retry_after_s is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import secrets
@@ -27,7 +28,7 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Figure, interval, write_report
-from edgecosine.lab.load_generator import closed_loop, make_jobs
+from edgecosine.lab.load_generator import closed_loop, make_jobs, run_workers
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
@@ -148,14 +149,9 @@ class _Soak:
     async def _capacity(self) -> float:
         """Requests a second that are served when nobody has to be refused."""
         self._begun = self._now()
-
-        async def ask_in_turn() -> None:
-            while self._now() - self._begun < _CAPACITY_S:
-                await self._clients.ask(NORMAL)
-
-        async with asyncio.TaskGroup() as group:
-            for asker in range(_CROWD):
-                group.create_task(ask_in_turn(), name=f"asker {asker}")
+        until = self._begun + _CAPACITY_S
+        requests = itertools.takewhile(lambda _: self._now() < until, itertools.repeat(NORMAL))
+        await run_workers(requests, _CROWD, lambda manner, _: self._clients.ask(manner))
         return self._end_minute("capacity", 0.0).served_per_s
 
     async def _arrivals(

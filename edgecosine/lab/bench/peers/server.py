@@ -12,8 +12,8 @@ from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
-from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop
-from edgecosine.lab.measured_requests import asked_elsewhere
+from edgecosine.lab.load_generator import closed_loop
+from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
@@ -76,10 +76,10 @@ class PeerServer:
         if reply.error or len(reply.answers) != len(prompts):
             raise LabError(f"{self._process.name}: {reply.error or 'answers are missing'}")
         asked = [
-            asked_elsewhere(
+            Asked(
                 prompt.domain, self._process.name, self._decode(answer.tokens),
                 num_tokens=len(answer.tokens), elapsed_s=answer.elapsed_s,
-                first_text_s=answer.first_token_s,
+                first_text_s=answer.first_token_s, prefill_s=answer.first_token_s,
             )
             for prompt, answer in zip(prompts, reply.answers, strict=True)
         ]  # fmt: skip
