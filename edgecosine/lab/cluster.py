@@ -21,6 +21,7 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, free_port
 from edgecosine.lab.network.netns import namespaces
@@ -130,7 +131,7 @@ def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Networ
 @asynccontextmanager
 async def lab_cluster(
     plan: LabPlan,
-    say: Callable[[str], None],
+    notify: Notify,
     *,
     start_broker: StartBroker | None = None,
     environment: EnvironmentOf = lambda _: {},
@@ -146,7 +147,7 @@ async def lab_cluster(
         await stack.enter_async_context(network)
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
         cable = "none" if plan.on_one_host else str(plan.weather)
-        say(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
+        notify(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
         broker = await network.host(BROKER, FINE)
         port = _BROKER_PORT if network.has_multicast else free_port()
         await (start_broker or _embedded(plan))(broker, port)
@@ -158,7 +159,7 @@ async def lab_cluster(
             )
         cluster = f"lab-{secrets.token_hex(3)}"
         way = _Way(network, broker, port, hosts, environment)
-        local = LocalCluster(await _cluster_plan(plan, cluster, url, way), say, way.launch)
+        local = LocalCluster(await _cluster_plan(plan, cluster, url, way), notify, way.launch)
         await stack.enter_async_context(local)
         client = await stack.enter_async_context(Client(url, cluster))
         yield LabCluster(plan, cluster, network, local, client, hosts)

@@ -6,7 +6,6 @@ order, so that a machine that slows down slows both.
 
 from __future__ import annotations
 
-import secrets
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,10 @@ from rich.table import Table
 from edgecosine.client.client import Client
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.figures import Figure, interval, write_report
+from edgecosine.lab.harness import fresh_plan
 from edgecosine.lab.load_generator import GREEDY, ask
 from edgecosine.lab.measured_requests import Asked
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
 from edgecosine.protocol.api.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"
@@ -65,18 +64,11 @@ class Pair:
 async def run_demo(settings: DemoSettings, console: Console, report: Path | None) -> bool:
     """Run the demo; whether every text was the target's own, as far as it promises that."""
     scene = settings.scene
-    plan = local_plan(
-        scene.target,
-        scene.drafters,
-        cluster=f"demo-{secrets.token_hex(3)}",
-        ballast=scene.ballast,
-        target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores,
-        broker=None,
-        broker_port=free_port(),
-        target_device=settings.target_device,
-        drafter_devices=settings.drafter_devices,
-    )
+    plan = fresh_plan(
+        "demo", scene.target, scene.drafters, ballast=scene.ballast,
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
+        target_device=settings.target_device, drafter_devices=settings.drafter_devices,
+    )  # fmt: skip
     if scene.ballast > 1:
         console.print(
             f"The target carries ballast: it is widened {scene.ballast} times, so that it costs "

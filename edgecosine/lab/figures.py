@@ -47,6 +47,10 @@ class Figure:
         return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f}, n = {self.n})"
 
 
+Notify = Callable[[str], None]
+"""Receives a line of progress of a measurement."""
+
+
 class Keep(Protocol):
     """Writes a report anew, after each part of a long measurement."""
 

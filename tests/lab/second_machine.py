@@ -12,7 +12,7 @@ BUFFER_BYTES = 8 << 20
 SO_RCVBUFFORCE = 33
 
 
-def say(value: object) -> None:
+def notify(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
@@ -20,7 +20,7 @@ def say(value: object) -> None:
 def echo() -> None:
     """A TCP server that gives back what it gets, one connection after the other."""
     with socket.create_server(("0.0.0.0", 0)) as server:  # noqa: S104 -- inside the lab
-        say(server.getsockname()[1])
+        notify(server.getsockname()[1])
         while True:
             connection, _ = server.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -34,11 +34,11 @@ def count() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         own.bind(("0.0.0.0", 0))  # noqa: S104 -- inside the lab
-        say(own.getsockname()[1])
+        notify(own.getsockname()[1])
         counted = 0
         while own.recv(100) != b"end":
             counted += 1
-        say(counted)
+        notify(counted)
 
 
 def shout(host: str, port: str, times: str) -> None:
@@ -56,8 +56,8 @@ def hear(address: str) -> None:
         own.bind((GROUP, 7777))
         join = struct.pack("4s4s", socket.inet_aton(GROUP), socket.inet_aton(address))
         own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, join)
-        say("ready")
-        say(own.recv(100).decode())
+        notify("ready")
+        notify(own.recv(100).decode())
 
 
 def call(address: str, text: str) -> None:

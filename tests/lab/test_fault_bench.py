@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgecosine.lab.faults.drafter_kills import Kill, judged
+from edgecosine.lab.faults.drafter_kills import Kill, effective_kills
 from edgecosine.lab.faults.protection import ProtectionTurn
 from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
@@ -30,7 +30,7 @@ def answer(*rounds: dict[str, Any]) -> Asked:
 
 def test_next_token_comes_with_the_round_of_the_kill() -> None:
     asked = answer(played(0.1), played(0.2), played(0.3))
-    [kill] = judged(asked, [("d1", BEGAN_S + 0.11)])
+    [kill] = effective_kills(asked, [("d1", BEGAN_S + 0.11)])
     assert kill.to_next_token_s == pytest.approx(0.09)
     assert kill.pass_s == pytest.approx(0.03)
     assert kill.over_deadline == pytest.approx(0.06 / 0.05)
@@ -38,13 +38,13 @@ def test_next_token_comes_with_the_round_of_the_kill() -> None:
 
 def test_kill_during_the_pass_waits_for_nothing_but_the_pass() -> None:
     asked = answer(played(0.1), played(0.2))
-    [kill] = judged(asked, [("d1", BEGAN_S + 0.19)])
+    [kill] = effective_kills(asked, [("d1", BEGAN_S + 0.19)])
     assert kill.over_deadline == 0.0
 
 
 def test_drafter_that_was_asked_in_the_round_before_counts() -> None:
     asked = answer(played(0.1), played(0.2, "d1"), played(0.3, "d2"))
-    assert len(judged(asked, [("d1", BEGAN_S + 0.25), ("d2", BEGAN_S + 0.25)])) == 2
+    assert len(effective_kills(asked, [("d1", BEGAN_S + 0.25), ("d2", BEGAN_S + 0.25)])) == 2
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_drafter_that_was_asked_in_the_round_before_counts() -> None:
 )
 def test_kill_that_took_no_drafts_away_does_not_count(victim: str, moment: float) -> None:
     asked = answer(played(0.1), played(0.2), played(0.3, deadline_s=0.0))
-    assert judged(asked, [(victim, BEGAN_S + moment)]) == []
+    assert effective_kills(asked, [(victim, BEGAN_S + moment)]) == []
 
 
 def test_figures_are_over_deadlines_seconds_and_shares() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.lab.bench.cells import COLOCATED, LAN, STOCK, Cell, Site
 from edgecosine.lab.bench.runner import BenchSettings, LabStage
-from edgecosine.lab.bench.schedule import OpenStage, Say, Stage
+from edgecosine.lab.bench.schedule import OpenStage, Stage
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.netns import namespaces
 
 GENERALIST = "generalist"
@@ -21,17 +22,17 @@ NUM_LIARS = 3
 MAX_SESSIONS = 16
 
 
-def possible(cells: Sequence[Cell], kind: NetworkKind, say: Say) -> tuple[Cell, ...]:
-    """The cells whose weather a network of this kind can make; `say` is told of the others."""
+def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[Cell, ...]:
+    """The cells whose weather a network of this kind can make; `notify` is told of the others."""
     if kind == "namespaces" or (kind == "auto" and namespaces.why_not() is None):
         return tuple(cells)
     for cell in cells:
         if cell.weather.loss:
-            say(f"left out: {cell.name} needs network namespaces, that is, root")
+            notify(f"left out: {cell.name} needs network namespaces, that is, root")
     return tuple(cell for cell in cells if not cell.weather.loss)
 
 
-def stages(settings: BenchSettings, say: Say) -> OpenStage:
+def stages(settings: BenchSettings, notify: Notify) -> OpenStage:
     """Opens stages of these settings."""
 
     @asynccontextmanager
@@ -39,17 +40,17 @@ def stages(settings: BenchSettings, say: Say) -> OpenStage:
         policies = {policy for cell in cells for policy in cell.policies}
         async with AsyncExitStack() as stack:
             plan = await _plan(settings, site, stack)
-            clusters = {"": await stack.enter_async_context(lab_cluster(plan, say))}
+            clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify))}
             if COLOCATED in policies:
                 beside = _colocated(settings)
-                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, say))
+                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))
             stock = None
             if policies & set(STOCK):
-                say("asking transformers with which settings it is quickest here")
+                notify("asking transformers with which settings it is quickest here")
                 process = stock_process(settings.ballast, settings.target_cores)
                 stock = await stack.enter_async_context(process)
             stage = LabStage(settings, site, clusters, stock)
-            say("warming up")
+            notify("warming up")
             await stage.warm_up(sorted(policies - set(STOCK)))
             yield stage
 

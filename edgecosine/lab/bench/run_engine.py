@@ -30,7 +30,7 @@ from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.memory import give_back_memory
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -57,11 +57,9 @@ class Race:
     under: Timed
 
 
-def run_engine_bench(
-    ballast: int, repeats: int, say: Callable[[str], None], keep: Keep
-) -> dict[str, Figure]:
+def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> dict[str, Figure]:
     """Run all races; their figures. Those and the seconds of every run are kept after each."""
-    say("loading the target and a drafter, ours and transformers'")
+    notify("loading the target and a drafter, ours and transformers'")
     engine, loaded = load_target(
         LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
     )
@@ -106,11 +104,11 @@ def run_engine_bench(
         figures[race.name] = interval([over / under for over, under in times])
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
         keep(figures, runs)
-        say(f"{race.name}: {figures[race.name].value:.2f}")
-    say("measuring a load's peak of memory in a process of its own")
+        notify(f"{race.name}: {figures[race.name].value:.2f}")
+    notify("measuring a load's peak of memory in a process of its own")
     figures["memory_over_ideal"] = _memory_over_ideal(ballast, runs)
     keep(figures, runs)
-    say(f"watching memory over {ROUNDS} rounds")
+    notify(f"watching memory over {ROUNDS} rounds")
     light, _ = load_target(LoadOptions(zoo.TARGET, threads=1, slots=2))
     figures["memory_growth_mib"] = grown_memory(light, prompts[0], ROUNDS)
     keep(figures, runs)

@@ -11,7 +11,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
 from edgecosine.lab.exactness.divergence import count_diverging
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 from edgecosine.lab.load_generator import prompts_in_turn
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -82,9 +82,7 @@ def toy_settings(device: str) -> GpuSettings:
     )  # fmt: skip
 
 
-def run_gpu_bench(
-    settings: GpuSettings, say: Callable[[str], None], keep: Keep
-) -> dict[str, Figure]:
+def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str, Figure]:
     """Measure everything; its figures. Those and the seconds of every pass are kept after each
     model.
 
@@ -98,13 +96,15 @@ def run_gpu_bench(
     runs: list[dict[str, Any]] = []
     bandwidth = measure_bandwidth(device, settings.copied_bytes, settings.repeats)
     figures["bandwidth_gb_s"] = _scaled(bandwidth, 1e-9, "GB/s")
-    say(f"memory bandwidth {figures['bandwidth_gb_s'].value:.0f} GB/s")
+    notify(f"memory bandwidth {figures['bandwidth_gb_s'].value:.0f} GB/s")
     for name, shape in settings.targets.items():
         found = _target_figures(name, shape, device, settings, bandwidth.value, runs)
         figures |= found
         keep(figures, runs)
-        say(", ".join(f"{key} {figure.value:.2f} {figure.unit}" for key, figure in found.items()))
-    for quantize, step in _drafter_steps(settings, runs, say):
+        notify(
+            ", ".join(f"{key} {figure.value:.2f} {figure.unit}" for key, figure in found.items())
+        )
+    for quantize, step in _drafter_steps(settings, runs, notify):
         figures[f"drafter_{quantize}_step_ms"] = step
         keep(figures, runs)
     checked, diverging = _divergence(settings)
@@ -205,7 +205,7 @@ def _forked(nodes: int) -> TokenTree:
 
 
 def _drafter_steps(
-    settings: GpuSettings, runs: list[dict[str, Any]], say: Callable[[str], None]
+    settings: GpuSettings, runs: list[dict[str, Any]], notify: Notify
 ) -> Iterator[tuple[str, Figure]]:
     """Milliseconds a drafted token of one request, for each way of holding the weights."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -221,7 +221,7 @@ def _drafter_steps(
             try:
                 drafter, _ = load_drafter(options)
             except (ModelUnavailable, ModelUnsupported) as error:
-                say(f"{quantize}: {error}")
+                notify(f"{quantize}: {error}")
                 continue
             times = []
             for number in range(RUNS_TO_REPLAY + settings.repeats):

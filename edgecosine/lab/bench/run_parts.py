@@ -6,9 +6,8 @@ turns, every second time backwards. What the target has learned is not forgotten
 
 from __future__ import annotations
 
-import secrets
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,18 +17,16 @@ from edgecosine.balance.policy import PARTS
 from edgecosine.client.client import Client
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh_prompts import fresh_prompts
-from edgecosine.lab.figures import Figure, Keep, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, interval
+from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.load_generator import GREEDY, ask
 from edgecosine.lab.measured_requests import Asked
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"
 _SAMPLED = Sampling(temperature=0.8, seed=1)
 _WARM_UP = 4
 
-Say = Callable[[str], None]
 Prompts = Iterator[tuple[str, str]]
 
 
@@ -50,32 +47,28 @@ def policies() -> tuple[str, ...]:
     return (WHOLE, *(f"{WHOLE}-without-{part}" for part in PARTS), ALONE)
 
 
-async def run_parts(settings: PartsSettings, say: Say, keep: Keep) -> list[dict[str, Any]]:
+async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
     """The runs: of each repetition, policy and temperature, tokens per second and acceptance. They
     are kept after every repetition."""
     num_runs = 2 * settings.repeats * len(policies())
-    say(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
+    notify(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
     prompts = iter(fresh_prompts(models.DEFAULT_TARGET, num_runs * settings.prompts + _WARM_UP))
-    plan = local_plan(
-        models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
-        cluster=f"parts-{secrets.token_hex(3)}", ballast=1, target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores, broker=None, broker_port=free_port(),
+    plan = fresh_plan(
+        "parts", models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
     )  # fmt: skip
     runs: list[dict[str, Any]] = []
-    async with (
-        LocalCluster(plan, say) as cluster,
-        Client(cluster.broker_url, plan.cluster) as asker,
-    ):
-        await _answers(asker, WHOLE, GREEDY, islice(prompts, _WARM_UP), settings)
+    async with running_cluster(plan, notify) as cluster:
+        await _answers(cluster.client, WHOLE, GREEDY, islice(prompts, _WARM_UP), settings)
         for repeat in range(settings.repeats):
             order = policies()[:: -1 if repeat % 2 else 1]
             for sampling in (GREEDY, _SAMPLED):
                 for policy in order:
                     chosen = islice(prompts, settings.prompts)
-                    answers = await _answers(asker, policy, sampling, chosen, settings)
+                    answers = await _answers(cluster.client, policy, sampling, chosen, settings)
                     runs.append(_run(repeat, policy, sampling, answers))
             keep(parts_figures(runs), runs)
-            say(f"repetition {repeat + 1} of {settings.repeats}")
+            notify(f"repetition {repeat + 1} of {settings.repeats}")
     return runs
 
 

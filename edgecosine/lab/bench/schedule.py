@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 from edgecosine.lab.bench.cells import Cell, Site, Step
 from edgecosine.lab.bench.report import BenchReport, seconds_left
-
-Say = Callable[[str], None]
+from edgecosine.lab.figures import Notify
 
 
 class Stage(Protocol):
@@ -30,7 +29,7 @@ OpenStage = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Stage]]
 
 
 async def run_bench(
-    steps: Sequence[Step], open_stage: OpenStage, report: BenchReport, say: Say
+    steps: Sequence[Step], open_stage: OpenStage, report: BenchReport, notify: Notify
 ) -> None:
     """Make all runs that the report lacks; each is in the report as soon as it is over.
 
@@ -38,7 +37,7 @@ async def run_bench(
     """
     todo = [step for step in steps if not report.has(step)]
     if len(todo) < len(steps):
-        say(f"going on: {len(steps) - len(todo)} of {len(steps)} runs are there already")
+        notify(f"going on: {len(steps) - len(todo)} of {len(steps)} runs are there already")
     number = len(steps) - len(todo)
     for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
         here = list(group)
@@ -51,7 +50,7 @@ async def run_bench(
                 number += 1
                 report.add({**run, "took_s": round(time.perf_counter() - started, 3)})
                 left_s = seconds_left(report.runs, todo[number - len(steps) + len(todo) :])
-                say(f"[{number}/{len(steps)}] {_line(step, run)}; {_left(left_s)}")
+                notify(f"[{number}/{len(steps)}] {_line(step, run)}; {_left(left_s)}")
 
 
 def _line(step: Step, run: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from edgecosine.lab.chaos.disk import Disk, small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.figures import Notify
 from edgecosine.local.cluster import Environment
 
 KEEPALIVE_S: Final = 4
@@ -53,7 +54,7 @@ class ChaosCluster:
 
 @contextlib.asynccontextmanager
 async def chaos_place(
-    settings: ChaosClusterSettings, say: Callable[[str], None]
+    settings: ChaosClusterSettings, notify: Notify
 ) -> AsyncIterator[ChaosCluster]:
     """A cluster whose drafters are all linked; everything ends with the block.
 
@@ -74,7 +75,7 @@ async def chaos_place(
         broker = MortalBroker(directory, settings.drafter_cores, environment(BROKER))
         plan = _plan(settings, directory if disk is None else disk.path)
         cluster = await stack.enter_async_context(
-            lab_cluster(plan, say, start_broker=broker.start, environment=environment)
+            lab_cluster(plan, notify, start_broker=broker.start, environment=environment)
         )
         if not cluster.network.has_multicast:
             reason = "relays carry TCP, of which nothing is lost: no network namespaces here"

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
-from edgecosine.errors import BrokerLost
 from edgecosine.lab.chaos.cluster import ChaosCluster
 from edgecosine.lab.chaos.faults import BROKER, TARGET, Fault, Injected
 from edgecosine.lab.chaos.progress import Progress
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import end_node, wait_for_target
 from edgecosine.lab.network.conditions import NetworkConditions
 
 _RETURN_S: Final = 60.0
@@ -25,8 +26,8 @@ _CABLE: Final = ("cut", "lose", "double")
 class FaultInjector:
     """Injects faults into one place."""
 
-    def __init__(self, place: ChaosCluster, progress: Progress, say: Callable[[str], None]) -> None:
-        self._place, self._progress, self._say = place, progress, say
+    def __init__(self, place: ChaosCluster, progress: Progress, notify: Notify) -> None:
+        self._place, self._progress, self._notify = place, progress, notify
         self.injected: list[Injected] = []
         self._turns: defaultdict[tuple[str, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -35,7 +36,7 @@ class FaultInjector:
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
                 if not await self._progress.reached(fault.after):
-                    self._say("no request ends any more: the rest of the schedule is left out")
+                    self._notify("no request ends any more: the rest of the schedule is left out")
                     return
                 await asyncio.sleep(fault.pause_s)
                 group.create_task(self._inject(fault), name=str(fault))
@@ -44,7 +45,7 @@ class FaultInjector:
         # A node's process and disk have one fault at a time, and so has its cable.
         async with self._turns[fault.place, fault.kind.startswith(_CABLE)]:
             begun_s = self._progress.now()
-            self._say(f"{self._progress}: {fault}")
+            self._notify(f"{self._progress}: {fault}")
             try:
                 await self._break(fault)
             finally:
@@ -94,18 +95,11 @@ class FaultInjector:
             if broker.signal(number):
                 await broker.restarted(num_starts)
             return
-        former = local.pid(place)
-        if local.signal(place, number):
-            await local.restarted(place, former)
+        await end_node(local, place, number)
         if place == TARGET:
-            await self._target_is_back()
-
-    async def _target_is_back(self) -> None:
-        client = self._place.cluster.client
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RETURN_S):
-                while not await _is_online(self._place):
-                    await client.changed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETURN_S):
+                    await wait_for_target(self._place.cluster.client)
 
     @contextlib.asynccontextmanager
     async def _frozen(self, place: str) -> AsyncIterator[None]:
@@ -146,10 +140,3 @@ class FaultInjector:
             yield
         finally:
             await network.set_weather(host, usual)
-
-
-async def _is_online(place: ChaosCluster) -> bool:
-    try:
-        return await place.cluster.client.is_online()
-    except BrokerLost:
-        return False

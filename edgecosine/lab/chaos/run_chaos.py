@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -22,11 +22,9 @@ from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies, make_orders
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure, counted
+from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.load_generator import prompts_in_turn, read_answer, run_workers
 from edgecosine.protocol.api.request import Request
-
-Say = Callable[[str], None]
 
 REQUESTS_PER_FAULT: Final = 5
 DRAFTERS: Final = ("python", "home", "ngram")
@@ -109,7 +107,7 @@ class ChaosRun:
         return [*faults, *wrong]
 
 
-async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
+async def run_chaos(settings: ChaosSettings, notify: Notify) -> ChaosRun:
     """Make a cluster, break it under load, and judge.
 
     Raises LabError, EngineError and BrokerLost when the cluster cannot be made.
@@ -118,23 +116,23 @@ async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
         settings.drafters, settings.ballast, settings.network, settings.seed,
         settings.target_cores, settings.drafter_cores,
     )  # fmt: skip
-    async with chaos_place(place_settings, say) as place:
+    async with chaos_place(place_settings, notify) as place:
         for kind, reason in place.left_out.items():
-            say(f"left out: {kind.replace('_', ' ')}: {reason}")
+            notify(f"left out: {kind.replace('_', ' ')}: {reason}")
         try:
-            return await _Run(settings, place, say).run()
+            return await _Run(settings, place, notify).run()
         except asyncio.CancelledError:
-            say("ended early: what is broken is mended, and all processes end")
+            notify("ended early: what is broken is mended, and all processes end")
             raise
 
 
 class _Run:
-    def __init__(self, settings: ChaosSettings, place: ChaosCluster, say: Say) -> None:
-        self._settings, self._place, self._say = settings, place, say
+    def __init__(self, settings: ChaosSettings, place: ChaosCluster, notify: Notify) -> None:
+        self._settings, self._place, self._notify = settings, place, notify
         self._stories: dict[str, Story] = {}
         self._begun = time.monotonic()
         self._progress = Progress(settings.requests, self._now)
-        self._injector = FaultInjector(place, self._progress, say)
+        self._injector = FaultInjector(place, self._progress, notify)
 
     def _now(self) -> float:
         return time.monotonic() - self._begun
@@ -146,7 +144,7 @@ class _Run:
             settings.max_tokens,
         )  # fmt: skip
         orders = make_orders(settings.seed, settings.requests, bodies)
-        self._say(f"fault-free texts of {len(bodies)} bodies")
+        self._notify(f"fault-free texts of {len(bodies)} bodies")
         expected = await self._fault_free(bodies)
         self._begun = time.monotonic()
         async with self._askers(expected) as (witness, clients, askers):
@@ -213,11 +211,11 @@ class _Run:
             kinds=kinds,
             drafters=place.cluster.drafters,
         )
-        self._say(f"{len(orders)} requests under {len(schedule)} faults of {len(kinds)} kinds")
+        self._notify(f"{len(orders)} requests under {len(schedule)} faults of {len(kinds)} kinds")
         async with asyncio.TaskGroup() as group:
             asking = group.create_task(run_workers(orders, settings.at_work, askers.run))
             await self._injector.run(schedule)
-            self._say(f"{self._progress}: everything is whole again")
+            self._notify(f"{self._progress}: everything is whole again")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HUNG_S):
                     await asyncio.shield(asking)
@@ -235,7 +233,7 @@ class _Run:
                 if name in self._stories and self._stories[name].is_over:
                     witness.ask_again(order.request, client.client_id)
                     called.append(name)
-        self._say(f"roll call of {len(called)} requests")
+        self._notify(f"roll call of {len(called)} requests")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ROLL_CALL_S):
                 await witness.finals(called, since_s)

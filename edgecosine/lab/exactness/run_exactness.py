@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,11 +23,10 @@ from edgecosine.lab.exactness.check import (
 )
 from edgecosine.lab.exactness.coupling import Agreement, measure_agreement
 from edgecosine.lab.exactness.models import CheckedModel, Questions, candidates, prompts_of
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 
 _WAVE = 24
 _PLAIN = EngineShape(slots=1, chunk=64, threads=1)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class ExactnessReport:
     """Models under the policy `bitwise` whose answers or logits diverged."""
 
 
-def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> ExactnessReport:
+def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep) -> ExactnessReport:
     """Check all models, then transformers' assisted generation, then the coupling; what was found
     is kept after each model and each of these."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -70,15 +69,15 @@ def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> Ex
     total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
-        say(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
-        tally = _check(subject, candidate, count, settings, say)
+        notify(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
+        tally = _check(subject, candidate, count, settings, notify)
         total.add(tally)
         runs.append(_record(subject, decision, tally))
         keep(_tally_figures(total), runs)
         if decision.policy == "bitwise" and (tally.answers_diverging or tally.logits_diverging):
             broken.append(subject.name)
     figures = _tally_figures(total)
-    parted = {candidate: _assisted(candidate, settings, say) for candidate in models}
+    parted = {candidate: _assisted(candidate, settings, notify) for candidate in models}
     figures |= _assisted_figures(parted)
     runs += [{"assisted": c.name, "diverging_tokens": tokens} for c, tokens in parted.items()]
     keep(figures, runs)
@@ -98,7 +97,11 @@ def _shares(models: Sequence[CheckedModel], answers: int) -> list[int]:
 
 
 def _check(
-    subject: Subject, candidate: CheckedModel, count: int, settings: ExactnessSettings, say: Say
+    subject: Subject,
+    candidate: CheckedModel,
+    count: int,
+    settings: ExactnessSettings,
+    notify: Notify,
 ) -> CheckCounts:
     """Plain answers and then the storm, wave by wave."""
     questions = Questions(prompts_of(candidate), settings.seed)
@@ -112,7 +115,7 @@ def _check(
             wave.append(plain_answer(reference, question, settings.max_tokens))
         total.add(storm.run(wave))
         known += wave
-        say(
+        notify(
             f"{subject.name}: {total.answers} of {count} answers, {total.answers_diverging} "
             f"diverging, {total.logits_diverging} of {total.logits} logits; "
             f"{total.mean_accepted:.2f} accepted a round; {time.perf_counter() - started:.0f} s"
@@ -130,13 +133,13 @@ def _record(subject: Subject, decision: Decision, tally: CheckCounts) -> dict[st
     }
 
 
-def _assisted(candidate: CheckedModel, settings: ExactnessSettings, say: Say) -> list[int]:
+def _assisted(candidate: CheckedModel, settings: ExactnessSettings, notify: Notify) -> list[int]:
     """Diverging tokens of each of transformers' own answers."""
     pair = AssistedPair(candidate, settings.device)
     prompts = prompts_of(candidate)[: settings.assisted]
     found = [pair.diverging_tokens(prompt, settings.max_tokens) for prompt in prompts]
     parted = sum(map(bool, found))
-    say(f"transformers assisted, {candidate.name}: {parted} of {len(found)} answers diverge")
+    notify(f"transformers assisted, {candidate.name}: {parted} of {len(found)} answers diverge")
     return found
 
 

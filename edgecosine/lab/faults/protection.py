@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
+from edgecosine.lab.chaos.broker import find_mosquitto
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import wait_for_drafters, wait_for_target
 from edgecosine.lab.load_generator import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
@@ -64,9 +66,7 @@ class ProtectionTurn:
         return 1.0 - self.protected / self.plain
 
 
-async def measure_protection(
-    settings: ProtectionSettings, say: Callable[[str], None]
-) -> list[ProtectionTurn]:
+async def measure_protection(settings: ProtectionSettings, notify: Notify) -> list[ProtectionTurn]:
     """Ask both in turn, each first every other time; the first repetition warms up.
 
     Raises LabError, EngineError, BrokerLost and RequestError.
@@ -86,7 +86,7 @@ async def measure_protection(
             turn = ProtectionTurn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
             if repeat:
                 turns.append(turn)
-                say(
+                notify(
                     f"protection: {turn.plain:.0f} tokens/s without, {turn.protected:.0f} with "
                     f"journal and TLS ({repeat} of {settings.repeats})"
                 )
@@ -127,8 +127,7 @@ async def _protected(settings: ProtectionSettings, folder: Path) -> AsyncIterato
         state = ("--state-dir", str(folder / "state"))
         await enter(big.runs(*_target(settings, links), *options, *state))
         client = await enter(Client(access, _CLUSTER))
-        while not await client.is_online():
-            await client.changed()
+        await wait_for_target(client)
         token = await big.types("invite")
         await small.types("join", token.strip(), "--node-id", "drafter")
         await enter(small.runs(*_drafter(settings, links), *options))
@@ -157,8 +156,7 @@ async def _linked(client: Client) -> None:
     """
     try:
         async with asyncio.timeout(_START_S):
-            while not any(view.state.get("drafters") for view in (await client.nodes()).values()):
-                await client.changed()
+            await wait_for_drafters(client)
     except TimeoutError:
         raise LabError("the nodes did not find each other") from None
 
@@ -173,8 +171,8 @@ async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
     if os.geteuid() == 0:
         # It would give up its rights, and cannot read what is ours then.
         conf.write_text(f"{conf.read_text()}user root\n")
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    process = await processes.spawn((program or "mosquitto", "-c", str(conf)), folder / "log")
+    command = (find_mosquitto() or "mosquitto", "-c", str(conf))
+    process = await processes.spawn(command, folder / "log")
     try:
         await _accepts(port)
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
 from edgecosine.lab.faults.protection import ProtectionSettings, ProtectionTurn, measure_protection
 from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 
 Part = Literal["drafter", "target", "protection"]
 
@@ -32,7 +31,7 @@ async def run_fault_bench(
     settings: FaultSettings,
     figures: dict[str, Figure],
     runs: list[dict[str, Any]],
-    say: Callable[[str], None],
+    notify: Notify,
     keep: Keep,
 ) -> None:
     """Measure; each part adds its figures and runs, which are kept then.
@@ -43,20 +42,23 @@ async def run_fault_bench(
     if "drafter" in settings.parts:
         kills = await measure_kills(
             settings.kills, ballast=machine.ballast, target_cores=machine.target_cores,
-            drafter_cores=_numbers(machine.drafter_cores), say=say,
+            drafter_cores=_numbers(machine.drafter_cores), notify=notify,
         )  # fmt: skip
         figures.update(kill_figures(kills))
         runs += [{"part": "drafter", **asdict(each)} for each in kills]
         keep(figures, runs)
     if "target" in settings.parts:
         restarts = await measure_restarts(
-            settings.restarts, ballast=machine.ballast, target_cores=machine.target_cores, say=say
+            settings.restarts,
+            ballast=machine.ballast,
+            target_cores=machine.target_cores,
+            notify=notify,
         )
         figures.update(restart_figures(restarts))
         runs += [{"part": "target", **asdict(each)} for each in restarts]
         keep(figures, runs)
     if "protection" in settings.parts:
-        turns = await measure_protection(machine, say)
+        turns = await measure_protection(machine, notify)
         figures["journal_tls_cost"] = protection_figure(turns)
         runs += [{"part": "protection", **asdict(each)} for each in turns]
         keep(figures, runs)
@@ -90,11 +92,7 @@ def protection_figure(turns: Sequence[ProtectionTurn]) -> Figure:
 
 
 def _percentile(share: int) -> Callable[[Sequence[float]], float]:
-    return partial(_percentile_of, share)
-
-
-def _percentile_of(share: int, samples: Sequence[float]) -> float:
-    return float(np.percentile(samples, share))
+    return lambda samples: float(np.percentile(samples, share))
 
 
 def _numbers(cores: str) -> tuple[int, ...]:

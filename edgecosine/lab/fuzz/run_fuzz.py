@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, counted
+from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.fuzz.targets import TARGETS
 
 _TIMEOUT_S: Final = 10
@@ -61,7 +61,7 @@ class FuzzRun:
     broken_by: str = ""
 
 
-def run_fuzz(settings: FuzzSettings, tell: Callable[[str], None]) -> list[FuzzRun]:
+def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
     """Fuzz every target in turn.
 
     Raises LabError where atheris is not installed.
@@ -70,7 +70,7 @@ def run_fuzz(settings: FuzzSettings, tell: Callable[[str], None]) -> list[FuzzRu
         raise LabError("fuzzing by coverage needs atheris: pip install 'edgecosine[fuzz]'")
     with tempfile.TemporaryDirectory(prefix="edgecosine-fuzz-") as scratch:
         return [
-            _fuzz(name, number, settings, settings.corpus or Path(scratch), tell)
+            _fuzz(name, number, settings, settings.corpus or Path(scratch), notify)
             for number, name in enumerate(settings.targets)
         ]
 
@@ -86,9 +86,7 @@ def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
     return {name: counted(value, unit) for name, (value, unit) in values.items()}
 
 
-def _fuzz(
-    name: str, number: int, settings: FuzzSettings, folder: Path, tell: Callable[[str], None]
-) -> FuzzRun:
+def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: Notify) -> FuzzRun:
     corpus = folder / name
     findings = folder / "findings"
     for each in (corpus, findings):
@@ -110,15 +108,15 @@ def _fuzz(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
         assert worker.stdout is not None
-        last_words = _read(worker.stdout, run, started, tell)
+        last_words = _read(worker.stdout, run, started, notify)
     run.wall_s = time.perf_counter() - started
     if worker.returncode and run.broken is None:
         run.broken = last_words or f"the worker ended with {worker.returncode}"
-    tell(_line(run))
+    notify(_line(run))
     return run
 
 
-def _read(lines: Iterator[str], run: FuzzRun, started: float, tell: Callable[[str], None]) -> str:
+def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) -> str:
     """Take in what the worker says; gives its last words."""
     told, line = started, ""
     for line in lines:
@@ -134,7 +132,7 @@ def _read(lines: Iterator[str], run: FuzzRun, started: float, tell: Callable[[st
         run.wall_s = now - started
         if now - told >= _TELL_S:
             told = now
-            tell(_line(run))
+            notify(_line(run))
     return line.strip()
 
 

@@ -94,7 +94,7 @@ def _run(chosen: argparse.Namespace) -> int:
     for name in absent_options():
         print(f"not installed, and done without: {name}")
     parts = [part for name, part in PARTS.items() if name in (chosen.parts or PARTS)]
-    told = asyncio.run(run_parts(parts, visit, chosen.minutes, environment, _say))
+    told = asyncio.run(run_parts(parts, visit, chosen.minutes, environment, _notify))
     print(table(told))
     return int(any(one.is_fault for one in told))
 
@@ -123,7 +123,7 @@ def _device(wanted: str) -> str:
     return "cpu"
 
 
-def _say(text: str) -> None:
+def _notify(text: str) -> None:
     print(text, flush=True)
 
 

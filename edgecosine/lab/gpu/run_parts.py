@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.gpu.parts import Part, Visit
 from edgecosine.local import child_processes as processes
 
@@ -41,7 +42,7 @@ async def run_parts(
     visit: Visit,
     minutes: float,
     environment: Mapping[str, str],
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> list[Ended]:
     """Run the parts; summary.json is written after each."""
     end = time.monotonic() + 60 * minutes
@@ -51,9 +52,11 @@ async def run_parts(
         left = max(0.0, end - time.monotonic())
         if obstacle := part.obstacle(visit):
             told.append(Ended(part.name, LEFT_OUT, 0.0, obstacle))
-            say(f"== {part.name}: left out, {obstacle}")
+            notify(f"== {part.name}: left out, {obstacle}")
         else:
-            told.append(await _run(part, visit, left * part.share / sum(shares), environment, say))
+            told.append(
+                await _run(part, visit, left * part.share / sum(shares), environment, notify)
+            )
         summary = json.dumps([asdict(one) for one in told], indent=1)
         (visit.out / "summary.json").write_text(summary + "\n", encoding="utf-8")
     return told
@@ -64,9 +67,9 @@ async def _run(
     visit: Visit,
     limit_s: float,
     environment: Mapping[str, str],
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> Ended:
-    say(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
+    notify(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
     log = visit.out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     began = time.monotonic()
@@ -85,7 +88,7 @@ async def _run(
     except (OSError, ValueError, SyntaxError) as error:  # an XML fault is a SyntaxError
         reason = reason or f"it left no result: {error}"
         ended = FAILED if ended == DONE else ended
-    say(_last_lines(log, _LAST_LINES))
+    notify(_last_lines(log, _LAST_LINES))
     return Ended(part.name, ended, round(time.monotonic() - began, 1), reason)
 
 

@@ -4,20 +4,19 @@ cores cannot show that. Each run is a fresh cluster, so no policy learns from an
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS
 from edgecosine.lab.bench.figures import best_latency, best_throughput, latency_s, ratios
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Notify, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.sweep import Hardware, on_hardware
 from edgecosine.lab.simulation.texts import RECORDED, Texts, load_texts
 
-Say = Callable[[str], None]
 Runs = Sequence[dict[str, Any]]
 
 POLICIES = (
@@ -51,7 +50,7 @@ SEEDS = (0, 16, 32)
 """The first prompts of the repetitions: of 64 recorded texts each asks others."""
 
 
-def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> Iterator[dict[str, Any]]:
+def run_comparison(costs: Costs, *, is_quick: bool, notify: Notify) -> Iterator[dict[str, Any]]:
     """A record for each policy, condition and repetition, as it is over.
 
     Raises LabError.
@@ -65,7 +64,7 @@ def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> Iterator[dict[s
             ]
             yield from found
             speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
-            say(f"{contest.name}, {policy}: {speeds} tokens/s")
+            notify(f"{contest.name}, {policy}: {speeds} tokens/s")
 
 
 def run_policy(

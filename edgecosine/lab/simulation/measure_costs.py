@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgecosine import zoo
@@ -17,6 +17,7 @@ from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWo
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -49,18 +50,16 @@ class EngineCosts:
     """Of the balancer; it is measured beside them."""
 
 
-def measure_engines(
-    texts: Texts, ballast: int, repeats: int, say: Callable[[str], None]
-) -> EngineCosts:
+def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) -> EngineCosts:
     """Load the target and a drafter here, and time them on the thread that calls."""
-    say("measuring the target's passes by rows")
+    notify("measuring the target's passes by rows")
     engine, _ = load_target(LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS))
     pass_s, session_s = _passes(engine, texts, repeats)
-    say("measuring a drafter's steps by rows")
+    notify("measuring a drafter's steps by rows")
     drafter, _ = load_drafter(LoadOptions(zoo.drafter_names()[0], threads=1, slots=SESSIONS))
     assert isinstance(drafter, TransformerDrafter)
     step_s, work_s = _steps(drafter, texts, repeats)
-    say("measuring plans by drafters")
+    notify("measuring plans by drafters")
     return EngineCosts(pass_s, session_s, step_s, work_s, _plans(pass_s, repeats))
 
 

@@ -15,15 +15,13 @@ import msgspec
 
 from edgecosine import zoo
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, Keep
+from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.simulation.comparison import comparison_figures, run_comparison
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts, measure_engines
 from edgecosine.lab.simulation.sweep import run_sweep
 from edgecosine.lab.simulation.texts import load_texts
 from edgecosine.lab.simulation.validation import DRAFTERS, ValidationSettings, validate
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class SimulationSettings:
 
 
 def run_simulation_bench(
-    settings: SimulationSettings, costs: Costs | None, say: Say, keep: Keep
+    settings: SimulationSettings, costs: Costs | None, notify: Notify, keep: Keep
 ) -> dict[str, Figure]:
     """Measure costs, unless they are given; validate, sweep and compare policies, as asked. Gives
     the figures; those, the records behind them and the costs are kept after each record.
@@ -53,14 +51,16 @@ def run_simulation_bench(
     texts, runs = load_texts(), list[dict[str, Any]]()
     if settings.is_validated or costs is None:
         repeats = 3 if settings.is_quick else 9
-        engines = _on_core(settings, lambda: measure_engines(texts, settings.ballast, repeats, say))
-        runs, costs = asyncio.run(validate(_validation(settings), engines, texts, say))
+        engines = _on_core(
+            settings, lambda: measure_engines(texts, settings.ballast, repeats, notify)
+        )
+        runs, costs = asyncio.run(validate(_validation(settings), engines, texts, notify))
     more: Iterable[dict[str, Any]] = ()
     is_quick = settings.is_quick
     if settings.is_swept:
-        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, say=say)
+        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, notify=notify)
     if settings.is_compared:
-        more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, say=say))
+        more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, notify=notify))
     keep(simulation_figures(runs), runs, costs=costs_record(costs))
     for record in more:
         runs.append(record)

@@ -4,15 +4,15 @@ the target's own code costs there."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import Texts
 
-Say = Callable[[str], None]
 Hardware = Literal["here", "flat"]
 """here: passes cost what was measured, on the processor of the target's event loop; flat: on a
 device beside it, and a pass of up to FLAT_ROWS rows costs what one row does here, then more in
@@ -116,13 +116,13 @@ def _record(cell: SweepCell, outcome: Outcome) -> dict[str, Any]:
 
 
 def run_sweep(
-    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, say: Say
+    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, notify: Notify
 ) -> Iterator[dict[str, Any]]:
     """A record for each point, as it is over."""
     todo = list(cells(is_quick=is_quick))
     for number, cell in enumerate(todo, 1):
         record = run_cell(cell, costs, texts, seed)
-        say(
+        notify(
             f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, {cell.sessions} "
             f"sessions, {cell.targets} targets: {record['tokens_per_s']:.0f} tokens/s, target busy "
             f"{record['target_busy']:.2f}, its loop {record['loop_share']:.2f}, decisions "

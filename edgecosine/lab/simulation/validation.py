@@ -4,7 +4,7 @@ costs are measured in the same run."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from edgecosine.lab.bench.cells import LAN
 from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.load_generator import closed_loop, make_jobs
 from edgecosine.lab.measured_requests import Asked, Load
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
@@ -19,8 +20,6 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts
 from edgecosine.lab.simulation.processors import Spent, look
 from edgecosine.lab.simulation.texts import Texts
-
-Say = Callable[[str], None]
 
 POLICIES = ("target-alone", "specedge", "edgecosine")
 SESSIONS = (1, 4, 8)
@@ -54,7 +53,7 @@ class CalibratedCosts:
 
 
 async def validate(
-    settings: ValidationSettings, engines: EngineCosts, texts: Texts, say: Say
+    settings: ValidationSettings, engines: EngineCosts, texts: Texts, notify: Notify
 ) -> tuple[list[dict[str, Any]], Costs]:
     """A record for each load; and the costs of the first cluster, for what cannot be run here.
 
@@ -64,9 +63,9 @@ async def validate(
     first: Costs | None = None
     for drafters in settings.drafters:
         loads = _loads(settings, first is not None)
-        async with _cluster(settings, drafters, say) as cluster:
-            calibration = await calibrate(cluster, engines, say)
-            measured = [await _run(cluster, load, say) for load in loads]
+        async with _cluster(settings, drafters, notify) as cluster:
+            calibration = await calibrate(cluster, engines, notify)
+            measured = [await _run(cluster, load, notify) for load in loads]
         scenario = Scenario(drafters, is_core_shared=True, slots=_SLOTS)
         simulated = simulate(scenario, [*_warm_up(), *loads], calibration.costs, texts)
         simulated = simulated[len(_warm_up()) :]
@@ -100,7 +99,7 @@ def _warm_up() -> list[SimulatedLoad]:
 
 @asynccontextmanager
 async def _cluster(
-    settings: ValidationSettings, drafters: tuple[str, ...], say: Say
+    settings: ValidationSettings, drafters: tuple[str, ...], notify: Notify
 ) -> AsyncIterator[LabCluster]:
     slots = ("--slots", str(_SLOTS))
     plan = LabPlan(
@@ -113,13 +112,13 @@ async def _cluster(
         target_options=(*slots, "--max-sessions", str(_SLOTS)),
         drafter_options=slots,
     )
-    async with lab_cluster(plan, say) as cluster:
+    async with lab_cluster(plan, notify) as cluster:
         yield cluster
 
 
-async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> CalibratedCosts:
+async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -> CalibratedCosts:
     """Learn what loops, links, broker and askers cost from loads that are not validated."""
-    say("learning what event loops, links and broker cost")
+    notify("learning what event loops, links and broker cost")
     warm, crowd, lone, paired = _warm_up()
     await _ask(cluster, warm, is_traced=False)
     start = look(cluster)
@@ -185,13 +184,13 @@ async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> 
     return await closed_loop(cluster.client, jobs, load.sessions)
 
 
-async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> tuple[Load, float]:
+async def _run(cluster: LabCluster, load: SimulatedLoad, notify: Notify) -> tuple[Load, float]:
     """What came of it, and the share of time in which the target waited for its processor: a third
     or more says that somebody else is at work on this machine."""
     start = look(cluster)
     answered = await _ask(cluster, load, is_traced=False)
     waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
-    say(
+    notify(
         f"measured: {load.policy}, {load.sessions} sessions, {len(cluster.drafters)} drafters: "
         f"{answered.tokens_per_s:.0f} tokens/s, target waited for its processor {waited:.2f}"
     )

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import os
 import random
-import secrets
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -27,13 +26,13 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, interval, write_report
+from edgecosine.lab.figures import Figure, Notify, interval, write_report
+from edgecosine.lab.harness import fresh_plan
 from edgecosine.lab.load_generator import closed_loop, make_jobs, run_workers
-from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from edgecosine.protocol.api.topics import Topics
 
@@ -67,7 +66,7 @@ async def run_soak(
     settings: SoakSettings,
     found: dict[str, Figure],
     report: Path | None,
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> None:
     """Run it. The figures are found, and the report is written, after every minute.
 
@@ -83,13 +82,13 @@ async def run_soak(
 
     def put_down(minute: Minute) -> None:
         minutes.append(minute)
-        say(str(minute))
+        notify(str(minute))
         found.update(soak_figures(minutes))
         write()
 
     async with contextlib.AsyncExitStack() as stack:
         plan = _plan(settings)
-        cluster = await stack.enter_async_context(LocalCluster(plan, say))
+        cluster = await stack.enter_async_context(LocalCluster(plan, notify))
         connect = partial(Client, patience_s=_PATIENCE_S, retry_patience_s=0)
         clients = [
             await stack.enter_async_context(connect(cluster.broker_url, plan.cluster))
@@ -99,17 +98,16 @@ async def run_soak(
         soak = _Soak(cluster, Clients(clients, MANNERS, settings.seed), sleeper, put_down)
         await soak.run(settings)
         plan = _plan(settings)
-        other = await stack.enter_async_context(LocalCluster(plan, say))
+        other = await stack.enter_async_context(LocalCluster(plan, notify))
         fresh = await stack.enter_async_context(connect(other.broker_url, plan.cluster))
         found["soak_over_fresh_latency_ratio"] = await _over_fresh(clients[0], fresh)
         write()
 
 
 def _plan(settings: SoakSettings) -> ClusterPlan:
-    return local_plan(
-        zoo.TARGET, settings.drafters, cluster=f"soak-{secrets.token_hex(3)}",
-        ballast=settings.ballast, target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores, broker=None, broker_port=free_port(),
+    return fresh_plan(
+        "soak", zoo.TARGET, settings.drafters, ballast=settings.ballast,
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
     )  # fmt: skip
 
 

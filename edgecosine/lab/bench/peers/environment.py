@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
+from edgecosine.lab.figures import Notify
 
 VERSION: Final = "0.3.36"
 BUILD_TIMEOUT_S: Final = 3600.0
@@ -27,7 +28,7 @@ def llamacpp_directory() -> Path:
     return cache / "edgecosine" / "peers" / f"llamacpp-{VERSION}"
 
 
-def llamacpp_python(say: Callable[[str], None], directory: Path | None = None) -> Path:
+def llamacpp_python(notify: Notify, directory: Path | None = None) -> Path:
     """The interpreter of the environment, which is made where there is none.
 
     Blocks for the minutes of a build. Raises LabError with the builder's last words.
@@ -37,8 +38,10 @@ def llamacpp_python(say: Callable[[str], None], directory: Path | None = None) -
     if _is_whole(python):
         return python
     log = directory.with_name(f"{directory.name}.log")
-    say(f"building {_PACKAGE} {VERSION} for this processor in {directory}; this takes many minutes "
-        f"(progress: {log})")  # fmt: skip
+    notify(
+        f"building {_PACKAGE} {VERSION} for this processor in {directory}; this takes many minutes "
+        f"(progress: {log})"
+    )
     directory.parent.mkdir(parents=True, exist_ok=True)
     _run((sys.executable, "-m", "venv", "--clear", str(directory)), log)
     _run(

@@ -19,9 +19,9 @@ from edgecosine.lab.bench.peers.plain_checkpoint import (
     read_checkpoint,
     write_plain_checkpoint,
 )
-from edgecosine.lab.bench.peers.server import PeerPrompt, Say
+from edgecosine.lab.bench.peers.server import PeerPrompt
 from edgecosine.lab.distill.prompts import HELD_OUT
-from edgecosine.lab.figures import Figure, Keep
+from edgecosine.lab.figures import Figure, Keep, Notify
 
 TARGET: Final = models.DEFAULT_TARGET
 GENERALIST: Final = f"{TARGET}/generalist"
@@ -70,10 +70,10 @@ class PeersRecord:
         """Keep what there is."""
         keep(self.figures(), self.runs, notes=self.notes, refused=self.refused)
 
-    def refuse(self, server: str, reason: str, say: Say) -> None:
+    def refuse(self, server: str, reason: str, notify: Notify) -> None:
         """Leave a server out."""
         self.refused[server] = reason
-        say(f"left out: {server}: {reason}")
+        notify(f"left out: {server}: {reason}")
 
 
 def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[PeerPrompt]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,13 +11,12 @@ from edgecosine.client.client import Client
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.load_generator import closed_loop
 from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, LocalNode, local_plan
+from edgecosine.local.cluster import LocalNode
 from edgecosine.protocol.api.request import Sampling
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +108,23 @@ class CoreLayout:
 
 @asynccontextmanager
 async def our_cluster(
-    layout: CoreLayout, drafters: Sequence[str], say: Say
+    layout: CoreLayout, drafters: Sequence[str], notify: Notify
 ) -> AsyncIterator[Client]:
     """A cluster of this machine with these drafters, and a client of it.
 
     Raises EngineError when a node does not start.
     """
-    plan = local_plan(
-        layout.target, drafters, cluster=f"peers-{secrets.token_hex(3)}", ballast=1,
-        target_cores=layout.target_cores, drafter_cores=layout.drafter_cores, broker=None,
-        broker_port=free_port(),
+    plan = fresh_plan(
+        "peers", layout.target, drafters, target_cores=layout.target_cores,
+        drafter_cores=layout.drafter_cores,
     )  # fmt: skip
     plan = replace(
         plan,
         target=_with(plan.target, layout),
         drafters=tuple(_with(d, layout) for d in plan.drafters),
     )
-    async with (
-        LocalCluster(plan, say) as cluster,
-        Client(cluster.broker_url, plan.cluster) as client,
-    ):
-        yield client
+    async with running_cluster(plan, notify) as cluster:
+        yield cluster.client
 
 
 def _with(member: LocalNode, layout: CoreLayout) -> LocalNode:
