@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 _RESAMPLES = 2000
 _UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
@@ -71,12 +73,23 @@ def interval(
     unit: str = "ratio",
 ) -> Figure:
     """A statistic of `samples`, its interval by the percentile bootstrap (seeded)."""
-    if len(samples) < LEAST_SAMPLES:
-        return Figure(statistic(samples), None, None, unit, len(samples))
-    chance = random.Random(0)
-    drawn = sorted(statistic(chance.choices(samples, k=len(samples))) for _ in range(_RESAMPLES))
-    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistic(samples), low, high, unit, len(samples))
+    return joint_interval(statistic, samples, unit=unit)
+
+
+def joint_interval(
+    statistic: Callable[..., float], *groups: Sequence[float], unit: str = "ratio"
+) -> Figure:
+    """A statistic of several groups of samples, each of which is resampled by itself."""
+    value, n = statistic(*groups), min(map(len, groups))
+    if n < LEAST_SAMPLES:
+        return Figure(value, None, None, unit, n)
+    rng = random.Random(0)
+    drawn = [
+        statistic(*(rng.choices(group, k=len(group)) for group in groups))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5), method="higher")
+    return Figure(value, float(low), float(high), unit, n)
 
 
 def keeping(path: Path | None, **environment: Any) -> Keep:

@@ -12,14 +12,14 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.errors import LabError
-from edgecosine.lab.bench import line_process as line_processes
+from edgecosine.lab import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import run_peers as peers_bench
 from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
-from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
+from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, Setup
 from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
 from edgecosine.lab.measured_requests import Load
 from tests.support.mqtt import run_patiently
@@ -68,7 +68,7 @@ def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
     ("then", "reason"),
     [
         ("sys.exit(3)", "ended with 3"),
-        ("print('hello', flush=True)", "no reply"),
+        ("print('hello', flush=True)", "invalid reply"),
         ("print('{\"answers\": [], \"elapsed_s\": 0, \"error\": \"no memory\"}', flush=True)",
          "no memory"),
         ("print('{\"answers\": [], \"elapsed_s\": 0}', flush=True)", "missing"),
@@ -199,10 +199,7 @@ def test_transformers_process_answers_with_and_without_a_drafter() -> None:
         ((5, 9, 40, 7),), 2, 1, 64, 8,
     )  # fmt: skip
     orders = [PeerOrder(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
-    lines = [msgspec.json.encode(each) for each in (setup, *orders)]
-    told = list[bytes]()
-    stock.main(iter(lines), told.append)
-    ready = msgspec.json.decode(told[0], type=PeerReady)
+    ready, answer = stock.start(iter([msgspec.json.encode(setup)]))
     assert ready.settings.keys() == {"plain", "drafted"}
-    replies = [msgspec.json.decode(line, type=Reply) for line in told[1:]]
+    replies = [answer(msgspec.json.encode(order)) for order in orders]
     assert [[len(a.tokens) for a in reply.answers] for reply in replies] == [[6, 6], [6, 6]]

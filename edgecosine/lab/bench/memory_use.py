@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine import zoo
-from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.loading.memory import give_back_memory
 from edgecosine.engine.loading.options import Loaded, LoadOptions
+from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.tree import TokenTree
 
 _TIMEOUT_S = 600
 
@@ -80,15 +80,13 @@ def _run(engine: TargetEngine, loaded: Loaded, rounds: int) -> None:
     """Fill one slot after the other up to the context."""
     for number in range(rounds):
         work = _work(number, loaded.max_context)
-        while isinstance(engine.step([work]).outcomes[0], Prefilling):
-            pass
+        prefill(engine, [work])
 
 
 def _work(key: int, context: int) -> VerifyWork:
     """A sequence that fills the context, and a fork of four nodes at its end."""
     tokens = (1 + key % 7,) * (context - 4)
-    tree = TokenTree((1, 2, 3, 4), (-1, 0, -1, 2), (1.0,) * 4, (1,) * 4)
-    return VerifyWork(str(key), tokens, len(tokens), tree, Sampling())
+    return VerifyWork(str(key), tokens, len(tokens), forked_tree((1, 2), (3, 4)), Sampling())
 
 
 def _status(field: str) -> int:

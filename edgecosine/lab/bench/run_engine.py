@@ -20,7 +20,6 @@ from edgecosine import zoo
 from edgecosine.engine.base import (
     DraftEngine,
     DraftWork,
-    Prefilling,
     TargetEngine,
     VerifyWork,
     verdict_of,
@@ -30,6 +29,7 @@ from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.memory import give_back_memory
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
+from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -139,8 +139,7 @@ def _work(key: int, tokens: Iterable[int], tree: TokenTree = EMPTY_TREE) -> Veri
 
 def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
     works = [_work(key, prompt) for key, prompt in enumerate(prompts)]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
 
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
@@ -158,7 +157,7 @@ def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> T
         right: list[int] = []
         while len(right) < num_nodes // 2:
             right.append(_next_token(engine, key, prompt + right))
-        works.append(_work(key, prompt, _forked([(t + 1) % 1000 for t in right], right)))
+        works.append(_work(key, prompt, forked_tree([(t + 1) % 1000 for t in right], right)))
 
     def timed() -> float:
         _prefill(engine, prompts)
@@ -168,16 +167,6 @@ def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> T
         return time.perf_counter() - started
 
     return timed
-
-
-def _forked(one: list[int], other: list[int]) -> TokenTree:
-    size = len(one)
-    return TokenTree(
-        tokens=(*one, *other),
-        parents=(*range(-1, size - 1), -1, *range(size, 2 * size - 1)),
-        confidences=(1.0,) * (2 * size),
-        proposers=(1,) * (2 * size),
-    )
 
 
 def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
@@ -268,7 +257,7 @@ def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure
     for num_rounds in (WARM_ROUNDS, rounds):
         for number in range(num_rounds):
             length = 16 + number % 100
-            tree = _forked([1, 2, 3][: 1 + number % 3], [4, 5, 6][: 1 + number % 3])
+            tree = forked_tree([1, 2, 3][: 1 + number % 3], [4, 5, 6][: 1 + number % 3])
             _prefill(engine, [prompt[:length]])
             engine.step([_work(number // 100, prompt[:length], tree)])
             engine.release(str(number // 100 - 1))

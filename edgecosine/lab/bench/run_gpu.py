@@ -20,19 +20,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine import zoo
-from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
 from edgecosine.engine.cuda.graphs import Capture, capture_for, use_own_stream
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
+from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.lab.exactness.divergence import count_diverging
 from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 from edgecosine.lab.load_generator import prompts_in_turn
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
-from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8}
 TARGETS: Mapping[str, Mapping[str, Any]] = {
@@ -180,13 +181,13 @@ def _pass_times(
 ) -> list[float]:
     """Seconds of whole rounds: pass, draws, walk, compaction."""
     prompt = tuple(3 + i % 50 for i in range(settings.context // 2))
-    tree = _forked(nodes) if nodes else EMPTY_TREE
+    half = nodes // 2
+    tree = forked_tree(range(1, half + 1), range(half + 1, nodes + 1)) if nodes else EMPTY_TREE
     works = [
         VerifyWork(f"{sessions}-{nodes}-{key}", (*prompt, key), len(prompt), tree, Sampling())
         for key in range(sessions)
     ]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
     times = []
     for _ in range(RUNS_TO_REPLAY + settings.repeats):
         started = time.perf_counter()
@@ -195,13 +196,6 @@ def _pass_times(
     for work in works:
         engine.release(work.key)
     return times[RUNS_TO_REPLAY:]
-
-
-def _forked(nodes: int) -> TokenTree:
-    """Two branches of half the nodes each."""
-    half = nodes // 2
-    parents = (*range(-1, half - 1), -1, *range(half, nodes - 1))
-    return TokenTree(tuple(range(1, nodes + 1)), parents, (1.0,) * nodes, (1,) * nodes)
 
 
 def _drafter_steps(

@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.transformers_messages import (
     Kind,
     TransformersAnswer,
     TransformersOrder,
     TransformersReady,
 )
+from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
 
 

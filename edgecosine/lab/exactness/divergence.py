@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import TargetEngine, VerifyWork, verdict_of
+from edgecosine.lab.engine_calls import forked_tree
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 Drafts = Callable[[list[int]], TokenTree]
 
@@ -49,10 +50,7 @@ def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
         if not right:
             return EMPTY_TREE
         right = [t if chance.random() < _RIGHT else max(0, t - 1) for t in right]
-        wrong = [right[0] - 1 if right[0] else 1, *right[1:]]
-        size = len(right)
-        parents = (*range(ROOT, size - 1), ROOT, *range(size, 2 * size - 1))
-        return TokenTree((*wrong, *right), parents, (1.0,) * (2 * size), (1,) * (2 * size))
+        return forked_tree([right[0] - 1 if right[0] else 1, *right[1:]], right)
 
     return drafts
 

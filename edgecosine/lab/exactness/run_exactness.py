@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.engine.target.exactness import Decision
+from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import (
     CheckCounts,
@@ -62,8 +62,7 @@ class ExactnessReport:
 def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep) -> ExactnessReport:
     """Check all models, then transformers' assisted generation, then the coupling; what was found
     is kept after each model and each of these."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     torch.set_num_threads(1)
     models = candidates()
     total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()

@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
+from edgecosine.lab.line_process import LineProcess, pinned
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
-from edgecosine.lab.network.traffic_messages import Change, Report
-from edgecosine.lab.network.traffic_process import Carrier
+from edgecosine.lab.network.traffic_messages import Change, Report, TrafficOrder
 from edgecosine.local import child_processes as processes
 
 
@@ -68,7 +68,7 @@ class Network(abc.ABC):
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
         self._stack = contextlib.AsyncExitStack()
-        self._carrier: Carrier | None = None
+        self._traffic: LineProcess | None = None
         self.hosts: dict[str, Host] = {}
 
     def __repr__(self) -> str:
@@ -76,8 +76,7 @@ class Network(abc.ABC):
 
     async def __aenter__(self) -> Self:
         async with self._stack as stack:
-            self._carrier = await self._open(stack)
-            stack.push_async_callback(self._carrier.stop)
+            self._traffic = await self._open(stack)
             stack.push_async_callback(self._stop_all)
             self._stack = stack.pop_all()
         return self
@@ -129,7 +128,7 @@ class Network(abc.ABC):
 
     async def report(self) -> dict[str, Any]:
         """What was carried and lost by host, and what the carrier's process spent on it."""
-        return await self.carrier.tell(Report())
+        return await send_order(self.traffic, Report())
 
     async def start(
         self,
@@ -147,18 +146,18 @@ class Network(abc.ABC):
         return process
 
     @property
-    def carrier(self) -> Carrier:
+    def traffic(self) -> LineProcess:
         """The process that carries the traffic."""
-        assert self._carrier is not None, "the network has not been entered"
-        return self._carrier
+        assert self._traffic is not None, "the network has not been entered"
+        return self._traffic
 
     @abc.abstractmethod
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
-        """Start the carrier; what must be undone goes on the stack."""
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
+        """Start the process that carries the traffic; clean-up goes on the stack."""
 
     @abc.abstractmethod
     async def _join(self, name: str, weather: NetworkConditions) -> Host:
-        """Make a host and give its cable to the carrier."""
+        """Make a host and give its cable to the traffic process."""
 
     @abc.abstractmethod
     def _entry(self, host: Host) -> tuple[str, ...]:
@@ -170,7 +169,7 @@ class Network(abc.ABC):
 
     async def _change(self, host: Host) -> None:
         weather, is_cut = self._weather[host.name], host.name in self._cut
-        await self.carrier.tell(Change(host.name, weather, is_cut))
+        await send_order(self.traffic, Change(host.name, weather, is_cut))
 
     async def _stop_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -178,9 +177,15 @@ class Network(abc.ABC):
                 group.create_task(processes.stop(process))
 
 
-def pinned(command: Sequence[str], cores: str) -> tuple[str, ...]:
-    """The command, kept on the processors of a list like 0,2-3; everywhere without one."""
-    return ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
+async def send_order(process: LineProcess, order: TrafficOrder) -> dict[str, Any]:
+    """Have a traffic process carry out an order; its reply.
+
+    Raises LabError.
+    """
+    reply = await process.ask(order, dict[str, Any])
+    if "error" in reply:
+        raise LabError(str(reply["error"]))
+    return reply
 
 
 def free_port() -> int:

@@ -52,13 +52,8 @@ TrafficOrder = Plug | Change | Open | Report
 _DECODER = msgspec.json.Decoder(TrafficOrder)
 
 
-def write_order(order: TrafficOrder) -> bytes:
-    """One line."""
-    return msgspec.json.encode(order) + b"\n"
-
-
 def read_order(line: bytes) -> TrafficOrder:
-    """Inverse of `write_order`.
+    """Decode one line of the parent.
 
     Raises msgspec.DecodeError.
     """
@@ -66,6 +61,6 @@ def read_order(line: bytes) -> TrafficOrder:
     return order
 
 
-def write_answer(answer: dict[str, Any]) -> bytes:
+def write_reply(reply: dict[str, Any]) -> bytes:
     """One line."""
-    return msgspec.json.encode(answer) + b"\n"
+    return msgspec.json.encode(reply) + b"\n"

@@ -9,14 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgecosine import zoo
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
-from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.loading.options import LoadOptions
+from edgecosine.lab.engine_calls import prefill
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.protocol.api.request import Sampling
@@ -65,8 +68,7 @@ def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) ->
 
 def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int, float], float]:
     works = [_work(f"{n}", texts.lists[n][:LENGTH]) for n in range(SESSIONS)]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
     times: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
     for _ in range(repeats):
         for sessions, nodes in SHAPES:
@@ -92,11 +94,7 @@ def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int,
 def _between(seconds: dict[tuple[int, int], float], rows: int) -> float:
     """A pass of one session with so many rows, interpolated."""
     alone = sorted((1 + nodes, s) for (many, nodes), s in seconds.items() if many == 1)
-    low = max(point for point in alone if point[0] <= rows)
-    high = min(point for point in alone if point[0] >= rows)
-    if low == high:
-        return low[1]
-    return low[1] + (rows - low[0]) / (high[0] - low[0]) * (high[1] - low[1])
+    return float(np.interp(rows, [n for n, _ in alone], [s for _, s in alone]))
 
 
 def _work(key: str, tokens: Sequence[int], tree: TokenTree = EMPTY_TREE) -> VerifyWork:
@@ -189,4 +187,4 @@ def _timed_steps(
 
 def _quick(times: Sequence[float]) -> float:
     """The lower quartile: what disturbs a machine only ever makes it slower."""
-    return sorted(times)[len(times) // 4]
+    return float(np.percentile(times, 25))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgecosine.lab.bench.record import percentiles
-from edgecosine.lab.figures import LEAST_SAMPLES, Figure, counted
+from edgecosine.lab.figures import Figure, counted, joint_interval
 from edgecosine.lab.soak.clients import SoakCounts
 
 MINUTE_S = 60.0
@@ -17,7 +16,6 @@ Phase = Literal["capacity", "before", "overload", "rest", "after"]
 
 _MIB = 1 << 20
 _QUARTERS = 4
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +76,25 @@ def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
     overload = [m for m in minutes if m.phase == "overload"]
     tallies = [m.tally for m in minutes if m.phase != "capacity"]
     found = {
-        "soak_minutes": _exact(sum(m.elapsed_s for m in overload) / MINUTE_S, "min"),
-        "soak_asked": _exact(sum(t.num_ended for t in tallies)),
-        "soak_served": _exact(sum(t.served for t in tallies)),
-        "soak_refused_with_hint": _exact(sum(t.refused.total() for t in tallies)),
-        "soak_cancelled": _exact(sum(t.cancelled for t in tallies)),
-        "soak_expired": _exact(sum(t.expired for t in tallies)),
-        "soak_other_errors": _exact(sum(t.other_errors.total() for t in tallies)),
-        "soak_hung": _exact(sum(m.num_at_work for m in minutes if m.phase == "rest")),
-        "soak_restarts": _exact(_num_restarts(minutes)),
+        "soak_minutes": counted(sum(m.elapsed_s for m in overload) / MINUTE_S, "min"),
+        "soak_asked": counted(sum(t.num_ended for t in tallies), "requests"),
+        "soak_served": counted(sum(t.served for t in tallies), "requests"),
+        "soak_refused_with_hint": counted(sum(t.refused.total() for t in tallies), "requests"),
+        "soak_cancelled": counted(sum(t.cancelled for t in tallies), "requests"),
+        "soak_expired": counted(sum(t.expired for t in tallies), "requests"),
+        "soak_other_errors": counted(sum(t.other_errors.total() for t in tallies), "requests"),
+        "soak_hung": counted(sum(m.num_at_work for m in minutes if m.phase == "rest"), "requests"),
+        "soak_restarts": counted(_num_restarts(minutes), "requests"),
     }
     if len(overload) >= _QUARTERS:
         growth = {name: _growth_mib(overload, name) for name in overload[0].resident_bytes}
-        found["soak_memory_growth_mib"] = _exact(max(growth.values()), "MiB")
+        found["soak_memory_growth_mib"] = counted(max(growth.values()), "MiB")
         for name, mib in growth.items():
-            found[f"soak_memory_growth_mib_{name}"] = _exact(mib, "MiB")
+            found[f"soak_memory_growth_mib_{name}"] = counted(mib, "MiB")
     before, after = (_latencies_s(minutes, phase) for phase in ("before", "after"))
     if before and after:
-        found["soak_after_latency_ratio"] = _ratio_of_medians(after, before)
+        found["soak_after_latency_ratio"] = joint_interval(_ratio_of_medians, after, before)
     return found
-
-
-def _exact(value: float, unit: str = "requests") -> Figure:
-    return counted(value, unit)
 
 
 def _num_restarts(minutes: Sequence[Minute]) -> int:
@@ -120,16 +114,5 @@ def _latencies_s(minutes: Sequence[Minute], phase: str) -> list[float]:
     return [each for m in minutes if m.phase == phase for each in m.tally.latencies_s]
 
 
-def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> Figure:
-    """Its interval by the percentile bootstrap (seeded) of both."""
-    n = min(len(over), len(under))
-    if n < LEAST_SAMPLES:
-        return Figure(statistics.median(over) / statistics.median(under), None, None, "ratio", n)
-    chance = random.Random(0)
-
-    def median(samples: Sequence[float]) -> float:
-        return statistics.median(chance.choices(samples, k=len(samples)))
-
-    drawn = sorted(median(over) / median(under) for _ in range(_RESAMPLES))
-    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistics.median(over) / statistics.median(under), low, high, "ratio", n)
+def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
+    return statistics.median(over) / statistics.median(under)

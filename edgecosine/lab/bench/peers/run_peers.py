@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.errors import LabError
 from edgecosine.lab.adversarial_drafter import write_liar
@@ -42,6 +41,7 @@ from edgecosine.lab.bench.peers.server import (
     record,
 )
 from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
+from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Keep, Notify
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
@@ -57,8 +57,7 @@ async def run_peers_bench(
 
     Raises EdgecosineError of what our own cluster cannot do. A peer that fails is left out.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     gguf = target_file(settings)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     measured, trials = held_out(tokenizer, settings.prompts_per_domain)

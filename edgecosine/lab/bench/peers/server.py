@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.harness import fresh_plan, running_cluster
+from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.load_generator import closed_loop
 from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
 from edgecosine.local.cluster import LocalNode

@@ -31,7 +31,7 @@ from edgecosine.lab.network.traffic_messages import (
     Report,
     TrafficOrder,
     read_order,
-    write_answer,
+    write_reply,
 )
 
 MAX_FRAME_BYTES = 1 << 16
@@ -72,7 +72,7 @@ class Hub:
                         return
                     *lines, partial = (partial + data).split(b"\n")
                     for line in lines:
-                        os.write(sys.stdout.fileno(), write_answer(self._obey(line)))
+                        os.write(sys.stdout.fileno(), write_reply(self._obey(line)))
                 else:
                     self._receive(self._port_of[descriptor])
             self._send_due()

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
+from edgecosine.lab.line_process import LineProcess, line_process, pinned
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, pinned
+from edgecosine.lab.network.hosts import Host, Network, send_order
 from edgecosine.lab.network.traffic_messages import Open, Plug
-from edgecosine.lab.network.traffic_process import Carrier
 
 PREFIX = "ecslab"
 MAX_HOSTS = 250
@@ -58,22 +58,26 @@ class NamespaceNetwork(Network):
         if seen_from is not None:
             return Address(of.address, port)
         us = self.hosts.get(_US) or await self.host(_US, FINE)
-        with socket.create_server(("127.0.0.1", 0)) as door:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
             command = pinned(
                 (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", "0"), self._cores
             )
-            relay = await Carrier.start((*self._entry(us), *command), (door.fileno(),))
-            self._stack.push_async_callback(relay.stop)
-            answer = await relay.tell(Open(of.address, port, descriptor=door.fileno()))
+            relay = await self._stack.enter_async_context(
+                line_process(
+                    "the relay", (*self._entry(us), *command), descriptors=(listener.fileno(),)
+                )
+            )
+            answer = await send_order(relay, Open(of.address, port, descriptor=listener.fileno()))
         return Address("127.0.0.1", answer["port"])
 
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
         remove_leftovers()
         self._names = own_name(os.urandom(2).hex())
         stack.callback(self._remove)
         await self._add(_HUB)
         command = (sys.executable, "-m", "edgecosine.lab.network.netns.hub", str(self._seed))
-        return await Carrier.start((*_inside(self._name(_HUB)), *pinned(command, self._cores)))
+        inside = (*_inside(self._name(_HUB)), *pinned(command, self._cores))
+        return await stack.enter_async_context(line_process("the hub", inside))
 
     async def _join(self, name: str, weather: NetworkConditions) -> Host:
         if not _HOST.fullmatch(name) or name == _HUB:
@@ -86,7 +90,7 @@ class NamespaceNetwork(Network):
         await self._add(name)
         await _ip("-n", hub, "link", "add", port, "type", "veth", "peer", "name", cable)
         # Both ends are still with the hub, which makes them hand over finished frames.
-        await self.carrier.tell(Plug(name, weather, (port, cable)))
+        await send_order(self.traffic, Plug(name, weather, (port, cable)))
         await _ip("-n", hub, "link", "set", port, "up")
         await _ip("-n", hub, "link", "set", cable, "netns", own)
         await _ip("-n", own, "addr", "add", f"{address}/24", "dev", cable)

@@ -29,7 +29,7 @@ from edgecosine.lab.network.traffic_messages import (
     Report,
     TrafficOrder,
     read_order,
-    write_answer,
+    write_reply,
 )
 
 PIECE_BYTES = 1 << 14
@@ -59,7 +59,7 @@ class Relay:
                 answer = await self._carry_out(read_order(line))
             except (msgspec.MsgspecError, OSError, KeyError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            os.write(sys.stdout.fileno(), write_answer(answer))
+            os.write(sys.stdout.fileno(), write_reply(answer))
 
     async def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
@@ -87,11 +87,11 @@ class Relay:
             )
 
         if order.descriptor >= 0:
-            door = socket.socket(fileno=order.descriptor)
+            listener = socket.socket(fileno=order.descriptor)
         else:
-            door = socket.create_server(("127.0.0.1", 0))
-        self._servers.append(await asyncio.start_server(accept, sock=door))
-        port: int = door.getsockname()[1]
+            listener = socket.create_server(("127.0.0.1", 0))
+        self._servers.append(await asyncio.start_server(accept, sock=listener))
+        port: int = listener.getsockname()[1]
         return port
 
     async def _connect(

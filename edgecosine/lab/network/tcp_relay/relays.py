@@ -7,10 +7,10 @@ import sys
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
+from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.network.conditions import NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, pinned
+from edgecosine.lab.network.hosts import Host, Network, send_order
 from edgecosine.lab.network.traffic_messages import Open, Plug
-from edgecosine.lab.network.traffic_process import Carrier
 
 LOOPBACK = "127.0.0.1"
 
@@ -23,16 +23,16 @@ class RelayNetwork(Network):
     async def address(self, of: Host, port: int, seen_from: Host | None = None) -> Address:
         """A port of loopback from which a relay leads to the host's server."""
         order = Open(of.address, port, seen_from.name if seen_from else "", of.name)
-        answer = await self.carrier.tell(order)
+        answer = await send_order(self.traffic, order)
         return Address(LOOPBACK, answer["port"])
 
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
         command = (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", str(self._seed))
-        return await Carrier.start(pinned(command, self._cores))
+        return await stack.enter_async_context(line_process("the relay", command, self._cores))
 
     async def _join(self, name: str, weather: NetworkConditions) -> Host:
         self._check(weather)
-        await self.carrier.tell(Plug(name, weather))
+        await send_order(self.traffic, Plug(name, weather))
         return Host(self, name, LOOPBACK)
 
     def _entry(self, host: Host) -> tuple[str, ...]:
