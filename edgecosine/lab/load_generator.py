@@ -16,7 +16,7 @@ from typing import TypeVar
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.lab.measured_requests import MAX_TOKENS, Asked, Load, LoadRequest
+from edgecosine.lab.measured_requests import MAX_TOKENS, Load, LoadRequest, MeasuredAnswer
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 
@@ -87,7 +87,7 @@ async def ask(
     on_text: Callable[[str], None] | None = None,
     trace: bool = False,
     is_chat: bool = False,
-) -> Asked:
+) -> MeasuredAnswer:
     """Request exactly `max_tokens` tokens and measure the whole answer; `trace` adds its rounds.
 
     With `is_chat` the prompt is a user's turn, and the model may end its answer earlier.
@@ -121,7 +121,7 @@ async def ask(
     elapsed_s = time.perf_counter() - started
     assert final is not None, "the client yields a final message or raises"
     own, figures = final.body["edgecosine"], final.body["metrics"]["speculative_decoding"]
-    return Asked(
+    return MeasuredAnswer(
         domain=domain,
         policy=policy,
         text=final.text,
@@ -195,13 +195,13 @@ class _Run:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._asked: dict[int, Asked] = {}
+        self._answers: dict[int, MeasuredAnswer] = {}
         self._refused: list[RequestError] = []
         self._started = time.perf_counter()
 
     async def ask(self, number: int, job: LoadRequest) -> None:
         try:
-            self._asked[number] = await ask(
+            self._answers[number] = await ask(
                 self._client,
                 job.prompt,
                 domain=job.domain,
@@ -218,5 +218,5 @@ class _Run:
 
     def load(self) -> Load:
         elapsed_s = time.perf_counter() - self._started
-        asked = tuple(self._asked[number] for number in sorted(self._asked))
-        return Load(asked, tuple(self._refused), elapsed_s)
+        measured = tuple(self._answers[number] for number in sorted(self._answers))
+        return Load(measured, tuple(self._refused), elapsed_s)

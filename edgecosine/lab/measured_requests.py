@@ -27,7 +27,7 @@ class LoadRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MeasuredAnswer:
     """One answer as its client measured it. An answer from outside the runtime has no rounds and no
     drafters."""
 
@@ -83,7 +83,7 @@ class Asked:
 class Load:
     """The result of a run: answers in the order of their requests, and refusals."""
 
-    asked: tuple[Asked, ...]
+    answers: tuple[MeasuredAnswer, ...]
     refused: tuple[RequestError, ...]
     elapsed_s: float
     """From the start of the run to the last answer."""
@@ -91,7 +91,7 @@ class Load:
     @property
     def num_tokens(self) -> int:
         """Tokens of all answers."""
-        return sum(a.num_tokens for a in self.asked)
+        return sum(a.num_tokens for a in self.answers)
 
     @property
     def tokens_per_s(self) -> float:
@@ -101,11 +101,11 @@ class Load:
     @property
     def acceptance_length(self) -> float:
         """Mean accepted draft tokens per round; 0 without rounds."""
-        rounds = sum(a.num_rounds for a in self.asked)
-        return sum(a.num_accepted for a in self.asked) / max(1, rounds)
+        rounds = sum(a.num_rounds for a in self.answers)
+        return sum(a.num_accepted for a in self.answers) / max(1, rounds)
 
     @property
     def ahead_hit_rate(self) -> float | None:
         """Share of the rounds with drafters whose drafts had been made ahead; None without any."""
-        planned = sum(a.num_speculative_rounds for a in self.asked)
-        return sum(a.num_ahead_rounds for a in self.asked) / planned if planned else None
+        planned = sum(a.num_speculative_rounds for a in self.answers)
+        return sum(a.num_ahead_rounds for a in self.answers) / planned if planned else None

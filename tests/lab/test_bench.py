@@ -72,9 +72,9 @@ class FakeStages:
         return made_run(step.cell.name, step.policy, 10.0, step.repeat)
 
 
-def bench(stages: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
+def bench(environments: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
     said: list[str] = []
-    asyncio.run(run_bench(schedule(CELLS, repeats), stages.open, report, said.append))
+    asyncio.run(run_bench(schedule(CELLS, repeats), environments.open, report, said.append))
     return said
 
 
@@ -100,11 +100,11 @@ def test_each_two_repetitions_run_every_two_policies_in_both_orders() -> None:
 
 
 def test_every_run_is_made_once_and_stages_stand_for_one_site_each() -> None:
-    stages, report = FakeStages(), BenchReport(None, SETTINGS)
-    said = bench(stages, report)
-    assert stages.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
-    assert stages.num_closed == 2
-    assert stages.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
+    environments, report = FakeStages(), BenchReport(None, SETTINGS)
+    said = bench(environments, report)
+    assert environments.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
+    assert environments.num_closed == 2
+    assert environments.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
     assert len(report.runs) == 14
     assert said[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
     assert said[-1].endswith("; 0 s left")
@@ -120,12 +120,12 @@ def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(written["runs"]) == 6
     assert written["environment"]["notes"] == {"network": {"networks": "fake"}}
 
-    report, stages = BenchReport(path, SETTINGS), FakeStages()
+    report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
-    said = bench(stages, report)
+    said = bench(environments, report)
     assert said[0] == "going on: 6 of 14 runs are there already"
     assert said[1].startswith("[7/14]")
-    assert broken.played + stages.played == [
+    assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
     ]
     assert len(json.loads(path.read_text())["runs"]) == 14

@@ -102,9 +102,9 @@ def test_acceptance_is_a_share_where_something_was_proposed() -> None:
 
 
 def test_timeline_shows_network_draft_waiting_and_verification() -> None:
-    story = timeline("one", ROUNDS)
-    assert story.lanes == ("target", "python-0")
-    assert story.committed_s == (0.050, 0.070)
+    scenario = timeline("one", ROUNDS)
+    assert scenario.lanes == ("target", "python-0")
+    assert scenario.committed_s == (0.050, 0.070)
     expected = [
         Span("target", "waiting", 0.020, 0.025),
         Span("target", "verify", 0.025, 0.050),
@@ -113,13 +113,15 @@ def test_timeline_shows_network_draft_waiting_and_verification() -> None:
         Span("python-0", "network", 0.017, 0.020),
         Span("target", "verify", 0.050, 0.070),
     ]
-    assert [(s.lane, s.activity) for s in story.spans] == [(s.lane, s.activity) for s in expected]
-    for span, wanted in zip(story.spans, expected, strict=True):
+    assert [(s.lane, s.activity) for s in scenario.spans] == [
+        (s.lane, s.activity) for s in expected
+    ]
+    for span, wanted in zip(scenario.spans, expected, strict=True):
         assert (span.start_s, span.end_s) == pytest.approx((wanted.start_s, wanted.end_s))
 
 
 def test_timeline_takes_the_first_request_that_was_recorded() -> None:
-    assert [story.title for story in timelines(RUNS)] == ["edgecosine, python"]
+    assert [scenario.title for scenario in timelines(RUNS)] == ["edgecosine, python"]
 
 
 def test_table_has_policies_in_rows_in_the_mildest_weather() -> None:

@@ -23,8 +23,8 @@ from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
     Opened,
+    RandomSpeculation,
     Recorder,
-    Storm,
     Subject,
     plain_answer,
 )
@@ -75,7 +75,7 @@ def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> CheckCounts:
         question = questions.next(truths)
         question = replace(question, prompt=tuple(t % VOCABULARY for t in question.prompt))
         truths.append(plain_answer(tested.open(ALONE), question, 24))
-    return Storm(tested, seed).run(truths)
+    return RandomSpeculation(tested, seed).run(truths)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from edgecosine.lab.faults.drafter_kills import Kill, effective_kills
 from edgecosine.lab.faults.protection import ProtectionTurn
 from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.measured_requests import MeasuredAnswer
 
 BEGAN_S = 1000.0
 
@@ -24,8 +24,8 @@ def played(verified_s: float, drafter: str = "d1", deadline_s: float = 0.05) -> 
     }  # fmt: skip
 
 
-def answer(*rounds: dict[str, Any]) -> Asked:
-    return Asked("", "", "", 8, 1.0, None, 0.0, 0.0, (0,), {}, "", rounds, BEGAN_S)
+def answer(*rounds: dict[str, Any]) -> MeasuredAnswer:
+    return MeasuredAnswer("", "", "", 8, 1.0, None, 0.0, 0.0, (0,), {}, "", rounds, BEGAN_S)
 
 
 def test_next_token_comes_with_the_round_of_the_kill() -> None:

@@ -50,34 +50,34 @@ class Meeting(ScriptedService):
 
 @needs_mosquitto
 def test_closed_loop_keeps_so_many_at_work_and_asks_every_job() -> None:
-    async def story() -> tuple[Load, Meeting]:
+    async def scenario() -> tuple[Load, Meeting]:
         service = Meeting(3)
         async with house(service) as at, Client(at.broker.url, "home") as client:
             jobs = make_jobs(9, offset=0, policy="edgecosine", temperature=0.8, max_tokens=8)
             return await closed_loop(client, jobs, 3), service
 
-    load, service = run(story())
+    load, service = run(scenario())
     assert service.most == 3
-    assert len(load.asked) == 9
-    assert sorted(Counter(a.domain for a in load.asked).values()) == [2, 2, 2, 3]
+    assert len(load.answers) == 9
+    assert sorted(Counter(a.domain for a in load.answers).values()) == [2, 2, 2, 3]
     assert {r.sampling.temperature for r in service.requests} == {0.8}
     assert load.num_tokens == 18
-    assert all(a.first_text_s is not None and a.inter_token_s is not None for a in load.asked)
+    assert all(a.first_text_s is not None and a.inter_token_s is not None for a in load.answers)
 
 
 @needs_mosquitto
 def test_open_loop_waits_for_nobody_and_counts_what_is_refused() -> None:
-    async def story() -> Load:
+    async def scenario() -> Load:
         jobs = make_jobs(6, offset=0, policy="edgecosine", temperature=0.0, max_tokens=8)
         service = Meeting(6)
         service.errors[jobs[2].prompt] = RequestError("no", code="nope")
         async with house(service) as at, Client(at.broker.url, "home") as client:
             return await open_loop(client, jobs, [0.0] * 6)
 
-    load = run(story())
-    assert len(load.asked) == 5
+    load = run(scenario())
+    assert len(load.answers) == 5
     assert [error.code for error in load.refused] == ["nope"]
-    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), weather=NetworkConditions(delay_ms=1))
+    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), network=NetworkConditions(delay_ms=1))
     record = json.loads(json.dumps(run_record(conditions, load, with_requests=True)))
     assert record["load"] == {
         "kind": "open", "low_per_s": 2.0, "high_per_s": 2.0, "period_s": None

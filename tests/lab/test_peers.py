@@ -53,10 +53,10 @@ async def ask_child(then: str = "pass", at_once: int = 1) -> Load:
 
 def test_answers_of_a_process_become_a_load() -> None:
     load = run_patiently(ask_child())
-    assert [asked.text for asked in load.asked] == ["[6, 5, 1]", "[7, 1]"]
-    assert [asked.domain for asked in load.asked] == ["code", "facts"]
+    assert [measured.text for measured in load.answers] == ["[6, 5, 1]", "[7, 1]"]
+    assert [measured.domain for measured in load.answers] == ["code", "facts"]
     assert (load.num_tokens, load.elapsed_s) == (5, 1.5)
-    assert load.asked[0].inter_token_s == pytest.approx(0.2)
+    assert load.answers[0].inter_token_s == pytest.approx(0.2)
 
 
 def test_kind_of_an_order_follows_how_many_are_at_work() -> None:

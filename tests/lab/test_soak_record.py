@@ -14,16 +14,16 @@ MIB = 1 << 20
 
 
 def minute(
-    phase: Phase, tally: SoakCounts | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
+    phase: Phase, counts: SoakCounts | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
 ) -> Minute:
-    return Minute(phase, 60.0, 2.0, tally or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
+    return Minute(phase, 60.0, 2.0, counts or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
 
 
 def test_every_end_is_counted_once() -> None:
-    tally = SoakCounts(
+    counts = SoakCounts(
         3, Counter({"overloaded": 2}), 4, 5, Counter({"internal_error": 1}), [1.0] * 3
     )
-    found = soak_figures([minute("capacity", tally), minute("overload", tally)])
+    found = soak_figures([minute("capacity", counts), minute("overload", counts)])
     assert {
         name: found[f"soak_{name}"].value
         for name in ("asked", "served", "refused_with_hint", "cancelled", "expired", "other_errors")

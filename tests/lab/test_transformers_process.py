@@ -38,15 +38,15 @@ def test_best_drafters_are_the_specialists() -> None:
 def test_process_finds_its_settings_and_answers_every_job() -> None:
     jobs = make_jobs(3, offset=0, policy="hf-batched", temperature=0.0, max_tokens=TOKENS)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with stock_process(1, str(min(os.sched_getaffinity(0)))) as stock:
             assert set(stock.ready.settings) == {"batched", "assisted"}
             assert len(stock.ready.trials_s) == 6
             load = await stock.answer("batched", jobs, 2)
-            assert [asked.domain for asked in load.asked] == [job.domain for job in jobs]
+            assert [measured.domain for measured in load.answers] == [job.domain for job in jobs]
             assert load.num_tokens == 3 * TOKENS
-            first, second, third = load.asked
+            first, second, third = load.answers
             assert first.elapsed_s == second.elapsed_s
             assert first.elapsed_s + third.elapsed_s <= load.elapsed_s
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -19,10 +19,10 @@ def fluctuating(
     if not 0 < low_per_s <= high_per_s < math.inf:
         allowed = "rates above 0, the lower one first"
         raise ConfigError("rate", f"{low_per_s} to {high_per_s}", allowed)
-    chance, now, arrivals = random.Random(seed), 0.0, []
-    while (now := now + chance.expovariate(high_per_s)) < duration_s:
+    rng, now, arrivals = random.Random(seed), 0.0, []
+    while (now := now + rng.expovariate(high_per_s)) < duration_s:
         swing = (1 - math.cos(2 * math.pi * now / period_s)) / 2
         rate_per_s = low_per_s + (high_per_s - low_per_s) * swing
-        if chance.random() * high_per_s < rate_per_s:
+        if rng.random() * high_per_s < rate_per_s:
             arrivals.append(now)
     return arrivals

@@ -38,12 +38,12 @@ _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One condition, and who is measured in it. `weather` is that of the drafters' cables."""
+    """One condition, and who is measured in it. `conditions` is that of the drafters' cables."""
 
     name: str
     load: ClosedLoad | OpenLoad
     policies: tuple[str, ...]
-    weather: NetworkConditions = LAN
+    conditions: NetworkConditions = LAN
     temperature: float = 0.0
     site: Site = "network"
 

@@ -83,7 +83,7 @@ def frontiers(runs: Runs) -> list[Chart]:
     concurrency; a chart for each weather and temperature with more than one concurrency."""
     charts = []
     closed = [run for run in _closed(compared(runs)) if not _policy(run).startswith(_OUTSIDE)]
-    for (weather, temperature), group in _grouped(closed, _weather, _temperature).items():
+    for (conditions, temperature), group in _grouped(closed, _conditions, _temperature).items():
         concurrencies = sorted({_concurrency(run) for run in group})
         curves = {
             policy: [
@@ -94,7 +94,7 @@ def frontiers(runs: Runs) -> list[Chart]:
         }
         if len(concurrencies) > 1:
             labels = tuple(map(str, concurrencies))
-            charts.append(Chart(f"{weather}, temperature {temperature:g}", curves, labels))
+            charts.append(Chart(f"{conditions}, temperature {temperature:g}", curves, labels))
     return charts
 
 
@@ -160,11 +160,11 @@ def timeline(title: str, rounds: Sequence[Mapping[str, Any]]) -> Timeline:
         spans.append(Span("target", "waiting", times["submitted_s"], passed_s))
         spans.append(Span("target", "verify", passed_s, times["verified_s"]))
         for draft in times["drafts"]:
-            lane, asked_s, ended_s = draft["drafter"], draft["asked_s"], draft["ended_s"]
-            way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
-            spans.append(Span(lane, "network", asked_s, asked_s + way_s))
-            spans.append(Span(lane, "draft", asked_s + way_s, ended_s - way_s))
-            spans.append(Span(lane, "network", ended_s - way_s, ended_s))
+            lane, sent_s, ended_s = draft["drafter"], draft["asked_s"], draft["ended_s"]
+            transfer_s = max(0.0, ended_s - sent_s - draft["compute_s"]) / 2
+            spans.append(Span(lane, "network", sent_s, sent_s + transfer_s))
+            spans.append(Span(lane, "draft", sent_s + transfer_s, ended_s - transfer_s))
+            spans.append(Span(lane, "network", ended_s - transfer_s, ended_s))
     lanes = dict.fromkeys(["target", *sorted({span.lane for span in spans} - {"target"})])
     real = tuple(span for span in spans if span.end_s > span.start_s)
     return Timeline(title, tuple(lanes), real, tuple(times["verified_s"] for times in rounds))
@@ -221,14 +221,14 @@ def _delay_ms(run: Mapping[str, Any]) -> float:
     return float(run["weather"]["delay_ms"])
 
 
-def _weather(run: Mapping[str, Any]) -> str:
-    weather = msgspec.convert(run["weather"], NetworkConditions)
-    rtt = f"RTT {2 * weather.delay_ms:g} ms"
+def _conditions(run: Mapping[str, Any]) -> str:
+    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    rtt = f"RTT {2 * conditions.delay_ms:g} ms"
     return f"{rtt}{_still(run)}"
 
 
 def _still(run: Mapping[str, Any]) -> str:
     """The weather without its delay, as the end of a title."""
-    weather = msgspec.convert(run["weather"], NetworkConditions)
-    parts = str(weather).split(", ")[1:]
+    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    parts = str(conditions).split(", ")[1:]
     return "".join(f", {part}" for part in parts)

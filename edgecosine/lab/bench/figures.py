@@ -41,15 +41,15 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
         "hostile_over_target_alone": ratios(runs, "hostile", OURS, ALONE),
         "hostile_over_target_alone_8": ratios(runs, "hostile-eight", OURS, ALONE),
         "sampled_over_greedy_speedup": _sampled_over_greedy(runs),
-        "target_busy_8": _told(runs, "eight", "target_busy"),
-        "ahead_hit_rate": _told(runs, "single", "ahead_hit_rate"),
+        "target_busy_8": _reported(runs, "eight", "target_busy"),
+        "ahead_hit_rate": _reported(runs, "single", "ahead_hit_rate"),
     }
     for part in PARTS:
         without = f"{OURS}-without-{part}"
         samples[f"ablation_{part}"] = ratios(runs, "ablations", OURS, without)
         samples[f"ablation_{part}_8"] = ratios(runs, "ablations-eight", OURS, without)
     figures = {name: interval(values) for name, values in samples.items() if values}
-    if overheads := _told(runs, "loopback", "round_overhead_ms"):
+    if overheads := _reported(runs, "loopback", "round_overhead_ms"):
         figures["round_overhead_ms"] = interval(overheads, unit="ms")
     figures |= {name: interval(values) for name, values in _routing(runs).items()}
     if same := identical(runs):
@@ -148,7 +148,7 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
     return {policy: statistics.median(each) for policy, each in values.items() if each}
 
 
-def _told(runs: Runs, cell: str, field: str) -> list[float]:
+def _reported(runs: Runs, cell: str, field: str) -> list[float]:
     """A field of our own runs in a cell, where it is told."""
     values = (run.get(field) for run in _of(runs, cell, OURS))
     return [value for value in values if value is not None]

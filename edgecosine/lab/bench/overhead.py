@@ -51,6 +51,6 @@ def _covered_s(drafts: Sequence[Times], start_s: float, end_s: float) -> float:
 def _computing(drafts: Sequence[Times]) -> Iterator[tuple[float, float]]:
     """When each drafter computed; the rest of its time is split evenly before and after."""
     for draft in drafts:
-        asked_s, ended_s = draft["asked_s"], draft["ended_s"]
-        way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
-        yield asked_s + way_s, ended_s - way_s
+        sent_s, ended_s = draft["asked_s"], draft["ended_s"]
+        transfer_s = max(0.0, ended_s - sent_s - draft["compute_s"]) / 2
+        yield sent_s + transfer_s, ended_s - transfer_s

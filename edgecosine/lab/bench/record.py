@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgecosine.lab.measured_requests import Asked, Load
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
+from edgecosine.lab.measured_requests import Load, MeasuredAnswer
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 
 PERCENTILES = (50, 90, 99)
 SHARES = ("proposed", "accepted", "led", "first")
@@ -39,14 +39,13 @@ class OpenLoad:
     kind: str = "open"
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """Under what a run was made. `weather` is that of the drafters' cables."""
+class Conditions(msgspec.Struct, frozen=True):
+    """The conditions of a run; `network` holds those of the drafters' cables."""
 
     policy: str
     load: ClosedLoad | OpenLoad
     temperature: float = 0.0
-    weather: NetworkConditions = FINE
+    network: NetworkConditions = msgspec.field(default=IDEAL, name="weather")
     repeat: int = 0
 
 
@@ -54,24 +53,26 @@ def run_record(
     conditions: Conditions, load: Load, *, with_requests: bool = False
 ) -> dict[str, Any]:
     """A run as JSON values; a percentile that nothing tells is null."""
-    asked = load.asked
+    measured = load.answers
     record = {
         **msgspec.to_builtins(conditions),
         "elapsed_s": load.elapsed_s,
-        "num_requests": len(asked),
+        "num_requests": len(measured),
         "num_tokens": load.num_tokens,
         "tokens_per_s": load.tokens_per_s,
         "refused": [error.code for error in load.refused],
-        "latency_s": percentiles(a.elapsed_s for a in asked),
-        "first_text_s": percentiles(a.first_text_s for a in asked if a.first_text_s is not None),
-        "inter_token_s": percentiles(a.inter_token_s for a in asked if a.inter_token_s is not None),
-        "queue_s": percentiles(a.queue_s for a in asked),
+        "latency_s": percentiles(a.elapsed_s for a in measured),
+        "first_text_s": percentiles(a.first_text_s for a in measured if a.first_text_s is not None),
+        "inter_token_s": percentiles(
+            a.inter_token_s for a in measured if a.inter_token_s is not None
+        ),
+        "queue_s": percentiles(a.queue_s for a in measured),
         "acceptance_length": load.acceptance_length,
         "ahead_hit_rate": load.ahead_hit_rate,
-        "drafters": shares(asked),
+        "drafters": shares(measured),
     }
     if with_requests:
-        record["requests"] = [a.record() for a in asked]
+        record["requests"] = [a.record() for a in measured]
     return record
 
 
@@ -85,13 +86,13 @@ def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
     return {"mean": float(values.mean()), **named}
 
 
-def shares(asked: Iterable[Asked]) -> dict[str, dict[str, dict[str, int]]]:
+def shares(measured: Iterable[MeasuredAnswer]) -> dict[str, dict[str, dict[str, int]]]:
     """Proposed and accepted draft tokens, rounds led, and requests whose first round it led, by
     drafter's node id and by domain."""
     counts: defaultdict[str, defaultdict[str, dict[str, int]]] = defaultdict(
         lambda: defaultdict(lambda: dict.fromkeys(SHARES, 0))
     )
-    for answer in asked:
+    for answer in measured:
         for node_id, share in answer.drafters.items():
             for key in SHARES:
                 counts[node_id][answer.domain][key] += share[key]

@@ -25,8 +25,8 @@ class BenchReport:
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
         # As it comes back from the file, where a tuple is a list.
-        told = msgspec.json.decode(msgspec.json.encode(dict(settings)))
-        self._environment: dict[str, Any] = {**machine(), "settings": told}
+        decoded = msgspec.json.decode(msgspec.json.encode(dict(settings)))
+        self._environment: dict[str, Any] = {**machine(), "settings": decoded}
         self.runs: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
         """What the stages have to say of themselves."""

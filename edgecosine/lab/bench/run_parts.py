@@ -20,7 +20,7 @@ from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 from edgecosine.lab.figures import Figure, Keep, Notify, interval
 from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.load_generator import GREEDY, ask
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"
@@ -74,7 +74,7 @@ async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list
 
 async def _answers(
     client: Client, policy: str, sampling: Sampling, prompts: Prompts, settings: PartsSettings
-) -> list[Asked]:
+) -> list[MeasuredAnswer]:
     return [
         await ask(
             client, prompt, domain=domain, policy=policy, max_tokens=settings.max_tokens,
@@ -84,7 +84,9 @@ async def _answers(
     ]  # fmt: skip
 
 
-def _run(repeat: int, policy: str, sampling: Sampling, answers: Sequence[Asked]) -> dict[str, Any]:
+def _run(
+    repeat: int, policy: str, sampling: Sampling, answers: Sequence[MeasuredAnswer]
+) -> dict[str, Any]:
     tokens = sum(answer.num_tokens for answer in answers)
     return {
         "repeat": repeat,

@@ -55,8 +55,8 @@ class BenchSettings:
     drafter_cores: str = ""
 
 
-class LabStage:
-    """Clusters by the policy that is theirs alone, "" for all others; implements `Stage`."""
+class LabEnvironment:
+    """Clusters by the policy that is theirs alone, "" for all others; implements `Environment`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class LabStage:
     ) -> None:
         self._settings, self._site = settings, site
         self._clusters, self._stock = clusters, stock
-        self._weather = LAN
+        self._conditions = LAN
         self._tokenizer = Tokenizer.from_file(str(zoo.DIRECTORY / zoo.TARGET / "tokenizer.json"))
 
     @property
@@ -89,7 +89,7 @@ class LabStage:
 
         Raises EdgecosineError of whatever ended it.
         """
-        await self._change_weather(step.cell)
+        await self._change_conditions(step.cell)
         first_job, jobs, arrivals_s = self._jobs(step)
         states: list[NodeState] = []
         try:
@@ -110,11 +110,11 @@ class LabStage:
     def _cluster(self, policy: str) -> LabCluster:
         return self._clusters.get(policy, self._clusters[""])
 
-    async def _change_weather(self, cell: Cell) -> None:
-        if self._site == "loopback" or cell.weather == self._weather:
+    async def _change_conditions(self, cell: Cell) -> None:
+        if self._site == "loopback" or cell.conditions == self._conditions:
             return
-        self._weather = cell.weather
-        await self._clusters[""].set_weather(cell.weather)
+        self._conditions = cell.conditions
+        await self._clusters[""].set_conditions(cell.conditions)
         await self.warm_up(WARM_UP)
 
     def _jobs(self, step: Step) -> tuple[int, list[LoadRequest], list[float]]:
@@ -144,15 +144,17 @@ class LabStage:
         self, step: Step, load: Load, states: Sequence[NodeState], first_job: int
     ) -> dict[str, Any]:
         cell = step.cell
-        conditions = Conditions(step.policy, cell.load, cell.temperature, cell.weather, step.repeat)
-        overheads = [s for asked in load.asked for s in overheads_s(asked.rounds)]
-        tokens = [self._tokenizer.encode(asked.text).ids for asked in load.asked]
+        conditions = Conditions(
+            step.policy, cell.load, cell.temperature, cell.conditions, step.repeat
+        )
+        overheads = [s for measured in load.answers for s in overheads_s(measured.rounds)]
+        tokens = [self._tokenizer.encode(measured.text).ids for measured in load.answers]
         record = {
             "cell": cell.name,
             "site": cell.site,
             **run_record(conditions, load),
             "first_job": first_job,
-            "texts": [] if load.refused else [_digest(asked.text) for asked in load.asked],
+            "texts": [] if load.refused else [_digest(measured.text) for measured in load.answers],
             "looping_share": _mean([loop_share(each) for each in tokens if each]),
             "target_busy": target_busy(states),
             "rtt_ms": _rtts(states),
@@ -161,7 +163,7 @@ class LabStage:
         if step.policy in STOCK and self._stock is not None:
             record["setting"] = msgspec.to_builtins(self._stock.ready.settings[_kind(step.policy)])
         if overheads and not step.repeat:
-            record["requests"] = [load.asked[0].record()]
+            record["requests"] = [load.answers[0].record()]
         return record
 
 

@@ -13,7 +13,7 @@ from edgecosine.lab.bench.report import BenchReport, seconds_left
 from edgecosine.lab.figures import Notify
 
 
-class Stage(Protocol):
+class Environment(Protocol):
     """What is needed to make the runs of a site."""
 
     @property
@@ -24,12 +24,12 @@ class Stage(Protocol):
         """Make one run; its record."""
 
 
-OpenStage = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Stage]]
+OpenEnvironment = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Environment]]
 """Sets up what these cells of a site need, and takes it down."""
 
 
 async def run_bench(
-    steps: Sequence[Step], open_stage: OpenStage, report: BenchReport, notify: Notify
+    steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify
 ) -> None:
     """Make all runs that the report lacks; each is in the report as soon as it is over.
 
@@ -42,11 +42,11 @@ async def run_bench(
     for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
         here = list(group)
         cells = tuple(dict.fromkeys(step.cell for step in here))
-        async with open_stage(site, cells) as stage:
-            report.notes |= {site: dict(stage.notes)}
+        async with open_environment(site, cells) as environment:
+            report.notes |= {site: dict(environment.notes)}
             for step in here:
                 started = time.perf_counter()
-                run = await stage.play(step)
+                run = await environment.play(step)
                 number += 1
                 report.add({**run, "took_s": round(time.perf_counter() - started, 3)})
                 left_s = seconds_left(report.runs, todo[number - len(steps) + len(todo) :])

@@ -41,7 +41,7 @@ def policy_table(runs: Runs) -> str:
     greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
         return ""
-    calmest = min((run["weather"] for run in greedy), key=lambda weather: weather["delay_ms"])
+    calmest = min((run["weather"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
     shown = [run for run in greedy if run["weather"] == calmest]
     numbers = sorted({run["load"]["concurrency"] for run in shown})
     policies = dict.fromkeys([BASELINE, *(run["policy"] for run in shown)])

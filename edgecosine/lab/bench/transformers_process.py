@@ -15,7 +15,7 @@ from edgecosine.lab.bench.transformers_messages import (
     TransformersReady,
 )
 from edgecosine.lab.line_process import LineProcess, line_process
-from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
+from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
 
 
 class StockProcess:
@@ -31,7 +31,7 @@ class StockProcess:
 
         Raises LabError when the process has ended.
         """
-        waiting, asked, started = iter(jobs), list[Asked](), time.perf_counter()
+        waiting, measured, started = iter(jobs), list[MeasuredAnswer](), time.perf_counter()
         while together := list(itertools.islice(waiting, batch)):
             order = TransformersOrder(
                 kind=kind,
@@ -42,15 +42,15 @@ class StockProcess:
             begun = time.perf_counter()
             answers = await self._process.ask(order, list[TransformersAnswer])
             elapsed_s = time.perf_counter() - begun
-            asked += [
-                Asked(
+            measured += [
+                MeasuredAnswer(
                     job.domain, job.policy, answer.text, num_tokens=answer.num_tokens,
                     elapsed_s=elapsed_s, first_text_s=answer.first_text_s,
                     prefill_s=answer.first_text_s,
                 )
                 for job, answer in zip(together, answers, strict=True)
             ]  # fmt: skip
-        return Load(tuple(asked), (), time.perf_counter() - started)
+        return Load(tuple(measured), (), time.perf_counter() - started)
 
 
 @asynccontextmanager

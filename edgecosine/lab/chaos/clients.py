@@ -9,7 +9,7 @@ from typing import Final
 
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.lab.chaos.checker import Story
+from edgecosine.lab.chaos.checker import RequestHistory
 from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.workload import WorkloadItem
@@ -30,33 +30,33 @@ class ChaosClients:
         self,
         clients: Sequence[Client],
         observer: Observer,
-        stories: dict[str, Story],
+        histories: dict[str, RequestHistory],
         expected: Sequence[tuple[str, ...]],
         progress: Progress,
     ) -> None:
-        self._clients, self._observer, self._stories = clients, observer, stories
+        self._clients, self._observer, self._histories = clients, observer, histories
         self._expected, self._progress = expected, progress
 
     async def run(self, item: WorkloadItem, worker: int) -> None:
-        """Send one request until it has ended."""
+        """Send one request, again where needed, until it has ended."""
         client = self._clients[worker % len(self._clients)]
-        story = Story(self._expected[item.body], item.is_cancelled)
-        self._stories[f"{client.client_id}/{item.request.request_id}"] = story
-        while not story.is_over:
+        history = RequestHistory(self._expected[item.body], item.is_cancelled)
+        self._histories[f"{client.client_id}/{item.request.request_id}"] = history
+        while not history.is_over:
             try:
-                await self._ask(client, item, story)
+                await self._ask(client, item, history)
             except BrokerLost:
                 await asyncio.sleep(_AGAIN_S)
             except RequestError as error:
                 if error.retry_after_s is None and error.code != _NO_GATEWAY:
-                    story.failure, story.is_over = error.code, True
+                    history.failure, history.is_over = error.code, True
                 else:
                     await asyncio.sleep(_AGAIN_S)
         if item.is_repeated:
             self._observer.ask_again(item.request, client.client_id)
         self._progress.end()
 
-    async def _ask(self, client: Client, item: WorkloadItem, story: Story) -> None:
+    async def _ask(self, client: Client, item: WorkloadItem, history: RequestHistory) -> None:
         texts: defaultdict[int, str] = defaultdict(str)
 
         def on_delta(delta: Delta) -> bool:
@@ -67,7 +67,7 @@ class ChaosClients:
 
         final = await read_answer(client, item.request, on_delta)
         if final is not None:
-            story.told = final.body
+            history.answer = final.body
         if item.request.stream:
-            story.streamed = dict(texts)
-        story.is_over = True
+            history.streamed = dict(texts)
+        history.is_over = True

@@ -43,13 +43,13 @@ def _nothing(_: list[int]) -> TokenTree:
 
 def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
     """Drafts of up to twelve nodes in two branches, the second mostly right, the first not."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
 
     def drafts(sequence: list[int]) -> TokenTree:
-        right = list(truth[len(sequence) : len(sequence) + chance.randrange(7)])
+        right = list(truth[len(sequence) : len(sequence) + rng.randrange(7)])
         if not right:
             return EMPTY_TREE
-        right = [t if chance.random() < _RIGHT else max(0, t - 1) for t in right]
+        right = [t if rng.random() < _RIGHT else max(0, t - 1) for t in right]
         return forked_tree([right[0] - 1 if right[0] else 1, *right[1:]], right)
 
     return drafts

@@ -134,8 +134,8 @@ def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> Pass
 def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:
     """Prompts of 48 tokens: the zoo's of all domains in turn, random tokens for random models."""
     if candidate.drafter is None:
-        chance = random.Random(candidate.name)
-        return [tuple(chance.choices(range(VOCABULARY), k=48)) for _ in range(128)]
+        rng = random.Random(candidate.name)
+        return [tuple(rng.choices(range(VOCABULARY), k=48)) for _ in range(128)]
     return list(itertools.chain.from_iterable(zip(*zoo_prompts().values(), strict=False)))
 
 
@@ -153,22 +153,22 @@ class Questions:
 
     def __init__(self, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
         self._prompts = prompts
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         self._count = 0
 
     def next(self, earlier: Sequence[Truth]) -> Question:
         """The next question."""
-        number, chance = self._count, self._chance
+        number, rng = self._count, self._rng
         self._count += 1
         # Another sampling for each time that the prompts are gone through.
         turn = number + number // len(self._prompts)
         base = SAMPLINGS[turn % len(SAMPLINGS)]
         sampling = base if base.is_greedy else replace(base, seed=number)
         if number % 6 == 5 and earlier:
-            before = chance.choice(earlier)
-            cut = chance.randint(1, len(before.answer))
+            before = rng.choice(earlier)
+            cut = rng.randint(1, len(before.answer))
             said = (*before.question.prompt, *before.answer[:cut])
-            more = chance.choices(range(VOCABULARY), k=chance.randint(1, 9))
+            more = rng.choices(range(VOCABULARY), k=rng.randint(1, 9))
             if len(said) + len(more) <= CONTEXT // 2:
                 return Question((*said, *more), sampling, is_followup=True)
         return Question(self._prompts[number % len(self._prompts)], sampling)

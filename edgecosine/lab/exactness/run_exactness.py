@@ -16,7 +16,7 @@ from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
-    Storm,
+    RandomSpeculation,
     Subject,
     Truth,
     plain_answer,
@@ -69,13 +69,13 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
         notify(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
-        tally = _check(subject, candidate, count, settings, notify)
-        total.add(tally)
-        runs.append(_record(subject, decision, tally))
-        keep(_tally_figures(total), runs)
-        if decision.policy == "bitwise" and (tally.answers_diverging or tally.logits_diverging):
+        counts = _check(subject, candidate, count, settings, notify)
+        total.add(counts)
+        runs.append(_record(subject, decision, counts))
+        keep(_count_figures(total), runs)
+        if decision.policy == "bitwise" and (counts.answers_diverging or counts.logits_diverging):
             broken.append(subject.name)
-    figures = _tally_figures(total)
+    figures = _count_figures(total)
     parted = {candidate: _assisted(candidate, settings, notify) for candidate in models}
     figures |= _assisted_figures(parted)
     runs += [{"assisted": c.name, "diverging_tokens": tokens} for c, tokens in parted.items()]
@@ -104,7 +104,11 @@ def _check(
 ) -> CheckCounts:
     """Plain answers and then the storm, wave by wave."""
     questions = Questions(prompts_of(candidate), settings.seed)
-    storm, known, total = Storm(subject, settings.seed), list[Truth](), CheckCounts()
+    speculation, known, total = (
+        RandomSpeculation(subject, settings.seed),
+        list[Truth](),
+        CheckCounts(),
+    )
     started = time.perf_counter()
     while len(known) < count:
         wave: list[Truth] = []
@@ -112,7 +116,7 @@ def _check(
         for _ in range(min(_WAVE, count - len(known))):
             question = questions.next([*known, *wave])
             wave.append(plain_answer(reference, question, settings.max_tokens))
-        total.add(storm.run(wave))
+        total.add(speculation.run(wave))
         known += wave
         notify(
             f"{subject.name}: {total.answers} of {count} answers, {total.answers_diverging} "
@@ -122,13 +126,13 @@ def _check(
     return total
 
 
-def _record(subject: Subject, decision: Decision, tally: CheckCounts) -> dict[str, Any]:
+def _record(subject: Subject, decision: Decision, counts: CheckCounts) -> dict[str, Any]:
     return {
         "model": subject.name,
         "policy": decision.policy,
         "reason": decision.reason,
-        **asdict(tally),
-        "mean_accepted": tally.mean_accepted,
+        **asdict(counts),
+        "mean_accepted": counts.mean_accepted,
     }
 
 
@@ -146,7 +150,7 @@ def _count(value: int, unit: str = "answers") -> Figure:
     return counted(value, unit)
 
 
-def _tally_figures(total: CheckCounts) -> dict[str, Figure]:
+def _count_figures(total: CheckCounts) -> dict[str, Figure]:
     mean = total.mean_accepted
     return {
         "answers_checked": _count(total.answers),

@@ -23,7 +23,7 @@ from edgecosine.lab.faults.forkserver import DrafterForkServer
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.harness import running_cluster, target_alone, wait_for_drafters
 from edgecosine.lab.load_generator import ask, prompts_in_turn
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 
@@ -72,7 +72,7 @@ class _Killer:
 
     def __init__(self, client: Client, drafters: DrafterForkServer, drafter: NodeConfig) -> None:
         self._client, self._drafters, self._drafter = client, drafters, drafter
-        self._chance = random.Random(0)
+        self._rng = random.Random(0)
         self._num_started = 0
         self._killed: list[tuple[str, float]] = []
         """Node id and moment by the performance counter of each kill since the last answer."""
@@ -85,13 +85,13 @@ class _Killer:
         async with asyncio.TaskGroup() as group:
             killing = group.create_task(self._kill_on(), name="killer")
             while len(kills) < count:
-                asked = await ask(
+                measured = await ask(
                     self._client, prompts[number % len(prompts)], domain="",
                     policy=DEFAULT_POLICY, max_tokens=_MAX_TOKENS, trace=True,
                 )  # fmt: skip
                 killed, self._killed = self._killed, []
                 num_killed += len(killed)
-                kills += effective_kills(asked, killed)
+                kills += effective_kills(measured, killed)
                 number += 1
                 if number % 20 == 0:
                     notify(f"drafters: {num_killed} killed, {len(kills)} of {count} in use")
@@ -102,7 +102,7 @@ class _Killer:
         while True:
             await wait_for_drafters(self._client, self._drafters.alive)
             # Gives the planner time to choose the drafter.
-            await asyncio.sleep(self._chance.uniform(0.1, 0.6))
+            await asyncio.sleep(self._rng.uniform(0.1, 0.6))
             victim = self._drafters.alive[0]
             self._killed.append((victim, time.perf_counter()))
             self._drafters.kill(victim)
@@ -113,13 +113,13 @@ class _Killer:
         self._drafters.start(replace(self._drafter, node_id=f"d{self._num_started}"))
 
 
-def effective_kills(asked: Asked, killed: Sequence[tuple[str, float]]) -> list[Kill]:
+def effective_kills(measured: MeasuredAnswer, killed: Sequence[tuple[str, float]]) -> list[Kill]:
     """The kills during an answer whose drafters it was using."""
-    rounds = asked.rounds
+    rounds = measured.rounds
     ends = [each["verified_s"] for each in rounds]
     found = []
     for victim, at in killed:
-        moment = at - asked.began_s
+        moment = at - measured.began_s
         place = bisect_right(ends, moment)
         if not 1 <= place < len(rounds) or not rounds[place]["deadline_s"]:
             continue

@@ -1,4 +1,4 @@
-"""`edgecosine bench faults`: what kills, restarts and protection cost, in figures."""
+"""`edgecosine bench faults`: figures of the cost of kills, restarts and protection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Part = Literal["drafter", "target", "protection"]
 
 @dataclass(frozen=True, slots=True)
 class FaultSettings:
-    """How often; core lists as for `edgecosine node`."""
+    """Parts and repetitions; core lists as for `edgecosine node`."""
 
     parts: tuple[Part, ...]
     kills: int
@@ -34,7 +34,7 @@ async def run_fault_bench(
     notify: Notify,
     keep: Keep,
 ) -> None:
-    """Measure; each part adds its figures and runs, which are kept then.
+    """Measure; each part adds its figures and runs, and saves them.
 
     Raises EngineError, BrokerLost, LabError and RequestError.
     """
@@ -65,7 +65,7 @@ async def run_fault_bench(
 
 
 def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
-    """With and without the pass that makes the token."""
+    """Waits over deadlines, with and without the pass that makes the token."""
     over = [kill.over_deadline for kill in kills]
     whole = [kill.to_next_token_s / kill.deadline_s for kill in kills]
     return {
@@ -77,7 +77,7 @@ def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
 
 
 def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
-    """Seconds beyond the load: the median, and the worst."""
+    """Seconds beyond the load of the model: the median and the worst."""
     extra_s = [restart.extra_s for restart in restarts]
     return {
         "target_restart_extra_s": interval(extra_s, unit="s"),
@@ -87,7 +87,7 @@ def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
 
 
 def protection_figure(turns: Sequence[ProtectionTurn]) -> Figure:
-    """The median of the shares of throughput that were lost, repetition by repetition."""
+    """Median of the lost shares of throughput, by repetition."""
     return interval([turn.cost for turn in turns], statistics.median)
 
 

@@ -21,7 +21,7 @@ from edgecosine.lab.fuzz.targets import TARGETS
 _TIMEOUT_S: Final = 10
 """What takes longer is a hang."""
 _MEMORY_MB: Final = 1024
-_TELL_S: Final = 10.0
+_REPORT_S: Final = 10.0
 _SHOWN_BYTES: Final = 4096
 _PROGRESS: Final = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 _STATISTIC: Final = re.compile(r"stat::(\w+):\s+(\d+)")
@@ -118,7 +118,7 @@ def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: 
 
 def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) -> str:
     """Take in what the worker says; gives its last words."""
-    told, line = started, ""
+    last_report, line = started, ""
     for line in lines:
         if found := _PROGRESS.search(line):
             run.inputs, run.edges, run.features, run.corpus = map(int, found.groups())
@@ -130,8 +130,8 @@ def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) ->
             run.broken = found[0].strip()
         now = time.perf_counter()
         run.wall_s = now - started
-        if now - told >= _TELL_S:
-            told = now
+        if now - last_report >= _REPORT_S:
+            last_report = now
             notify(_line(run))
     return line.strip()
 

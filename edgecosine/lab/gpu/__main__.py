@@ -17,7 +17,7 @@ from typing import Any
 from edgecosine import models
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.gpu.bundle import join, pack, unpack
-from edgecosine.lab.gpu.parts import PARTS, Visit, absent_options
+from edgecosine.lab.gpu.parts import PARTS, GpuPlan, absent_options
 from edgecosine.lab.gpu.run_parts import run_parts, table
 
 _BUNDLE = Path(".train/gpu-bundle")
@@ -27,9 +27,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    told = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
+    listed = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
     parser.add_argument("--part", action="append", choices=list(PARTS), dest="parts",
-                        help=f"may be given again [all]:\n{told}")  # fmt: skip
+                        help=f"may be given again [all]:\n{listed}")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",
                         help="cpu stands in for the GPU, with toys [auto]")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR",
@@ -81,7 +81,7 @@ def _run(chosen: argparse.Namespace) -> int:
         environment["EDGECOSINE_MODELS"] = str((chosen.unpack / "models").resolve())
         os.environ |= environment
     device = _device(chosen.device)
-    visit = Visit(
+    plan = GpuPlan(
         device=device,
         out=chosen.out.resolve(),
         scratch=chosen.scratch.resolve(),
@@ -89,14 +89,14 @@ def _run(chosen: argparse.Namespace) -> int:
         target=chosen.target,
         has_target=Path(chosen.target).is_file() or _is_here(chosen.target),
     )
-    for folder in (visit.out, visit.scratch):
+    for folder in (plan.out, plan.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     for name in absent_options():
         print(f"not installed, and done without: {name}")
     parts = [part for name, part in PARTS.items() if name in (chosen.parts or PARTS)]
-    told = asyncio.run(run_parts(parts, visit, chosen.minutes, environment, _notify))
-    print(table(told))
-    return int(any(one.is_fault for one in told))
+    endings = asyncio.run(run_parts(parts, plan, chosen.minutes, environment, _notify))
+    print(table(endings))
+    return int(any(one.is_fault for one in endings))
 
 
 def _unpack_target(folder: Path) -> bool:

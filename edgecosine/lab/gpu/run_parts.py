@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.lab.figures import Notify
-from edgecosine.lab.gpu.parts import Part, Visit
+from edgecosine.lab.gpu.parts import GpuPlan, Part
 from edgecosine.local import child_processes as processes
 
 DONE, FAILED, LATE, LEFT_OUT = "done", "failed", "out of time", "left out"
@@ -39,41 +39,41 @@ class Ended:
 
 async def run_parts(
     parts: Sequence[Part],
-    visit: Visit,
+    plan: GpuPlan,
     minutes: float,
     environment: Mapping[str, str],
     notify: Notify,
 ) -> list[Ended]:
     """Run the parts; summary.json is written after each."""
     end = time.monotonic() + 60 * minutes
-    told: list[Ended] = []
+    endings: list[Ended] = []
     for index, part in enumerate(parts):
-        shares = [other.share for other in parts[index:] if not other.obstacle(visit)]
+        shares = [other.share for other in parts[index:] if not other.obstacle(plan)]
         left = max(0.0, end - time.monotonic())
-        if obstacle := part.obstacle(visit):
-            told.append(Ended(part.name, LEFT_OUT, 0.0, obstacle))
+        if obstacle := part.obstacle(plan):
+            endings.append(Ended(part.name, LEFT_OUT, 0.0, obstacle))
             notify(f"== {part.name}: left out, {obstacle}")
         else:
-            told.append(
-                await _run(part, visit, left * part.share / sum(shares), environment, notify)
+            endings.append(
+                await _run(part, plan, left * part.share / sum(shares), environment, notify)
             )
-        summary = json.dumps([asdict(one) for one in told], indent=1)
-        (visit.out / "summary.json").write_text(summary + "\n", encoding="utf-8")
-    return told
+        summary = json.dumps([asdict(one) for one in endings], indent=1)
+        (plan.out / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    return endings
 
 
 async def _run(
     part: Part,
-    visit: Visit,
+    plan: GpuPlan,
     limit_s: float,
     environment: Mapping[str, str],
     notify: Notify,
 ) -> Ended:
     notify(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
-    log = visit.out / f"{part.name}.log"
+    log = plan.out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     began = time.monotonic()
-    child = await processes.spawn(part.command(visit, limit_s), log, env=environment)
+    child = await processes.spawn(part.command(plan, limit_s), log, env=environment)
     ended, reason = DONE, ""
     try:
         async with asyncio.timeout(limit_s):
@@ -84,7 +84,7 @@ async def _run(
     finally:
         await _end(child)
     try:
-        part.finish(visit)
+        part.finish(plan)
     except (OSError, ValueError, SyntaxError) as error:  # an XML fault is a SyntaxError
         reason = reason or f"it left no result: {error}"
         ended = FAILED if ended == DONE else ended
@@ -109,8 +109,8 @@ def _last_lines(log: Path, count: int) -> str:
     return "\n".join(lines[-count:])
 
 
-def table(told: Sequence[Ended]) -> str:
+def table(endings: Sequence[Ended]) -> str:
     """What became of the parts, for people."""
     rows = [("part", "ended", "seconds", "reason")]
-    rows += [(one.part, one.ended, f"{one.seconds:.1f}", one.reason) for one in told]
+    rows += [(one.part, one.ended, f"{one.seconds:.1f}", one.reason) for one in endings]
     return "\n".join(f"{a:8} {b:12} {c:>8}  {d}".rstrip() for a, b, c, d in rows)

@@ -130,7 +130,7 @@ class VirtualCluster:
         self.targets = [
             TargetNode(
                 loop, f"target-{number}", self.drafters,
-                slots=scenario.slots, costs=costs, texts=texts, carrier=shared,
+                slots=scenario.slots, costs=costs, texts=texts, traffic_core=shared,
                 has_device=scenario.has_device,
             )
             for number in range(scenario.targets)

@@ -92,12 +92,12 @@ class RecallingDrafter(TransformerDrafter):
         super().__init__(cast(PassModel, _NoModel()), slots=slots, max_context=len(texts.lists[0]))
         self._texts, self._drafter = texts, drafter
 
-    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], told: list[ScoredRow]) -> None:
+    def _evaluate(self, rows: RowBuilder, heads: list[LogitRow], scored: list[ScoredRow]) -> None:
         for head in heads:
             growth = head.drafting.growth
             path = [growth.nodes.token[node] for node in growth.path(head.node)]
             growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
-        for token in told:
+        for token in scored:
             tokens, reading = token.drafting.work.tokens, token.drafting.reading
             reading.foretold.append(self._foretells(tokens, token.position))
             # The same for every token, so that their mean is what was recorded.

@@ -140,14 +140,14 @@ def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
     """Seconds of a plan by the number of drafters, of which no two are alike."""
     found = {}
     for count in PLANNED:
-        balancer, chance = Planner(), random.Random(count)
+        balancer, rng = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
             balancer.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
         for name in names:
-            compute_s = chance.uniform(0.001, 0.003)
-            balancer.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
-            balancer.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
+            compute_s = rng.uniform(0.001, 0.003)
+            balancer.observe_answer(name, compute_s + rng.uniform(0.001, 0.003), compute_s, 4)
+            balancer.drafter(name).record.rate.observe(rng.randint(5, 40), 15)
         request = balancer.open("edgecosine")
         times = []
         for _ in range(10 * repeats):

@@ -63,7 +63,7 @@ class TargetNode:
         slots: int,
         costs: Costs,
         texts: Texts,
-        carrier: Core | None,
+        traffic_core: Core | None,
         has_device: bool,
     ) -> None:
         core = Core(loop)
@@ -83,7 +83,7 @@ class TargetNode:
             self.balancer.welcome(drafter.node_id)
             self._links[drafter.node_id] = VirtualLink(
                 loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
-                drafting=drafter.drafting, carrier=carrier,
+                drafting=drafter.drafting, traffic_core=traffic_core,
             )  # fmt: skip
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:

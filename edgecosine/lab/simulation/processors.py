@@ -21,7 +21,7 @@ class Spent:
 
     target_loop_s: float
     drafter_loops_s: float
-    carrier_s: float
+    traffic_s: float
     """What carries the traffic of links and of MQTT."""
     delivery_s: float
     """Broker and asker."""
@@ -33,7 +33,7 @@ class Spent:
         return Spent(
             self.target_loop_s - former.target_loop_s,
             self.drafter_loops_s - former.drafter_loops_s,
-            self.carrier_s - former.carrier_s,
+            self.traffic_s - former.traffic_s,
             self.delivery_s - former.delivery_s,
             self.target_waited_s - former.target_waited_s,
         )
@@ -45,7 +45,7 @@ def look(cluster: LabCluster) -> Spent:
     Raises LabError where the kernel does not tell.
     """
     nodes = {cluster.local.pid(node_id): node_id for node_id in (TARGET, *cluster.drafters)}
-    carrier_s = delivery_s = 0.0
+    traffic_s = delivery_s = 0.0
     for pid, command in _descendants(os.getpid()).items():
         if pid in nodes:
             continue
@@ -53,14 +53,14 @@ def look(cluster: LabCluster) -> Spent:
             "edgecosine.lab.network.netns.hub" in command
             or "edgecosine.lab.network.tcp_relay.relay" in command
         ):
-            carrier_s += _process_s(pid)
+            traffic_s += _process_s(pid)
         else:
             delivery_s += _process_s(pid)
     loops = {node_id: _thread_s(pid, pid) for pid, node_id in nodes.items()}
     return Spent(
         target_loop_s=loops.pop(TARGET),
         drafter_loops_s=sum(loops.values()),
-        carrier_s=carrier_s,
+        traffic_s=traffic_s,
         delivery_s=delivery_s + _process_s(os.getpid()),
         target_waited_s=_process_s(cluster.local.pid(TARGET), _WAITED),
     )
@@ -83,7 +83,7 @@ def _process_s(pid: int, field: int = _RAN) -> float:
 def _thread_s(pid: int, thread: int, field: int = _RAN) -> float:
     """A process's event loop runs on its first thread, whose number is the process's."""
     try:
-        told = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
+        stat = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
     except FileNotFoundError as error:
         raise LabError("this kernel does not tell what threads spend") from error
-    return int(told.split()[field]) / 1e9
+    return int(stat.split()[field]) / 1e9

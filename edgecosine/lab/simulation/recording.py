@@ -34,10 +34,10 @@ def record(temperature: float) -> Texts:
     engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
     assert loaded.codec is not None
     prompts = [(d, text) for d, texts in zoo.prompts().items() for text in texts[:PROMPTS]]
-    hows = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
+    samplings = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
     texts = [
-        _answer(engine, loaded.codec.encode(text), how)
-        for (_, text), how in zip(prompts, hows, strict=True)
+        _answer(engine, loaded.codec.encode(text), sampling)
+        for (_, text), sampling in zip(prompts, samplings, strict=True)
     ]
     names = zoo.drafter_names()
     guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
@@ -45,10 +45,10 @@ def record(temperature: float) -> Texts:
     surprises = np.zeros(guesses.shape[:2], np.float32)
     for which, name in enumerate(names):
         drafter, _ = load_drafter(LoadOptions(name, threads=1))
-        for number, (text, how) in enumerate(zip(texts, hows, strict=True)):
+        for number, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):
             surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
-                said = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(how))
+                said = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(sampling))
                 guesses[which, number, place] = said.tokens[:_GUESSES]
                 packed = pack_shares(said.confidences[:_GUESSES])
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)
@@ -58,10 +58,10 @@ def record(temperature: float) -> Texts:
     return Texts(tokens, domains, names, guesses, shares, surprises, temperature)
 
 
-def _answer(engine: TargetEngine, prompt: list[int], how: Sampling) -> list[int]:
+def _answer(engine: TargetEngine, prompt: list[int], sampling: Sampling) -> list[int]:
     text = list(prompt)
     while len(text) < NUM_PROMPT + ANSWER:
-        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, how)
+        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, sampling)
         [outcome] = engine.step([work]).outcomes
         if (verdict := verdict_of(outcome)) is not None:
             text.append(verdict.bonus)

@@ -14,7 +14,7 @@ from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.load_generator import closed_loop, make_jobs
-from edgecosine.lab.measured_requests import Asked, Load
+from edgecosine.lab.measured_requests import Load, MeasuredAnswer
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts
@@ -105,7 +105,7 @@ async def _cluster(
     plan = LabPlan(
         drafters=drafters,
         ballast=settings.ballast,
-        weather=LAN,
+        conditions=LAN,
         network=settings.network,
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,
@@ -126,9 +126,11 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
     alone = look(cluster).since(start)
     rounds = _rounds(load)
     round_s, delivery_s = alone.target_loop_s / rounds, alone.delivery_s / rounds
-    carried_s = alone.carrier_s / rounds
+    carried_s = alone.traffic_s / rounds
     traced = await _ask(cluster, lone, is_traced=True)
-    overhead_s = statistics.median(s for asked in traced.asked for s in overheads_s(asked.rounds))
+    overhead_s = statistics.median(
+        s for measured in traced.answers for s in overheads_s(measured.rounds)
+    )
     one_row_s = statistics.median(_passes(traced))
     start = look(cluster)
     load = await _ask(cluster, paired, is_traced=True)
@@ -142,7 +144,7 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
         round_s=round_s,
         hop_s=max(0.0, overhead_s - round_s),
         delivery_s=delivery_s + carried_s,
-        between_s=statistics.median(map(_between_s, traced.asked)),
+        between_s=statistics.median(map(_between_s, traced.answers)),
         one_way_s=await _rtt_s(cluster) / 2,
     )
     costs = _with_links(costs, load, spent, carried_s)
@@ -152,28 +154,28 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
 def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:
     """What messages cost: what is left when rounds have had theirs."""
     rounds = _rounds(load)
-    asks = sum(len(each["drafts"]) for asked in load.asked for each in asked.rounds)
+    asks = sum(len(each["drafts"]) for measured in load.answers for each in measured.rounds)
     messages = max(1, 2 * asks)
     return replace(
         costs,
         message_s=max(0.0, spent.target_loop_s - rounds * costs.round_s) / messages,
         request_s=spent.drafter_loops_s / max(1, asks),
-        carriage_s=max(0.0, spent.carrier_s - rounds * carried_s) / messages,
+        carriage_s=max(0.0, spent.traffic_s - rounds * carried_s) / messages,
     )
 
 
 def _rounds(load: Load) -> int:
     """Rounds, prefills among them."""
-    return sum(asked.num_rounds + 1 for asked in load.asked)
+    return sum(measured.num_rounds + 1 for measured in load.answers)
 
 
 def _passes(load: Load) -> list[float]:
-    return [each["pass_s"] for asked in load.asked for each in asked.rounds[1:]]
+    return [each["pass_s"] for measured in load.answers for each in measured.rounds[1:]]
 
 
-def _between_s(asked: Asked) -> float:
+def _between_s(measured: MeasuredAnswer) -> float:
     """What an asker waits for beside the session."""
-    return max(0.0, asked.elapsed_s - float(asked.rounds[-1]["verified_s"]))
+    return max(0.0, measured.elapsed_s - float(measured.rounds[-1]["verified_s"]))
 
 
 async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> Load:

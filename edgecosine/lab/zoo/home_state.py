@@ -56,8 +56,8 @@ class House:
             for room in self.rooms
         ]
         if self.watts:
-            told = ", ".join(f"{name} {watts} W" for name, watts in self.watts.items())
-            parts.append(f"Power: {told}.")
+            listed = ", ".join(f"{name} {watts} W" for name, watts in self.watts.items())
+            parts.append(f"Power: {listed}.")
         return " ".join(parts)
 
 

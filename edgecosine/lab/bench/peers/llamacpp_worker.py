@@ -36,9 +36,9 @@ FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, OSError)
 
 Answer = dict[str, Any]
 Settings = dict[str, Any]
-Way = Callable[[Sequence[Sequence[int]], int], list[Answer]]
+Method = Callable[[Sequence[Sequence[int]], int], list[Answer]]
 """Answers prompts with at most so many tokens each."""
-Make = Callable[[], Way]
+Make = Callable[[], Method]
 
 
 class Generator:
@@ -220,7 +220,7 @@ class Peer:
         self._setup = setup
         self._end_tokens = frozenset[int](setup["end_tokens"])
         self._loaded = dict[tuple[str, bool], Any]()
-        self.ways = dict[str, Way]()
+        self.methods = dict[str, Method]()
         self.settings = dict[str, dict[str, Any]]()
         self.refused = dict[str, str]()
         self.trials_s = dict[str, float]()
@@ -262,13 +262,13 @@ class Peer:
                 {"api": "llama_decode", "flash_attn": flash, "kv_unified": unified},
                 functools.partial(self._batch, num_slots=num_slots, flash=flash, unified=unified),
             )
-        if "plain" in self.ways:
-            yield {"api": "one by one"}, lambda: self.ways["plain"]
+        if "plain" in self.methods:
+            yield {"api": "one by one"}, lambda: self.methods["plain"]
 
     def _generator(self, path: str, flash: bool, draft_model: Any = None) -> Generator:
         return Generator(self._load(path, flash, draft_model), self._end_tokens)
 
-    def _batch(self, *, num_slots: int, flash: bool, unified: bool) -> Way:
+    def _batch(self, *, num_slots: int, flash: bool, unified: bool) -> Method:
         llama = self._load(self._setup["target"], flash)
         return Batch(llama, self._setup, num_slots=num_slots, flash=flash, unified=unified)
 
@@ -289,26 +289,26 @@ class Peer:
         """Try all settings on the trial prompts and keep the quickest."""
         best_s, reason = math.inf, ""
         try:
-            for told, make in candidates:
-                name = ", ".join((kind, *(f"{key} {value}" for key, value in told.items())))
+            for options, make in candidates:
+                name = ", ".join((kind, *(f"{key} {value}" for key, value in options.items())))
                 try:
-                    way = make()
-                    seconds = min(self._seconds(way, kind) for _ in range(REPEATS))
+                    method = make()
+                    seconds = min(self._seconds(method, kind) for _ in range(REPEATS))
                 except FAILURES as error:
                     reason = self.failed[name] = f"{type(error).__name__}: {error}"
                     continue
                 self.trials_s[name] = round(seconds, 4)
                 if seconds < best_s:
-                    best_s, self.ways[kind], self.settings[kind] = seconds, way, told
+                    best_s, self.methods[kind], self.settings[kind] = seconds, method, options
         except FAILURES as error:  # of what all candidates need
             reason = f"{type(error).__name__}: {error}"
-        if kind not in self.ways:
+        if kind not in self.methods:
             self.refused[kind] = reason
 
-    def _seconds(self, way: Way, kind: str) -> float:
+    def _seconds(self, method: Method, kind: str) -> float:
         prompts = self._setup["trial_prompts"][: None if kind == "batched" else ONE_BY_ONE]
         started = time.perf_counter()
-        way(prompts, self._setup["trial_tokens"])
+        method(prompts, self._setup["trial_tokens"])
         return time.perf_counter() - started
 
 
@@ -327,7 +327,7 @@ def _answer(tokens: list[int], first_s: float, elapsed_s: float) -> Answer:
 def _carry_out(peer: Peer, order: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        answers = peer.ways[order["kind"]](order["prompts"], order["max_tokens"])
+        answers = peer.methods[order["kind"]](order["prompts"], order["max_tokens"])
     except (*FAILURES, KeyError) as error:
         return {"answers": [], "elapsed_s": 0.0, "error": f"{type(error).__name__}: {error}"}
     return {"answers": answers, "elapsed_s": time.perf_counter() - started}

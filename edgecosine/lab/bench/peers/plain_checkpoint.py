@@ -109,10 +109,10 @@ def write_plain_checkpoint(
 def _plain(drafter: Checkpoint) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     """The configuration and float32 tensors without a shortlist."""
     tensors = {name: tensor.float() for name, tensor in drafter.tensors.items()}
-    told = drafter.config.to_dict()
+    fields = drafter.config.to_dict()
     # A model out of a GGUF file says so, and would not be saved as what it is now.
-    told.pop("quantization_config", None)
-    config = LlamaConfig.from_dict(told)
+    fields.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(fields)
     if drafter.shortlist is not None:
         head = torch.zeros(config.vocab_size, config.hidden_size)
         head[torch.tensor(drafter.shortlist)] = tensors[_HEAD]
@@ -137,10 +137,10 @@ def _write_gguf(
     types = {t.name: t.tensor_type for t in target.tensors} if is_quantized else {}
     types.setdefault(_OUTPUT, types.get(_EMBEDDING, _FLOAT32))
     for name, tensor in tensors.items():
-        told, values = _gguf_tensor(name, tensor, config)
+        gguf_name, values = _gguf_tensor(name, tensor, config)
         # A layer is stored as the target's layer 0 is: they differ in number.
-        kind = types.get(_of_layer_0(told), _FLOAT32)
-        writer.add_tensor(told, quants.quantize(values, kind), raw_dtype=kind)
+        kind = types.get(_of_layer_0(gguf_name), _FLOAT32)
+        writer.add_tensor(gguf_name, quants.quantize(values, kind), raw_dtype=kind)
     finish(writer)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from edgecosine.errors import LabError
-from edgecosine.lab.adversarial_drafter import write_liar
+from edgecosine.lab.adversarial_drafter import write_adversarial_drafter
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import figures as names
 from edgecosine.lab.bench.peers.inputs import (
@@ -124,8 +124,8 @@ async def _our_servers(
         for name in (names.HOSTILE, names.HOSTILE_ALONE):
             found.refuse(name, "there is no model to make hostile", notify)
         return servers
-    liar = await asyncio.to_thread(write_liar, directory, plain.directory)
-    client = await stack.enter_async_context(our_cluster(layout, (str(liar),), notify))
+    adversary = await asyncio.to_thread(write_adversarial_drafter, directory, plain.directory)
+    client = await stack.enter_async_context(our_cluster(layout, (str(adversary),), notify))
     return servers | {names.HOSTILE: Ours(client, OURS), names.HOSTILE_ALONE: Ours(client, ALONE)}
 
 

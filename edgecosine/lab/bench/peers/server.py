@@ -14,7 +14,7 @@ from edgecosine.lab.figures import Notify
 from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.load_generator import closed_loop
-from edgecosine.lab.measured_requests import Asked, Load, LoadRequest
+from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
 from edgecosine.local.cluster import LocalNode
 from edgecosine.protocol.api.request import Sampling
 
@@ -73,15 +73,15 @@ class PeerServer:
         reply = await self._process.ask(order, Reply)
         if reply.error or len(reply.answers) != len(prompts):
             raise LabError(f"{self._process.name}: {reply.error or 'answers are missing'}")
-        asked = [
-            Asked(
+        measured = [
+            MeasuredAnswer(
                 prompt.domain, self._process.name, self._decode(answer.tokens),
                 num_tokens=len(answer.tokens), elapsed_s=answer.elapsed_s,
                 first_text_s=answer.first_token_s, prefill_s=answer.first_token_s,
             )
             for prompt, answer in zip(prompts, reply.answers, strict=True)
         ]  # fmt: skip
-        return Load(tuple(asked), (), reply.elapsed_s)
+        return Load(tuple(measured), (), reply.elapsed_s)
 
 
 @asynccontextmanager
@@ -133,17 +133,17 @@ def _with(member: LocalNode, layout: CoreLayout) -> LocalNode:
 
 def record(server: str, cell: str, turn: int, load: Load) -> dict[str, Any]:
     """A run as JSON values; rates in tokens per second."""
-    gaps_s = [a.inter_token_s for a in load.asked if a.inter_token_s]
+    gaps_s = [a.inter_token_s for a in load.answers if a.inter_token_s]
     return {
         "server": server,
         "cell": cell,
         "turn": turn,
-        "domains": [asked.domain for asked in load.asked],
+        "domains": [measured.domain for measured in load.answers],
         "num_tokens": load.num_tokens,
         "elapsed_s": load.elapsed_s,
         "tokens_per_s": load.tokens_per_s,
         "decode_tokens_per_s": len(gaps_s) / sum(gaps_s) if gaps_s else None,
-        "first_text_s": [asked.first_text_s for asked in load.asked],
+        "first_text_s": [measured.first_text_s for measured in load.answers],
         "acceptance_length": load.acceptance_length,
-        "texts": [asked.text for asked in load.asked],
+        "texts": [measured.text for measured in load.answers],
     }

@@ -1,9 +1,8 @@
-"""The relay: carries TCP between nodes of one machine, delayed, jittered and slowed by weather.
+"""The relay: carries TCP between nodes of one machine with delay, jitter and a limited rate.
 
 `python -m edgecosine.lab.network.tcp_relay.relay SEED` reads orders from standard input, writes
-answers to standard output, and ends with the input. What differs from a real network: nothing is
-lost, the relay acknowledges what it has not delivered yet, and a cut cable holds bytes back until
-it is mended.
+replies to standard output, and ends with the input. It differs from a real network: it loses
+nothing, acknowledges bytes before they are delivered, and holds them while a cable is cut.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PIECE_BYTES = 1 << 14
 PIECES_IN_FLIGHT = 256
 
 _Piece = tuple[float, bytes]
-"""Due time and bytes; no bytes at the end of the stream."""
+"""Due time and bytes; empty at the end of the stream."""
 
 
 class Relay:
@@ -49,7 +48,7 @@ class Relay:
         self._servers: list[asyncio.Server] = []
 
     async def obey(self) -> None:
-        """Carry out orders until the input ends."""
+        """Execute orders until the input ends."""
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -63,12 +62,12 @@ class Relay:
 
     async def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
-            case Plug(host, weather):
-                self._cables[host] = Cable(host, weather, self._seed, math.inf)
+            case Plug(host, conditions):
+                self._cables[host] = Cable(host, conditions, self._seed, math.inf)
                 return {}
-            case Change(host, weather, is_cut):
+            case Change(host, conditions, is_cut):
                 async with self._changed:
-                    self._cables[host].change(weather, is_cut=is_cut)
+                    self._cables[host].change(conditions, is_cut=is_cut)
                     self._changed.notify_all()
                 return {}
             case Open():
@@ -108,7 +107,7 @@ class Relay:
             return
         for end in (near, far):
             end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # From here up our cable and down the other's; back the other way round.
+        # Up the near host's cable and down the far one's, and back in reverse.
         there = [cable.down if number else cable.up for number, cable in enumerate(cables)]
         back = [cable.up if number else cable.down for number, cable in enumerate(cables)]
         try:
@@ -116,7 +115,7 @@ class Relay:
                 group.create_task(self._pump(near_reader, far, there, cables))
                 group.create_task(self._pump(far_reader, near, back[::-1], cables))
         except* OSError:
-            # One side reset the connection, so the other is told the same.
+            # One side reset the connection, so the other is reset too.
             for end in (near, far):
                 end.transport.abort()
         finally:
@@ -174,7 +173,7 @@ async def _main(seed: int) -> None:
     async with asyncio.TaskGroup() as group:
         obeying = group.create_task(Relay(seed, group).obey(), name="relay.orders")
         await obeying
-        # The owner has gone, and whoever still talks has nobody to talk to.
+        # The owner has ended, so open connections are useless.
         os._exit(0)
 
 
