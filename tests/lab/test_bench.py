@@ -123,7 +123,7 @@ def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
     said = bench(environments, report)
-    assert said[0] == "going on: 6 of 14 runs are there already"
+    assert said[0] == "resuming: 6 of 14 runs are there already"
     assert said[1].startswith("[7/14]")
     assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)

@@ -1,4 +1,4 @@
-"""What the benchmark's sites need: clusters, hostile drafters, transformers beside the target."""
+"""The environments of the benchmark's sites: clusters, adversarial drafters, transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SESSIONS = 16
 
 
 def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[Cell, ...]:
-    """The cells whose weather a network of this kind can make; `notify` is told of the others."""
+    """The cells whose conditions this kind of network can emulate; reports the others."""
     if kind == "namespaces" or (kind == "auto" and namespaces.why_not() is None):
         return tuple(cells)
     for cell in cells:
@@ -33,7 +33,7 @@ def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[
 
 
 def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
-    """Opens stages of these settings."""
+    """A function that opens environments with these settings."""
 
     @asynccontextmanager
     async def open_environment(site: Site, cells: Sequence[Cell]) -> AsyncIterator[Environment]:
@@ -46,7 +46,7 @@ def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
                 clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))
             stock = None
             if policies & set(STOCK):
-                notify("asking transformers with which settings it is quickest here")
+                notify("finding the quickest settings of transformers")
                 process = stock_process(settings.ballast, settings.target_cores)
                 stock = await stack.enter_async_context(process)
             environment = LabEnvironment(settings, site, clusters, stock)

@@ -1,7 +1,6 @@
-"""The benchmark's figures, worked out of its runs: pure functions from the record.
+"""The benchmark's figures as pure functions of its record.
 
-Ratios are taken within one repetition of one cell. A figure whose runs are not in the record is
-left out.
+Ratios are taken within one repetition of one cell. A figure without runs in the record is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ TO_BEAT = (COLOCATED, "specinfer", "specedge", "cosine-paper")
 
 
 def bench_figures(runs: Runs) -> dict[str, Figure]:
-    """Every figure that the runs have data for, by name."""
+    """All figures that the runs have data for, by name."""
     samples: dict[str, list[float]] = {
         "single_over_target_alone": ratios(runs, "single", OURS, ALONE),
         "single_over_hf_assisted": ratios(runs, "single", OURS, ASSISTED),
@@ -58,7 +57,7 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
 
 
 def _routing(runs: Runs) -> dict[str, list[float]]:
-    """Regret of our routing, one request at a time, and who led its rounds, by repetition."""
+    """Routing regret with one request at a time, and shares of rounds led by the best drafter."""
     matrix = zoo.acceptance()
     samples: dict[str, list[float]] = {}
     for run in _of(runs, "single", OURS):
@@ -103,10 +102,10 @@ def best_latency(runs: Runs, cell: str) -> str | None:
 
 
 def identical(runs: Runs) -> list[float]:
-    """Of each run, the share of its answers that are the target's own, word for word.
+    """For each run, the share of its answers that are identical to those of the target alone.
 
-    Answers are matched by temperature and by the number of their job. Runs outside the runtime, and
-    of the target alone, do not count.
+    Answers are matched by temperature and by the number of their request. Runs outside the runtime
+    and of the target alone are left out.
     """
     ours = [run for run in runs if run["policy"] not in STOCK]
     alone = {
@@ -149,7 +148,7 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
 
 
 def _reported(runs: Runs, cell: str, field: str) -> list[float]:
-    """A field of our own runs in a cell, where it is told."""
+    """A field of EdgeCoSine's runs in a cell, where it was recorded."""
     values = (run.get(field) for run in _of(runs, cell, OURS))
     return [value for value in values if value is not None]
 

@@ -1,4 +1,4 @@
-"""What a load and its rounds take of memory at their peak, measured in a process of its own."""
+"""Measures the peak memory of a model's load and rounds in a separate process."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes. Peaks are growth over `base`: a process that has loaded and run a model of 1 M
-    parameters, so that the libraries' code, which is the same for any model, is no part of them."""
+    """Bytes. Peaks are growth over `base`, a process that has loaded and run a model of 1 M
+    parameters, so that they exclude the libraries' code."""
 
     base: int
     load_peak: int
     peak: int
     """Of the load and the rounds."""
     weights: int
-    """As held: packed, the embedding beside the output layer."""
+    """As held in memory: packed, with the embedding beside the output layer."""
     cache: int
     planned: int
 
@@ -55,12 +55,12 @@ def measure_memory(options: LoadOptions, rounds: int) -> MemoryUse:
 
 
 def measure_here() -> None:
-    """The measuring process: orders on standard input, bytes on standard output."""
+    """Entry of the measuring process: reads an order from standard input, writes its result."""
     order: dict[str, Any] = json.load(sys.stdin)
     options = LoadOptions(**order["options"])
     _run(*load_target(LoadOptions(zoo.drafter_names()[0], threads=1, slots=1, context=64)), 2)
     give_back_memory()
-    # Reset the peak to what is in use now.
+    # Resets the peak to the current use.
     Path("/proc/self/clear_refs").write_text("5")
     base = _status("VmRSS")
     engine, loaded = load_target(options)
@@ -72,7 +72,7 @@ def measure_here() -> None:
 
 
 def memory_in_use() -> int:
-    """Bytes of this process now."""
+    """Resident bytes of this process."""
     return _status("VmRSS")
 
 

@@ -1,7 +1,6 @@
-"""One run of a benchmark as plain data: the contract between what measures and what draws.
+"""One run of a benchmark as plain data: the contract between measurements and plots.
 
-Latencies are told by percentiles, throughput as a whole; requests one by one where they are asked
-for. Nothing here measures anything.
+It has percentiles of latencies, the throughput of the whole run, and single requests on demand.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SHARES = ("proposed", "accepted", "led", "first")
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoad:
-    """So many requests always at work."""
+    """A fixed number of running requests."""
 
     concurrency: int
     kind: str = "closed"
@@ -31,7 +30,7 @@ class ClosedLoad:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoad:
-    """Arrivals that nobody holds back; `low_per_s` and `high_per_s` are equal when steady."""
+    """Arrivals independent of the answers; `low_per_s` and `high_per_s` are equal when steady."""
 
     low_per_s: float
     high_per_s: float
@@ -52,7 +51,7 @@ class Conditions(msgspec.Struct, frozen=True):
 def run_record(
     conditions: Conditions, load: Load, *, with_requests: bool = False
 ) -> dict[str, Any]:
-    """A run as JSON values; a percentile that nothing tells is null."""
+    """A run as JSON values; percentiles without samples are null."""
     measured = load.answers
     record = {
         **msgspec.to_builtins(conditions),

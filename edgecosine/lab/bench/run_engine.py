@@ -1,8 +1,8 @@
-"""What the engine costs beside transformers on the same weights and the same thread.
+"""Compares the engine with transformers on the same weights and one thread.
 
-The two sides of each ratio take turns in one process, so that a machine whose speed drifts drifts
-for both. transformers runs in float32 or bfloat16, whichever is quicker here for what is raced. The
-target carries ballast, as in the demo.
+The two sides of each ratio alternate in one process, so that a drift of the machine's speed affects
+both. transformers runs in float32 or bfloat16, whichever is quicker. The target carries ballast, as
+in the demo.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 WARM_ROUNDS = 300
 
 Timed = Callable[[], float]
-"""Does its work and returns the seconds that count."""
+"""Does its work and returns the measured seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Race:
 
 
 def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """Run all races; their figures. Those and the seconds of every run are kept after each."""
+    """Run all races; returns their figures. These and all runs are saved after each race."""
     notify("loading the target and a drafter, ours and transformers'")
     engine, loaded = load_target(
         LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
@@ -105,7 +105,7 @@ def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> 
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
         keep(figures, runs)
         notify(f"{race.name}: {figures[race.name].value:.2f}")
-    notify("measuring a load's peak of memory in a process of its own")
+    notify("measuring the peak memory of a load in a separate process")
     figures["memory_over_ideal"] = _memory_over_ideal(ballast, runs)
     keep(figures, runs)
     notify(f"watching memory over {ROUNDS} rounds")
@@ -116,7 +116,7 @@ def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> 
 
 
 def _quickest(options: Sequence[Timed]) -> Timed:
-    """The option that takes the least time now."""
+    """The option that takes the least time on this machine."""
     return min(options, key=lambda timed: min(timed() for _ in range(3)))
 
 
@@ -150,7 +150,7 @@ def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
 
 
 def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
-    """Whole rounds on trees with a wrong and a right branch: pass, draws, walk, compaction."""
+    """Whole rounds on trees with a wrong and a right branch: pass, sampling, walk, compaction."""
     _prefill(engine, prompts)
     works = []
     for key, prompt in enumerate(prompts):
@@ -175,7 +175,7 @@ def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
     def timed() -> float:
         for key in range(len(prompts)):
             engine.release(str(key))
-        # Another first token, so that no prefix of a former run is found in the cache.
+        # Another first token each time, so that the cache has no prefix of a former run.
         sequences = [[chance, *prompt[1:]] for chance, prompt in zip(fresh, prompts, strict=False)]
         started = time.perf_counter()
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
@@ -222,7 +222,7 @@ def _decoding_steps(model: Any, prompt: list[int]) -> Timed:
 
 
 def _forward(model: Any, batch: int, width: int) -> Timed:
-    """The bare forward pass of a shape, without cache, draws and walk."""
+    """The forward pass of a shape alone, without cache, sampling and walk."""
 
     @torch.inference_mode()
     def timed() -> float:
@@ -237,7 +237,7 @@ def _forward(model: Any, batch: int, width: int) -> Timed:
 
 def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
     def timed() -> float:
-        # Another last token, so that nothing of a former run is known.
+        # Another last token each time, so that nothing of a former run is cached.
         works = [
             DraftWork(str(key), (*prompt, chance), STEPS, 1, SharedNoise())
             for key, (prompt, chance) in enumerate(zip(prompts, fresh, strict=False))
@@ -251,8 +251,8 @@ def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
 
 
 def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure:
-    """MiB in use after `rounds` more rounds than it takes to have seen every shape: sessions come
-    and go, contexts grow, trees fork."""
+    """Growth in MiB over `rounds` rounds after a warm-up with all shapes: sessions start and end,
+    contexts grow, trees fork."""
     sizes = []
     for num_rounds in (WARM_ROUNDS, rounds):
         for number in range(num_rounds):

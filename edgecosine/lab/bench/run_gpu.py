@@ -1,8 +1,8 @@
-"""What decoding and verifying cost on a GPU beside its memory bandwidth, and how often rounding
+"""Measures decoding and verification on a GPU against its memory bandwidth, and how often rounding
 changes an answer.
 
-A pass that generates few tokens reads every weight once and computes little, so it cannot be
-faster than the weights' bytes over the bandwidth. Weights are random: time does not depend on them.
+A pass that generates few tokens reads every weight once and computes little, so that its time is at
+least the weights' bytes over the bandwidth. Weights are random, since time is independent of them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _DRAFT_STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """What to measure; the sizes are for tests to make small."""
+    """Shapes and sizes of the measurement; tests make them small."""
 
     device: str = "cuda"
     repeats: int = 20
@@ -76,7 +76,7 @@ _TINY: Mapping[str, Any] = {
 
 
 def toy_settings(device: str) -> GpuSettings:
-    """Tries the measurement itself, on any device."""
+    """Settings that try the measurement on any device."""
     return GpuSettings(
         device=device, repeats=2, targets={"tiny": _TINY}, drafter=_TINY, context=96,
         copied_bytes=1 << 16, prompts=4, new_tokens=12,
@@ -84,8 +84,8 @@ def toy_settings(device: str) -> GpuSettings:
 
 
 def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """Measure everything; its figures. Those and the seconds of every pass are kept after each
-    model.
+    """Measure everything; returns the figures. These and the seconds of every pass are saved after
+    each model.
 
     Raises LabError where there is no such device.
     """
@@ -116,7 +116,7 @@ def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str
 
 
 def measure_bandwidth(device: torch.device, size: int, repeats: int) -> Figure:
-    """Bytes a second, read and written, of a copy within the device's memory."""
+    """Bytes per second, read and written, of a copy within the device's memory."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rates = []
@@ -137,7 +137,7 @@ def _target_figures(
     bandwidth: float,
     runs: list[dict[str, Any]],
 ) -> dict[str, Figure]:
-    """Milliseconds of each pass, recorded and operation by operation, and over the floor."""
+    """Milliseconds of each pass, with and without CUDA graphs, and over the bandwidth limit."""
     figures: dict[str, Figure] = {}
     model = random_model(shape, device)
     ways: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
@@ -158,7 +158,7 @@ def _target_figures(
 
 
 def random_model(shape: Mapping[str, Any], device: torch.device) -> Any:
-    """A bfloat16 model of a shape, made on the device."""
+    """A bfloat16 model of a shape, initialised on the device."""
     settings = dict(shape)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with device:
@@ -179,7 +179,7 @@ def _read_bytes(model: Any) -> int:
 def _pass_times(
     engine: TargetEngine, sessions: int, nodes: int, settings: GpuSettings
 ) -> list[float]:
-    """Seconds of whole rounds: pass, draws, walk, compaction."""
+    """Seconds of whole rounds: pass, sampling, walk, compaction."""
     prompt = tuple(3 + i % 50 for i in range(settings.context // 2))
     half = nodes // 2
     tree = forked_tree(range(1, half + 1), range(half + 1, nodes + 1)) if nodes else EMPTY_TREE
@@ -201,7 +201,7 @@ def _pass_times(
 def _drafter_steps(
     settings: GpuSettings, runs: list[dict[str, Any]], notify: Notify
 ) -> Iterator[tuple[str, Figure]]:
-    """Milliseconds a drafted token of one request, for each way of holding the weights."""
+    """Milliseconds per draft token of one request, for each quantisation."""
     with tempfile.TemporaryDirectory() as scratch:
         random_model(settings.drafter, torch.device("cpu")).save_pretrained(scratch)
         for file in (zoo.DIRECTORY / zoo.TARGET).glob("tokenizer*"):

@@ -1,7 +1,7 @@
-"""What each part of EdgeCoSine is worth on the real model: with it and without it, fresh prompts.
+"""Measures the worth of each part of EdgeCoSine on the real model, with and without it.
 
-Each repetition asks every policy prompts of its own, one at a time, and takes the policies in
-turns, every second time backwards. What the target has learned is not forgotten between them.
+Each repetition sends every policy fresh prompts, one at a time; the order of the policies is
+reversed in every second repetition. The target keeps its statistics between them.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ Prompts = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class PartsSettings:
-    """How much to ask, and where the nodes run."""
+    """Number and length of requests, and cores of the nodes."""
 
     repeats: int
     prompts: int
-    """For each policy and repetition; as many again at temperature 0.8."""
+    """Prompts for each policy and repetition; as many again at temperature 0.8."""
     max_tokens: int
     target_cores: str
     drafter_cores: str
 
 
 def policies() -> tuple[str, ...]:
-    """What is compared: the whole, the whole less one part each, and the target alone."""
+    """The policies: the whole, the whole without each part, and the target alone."""
     return (WHOLE, *(f"{WHOLE}-without-{part}" for part in PARTS), ALONE)
 
 
 async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
-    """The runs: of each repetition, policy and temperature, tokens per second and acceptance. They
-    are kept after every repetition."""
+    """Tokens per second and acceptance for each repetition, policy and temperature; saved after
+    every repetition."""
     num_runs = 2 * settings.repeats * len(policies())
     notify(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
     prompts = iter(fresh_prompts(models.DEFAULT_TARGET, num_runs * settings.prompts + _WARM_UP))
@@ -100,7 +100,7 @@ def _run(
 
 
 def parts_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """What each part is worth, as a ratio of speeds within a repetition, at both temperatures."""
+    """The worth of each part as a ratio of speeds within a repetition, at both temperatures."""
     figures: dict[str, Figure] = {}
     for temperature, suffix in ((0.0, ""), (0.8, "_sampled")):
         speeds = {

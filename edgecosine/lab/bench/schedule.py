@@ -1,4 +1,4 @@
-"""The benchmark: all runs in their order, on the stages that they need, into one record."""
+"""The benchmark: all runs in order, in the environments that they need, into one record."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from edgecosine.lab.figures import Notify
 
 
 class Environment(Protocol):
-    """What is needed to make the runs of a site."""
+    """Makes the runs of a site."""
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What the record should tell of it."""
+        """Notes for the record."""
 
     async def play(self, step: Step) -> dict[str, Any]:
-        """Make one run; its record."""
+        """Make one run; returns its record."""
 
 
 OpenEnvironment = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Environment]]
-"""Sets up what these cells of a site need, and takes it down."""
+"""Opens the environment of a site for these cells."""
 
 
 async def run_bench(
     steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify
 ) -> None:
-    """Make all runs that the report lacks; each is in the report as soon as it is over.
+    """Make all runs that the report lacks; each is saved as soon as it is over.
 
-    Raises what stages raise.
+    Raises what environments raise.
     """
     todo = [step for step in steps if not report.has(step)]
     if len(todo) < len(steps):
-        notify(f"going on: {len(steps) - len(todo)} of {len(steps)} runs are there already")
+        notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are there already")
     number = len(steps) - len(todo)
     for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
         here = list(group)
@@ -68,6 +68,6 @@ def _line(step: Step, run: Mapping[str, Any]) -> str:
 
 def _left(seconds: float | None) -> str:
     if seconds is None:
-        return "no idea how long the rest takes"
+        return "time left unknown"
     minutes = seconds / 60
     return f"{seconds:.0f} s left" if minutes < 2 else f"about {minutes:.0f} min left"

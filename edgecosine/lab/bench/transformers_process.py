@@ -1,4 +1,4 @@
-"""transformers as one more server: a child process on the target's cores."""
+"""transformers as another server: a child process on the target's cores."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
 
 
 class StockProcess:
-    """Answers jobs as transformers does."""
+    """Answers requests by transformers."""
 
     def __init__(self, process: LineProcess, ready: TransformersReady) -> None:
         self._process = process
         self.ready = ready
-        """The settings that it found to be quickest, and what all of them took."""
+        """The quickest settings, and the trial seconds of all settings."""
 
     async def answer(self, kind: Kind, jobs: Sequence[LoadRequest], batch: int) -> Load:
-        """Answer the jobs greedily, so many at a time; their sampling is not looked at.
+        """Answer the requests greedily, `batch` at a time; their sampling is ignored.
 
         Raises LabError when the process has ended.
         """
@@ -55,7 +55,7 @@ class StockProcess:
 
 @asynccontextmanager
 async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]:
-    """The process, ready for work; it ends with the block.
+    """Start the process; it ends with the block.
 
     Raises LabError when it does not start.
     """

@@ -1,6 +1,6 @@
-"""Runs the benchmark beside peers: everything is loaded once, then all take turns prompt by prompt.
+"""Runs the benchmark beside peers: all servers are loaded once, then alternate prompt by prompt.
 
-Peers have both cores; of our cluster the target has the first and the drafters the second.
+Peers have both cores; of EdgeCoSine's cluster the target has the first and the drafters the second.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _ONE_BY_ONE: Final = 4
 async def run_peers_bench(
     settings: PeerSettings, found: PeersRecord, notify: Notify, keep: Keep
 ) -> None:
-    """Load, find settings, warm up and measure; all that is found goes into `found`, and is kept
-    after each turn.
+    """Load, find settings, warm up and measure; results go into `found` and are saved after each
+    turn.
 
-    Raises EdgecosineError of what our own cluster cannot do. A peer that fails is left out.
+    Raises EdgecosineError of EdgeCoSine's own cluster. A peer that fails is left out.
     """
     quiet_transformers()
     gguf = target_file(settings)
@@ -122,7 +122,7 @@ async def _our_servers(
     servers: dict[str, Server] = {ALONE: Ours(client, ALONE), OURS: Ours(client, OURS)}
     if plain is None:
         for name in (names.HOSTILE, names.HOSTILE_ALONE):
-            found.refuse(name, "there is no model to make hostile", notify)
+            found.refuse(name, "there is no model to make adversarial", notify)
         return servers
     adversary = await asyncio.to_thread(write_adversarial_drafter, directory, plain.directory)
     client = await stack.enter_async_context(our_cluster(layout, (str(adversary),), notify))
@@ -136,8 +136,8 @@ async def _try_again(
     found: PeersRecord,
     notify: Notify,
 ) -> None:
-    """Note what llama.cpp's trial takes now that everything else is loaded, the better of two
-    turns; it made its own before. The difference is what idle clusters cost it."""
+    """Note the time of llama.cpp's trial with everything else loaded, the better of two turns. The
+    difference to its first trial is the cost of idle clusters."""
     try:
         loads = [await llamacpp.answer(trials[:_ONE_BY_ONE], 1, max_tokens) for _ in range(2)]
     except LabError as error:

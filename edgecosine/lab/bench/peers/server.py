@@ -1,4 +1,4 @@
-"""Who answers in the benchmark: a peer's process, or a policy on a cluster of ours."""
+"""The servers of the benchmark: a peer's process, or a policy on an EdgeCoSine cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Server(Protocol):
 
 
 class Ours:
-    """A policy on a cluster of ours. Its asker is this process, by MQTT."""
+    """A policy on an EdgeCoSine cluster; this process is its MQTT client."""
 
     def __init__(self, client: Client, policy: str) -> None:
         self._client, self._policy = client, policy
@@ -57,13 +57,13 @@ class Ours:
 
 
 class PeerServer:
-    """A kind of answer by a peer's process. Times are those that the process takes itself."""
+    """A kind of answer by a peer's process, which measures its times itself."""
 
     def __init__(
         self, process: LineProcess, kinds: Mapping[int, Kind],
         decode: Callable[[Sequence[int]], str],
     ) -> None:  # fmt: skip
-        """`kinds`: what to ask for, by how many prompts are at work at once."""
+        """`kinds`: the kind of answer, by the number of concurrent prompts."""
         self._process, self._kinds, self._decode = process, kinds, decode
 
     async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
@@ -88,7 +88,7 @@ class PeerServer:
 async def peer_process(
     name: str, command: Sequence[str], setup: Setup, cores: str
 ) -> AsyncIterator[tuple[LineProcess, PeerReady]]:
-    """A peer's process that has found its settings; it ends with the block.
+    """Start a peer's process; entered when it has found its settings. It ends with the block.
 
     Raises LabError when it does not start.
     """
@@ -98,7 +98,7 @@ async def peer_process(
 
 @dataclass(frozen=True, slots=True)
 class CoreLayout:
-    """Our clusters' target and where things run; core lists as for `edgecosine node`."""
+    """Target and cores of EdgeCoSine's clusters; core lists as for `edgecosine node`."""
 
     target: str
     target_cores: str
@@ -110,7 +110,7 @@ class CoreLayout:
 async def our_cluster(
     layout: CoreLayout, drafters: Sequence[str], notify: Notify
 ) -> AsyncIterator[Client]:
-    """A cluster of this machine with these drafters, and a client of it.
+    """A cluster on this machine with these drafters; yields a client of it.
 
     Raises EngineError when a node does not start.
     """

@@ -72,7 +72,7 @@ class StartedPeers:
         self, name: str, command: Sequence[str], drafter: str | None,
         servers: dict[str, dict[int, Kind]],
     ) -> dict[str, Server]:  # fmt: skip
-        self._notify(f"asking {name} with which settings it is quickest here")
+        self._notify(f"finding the quickest settings of {name}")
         setup = msgspec.structs.replace(self._setup, drafter=drafter)
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         try:
@@ -103,7 +103,7 @@ class StartedPeers:
 
 
 async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
-    """Share of a core that each peer takes while it has no request: threads that spin show here."""
+    """Share of a core that each peer uses without requests, which reveals spinning threads."""
     before = {name: _cpu_s(pid) for name, pid in pids.items()}
     await asyncio.sleep(_IDLE_S)
     return {
@@ -112,7 +112,7 @@ async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far; 0 where /proc does not tell, or it has ended."""
+    """Processor seconds of a process so far; 0 without /proc or when it has ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
