@@ -259,7 +259,7 @@ def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, command).exit_code == 0
     assert read_costs(report) == COSTS
     record.write_text("{}")
-    assert "holds no costs" in CliRunner().invoke(main, command).output
+    assert "has no costs" in CliRunner().invoke(main, command).output
 
 
 def test_comparison_tells_ratios_within_each_seed() -> None:

@@ -1,9 +1,9 @@
 """Checks answers under randomised speculation against plain decoding through the same engine.
 
-Everything that a server may do to a session is done here by chance: other sessions join and leave,
-drafts are good, bad and hostile, slots are fewer than sessions, slots are given away in the middle,
-sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits that
-each committed token was drawn from.
+Everything that a server may do to a session happens at random: other sessions join and leave,
+drafts are good, bad and adversarial, slots are fewer than sessions and are reassigned in between,
+sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits behind
+each committed token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_SESSIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """How an engine is built; none of it may change an answer."""
+    """Parameters of an engine, which must not change any answer."""
 
     slots: int
     chunk: int
@@ -36,7 +36,7 @@ class EngineShape:
 
 
 class Recorder:
-    """A PassModel that keeps the logits of its last pass for whoever asks."""
+    """A PassModel that records the logits of its last pass."""
 
     def __init__(self, model: PassModel) -> None:
         self._model = model
@@ -44,7 +44,7 @@ class Recorder:
 
     @property
     def cells(self) -> int:
-        """Tokens that a slot has room for."""
+        """KV positions of a slot."""
         return self._model.cells
 
     @property
@@ -76,7 +76,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model under test; `open` gives an engine that has seen nothing."""
+    """A model under test; `open` returns a fresh engine."""
 
     name: str
     vocabulary: int
@@ -85,17 +85,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of the engine."""
+    """A request to the engine."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     is_followup: bool = False
-    """Whether the prompt goes on from an earlier answer, whose prefix may still be cached."""
+    """Whether the prompt continues an earlier answer, whose prefix may still be cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What plain decoding answers, and a digest of the logits behind each token."""
+    """The answer of plain decoding, and a digest of the logits behind each token."""
 
     question: Question
     answer: tuple[int, ...]
@@ -104,7 +104,7 @@ class Truth:
 
 @dataclass(slots=True)
 class CheckCounts:
-    """What was done and what was found."""
+    """Counts of events and of divergences."""
 
     answers: int = 0
     answers_diverging: int = 0
@@ -131,7 +131,7 @@ class CheckCounts:
         return self.accepted / max(1, self.drafted_rounds)
 
     def add(self, other: CheckCounts) -> None:
-        """Put another tally's counts to these."""
+        """Add other counts to these."""
         for entry in fields(CheckCounts):
             mine, others = getattr(self, entry.name), getattr(other, entry.name)
             value = max(mine, others) if entry.name == "most_sessions" else mine + others
@@ -143,7 +143,7 @@ def digests(
 ) -> list[list[bytes]]:
     """For each work of the last pass, digests of the logits behind its committed tokens.
 
-    The engine asks its model for the logits of the root and then of all nodes, work by work.
+    The engine requests the logits of the root and then of all nodes, work by work.
     """
     found, row = list[list[bytes]](), 0
     for work, outcome in zip(works, outcomes, strict=True):
@@ -161,7 +161,7 @@ def _digest(logits: torch.Tensor) -> bytes:
 
 
 def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
-    """Decode one question alone, one token a pass."""
+    """Decode one question alone, one token per pass."""
     tokens, seen = list(question.prompt), list[bytes]()
     while len(seen) < num_tokens:
         work = VerifyWork(
@@ -195,7 +195,7 @@ class _Session:
 
 
 class RandomSpeculation:
-    """Answers questions whose plain answers are known, under everything that chance brings."""
+    """Answers questions whose plain answers are known, under random events."""
 
     def __init__(self, subject: Subject, seed: int) -> None:
         self._subject = subject
@@ -207,7 +207,7 @@ class RandomSpeculation:
         self._restart()
 
     def run(self, truths: Sequence[Truth]) -> CheckCounts:
-        """Answer all questions at least once; what was found."""
+        """Answer all questions at least once; returns the counts."""
         self._counts = CheckCounts()
         waiting = deque(truths)
         while waiting or self._live:
@@ -263,7 +263,7 @@ class RandomSpeculation:
         self._opened.engine.release(session.key)
 
     def _running(self) -> list[_Session]:
-        """The sessions of the next pass: mostly those of the last one, so that all get on."""
+        """The sessions of the next pass: mostly those of the last one, so that all progress."""
         rng = self._rng
         running = [session for session in self._running_last if session in self._live]
         if not running or rng.random() < (0.05 if self._is_crowded else 0.4):
@@ -305,7 +305,7 @@ class RandomSpeculation:
         )
 
     def _judge(self, session: _Session, *, is_whole: bool) -> None:
-        """Compare with the plain answer; logits up to where the tokens part."""
+        """Compare with the plain answer; logits up to the first different token."""
         truth, counts = session.truth, self._counts
         pairs = list(zip(session.said, truth.answer, strict=False))
         wrong = [index for index, (said, true) in enumerate(pairs) if said != true]

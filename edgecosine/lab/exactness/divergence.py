@@ -42,7 +42,7 @@ def _nothing(_: list[int]) -> TokenTree:
 
 
 def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
-    """Drafts of up to twelve nodes in two branches, the second mostly right, the first not."""
+    """Drafts of up to twelve nodes in two branches, of which the second is mostly right."""
     rng = random.Random(seed)
 
     def drafts(sequence: list[int]) -> TokenTree:

@@ -1,4 +1,4 @@
-"""Random drafts of every quality, made from the answer that plain decoding is known to give."""
+"""Random drafts of every quality, made from the known answer of plain decoding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 MOST_NODES = 32
 
 Mood = Callable[[random.Random, Sequence[int], int], TokenTree]
-"""(chance, the tokens that plain decoding says next, vocabulary) -> tree."""
+"""(random generator, the next tokens of plain decoding, vocabulary) -> tree."""
 
 
 class _Growing:
-    """A tree that grows node by node; a child that is there already is not added again."""
+    """A tree that grows node by node; an existing child is not added again."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[int, int], int] = {}
@@ -53,7 +53,7 @@ def good(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTre
 
 
 def bad(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """A tree of any shape whose nodes are right now and then."""
+    """A tree of any shape with some right nodes."""
     growing, depths = _Growing(), {ROOT: 0}
     for _ in range(rng.randint(1, MOST_NODES)):
         parent = rng.choice(list(depths))
@@ -65,7 +65,7 @@ def bad(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree
 
 
 def deep(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """A long chain that is right for a while, then one token over and over."""
+    """A long chain that starts right and then repeats one token."""
     growing, parent = _Growing(), ROOT
     right, repeated = rng.randrange(MOST_NODES), rng.randrange(vocabulary)
     for depth in range(MOST_NODES):
@@ -87,7 +87,7 @@ def wide(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTre
 
 
 def interleaved(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """The right path among wrong ones that grow in turn, so that its cells are far apart."""
+    """The right path among wrong ones that grow in turn, so that its KV positions are far apart."""
     growing = _Growing()
     ends = [ROOT] * rng.randint(2, 5)
     right = rng.randrange(len(ends))

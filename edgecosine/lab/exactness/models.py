@@ -1,7 +1,6 @@
 """The models that exactness is checked on: the zoo's target, and dense random ones of real width.
 
-Random weights are awake to every sum: nothing is zero, nothing is learned away, and near-ties are
-frequent.
+Random weights are sensitive to every sum: none is zero or trained away, and near-ties are frequent.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ SAMPLINGS = (
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model under test, how to build it anew, and its part of all answers."""
+    """A model under test, a function that builds it, and its share of all answers."""
 
     name: str
     dtype: torch.dtype
@@ -64,7 +63,7 @@ class CheckedModel:
     """Zoo model that assists transformers' own generation; None: a copy of the model."""
 
     def subject(self, device: str) -> tuple[Subject, Decision]:
-        """Engines for it, and the policy that holds."""
+        """The model under test with its engines, and the exactness policy that applies."""
         model = self.build().to(device)
         decision = decide(device, self.dtype)
         probe = _pass_model(model, EngineShape(1, 64, 1), decision.kernels)
@@ -96,7 +95,7 @@ def candidates() -> tuple[CheckedModel, ...]:
 
 
 def zoo_model(name: str, dtype: torch.dtype) -> Any:
-    """A zoo model as transformers loads it."""
+    """A zoo model, loaded by transformers."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         zoo.DIRECTORY / name, dtype=dtype, attn_implementation="eager"
     )
@@ -123,7 +122,7 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
 
 
 def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> PassModel:
-    model = copy.deepcopy(model)  # whoever packs weights takes them
+    model = copy.deepcopy(model)  # packing takes the weights
     if kernels is not None and can_fuse(model):
         return NativeLlama(
             model, slots=shape.slots, cells=CELLS, threads=shape.threads, kernels=kernels
@@ -149,7 +148,7 @@ def zoo_prompts() -> dict[str, list[tuple[int, ...]]]:
 
 
 class Questions:
-    """Endless questions on a model; every sixth goes on from an earlier answer."""
+    """Endless questions to a model; every sixth continues an earlier answer."""
 
     def __init__(self, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
         self._prompts = prompts

@@ -1,4 +1,4 @@
-"""`edgecosine bench exactness`: are answers under speculation those of plain decoding?"""
+"""`edgecosine bench exactness`: compares answers under speculation with plain decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN = EngineShape(slots=1, chunk=64, threads=1)
 
 @dataclass(frozen=True, slots=True)
 class ExactnessSettings:
-    """How much to check."""
+    """Number and length of the checks."""
 
     answers: int = 1000
     max_tokens: int = 128
@@ -40,12 +40,12 @@ class ExactnessSettings:
 
     @property
     def assisted(self) -> int:
-        """transformers' own answers for each model."""
+        """Number of transformers' own answers for each model."""
         return min(32, max(2, self.answers // 32))
 
     @property
     def coupled(self) -> int:
-        """Texts for each domain and temperature along which the coupling is measured."""
+        """Texts for each domain and temperature along which agreement is measured."""
         return min(6, max(1, self.answers // 40))
 
 
@@ -60,8 +60,8 @@ class ExactnessReport:
 
 
 def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep) -> ExactnessReport:
-    """Check all models, then transformers' assisted generation, then the coupling; what was found
-    is kept after each model and each of these."""
+    """Check all models, then transformers' assisted generation, then agreement by shared noise;
+    results are saved after each model and each of these."""
     quiet_transformers()
     torch.set_num_threads(1)
     models = candidates()
@@ -102,7 +102,7 @@ def _check(
     settings: ExactnessSettings,
     notify: Notify,
 ) -> CheckCounts:
-    """Plain answers and then the storm, wave by wave."""
+    """Plain answers and then random speculation, in waves of questions."""
     questions = Questions(prompts_of(candidate), settings.seed)
     speculation, known, total = (
         RandomSpeculation(subject, settings.seed),

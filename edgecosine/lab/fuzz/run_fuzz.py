@@ -1,4 +1,4 @@
-"""Fuzzes targets one after another by coverage, and tells what was tried and what broke."""
+"""Fuzzes targets one after another by coverage, and reports progress and failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.fuzz.targets import TARGETS
 
 _TIMEOUT_S: Final = 10
-"""What takes longer is a hang."""
+"""An input that takes longer is a hang."""
 _MEMORY_MB: Final = 1024
 _REPORT_S: Final = 10.0
 _SHOWN_BYTES: Final = 4096
@@ -31,10 +31,10 @@ _REASON: Final = re.compile(r"(?:^\w*(?:Error|Exception|Broken)\b.*)|(?:ERROR: l
 
 @dataclass(frozen=True, slots=True)
 class FuzzSettings:
-    """What to fuzz, and how long: `inputs` and `seconds` are shared by the targets.
+    """Targets and limits of fuzzing: `inputs` and `seconds` are shared by the targets.
 
-    seed    of the first target; another one, other inputs
-    corpus  folder to keep what was found in, and to start from; None: forgotten
+    seed    of the first target
+    corpus  folder of inputs to start from and to save to; None saves nothing
     """
 
     targets: tuple[str, ...]
@@ -46,7 +46,7 @@ class FuzzSettings:
 
 @dataclass(slots=True)
 class FuzzRun:
-    """What became of one target; `broken_by` is an input in hexadecimal digits, cut off."""
+    """The result of one target; `broken_by` is an input in hexadecimal digits, truncated."""
 
     target: str
     inputs: int = 0
@@ -76,7 +76,7 @@ def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
 
 
 def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
-    """How much was tried, how fast, and how many targets broke."""
+    """Number of inputs, their rate, and number of broken targets."""
     inputs, wall_s = sum(run.inputs for run in runs), sum(run.wall_s for run in runs)
     values = {
         "fuzzed_inputs": (inputs, "inputs"),
@@ -117,7 +117,7 @@ def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: 
 
 
 def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) -> str:
-    """Take in what the worker says; gives its last words."""
+    """Read the worker's output; returns its last line."""
     last_report, line = started, ""
     for line in lines:
         if found := _PROGRESS.search(line):

@@ -1,8 +1,8 @@
 """Measure and train on a machine with an NVIDIA GPU and without a network: `scripts/gpu`.
 
-Parts run one after another in processes of their own, within a time that they share; each leaves a
-log and JSON in a folder. What is not installed here is told, and the parts that need it are left
-out; `--pack` on a machine with a network makes a folder that mends that.
+Parts run one after another in separate processes, within a shared time; each writes a log and JSON
+to a folder. Missing packages are reported, and the parts that need them are left out; `--pack` on a
+machine with a network makes a folder with the missing packages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
                         help="what drafters are trained for "
                         f"[{models.DEFAULT_TARGET}]")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path(".train/gpu"), metavar="DIR",
-                        help="what a training that was cut off goes on from "
+                        help="checkpoints from which an interrupted training resumes "
                         "[.train/gpu]")  # fmt: skip
     parser.add_argument("--unpack", type=Path, default=_BUNDLE, metavar="DIR",
                         help=f"what --pack made, if it is there [{_BUNDLE}]")  # fmt: skip
@@ -92,7 +92,7 @@ def _run(chosen: argparse.Namespace) -> int:
     for folder in (plan.out, plan.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     for name in absent_options():
-        print(f"not installed, and done without: {name}")
+        print(f"not installed (optional): {name}")
     parts = [part for name, part in PARTS.items() if name in (chosen.parts or PARTS)]
     endings = asyncio.run(run_parts(parts, plan, chosen.minutes, environment, _notify))
     print(table(endings))

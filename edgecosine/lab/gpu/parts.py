@@ -1,4 +1,4 @@
-"""The parts of a visit to a GPU machine: what each needs, runs and leaves."""
+"""The parts of `scripts/gpu`: their requirements, commands and results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ZOO: Final = ("--lab", "--prompts", "2", "--max-tokens", "96")
 _REAL: Final = ("--prompts", "2", "--max-tokens", "96")
 _TOY: Final = ("--lab", "--prompts", "1", "--max-tokens", "8", "--ballast", "1")
 _TRAINING_SHARE: Final = 0.9
-"""Of the training's time; starting and loading take the rest."""
+"""Share of the part's time for training; starting and loading take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """What is to be done: `device` as torch spells it, `drafters` trained before this visit."""
+    """Device, as torch spells it, folders and models of a run."""
 
     device: str
     out: Path
@@ -42,9 +42,9 @@ class GpuPlan:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One child process. `command` is told its seconds; `finish` leaves its JSON.
+    """One child process. `command` gets its seconds; `finish` writes its JSON.
 
-    `share` is that of the time, beside the others'.
+    `share` is its relative share of the time.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Part:
     modules: tuple[str, ...]
     command: Callable[[GpuPlan, float], list[str]]
     missing: Callable[[GpuPlan], str] = lambda _: ""
-    """Why it cannot run, beside modules."""
+    """Reason why it cannot run, besides modules; empty when it can."""
     finish: Callable[[GpuPlan], None] = lambda _: None
 
     def obstacle(self, plan: GpuPlan) -> str:
-        """Why it is left out; empty where it is not."""
+        """Reason why it is left out; empty when it can run."""
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
         return f"not installed: {', '.join(absent)}" if absent else self.missing(plan)
 
 
 def absent_options() -> list[str]:
-    """Packages that are not here and that parts do without."""
+    """Missing packages that are optional."""
     return [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
 
 
@@ -151,7 +151,7 @@ def _no_cluster(plan: GpuPlan) -> str:
 
 
 def _devices(plan: GpuPlan) -> list[str]:
-    """The target on the GPU; drafters on the GPU and on processor cores, in turns."""
+    """The target on the GPU; drafters on the GPU and on processor cores, in turn."""
     return [
         "--device", plan.device, "--drafter-device", plan.device, "--drafter-device", "cpu",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs parts one after another, each with its share of the time; none stops the others."""
+"""Runs parts one after another, each with its share of the time; a failure does not stop others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ended:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it was to be done and is not."""
+        """Whether the part failed or ran out of time."""
         return self.ended in {FAILED, LATE}
 
 
@@ -110,7 +110,7 @@ def _last_lines(log: Path, count: int) -> str:
 
 
 def table(endings: Sequence[Ended]) -> str:
-    """What became of the parts, for people."""
+    """The results of the parts as a table."""
     rows = [("part", "ended", "seconds", "reason")]
     rows += [(one.part, one.ended, f"{one.seconds:.1f}", one.reason) for one in endings]
     return "\n".join(f"{a:8} {b:12} {c:>8}  {d}".rstrip() for a, b, c, d in rows)

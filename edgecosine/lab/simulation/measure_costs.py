@@ -1,4 +1,4 @@
-"""Measures the engines' tables of costs: passes and drafting steps by their rows, on one core."""
+"""Measures the engines' cost tables: passes and drafting steps by batch size, on one core."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ _BATCHES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
-    """The part of `Costs` that engines have."""
+    """The costs of engines and plans."""
 
     pass_s: dict[int, float]
     session_s: float
     step_s: dict[int, float]
     work_s: float
     plan_s: dict[int, float]
-    """Of the balancer; it is measured beside them."""
+    """Of the planner, which is measured in the same process."""
 
 
 def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) -> EngineCosts:
-    """Load the target and a drafter here, and time them on the thread that calls."""
+    """Load the target and a drafter, and time them on the calling thread."""
     notify("measuring the target's passes by rows")
     engine, _ = load_target(LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS))
     pass_s, session_s = _passes(engine, texts, repeats)
@@ -74,7 +74,7 @@ def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int,
         for sessions, nodes in SHAPES:
             tree = _bush(nodes)
             batch = [_work(w.key, w.tokens, tree) for w in works[:sessions]]
-            engine.step(works[:sessions])  # gives back what a former tree's path left
+            engine.step(works[:sessions])  # frees what a former tree's path left
             started = time.perf_counter()
             engine.step(batch)
             times[sessions, nodes].append(time.perf_counter() - started)
@@ -92,7 +92,7 @@ def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int,
 
 
 def _between(seconds: dict[tuple[int, int], float], rows: int) -> float:
-    """A pass of one session with so many rows, interpolated."""
+    """Seconds of a pass of one session with `rows` rows, interpolated."""
     alone = sorted((1 + nodes, s) for (many, nodes), s in seconds.items() if many == 1)
     return float(np.interp(rows, [n for n, _ in alone], [s for _, s in alone]))
 
@@ -102,7 +102,7 @@ def _work(key: str, tokens: Sequence[int], tree: TokenTree = EMPTY_TREE) -> Veri
 
 
 def _bush(nodes: int) -> TokenTree:
-    """A tree of two branches, so that it is no chain, of tokens that are never right."""
+    """A tree of two branches with tokens that are never accepted."""
     half = (nodes + 1) // 2
     parents = [*range(-1, half - 1), *([-1] if nodes > half else []), *range(half, nodes - 1)]
     ones = (1,) * nodes
@@ -112,7 +112,7 @@ def _bush(nodes: int) -> TokenTree:
 def _steps(
     drafter: TransformerDrafter, texts: Texts, repeats: int
 ) -> tuple[dict[int, float], float]:
-    """Median seconds by rows, and what a call takes beside its steps for each work."""
+    """Seconds of a step by rows, and seconds of a call besides its steps for each request."""
     times: defaultdict[int, list[float]] = defaultdict(list)
     firsts: list[tuple[int, int, float]] = []
     for repeat in range(repeats):
@@ -137,7 +137,7 @@ def _steps(
 
 
 def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
-    """Seconds of a plan by the number of drafters, of which no two are alike."""
+    """Seconds of a plan by the number of drafters, which all differ."""
     found = {}
     for count in PLANNED:
         balancer, rng = Planner(), random.Random(count)
@@ -175,7 +175,7 @@ def _batch(texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool) 
 def _timed_steps(
     drafter: TransformerDrafter, batch: list[DraftWork]
 ) -> Iterator[tuple[int, float]]:
-    """Rows and seconds of each step; the last entry is what follows the last step."""
+    """Rows and seconds of each step; the last entry is the end of the call."""
     steps = drafter.steps(batch, lambda: False)
     while True:
         started = time.perf_counter()
@@ -186,5 +186,5 @@ def _timed_steps(
 
 
 def _quick(times: Sequence[float]) -> float:
-    """The lower quartile: what disturbs a machine only ever makes it slower."""
+    """The lower quartile, since other load on the machine only makes it slower."""
     return float(np.percentile(times, 25))

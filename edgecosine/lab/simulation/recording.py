@@ -1,4 +1,4 @@
-"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording`."""
+"""Records the texts and drafts of the zoo: `python -m edgecosine.lab.simulation.recording`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 16
-"""Of each domain."""
+"""Number for each domain."""
 ANSWER = 144
-"""Tokens of each answer: 128, and what drafters may look ahead."""
+"""Tokens of each answer: 128, and those that drafts may look ahead."""
 SEED = 1
-"""Of the first prompt's noise; the next one has the next seed."""
+"""Seed of the first prompt's noise; each further prompt has the next seed."""
 _GUESSES = 4
 
 
 def record(temperature: float) -> Texts:
-    """Let the target answer, and ask every drafter at every position; some minutes.
+    """Record the target's answers, and every drafter's drafts at every position; takes minutes.
 
-    Above temperature 0 drafters guess with the target's noise, as they do in a cluster.
+    Above temperature 0 drafters sample with the target's noise, as in a cluster.
     """
     engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
     assert loaded.codec is not None
@@ -74,14 +74,14 @@ class _Said:
 
 
 def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
-    """At a prompt that the drafter has not read yet, in nats per token."""
+    """The drafter's negative log-likelihood of a prompt, in nats per token."""
     [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
     return said.hindsight.surprise
 
 
 def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:
-    """The children of the root alone."""
+    """The drafter's guesses for the next token."""
     [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
     above = said.parents or range(-1, len(said.tokens) - 1)
     roots = [node for node, parent in enumerate(above) if parent == -1]

@@ -1,5 +1,5 @@
-"""The simulation against the lab: the same loads on a real cluster and on a simulated one, whose
-costs are measured in the same run."""
+"""Validates the simulation: the same loads on a real cluster and on a simulated one, whose costs
+are measured in the same run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SESSIONS = (1, 4, 8)
 DRAFTERS = (("generalist",), ("python", "manual", "legal", "home"))
 _SLOTS = 16
 _CALIBRATION_TEXT = 40
-"""The first prompt of the loads that costs are learned from; others than those that validate."""
+"""The first prompt of the calibration loads, whose prompts are not used for validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationSettings:
-    """How a validation is made; core lists as for `edgecosine node`."""
+    """Loads of a validation; core lists as for `edgecosine node`."""
 
     ballast: int
     repeats: int = 3
@@ -45,17 +45,17 @@ class ValidationSettings:
 
 @dataclass(frozen=True, slots=True)
 class CalibratedCosts:
-    """What one cluster's loops, links and neighbours cost."""
+    """Costs of one cluster's loops, links and other processes."""
 
     costs: Costs
     one_row_s: float
-    """A pass of one row as the cluster's own target saw it."""
+    """Seconds of a pass of one row on the cluster's target."""
 
 
 async def validate(
     settings: ValidationSettings, engines: EngineCosts, texts: Texts, notify: Notify
 ) -> tuple[list[dict[str, Any]], Costs]:
-    """A record for each load; and the costs of the first cluster, for what cannot be run here.
+    """A record for each load, and the costs of the first cluster for simulations without a lab.
 
     Raises LabError.
     """
@@ -87,7 +87,7 @@ def _loads(settings: ValidationSettings, is_known: bool) -> list[SimulatedLoad]:
 
 
 def _warm_up() -> list[SimulatedLoad]:
-    """What calibration asks."""
+    """The loads of the calibration."""
     text, tokens = _CALIBRATION_TEXT, 96
     return [
         SimulatedLoad("edgecosine", 1, 2, tokens, text),
@@ -117,8 +117,8 @@ async def _cluster(
 
 
 async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -> CalibratedCosts:
-    """Learn what loops, links, broker and askers cost from loads that are not validated."""
-    notify("learning what event loops, links and broker cost")
+    """Measure the costs of loops, links, broker and clients under loads of their own."""
+    notify("measuring the costs of event loops, links and broker")
     warm, crowd, lone, paired = _warm_up()
     await _ask(cluster, warm, is_traced=False)
     start = look(cluster)
@@ -152,7 +152,7 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
 
 
 def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:
-    """What messages cost: what is left when rounds have had theirs."""
+    """Add the costs of messages: the rest after those of rounds."""
     rounds = _rounds(load)
     asks = sum(len(each["drafts"]) for measured in load.answers for each in measured.rounds)
     messages = max(1, 2 * asks)
@@ -165,7 +165,7 @@ def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Cos
 
 
 def _rounds(load: Load) -> int:
-    """Rounds, prefills among them."""
+    """Rounds including prefills."""
     return sum(measured.num_rounds + 1 for measured in load.answers)
 
 
@@ -174,7 +174,7 @@ def _passes(load: Load) -> list[float]:
 
 
 def _between_s(measured: MeasuredAnswer) -> float:
-    """What an asker waits for beside the session."""
+    """Seconds that a client waits besides the session."""
     return max(0.0, measured.elapsed_s - float(measured.rounds[-1]["verified_s"]))
 
 
@@ -187,8 +187,8 @@ async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> 
 
 
 async def _run(cluster: LabCluster, load: SimulatedLoad, notify: Notify) -> tuple[Load, float]:
-    """What came of it, and the share of time in which the target waited for its processor: a third
-    or more says that somebody else is at work on this machine."""
+    """The result, and the share of time in which the target waited for its processor: a third or
+    more indicates other load on this machine."""
     start = look(cluster)
     answered = await _ask(cluster, load, is_traced=False)
     waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
@@ -221,7 +221,7 @@ def _record(
 
 
 def _medians(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each load, of the medians of its repetitions."""
+    """One record for each load, with the medians of its repetitions."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         key = (record["drafters"], record["policy"], record["sessions"])

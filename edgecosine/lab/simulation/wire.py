@@ -1,4 +1,4 @@
-"""Links in virtual time: messages take their time on the wire, and both ends' loops to handle."""
+"""Links in virtual time: messages take time on the wire and on both event loops."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VirtualLink:
             return await answer
 
     def send(self, message: AnyMessage) -> None:
-        """Send a message that nobody answers."""
+        """Send a message without a reply."""
         assert isinstance(message, Release)
         self._send(message)
 
@@ -70,4 +70,4 @@ class VirtualLink:
 
 
 def _nothing() -> None:
-    """Nobody waits for the processor that a message took."""
+    """Ignore the end of a message's processor time."""
