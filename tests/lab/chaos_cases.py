@@ -1,4 +1,4 @@
-"""Stories of requests as a witness would have them, for tests of the judge."""
+"""Histories of requests as an observer would record them, for tests of the checker."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def good_history(*texts: str) -> RequestHistory:
 
 
 def changed(**fields: Any) -> RequestHistory:
-    """The good story, but for these fields."""
+    """The good history with other values of these fields."""
     return replace(good_history(), **fields)

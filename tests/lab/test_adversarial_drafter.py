@@ -1,4 +1,4 @@
-"""The hostile drafter: as sure of itself as the honest one, and wrong by one token."""
+"""The adversarial drafter: as confident as the original, and wrong by one token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from edgecosine.lab.adversarial_drafter import write_adversarial_drafter
 from edgecosine.protocol.wire.messages import SharedNoise
 
 
-def test_liar_says_the_next_word_of_the_vocabulary_with_the_same_confidence(tmp_path: Path) -> None:
+def test_adversarial_drafter_proposes_the_next_token_id_with_the_same_confidence(
+    tmp_path: Path,
+) -> None:
     lies, truths = list[DraftResult](), list[DraftResult]()
     for model, drafts in ((str(write_adversarial_drafter(tmp_path)), lies), ("generalist", truths)):
         engine, loaded = load_drafter(LoadOptions(model, threads=1, slots=1))

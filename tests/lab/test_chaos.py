@@ -1,4 +1,4 @@
-"""Chaos without a process: the schedule, the orders, and a judge that must be able to condemn."""
+"""Chaos without processes: the schedule, the workload, and a checker that detects all faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _schedule(seed: int, requests: int, faults: int, kinds: Any = KINDS) -> tupl
 
 
 @given(seeds, st.integers(1, 1000), st.integers(0, 200))
-def test_schedule_is_its_seeds_and_in_order(seed: int, requests: int, faults: int) -> None:
+def test_schedule_is_ordered_and_deterministic(seed: int, requests: int, faults: int) -> None:
     schedule = _schedule(seed, requests, faults)
     assert schedule == _schedule(seed, requests, faults)
     assert len(schedule) == faults
@@ -44,7 +44,7 @@ def test_schedule_is_its_seeds_and_in_order(seed: int, requests: int, faults: in
 
 
 @given(seeds, st.lists(st.sampled_from(KINDS), min_size=1, unique=True))
-def test_schedule_has_every_kind_and_no_other(seed: int, kinds: Any) -> None:
+def test_schedule_has_exactly_the_given_kinds(seed: int, kinds: Any) -> None:
     counts = Counter(fault.kind for fault in _schedule(seed, 300, 3 * len(kinds), kinds))
     assert set(counts) == set(kinds)
     few = _schedule(seed, 300, len(kinds), kinds)
@@ -52,7 +52,7 @@ def test_schedule_has_every_kind_and_no_other(seed: int, kinds: Any) -> None:
 
 
 @given(seeds)
-def test_faults_are_where_and_as_they_can_be(seed: int) -> None:
+def test_faults_have_valid_places_and_durations(seed: int) -> None:
     for fault in _schedule(seed, 300, 80):
         assert fault.place in {TARGET, BROKER, *DRAFTERS}
         for place in (TARGET, BROKER):
@@ -70,7 +70,9 @@ def test_other_seeds_give_other_schedules_and_every_kind_is_explained() -> None:
 
 
 @given(seeds, st.integers(1, 300), st.integers(1, 64))
-def test_orders_are_their_seeds_and_change_no_text(seed: int, count: int, num_bodies: int) -> None:
+def test_workload_is_deterministic_and_keeps_the_bodies(
+    seed: int, count: int, num_bodies: int
+) -> None:
     bodies = make_bodies(seed, num_bodies, ["a", "b", "c"], 64)
     workload = make_workload(seed, count, bodies)
     assert workload == make_workload(seed, count, bodies)
@@ -83,7 +85,7 @@ def test_orders_are_their_seeds_and_change_no_text(seed: int, count: int, num_bo
         assert not (item.is_cancelled and item.is_repeated)
 
 
-def test_orders_are_mixed() -> None:
+def test_workload_is_mixed() -> None:
     bodies = make_bodies(0, 64, ["a"], 64)
     assert {body.sampling.temperature for body in bodies} == {0.0, 0.8}
     assert {body.n for body in bodies} == {1, 2}
@@ -99,7 +101,7 @@ def _faults_of(history: RequestHistory, **terms: Any) -> set[str]:
     return {kind for kind, names in verdict.faulty.items() if names}
 
 
-def test_good_story_is_clean() -> None:
+def test_good_history_is_clean() -> None:
     assert _faults_of(good_history()) == set()
 
 
@@ -162,7 +164,7 @@ def test_different_is_detected(history: RequestHistory) -> None:
     assert "different" in _faults_of(history)
 
 
-def test_hung_is_detected_and_nothing_else_is_said_of_it() -> None:
+def test_hung_request_has_no_other_fault() -> None:
     assert _faults_of(changed(is_over=False, received=[], answer=None)) == {"hung"}
 
 
@@ -180,7 +182,7 @@ def test_every_fault_is_found_among_others() -> None:
     assert verdict.requests == 5
 
 
-def test_given_up_requests_may_end_either_way() -> None:
+def test_cancelled_requests_may_end_either_way() -> None:
     ended = changed(may_be_cancelled=True, answer=None, streamed={0: "one"})
     assert _faults_of(ended) == set()
     given_up = replace(ended, received=[ReceivedMessage(2.0, error("cancelled"))])
@@ -201,7 +203,7 @@ AGAIN = changed(received=[ReceivedMessage(2.0, final(*TEXTS)), ReceivedMessage(9
         ((0.0, 1.9), False),
     ],
 )
-def test_repetition_over_a_new_connection_is_counted_and_no_other(
+def test_final_repeated_over_a_new_connection_is_counted_and_any_other_is_a_fault(
     span: tuple[float, float], *, is_reason: bool
 ) -> None:
     verdict = check({"a": AGAIN}, [span])
@@ -209,7 +211,7 @@ def test_repetition_over_a_new_connection_is_counted_and_no_other(
     assert verdict.repeated_finals == 1
 
 
-def test_repetition_for_who_asked_again_is_no_fault_and_a_call_of_the_roll_is_not_counted() -> None:
+def test_final_repeated_for_a_repeated_request_is_no_fault_and_not_counted_at_the_end() -> None:
     asked_again = replace(AGAIN, sent_s=[1.0, 8.0])
     verdict = check({"a": asked_again}, ())
     assert verdict.is_clean
@@ -220,7 +222,7 @@ def test_repetition_for_who_asked_again_is_no_fault_and_a_call_of_the_roll_is_no
 
 @pytest.mark.parametrize(("num_asked", "is_clean"), [(1, False), (2, False), (3, True)])
 def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: bool) -> None:
-    """Two came again, and nobody connected anew between them."""
+    """Two finals are repeated without a new connection in between."""
     history = changed(
         received=[ReceivedMessage(float(at), final(*TEXTS)) for at in (2, 3, 4)],
         sent_s=[1.0 + 0.1 * number for number in range(num_asked)],
@@ -230,7 +232,7 @@ def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: 
 
 
 @pytest.mark.parametrize(("sent_s", "is_clean"), [(2.5, True), (1.0, False), (3.5, False)])
-def test_answer_before_the_first_question_that_was_heard_shows_one_that_was_not(
+def test_answer_before_the_first_observed_request_implies_an_unobserved_one(
     sent_s: float, *, is_clean: bool
 ) -> None:
     received = [ReceivedMessage(at, final(*TEXTS)) for at in (2.0, 3.0)]
@@ -238,7 +240,7 @@ def test_answer_before_the_first_question_that_was_heard_shows_one_that_was_not(
 
 
 @pytest.mark.parametrize(("num_finals", "is_clean"), [(3, True), (4, False)])
-def test_new_connection_is_a_reason_for_the_final_and_for_the_request_delivered_again(
+def test_new_connection_explains_the_final_and_the_request_delivered_again(
     num_finals: int, *, is_clean: bool
 ) -> None:
     history = changed(
@@ -247,8 +249,8 @@ def test_new_connection_is_a_reason_for_the_final_and_for_the_request_delivered_
     assert (_faults_of(history, connections=[(2.5, 2.5)]) == set()) == is_clean
 
 
-def test_faults_on_all_sides_excuse_no_second_final() -> None:
-    """As in a chaos run: something is broken every few seconds, but no connection between."""
+def test_connections_before_and_after_do_not_explain_a_second_final() -> None:
+    """As in a chaos run: connections every few seconds, but none between the finals."""
     around = [(float(at), float(at)) for at in range(-60, 60, 3)]
     twice = changed(
         received=[ReceivedMessage(3.1, final(*TEXTS)), ReceivedMessage(5.9, final(*TEXTS))]
@@ -273,7 +275,7 @@ def test_refusals_are_no_finals_and_gaps_of_a_stream_are_counted() -> None:
 
 
 @given(st.lists(st.integers(0, 13), max_size=12))
-def test_stream_of_the_text_is_clean_wherever_it_was_divided_or_began_again(
+def test_stream_of_the_text_is_clean_for_any_division_and_restart(
     ends: list[int],
 ) -> None:
     text, stream_parts, begin = TEXTS[0], [], 0
@@ -297,7 +299,7 @@ NOW = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic()
 
 
 @pytest.mark.skipif(why_no_steps() is not None, reason=f"clocks: {why_no_steps()}")
-def test_wall_clock_of_one_process_jumps_and_no_other_clock(tmp_path: Path) -> None:
+def test_only_the_wall_clock_of_one_process_is_stepped(tmp_path: Path) -> None:
     clocks = WallClocks(tmp_path)
 
     def read(process: subprocess.Popen[str]) -> list[float]:
@@ -324,7 +326,7 @@ def test_wall_clock_of_one_process_jumps_and_no_other_clock(tmp_path: Path) -> N
         process.stdin.close()
 
 
-def test_disk_is_full_until_it_is_emptied_and_gone_afterwards() -> None:
+def test_disk_is_full_until_emptied_and_is_unmounted_afterwards() -> None:
     try:
         with small_disk() as disk:
             file = disk.path / "journal"

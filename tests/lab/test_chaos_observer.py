@@ -1,4 +1,4 @@
-"""What a witness of chaos notes beside messages: new connections, the gateway's and its own."""
+"""New connections, of the gateway and its own, that the observer of a chaos run records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def test_witness_notes_new_connections_of_the_gateway_and_when_it_was_away_itself() -> None:
+def test_observer_records_reconnections_of_the_gateway_and_its_own() -> None:
     async def history() -> None:
         port, moments = free_port(), itertools.count(1)
         histories = {"a/1": RequestHistory(("x",)), "a/2": RequestHistory(("x",))}

@@ -1,4 +1,4 @@
-"""What counts as a kill at work, and the figures of kills, restarts and protection."""
+"""Kills that count, and the figures of kills, restarts and protection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGAN_S = 1000.0
 
 
 def played(verified_s: float, drafter: str = "d1", deadline_s: float = 0.05) -> dict[str, Any]:
-    """A round of 100 ms, whose last 30 ms are the pass; drafts are asked for at its start."""
+    """A round of 100 ms, whose last 30 ms are the pass; drafts are requested at its start."""
     asked_s = verified_s - 0.1
     return {
         "verified_s": verified_s, "pass_s": 0.03, "deadline_s": deadline_s,
@@ -36,7 +36,7 @@ def test_next_token_comes_with_the_round_of_the_kill() -> None:
     assert kill.over_deadline == pytest.approx(0.06 / 0.05)
 
 
-def test_kill_during_the_pass_waits_for_nothing_but_the_pass() -> None:
+def test_kill_during_the_pass_waits_for_the_pass_only() -> None:
     asked = answer(played(0.1), played(0.2))
     [kill] = effective_kills(asked, [("d1", BEGAN_S + 0.19)])
     assert kill.over_deadline == 0.0
@@ -52,7 +52,7 @@ def test_drafter_that_was_asked_in_the_round_before_counts() -> None:
     [("d9", 0.15), ("d1", 0.05), ("d1", 0.35), ("d1", -1.0), ("d1", 0.25)],
     ids=["idle", "in the prefill", "after the end", "before the session", "in a plain round"],
 )
-def test_kill_that_took_no_drafts_away_does_not_count(victim: str, moment: float) -> None:
+def test_kill_without_lost_drafts_does_not_count(victim: str, moment: float) -> None:
     asked = answer(played(0.1), played(0.2), played(0.3, deadline_s=0.0))
     assert effective_kills(asked, [(victim, BEGAN_S + moment)]) == []
 

@@ -1,4 +1,4 @@
-"""A visit to a GPU machine, with a processor in the GPU's place: parts, their ends, and bundles."""
+"""`scripts/gpu` with a processor in place of the GPU: parts, their results, and bundles."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _summary(folder: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_tests_are_told_one_by_one(tmp_path: Path) -> None:
+def test_gpu_tests_are_recorded_one_by_one(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "tests")) == 0
     assert _summary(tmp_path)["tests"]["ended"] == DONE
     summary = json.loads((tmp_path / "out" / "tests.json").read_text())
@@ -104,7 +104,7 @@ time.sleep(100)
     assert "left out" in table(summary)
 
 
-def test_interrupt_ends_the_part_at_work(tmp_path: Path) -> None:
+def test_interrupt_ends_the_running_part(tmp_path: Path) -> None:
     program = f"""
 import asyncio, os, sys
 from dataclasses import replace
@@ -114,8 +114,8 @@ from edgecosine.lab.gpu.run_parts import run_parts
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
 part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
 folder = Path({str(tmp_path)!r})
-visit = Visit("cpu", folder, folder, True, "none", False)
-asyncio.run(run_parts([part], visit, 5, {{}}, lambda text: print(text, flush=True)))
+plan = GpuPlan("cpu", folder, folder, True, "none", False)
+asyncio.run(run_parts([part], plan, 5, {{}}, lambda text: print(text, flush=True)))
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
@@ -129,7 +129,7 @@ asyncio.run(run_parts([part], visit, 5, {{}}, lambda text: print(text, flush=Tru
         os.kill(int(log.read_text()), 0)
 
 
-def test_pieces_make_the_file_again(tmp_path: Path) -> None:
+def test_pieces_are_joined_to_the_same_file(tmp_path: Path) -> None:
     file, whole = tmp_path / "file", tmp_path / "again" / "file.gguf"
     file.write_bytes(bytes(range(256)) * 10)
     pieces = split(file, tmp_path / "model", size=1000)

@@ -1,4 +1,4 @@
-"""Closed and open loops against a real broker and gateway, and what is told of their runs."""
+"""Closed and open loops against a real broker and gateway, and the records of their runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ rates = st.floats(0.5, 50)
 
 
 class Meeting(ScriptedService):
-    """Answers only when so many requests are at work together, and counts how many were."""
+    """Answers only when `size` requests run together, and records the most that did."""
 
     def __init__(self, size: int) -> None:
         super().__init__(max_sessions=16)
@@ -49,7 +49,7 @@ class Meeting(ScriptedService):
 
 
 @needs_mosquitto
-def test_closed_loop_keeps_so_many_at_work_and_asks_every_job() -> None:
+def test_closed_loop_keeps_its_concurrency_and_sends_every_request() -> None:
     async def scenario() -> tuple[Load, Meeting]:
         service = Meeting(3)
         async with house(service) as at, Client(at.broker.url, "home") as client:
@@ -66,7 +66,7 @@ def test_closed_loop_keeps_so_many_at_work_and_asks_every_job() -> None:
 
 
 @needs_mosquitto
-def test_open_loop_waits_for_nobody_and_counts_what_is_refused() -> None:
+def test_open_loop_does_not_wait_and_counts_refusals() -> None:
     async def scenario() -> Load:
         jobs = make_jobs(6, offset=0, policy="edgecosine", temperature=0.0, max_tokens=8)
         service = Meeting(6)
@@ -114,7 +114,7 @@ def test_arrivals_are_in_order_and_the_same_for_the_same_seed(
     assert arrivals == fluctuating(low, high, 3.0, 10.0, seed)
 
 
-def test_arrivals_at_one_rate_have_it_and_its_spread() -> None:
+def test_arrivals_at_one_rate_are_a_poisson_process() -> None:
     arrivals = fluctuating(10.0, 10.0, 1000.0, 1000.0, seed=1)
     assert 9_400 < len(arrivals) < 10_600
     a_second = Counter(int(arrival) for arrival in arrivals)
@@ -131,7 +131,7 @@ def test_fluctuating_arrivals_are_dense_in_the_middle_of_each_period() -> None:
     assert 5 * 5000 * 0.95 < len(arrivals) < 5 * 5000 * 1.05
 
 
-def test_rates_that_cannot_be_are_refused() -> None:
+def test_impossible_rates_are_refused() -> None:
     with pytest.raises(ConfigError, match="rates above 0"):
         fluctuating(0.0, 0.0, 1.0, 1.0, 0)
     with pytest.raises(ConfigError, match="rates above 0"):
@@ -148,7 +148,7 @@ def test_percentiles_are_in_order_and_among_the_samples(samples: list[float]) ->
     assert min(samples) <= low <= middle <= high <= max(samples)
 
 
-def test_percentiles_of_nothing_are_nothing() -> None:
+def test_percentiles_without_samples_are_none() -> None:
     assert percentiles([]) == {"mean": None, "p50": None, "p90": None, "p99": None}
     assert percentiles(range(101))["p90"] == pytest.approx(90)
 

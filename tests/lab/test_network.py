@@ -1,4 +1,4 @@
-"""Real hosts on real links: both networks keep what the weather says, and leave nothing behind.
+"""Real hosts on real links: both networks keep their conditions and leave nothing behind.
 
 Bounds are such that a slow machine cannot break them: nothing is ever quicker than its delay or its
 rate, and medians of round trips of a tenth of a second have fifty milliseconds to spare.
@@ -76,7 +76,7 @@ class Line:
 
 @asynccontextmanager
 async def line_to(network: Network, host: Host) -> AsyncIterator[Line]:
-    """A connection over which something has passed already."""
+    """A connection that has already carried data."""
     port = await _says(await _start(host, "echo"))
     reader, writer = await asyncio.open_connection(*await network.address(host, port))
     try:
@@ -170,7 +170,7 @@ def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
     assert _run(scenario()) == [core, "x"]
 
 
-def test_relay_says_that_it_cannot_lose_or_double() -> None:
+def test_relay_refuses_loss_and_duplication() -> None:
     async def scenario() -> None:
         async with RelayNetwork() as network:
             with pytest.raises(LabError, match="cannot lose"):

@@ -1,4 +1,4 @@
-"""What weather does to frames, without a socket or a clock."""
+"""Effects of network conditions on frames, without sockets or clocks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _frame(to: bytes, sender: int, text: bytes = b"") -> bytes:
         {"duplication": 1.5},
     ],
 )
-def test_weather_that_cannot_be_is_refused(fields: dict[str, float]) -> None:
+def test_impossible_conditions_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
         NetworkConditions(**fields)
 
@@ -88,7 +88,7 @@ def test_jitter_is_within_its_bounds_and_around_the_delay() -> None:
     assert sum(delays) / len(delays) == pytest.approx(10, abs=0.3)
 
 
-def test_loss_is_the_share_asked_for_and_the_same_for_the_same_seed() -> None:
+def test_loss_has_the_given_share_and_is_deterministic() -> None:
     def fates(seed: str) -> list[bool]:
         lane = Lane(NetworkConditions(loss=0.01), seed)
         return [lane.send(float(now), 100) is None for now in range(20_000)]
@@ -105,7 +105,7 @@ def test_rate_is_kept_by_bytes(rate_mbps: float, size: int, count: int) -> None:
     assert last == pytest.approx(count * size * 8 / (rate_mbps * 1e6))
 
 
-def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
+def test_frame_that_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
     lane = Lane(NetworkConditions(rate_mbps=1), "seed", longest_queue_s=0.205)
     through = [due for _ in range(100) if (due := lane.send(0.0, 1250)) is not None]
     assert len(through) == 21
@@ -113,7 +113,7 @@ def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
     assert lane.num_overrun == 79
 
 
-def test_new_weather_does_not_let_frames_overtake() -> None:
+def test_new_conditions_keep_the_order_of_frames() -> None:
     lane = Lane(NetworkConditions(delay_ms=50), "seed")
     assert lane.send(0.0, 100) == pytest.approx(0.05)
     lane.conditions = IDEAL
@@ -121,7 +121,7 @@ def test_new_weather_does_not_let_frames_overtake() -> None:
     assert lane.send(0.06, 100) == pytest.approx(0.06)
 
 
-def test_lanes_of_a_cable_do_not_share_their_luck() -> None:
+def test_lanes_of_a_cable_lose_frames_independently() -> None:
     cable = Cable("a", NetworkConditions(loss=0.5), seed=7)
     lanes = (cable.up, cable.down)
     up, down = ([lane.send(0.0, 1) is None for _ in range(100)] for lane in lanes)

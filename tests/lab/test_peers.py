@@ -1,4 +1,4 @@
-"""The benchmark beside peers: what is said to their processes, and what is made of their runs."""
+"""The benchmark beside peers: messages of their processes, and figures of their runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_answers_of_a_process_become_a_load() -> None:
     assert load.answers[0].inter_token_s == pytest.approx(0.2)
 
 
-def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
+def test_kind_of_an_order_depends_on_the_concurrency() -> None:
     check = "assert order['kind'] == 'batched', order"
     assert run_patiently(ask_child(check, at_once=8)).num_tokens == 5
 
@@ -75,7 +75,7 @@ def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
         ("print('x' * (5 << 20), flush=True)", "over 4194304 bytes"),
     ],
 )  # fmt: skip
-def test_whatever_is_no_answer_is_an_error_with_its_reason(then: str, reason: str) -> None:
+def test_invalid_reply_is_an_error_with_its_reason(then: str, reason: str) -> None:
     with pytest.raises(LabError, match=reason):
         run_patiently(ask_child(then))
 
@@ -125,7 +125,7 @@ def test_a_peer_that_failed_has_no_figure_and_a_reason() -> None:
 
 
 class FakeServer:
-    """Answers at once, or fails from some turn on."""
+    """Answers at once, or fails from a turn on."""
 
     def __init__(self, name: str, order: list[str], fails_at: int = 1 << 30) -> None:
         self._name, self._order, self._left = name, order, fails_at
@@ -138,7 +138,7 @@ class FakeServer:
         return Load((), (), 1.0)
 
 
-def test_turns_are_balanced_and_go_on_without_who_fails() -> None:
+def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
     order, found = list[str](), PeersRecord()
     servers: dict[str, Any] = {
         ALONE: FakeServer(ALONE, order), OURS: FakeServer(OURS, order),
@@ -167,7 +167,7 @@ def test_record_of_a_run_has_rates_and_texts() -> None:
     assert told["decode_tokens_per_s"] == pytest.approx(2 / (0.2 + 0.4))
 
 
-def test_a_build_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_reports_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LabError, match="was not built"):

@@ -1,4 +1,4 @@
-"""Every request of a soak's clients ends as one kind, before a real gateway."""
+"""Every request of a soak's clients is counted once, with a real gateway."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_deadline_expires() -> None:
         (RequestError("broken", code="internal_error", status=500), "other_errors"),
     ],
 )
-def test_refusal_with_a_hint_is_no_error_and_any_other_is(error: RequestError, kind: str) -> None:
+def test_refusal_with_a_retry_time_is_no_error_and_any_other_is(
+    error: RequestError, kind: str
+) -> None:
     async def scenario() -> None:
         service = ScriptedService()
         service.errors = dict.fromkeys(PROMPTS, error)

@@ -1,4 +1,4 @@
-"""transformers beside the runtime: as many tokens as are asked for, the texts of one model."""
+"""transformers as a server: the given number of tokens, and the same texts for all settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.mqtt import run_patiently
 TOKENS = 12
 
 
-def test_batched_and_assisted_generation_say_the_same_and_as_much_as_asked() -> None:
+def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length() -> None:
     stock = Stock(ballast=1)
     domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
     batched, *assisted = (

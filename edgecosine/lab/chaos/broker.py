@@ -52,7 +52,7 @@ class RestartingBroker:
         self.num_starts = 0
 
     def __repr__(self) -> str:
-        return f"<MortalBroker [{self.num_starts} starts]>"
+        return f"<RestartingBroker [{self.num_starts} starts]>"
 
     async def start(self, host: Host, port: int) -> None:
         """Start it for the first time.
