@@ -1,4 +1,4 @@
-"""What users ask about a house and how the assistant answers; each skill is one kind of turn."""
+"""Questions of users about a house and the assistant's answers; each skill is a kind of turn."""
 
 from __future__ import annotations
 
