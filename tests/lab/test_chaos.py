@@ -96,9 +96,9 @@ def test_workload_is_mixed() -> None:
 
 
 def _faults_of(history: RequestHistory, **terms: Any) -> set[str]:
-    verdict = check({"a": history}, terms.pop("connections", ()), **terms)
-    assert verdict.is_clean == (not any(verdict.faulty.values()))
-    return {kind for kind, names in verdict.faulty.items() if names}
+    result = check({"a": history}, terms.pop("connections", ()), **terms)
+    assert result.is_clean == (not any(result.faulty.values()))
+    return {kind for kind, names in result.faulty.items() if names}
 
 
 def test_good_history_is_clean() -> None:
@@ -175,11 +175,11 @@ def test_every_fault_is_found_among_others() -> None:
         "doubled": DOUBLED[0],
         "different": DIFFERENT[0],
     }
-    verdict = check({**histories, "hung": changed(is_over=False)}, ())
-    assert {kind: set(names) for kind, names in verdict.faulty.items()} == {
+    result = check({**histories, "hung": changed(is_over=False)}, ())
+    assert {kind: set(names) for kind, names in result.faulty.items()} == {
         kind: {kind} for kind in ("lost", "doubled", "different", "hung")
     }
-    assert verdict.requests == 5
+    assert result.requests == 5
 
 
 def test_cancelled_requests_may_end_either_way() -> None:
@@ -206,29 +206,29 @@ AGAIN = changed(received=[ReceivedMessage(2.0, final(*TEXTS)), ReceivedMessage(9
 def test_final_repeated_over_a_new_connection_is_counted_and_any_other_is_a_fault(
     span: tuple[float, float], *, is_reason: bool
 ) -> None:
-    verdict = check({"a": AGAIN}, [span])
-    assert verdict.is_clean == is_reason
-    assert verdict.repeated_finals == 1
+    result = check({"a": AGAIN}, [span])
+    assert result.is_clean == is_reason
+    assert result.repeated_finals == 1
 
 
 def test_final_repeated_for_a_repeated_request_is_no_fault_and_not_counted_at_the_end() -> None:
-    asked_again = replace(AGAIN, sent_s=[1.0, 8.0])
-    verdict = check({"a": asked_again}, ())
-    assert verdict.is_clean
-    assert verdict.repeated_finals == 1
-    assert check({"a": asked_again}, (), repeated_s=7.0).repeated_finals == 0
+    sent_again = replace(AGAIN, sent_s=[1.0, 8.0])
+    result = check({"a": sent_again}, ())
+    assert result.is_clean
+    assert result.repeated_finals == 1
+    assert check({"a": sent_again}, (), repeated_s=7.0).repeated_finals == 0
     assert _faults_of(replace(AGAIN, sent_s=[1.0, 9.5])) == {"doubled"}
 
 
-@pytest.mark.parametrize(("num_asked", "is_clean"), [(1, False), (2, False), (3, True)])
-def test_each_repetition_needs_a_reason_of_its_own(num_asked: int, *, is_clean: bool) -> None:
+@pytest.mark.parametrize(("num_sent", "is_clean"), [(1, False), (2, False), (3, True)])
+def test_each_repetition_needs_a_reason_of_its_own(num_sent: int, *, is_clean: bool) -> None:
     """Two finals are repeated without a new connection in between."""
     history = changed(
         received=[ReceivedMessage(float(at), final(*TEXTS)) for at in (2, 3, 4)],
-        sent_s=[1.0 + 0.1 * number for number in range(num_asked)],
+        sent_s=[1.0 + 0.1 * number for number in range(num_sent)],
     )
     assert (_faults_of(history) == set()) == is_clean
-    assert (_faults_of(history, connections=[(3.5, 3.5)]) == set()) == (num_asked > 1)
+    assert (_faults_of(history, connections=[(3.5, 3.5)]) == set()) == (num_sent > 1)
 
 
 @pytest.mark.parametrize(("sent_s", "is_clean"), [(2.5, True), (1.0, False), (3.5, False)])
@@ -269,9 +269,9 @@ def test_refusals_are_no_finals_and_gaps_of_a_stream_are_counted() -> None:
             StreamPart(0, TEXTS[0], is_last=False),
         ],
     )
-    verdict = check({"a": history}, ())
-    assert verdict.is_clean
-    assert (verdict.refusals, verdict.stream_gaps, verdict.stream_parts) == (1, 1, 2)
+    result = check({"a": history}, ())
+    assert result.is_clean
+    assert (result.refusals, result.stream_gaps, result.stream_parts) == (1, 1, 2)
 
 
 @given(st.lists(st.integers(0, 13), max_size=12))

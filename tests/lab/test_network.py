@@ -52,7 +52,7 @@ def _run(scenario: Any) -> Any:
     return uvloop.run(bounded())
 
 
-async def _says(process: asyncio.subprocess.Process) -> Any:
+async def _read_json(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     return json.loads(await process.stdout.readline())
 
@@ -77,7 +77,7 @@ class Line:
 @asynccontextmanager
 async def line_to(network: Network, host: Host) -> AsyncIterator[Line]:
     """A connection that has already carried data."""
-    port = await _says(await _start(host, "echo"))
+    port = await _read_json(await _start(host, "echo"))
     reader, writer = await asyncio.open_connection(*await network.address(host, port))
     try:
         line = Line(reader, writer)
@@ -141,7 +141,7 @@ def test_everything_ends_with_the_network_also_after_a_failure(kind: Kind) -> No
     async def scenario() -> asyncio.subprocess.Process:
         async with kind() as network:
             echo = await _start(await network.host("a"), "echo")
-            await _says(echo)
+            await _read_json(echo)
             with pytest.raises(LabError, match="already"):
                 await network.host("a")
             nonlocal process
@@ -165,7 +165,7 @@ def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
         async with kind() as network:
             host = await network.host("a")
             command = (sys.executable, "-c", code)
-            return await _says(await host.start(command, cores=str(core), env={"WORD": "x"}))
+            return await _read_json(await host.start(command, cores=str(core), env={"WORD": "x"}))
 
     assert _run(scenario()) == [core, "x"]
 
@@ -198,10 +198,10 @@ def test_frames_are_lost_and_doubled_by_share(
         async with NamespaceNetwork(seed=3) as network:
             near, far = [await network.host(name) for name in ("near", "far")]
             counting = await _start(far, "count")
-            port = await _says(counting)
+            port = await _read_json(counting)
             await network.set_conditions(far, conditions)
             await _start(near, "shout", far.address, str(port), "2000")
-            return await _says(counting), await network.report()
+            return await _read_json(counting), await network.report()
 
     arrived, report = _run(scenario())
     # Six standard deviations: a seed decides, but frames of other protocols draw from it, too.
@@ -218,9 +218,9 @@ def test_multicast_reaches_all_hosts() -> None:
             hosts = [await network.host(f"host-{number}") for number in range(3)]
             hearing = [await _start(host, "hear", host.address) for host in hosts[:2]]
             for process in hearing:
-                await _says(process)
+                await _read_json(process)
             await _start(hosts[2], "call", hosts[2].address, "hello")
-            return [await _says(process) for process in hearing]
+            return [await _read_json(process) for process in hearing]
 
     assert _run(scenario()) == ["hello", "hello"]
 

@@ -115,9 +115,9 @@ def identical(runs: Runs) -> list[float]:
     }  # fmt: skip
     shares = []
     for run in ours:
-        judged = [alone[place] == text for place, text in _texts(run).items() if place in alone]
-        if run["policy"] != ALONE and judged:
-            shares.append(statistics.fmean(judged))
+        compared = [alone[place] == text for place, text in _texts(run).items() if place in alone]
+        if run["policy"] != ALONE and compared:
+            shares.append(statistics.fmean(compared))
     return shares
 
 

@@ -140,17 +140,17 @@ def _target_figures(
     """Milliseconds of each pass, with and without CUDA graphs, and over the bandwidth limit."""
     figures: dict[str, Figure] = {}
     model = random_model(shape, device)
-    ways: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
-    for way, capture in ways.items():
+    modes: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
+    for mode, capture in modes.items():
         static = PaddedModel(model, slots=8, cells=settings.context + 64, capture=capture)
         floor_s = _read_bytes(model) / bandwidth
         engine = TransformerTarget(static, slots=8, max_context=settings.context)
         for kind, (sessions, nodes) in PASSES.items():
             times = _pass_times(engine, sessions, nodes, settings)
-            runs.append({"target": name, "pass": way + kind, "seconds": times})
+            runs.append({"target": name, "pass": mode + kind, "seconds": times})
             milliseconds = interval([1e3 * t for t in times], unit="ms")
-            figures[f"{name}_{way}{kind}_ms"] = milliseconds
-            if not way:
+            figures[f"{name}_{mode}{kind}_ms"] = milliseconds
+            if not mode:
                 figures[f"{name}_{kind}_over_floor"] = interval([t / floor_s for t in times])
         del static, engine
         _free(device)

@@ -181,8 +181,8 @@ def _doubled(history: RequestHistory, connections: Sequence[Span]) -> str | None
             continue
         num_unexplained += 1
         # A request that is sent again is answered again, once for each time.
-        num_asked = num_unheard + sum(at_s <= received.at_s for at_s in history.sent_s)
-        if num_unexplained >= max(1, num_asked):
+        num_sent = num_unheard + sum(at_s <= received.at_s for at_s in history.sent_s)
+        if num_unexplained >= max(1, num_sent):
             return (
                 "its final was repeated without a reason: finals at "
                 f"{_times(finals, received.at_s)}, "

@@ -64,7 +64,7 @@ class ChaosSettings:
 class ChaosRun:
     """The result of a run."""
 
-    verdict: CheckResult
+    result: CheckResult
     injected: tuple[Injected, ...]
     left_out: Mapping[Kind, str]
     network: str
@@ -76,17 +76,17 @@ class ChaosRun:
     @property
     def figures(self) -> dict[str, Figure]:
         """Counts by name."""
-        verdict, kinds = self.verdict, Counter(each.fault.kind for each in self.injected)
+        result, kinds = self.result, Counter(each.fault.kind for each in self.injected)
         counts: dict[str, tuple[float, str]] = {
-            "requests": (verdict.requests, "requests"),
-            **{name: (len(names), "requests") for name, names in verdict.faulty.items()},
+            "requests": (result.requests, "requests"),
+            **{name: (len(names), "requests") for name, names in result.faulty.items()},
             "faults_injected": (len(self.injected), "faults"),
             **{f"faults_injected_{kind}": (n, "faults") for kind, n in sorted(kinds.items())},
-            "repeated_finals": (verdict.repeated_finals, "messages"),
-            "refusals": (verdict.refusals, "messages"),
-            "cancelled": (verdict.cancelled, "requests"),
-            "stream_parts": (verdict.stream_parts, "messages"),
-            "stream_gaps": (verdict.stream_gaps, "messages"),
+            "repeated_finals": (result.repeated_finals, "messages"),
+            "refusals": (result.refusals, "messages"),
+            "cancelled": (result.cancelled, "requests"),
+            "stream_parts": (result.stream_parts, "messages"),
+            "stream_gaps": (result.stream_gaps, "messages"),
             "drafters_back": (self.drafters_back, "drafters"),
             "chaos_wall_s": (self.wall_s, "s"),
         }
@@ -101,7 +101,7 @@ class ChaosRun:
         ]
         wrong = [
             {"request": name, "verdict": kind, "seen": reason}
-            for kind, names in self.verdict.faulty.items()
+            for kind, names in self.result.faulty.items()
             for name, reason in names.items()
         ]
         return [*faults, *wrong]

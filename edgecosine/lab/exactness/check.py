@@ -186,12 +186,12 @@ class _Session:
     seen: list[bytes] = field(default_factory=list)
 
     @property
-    def said(self) -> list[int]:
+    def generated(self) -> list[int]:
         return self.tokens[len(self.truth.question.prompt) :]
 
     @property
     def is_done(self) -> bool:
-        return len(self.said) >= len(self.truth.answer)
+        return len(self.generated) >= len(self.truth.answer)
 
 
 class RandomSpeculation:
@@ -216,7 +216,7 @@ class RandomSpeculation:
             self._step()
             for session in [s for s in self._live if s.is_done]:
                 self._leave(session)
-                self._judge(session, is_whole=True)
+                self._compare(session, is_whole=True)
         return self._counts
 
     def _restart(self) -> None:
@@ -246,7 +246,7 @@ class RandomSpeculation:
             session = rng.choice(self._live)
             self._counts.cancellations += 1
             self._leave(session)
-            self._judge(session, is_whole=False)
+            self._compare(session, is_whole=False)
             waiting.append(session.truth)
 
     def _join(self, waiting: deque[Truth]) -> None:
@@ -298,17 +298,17 @@ class RandomSpeculation:
                 counts.accepted += len(verdict.path)
 
     def _work(self, session: _Session) -> VerifyWork:
-        question, coming = session.truth.question, session.truth.answer[len(session.said) :]
+        question, coming = session.truth.question, session.truth.answer[len(session.generated) :]
         tree = session.mood(self._rng, coming, self._subject.vocabulary)
         return VerifyWork(
             session.key, tuple(session.tokens), len(question.prompt), tree, question.sampling
         )
 
-    def _judge(self, session: _Session, *, is_whole: bool) -> None:
+    def _compare(self, session: _Session, *, is_whole: bool) -> None:
         """Compare with the plain answer; logits up to the first different token."""
         truth, counts = session.truth, self._counts
-        pairs = list(zip(session.said, truth.answer, strict=False))
-        wrong = [index for index, (said, true) in enumerate(pairs) if said != true]
+        pairs = list(zip(session.generated, truth.answer, strict=False))
+        wrong = [index for index, (generated, true) in enumerate(pairs) if generated != true]
         equal = wrong[0] + 1 if wrong else len(pairs)
         seen = list(zip(session.seen[:equal], truth.digests, strict=False))
         counts.logits += len(seen)

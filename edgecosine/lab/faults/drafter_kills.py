@@ -124,14 +124,14 @@ def effective_kills(measured: MeasuredAnswer, killed: Sequence[tuple[str, float]
         if not 1 <= place < len(rounds) or not rounds[place]["deadline_s"]:
             continue
         now, before = rounds[place], rounds[place - 1]
-        if not any(_was_asked(each, victim, moment) for each in (before, now)):
+        if not any(_was_requested(each, victim, moment) for each in (before, now)):
             continue
         left_s = now["verified_s"] - moment
         found.append(Kill(left_s, min(left_s, now["pass_s"]), now["deadline_s"]))
     return found
 
 
-def _was_asked(played: dict[str, Any], drafter: str, moment: float) -> bool:
+def _was_requested(played: dict[str, Any], drafter: str, moment: float) -> bool:
     return any(
         draft["drafter"] == drafter and draft["asked_s"] <= moment for draft in played["drafts"]
     )

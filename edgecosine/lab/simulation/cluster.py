@@ -117,7 +117,7 @@ class VirtualCluster:
         self._turns, self._numbers = texts.turns(), itertools.count()
         shared = Core(loop) if scenario.is_core_shared else None
         self._is_core_shared = scenario.is_core_shared
-        self._askers = Strand(loop, "askers", shared)
+        self._clients = Strand(loop, "askers", shared)
         """Broker and clients, as one sequential event loop."""
         self.drafters = [
             DrafterNode(
@@ -220,7 +220,7 @@ class VirtualCluster:
         """One client, which always uses the same target."""
         target, is_first = self.targets[place % len(self.targets)], load.window is not None
         for number in waiting:
-            await self._askers.serve(self._costs.between_s)
+            await self._clients.serve(self._costs.between_s)
             share = (place + 1) / load.sessions if is_first else 1.0
             is_first = False
             max_tokens = max(1, round(share * load.max_tokens))
@@ -249,7 +249,7 @@ class VirtualCluster:
         """Charge broker and clients for carrying text, which matters where they share a core."""
         if self._is_core_shared:
             delivery_s = self._costs.delivery_s
-            self._loop.call_soon(self._askers.charge, delivery_s, context=self._askers.context)
+            self._loop.call_soon(self._clients.charge, delivery_s, context=self._clients.context)
 
 
 def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:

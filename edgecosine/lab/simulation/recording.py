@@ -48,9 +48,9 @@ def record(temperature: float) -> Texts:
         for number, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):
             surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
-                said = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(sampling))
-                guesses[which, number, place] = said.tokens[:_GUESSES]
-                packed = pack_shares(said.confidences[:_GUESSES])
+                drafted = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(sampling))
+                guesses[which, number, place] = drafted.tokens[:_GUESSES]
+                packed = pack_shares(drafted.confidences[:_GUESSES])
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)
         sys.stderr.write(f"{name}: {len(texts)} texts\n")
     tokens = np.array(texts, dtype=np.uint16)
@@ -68,24 +68,24 @@ def _answer(engine: TargetEngine, prompt: list[int], sampling: Sampling) -> list
     return text
 
 
-class _Said:
+class _Guesses:
     def __init__(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
         self.tokens, self.confidences = tokens, confidences
 
 
 def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """The drafter's negative log-likelihood of a prompt, in nats per token."""
-    [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
+    [drafted] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
-    return said.hindsight.surprise
+    return drafted.hindsight.surprise
 
 
-def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:
+def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Guesses:
     """The drafter's guesses for the next token."""
-    [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
-    above = said.parents or range(-1, len(said.tokens) - 1)
+    [drafted] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
+    above = drafted.parents or range(-1, len(drafted.tokens) - 1)
     roots = [node for node, parent in enumerate(above) if parent == -1]
-    return _Said([said.tokens[n] for n in roots], [said.confidences[n] for n in roots])
+    return _Guesses([drafted.tokens[n] for n in roots], [drafted.confidences[n] for n in roots])
 
 
 if __name__ == "__main__":

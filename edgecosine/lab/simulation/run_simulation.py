@@ -87,9 +87,9 @@ def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
     if ratios:
         figures["simulated_over_measured"] = _range(ratios, "ratio")
-    crowd = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
+    crowded = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
     for name, key in _DECISIONS.items():
-        shares = [100 * run[key] for run in crowd if run["drafters"]]
+        shares = [100 * run[key] for run in crowded if run["drafters"]]
         if shares:
             figures[name] = _range(shares, "percent")
     return figures | comparison_figures(runs)

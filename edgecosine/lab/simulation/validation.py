@@ -119,10 +119,10 @@ async def _cluster(
 async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -> CalibratedCosts:
     """Measure the costs of loops, links, broker and clients under loads of their own."""
     notify("measuring the costs of event loops, links and broker")
-    warm, crowd, lone, paired = _warm_up()
+    warm, many, lone, paired = _warm_up()
     await _ask(cluster, warm, is_traced=False)
     start = look(cluster)
-    load = await _ask(cluster, crowd, is_traced=False)
+    load = await _ask(cluster, many, is_traced=False)
     alone = look(cluster).since(start)
     rounds = _rounds(load)
     round_s, delivery_s = alone.target_loop_s / rounds, alone.delivery_s / rounds

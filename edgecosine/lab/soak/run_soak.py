@@ -39,7 +39,7 @@ from edgecosine.protocol.api.topics import Topics
 _NORMAL_SHARE = 0.5
 """Share of the capacity that normal service uses."""
 _CAPACITY_S = 40.0
-_CROWD = 16
+_CAPACITY_REQUESTS = 16
 """Running requests while capacity is measured: twice the target's slots."""
 _PAIRS = 20
 """Requests to the old cluster and to a fresh one, in turn, at the end."""
@@ -149,7 +149,9 @@ class _Soak:
         self._begun = self._now()
         until = self._begun + _CAPACITY_S
         requests = itertools.takewhile(lambda _: self._now() < until, itertools.repeat(NORMAL))
-        await run_workers(requests, _CROWD, lambda profile, _: self._clients.ask(profile))
+        await run_workers(
+            requests, _CAPACITY_REQUESTS, lambda profile, _: self._clients.ask(profile)
+        )
         return self._end_minute("capacity", 0.0).served_per_s
 
     async def _arrivals(

@@ -72,7 +72,7 @@ class Hub:
                         return
                     *lines, partial = (partial + data).split(b"\n")
                     for line in lines:
-                        os.write(sys.stdout.fileno(), write_reply(self._obey(line)))
+                        os.write(sys.stdout.fileno(), write_reply(self._execute(line)))
                 else:
                     self._receive(self._port_of[descriptor])
             self._send_due()
@@ -95,7 +95,7 @@ class Hub:
             self._late_s += late_s
             self._latest_s = max(self._latest_s, late_s)
 
-    def _obey(self, line: bytes) -> dict[str, Any]:
+    def _execute(self, line: bytes) -> dict[str, Any]:
         try:
             return self._carry_out(read_order(line))
         except (msgspec.MsgspecError, OSError, KeyError) as error:

@@ -47,7 +47,7 @@ class Relay:
         self._changed = asyncio.Condition()
         self._servers: list[asyncio.Server] = []
 
-    async def obey(self) -> None:
+    async def execute_orders(self) -> None:
         """Execute orders until the input ends."""
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(
@@ -171,7 +171,7 @@ async def _take(
 
 async def _main(seed: int) -> None:
     async with asyncio.TaskGroup() as group:
-        obeying = group.create_task(Relay(seed, group).obey(), name="relay.orders")
+        obeying = group.create_task(Relay(seed, group).execute_orders(), name="relay.orders")
         await obeying
         # The owner has ended, so open connections are useless.
         os._exit(0)
