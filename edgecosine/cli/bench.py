@@ -75,7 +75,7 @@ def command(
         return
     if resume and report is None:
         raise click.UsageError("--resume needs the FILE of --json")
-    from edgecosine.lab.bench.environments import possible, stages
+    from edgecosine.lab.bench.environments import environments, possible
     from edgecosine.lab.bench.report import BenchReport
     from edgecosine.lab.bench.runner import BenchSettings
     from edgecosine.lab.bench.schedule import run_bench
@@ -98,7 +98,7 @@ def command(
 
     async def bench() -> None:
         try:
-            await run_bench(steps, stages(settings, click.echo), record, click.echo)
+            await run_bench(steps, environments(settings, click.echo), record, click.echo)
         finally:
             _tell(record.figures())
 

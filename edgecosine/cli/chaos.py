@@ -68,7 +68,7 @@ def command(
         run = await run_chaos(settings, functools.partial(click.echo, err=True))
         for name, figure in run.figures.items():
             click.echo(f"{name}: {figure.value:.0f}")
-        for kind, names in run.verdict.faulty.items():
+        for kind, names in run.result.faulty.items():
             for name, reason in names.items():
                 click.echo(f"{kind}: {name}: {reason}", err=True)
         if report is not None:
@@ -76,7 +76,7 @@ def command(
                 report, run.figures, run.records, settings=asdict(settings), network=run.network,
                 faults_left_out=dict(run.left_out), definitions={**DEFINITIONS, **MEANING},
             )  # fmt: skip
-        if not run.verdict.is_clean:
+        if not run.result.is_clean:
             raise LabError("requests were lost, doubled, different or hung")
 
     run_command(chaos())

@@ -73,6 +73,6 @@ def command(
             await run_fault_bench(settings, figures, runs, click.echo, keep)
         finally:
             for name, figure in figures.items():
-                click.echo(f"{name}: {figure.told(3)}")
+                click.echo(f"{name}: {figure.text(3)}")
 
     run_command(measure())

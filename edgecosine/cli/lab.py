@@ -13,7 +13,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ConfigError, LabError
-from edgecosine.lab.change_network import Wish, listening, running_labs, wish_of
+from edgecosine.lab.change_network import ChangeRequest, listening, request_change, running_labs
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.zoo import BALLAST, TARGET, drafter_names
@@ -21,7 +21,7 @@ from edgecosine.zoo import BALLAST, TARGET, drafter_names
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _weather_options(command: Command) -> Command:
+def _network_options(command: Command) -> Command:
     for option in (
         click.option("--rate-mbps", type=float, help="Megabits per second, each way."),
         click.option("--loss", type=float, default=0.0, help="Share of frames lost, 0 to 1."),
@@ -51,17 +51,17 @@ def command() -> None:
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
               show_default=True)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides what is lost.")
-@_weather_options
+@_network_options
 def up(
     target: str, drafters: tuple[str, ...], ballast: int, network: NetworkKind, seed: int,
-    **weather: Any,
+    **fields: Any,
 ) -> None:  # fmt: skip
     """Run a cluster in the lab until interrupted."""
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
     plan = LabPlan(
         drafters=drafters or drafter_names(), target=target, ballast=ballast, network=network,
-        seed=seed, weather=_weather(weather), target_cores=target_cores,
+        seed=seed, conditions=_conditions(fields), target_cores=target_cores,
         drafter_cores=drafter_cores,
     )  # fmt: skip
     run_command(_up(plan))
@@ -80,10 +80,10 @@ async def _up(plan: LabPlan) -> None:
 @command.command("weather")
 @click.argument("drafters", nargs=-1)
 @click.option("--cluster", help="Of which lab; needed when several run.")
-@_weather_options
-def weather(drafters: tuple[str, ...], cluster: str | None, **weather: Any) -> None:
+@_network_options
+def weather(drafters: tuple[str, ...], cluster: str | None, **fields: Any) -> None:
     """Change the weather of DRAFTERS in a running lab, of all when none are named."""
-    _wish(cluster, Wish(drafters, weather=_weather(weather)))
+    _request(cluster, ChangeRequest(drafters, conditions=_conditions(fields)))
 
 
 @command.command("cut")
@@ -92,19 +92,19 @@ def weather(drafters: tuple[str, ...], cluster: str | None, **weather: Any) -> N
 @click.option("--mend", is_flag=True, help="Make the cables whole again instead.")
 def cut(drafters: tuple[str, ...], cluster: str | None, *, mend: bool) -> None:
     """Cut the cables of DRAFTERS in a running lab; nobody is told."""
-    _wish(cluster, Wish(drafters, is_cut=not mend))
+    _request(cluster, ChangeRequest(drafters, is_cut=not mend))
 
 
-def _weather(fields: dict[str, Any]) -> NetworkConditions:
+def _conditions(fields: dict[str, Any]) -> NetworkConditions:
     try:
         return NetworkConditions(**fields)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
 
-def _wish(cluster: str | None, wish: Wish) -> None:
+def _request(cluster: str | None, change: ChangeRequest) -> None:
     try:
-        for name, state in wish_of(_only_lab(cluster), wish).items():
+        for name, state in request_change(_only_lab(cluster), change).items():
             click.echo(f"{name}: {state}")
     except LabError as error:
         raise click.ClickException(str(error)) from error

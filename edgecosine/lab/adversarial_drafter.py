@@ -1,6 +1,6 @@
-"""A drafter that is sure of wrong tokens: an honest model whose words are all shifted by one.
+"""A drafter that is confident in wrong tokens: a model whose output tokens are shifted by one.
 
-It costs what the honest model costs and has its vocabulary, so that nothing but its verdicts tells.
+It has the cost and the vocabulary of the original, so that only verification results reveal it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from transformers.utils import logging as transformers_logging
 
 from edgecosine import zoo
 
-LIAR = "liar"
+ADVERSARIAL = "adversarial"
 _HONEST: Final = zoo.DIRECTORY / "generalist"
 
 
 @torch.no_grad()
-def write_liar(directory: Path, honest: Path = _HONEST) -> Path:
-    """Write the model below `directory`, made of the one in the directory `honest`; its path, for
-    `edgecosine node --model`."""
+def write_adversarial_drafter(directory: Path, honest: Path = _HONEST) -> Path:
+    """Write the model below `directory`, made of the one in `honest`; returns its path."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    path = directory / LIAR
+    path = directory / ADVERSARIAL
     shutil.copytree(honest, path)
     model: Any = AutoModelForCausalLM.from_pretrained(honest)
     words = model.get_output_embeddings().weight

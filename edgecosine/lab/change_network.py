@@ -1,7 +1,7 @@
-"""Changes the weather of a lab that runs, from another process of the same user.
+"""Changes the network conditions of a running lab from another process of the same user.
 
-Each lab listens on a Unix socket in a directory that nobody else may enter. A wish is one line of
-JSON, and so is its answer: each drafter's weather, or what is wrong.
+Each lab listens on a Unix socket in a directory that only its user may enter. A request is one line
+of JSON, and so is its reply: each drafter's conditions, or an error.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ MAX_LINE_BYTES = 1 << 16
 _PATIENCE_S = 10.0
 
 
-class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What shall change for some drafters, by node id; for all when none are named."""
+class ChangeRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A change for some drafters, by node id; for all when none are named."""
 
     drafters: tuple[str, ...] = ()
-    weather: NetworkConditions | None = None
+    conditions: NetworkConditions | None = None
     is_cut: bool | None = None
 
 
 @asynccontextmanager
 async def listening(cluster: LabCluster) -> AsyncIterator[Path]:
-    """Take wishes for as long as the block lasts; gives the socket's path."""
+    """Accept requests during the block; yields the socket's path."""
     path = _directory() / f"{cluster.name}.sock"
     async with asyncio.TaskGroup() as group:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            group.create_task(_serve(cluster, reader, writer), name="lab.wish")
+            group.create_task(_serve(cluster, reader, writer), name="lab.change")
 
         server = await asyncio.start_unix_server(accept, path, limit=MAX_LINE_BYTES)
         try:
@@ -51,16 +51,16 @@ async def listening(cluster: LabCluster) -> AsyncIterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def wish_of(path: Path, wish: Wish) -> dict[str, str]:
-    """Tell a lab what is wished; each drafter's weather then.
+def request_change(path: Path, change: ChangeRequest) -> dict[str, str]:
+    """Send a change to a lab; returns each drafter's conditions afterwards.
 
-    Raises LabError when it cannot be, or when no lab is there.
+    Raises LabError when the change is impossible or the lab does not answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(_PATIENCE_S)
         try:
             line.connect(str(path))
-            line.sendall(msgspec.json.encode(wish) + b"\n")
+            line.sendall(msgspec.json.encode(change) + b"\n")
             with line.makefile("rb") as answers:
                 answer: dict[str, Any] = msgspec.json.decode(answers.readline(MAX_LINE_BYTES))
         except (OSError, msgspec.DecodeError) as error:
@@ -72,7 +72,7 @@ def wish_of(path: Path, wish: Wish) -> dict[str, str]:
 
 
 def running_labs() -> dict[str, Path]:
-    """The sockets of labs of this user, by cluster. A killed lab's socket is removed on the way."""
+    """The sockets of this user's labs, by cluster. Sockets of killed labs are removed."""
     labs = {}
     for path in sorted(_directory().glob("*.sock")):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -87,7 +87,7 @@ def running_labs() -> dict[str, Path]:
 async def _serve(
     cluster: LabCluster, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    with contextlib.suppress(OSError, ValueError):  # whoever asked has gone, or sent too much
+    with contextlib.suppress(OSError, ValueError):  # the peer has gone, or sent too much
         line = await reader.readline()
         if line:
             writer.write(msgspec.json.encode(await _answer(cluster, line)) + b"\n")
@@ -97,11 +97,11 @@ async def _serve(
 
 async def _answer(cluster: LabCluster, line: bytes) -> dict[str, Any]:
     try:
-        wish = msgspec.json.decode(line, type=Wish)
-        if wish.weather is not None:
-            await cluster.set_weather(wish.weather, wish.drafters)
-        if wish.is_cut is not None:
-            await cluster.set_cut(wish.drafters, is_cut=wish.is_cut)
+        change = msgspec.json.decode(line, type=ChangeRequest)
+        if change.conditions is not None:
+            await cluster.set_conditions(change.conditions, change.drafters)
+        if change.is_cut is not None:
+            await cluster.set_cut(change.drafters, is_cut=change.is_cut)
     except (msgspec.MsgspecError, EdgecosineError) as error:
         return {"error": str(error)}
     network = cluster.network
@@ -109,12 +109,12 @@ async def _answer(cluster: LabCluster, line: bytes) -> dict[str, Any]:
 
 
 def _directory() -> Path:
-    """Of this user alone.
+    """The sockets' directory, for this user only.
 
-    Raises LabError when somebody else has made it.
+    Raises LabError when it belongs to another user.
     """
     path = Path(tempfile.gettempdir()) / f"edgecosine-lab-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if path.is_symlink() or path.stat().st_uid != os.getuid():
-        raise LabError(f"{path} belongs to somebody else: remove it or set TMPDIR")
+        raise LabError(f"{path} belongs to another user: remove it or set TMPDIR")
     return path

@@ -1,8 +1,8 @@
 """A whole cluster in the lab: broker, target and drafters, each on a host of its own.
 
-Weather is on the drafters' cables; broker, target and asker have fine ones, so that what a weather
-does to speculation is not mixed with what it does to requests. The target has its own cores, and
-the drafters share the others with the broker and with what carries the traffic.
+Network conditions apply to the drafters' cables; broker, target and client have ideal ones, so that
+effects on speculation are not mixed with effects on requests. The target has its own cores, and the
+drafters share the others with the broker and the traffic process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, free_port
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
@@ -30,25 +31,25 @@ from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, Loc
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
 StartBroker = Callable[[Host, int], Awaitable[None]]
-"""Starts a broker that ends with the network, on a host and at a port of it."""
+"""Starts a broker on a host and port; it ends with the network."""
 EnvironmentOf = Callable[[str], Environment]
-"""What a node is told by its environment, by node id."""
+"""Environment variables of a node, by node id."""
 
 _BROKER_PORT = 1883
 BROKER = "broker"
 TARGET = "target"
-"""Names of their hosts; the target's is its node id, too."""
+"""Names of their hosts; the target's is also its node id."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabPlan:
-    """What to run. `drafters` are models, one node each; core lists as for `edgecosine node`."""
+    """The nodes to run. `drafters` are models, a node each; core lists as for `edgecosine node`."""
 
     drafters: tuple[str, ...]
     target: str = zoo.TARGET
     ballast: int = zoo.BALLAST
-    weather: NetworkConditions = FINE
-    """Of every drafter's cable, to begin with."""
+    conditions: NetworkConditions = IDEAL
+    """Of every drafter's cable at the start."""
     network: NetworkKind = "auto"
     seed: int = 0
     target_cores: str = ""
@@ -57,7 +58,7 @@ class LabPlan:
     """More options of `edgecosine node`."""
     drafter_options: tuple[str, ...] = ()
     on_one_host: bool = False
-    """Drafters live on the target's host: they talk over its loopback and feel no weather."""
+    """Drafters run on the target's host and use its loopback, without network conditions."""
 
     @property
     def members(self) -> tuple[tuple[str, str], ...]:
@@ -67,7 +68,7 @@ class LabPlan:
 
 @dataclass(frozen=True, slots=True)
 class LabCluster:
-    """A cluster at work, and the network that it works in."""
+    """A running cluster and its network."""
 
     plan: LabPlan
     name: str
@@ -79,7 +80,7 @@ class LabCluster:
 
     @property
     def broker_url(self) -> str:
-        """Where this process finds the broker."""
+        """URL of the broker for this process."""
         return self.local.broker_url
 
     @property
@@ -87,15 +88,17 @@ class LabCluster:
         """Node ids."""
         return tuple(node_id for node_id, _ in self.plan.members)
 
-    async def set_weather(self, weather: NetworkConditions, drafters: Sequence[str] = ()) -> None:
-        """Change the weather of some drafters, by node id; of all when none are named.
+    async def set_conditions(
+        self, conditions: NetworkConditions, drafters: Sequence[str] = ()
+    ) -> None:
+        """Change the network conditions of some drafters, by node id; of all when none are named.
 
         Raises LabError, also where drafters have no cables of their own.
         """
         if self.plan.on_one_host:
-            raise LabError("drafters on the target's host feel no weather")
+            raise LabError("drafters on the target's host have no network conditions")
         for host in self._hosts_of(drafters):
-            await self.network.set_weather(host, weather)
+            await self.network.set_conditions(host, conditions)
 
     async def set_cut(self, drafters: Sequence[str] = (), *, is_cut: bool) -> None:
         """Cut or mend the cables of some drafters, by node id; of all when none are named.
@@ -115,9 +118,9 @@ class LabCluster:
 
 
 def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Network:
-    """Namespaces where they can be used, else relays; or what was asked for.
+    """A network of this kind; "auto" is namespaces where possible, otherwise relays.
 
-    Raises LabError when that cannot be.
+    Raises LabError when namespaces are requested and impossible.
     """
     fault = namespaces.why_not() if kind != "relays" else None
     if kind == "namespaces" and fault is not None:
@@ -130,43 +133,45 @@ def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Networ
 @asynccontextmanager
 async def lab_cluster(
     plan: LabPlan,
-    say: Callable[[str], None],
+    notify: Notify,
     *,
     start_broker: StartBroker | None = None,
     environment: EnvironmentOf = lambda _: {},
 ) -> AsyncIterator[LabCluster]:
-    """A cluster whose drafters are all linked; everything ends with the block.
+    """Start a cluster; entered when all drafters are linked. Everything ends with the block.
 
     Its broker is the embedded one unless `start_broker` starts another.
 
-    Raises LabError, EngineError with a node's last words, and BrokerLost.
+    Raises LabError, EngineError with a node's last output, and BrokerLost.
     """
     async with contextlib.AsyncExitStack() as stack:
         network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores)
         await stack.enter_async_context(network)
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
-        cable = "none" if plan.on_one_host else str(plan.weather)
-        say(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
-        broker = await network.host(BROKER, FINE)
+        cable = "none" if plan.on_one_host else str(plan.conditions)
+        notify(f"network: nodes find each other by {joined}; each drafter's cable: {cable}")
+        broker = await network.host(BROKER, IDEAL)
         port = _BROKER_PORT if network.has_multicast else free_port()
         await (start_broker or _embedded(plan))(broker, port)
         url = f"mqtt://{await network.address(broker, port)}"
-        hosts = {BROKER: broker, TARGET: await network.host(TARGET, FINE)}
+        hosts = {BROKER: broker, TARGET: await network.host(TARGET, IDEAL)}
         for node_id, _ in plan.members:
             hosts[node_id] = (
-                hosts[TARGET] if plan.on_one_host else await network.host(node_id, plan.weather)
+                hosts[TARGET] if plan.on_one_host else await network.host(node_id, plan.conditions)
             )
         cluster = f"lab-{secrets.token_hex(3)}"
-        way = _Way(network, broker, port, hosts, environment)
-        local = LocalCluster(await _cluster_plan(plan, cluster, url, way), say, way.launch)
+        launcher = _HostLauncher(network, broker, port, hosts, environment)
+        local = LocalCluster(
+            await _cluster_plan(plan, cluster, url, launcher), notify, launcher.launch
+        )
         await stack.enter_async_context(local)
         client = await stack.enter_async_context(Client(url, cluster))
         yield LabCluster(plan, cluster, network, local, client, hosts)
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How nodes are started on their hosts, and how they find the broker and each other."""
+class _HostLauncher:
+    """Starts nodes on their hosts, with the addresses of the broker and of each other."""
 
     network: Network
     broker: Host
@@ -204,12 +209,14 @@ def _embedded(plan: LabPlan) -> StartBroker:
         )
         assert process.stdout is not None
         if not await process.stdout.readline():
-            raise LabError("the broker did not start; its words are above")
+            raise LabError("the broker did not start; its output is above")
 
     return start
 
 
-async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> ClusterPlan:
+async def _cluster_plan(
+    plan: LabPlan, cluster: str, url: str, launcher: _HostLauncher
+) -> ClusterPlan:
     port = free_port()
     target = (
         "--model", plan.target, "--role", "target", "--ballast", str(plan.ballast),
@@ -218,14 +225,14 @@ async def _cluster_plan(plan: LabPlan, cluster: str, url: str, way: _Way) -> Clu
     return ClusterPlan(
         cluster=cluster,
         broker=url,
-        target=LocalNode(TARGET, (*target, *await way.options(TARGET, port))),
+        target=LocalNode(TARGET, (*target, *await launcher.options(TARGET, port))),
         drafters=tuple(
             [
                 LocalNode(
                     node_id,
                     (
                         "--model", model, "--role", "drafter", "--cores", plan.drafter_cores,
-                        *plan.drafter_options, *await way.options(node_id, port),
+                        *plan.drafter_options, *await launcher.options(node_id, port),
                     ),
                 )
                 for node_id, model in plan.members

@@ -1,12 +1,11 @@
-"""The demo: a real cluster on this machine, held-out prompts by MQTT, and what speculation gained.
+"""The demo: a real cluster on this machine, held-out prompts by MQTT, and the measured speed-up.
 
 Each prompt is answered twice in a row, by the target alone and with its drafters, in alternating
-order, so that a machine that slows down slows both.
+order, so that a machine whose speed drifts affects both.
 """
 
 from __future__ import annotations
 
-import secrets
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,10 @@ from rich.table import Table
 from edgecosine.client.client import Client
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.figures import Figure, interval, write_report
-from edgecosine.lab.measured_requests import GREEDY, Asked, ask
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.lab.harness import fresh_plan
+from edgecosine.lab.load_generator import GREEDY, ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
+from edgecosine.local.cluster import LocalCluster
 from edgecosine.protocol.api.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"
@@ -31,7 +31,7 @@ SAMPLED = Sampling(temperature=0.8, seed=1)
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What to serve, and how much to ask. Prompts are held out from training."""
+    """Models, devices and number of prompts, which are held out from training."""
 
     scene: Scene
     prompts_per_domain: int
@@ -40,46 +40,39 @@ class DemoSettings:
     drafter_cores: str
     target_device: str = "auto"
     drafter_devices: tuple[str, ...] = ("auto",)
-    """Taken in turns."""
+    """Assigned to drafters in turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One prompt, answered by the target alone and with drafters."""
 
-    alone: Asked
-    together: Asked
+    alone: MeasuredAnswer
+    together: MeasuredAnswer
 
     @property
     def speedup(self) -> float:
-        """How many times the target's own speed."""
+        """Speed over that of the target alone."""
         return self.together.tokens_per_s / self.alone.tokens_per_s
 
     @property
     def is_identical(self) -> bool:
-        """Whether the drafters changed nothing."""
+        """Whether both texts are the same."""
         return self.together.text == self.alone.text
 
 
 async def run_demo(settings: DemoSettings, console: Console, report: Path | None) -> bool:
-    """Run the demo; whether every text was the target's own, as far as it promises that."""
+    """Run the demo; returns False when a text differs although the target is bitwise exact."""
     scene = settings.scene
-    plan = local_plan(
-        scene.target,
-        scene.drafters,
-        cluster=f"demo-{secrets.token_hex(3)}",
-        ballast=scene.ballast,
-        target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores,
-        broker=None,
-        broker_port=free_port(),
-        target_device=settings.target_device,
-        drafter_devices=settings.drafter_devices,
-    )
+    plan = fresh_plan(
+        "demo", scene.target, scene.drafters, ballast=scene.ballast,
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
+        target_device=settings.target_device, drafter_devices=settings.drafter_devices,
+    )  # fmt: skip
     if scene.ballast > 1:
         console.print(
             f"The target carries ballast: it is widened {scene.ballast} times, so that it costs "
-            "what a larger model does. Its words are unchanged."
+            "what a larger model does. Its texts are unchanged."
         )
     async with (
         LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster,
@@ -91,7 +84,7 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
         pairs = await demo.ask_all()
         console.print("[dim]the same prompts at temperature 0.8[/dim]")
         sampled = await demo.ask_again(SAMPLED, settings.prompts_per_domain)
-        console.print("[dim]stopping all drafters; the target goes on alone[/dim]")
+        console.print("[dim]stopping all drafters; the target continues alone[/dim]")
         for member in plan.drafters:
             await cluster.stop(member.node_id)
         await cluster.wait_until_linked(0)
@@ -100,7 +93,9 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
     console.print(_table(pairs), _drafter_table(pairs))
     _summary(console, figures)
     if report is not None:
-        runs = [asked.record() for pair in [*pairs, *sampled, *orphaned] for asked in _both(pair)]
+        runs = [
+            measured.record() for pair in [*pairs, *sampled, *orphaned] for measured in _both(pair)
+        ]
         write_report(
             report, figures, runs, weather="loopback", ballast=scene.ballast,
             exactness=state["exactness"], target_device=settings.target_device,
@@ -111,19 +106,19 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
 
 
 class _Demo:
-    """Asks the prompts of a scene."""
+    """Sends the prompts of a scene."""
 
     def __init__(self, client: Client, settings: DemoSettings, console: Console) -> None:
         self._client, self._settings, self._console = client, settings, console
         self._num_pairs = 0
 
     async def warm_up(self) -> None:
-        """One short answer per policy: caches, allocators and estimates wake up."""
+        """Warm up caches, allocators and estimates by one short answer per policy."""
         domain, prompts = next(iter(self._settings.scene.prompts.items()))
         await self._pair(domain, prompts[-1], GREEDY, max_tokens=self._settings.max_tokens // 4)
 
     async def ask_all(self) -> list[Pair]:
-        """Every prompt at temperature 0, shown with its answer as it comes."""
+        """Send every prompt at temperature 0 and show the answers as they arrive."""
         pairs: list[Pair] = []
         for number, domain, prompt in self._prompts(self._settings.prompts_per_domain):
             self._console.rule(f"{domain}, prompt {number + 1}", align="left")
@@ -139,7 +134,7 @@ class _Demo:
         return pairs
 
     async def ask_again(self, sampling: Sampling, per_domain: int) -> list[Pair]:
-        """Prompts whose answers are not shown."""
+        """Send prompts without showing the answers."""
         return [
             await self._pair(domain, prompt, sampling)
             for _, domain, prompt in self._prompts(per_domain)
@@ -159,8 +154,8 @@ class _Demo:
         on_text: Callable[[str], None] = lambda _: None,
         max_tokens: int = 0,
     ) -> Pair:
-        """Both answers, in turns the one and the other first. Both stream, so that both pay."""
-        answers: dict[str, Asked] = {}
+        """Both answers, in alternating order. Both are streamed, so that the cost is the same."""
+        answers: dict[str, MeasuredAnswer] = {}
         order = (ALONE, WITH_DRAFTERS) if self._num_pairs % 2 else (WITH_DRAFTERS, ALONE)
         self._num_pairs += 1
         for policy in order:
@@ -211,7 +206,7 @@ def _figures(
 
 
 def _table(pairs: Sequence[Pair]) -> Table:
-    table = Table(title="What speculation gained", title_justify="left")
+    table = Table(title="Speed-up by speculation", title_justify="left")
     headings = ("domain", "tokens", "tokens/s", "alone", "speed-up", "acceptance", "identical")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "domain" else "right")
@@ -231,12 +226,12 @@ def _table(pairs: Sequence[Pair]) -> Table:
     return table
 
 
-def _rate(answers: Sequence[Asked]) -> float:
+def _rate(answers: Sequence[MeasuredAnswer]) -> float:
     return sum(a.num_tokens for a in answers) / sum(a.elapsed_s for a in answers)
 
 
 def _drafter_table(pairs: Sequence[Pair]) -> Table:
-    """Draft tokens of each drafter that were verified, and the share of them that was accepted."""
+    """Verified draft tokens of each drafter, and the share of them that was accepted."""
     by_domain = _by_domain(pairs)
     table = Table(title="Draft tokens verified, and accepted", title_justify="left")
     table.add_column("drafter")
@@ -249,7 +244,7 @@ def _drafter_table(pairs: Sequence[Pair]) -> Table:
     return table
 
 
-def _shares(answers: Sequence[Asked]) -> dict[str, tuple[int, int]]:
+def _shares(answers: Sequence[MeasuredAnswer]) -> dict[str, tuple[int, int]]:
     """Proposed and accepted tokens by drafter, the random tail of its node id left out."""
     shares: defaultdict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for answer in answers:
@@ -265,5 +260,5 @@ def _summary(console: Console, figures: dict[str, Figure]) -> None:
         console.print(f"{name.replace('_', ' ')}: [bold]{figure}[/bold]")
 
 
-def _both(pair: Pair) -> tuple[Asked, Asked]:
+def _both(pair: Pair) -> tuple[MeasuredAnswer, MeasuredAnswer]:
     return pair.alone, pair.together

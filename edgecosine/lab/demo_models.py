@@ -1,4 +1,4 @@
-"""What a demonstration serves: models, and prompts that no drafter was trained on."""
+"""Models and prompts of a demonstration; no drafter was trained on the prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Scene:
 
 
 def chat_scene() -> Scene:
-    """The real model that comes with drafters; fetched where it is not on this machine.
+    """The real model that has packaged drafters; it is fetched when missing.
 
     Raises ModelUnavailable.
     """

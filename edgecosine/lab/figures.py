@@ -14,19 +14,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 _RESAMPLES = 2000
 _UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
 
 
 LEAST_SAMPLES = 5
-"""Fewer samples tell nothing of their spread, so they have no interval."""
+"""With fewer samples no interval is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value of `n` samples with its 95% interval, where there are enough of them. What was
-    counted and not sampled has no `n`, and is its own interval."""
+    """A value of `n` samples with its 95% interval, if there are enough samples. A count has no `n`
+    and is its own interval."""
 
     value: float
     low: float | None
@@ -35,10 +37,10 @@ class Figure:
     n: int | None = None
 
     def __str__(self) -> str:
-        return self.told()
+        return self.text()
 
-    def told(self, digits: int = 2) -> str:
-        """The value, with its interval and the number of samples as far as there are any."""
+    def text(self, digits: int = 2) -> str:
+        """The value, with its interval and number of samples if there are any."""
         value = f"{self.value:.{digits}f}"
         if self.n is None:
             return value
@@ -47,17 +49,21 @@ class Figure:
         return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f}, n = {self.n})"
 
 
+Notify = Callable[[str], None]
+"""Receives a line of progress of a measurement."""
+
+
 class Keep(Protocol):
-    """Writes a report anew, after each part of a long measurement."""
+    """Writes the report again after each part of a long measurement."""
 
     def __call__(
         self, figures: Mapping[str, Figure], runs: Sequence[Any], **environment: Any
     ) -> None:
-        """`environment` is what was learned on the way."""
+        """`environment` is added to that of the report."""
 
 
 def counted(value: float, unit: str) -> Figure:
-    """What was counted, or measured once as a whole."""
+    """A figure that was counted, or measured once."""
     return Figure(value, value, value, unit)
 
 
@@ -66,18 +72,29 @@ def interval(
     statistic: Callable[[Sequence[float]], float] = statistics.median,
     unit: str = "ratio",
 ) -> Figure:
-    """A statistic of `samples`, its interval by the percentile bootstrap (seeded)."""
-    if len(samples) < LEAST_SAMPLES:
-        return Figure(statistic(samples), None, None, unit, len(samples))
-    chance = random.Random(0)
-    drawn = sorted(statistic(chance.choices(samples, k=len(samples))) for _ in range(_RESAMPLES))
-    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistic(samples), low, high, unit, len(samples))
+    """A statistic of `samples` with its interval by the seeded percentile bootstrap."""
+    return joint_interval(statistic, samples, unit=unit)
+
+
+def joint_interval(
+    statistic: Callable[..., float], *groups: Sequence[float], unit: str = "ratio"
+) -> Figure:
+    """A statistic of several groups of samples, each of which is resampled by itself."""
+    value, n = statistic(*groups), min(map(len, groups))
+    if n < LEAST_SAMPLES:
+        return Figure(value, None, None, unit, n)
+    rng = random.Random(0)
+    drawn = [
+        statistic(*(rng.choices(group, k=len(group)) for group in groups))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5), method="higher")
+    return Figure(value, float(low), float(high), unit, n)
 
 
 def keeping(path: Path | None, **environment: Any) -> Keep:
-    """What a long measurement calls after each of its parts, so that one that is cut off has left
-    what it measured; without a path nothing is written."""
+    """A callback that saves the parts of a long measurement, so that an interrupted one keeps its
+    results; without a path it does nothing."""
 
     def keep(figures: Mapping[str, Figure], runs: Sequence[Any], **more: Any) -> None:
         if path is not None:
@@ -89,7 +106,7 @@ def keeping(path: Path | None, **environment: Any) -> Keep:
 def write_report(
     path: Path, figures: Mapping[str, Figure], runs: Sequence[Any], **environment: Any
 ) -> None:
-    """Write figures, environment and raw records as JSON, a line each; all of the file or none."""
+    """Write figures, environment and records as JSON, a line per record; atomically."""
     parts = {
         "figures": {name: asdict(figure) for name, figure in figures.items()},
         "environment": {**machine(), **environment},
@@ -117,7 +134,7 @@ def machine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: not every measurement needs all of them."""
+    """Version of a package; None when it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,71 +1,35 @@
-"""Load on a cluster: closed loop, where so many requests are always at work, and open loop, where
-they come when they come.
+"""The lab's one driver of requests: sends them, reads the answers and measures what a client sees.
 
-Requests take turns through all domains. What the cluster refuses is counted, not asked again.
+A closed loop keeps a fixed number of requests running; an open loop sends each at its arrival time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.protocol.api.request import Sampling
+from edgecosine.lab.measured_requests import MAX_TOKENS, Load, LoadRequest, MeasuredAnswer
+from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 
-MAX_TOKENS = 128
+GREEDY = Sampling()
 
-
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
-    """One request to make: a prompt of 48 tokens, and exactly so many to answer."""
-
-    domain: str
-    prompt: str
-    policy: str
-    sampling: Sampling
-    max_tokens: int = MAX_TOKENS
-    trace: bool = False
-    """Whether the answer tells the course of its rounds."""
-    is_chat: bool = False
-    """The prompt is a user's turn of any length; the model may end its answer early."""
+Item = TypeVar("Item")
+OnDelta = Callable[[Delta], bool]
+"""Receives each part of a stream; returns False to cancel the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What came of a run: answers in the order of their jobs, and refusals."""
-
-    asked: tuple[Asked, ...]
-    refused: tuple[RequestError, ...]
-    elapsed_s: float
-    """From the start of the run to the last answer."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all answers."""
-        return sum(a.num_tokens for a in self.asked)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Throughput of the whole run."""
-        return self.num_tokens / self.elapsed_s
-
-    @property
-    def acceptance_length(self) -> float:
-        """Mean accepted draft tokens a round; 0 when there was no round."""
-        rounds = sum(a.num_rounds for a in self.asked)
-        return sum(a.num_accepted for a in self.asked) / max(1, rounds)
-
-    @property
-    def ahead_hit_rate(self) -> float | None:
-        """Share of the rounds with drafters whose drafts had been made ahead; None without any."""
-        planned = sum(a.num_speculative_rounds for a in self.asked)
-        return sum(a.num_ahead_rounds for a in self.asked) / planned if planned else None
+def prompts_in_turn() -> list[str]:
+    """All held-out prompts of the zoo, one of each domain after the other."""
+    return [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
 
 
 def make_jobs(
@@ -79,7 +43,7 @@ def make_jobs(
 ) -> list[LoadRequest]:
     """Held-out prompts of the zoo, domains in turn, from number `offset` on.
 
-    The same number gets the same prompt and the same seed, whatever the policy.
+    The same number has the same prompt and the same seed under every policy.
     """
     by_domain = list(zoo.prompts().items())
     jobs = []
@@ -91,28 +55,127 @@ def make_jobs(
     return jobs
 
 
+async def read_answer(
+    client: Client, request: Request, on_delta: OnDelta, *, cancel_after_s: float | None = None
+) -> FinalMessage | None:
+    """Send one request and read its answer to the end; None when it was cancelled on the way.
+
+    Raises RequestError and BrokerLost.
+    """
+    final: FinalMessage | None = None
+    with contextlib.suppress(TimeoutError):
+        async with (
+            asyncio.timeout(cancel_after_s),
+            contextlib.aclosing(client.ask(request)) as steps,
+        ):
+            async for step in steps:
+                if not isinstance(step, Delta):
+                    final = step
+                elif not on_delta(step):
+                    return None
+    return final
+
+
+async def ask(
+    client: Client,
+    prompt: str,
+    *,
+    domain: str,
+    policy: str,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    on_text: Callable[[str], None] | None = None,
+    trace: bool = False,
+    is_chat: bool = False,
+) -> MeasuredAnswer:
+    """Request exactly `max_tokens` tokens and measure the whole answer; `trace` adds its rounds.
+
+    With `is_chat` the prompt is a user's turn, and the model may end its answer earlier.
+
+    Raises RequestError and BrokerLost.
+    """
+    request = Request(
+        client_id="",
+        request_id=secrets.token_hex(8),
+        kind="chat" if is_chat else "completion",
+        prompt=(ChatMessage("user", prompt),) if is_chat else prompt,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        ignore_eos=not is_chat,
+        stream=on_text is not None,
+        policy=policy,
+        trace=trace,
+    )
+    started = time.perf_counter()
+    first_text_s: float | None = None
+
+    def on_delta(delta: Delta) -> bool:
+        nonlocal first_text_s
+        if first_text_s is None:
+            first_text_s = time.perf_counter() - started
+        if on_text is not None:
+            on_text(delta.text)
+        return True
+
+    final = await read_answer(client, request, on_delta)
+    elapsed_s = time.perf_counter() - started
+    assert final is not None, "the client yields a final message or raises"
+    own, figures = final.body["edgecosine"], final.body["metrics"]["speculative_decoding"]
+    return MeasuredAnswer(
+        domain=domain,
+        policy=policy,
+        text=final.text,
+        num_tokens=final.body["usage"]["completion_tokens"],
+        elapsed_s=elapsed_s,
+        first_text_s=first_text_s,
+        queue_s=own["queue_s"],
+        prefill_s=own["prefill_s"],
+        acceptance_histogram=tuple(figures["acceptance_histogram"]),
+        drafters=own["drafters"],
+        plan=own["plan"],
+        num_speculative_rounds=own["speculative_rounds"],
+        num_ahead_rounds=own["ahead_rounds"],
+        rounds=tuple(own.get("rounds", ())),
+        began_s=own.get("began_s", 0.0),
+    )
+
+
+async def run_workers(
+    items: Iterable[Item], concurrency: int, work: Callable[[Item, int], Awaitable[None]]
+) -> None:
+    """Let `concurrency` workers take items in turn; `work` gets an item and its worker's number.
+
+    Raises what `work` raises, in a group.
+    """
+    waiting = iter(items)
+
+    async def run(worker: int) -> None:
+        for item in waiting:
+            await work(item, worker)
+
+    async with asyncio.TaskGroup() as group:
+        for worker in range(concurrency):
+            group.create_task(run(worker), name=f"worker {worker}")
+
+
 async def closed_loop(client: Client, jobs: Sequence[LoadRequest], concurrency: int) -> Load:
-    """So many askers, each with one request at work until there are none left.
+    """Keep `concurrency` requests running until there are none left.
 
     Raises BrokerLost.
     """
     run = _Run(client)
-    waiting = iter(enumerate(jobs))
 
-    async def ask_in_turn() -> None:
-        for number, job in waiting:
-            await run.ask(number, job)
+    async def work(job: tuple[int, LoadRequest], _: int) -> None:
+        await run.ask(*job)
 
-    async with asyncio.TaskGroup() as group:
-        for asker in range(concurrency):
-            group.create_task(ask_in_turn(), name=f"asker {asker}")
+    await run_workers(enumerate(jobs), concurrency, work)
     return run.load()
 
 
 async def open_loop(
     client: Client, jobs: Sequence[LoadRequest], arrivals_s: Sequence[float]
 ) -> Load:
-    """A request at each arrival, jobs over and over in turn, whether others are at work or not.
+    """Send a request at each arrival, whether others are running or not; jobs repeat in turn.
 
     Raises BrokerLost.
     """
@@ -128,24 +191,25 @@ async def open_loop(
 
 
 class _Run:
-    """Answers and refusals as they come."""
+    """Collects the answers and refusals of one run. Refused requests are not sent again."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._asked: dict[int, Asked] = {}
+        self._answers: dict[int, MeasuredAnswer] = {}
         self._refused: list[RequestError] = []
         self._started = time.perf_counter()
 
     async def ask(self, number: int, job: LoadRequest) -> None:
         try:
-            self._asked[number] = await ask(
+            self._answers[number] = await ask(
                 self._client,
                 job.prompt,
                 domain=job.domain,
                 policy=job.policy,
                 max_tokens=job.max_tokens,
                 sampling=job.sampling,
-                on_text=_ignore,
+                # Every answer is streamed, so that the time of its first text is measured.
+                on_text=lambda _: None,
                 trace=job.trace,
                 is_chat=job.is_chat,
             )
@@ -154,9 +218,5 @@ class _Run:
 
     def load(self) -> Load:
         elapsed_s = time.perf_counter() - self._started
-        asked = tuple(self._asked[number] for number in sorted(self._asked))
-        return Load(asked, tuple(self._refused), elapsed_s)
-
-
-def _ignore(_: str) -> None:
-    """Every answer is streamed, so that its first text has a time."""
+        measured = tuple(self._answers[number] for number in sorted(self._answers))
+        return Load(measured, tuple(self._refused), elapsed_s)

@@ -1,24 +1,35 @@
-"""Asks a running cluster and measures what the asker sees."""
+"""Requests of a load, and what a client measured of their answers: plain values."""
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgecosine.client.client import Client
-from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.errors import RequestError
+from edgecosine.protocol.api.request import Sampling
 
-GREEDY = Sampling()
+MAX_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One answer as its asker saw it."""
+class LoadRequest:
+    """One request to send: a prompt of 48 tokens, and the exact length of its answer."""
+
+    domain: str
+    prompt: str
+    policy: str
+    sampling: Sampling
+    max_tokens: int = MAX_TOKENS
+    trace: bool = False
+    """Whether the answer reports its rounds."""
+    is_chat: bool = False
+    """The prompt is a user's turn of any length; the model may end its answer early."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredAnswer:
+    """One answer as its client measured it. An answer from outside the runtime has no rounds and no
+    drafters."""
 
     domain: str
     policy: str
@@ -28,29 +39,29 @@ class Asked:
     """From sending the request to its final message."""
     first_text_s: float | None
     """From sending the request to its first text; None when the answer was not streamed."""
-    queue_s: float
-    prefill_s: float
-    acceptance_histogram: tuple[int, ...]
-    drafters: dict[str, dict[str, int]]
-    plan: str
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    acceptance_histogram: tuple[int, ...] = (0,)
+    drafters: dict[str, dict[str, int]] = field(default_factory=dict)
+    plan: str = ""
     rounds: tuple[dict[str, Any], ...] = ()
-    """The course of each round, if it was recorded: `RoundTimes` as plain data."""
+    """`RoundTimes` of each round as plain data, if they were recorded."""
     began_s: float = 0.0
-    """From when their times count, by the target's performance counter."""
+    """Origin of the rounds' times, by the target's performance counter."""
     num_speculative_rounds: int = 0
     num_ahead_rounds: int = 0
     """As in `Metrics`."""
 
     @property
     def inter_token_s(self) -> float | None:
-        """Mean time between tokens after the first text; None when that cannot be told."""
+        """Mean time between tokens after the first text; None when it is unknown."""
         if self.first_text_s is None or self.num_tokens < 2:
             return None
         return (self.elapsed_s - self.first_text_s) / (self.num_tokens - 1)
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens by the asker's clock."""
+        """Generated tokens per second of the client's clock."""
         return self.num_tokens / self.elapsed_s
 
     @property
@@ -68,84 +79,33 @@ class Asked:
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 
-def asked_elsewhere(
-    domain: str, policy: str, text: str, *, num_tokens: int, elapsed_s: float, first_text_s: float
-) -> Asked:
-    """An answer by something else than the runtime, which has neither rounds nor drafters."""
-    return Asked(
-        domain=domain,
-        policy=policy,
-        text=text,
-        num_tokens=num_tokens,
-        elapsed_s=elapsed_s,
-        first_text_s=first_text_s,
-        queue_s=0.0,
-        prefill_s=first_text_s,
-        acceptance_histogram=(0,),
-        drafters={},
-        plan="",
-    )
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The result of a run: answers in the order of their requests, and refusals."""
 
+    answers: tuple[MeasuredAnswer, ...]
+    refused: tuple[RequestError, ...]
+    elapsed_s: float
+    """From the start of the run to the last answer."""
 
-async def ask(
-    client: Client,
-    prompt: str,
-    *,
-    domain: str,
-    policy: str,
-    max_tokens: int,
-    sampling: Sampling = GREEDY,
-    on_text: Callable[[str], None] | None = None,
-    trace: bool = False,
-    is_chat: bool = False,
-) -> Asked:
-    """Ask for exactly `max_tokens` tokens and wait for the whole answer, `trace`: with its rounds.
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(a.num_tokens for a in self.answers)
 
-    `is_chat`: the prompt is a user's turn, and the model may end its answer before.
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput of the whole run."""
+        return self.num_tokens / self.elapsed_s
 
-    Raises RequestError and BrokerLost.
-    """
-    request = Request(
-        client_id="",
-        request_id=secrets.token_hex(8),
-        kind="chat" if is_chat else "completion",
-        prompt=(ChatMessage("user", prompt),) if is_chat else prompt,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        ignore_eos=not is_chat,
-        stream=on_text is not None,
-        policy=policy,
-        trace=trace,
-    )
-    started = time.perf_counter()
-    first_text_s: float | None = None
-    final: FinalMessage | None = None
-    async with contextlib.aclosing(client.ask(request)) as steps:
-        async for step in steps:
-            if isinstance(step, Delta):
-                if first_text_s is None:
-                    first_text_s = time.perf_counter() - started
-                if on_text is not None:
-                    on_text(step.text)
-            else:
-                final = step
-    elapsed_s = time.perf_counter() - started
-    assert final is not None, "the client yields a final message or raises"
-    own, figures = final.body["edgecosine"], final.body["metrics"]["speculative_decoding"]
-    return Asked(
-        domain=domain,
-        policy=policy,
-        text=final.text,
-        num_tokens=final.body["usage"]["completion_tokens"],
-        elapsed_s=elapsed_s,
-        first_text_s=first_text_s,
-        queue_s=own["queue_s"],
-        prefill_s=own["prefill_s"],
-        acceptance_histogram=tuple(figures["acceptance_histogram"]),
-        drafters=own["drafters"],
-        plan=own["plan"],
-        num_speculative_rounds=own["speculative_rounds"],
-        num_ahead_rounds=own["ahead_rounds"],
-        rounds=tuple(own.get("rounds", ())),
-        began_s=own.get("began_s", 0.0),
-    )
+    @property
+    def acceptance_length(self) -> float:
+        """Mean accepted draft tokens per round; 0 without rounds."""
+        rounds = sum(a.num_rounds for a in self.answers)
+        return sum(a.num_accepted for a in self.answers) / max(1, rounds)
+
+    @property
+    def ahead_hit_rate(self) -> float | None:
+        """Share of the rounds with drafters whose drafts had been made ahead; None without any."""
+        planned = sum(a.num_speculative_rounds for a in self.answers)
+        return sum(a.num_ahead_rounds for a in self.answers) / planned if planned else None

@@ -30,7 +30,7 @@ class Routing:
 
 
 def routing(run: Mapping[str, Any], matrix: Matrix) -> Routing | None:
-    """How a run's rounds were routed; None where the record does not tell who led them."""
+    """How a run's rounds were routed; None when the record lacks the leading drafters."""
     regrets: list[float] = []
     to_best: dict[str, float] = {}
     firsts = firsts_right = 0

@@ -37,8 +37,8 @@ def test_nothing_is_lost_doubled_different_or_hung() -> None:
 
     async def story() -> None:
         run = await run_chaos(settings, said.append)
-        assert run.verdict.faulty == {"lost": {}, "doubled": {}, "different": {}, "hung": {}}
-        assert run.verdict.requests == settings.requests
+        assert run.result.faulty == {"lost": {}, "doubled": {}, "different": {}, "hung": {}}
+        assert run.result.requests == settings.requests
         injected = {each.fault.kind for each in run.injected}
         assert injected == set(KINDS) - set(run.left_out)
         assert {"kill_target", "kill_broker", "kill_drafter", "cut_drafter"} <= injected

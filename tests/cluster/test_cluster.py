@@ -13,7 +13,8 @@ import pytest
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.mqtt import free_port, run_patiently
@@ -45,10 +46,10 @@ def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
     )  # fmt: skip
 
 
-async def _ask_all(client: Client, questions: list[Question], policy: str) -> list[Asked]:
+async def _ask_all(client: Client, questions: list[Question], policy: str) -> list[MeasuredAnswer]:
     """All questions at once."""
 
-    def one(question: Question) -> Coroutine[None, None, Asked]:
+    def one(question: Question) -> Coroutine[None, None, MeasuredAnswer]:
         return ask(
             client,
             question.prompt,
@@ -64,7 +65,7 @@ async def _ask_all(client: Client, questions: list[Question], policy: str) -> li
     return [task.result() for task in tasks]
 
 
-def _texts(answers: list[Asked]) -> list[str]:
+def _texts(answers: list[MeasuredAnswer]) -> list[str]:
     return [answer.text for answer in answers]
 
 

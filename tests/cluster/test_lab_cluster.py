@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from edgecosine import zoo
 from edgecosine.cli import main
 from edgecosine.errors import LabError
-from edgecosine.lab.change_network import Wish, listening, wish_of
+from edgecosine.lab.change_network import ChangeRequest, listening, request_change
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.measured_requests import ask
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look
 from tests.support.mqtt import run_patiently
@@ -51,14 +51,14 @@ async def _rtts(cluster: LabCluster) -> dict[str, float]:
 )
 def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
     async def story() -> None:
-        plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, weather=FAR, network=kind)
+        plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, conditions=FAR, network=kind)
         async with lab_cluster(plan, print) as cluster, listening(cluster) as path:
             while len(rtts := await _rtts(cluster)) < 2:
                 await cluster.client.changed()
             assert min(rtts.values()) >= 2 * FAR.delay_ms
 
-            wish = Wish(("ngram-1",), weather=FINE)
-            told = await asyncio.to_thread(wish_of, path, wish)
+            change = ChangeRequest(("ngram-1",), conditions=IDEAL)
+            told = await asyncio.to_thread(request_change, path, change)
             assert told == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
             while (rtts := await _rtts(cluster))["ngram-1"] >= 2 * FAR.delay_ms:
                 await cluster.client.changed()
@@ -71,13 +71,15 @@ def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
             }
             assert len(texts) == 1
             spent = look(cluster).since(before)
-            assert min(spent.target_loop_s, spent.drafter_loops_s, spent.carrier_s) > 0.0
+            assert min(spent.target_loop_s, spent.drafter_loops_s, spent.traffic_s) > 0.0
 
             with pytest.raises(LabError, match="no drafter nobody; there are ngram-0, ngram-1"):
-                await asyncio.to_thread(wish_of, path, Wish(("nobody",), is_cut=True))
-            await asyncio.to_thread(wish_of, path, Wish(is_cut=True))
+                await asyncio.to_thread(
+                    request_change, path, ChangeRequest(("nobody",), is_cut=True)
+                )
+            await asyncio.to_thread(request_change, path, ChangeRequest(is_cut=True))
             await cluster.local.wait_until_linked(0)
-            await asyncio.to_thread(wish_of, path, Wish(is_cut=False))
+            await asyncio.to_thread(request_change, path, ChangeRequest(is_cut=False))
             await cluster.local.wait_until_linked(2)
 
     run_patiently(story())

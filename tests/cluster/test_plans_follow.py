@@ -16,9 +16,10 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.adversarial_drafter import LIAR, write_liar
+from edgecosine.lab.adversarial_drafter import ADVERSARIAL, write_adversarial_drafter
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.lab.network.conditions import NetworkConditions
 from tests.support.mqtt import run_patiently
 
@@ -57,11 +58,11 @@ class _Talk:
         self._text = (await self._ask("target-alone")).text
         await self.answer()
 
-    async def answer(self) -> Asked:
+    async def answer(self) -> MeasuredAnswer:
         """One answer."""
         return self._checked(await self._ask("edgecosine"))
 
-    async def answer_while(self, change: Change) -> Asked:
+    async def answer_while(self, change: Change) -> MeasuredAnswer:
         """An answer in whose middle something changes."""
         is_middle, parts = asyncio.Event(), []
 
@@ -79,7 +80,7 @@ class _Talk:
             answer = await self._ask("edgecosine", on_text)
         return self._checked(answer)
 
-    async def answers_until(self, is_so: Callable[[Asked], bool]) -> Asked:
+    async def answers_until(self, is_so: Callable[[MeasuredAnswer], bool]) -> MeasuredAnswer:
         """The first answer of which it is so; it must come soon."""
         plans = []
         for _ in range(MOST_ANSWERS):
@@ -89,12 +90,14 @@ class _Talk:
             plans.append(answer.plan)
         raise AssertionError(plans)
 
-    def _checked(self, answer: Asked) -> Asked:
+    def _checked(self, answer: MeasuredAnswer) -> MeasuredAnswer:
         assert answer.text == self._text
         assert answer.plan.startswith("K=")
         return answer
 
-    async def _ask(self, policy: str, on_text: Callable[[str], None] | None = None) -> Asked:
+    async def _ask(
+        self, policy: str, on_text: Callable[[str], None] | None = None
+    ) -> MeasuredAnswer:
         client = self.cluster.client
         return await ask(
             client, self._prompt, domain="", policy=policy, max_tokens=MAX_TOKENS,
@@ -105,7 +108,7 @@ class _Talk:
 @contextlib.asynccontextmanager
 async def _talk(drafters: tuple[str, ...], network: NetworkKind = "relays") -> AsyncIterator[_Talk]:
     plan = LabPlan(
-        drafters, weather=NEAR, network=network,
+        drafters, conditions=NEAR, network=network,
         target_cores=TARGET_CORES, drafter_cores=DRAFTER_CORES,
     )  # fmt: skip
     async with lab_cluster(plan, print) as cluster:
@@ -114,12 +117,12 @@ async def _talk(drafters: tuple[str, ...], network: NetworkKind = "relays") -> A
         yield talk
 
 
-def _speculates(answer: Asked) -> bool:
+def _speculates(answer: MeasuredAnswer) -> bool:
     """Trials alone, every sixth round, do not give as much as that."""
     return answer.num_accepted > answer.num_rounds
 
 
-def _waits(answer: Asked, drafter: str) -> list[dict[str, Any]]:
+def _waits(answer: MeasuredAnswer, drafter: str) -> list[dict[str, Any]]:
     """The drafts of one drafter that rounds waited for."""
     return [
         draft
@@ -129,19 +132,19 @@ def _waits(answer: Asked, drafter: str) -> list[dict[str, Any]]:
     ]
 
 
-def _num_given_up(answer: Asked, drafter: str) -> int:
+def _num_given_up(answer: MeasuredAnswer, drafter: str) -> int:
     """Rounds that waited for a drafter in vain."""
     return sum(not draft["num_tokens"] for draft in _waits(answer, drafter))
 
 
-def _num_asked(answer: Asked, drafter: str) -> int:
+def _num_asked(answer: MeasuredAnswer, drafter: str) -> int:
     """Rounds in which a drafter was asked at all: to wait for it, ahead, or to try it."""
     return sum(
         any(draft["drafter"] == drafter for draft in course["drafts"]) for course in answer.rounds
     )
 
 
-def _num_proposed(answer: Asked, drafter: str) -> int:
+def _num_proposed(answer: MeasuredAnswer, drafter: str) -> int:
     """Nodes of verified trees that a drafter had proposed."""
     return answer.drafters.get(drafter, {}).get("proposed", 0)
 
@@ -173,7 +176,7 @@ def test_drafter_that_is_far_is_not_waited_for_and_near_again_is_used() -> None:
             (drafter,) = talk.cluster.drafters
             await talk.answers_until(_speculates)
 
-            in_between = await talk.answer_while(lambda: talk.cluster.set_weather(FAR))
+            in_between = await talk.answer_while(lambda: talk.cluster.set_conditions(FAR))
             far = [await talk.answer() for _ in range(2)]
             waits = [wait for answer in (in_between, *far) for wait in _waits(answer, drafter)]
             num_far = sum(
@@ -184,7 +187,7 @@ def test_drafter_that_is_far_is_not_waited_for_and_near_again_is_used() -> None:
             assert far[-1].plan.startswith("K=0")
             assert not _speculates(far[-1])
 
-            await talk.answer_while(lambda: talk.cluster.set_weather(NEAR))
+            await talk.answer_while(lambda: talk.cluster.set_conditions(NEAR))
             await talk.answers_until(_speculates)
 
     run_patiently(story())
@@ -204,7 +207,7 @@ def test_of_two_drafters_the_one_that_is_slowed_to_a_tenth_loses_its_place() -> 
 async def _expect_to_lose_its_place(talk: _Talk, slow: str, quick: str) -> None:
     """Slow one of two drafters down for some answers, which find the other, slow before or not."""
 
-    def follows(answer: Asked) -> bool:
+    def follows(answer: MeasuredAnswer) -> bool:
         is_left = _num_asked(answer, slow) < _num_asked(answer, quick) / 2
         return is_left and _speculates(answer)
 
@@ -219,18 +222,18 @@ async def _expect_to_lose_its_place(talk: _Talk, slow: str, quick: str) -> None:
 
 def test_liar_is_left_out_and_does_no_harm(tmp_path: Path) -> None:
     async def story() -> None:
-        async with _talk((str(write_liar(tmp_path)), "generalist")) as talk:
-            liar, honest = talk.cluster.drafters
-            assert liar.startswith(LIAR)
+        async with _talk((str(write_adversarial_drafter(tmp_path)), "generalist")) as talk:
+            adversary, honest = talk.cluster.drafters
+            assert adversary.startswith(ADVERSARIAL)
             answer = await talk.answers_until(_speculates)
-            assert len(_waits(answer, liar)) <= MOST_WAITS
-            assert _num_proposed(answer, liar) < _num_proposed(answer, honest) / 10
+            assert len(_waits(answer, adversary)) <= MOST_WAITS
+            assert _num_proposed(answer, adversary) < _num_proposed(answer, honest) / 10
 
             await talk.cluster.local.stop(honest)
             await talk.answer()
             answer = await talk.answer()
             assert answer.plan.startswith("K=0")
-            assert len(_waits(answer, liar)) <= MOST_WAITS
-            assert _num_proposed(answer, liar) <= MOST_WAITS
+            assert len(_waits(answer, adversary)) <= MOST_WAITS
+            assert _num_proposed(answer, adversary) <= MOST_WAITS
 
     run_patiently(story())

@@ -16,7 +16,8 @@ from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.distill.prompts import held_out
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.local.cluster import LocalCluster, local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.mqtt import free_port, run_patiently
@@ -37,7 +38,7 @@ def test_answers_of_the_real_model_are_its_own_and_drafts_are_accepted() -> None
         drafter_cores=drafter_cores, broker=None, broker_port=free_port(),
     )  # fmt: skip
 
-    async def talk() -> list[tuple[Asked, Asked]]:
+    async def talk() -> list[tuple[MeasuredAnswer, MeasuredAnswer]]:
         async with (
             LocalCluster(plan, lambda _: None) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
@@ -58,7 +59,7 @@ def test_answers_of_the_real_model_are_its_own_and_drafts_are_accepted() -> None
     assert sum(together.num_accepted for _, together in pairs) > 0
 
 
-async def _ask(client: Client, prompt: str, policy: str, sampling: Sampling) -> Asked:
+async def _ask(client: Client, prompt: str, policy: str, sampling: Sampling) -> MeasuredAnswer:
     return await ask(
         client, prompt, domain="", policy=policy, max_tokens=32, sampling=sampling, is_chat=True
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from tests.support.mqtt import free_port, run_patiently
 
@@ -29,7 +30,7 @@ def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
         ):
             pid = cluster.pid("d")
 
-            async def answer(prompt: str) -> Asked:
+            async def answer(prompt: str) -> MeasuredAnswer:
                 return await ask(client, prompt, domain="", policy="specinfer", max_tokens=24)
 
             long = await answer(LONG)

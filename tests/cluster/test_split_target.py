@@ -19,7 +19,7 @@ from edgecosine.engine.loading.load import load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.lab.measured_requests import ask
+from edgecosine.lab.load_generator import ask
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from tests.engine.decoding import decode, nothing

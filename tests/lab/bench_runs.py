@@ -1,4 +1,4 @@
-"""Made-up runs of the benchmark: what is not told stands for nothing in particular."""
+"""Made-up runs of the benchmark, with defaults for the other fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 def made_run(
     cell: str, policy: str, tokens_per_s: float, repeat: int = 0, **more: Any
 ) -> dict[str, Any]:
-    """A run as the record has it."""
+    """A run as in a record."""
     return {
         "cell": cell,
         "site": "network",

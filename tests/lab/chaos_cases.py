@@ -1,4 +1,4 @@
-"""Stories of requests as a witness would have them, for tests of the judge."""
+"""Histories of requests as an observer would record them, for tests of the checker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from edgecosine.lab.chaos.checker import Heard, Story
+from edgecosine.lab.chaos.checker import ReceivedMessage, RequestHistory
 from edgecosine.protocol.api.answers import StreamPart
 
 TEXTS = ("one two three", "eins zwei")
@@ -24,24 +24,24 @@ def error(code: str, **more: Any) -> bytes:
     return json.dumps({"id": "a", "error": fault}).encode()
 
 
-def good_story(*texts: str) -> Story:
+def good_history(*texts: str) -> RequestHistory:
     """A request that was answered once, as it should be."""
     texts = texts or TEXTS
     payload = final(*texts)
-    return Story(
+    return RequestHistory(
         expected=texts,
-        asked_s=[1.0],
-        heard=[Heard(2.0, payload)],
-        pieces=[
+        sent_s=[1.0],
+        received=[ReceivedMessage(2.0, payload)],
+        stream_parts=[
             StreamPart(0, texts[0][:4], is_last=False),
             StreamPart(4, texts[0][4:], is_last=False),
         ],
-        told=json.loads(payload),
+        answer=json.loads(payload),
         streamed=dict(enumerate(texts)),
         is_over=True,
     )
 
 
-def changed(**fields: Any) -> Story:
-    """The good story, but for these fields."""
-    return replace(good_story(), **fields)
+def changed(**fields: Any) -> RequestHistory:
+    """The good history with other values of these fields."""
+    return replace(good_history(), **fields)

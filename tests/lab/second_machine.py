@@ -1,4 +1,4 @@
-"""What the lab's hosts run in tests: `second_machine.py echo|count|hear|shout …`; prints JSON."""
+"""A program for the lab's hosts: `second_machine.py echo|count|hear|shout …`; prints JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ BUFFER_BYTES = 8 << 20
 SO_RCVBUFFORCE = 33
 
 
-def say(value: object) -> None:
+def notify(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 def echo() -> None:
-    """A TCP server that gives back what it gets, one connection after the other."""
+    """A TCP server that echoes its input, one connection after the other."""
     with socket.create_server(("0.0.0.0", 0)) as server:  # noqa: S104 -- inside the lab
-        say(server.getsockname()[1])
+        notify(server.getsockname()[1])
         while True:
             connection, _ = server.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -30,19 +30,19 @@ def echo() -> None:
 
 
 def count() -> None:
-    """How many datagrams come before the one that says so."""
+    """Count the datagrams that arrive before the one that marks the end."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         own.bind(("0.0.0.0", 0))  # noqa: S104 -- inside the lab
-        say(own.getsockname()[1])
+        notify(own.getsockname()[1])
         counted = 0
         while own.recv(100) != b"end":
             counted += 1
-        say(counted)
+        notify(counted)
 
 
 def shout(host: str, port: str, times: str) -> None:
-    """Send so many datagrams, then say the end until somebody ends us."""
+    """Send datagrams, then mark the end until this process is ended."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         for _ in range(int(times)):
             own.sendto(b"x" * 50, (host, int(port)))
@@ -51,17 +51,17 @@ def shout(host: str, port: str, times: str) -> None:
 
 
 def hear(address: str) -> None:
-    """Join a multicast group and tell the first thing heard."""
+    """Join a multicast group and print the first message."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.bind((GROUP, 7777))
         join = struct.pack("4s4s", socket.inet_aton(GROUP), socket.inet_aton(address))
         own.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, join)
-        say("ready")
-        say(own.recv(100).decode())
+        notify("ready")
+        notify(own.recv(100).decode())
 
 
 def call(address: str, text: str) -> None:
-    """Say something to a multicast group, once."""
+    """Send one message to a multicast group."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
         own.sendto(text.encode(), (GROUP, 7777))

@@ -1,4 +1,4 @@
-"""The benchmark's driver: the order of runs, and that none is lost or made twice."""
+"""The benchmark's schedule: the order of runs, each of which is made exactly once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SETTINGS = {"ballast": 4, "drafters": ()}
 
 
 class FakeStages:
-    """Plays every run at once; breaks down before one of them."""
+    """Makes every run at once; fails before one of them."""
 
     def __init__(self, breaks_at: int | None = None) -> None:
         self._breaks_at = breaks_at
@@ -72,9 +72,9 @@ class FakeStages:
         return made_run(step.cell.name, step.policy, 10.0, step.repeat)
 
 
-def bench(stages: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
+def bench(environments: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
     said: list[str] = []
-    asyncio.run(run_bench(schedule(CELLS, repeats), stages.open, report, said.append))
+    asyncio.run(run_bench(schedule(CELLS, repeats), environments.open, report, said.append))
     return said
 
 
@@ -87,7 +87,7 @@ def test_repetitions_run_site_by_site_and_cell_by_cell() -> None:
     ]  # fmt: skip
 
 
-def test_each_two_repetitions_run_every_two_policies_in_both_orders() -> None:
+def test_every_two_repetitions_run_each_pair_of_policies_in_both_orders() -> None:
     cell = max(CELLS, key=lambda cell: len(cell.policies))
     turns = [
         [step.policy for step in schedule([cell], 6) if step.repeat == repeat]
@@ -99,18 +99,18 @@ def test_each_two_repetitions_run_every_two_policies_in_both_orders() -> None:
     assert all(sorted(turn) == sorted(cell.policies) for turn in turns)
 
 
-def test_every_run_is_made_once_and_stages_stand_for_one_site_each() -> None:
-    stages, report = FakeStages(), BenchReport(None, SETTINGS)
-    said = bench(stages, report)
-    assert stages.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
-    assert stages.num_closed == 2
-    assert stages.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
+def test_every_run_is_made_once_in_the_environment_of_its_site() -> None:
+    environments, report = FakeStages(), BenchReport(None, SETTINGS)
+    said = bench(environments, report)
+    assert environments.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
+    assert environments.num_closed == 2
+    assert environments.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
     assert len(report.runs) == 14
     assert said[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
     assert said[-1].endswith("; 0 s left")
 
 
-def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     broken = FakeStages(breaks_at=6)
     with pytest.raises(LabError, match="cut off"):
@@ -120,12 +120,12 @@ def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(written["runs"]) == 6
     assert written["environment"]["notes"] == {"network": {"networks": "fake"}}
 
-    report, stages = BenchReport(path, SETTINGS), FakeStages()
+    report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
-    said = bench(stages, report)
-    assert said[0] == "going on: 6 of 14 runs are there already"
+    said = bench(environments, report)
+    assert said[0] == "resuming: 6 of 14 runs are there already"
     assert said[1].startswith("[7/14]")
-    assert broken.played + stages.played == [
+    assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
     ]
     assert len(json.loads(path.read_text())["runs"]) == 14
@@ -136,7 +136,7 @@ def test_run_that_is_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (idle.opened, idle.played) == ([], [])
 
 
-def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+def test_record_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     bench(FakeStages(), BenchReport(path, SETTINGS))
     other = BenchReport(path, {"ballast": 32})
@@ -147,7 +147,7 @@ def test_runs_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     assert new.runs == []
 
 
-def test_time_left_is_what_the_same_runs_took_before_else_their_like() -> None:
+def test_time_left_is_estimated_from_equal_runs_else_similar_ones() -> None:
     near, liars, far = CELLS
     done = [
         {"cell": "near", "policy": OURS, "took_s": 4.0},
@@ -161,7 +161,7 @@ def test_time_left_is_what_the_same_runs_took_before_else_their_like() -> None:
     assert seconds_left([], [Step(near, OURS, 0)]) is None
 
 
-def test_cells_have_names_of_their_own_and_unknown_ones_are_refused() -> None:
+def test_cell_names_are_unique_and_unknown_ones_are_refused() -> None:
     cells = all_cells(0.5, 2.0)
     assert max(Counter(CELL_NAMES).values()) == 1
     assert [cell.name for cell in only(cells, ["rtt15", "single"])] == ["single", "rtt15"]
@@ -170,7 +170,7 @@ def test_cells_have_names_of_their_own_and_unknown_ones_are_refused() -> None:
         only(cells, ["nowhere"])
 
 
-def test_what_is_drawn_side_by_side_are_equals() -> None:
+def test_only_comparable_runs_are_drawn_together() -> None:
     def run(cell: str, policy: str, concurrency: int, **more: Any) -> dict[str, Any]:
         share = {"python": {"proposed": 2, "accepted": 1}}
         return made_run(
@@ -199,7 +199,7 @@ def test_what_is_drawn_side_by_side_are_equals() -> None:
     assert "without" not in table
 
 
-def test_command_refuses_a_cell_that_is_not_there() -> None:
+def test_command_refuses_an_unknown_cell() -> None:
     done = CliRunner().invoke(main, ["bench", "--quick", "--only", "hostile"])
     assert done.exit_code == 1
     assert "no cell hostile here; there are single, eight, rtt15" in done.output

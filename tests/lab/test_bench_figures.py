@@ -1,4 +1,4 @@
-"""The benchmark's figures of runs whose numbers are known."""
+"""The benchmark's figures, computed from runs with known numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL = [
 ]
 
 
-def test_ratio_is_taken_within_a_repetition_and_the_median_told() -> None:
+def test_figure_is_the_median_of_ratios_within_repetitions() -> None:
     runs = [
         made_run("single", policy, speed / slowness, repeat)
         for repeat, slowness in enumerate([1, 4, 2, 3, 1])
@@ -51,7 +51,7 @@ def test_ratio_is_taken_within_a_repetition_and_the_median_told() -> None:
     assert (figure.low, figure.value, figure.high, figure.n) == (2.5, 3.5, 4.5, 5)
 
 
-def test_best_baseline_is_one_and_the_same_in_all_repetitions() -> None:
+def test_best_baseline_is_the_same_in_all_repetitions() -> None:
     speeds = {
         "colocated": (100, 100, 100),
         "specinfer": (90, 500, 90),
@@ -74,7 +74,7 @@ def test_best_baseline_is_one_and_the_same_in_all_repetitions() -> None:
     assert best_throughput(runs, "single") is None
 
 
-def test_sampled_speedup_is_told_over_the_greedy_one() -> None:
+def test_sampled_speedup_is_relative_to_the_greedy_one() -> None:
     runs = [
         made_run("single", "target-alone", 60),
         made_run("single", "edgecosine", 180),
@@ -98,7 +98,7 @@ def test_answers_are_compared_with_the_targets_by_job_and_temperature() -> None:
     assert bench_figures(runs)["identical_share"].value == 0.75
 
 
-def test_nothing_measured_is_no_figure() -> None:
+def test_figures_without_runs_are_left_out() -> None:
     assert bench_figures([]) == {}
 
 
@@ -129,7 +129,7 @@ def _draft(asked_s: float, ended_s: float, compute_s: float) -> dict[str, float]
     return {"asked_s": asked_s, "ended_s": ended_s, "compute_s": compute_s}
 
 
-def test_overhead_is_what_no_computing_covers() -> None:
+def test_overhead_excludes_computing_time() -> None:
     prefill = {"started_s": 0.0, "submitted_s": 0.0, "verified_s": 1.0, "pass_s": 1.0, "drafts": []}
     rounds = [
         prefill,
@@ -153,7 +153,7 @@ times = st.floats(0, 1)
 
 
 @given(st.lists(st.tuples(times, times, times), max_size=5), times, times, times)
-def test_overhead_is_never_below_nothing_nor_above_the_round(
+def test_overhead_is_between_zero_and_the_round(
     drafts: list[tuple[float, float, float]], waited_s: float, pass_s: float, rest_s: float
 ) -> None:
     submitted_s = 1 + waited_s
@@ -171,7 +171,7 @@ def test_overhead_is_never_below_nothing_nor_above_the_round(
     assert -1e-9 <= overhead_s <= waited_s + rest_s + 1e-9
 
 
-def test_target_is_busy_for_its_share_of_the_time_that_was_told_during_the_run() -> None:
+def test_target_busy_uses_the_states_published_during_the_run() -> None:
     states = [
         {"busy_s": 0.0, "idle_s": 90.0},
         {"busy_s": 0.0, "idle_s": 90.0, "told": "something else"},

@@ -1,4 +1,4 @@
-"""What a witness of chaos notes beside messages: new connections, the gateway's and its own."""
+"""New connections, of the gateway and its own, that the observer of a chaos run records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from edgecosine.lab.chaos.checker import Story
+from edgecosine.lab.chaos.checker import RequestHistory
 from edgecosine.lab.chaos.observer import Observer
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from tests.lab.chaos_cases import final
@@ -16,26 +16,26 @@ from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def test_witness_notes_new_connections_of_the_gateway_and_when_it_was_away_itself() -> None:
-    async def story() -> None:
+def test_observer_records_reconnections_of_the_gateway_and_its_own() -> None:
+    async def history() -> None:
         port, moments = free_port(), itertools.count(1)
-        stories = {"a/1": Story(("x",)), "a/2": Story(("x",))}
-        witness = Observer(f"mqtt://127.0.0.1:{port}", "home", stories, lambda: next(moments))
+        histories = {"a/1": RequestHistory(("x",)), "a/2": RequestHistory(("x",))}
+        observer = Observer(f"mqtt://127.0.0.1:{port}", "home", histories, lambda: next(moments))
         async with contextlib.AsyncExitStack() as stack:
             async with EmbeddedBroker(port=port) as broker:
-                await stack.enter_async_context(witness.listening())
-                assert witness.connections == []
+                await stack.enter_async_context(observer.listening())
+                assert observer.connections == []
                 async with listening(broker) as gateway:
                     gateway.send(HOME.info, {"contract": 1}, retain=True)
                     gateway.send(HOME.response("a", "1"), final("x"))
-                    await witness.finals(["a/1"], 0.0)
-                assert len(witness.connections) == 1
+                    await observer.finals(["a/1"], 0.0)
+                assert len(observer.connections) == 1
             async with EmbeddedBroker(port=port) as broker, listening(broker) as gateway:
                 gateway.send(HOME.response("a", "2"), final("x"), retain=True)
-                await witness.finals(["a/2"], 0.0)
-                [first, away] = witness.connections
-                assert first[0] < stories["a/1"].heard[0].at_s < away[0]
-                assert away[0] < stories["a/2"].heard[0].at_s
+                await observer.finals(["a/2"], 0.0)
+                [first, away] = observer.connections
+                assert first[0] < histories["a/1"].received[0].at_s < away[0]
+                assert away[0] < histories["a/2"].received[0].at_s
                 await stack.aclose()
 
-    run(story())
+    run(history())

@@ -1,4 +1,4 @@
-"""What plots and tables show of a record whose numbers are known."""
+"""Plots and tables of a record with known numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPEED = {"target-alone": 60.0, "edgecosine": 150.0}
 def _run(
     policy: str, concurrency: int, delay_ms: float, repeat: int, **more: Any
 ) -> dict[str, Any]:
-    """Speculation gains less the longer the way; the machine is slower in the second repetition."""
+    """Speculation gains less with longer delays; the machine is slower in the second repetition."""
     tokens_per_s = SPEED[policy] * concurrency**0.5 / (1 + repeat)
     if policy == "edgecosine":
         tokens_per_s /= 1 + delay_ms / 10
@@ -102,9 +102,9 @@ def test_acceptance_is_a_share_where_something_was_proposed() -> None:
 
 
 def test_timeline_shows_network_draft_waiting_and_verification() -> None:
-    story = timeline("one", ROUNDS)
-    assert story.lanes == ("target", "python-0")
-    assert story.committed_s == (0.050, 0.070)
+    scenario = timeline("one", ROUNDS)
+    assert scenario.lanes == ("target", "python-0")
+    assert scenario.committed_s == (0.050, 0.070)
     expected = [
         Span("target", "waiting", 0.020, 0.025),
         Span("target", "verify", 0.025, 0.050),
@@ -113,16 +113,18 @@ def test_timeline_shows_network_draft_waiting_and_verification() -> None:
         Span("python-0", "network", 0.017, 0.020),
         Span("target", "verify", 0.050, 0.070),
     ]
-    assert [(s.lane, s.activity) for s in story.spans] == [(s.lane, s.activity) for s in expected]
-    for span, wanted in zip(story.spans, expected, strict=True):
+    assert [(s.lane, s.activity) for s in scenario.spans] == [
+        (s.lane, s.activity) for s in expected
+    ]
+    for span, wanted in zip(scenario.spans, expected, strict=True):
         assert (span.start_s, span.end_s) == pytest.approx((wanted.start_s, wanted.end_s))
 
 
 def test_timeline_takes_the_first_request_that_was_recorded() -> None:
-    assert [story.title for story in timelines(RUNS)] == ["edgecosine, python"]
+    assert [scenario.title for scenario in timelines(RUNS)] == ["edgecosine, python"]
 
 
-def test_table_has_policies_in_rows_in_the_mildest_weather() -> None:
+def test_table_has_policies_in_rows_on_the_fastest_network() -> None:
     assert policy_table(RUNS).splitlines() == [
         "| policy | 1 at a time, tokens/s (latency) | 4 at a time, tokens/s (latency) |",
         "| --- | --: | --: |",
@@ -138,7 +140,7 @@ def test_table_of_figures_has_numbers_of_samples_and_intervals_where_these_are_e
     ]
 
 
-def test_table_is_put_in_its_place_alone() -> None:
+def test_only_the_marked_table_is_replaced() -> None:
     document = "a\n<!-- table of x.json -->\nold\n<!-- end of table -->\nb\n"
     filled = fill(document, "x.json", "new\n")
     assert filled == "a\n<!-- table of x.json -->\nnew\n<!-- end of table -->\nb\n"

@@ -1,4 +1,4 @@
-"""The domains' texts: split by hash, told when missing, generated deterministically."""
+"""The domains' texts: split by hash, reported when missing, generated deterministically."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_split_is_disjoint_and_stable() -> None:
     assert all(is_held_out(text + "  \n") for text in split.held_out)
 
 
-def test_missing_source_says_where_to_get_it(tmp_path: Path) -> None:
+def test_missing_source_is_reported_with_its_package(tmp_path: Path) -> None:
     settings = CorpusSettings(man_root=tmp_path)
     with pytest.raises(MissingSourceError, match="manpages"):
         domain_documents("manual", settings)

@@ -1,4 +1,4 @@
-"""A tiny target gets drafters of its own: the whole recipe, from text to files that are served."""
+"""The whole recipe for a tiny target, from text to files that are served."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def recipe_of(target: Path) -> DistillRecipe:
     return replace(toy_recipe(), target=str(target), kind="Q8_0")
 
 
-def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
-    target: Path, tmp_path: Path
-) -> None:
+def test_recipe_makes_usable_drafters_and_resumes(target: Path, tmp_path: Path) -> None:
     recipe, places = recipe_of(target), DistillPaths(tmp_path / "scratch", target.parent)
     make_drafters(recipe, places, "cpu", ["text"])
     first = (places.text / "0000.npz").read_bytes()
@@ -73,7 +71,7 @@ def test_recipe_makes_drafters_that_are_served_and_goes_on_where_it_was_cut_off(
     assert json.loads(places.report.read_text()) == report
 
 
-def test_training_goes_on_as_if_it_had_not_been_cut_off(target: Path, tmp_path: Path) -> None:
+def test_resumed_training_gives_the_same_result(target: Path, tmp_path: Path) -> None:
     from edgecosine.lab.distill.losses import AcceptanceLoss
     from edgecosine.lab.distill.trainer import Trainer
 
@@ -100,8 +98,8 @@ def test_training_goes_on_as_if_it_had_not_been_cut_off(target: Path, tmp_path: 
         assert torch.equal(one, other)
 
 
-def test_student_learns_what_it_was_cut_from(target: Path) -> None:
-    """A student of all layers is the target: whatever it loses at first must come back."""
+def test_student_learns_from_its_target(target: Path) -> None:
+    """A student of all layers equals the target, so training must recover its initial loss."""
     from edgecosine.lab.distill.losses import AcceptanceLoss
     from edgecosine.lab.distill.trainer import Trainer
 
@@ -142,7 +140,7 @@ def conversations(target: Path, count: int) -> list[Conversation]:
 
 
 def test_answers_are_the_targets_own(target: Path) -> None:
-    """Whatever slots are reused: each greedy answer is what the stock model continues with."""
+    """With reused slots, too, each greedy answer is the stock model's continuation."""
     stock = load_stock(str(target), torch.bfloat16)
     for done in conversations(target, 9):
         ids = torch.from_numpy(done.tokens.astype(np.int64))
@@ -157,7 +155,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
             assert (best - chosen).max() < 0.3
 
 
-def test_grid_writes_what_flat_passes_write(target: Path) -> None:
+def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
     """Greedy answers, one token of a slot each step or all at once; slots are used again."""
     from edgecosine.engine.slot_model import SlotModel
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
@@ -193,7 +191,7 @@ def test_grid_writes_what_flat_passes_write(target: Path) -> None:
         np.testing.assert_allclose(one.states, grid[prompt].states, atol=2e-2)
 
 
-def test_trainings_end_with_their_time(target: Path, tmp_path: Path) -> None:
+def test_trainings_end_at_their_time_limit(target: Path, tmp_path: Path) -> None:
     recipe, places = recipe_of(target), DistillPaths(tmp_path / "scratch", tmp_path / "out")
     make_drafters(recipe, places, "cpu", [], minutes=0.0)
     report = json.loads(places.report.read_text())
@@ -216,7 +214,7 @@ def test_batches_see_every_conversation_as_often_as_asked() -> None:
     assert all(len(b) * max(lengths[i] for i in b) <= 200 for b in order)
 
 
-def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     settings = Settings(epochs=1, learning_rate=2.0, warm_up=10, decay=0.5)
     rates = [rate(step, 100, settings) for step in range(101)]
     assert rates[0] == pytest.approx(0.2)
@@ -226,7 +224,7 @@ def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     assert rate(50, 100, settings, spent=1.1) == 0.0
 
 
-def test_shards_come_back_as_they_were(target: Path, tmp_path: Path) -> None:
+def test_shards_survive_a_round_trip(target: Path, tmp_path: Path) -> None:
     text = conversations(target, 5)
     pool.save(tmp_path / "0.npz", text[:3])
     pool.save(tmp_path / "1.npz", text[3:])
@@ -248,7 +246,7 @@ def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) 
     assert {turn.domain for turn, _ in zip(openers, range(4), strict=False)} == set(DOMAINS)
 
 
-def test_damaged_drafter_is_refused_by_what_it_lacks(target: Path, tmp_path: Path) -> None:
+def test_damaged_drafter_is_refused_with_the_missing_part(target: Path, tmp_path: Path) -> None:
     stock = load_stock(str(target), torch.float32)
     student = cut(stock, (0, 1), torch.arange(16))
     path = target.with_name("damaged.gguf")

@@ -1,4 +1,4 @@
-"""What drafters are shown, and what they are asked to minimise."""
+"""The training windows of drafters, and their loss."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The exactness check: finds nothing in the engine, and finds what is put there to be found."""
+"""The exactness check: finds no fault in the engine, and finds injected faults."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
     Opened,
+    RandomSpeculation,
     Recorder,
-    Storm,
     Subject,
     plain_answer,
 )
@@ -52,7 +52,7 @@ def subject(
     model: Callable[[ForwardModel], ForwardModel] = lambda model: model,
     engine: Callable[[TargetEngine], TargetEngine] = lambda engine: engine,
 ) -> Subject:
-    """A tiny model; `model` and `engine` may spoil what the storm runs on, not the reference."""
+    """A tiny model; `model` and `engine` may inject faults, except into the reference."""
     built = build(family, dtype=dtype)
 
     def open_engine(shape: EngineShape) -> Opened:
@@ -71,14 +71,14 @@ def subject(
 
 
 def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> CheckCounts:
-    """Answers of 24 tokens under one storm."""
+    """Answers of 24 tokens under random speculation."""
     questions = Questions([tuple(prompt_of(20, seed=i)) for i in range(num_answers)], seed)
     truths = []
     for _ in range(num_answers):
         question = questions.next(truths)
         question = replace(question, prompt=tuple(t % VOCABULARY for t in question.prompt))
         truths.append(plain_answer(tested.open(ALONE), question, 24))
-    return Storm(tested, seed).run(truths)
+    return RandomSpeculation(tested, seed).run(truths)
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_nothing_diverges_to_the_bit(family: str, fused: bool, dtype: torch.dtyp
     assert found.followups == 2
 
 
-def test_storm_does_all_that_it_says() -> None:
+def test_random_speculation_covers_all_events() -> None:
     total, tested = CheckCounts(), subject(fused=KERNELS is not None)
     for seed in range(6):
         total.add(check(tested, num_answers=8, seed=seed))
@@ -122,7 +122,7 @@ def test_storm_does_all_that_it_says() -> None:
 
 
 class _Flipping:
-    """Says one wrong token in the middle of one answer."""
+    """Generates one wrong token in the middle of one answer."""
 
     def __init__(self, engine: TargetEngine) -> None:
         self._engine, self._has_lied = engine, False
@@ -152,7 +152,7 @@ def test_one_wrong_token_is_found() -> None:
 
 
 class _CellOrder:
-    """Lets tree nodes see all cells before their own, as a causal mask by cache index does."""
+    """Lets tree nodes attend to all KV positions before their own, as a causal mask would."""
 
     def __init__(self, model: ForwardModel) -> None:
         self._model, self.slot_size = model, model.slot_size
@@ -167,7 +167,7 @@ class _CellOrder:
 
 
 class _NoMoves(_CellOrder):
-    """Leaves accepted nodes where the tree put them."""
+    """Leaves accepted nodes at their tree positions."""
 
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         return self._model.forward(rows, keep)

@@ -1,4 +1,4 @@
-"""Shared noise on the zoo's own pairs: between its proven bound and what ideal coupling allows."""
+"""Agreement by shared noise on the zoo's model pairs, between its bound and the optimum."""
 
 from __future__ import annotations
 

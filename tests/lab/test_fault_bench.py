@@ -1,4 +1,4 @@
-"""What counts as a kill at work, and the figures of kills, restarts and protection."""
+"""Kills that count, and the figures of kills, restarts and protection."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from edgecosine.lab.faults.drafter_kills import Kill, judged
+from edgecosine.lab.faults.drafter_kills import Kill, effective_kills
 from edgecosine.lab.faults.protection import ProtectionTurn
 from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.measured_requests import MeasuredAnswer
 
 BEGAN_S = 1000.0
 
 
 def played(verified_s: float, drafter: str = "d1", deadline_s: float = 0.05) -> dict[str, Any]:
-    """A round of 100 ms, whose last 30 ms are the pass; drafts are asked for at its start."""
+    """A round of 100 ms, whose last 30 ms are the pass; drafts are requested at its start."""
     asked_s = verified_s - 0.1
     return {
         "verified_s": verified_s, "pass_s": 0.03, "deadline_s": deadline_s,
@@ -24,27 +24,27 @@ def played(verified_s: float, drafter: str = "d1", deadline_s: float = 0.05) -> 
     }  # fmt: skip
 
 
-def answer(*rounds: dict[str, Any]) -> Asked:
-    return Asked("", "", "", 8, 1.0, None, 0.0, 0.0, (0,), {}, "", rounds, BEGAN_S)
+def answer(*rounds: dict[str, Any]) -> MeasuredAnswer:
+    return MeasuredAnswer("", "", "", 8, 1.0, None, 0.0, 0.0, (0,), {}, "", rounds, BEGAN_S)
 
 
 def test_next_token_comes_with_the_round_of_the_kill() -> None:
     asked = answer(played(0.1), played(0.2), played(0.3))
-    [kill] = judged(asked, [("d1", BEGAN_S + 0.11)])
+    [kill] = effective_kills(asked, [("d1", BEGAN_S + 0.11)])
     assert kill.to_next_token_s == pytest.approx(0.09)
     assert kill.pass_s == pytest.approx(0.03)
     assert kill.over_deadline == pytest.approx(0.06 / 0.05)
 
 
-def test_kill_during_the_pass_waits_for_nothing_but_the_pass() -> None:
+def test_kill_during_the_pass_waits_for_the_pass_only() -> None:
     asked = answer(played(0.1), played(0.2))
-    [kill] = judged(asked, [("d1", BEGAN_S + 0.19)])
+    [kill] = effective_kills(asked, [("d1", BEGAN_S + 0.19)])
     assert kill.over_deadline == 0.0
 
 
 def test_drafter_that_was_asked_in_the_round_before_counts() -> None:
     asked = answer(played(0.1), played(0.2, "d1"), played(0.3, "d2"))
-    assert len(judged(asked, [("d1", BEGAN_S + 0.25), ("d2", BEGAN_S + 0.25)])) == 2
+    assert len(effective_kills(asked, [("d1", BEGAN_S + 0.25), ("d2", BEGAN_S + 0.25)])) == 2
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_drafter_that_was_asked_in_the_round_before_counts() -> None:
     [("d9", 0.15), ("d1", 0.05), ("d1", 0.35), ("d1", -1.0), ("d1", 0.25)],
     ids=["idle", "in the prefill", "after the end", "before the session", "in a plain round"],
 )
-def test_kill_that_took_no_drafts_away_does_not_count(victim: str, moment: float) -> None:
+def test_kill_without_lost_drafts_does_not_count(victim: str, moment: float) -> None:
     asked = answer(played(0.1), played(0.2), played(0.3, deadline_s=0.0))
-    assert judged(asked, [(victim, BEGAN_S + moment)]) == []
+    assert effective_kills(asked, [(victim, BEGAN_S + moment)]) == []
 
 
 def test_figures_are_over_deadlines_seconds_and_shares() -> None:

@@ -25,7 +25,7 @@ def test_few_samples_have_no_interval() -> None:
     assert str(figure) == f"3.00 ({figure.low:.2f} to {figure.high:.2f}, n = 5)"
 
 
-def test_what_was_counted_is_told_as_it_is() -> None:
+def test_counts_are_shown_without_interval() -> None:
     assert str(counted(7, "requests")) == "7.00"
 
 
@@ -55,7 +55,7 @@ def run(policy: str, repeat: int, tokens_per_s: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("repeats", "shown"), [(2, "–"), (5, "1.50 to 1.50")])
-def test_table_of_a_record_that_tells_no_numbers_is_made_of_its_runs(
+def test_table_of_a_record_without_sample_numbers_is_made_from_its_runs(
     repeats: int, shown: str
 ) -> None:
     runs = [

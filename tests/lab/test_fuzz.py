@@ -1,4 +1,4 @@
-"""What strangers send breaks nothing: valid inputs are taken, and changed ones taken or refused."""
+"""Untrusted inputs: valid ones are accepted, and changed ones are accepted or refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_changes_reach_both_acceptance_and_refusal(name: str) -> None:
     assert {target.attempt(data) for data in tried} == {True, False}
 
 
-def test_what_comes_back_as_another_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_changes_in_a_round_trip_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TARGETS["messages"]
     monkeypatch.setattr("edgecosine.lab.fuzz.targets.encode", lambda _: target.seeds()[-1])
     with pytest.raises(Broken, match="comes back as another"):

@@ -1,4 +1,4 @@
-"""The GPU benchmark runs anywhere on small shapes; without a GPU the command says what it lacks."""
+"""The GPU benchmark runs anywhere on small shapes; without a GPU the command reports that."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
 
 
 class _Forgetful:
-    """Says something else once a tree is there."""
+    """Generates other tokens once there is a tree."""
 
     def __init__(self, engine: TargetEngine) -> None:
         self._engine = engine
@@ -71,7 +71,7 @@ def test_divergence_is_counted() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_command_says_what_it_lacks() -> None:
+def test_command_reports_a_missing_gpu() -> None:
     result = CliRunner().invoke(command, ["gpu"])
     assert result.exit_code == 1
     assert "CUDA device" in result.output

@@ -1,4 +1,4 @@
-"""A visit to a GPU machine, with a processor in the GPU's place: parts, their ends, and bundles."""
+"""`scripts/gpu` with a processor in place of the GPU: parts, their results, and bundles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import torch
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
 from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
-from edgecosine.lab.gpu.parts import PARTS, Part, Visit
+from edgecosine.lab.gpu.parts import PARTS, GpuPlan, Part
 from edgecosine.lab.gpu.run_parts import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.loading.gguf_files import write_gguf
 
 
 @pytest.fixture
-def visit(tmp_path: Path) -> Visit:
+def plan(tmp_path: Path) -> GpuPlan:
     for folder in ("out", "scratch"):
         (tmp_path / folder).mkdir()
-    return Visit("cpu", tmp_path / "out", tmp_path / "scratch", True, "none", False)
+    return GpuPlan("cpu", tmp_path / "out", tmp_path / "scratch", True, "none", False)
 
 
 def _arguments(folder: Path, *parts: str) -> list[str]:
@@ -38,23 +38,23 @@ def _arguments(folder: Path, *parts: str) -> list[str]:
 
 
 def _summary(folder: Path) -> dict[str, dict[str, object]]:
-    told = json.loads((folder / "out" / "summary.json").read_text())
-    return {one["part"]: one for one in told}
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    return {one["part"]: one for one in summary}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_tests_are_told_one_by_one(tmp_path: Path) -> None:
+def test_gpu_tests_are_recorded_one_by_one(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "tests")) == 0
     assert _summary(tmp_path)["tests"]["ended"] == DONE
-    told = json.loads((tmp_path / "out" / "tests.json").read_text())
-    assert told["failed"] == told["error"] == 0
-    assert told["skipped"] == len(told["cases"]) > 10
+    summary = json.loads((tmp_path / "out" / "tests.json").read_text())
+    assert summary["failed"] == summary["error"] == 0
+    assert summary["skipped"] == len(summary["cases"]) > 10
 
 
 def test_benchmark_leaves_data(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "bench")) == 0
-    told = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert told["figures"]["tiny_decode_1x1_ms"]["value"] > 0
+    summary = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert summary["figures"]["tiny_decode_1x1_ms"]["value"] > 0
 
 
 def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
 
 def test_zoo_has_its_table(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "zoo")) == 0
-    told = json.loads((tmp_path / "out" / "zoo.json").read_text())
-    assert told["environment"]["drafter_devices"] == ["cpu", "cpu"]
+    summary = json.loads((tmp_path / "out" / "zoo.json").read_text())
+    assert summary["environment"]["drafter_devices"] == ["cpu", "cpu"]
     assert "speed-up" in (tmp_path / "out" / "zoo.log").read_text()
 
 
@@ -79,7 +79,7 @@ def _python(program: str) -> Part:
     )
 
 
-def test_part_that_fails_or_hangs_stops_no_other(visit: Visit) -> None:
+def test_part_that_fails_or_hangs_stops_no_other(plan: GpuPlan) -> None:
     hanging = """
 import signal, time
 signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True) or exit(1))
@@ -93,18 +93,18 @@ time.sleep(100)
         replace(_python(""), name="e", finish=lambda _: (_ for _ in ()).throw(OSError("gone"))),
     ]
     parts[0] = replace(parts[0], share=9)
-    told = asyncio.run(run_parts(parts, visit, 0.5, {}, lambda _: None))
-    assert [one.ended for one in told] == [FAILED, LATE, DONE, LEFT_OUT, FAILED]
-    assert "no good" in told[0].reason
-    assert "no_such_module" in told[3].reason
-    assert "gone" in told[4].reason
-    assert [one.is_fault for one in told] == [True, True, False, False, True]
-    assert json.loads((visit.out / "summary.json").read_text())[2]["ended"] == DONE
-    assert "asked" in (visit.out / "b.log").read_text()
-    assert "left out" in table(told)
+    summary = asyncio.run(run_parts(parts, plan, 0.5, {}, lambda _: None))
+    assert [one.ended for one in summary] == [FAILED, LATE, DONE, LEFT_OUT, FAILED]
+    assert "no good" in summary[0].reason
+    assert "no_such_module" in summary[3].reason
+    assert "gone" in summary[4].reason
+    assert [one.is_fault for one in summary] == [True, True, False, False, True]
+    assert json.loads((plan.out / "summary.json").read_text())[2]["ended"] == DONE
+    assert "asked" in (plan.out / "b.log").read_text()
+    assert "left out" in table(summary)
 
 
-def test_interrupt_ends_the_part_at_work(tmp_path: Path) -> None:
+def test_interrupt_ends_the_running_part(tmp_path: Path) -> None:
     program = f"""
 import asyncio, os, sys
 from dataclasses import replace
@@ -114,8 +114,8 @@ from edgecosine.lab.gpu.run_parts import run_parts
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
 part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
 folder = Path({str(tmp_path)!r})
-visit = Visit("cpu", folder, folder, True, "none", False)
-asyncio.run(run_parts([part], visit, 5, {{}}, lambda text: print(text, flush=True)))
+plan = GpuPlan("cpu", folder, folder, True, "none", False)
+asyncio.run(run_parts([part], plan, 5, {{}}, lambda text: print(text, flush=True)))
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
@@ -129,7 +129,7 @@ asyncio.run(run_parts([part], visit, 5, {{}}, lambda text: print(text, flush=Tru
         os.kill(int(log.read_text()), 0)
 
 
-def test_pieces_make_the_file_again(tmp_path: Path) -> None:
+def test_pieces_are_joined_to_the_same_file(tmp_path: Path) -> None:
     file, whole = tmp_path / "file", tmp_path / "again" / "file.gguf"
     file.write_bytes(bytes(range(256)) * 10)
     pieces = split(file, tmp_path / "model", size=1000)

@@ -1,4 +1,4 @@
-"""Closed and open loops against a real broker and gateway, and what is told of their runs."""
+"""Closed and open loops against a real broker and gateway, and the records of their runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from edgecosine.lab.bench.record import (
     percentiles,
     run_record,
 )
-from edgecosine.lab.load_generator import Load, closed_loop, make_jobs, open_loop
+from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
+from edgecosine.lab.measured_requests import Load
 from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.protocol.api.request import Answer, Progress, Request
 from tests.support.fakes import ScriptedService
@@ -31,7 +32,7 @@ rates = st.floats(0.5, 50)
 
 
 class Meeting(ScriptedService):
-    """Answers only when so many requests are at work together, and counts how many were."""
+    """Answers only when `size` requests run together, and records the most that did."""
 
     def __init__(self, size: int) -> None:
         super().__init__(max_sessions=16)
@@ -48,35 +49,35 @@ class Meeting(ScriptedService):
 
 
 @needs_mosquitto
-def test_closed_loop_keeps_so_many_at_work_and_asks_every_job() -> None:
-    async def story() -> tuple[Load, Meeting]:
+def test_closed_loop_keeps_its_concurrency_and_sends_every_request() -> None:
+    async def scenario() -> tuple[Load, Meeting]:
         service = Meeting(3)
         async with house(service) as at, Client(at.broker.url, "home") as client:
             jobs = make_jobs(9, offset=0, policy="edgecosine", temperature=0.8, max_tokens=8)
             return await closed_loop(client, jobs, 3), service
 
-    load, service = run(story())
+    load, service = run(scenario())
     assert service.most == 3
-    assert len(load.asked) == 9
-    assert sorted(Counter(a.domain for a in load.asked).values()) == [2, 2, 2, 3]
+    assert len(load.answers) == 9
+    assert sorted(Counter(a.domain for a in load.answers).values()) == [2, 2, 2, 3]
     assert {r.sampling.temperature for r in service.requests} == {0.8}
     assert load.num_tokens == 18
-    assert all(a.first_text_s is not None and a.inter_token_s is not None for a in load.asked)
+    assert all(a.first_text_s is not None and a.inter_token_s is not None for a in load.answers)
 
 
 @needs_mosquitto
-def test_open_loop_waits_for_nobody_and_counts_what_is_refused() -> None:
-    async def story() -> Load:
+def test_open_loop_does_not_wait_and_counts_refusals() -> None:
+    async def scenario() -> Load:
         jobs = make_jobs(6, offset=0, policy="edgecosine", temperature=0.0, max_tokens=8)
         service = Meeting(6)
         service.errors[jobs[2].prompt] = RequestError("no", code="nope")
         async with house(service) as at, Client(at.broker.url, "home") as client:
             return await open_loop(client, jobs, [0.0] * 6)
 
-    load = run(story())
-    assert len(load.asked) == 5
+    load = run(scenario())
+    assert len(load.answers) == 5
     assert [error.code for error in load.refused] == ["nope"]
-    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), weather=NetworkConditions(delay_ms=1))
+    conditions = Conditions("edgecosine", OpenLoad(2.0, 2.0), network=NetworkConditions(delay_ms=1))
     record = json.loads(json.dumps(run_record(conditions, load, with_requests=True)))
     assert record["load"] == {
         "kind": "open", "low_per_s": 2.0, "high_per_s": 2.0, "period_s": None
@@ -113,7 +114,7 @@ def test_arrivals_are_in_order_and_the_same_for_the_same_seed(
     assert arrivals == fluctuating(low, high, 3.0, 10.0, seed)
 
 
-def test_arrivals_at_one_rate_have_it_and_its_spread() -> None:
+def test_arrivals_at_one_rate_are_a_poisson_process() -> None:
     arrivals = fluctuating(10.0, 10.0, 1000.0, 1000.0, seed=1)
     assert 9_400 < len(arrivals) < 10_600
     a_second = Counter(int(arrival) for arrival in arrivals)
@@ -130,7 +131,7 @@ def test_fluctuating_arrivals_are_dense_in_the_middle_of_each_period() -> None:
     assert 5 * 5000 * 0.95 < len(arrivals) < 5 * 5000 * 1.05
 
 
-def test_rates_that_cannot_be_are_refused() -> None:
+def test_impossible_rates_are_refused() -> None:
     with pytest.raises(ConfigError, match="rates above 0"):
         fluctuating(0.0, 0.0, 1.0, 1.0, 0)
     with pytest.raises(ConfigError, match="rates above 0"):
@@ -147,7 +148,7 @@ def test_percentiles_are_in_order_and_among_the_samples(samples: list[float]) ->
     assert min(samples) <= low <= middle <= high <= max(samples)
 
 
-def test_percentiles_of_nothing_are_nothing() -> None:
+def test_percentiles_without_samples_are_none() -> None:
     assert percentiles([]) == {"mean": None, "p50": None, "p90": None, "p99": None}
     assert percentiles(range(101))["p90"] == pytest.approx(90)
 

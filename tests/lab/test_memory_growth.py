@@ -1,4 +1,4 @@
-"""A leak is seen, and the engine has none."""
+"""A memory leak is detected, and the engine has none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read 
 
 
 class _Leaking:
-    """A target that forgets 100 KiB in each pass."""
+    """A target that leaks 100 KiB in each pass."""
 
     def __init__(self, engine: TargetEngine) -> None:
         self._engine, self._lost = engine, list[bytes]()

@@ -1,4 +1,4 @@
-"""Real hosts on real links: both networks keep what the weather says, and leave nothing behind.
+"""Real hosts on real links: both networks keep their conditions and leave nothing behind.
 
 Bounds are such that a slow machine cannot break them: nothing is ever quicker than its delay or its
 rate, and medians of round trips of a tenth of a second have fifty milliseconds to spare.
@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
@@ -44,15 +44,15 @@ either = pytest.mark.parametrize(
 Kind = Callable[..., Network]
 
 
-def _run(story: Any) -> Any:
+def _run(scenario: Any) -> Any:
     async def bounded() -> Any:
         async with asyncio.timeout(PATIENCE_S):
-            return await story
+            return await scenario
 
     return uvloop.run(bounded())
 
 
-async def _says(process: asyncio.subprocess.Process) -> Any:
+async def _read_json(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     return json.loads(await process.stdout.readline())
 
@@ -76,8 +76,8 @@ class Line:
 
 @asynccontextmanager
 async def line_to(network: Network, host: Host) -> AsyncIterator[Line]:
-    """A connection over which something has passed already."""
-    port = await _says(await _start(host, "echo"))
+    """A connection that has already carried data."""
+    port = await _read_json(await _start(host, "echo"))
     reader, writer = await asyncio.open_connection(*await network.address(host, port))
     try:
         line = Line(reader, writer)
@@ -89,15 +89,15 @@ async def line_to(network: Network, host: Host) -> AsyncIterator[Line]:
 
 @either
 def test_round_trip_is_twice_the_delay(kind: Kind) -> None:
-    async def story() -> tuple[list[float], list[float]]:
+    async def scenario() -> tuple[list[float], list[float]]:
         async with kind() as network:
             host = await network.host("far", NetworkConditions(delay_ms=50))
             async with line_to(network, host) as line:
                 far = [await line.round_trip() for _ in range(15)]
-                await network.set_weather(host, FINE)
+                await network.set_conditions(host, IDEAL)
                 return far, [await line.round_trip() for _ in range(15)]
 
-    far, near = _run(story())
+    far, near = _run(scenario())
     assert min(far) >= 0.1
     assert statistics.median(far) < 0.15
     assert statistics.median(near) < 0.05
@@ -107,7 +107,7 @@ def test_round_trip_is_twice_the_delay(kind: Kind) -> None:
 def test_bytes_do_not_pass_faster_than_the_rate(kind: Kind) -> None:
     num_bytes, rate_mbps = 1 << 20, 20.0
 
-    async def story() -> float:
+    async def scenario() -> float:
         async with kind() as network:
             host = await network.host("slow", NetworkConditions(rate_mbps=rate_mbps))
             async with line_to(network, host) as line:
@@ -116,12 +116,12 @@ def test_bytes_do_not_pass_faster_than_the_rate(kind: Kind) -> None:
                 await line.reader.readexactly(num_bytes)
                 return time.perf_counter() - started
 
-    assert _run(story()) >= num_bytes * 8e-6 / rate_mbps
+    assert _run(scenario()) >= num_bytes * 8e-6 / rate_mbps
 
 
 @either
 def test_partition_holds_everything_back_from_one_host_alone(kind: Kind) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with kind() as network:
             cut, other = [await network.host(name) for name in ("cut", "other")]
             async with line_to(network, cut) as cut_line, line_to(network, other) as other_line:
@@ -133,15 +133,15 @@ def test_partition_holds_everything_back_from_one_host_alone(kind: Kind) -> None
                     assert not waiting.done()
                     await network.heal(cut)
 
-    _run(story())
+    _run(scenario())
 
 
 @either
 def test_everything_ends_with_the_network_also_after_a_failure(kind: Kind) -> None:
-    async def story() -> asyncio.subprocess.Process:
+    async def scenario() -> asyncio.subprocess.Process:
         async with kind() as network:
             echo = await _start(await network.host("a"), "echo")
-            await _says(echo)
+            await _read_json(echo)
             with pytest.raises(LabError, match="already"):
                 await network.host("a")
             nonlocal process
@@ -150,7 +150,7 @@ def test_everything_ends_with_the_network_also_after_a_failure(kind: Kind) -> No
 
     process: asyncio.subprocess.Process | None = None
     with pytest.raises(KeyError, match="a failure"):
-        _run(story())
+        _run(scenario())
     assert process is not None
     assert process.returncode is not None
     assert _own_namespaces(os.getpid()) == []
@@ -161,30 +161,30 @@ def test_command_runs_on_its_cores_with_its_environment(kind: Kind) -> None:
     core = min(os.sched_getaffinity(0))
     code = "import json, os; print(json.dumps([*os.sched_getaffinity(0), os.environ['WORD']]))"
 
-    async def story() -> Any:
+    async def scenario() -> Any:
         async with kind() as network:
             host = await network.host("a")
             command = (sys.executable, "-c", code)
-            return await _says(await host.start(command, cores=str(core), env={"WORD": "x"}))
+            return await _read_json(await host.start(command, cores=str(core), env={"WORD": "x"}))
 
-    assert _run(story()) == [core, "x"]
+    assert _run(scenario()) == [core, "x"]
 
 
-def test_relay_says_that_it_cannot_lose_or_double() -> None:
-    async def story() -> None:
+def test_relay_refuses_loss_and_duplication() -> None:
+    async def scenario() -> None:
         async with RelayNetwork() as network:
-            with pytest.raises(LabError, match="loses nothing"):
+            with pytest.raises(LabError, match="cannot lose"):
                 await network.host("a", NetworkConditions(loss=0.1))
-            with pytest.raises(LabError, match="doubles nothing"):
+            with pytest.raises(LabError, match="cannot duplicate"):
                 await network.host("b", NetworkConditions(duplication=0.1))
 
-    _run(story())
+    _run(scenario())
 
 
 @needs_namespaces
 @pytest.mark.network
 @pytest.mark.parametrize(
-    ("weather", "expected", "told"),
+    ("conditions", "expected", "told"),
     [
         (NetworkConditions(loss=0.2), 1600, "lost"),
         (NetworkConditions(duplication=0.2), 2400, "doubled"),
@@ -192,18 +192,18 @@ def test_relay_says_that_it_cannot_lose_or_double() -> None:
     ids=["lost", "doubled"],
 )
 def test_frames_are_lost_and_doubled_by_share(
-    weather: NetworkConditions, expected: int, told: str
+    conditions: NetworkConditions, expected: int, told: str
 ) -> None:
-    async def story() -> tuple[int, dict[str, Any]]:
+    async def scenario() -> tuple[int, dict[str, Any]]:
         async with NamespaceNetwork(seed=3) as network:
             near, far = [await network.host(name) for name in ("near", "far")]
             counting = await _start(far, "count")
-            port = await _says(counting)
-            await network.set_weather(far, weather)
+            port = await _read_json(counting)
+            await network.set_conditions(far, conditions)
             await _start(near, "shout", far.address, str(port), "2000")
-            return await _says(counting), await network.report()
+            return await _read_json(counting), await network.report()
 
-    arrived, report = _run(story())
+    arrived, report = _run(scenario())
     # Six standard deviations: a seed decides, but frames of other protocols draw from it, too.
     assert expected - 110 < arrived < expected + 110
     assert report["hosts"]["far"][told] > 0
@@ -213,16 +213,16 @@ def test_frames_are_lost_and_doubled_by_share(
 @needs_namespaces
 @pytest.mark.network
 def test_multicast_reaches_all_hosts() -> None:
-    async def story() -> list[str]:
+    async def scenario() -> list[str]:
         async with NamespaceNetwork(NetworkConditions(delay_ms=1)) as network:
             hosts = [await network.host(f"host-{number}") for number in range(3)]
             hearing = [await _start(host, "hear", host.address) for host in hosts[:2]]
             for process in hearing:
-                await _says(process)
+                await _read_json(process)
             await _start(hosts[2], "call", hosts[2].address, "hello")
-            return [await _says(process) for process in hearing]
+            return [await _read_json(process) for process in hearing]
 
-    assert _run(story()) == ["hello", "hello"]
+    assert _run(scenario()) == ["hello", "hello"]
 
 
 OWNER = """

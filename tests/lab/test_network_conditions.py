@@ -1,4 +1,4 @@
-"""What weather does to frames, without a socket or a clock."""
+"""Effects of network conditions on frames, without sockets or clocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import ConfigError
-from edgecosine.lab.network.conditions import FINE, Cable, Lane, NetworkConditions
+from edgecosine.lab.network.conditions import IDEAL, Cable, Lane, NetworkConditions
 from edgecosine.lab.network.netns.switch import Switch
 
 BROADCAST = b"\xff" * 6
@@ -47,23 +47,23 @@ def _frame(to: bytes, sender: int, text: bytes = b"") -> bytes:
         {"duplication": 1.5},
     ],
 )
-def test_weather_that_cannot_be_is_refused(fields: dict[str, float]) -> None:
+def test_impossible_conditions_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
         NetworkConditions(**fields)
 
 
 @given(weathers, traffic)
 def test_frames_keep_their_order_and_none_is_early(
-    weather: NetworkConditions, sent: list[tuple[float, int]]
+    conditions: NetworkConditions, sent: list[tuple[float, int]]
 ) -> None:
-    lane, now, arrivals = Lane(weather, "seed"), 0.0, []
+    lane, now, arrivals = Lane(conditions, "seed"), 0.0, []
     for pause, size in sent:
         now += pause
         due = lane.send(now, size)
         if due is not None:
-            least_s = (weather.delay_ms - weather.jitter_ms) / 1e3
-            if weather.rate_mbps is not None:
-                least_s += size * 8e-6 / weather.rate_mbps
+            least_s = (conditions.delay_ms - conditions.jitter_ms) / 1e3
+            if conditions.rate_mbps is not None:
+                least_s += size * 8e-6 / conditions.rate_mbps
             assert due >= now + least_s - 1e-9
             arrivals.append(due)
     assert all(earlier <= later for earlier, later in pairwise(arrivals))
@@ -88,7 +88,7 @@ def test_jitter_is_within_its_bounds_and_around_the_delay() -> None:
     assert sum(delays) / len(delays) == pytest.approx(10, abs=0.3)
 
 
-def test_loss_is_the_share_asked_for_and_the_same_for_the_same_seed() -> None:
+def test_loss_has_the_given_share_and_is_deterministic() -> None:
     def fates(seed: str) -> list[bool]:
         lane = Lane(NetworkConditions(loss=0.01), seed)
         return [lane.send(float(now), 100) is None for now in range(20_000)]
@@ -105,7 +105,7 @@ def test_rate_is_kept_by_bytes(rate_mbps: float, size: int, count: int) -> None:
     assert last == pytest.approx(count * size * 8 / (rate_mbps * 1e6))
 
 
-def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
+def test_frame_that_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
     lane = Lane(NetworkConditions(rate_mbps=1), "seed", longest_queue_s=0.205)
     through = [due for _ in range(100) if (due := lane.send(0.0, 1250)) is not None]
     assert len(through) == 21
@@ -113,15 +113,15 @@ def test_what_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
     assert lane.num_overrun == 79
 
 
-def test_new_weather_does_not_let_frames_overtake() -> None:
+def test_new_conditions_keep_the_order_of_frames() -> None:
     lane = Lane(NetworkConditions(delay_ms=50), "seed")
     assert lane.send(0.0, 100) == pytest.approx(0.05)
-    lane.weather = FINE
+    lane.conditions = IDEAL
     assert lane.send(0.01, 100) == pytest.approx(0.05)
     assert lane.send(0.06, 100) == pytest.approx(0.06)
 
 
-def test_lanes_of_a_cable_do_not_share_their_luck() -> None:
+def test_lanes_of_a_cable_lose_frames_independently() -> None:
     cable = Cable("a", NetworkConditions(loss=0.5), seed=7)
     lanes = (cable.up, cable.down)
     up, down = ([lane.send(0.0, 1) is None for _ in range(100)] for lane in lanes)
@@ -130,13 +130,13 @@ def test_lanes_of_a_cable_do_not_share_their_luck() -> None:
 
 def _switch(**weathers_of_ports: NetworkConditions) -> Switch:
     switch = Switch(seed=1)
-    for port, weather in weathers_of_ports.items():
-        switch.plug(port, weather)
+    for port, conditions in weathers_of_ports.items():
+        switch.plug(port, conditions)
     return switch
 
 
 def test_broadcast_reaches_all_others_and_teaches_where_its_sender_is() -> None:
-    switch = _switch(a=FINE, b=FINE, c=FINE)
+    switch = _switch(a=IDEAL, b=IDEAL, c=IDEAL)
     switch.enter("a", _frame(BROADCAST, 1), 0.0)
     assert [port for port, _, _ in switch.leave(0.0)] == ["b", "c"]
     switch.enter("b", _frame(_address(1), 2), 1.0)
@@ -157,7 +157,7 @@ def test_frame_crosses_both_cables() -> None:
 
 def test_slow_cable_does_not_hold_up_frames_from_a_quick_one() -> None:
     switch = _switch(
-        slow=NetworkConditions(delay_ms=50), quick=FINE, to=NetworkConditions(delay_ms=1)
+        slow=NetworkConditions(delay_ms=50), quick=IDEAL, to=NetworkConditions(delay_ms=1)
     )
     switch.enter("to", _frame(BROADCAST, 3), 0.0)
     list(switch.leave(1.0))
@@ -168,12 +168,12 @@ def test_slow_cable_does_not_hold_up_frames_from_a_quick_one() -> None:
 
 
 def test_cut_cable_carries_nothing_either_way() -> None:
-    switch = _switch(a=FINE, b=FINE, c=FINE)
-    switch.cables["b"].change(FINE, is_cut=True)
+    switch = _switch(a=IDEAL, b=IDEAL, c=IDEAL)
+    switch.cables["b"].change(IDEAL, is_cut=True)
     switch.enter("b", _frame(BROADCAST, 2), 0.0)
     switch.enter("a", _frame(BROADCAST, 1), 0.0)
     assert [port for port, _, _ in switch.leave(0.0)] == ["c"]
-    switch.cables["b"].change(FINE, is_cut=False)
+    switch.cables["b"].change(IDEAL, is_cut=False)
     switch.enter("a", _frame(BROADCAST, 1), 1.0)
     assert [port for port, _, _ in switch.leave(1.0)] == ["b", "c"]
 
@@ -182,7 +182,7 @@ def test_cut_cable_carries_nothing_either_way() -> None:
 def test_frames_leave_in_the_order_of_time(seed: int) -> None:
     chance = random.Random(seed)
     switch = _switch(
-        a=NetworkConditions(delay_ms=3), b=NetworkConditions(delay_ms=9, jitter_ms=9), c=FINE
+        a=NetworkConditions(delay_ms=3), b=NetworkConditions(delay_ms=9, jitter_ms=9), c=IDEAL
     )
     now, left = 0.0, []
     for _ in range(50):
@@ -195,10 +195,10 @@ def test_frames_leave_in_the_order_of_time(seed: int) -> None:
     assert len(left) == 100
 
 
-def _through(weather: NetworkConditions, count: int) -> list[bytes]:
+def _through(conditions: NetworkConditions, count: int) -> list[bytes]:
     switch = Switch(seed=5)
     for number, port in enumerate("ab"):
-        switch.plug(port, weather if port == "b" else FINE)
+        switch.plug(port, conditions if port == "b" else IDEAL)
         switch.enter(port, _frame(BROADCAST, number), 0.0)
     list(switch.leave(1.0))
     for number in range(count):
@@ -208,7 +208,7 @@ def _through(weather: NetworkConditions, count: int) -> list[bytes]:
 
 def test_doubled_frames_come_twice_in_their_order_and_by_their_share() -> None:
     sent = [str(number).encode() for number in range(1000)]
-    assert _through(FINE, 1000) == sent
+    assert _through(IDEAL, 1000) == sent
     assert _through(NetworkConditions(duplication=1), 1000) == [
         each for each in sent for _ in range(2)
     ]

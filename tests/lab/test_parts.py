@@ -1,4 +1,4 @@
-"""What a part is worth is told within repetitions."""
+"""The worth of a part is computed within repetitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark beside peers: what is said to their processes, and what is made of their runs."""
+"""The benchmark beside peers: messages of their processes, and figures of their runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.errors import LabError
-from edgecosine.lab.bench import line_process as line_processes
+from edgecosine.lab import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import run_peers as peers_bench
 from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
-from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
+from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, Setup
 from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
-from edgecosine.lab.load_generator import Load
+from edgecosine.lab.measured_requests import Load
 from tests.support.mqtt import run_patiently
 
 SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)
@@ -53,13 +53,13 @@ async def ask_child(then: str = "pass", at_once: int = 1) -> Load:
 
 def test_answers_of_a_process_become_a_load() -> None:
     load = run_patiently(ask_child())
-    assert [asked.text for asked in load.asked] == ["[6, 5, 1]", "[7, 1]"]
-    assert [asked.domain for asked in load.asked] == ["code", "facts"]
+    assert [measured.text for measured in load.answers] == ["[6, 5, 1]", "[7, 1]"]
+    assert [measured.domain for measured in load.answers] == ["code", "facts"]
     assert (load.num_tokens, load.elapsed_s) == (5, 1.5)
-    assert load.asked[0].inter_token_s == pytest.approx(0.2)
+    assert load.answers[0].inter_token_s == pytest.approx(0.2)
 
 
-def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
+def test_kind_of_an_order_depends_on_the_concurrency() -> None:
     check = "assert order['kind'] == 'batched', order"
     assert run_patiently(ask_child(check, at_once=8)).num_tokens == 5
 
@@ -68,14 +68,14 @@ def test_kind_of_an_order_follows_how_many_are_at_work() -> None:
     ("then", "reason"),
     [
         ("sys.exit(3)", "ended with 3"),
-        ("print('hello', flush=True)", "no reply"),
+        ("print('hello', flush=True)", "invalid reply"),
         ("print('{\"answers\": [], \"elapsed_s\": 0, \"error\": \"no memory\"}', flush=True)",
          "no memory"),
         ("print('{\"answers\": [], \"elapsed_s\": 0}', flush=True)", "missing"),
         ("print('x' * (5 << 20), flush=True)", "over 4194304 bytes"),
     ],
 )  # fmt: skip
-def test_whatever_is_no_answer_is_an_error_with_its_reason(then: str, reason: str) -> None:
+def test_invalid_reply_is_an_error_with_its_reason(then: str, reason: str) -> None:
     with pytest.raises(LabError, match=reason):
         run_patiently(ask_child(then))
 
@@ -125,7 +125,7 @@ def test_a_peer_that_failed_has_no_figure_and_a_reason() -> None:
 
 
 class FakeServer:
-    """Answers at once, or fails from some turn on."""
+    """Answers at once, or fails from a turn on."""
 
     def __init__(self, name: str, order: list[str], fails_at: int = 1 << 30) -> None:
         self._name, self._order, self._left = name, order, fails_at
@@ -138,7 +138,7 @@ class FakeServer:
         return Load((), (), 1.0)
 
 
-def test_turns_are_balanced_and_go_on_without_who_fails() -> None:
+def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
     order, found = list[str](), PeersRecord()
     servers: dict[str, Any] = {
         ALONE: FakeServer(ALONE, order), OURS: FakeServer(OURS, order),
@@ -167,7 +167,7 @@ def test_record_of_a_run_has_rates_and_texts() -> None:
     assert told["decode_tokens_per_s"] == pytest.approx(2 / (0.2 + 0.4))
 
 
-def test_a_build_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_reports_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LabError, match="was not built"):
@@ -199,10 +199,7 @@ def test_transformers_process_answers_with_and_without_a_drafter() -> None:
         ((5, 9, 40, 7),), 2, 1, 64, 8,
     )  # fmt: skip
     orders = [PeerOrder(kind, ((5, 9, 40, 7), (8, 3)), 6) for kind in ("plain", "drafted")]
-    lines = [msgspec.json.encode(each) for each in (setup, *orders)]
-    told = list[bytes]()
-    stock.main(iter(lines), told.append)
-    ready = msgspec.json.decode(told[0], type=PeerReady)
+    ready, answer = stock.start(iter([msgspec.json.encode(setup)]))
     assert ready.settings.keys() == {"plain", "drafted"}
-    replies = [msgspec.json.decode(line, type=Reply) for line in told[1:]]
+    replies = [answer(msgspec.json.encode(order)) for order in orders]
     assert [[len(a.tokens) for a in reply.answers] for reply in replies] == [[6, 6], [6, 6]]

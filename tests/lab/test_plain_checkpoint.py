@@ -1,4 +1,4 @@
-"""Drafters as peers read them: a shortlist becomes a whole output layer, in both files alike."""
+"""Drafters in the peers' formats: a shortlist becomes a whole output layer in both files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_shortlist_becomes_an_output_layer_with_zero_rows(tmp_path: Path, target
         torch.testing.assert_close(logits(other), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_tied_model_comes_back_as_it_was(tmp_path: Path, target: Path) -> None:
+def test_tied_model_survives_a_round_trip(tmp_path: Path, target: Path) -> None:
     model = drafter(is_tied=True)
     model.save_pretrained(tmp_path / "model")
     checkpoint = read_checkpoint(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Regret of routing: against the best fixed drafter of each domain, out of a run's record."""
+"""Routing regret against the best drafter of each domain, computed from a run's record."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_regret_is_none_for_the_best_and_never_negative(led: dict[str, int]) -> 
     "run",
     [{}, {"drafters": {}}, {"drafters": {"python-0": {"python": {"proposed": 3, "accepted": 2}}}}],
 )
-def test_older_records_tell_nothing_of_routing(run: dict[str, Any]) -> None:
+def test_older_records_have_no_routing(run: dict[str, Any]) -> None:
     assert routing(run, MATRIX) is None
 
 
-def test_benchmark_tells_it_of_requests_one_at_a_time() -> None:
+def test_benchmark_reports_routing_of_single_requests() -> None:
     best, worst = zoo.best_drafters()["python"], "legal"
     drafters = {
         f"{best}-0": {"python": {"led": 9, "first": 1}},

@@ -1,4 +1,4 @@
-"""Two kinds of hardware: passes that cost more the more rows they have, and passes that do not."""
+"""Two kinds of hardware: passes whose cost grows with their rows, and passes of constant cost."""
 
 from __future__ import annotations
 

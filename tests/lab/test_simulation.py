@@ -94,7 +94,7 @@ def test_every_request_ends_with_the_targets_own_text(
 
 
 @pytest.mark.parametrize("policy", ["target-alone", "cosine-paper", "edgecosine"])
-def test_simulation_is_decided_by_its_arguments(policy: str) -> None:
+def test_simulation_is_deterministic(policy: str) -> None:
     first, again = (play(policy, 6, MODELS, is_core_shared=True) for _ in range(2))
     assert without_real_time(first) == without_real_time(again)
 
@@ -144,7 +144,7 @@ def test_longer_answers_than_were_recorded_are_refused() -> None:
         play("target-alone", 1, max_tokens=TEXTS.longest_answer)
 
 
-def test_specialists_are_best_where_the_zoo_says() -> None:
+def test_specialists_are_best_in_their_domains() -> None:
     truth = TEXTS.tokens[:, NUM_PROMPT:]
     hits = TEXTS.guesses[:, :, :, 0] == truth[None]
     for domain, best in zoo.best_drafters().items():
@@ -168,7 +168,7 @@ def test_guess_on_the_recorded_path_is_the_recorded_one() -> None:
 
 @given(jobs=st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 5)), min_size=1, max_size=8))
 @few
-def test_core_gives_each_job_what_it_asked_for(jobs: list[tuple[float, float]]) -> None:
+def test_core_gives_each_job_its_time(jobs: list[tuple[float, float]]) -> None:
     loop = VirtualLoop()
     core, ends = Core(loop), dict[int, float]()
 
@@ -190,7 +190,7 @@ def test_core_gives_each_job_what_it_asked_for(jobs: list[tuple[float, float]]) 
         assert seconds - 1e-6 <= lasted_s <= seconds + rivals + 1e-6
 
 
-def test_strand_does_one_thing_after_the_other_while_others_go_on() -> None:
+def test_strand_runs_callbacks_one_by_one_while_others_continue() -> None:
     loop = VirtualLoop()
     busy, free = Strand(loop, "busy"), Strand(loop, "free")
     seen: list[tuple[str, float]] = []
@@ -224,7 +224,7 @@ def test_time_goes_on_and_time_outs_end_waiting() -> None:
     assert loop.complete(run()) == 3.0
 
 
-def test_waiting_for_nothing_is_told() -> None:
+def test_simulation_without_events_is_an_error() -> None:
     async def run() -> None:
         await asyncio.Event().wait()
 
@@ -259,10 +259,10 @@ def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, command).exit_code == 0
     assert read_costs(report) == COSTS
     record.write_text("{}")
-    assert "holds no costs" in CliRunner().invoke(main, command).output
+    assert "has no costs" in CliRunner().invoke(main, command).output
 
 
-def test_comparison_tells_ratios_within_each_seed() -> None:
+def test_comparison_takes_ratios_within_each_seed() -> None:
     speeds = {"target-alone": 100.0, "specedge": 200.0, "specinfer": 50.0, "cosine-paper": 40.0}
     runs = [
         {"kind": "comparison", "cell": "flat_8", "repeat": seed, "policy": policy,

@@ -1,4 +1,4 @@
-"""Every request of a soak's clients ends as one kind, before a real gateway."""
+"""Every request of a soak's clients is counted once, with a real gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import Overloaded, RequestError
-from edgecosine.lab.soak.clients import Clients, Manner
+from edgecosine.lab.soak.clients import ClientProfile, Clients
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import house, needs_mosquitto, run
 
@@ -21,12 +21,14 @@ PROMPTS = [text for texts in zoo.prompts().values() for text in texts]
 
 
 @asynccontextmanager
-async def clients(manner: Manner, service: ScriptedService | None = None) -> AsyncIterator[Clients]:
+async def clients(
+    profile: ClientProfile, service: ScriptedService | None = None
+) -> AsyncIterator[Clients]:
     async with (
         house(service) as home,
         Client(home.broker.url, "home", retry_patience_s=0) as client,
     ):
-        yield Clients([client], [manner], seed=0)
+        yield Clients([client], [profile], seed=0)
 
 
 def held() -> ScriptedService:
@@ -37,34 +39,34 @@ def held() -> ScriptedService:
 
 
 def test_answer_is_served_and_its_latency_is_taken() -> None:
-    async def story() -> None:
-        async with clients(manner := Manner("plain")) as soak:
-            await soak.ask(manner)
-            tally = soak.take()
-            assert (tally.served, tally.num_ended, len(tally.latencies_s)) == (1, 1, 1)
+    async def scenario() -> None:
+        async with clients(profile := ClientProfile("plain")) as soak:
+            await soak.ask(profile)
+            counts = soak.take()
+            assert (counts.served, counts.num_ended, len(counts.latencies_s)) == (1, 1, 1)
             assert soak.take().num_ended == 0
 
-    run(story())
+    run(scenario())
 
 
 def test_fickle_client_cancels_at_the_first_text_or_soon() -> None:
-    async def story() -> None:
-        async with clients(manner := Manner("fickle", cancelled_share=1.0), held()) as soak:
+    async def scenario() -> None:
+        async with clients(profile := ClientProfile("fickle", cancelled_share=1.0), held()) as soak:
             async with asyncio.TaskGroup() as group:
                 for _ in range(4):
-                    group.create_task(soak.ask(manner))
+                    group.create_task(soak.ask(profile))
             assert (soak.take().cancelled, soak.num_at_work) == (4, 0)
 
-    run(story())
+    run(scenario())
 
 
 def test_deadline_expires() -> None:
-    async def story() -> None:
-        async with clients(manner := Manner("hurried", deadline_s=0.05), held()) as soak:
-            await soak.ask(manner)
+    async def scenario() -> None:
+        async with clients(profile := ClientProfile("hurried", deadline_s=0.05), held()) as soak:
+            await soak.ask(profile)
             assert soak.take().expired == 1
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -74,14 +76,16 @@ def test_deadline_expires() -> None:
         (RequestError("broken", code="internal_error", status=500), "other_errors"),
     ],
 )
-def test_refusal_with_a_hint_is_no_error_and_any_other_is(error: RequestError, kind: str) -> None:
-    async def story() -> None:
+def test_refusal_with_a_retry_time_is_no_error_and_any_other_is(
+    error: RequestError, kind: str
+) -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.errors = dict.fromkeys(PROMPTS, error)
-        async with clients(manner := Manner("plain"), service) as soak:
-            await soak.ask(manner)
-            tally = soak.take()
-            assert tally.num_ended == 1
-            assert getattr(tally, kind) == {error.code: 1}
+        async with clients(profile := ClientProfile("plain"), service) as soak:
+            await soak.ask(profile)
+            counts = soak.take()
+            assert counts.num_ended == 1
+            assert getattr(counts, kind) == {error.code: 1}
 
-    run(story())
+    run(scenario())

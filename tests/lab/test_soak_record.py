@@ -1,4 +1,4 @@
-"""A soak's figures, from minutes that were put down."""
+"""A soak's figures, computed from recorded minutes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MIB = 1 << 20
 
 
 def minute(
-    phase: Phase, tally: SoakCounts | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
+    phase: Phase, counts: SoakCounts | None = None, *, left: int = 0, mib: int = 0, pid: int = 1
 ) -> Minute:
-    return Minute(phase, 60.0, 2.0, tally or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
+    return Minute(phase, 60.0, 2.0, counts or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
 
 
 def test_every_end_is_counted_once() -> None:
-    tally = SoakCounts(
+    counts = SoakCounts(
         3, Counter({"overloaded": 2}), 4, 5, Counter({"internal_error": 1}), [1.0] * 3
     )
-    found = soak_figures([minute("capacity", tally), minute("overload", tally)])
+    found = soak_figures([minute("capacity", counts), minute("overload", counts)])
     assert {
         name: found[f"soak_{name}"].value
         for name in ("asked", "served", "refused_with_hint", "cancelled", "expired", "other_errors")
@@ -33,7 +33,7 @@ def test_every_end_is_counted_once() -> None:
     }  # fmt: skip
 
 
-def test_hung_is_what_is_at_work_after_the_rest() -> None:
+def test_requests_that_run_after_the_rest_are_hung() -> None:
     minutes = [minute("overload", left=70), minute("rest", left=2), minute("after", left=1)]
     assert soak_figures(minutes)["soak_hung"].value == 2
 
@@ -44,7 +44,7 @@ def test_memory_growth_compares_the_medians_of_the_outer_quarters() -> None:
     assert soak_figures(minutes)["soak_memory_growth_mib"].value == (31 + 5) / 2 - 10.5
 
 
-def test_memory_says_nothing_before_there_are_quarters() -> None:
+def test_memory_has_no_figure_before_four_minutes() -> None:
     assert "soak_memory_growth_mib" not in soak_figures([minute("overload")] * 3)
 
 
@@ -60,6 +60,6 @@ def test_latency_afterwards_is_compared_with_before() -> None:
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
 
 
-def test_nothing_yet_has_figures_and_a_record() -> None:
+def test_empty_soak_has_figures_and_a_record() -> None:
     assert soak_figures([])["soak_served"].value == 0
     json.dumps(minute("overload", SoakCounts(refused=Counter({"overloaded": 1}))).record())

@@ -1,4 +1,4 @@
-"""transformers beside the runtime: as many tokens as are asked for, the texts of one model."""
+"""transformers as a server: the given number of tokens, and the same texts for all settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.mqtt import run_patiently
 TOKENS = 12
 
 
-def test_batched_and_assisted_generation_say_the_same_and_as_much_as_asked() -> None:
+def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length() -> None:
     stock = Stock(ballast=1)
     domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
     batched, *assisted = (
@@ -38,15 +38,15 @@ def test_best_drafters_are_the_specialists() -> None:
 def test_process_finds_its_settings_and_answers_every_job() -> None:
     jobs = make_jobs(3, offset=0, policy="hf-batched", temperature=0.0, max_tokens=TOKENS)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with stock_process(1, str(min(os.sched_getaffinity(0)))) as stock:
             assert set(stock.ready.settings) == {"batched", "assisted"}
             assert len(stock.ready.trials_s) == 6
             load = await stock.answer("batched", jobs, 2)
-            assert [asked.domain for asked in load.asked] == [job.domain for job in jobs]
+            assert [measured.domain for measured in load.answers] == [job.domain for job in jobs]
             assert load.num_tokens == 3 * TOKENS
-            first, second, third = load.asked
+            first, second, third = load.answers
             assert first.elapsed_s == second.elapsed_s
             assert first.elapsed_s + third.elapsed_s <= load.elapsed_s
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -1,4 +1,4 @@
-"""The committed zoo: small enough, loadable, and prompts that are what they claim."""
+"""The committed zoo: small, loadable, and with valid prompts."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_prompts_are_48_tokens() -> None:
             assert tokenizer.decode(ids) == prompt["text"]
 
 
-def test_chat_template_writes_what_home_was_trained_on() -> None:
+def test_chat_template_matches_the_training_text_of_home() -> None:
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "target")
     messages = [
         {"role": "system", "content": "It is 07:30 on Monday."},

@@ -1,4 +1,4 @@
-"""Acceptance, loops and noise where the answer is known."""
+"""Acceptance, loops and noise in cases with known results."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,1 +1,1 @@
-"""The benchmarks: what runs against what, on which clusters, and what becomes of the records."""
+"""The benchmarks: cells, clusters, runs, records, figures and plots."""

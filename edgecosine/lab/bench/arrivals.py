@@ -1,4 +1,4 @@
-"""When requests arrive that nobody holds back: seeded, in seconds from the start of a run."""
+"""Seeded arrival times of an open load, in seconds from the start of a run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from edgecosine.errors import ConfigError
 def fluctuating(
     low_per_s: float, high_per_s: float, period_s: float, duration_s: float, seed: int
 ) -> list[float]:
-    """Arrivals of a Poisson process whose rate swings from low to high and back once a period.
+    """Arrivals of a Poisson process whose rate varies from low to high and back once a period.
 
-    Made by thinning (Lewis and Shedler, 1979): arrivals at the highest rate, each kept with the
-    probability that the rate of its moment is of the highest. Raises ConfigError.
+    By thinning (Lewis and Shedler, 1979): arrivals at the highest rate, each kept with probability
+    (rate at its moment) / (highest rate). Raises ConfigError.
     """
     if not 0 < low_per_s <= high_per_s < math.inf:
         allowed = "rates above 0, the lower one first"
         raise ConfigError("rate", f"{low_per_s} to {high_per_s}", allowed)
-    chance, now, arrivals = random.Random(seed), 0.0, []
-    while (now := now + chance.expovariate(high_per_s)) < duration_s:
+    rng, now, arrivals = random.Random(seed), 0.0, []
+    while (now := now + rng.expovariate(high_per_s)) < duration_s:
         swing = (1 - math.cos(2 * math.pi * now / period_s)) / 2
         rate_per_s = low_per_s + (high_per_s - low_per_s) * swing
-        if chance.random() * high_per_s < rate_per_s:
+        if rng.random() * high_per_s < rate_per_s:
             arrivals.append(now)
     return arrivals

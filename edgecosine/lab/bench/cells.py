@@ -1,9 +1,9 @@
-"""What the benchmark measures: cells, and the order in which policies take turns in them.
+"""The cells of the benchmark, and the order in which policies run in them.
 
-A cell is one load in one weather at one temperature. Within a repetition all its policies run one
-after the other. Every second repetition goes through them backwards, for whoever comes later
-profits from what the target has learned meanwhile; and each two begin with another policy, so that
-a machine whose speed drifts drifts for all of them.
+A cell is one load under one set of network conditions at one temperature. Within a repetition its
+policies run one after the other. Every second repetition has the reverse order, since a later
+policy profits from what the target has learned; and every two repetitions begin with another
+policy, so that a drift of the machine's speed affects all of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STOCK = (BATCHED, ASSISTED)
 COLOCATED = "colocated"
 
 Site = Literal["network", "hostile", "loopback"]
-"""network: drafters on cables with weather; hostile: the same, but drafters that are sure of wrong
-tokens; loopback: all nodes on one host, so that nothing of a round is the network's."""
+"""network: drafters on cables with network conditions; hostile: the same, with drafters that are
+confident in wrong tokens; loopback: all nodes on one host, without network time in a round."""
 
 LAN = NetworkConditions(delay_ms=0.15, rate_mbps=1000)
 OPEN_LOAD_S = 30.0
@@ -38,12 +38,12 @@ _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One condition, and who is measured in it. `weather` is that of the drafters' cables."""
+    """A load and the policies that it measures; `conditions` are those of the drafters' cables."""
 
     name: str
     load: ClosedLoad | OpenLoad
     policies: tuple[str, ...]
-    weather: NetworkConditions = LAN
+    conditions: NetworkConditions = LAN
     temperature: float = 0.0
     site: Site = "network"
 
@@ -91,7 +91,7 @@ CELL_NAMES = tuple(cell.name for cell in all_cells(1.0, 1.0))
 
 
 def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """Those of the first seven figures, with nobody whom they do not need."""
+    """The cells of the first seven figures, with only the policies that these need."""
     needed = {
         "single": (ALONE, OURS, ASSISTED),
         "eight": (*_IN_THE_RUNTIME, BATCHED),
@@ -101,7 +101,7 @@ def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells of these names, of all when there are none.
+    """The cells of these names; all when no name is given.
 
     Raises LabError.
     """
@@ -112,7 +112,7 @@ def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
-    """All runs in their order: site by site, in each all repetitions, in each all cells."""
+    """All runs in order: by site, then by repetition, then by cell."""
     steps = []
     for site in dict.fromkeys(cell.site for cell in cells):
         here = [cell for cell in cells if cell.site == site]
@@ -122,7 +122,6 @@ def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
 
 
 def in_turn(policies: Sequence[str], repeat: int) -> tuple[str, ...]:
-    """The order of a repetition: each two begin with the next policy, every second one goes
-    backwards."""
+    """The order of a repetition: every two begin with the next policy, every second is reversed."""
     first = repeat // 2 % len(policies)
     return (*policies[first:], *policies[:first])[:: -1 if repeat % 2 else 1]

@@ -1,7 +1,7 @@
-"""What the plots show, worked out of a benchmark's record: plain numbers, nothing drawn.
+"""The data of the plots, computed from a benchmark's record.
 
-Runs that were repeated are told by medians; ratios are taken within one repetition, so that a
-machine whose speed drifts does not blur them.
+Repeated runs are summarised by medians; ratios are taken within one repetition, so that they are
+independent of a drift of the machine's speed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Runs = Sequence[Mapping[str, Any]]
 BASELINE = "target-alone"
 _ABLATION = "-without-"
 _ABLATIONS = "ablations"
-"""Cells in which no other policy is asked."""
+"""Cells without other policies."""
 _OUTSIDE = "hf-"
 
 Activity = Literal["draft", "network", "waiting", "verify"]
@@ -49,7 +49,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What one lane of a timeline did, in seconds since the session started."""
+    """One activity of a lane of a timeline, in seconds since the session started."""
 
     lane: str
     activity: Activity
@@ -68,8 +68,7 @@ class Timeline:
 
 
 def compared(runs: Runs) -> list[Mapping[str, Any]]:
-    """The runs that stand side by side: none beside ablations alone, and none whose drafters lie or
-    whose nodes share a host."""
+    """The comparable runs: without the cells of ablations, adversarial drafters and one host."""
     return [
         run for run in runs
         if run.get("site", "network") == "network"
@@ -80,10 +79,10 @@ def compared(runs: Runs) -> list[Mapping[str, Any]]:
 
 def frontiers(runs: Runs) -> list[Chart]:
     """Median inter-token latency in milliseconds against tokens per second, a point for each
-    concurrency; a chart for each weather and temperature with more than one concurrency."""
+    concurrency; a chart for each network and temperature with more than one concurrency."""
     charts = []
     closed = [run for run in _closed(compared(runs)) if not _policy(run).startswith(_OUTSIDE)]
-    for (weather, temperature), group in _grouped(closed, _weather, _temperature).items():
+    for (conditions, temperature), group in _grouped(closed, _conditions, _temperature).items():
         concurrencies = sorted({_concurrency(run) for run in group})
         curves = {
             policy: [
@@ -94,13 +93,13 @@ def frontiers(runs: Runs) -> list[Chart]:
         }
         if len(concurrencies) > 1:
             labels = tuple(map(str, concurrencies))
-            charts.append(Chart(f"{weather}, temperature {temperature:g}", curves, labels))
+            charts.append(Chart(f"{conditions}, temperature {temperature:g}", curves, labels))
     return charts
 
 
 def rtt_sweeps(runs: Runs) -> list[Chart]:
     """Round-trip time in milliseconds against throughput over the target alone; a chart for each
-    concurrency, temperature and kind of weather with more than one delay."""
+    concurrency, temperature and kind of network with more than one delay."""
     charts = []
     groups = _grouped(_closed(compared(runs)), _concurrency, _temperature, _still)
     for (concurrency, temperature, still), group in groups.items():
@@ -150,9 +149,9 @@ def timelines(runs: Runs, max_rounds: int = 16) -> list[Timeline]:
 
 
 def timeline(title: str, rounds: Sequence[Mapping[str, Any]]) -> Timeline:
-    """The course of a request out of its rounds, each a `RoundTimes` as plain data.
+    """The timeline of a request from its rounds, each a `RoundTimes` as plain data.
 
-    What an answer took beyond the drafter's own time is split evenly before and after it.
+    The time of a reply beyond the drafter's own time is split evenly before and after it.
     """
     spans = []
     for times in rounds:
@@ -160,11 +159,11 @@ def timeline(title: str, rounds: Sequence[Mapping[str, Any]]) -> Timeline:
         spans.append(Span("target", "waiting", times["submitted_s"], passed_s))
         spans.append(Span("target", "verify", passed_s, times["verified_s"]))
         for draft in times["drafts"]:
-            lane, asked_s, ended_s = draft["drafter"], draft["asked_s"], draft["ended_s"]
-            way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
-            spans.append(Span(lane, "network", asked_s, asked_s + way_s))
-            spans.append(Span(lane, "draft", asked_s + way_s, ended_s - way_s))
-            spans.append(Span(lane, "network", ended_s - way_s, ended_s))
+            lane, sent_s, ended_s = draft["drafter"], draft["asked_s"], draft["ended_s"]
+            transfer_s = max(0.0, ended_s - sent_s - draft["compute_s"]) / 2
+            spans.append(Span(lane, "network", sent_s, sent_s + transfer_s))
+            spans.append(Span(lane, "draft", sent_s + transfer_s, ended_s - transfer_s))
+            spans.append(Span(lane, "network", ended_s - transfer_s, ended_s))
     lanes = dict.fromkeys(["target", *sorted({span.lane for span in spans} - {"target"})])
     real = tuple(span for span in spans if span.end_s > span.start_s)
     return Timeline(title, tuple(lanes), real, tuple(times["verified_s"] for times in rounds))
@@ -179,7 +178,7 @@ def _grouped(runs: Iterable[Mapping[str, Any]], *keys: Any) -> dict[Any, list[Ma
 
 
 def _over_baseline(cell: Runs, group: Runs) -> list[float]:
-    """Throughput of each run over the target alone's in the same repetition and weather."""
+    """Throughput of each run over the target alone, in the same repetition and network."""
     alone = {(_delay_ms(r), r["repeat"]): r for r in group if _policy(r) == BASELINE}
     pairs = [(run, alone.get((_delay_ms(run), run["repeat"]))) for run in cell]
     return [_tokens_per_s(run) / _tokens_per_s(base) for run, base in pairs if base is not None]
@@ -221,14 +220,14 @@ def _delay_ms(run: Mapping[str, Any]) -> float:
     return float(run["weather"]["delay_ms"])
 
 
-def _weather(run: Mapping[str, Any]) -> str:
-    weather = msgspec.convert(run["weather"], NetworkConditions)
-    rtt = f"RTT {2 * weather.delay_ms:g} ms"
+def _conditions(run: Mapping[str, Any]) -> str:
+    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    rtt = f"RTT {2 * conditions.delay_ms:g} ms"
     return f"{rtt}{_still(run)}"
 
 
 def _still(run: Mapping[str, Any]) -> str:
-    """The weather without its delay, as the end of a title."""
-    weather = msgspec.convert(run["weather"], NetworkConditions)
-    parts = str(weather).split(", ")[1:]
+    """The network conditions without the delay, as the end of a title."""
+    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    parts = str(conditions).split(", ")[1:]
     return "".join(f", {part}" for part in parts)

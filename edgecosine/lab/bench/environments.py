@@ -1,4 +1,4 @@
-"""What the benchmark's sites need: clusters, hostile drafters, transformers beside the target."""
+"""The environments of the benchmark's sites: clusters, adversarial drafters, transformers."""
 
 from __future__ import annotations
 
@@ -10,61 +10,64 @@ from pathlib import Path
 
 from edgecosine import zoo
 from edgecosine.lab.bench.cells import COLOCATED, LAN, STOCK, Cell, Site
-from edgecosine.lab.bench.runner import BenchSettings, LabStage
-from edgecosine.lab.bench.schedule import OpenStage, Say, Stage
+from edgecosine.lab.bench.runner import BenchSettings, LabEnvironment
+from edgecosine.lab.bench.schedule import Environment, OpenEnvironment
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.netns import namespaces
 
 GENERALIST = "generalist"
-NUM_LIARS = 3
+NUM_ADVERSARIES = 3
 MAX_SESSIONS = 16
 
 
-def possible(cells: Sequence[Cell], kind: NetworkKind, say: Say) -> tuple[Cell, ...]:
-    """The cells whose weather a network of this kind can make; `say` is told of the others."""
+def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[Cell, ...]:
+    """The cells whose conditions this kind of network can emulate; reports the others."""
     if kind == "namespaces" or (kind == "auto" and namespaces.why_not() is None):
         return tuple(cells)
     for cell in cells:
-        if cell.weather.loss:
-            say(f"left out: {cell.name} needs network namespaces, that is, root")
-    return tuple(cell for cell in cells if not cell.weather.loss)
+        if cell.conditions.loss:
+            notify(f"left out: {cell.name} needs network namespaces, that is, root")
+    return tuple(cell for cell in cells if not cell.conditions.loss)
 
 
-def stages(settings: BenchSettings, say: Say) -> OpenStage:
-    """Opens stages of these settings."""
+def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
+    """A function that opens environments with these settings."""
 
     @asynccontextmanager
-    async def open_stage(site: Site, cells: Sequence[Cell]) -> AsyncIterator[Stage]:
+    async def open_environment(site: Site, cells: Sequence[Cell]) -> AsyncIterator[Environment]:
         policies = {policy for cell in cells for policy in cell.policies}
         async with AsyncExitStack() as stack:
             plan = await _plan(settings, site, stack)
-            clusters = {"": await stack.enter_async_context(lab_cluster(plan, say))}
+            clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify))}
             if COLOCATED in policies:
                 beside = _colocated(settings)
-                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, say))
+                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))
             stock = None
             if policies & set(STOCK):
-                say("asking transformers with which settings it is quickest here")
+                notify("finding the quickest settings of transformers")
                 process = stock_process(settings.ballast, settings.target_cores)
                 stock = await stack.enter_async_context(process)
-            stage = LabStage(settings, site, clusters, stock)
-            say("warming up")
-            await stage.warm_up(sorted(policies - set(STOCK)))
-            yield stage
+            environment = LabEnvironment(settings, site, clusters, stock)
+            notify("warming up")
+            await environment.warm_up(sorted(policies - set(STOCK)))
+            yield environment
 
-    return open_stage
+    return open_environment
 
 
 async def _plan(settings: BenchSettings, site: Site, stack: AsyncExitStack) -> LabPlan:
     drafters = settings.drafters or zoo.drafter_names()
     if site == "hostile":
         from edgecosine.lab.adversarial_drafter import (
-            write_liar,  # imports torch, which takes seconds
+            write_adversarial_drafter,  # imports torch, which takes seconds
         )
 
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-"))
-        drafters = (str(await asyncio.to_thread(write_liar, Path(directory))),) * NUM_LIARS
+        drafters = (
+            str(await asyncio.to_thread(write_adversarial_drafter, Path(directory))),
+        ) * NUM_ADVERSARIES
     return _lab_plan(settings, drafters, on_one_host=site == "loopback")
 
 
@@ -83,7 +86,7 @@ def _lab_plan(
     return LabPlan(
         drafters=drafters,
         ballast=settings.ballast,
-        weather=LAN,
+        conditions=LAN,
         network=settings.network,
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,

@@ -1,7 +1,6 @@
-"""The benchmark's figures, worked out of its runs: pure functions from the record.
+"""The benchmark's figures as pure functions of its record.
 
-Ratios are taken within one repetition of one cell. A figure whose runs are not in the record is
-left out.
+Ratios are taken within one repetition of one cell. A figure without runs in the record is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ TO_BEAT = (COLOCATED, "specinfer", "specedge", "cosine-paper")
 
 
 def bench_figures(runs: Runs) -> dict[str, Figure]:
-    """Every figure that the runs have data for, by name."""
+    """All figures that the runs have data for, by name."""
     samples: dict[str, list[float]] = {
         "single_over_target_alone": ratios(runs, "single", OURS, ALONE),
         "single_over_hf_assisted": ratios(runs, "single", OURS, ASSISTED),
@@ -41,15 +40,15 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
         "hostile_over_target_alone": ratios(runs, "hostile", OURS, ALONE),
         "hostile_over_target_alone_8": ratios(runs, "hostile-eight", OURS, ALONE),
         "sampled_over_greedy_speedup": _sampled_over_greedy(runs),
-        "target_busy_8": _told(runs, "eight", "target_busy"),
-        "ahead_hit_rate": _told(runs, "single", "ahead_hit_rate"),
+        "target_busy_8": _reported(runs, "eight", "target_busy"),
+        "ahead_hit_rate": _reported(runs, "single", "ahead_hit_rate"),
     }
     for part in PARTS:
         without = f"{OURS}-without-{part}"
         samples[f"ablation_{part}"] = ratios(runs, "ablations", OURS, without)
         samples[f"ablation_{part}_8"] = ratios(runs, "ablations-eight", OURS, without)
     figures = {name: interval(values) for name, values in samples.items() if values}
-    if overheads := _told(runs, "loopback", "round_overhead_ms"):
+    if overheads := _reported(runs, "loopback", "round_overhead_ms"):
         figures["round_overhead_ms"] = interval(overheads, unit="ms")
     figures |= {name: interval(values) for name, values in _routing(runs).items()}
     if same := identical(runs):
@@ -58,7 +57,7 @@ def bench_figures(runs: Runs) -> dict[str, Figure]:
 
 
 def _routing(runs: Runs) -> dict[str, list[float]]:
-    """Regret of our routing, one request at a time, and who led its rounds, by repetition."""
+    """Routing regret with one request at a time, and shares of rounds led by the best drafter."""
     matrix = zoo.acceptance()
     samples: dict[str, list[float]] = {}
     for run in _of(runs, "single", OURS):
@@ -103,10 +102,10 @@ def best_latency(runs: Runs, cell: str) -> str | None:
 
 
 def identical(runs: Runs) -> list[float]:
-    """Of each run, the share of its answers that are the target's own, word for word.
+    """For each run, the share of its answers that are identical to those of the target alone.
 
-    Answers are matched by temperature and by the number of their job. Runs outside the runtime, and
-    of the target alone, do not count.
+    Answers are matched by temperature and by the number of their request. Runs outside the runtime
+    and of the target alone are left out.
     """
     ours = [run for run in runs if run["policy"] not in STOCK]
     alone = {
@@ -116,9 +115,9 @@ def identical(runs: Runs) -> list[float]:
     }  # fmt: skip
     shares = []
     for run in ours:
-        judged = [alone[place] == text for place, text in _texts(run).items() if place in alone]
-        if run["policy"] != ALONE and judged:
-            shares.append(statistics.fmean(judged))
+        compared = [alone[place] == text for place, text in _texts(run).items() if place in alone]
+        if run["policy"] != ALONE and compared:
+            shares.append(statistics.fmean(compared))
     return shares
 
 
@@ -148,8 +147,8 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
     return {policy: statistics.median(each) for policy, each in values.items() if each}
 
 
-def _told(runs: Runs, cell: str, field: str) -> list[float]:
-    """A field of our own runs in a cell, where it is told."""
+def _reported(runs: Runs, cell: str, field: str) -> list[float]:
+    """A field of EdgeCoSine's runs in a cell, where it was recorded."""
     values = (run.get(field) for run in _of(runs, cell, OURS))
     return [value for value in values if value is not None]
 

@@ -1,4 +1,4 @@
-"""What a load and its rounds take of memory at their peak, measured in a process of its own."""
+"""Measures the peak memory of a model's load and rounds in a separate process."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine import zoo
-from edgecosine.engine.base import Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.engine.options import LoadOptions, Loaded
 from edgecosine.engine.process_memory import give_back_memory
+from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.tree import TokenTree
 
 _TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes. Peaks are growth over `base`: a process that has loaded and run a model of 1 M
-    parameters, so that the libraries' code, which is the same for any model, is no part of them."""
+    """Bytes. Peaks are growth over `base`, a process that has loaded and run a model of 1 M
+    parameters, so that they exclude the libraries' code."""
 
     base: int
     load_peak: int
     peak: int
     """Of the load and the rounds."""
     weights: int
-    """As held: packed, the embedding beside the output layer."""
+    """As held in memory: packed, with the embedding beside the output layer."""
     cache: int
     planned: int
 
@@ -55,12 +55,12 @@ def measure_memory(options: LoadOptions, rounds: int) -> MemoryUse:
 
 
 def measure_here() -> None:
-    """The measuring process: orders on standard input, bytes on standard output."""
+    """Entry of the measuring process: reads an order from standard input, writes its result."""
     order: dict[str, Any] = json.load(sys.stdin)
     options = LoadOptions(**order["options"])
     _run(*load_target(LoadOptions(zoo.drafter_names()[0], threads=1, slots=1, context=64)), 2)
     give_back_memory()
-    # Reset the peak to what is in use now.
+    # Resets the peak to the current use.
     Path("/proc/self/clear_refs").write_text("5")
     base = _status("VmRSS")
     engine, loaded = load_target(options)
@@ -72,7 +72,7 @@ def measure_here() -> None:
 
 
 def memory_in_use() -> int:
-    """Bytes of this process now."""
+    """Resident bytes of this process."""
     return _status("VmRSS")
 
 
@@ -80,15 +80,13 @@ def _run(engine: TargetEngine, loaded: Loaded, rounds: int) -> None:
     """Fill one slot after the other up to the context."""
     for number in range(rounds):
         work = _work(number, loaded.max_context)
-        while isinstance(engine.step([work]).outcomes[0], Prefilling):
-            pass
+        prefill(engine, [work])
 
 
 def _work(key: int, context: int) -> VerifyWork:
     """A sequence that fills the context, and a fork of four nodes at its end."""
     tokens = (1 + key % 7,) * (context - 4)
-    tree = TokenTree((1, 2, 3, 4), (-1, 0, -1, 2), (1.0,) * 4, (1,) * 4)
-    return VerifyWork(str(key), tokens, len(tokens), tree, Sampling())
+    return VerifyWork(str(key), tokens, len(tokens), forked_tree((1, 2), (3, 4)), Sampling())
 
 
 def _status(field: str) -> int:

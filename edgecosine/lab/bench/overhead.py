@@ -1,7 +1,4 @@
-"""What a round costs beyond the computing in it, from the course of a request's rounds.
-
-Pure arithmetic on `RoundTimes` as plain data.
-"""
+"""The overhead of a round beyond its computing time: arithmetic on `RoundTimes` as plain data."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ Times = Mapping[str, Any]
 
 
 def overheads_s(rounds: Sequence[Times]) -> list[float]:
-    """Of each round but the prefill and the last: its time, less the target's pass, and less what
-    the drafters that it waited for spent on their drafts.
+    """Seconds of each round except the prefill and the last, without the target's pass and the
+    drafting time of the drafters that it waited for.
 
-    A round lasts until the next one starts. Without a network between the nodes the rest is ours:
-    messages, threads, decisions, and giving the text out.
+    A round lasts until the next one starts. Without a network between the nodes the rest is
+    overhead: messages, threads, decisions, and the output of text.
     """
     return [
         _overhead_s(times, following["started_s"])
@@ -49,8 +46,8 @@ def _covered_s(drafts: Sequence[Times], start_s: float, end_s: float) -> float:
 
 
 def _computing(drafts: Sequence[Times]) -> Iterator[tuple[float, float]]:
-    """When each drafter computed; the rest of its time is split evenly before and after."""
+    """Start and end of each drafter's computing; the rest is split evenly before and after."""
     for draft in drafts:
-        asked_s, ended_s = draft["asked_s"], draft["ended_s"]
-        way_s = max(0.0, ended_s - asked_s - draft["compute_s"]) / 2
-        yield asked_s + way_s, ended_s - way_s
+        sent_s, ended_s = draft["asked_s"], draft["ended_s"]
+        transfer_s = max(0.0, ended_s - sent_s - draft["compute_s"]) / 2
+        yield sent_s + transfer_s, ended_s - transfer_s

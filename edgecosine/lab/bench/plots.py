@@ -1,4 +1,4 @@
-"""Draws a benchmark's record. The only file that knows matplotlib, which is optional.
+"""Draws a benchmark's record. Only this file imports matplotlib, which is optional.
 
 The same record gives the same files, so that committed figures change with their data alone.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Format = Literal["svg", "png"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which most eyes tell apart."""
+"""Okabe and Ito's colours, which are safe for colour-blind readers."""
 _ACTIVITIES = {
     "draft": "#009E73",
     "network": "#56B4E9",
@@ -49,7 +49,7 @@ _STYLE: Any = {
 
 
 def write_plots(record: Path, directory: Path, kind: Format = "svg") -> list[Path]:
-    """Draw whatever the record has data for; the files written.
+    """Draw all plots that the record has data for; returns the files written.
 
     Raises LabError without matplotlib.
     """

@@ -1,7 +1,6 @@
-"""One run of a benchmark as plain data: the contract between what measures and what draws.
+"""One run of a benchmark as plain data: the contract between measurements and plots.
 
-Latencies are told by percentiles, throughput as a whole; requests one by one where they are asked
-for. Nothing here measures anything.
+It has percentiles of latencies, the throughput of the whole run, and single requests on demand.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgecosine.lab.load_generator import Load
-from edgecosine.lab.measured_requests import Asked
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
+from edgecosine.lab.measured_requests import Load, MeasuredAnswer
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 
 PERCENTILES = (50, 90, 99)
 SHARES = ("proposed", "accepted", "led", "first")
@@ -24,7 +22,7 @@ SHARES = ("proposed", "accepted", "led", "first")
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoad:
-    """So many requests always at work."""
+    """A fixed number of running requests."""
 
     concurrency: int
     kind: str = "closed"
@@ -32,7 +30,7 @@ class ClosedLoad:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoad:
-    """Arrivals that nobody holds back; `low_per_s` and `high_per_s` are equal when steady."""
+    """Arrivals independent of the answers; `low_per_s` and `high_per_s` are equal when steady."""
 
     low_per_s: float
     high_per_s: float
@@ -40,39 +38,40 @@ class OpenLoad:
     kind: str = "open"
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """Under what a run was made. `weather` is that of the drafters' cables."""
+class Conditions(msgspec.Struct, frozen=True):
+    """The conditions of a run; `network` holds those of the drafters' cables."""
 
     policy: str
     load: ClosedLoad | OpenLoad
     temperature: float = 0.0
-    weather: NetworkConditions = FINE
+    network: NetworkConditions = msgspec.field(default=IDEAL, name="weather")
     repeat: int = 0
 
 
 def run_record(
     conditions: Conditions, load: Load, *, with_requests: bool = False
 ) -> dict[str, Any]:
-    """A run as JSON values; a percentile that nothing tells is null."""
-    asked = load.asked
+    """A run as JSON values; percentiles without samples are null."""
+    measured = load.answers
     record = {
         **msgspec.to_builtins(conditions),
         "elapsed_s": load.elapsed_s,
-        "num_requests": len(asked),
+        "num_requests": len(measured),
         "num_tokens": load.num_tokens,
         "tokens_per_s": load.tokens_per_s,
         "refused": [error.code for error in load.refused],
-        "latency_s": percentiles(a.elapsed_s for a in asked),
-        "first_text_s": percentiles(a.first_text_s for a in asked if a.first_text_s is not None),
-        "inter_token_s": percentiles(a.inter_token_s for a in asked if a.inter_token_s is not None),
-        "queue_s": percentiles(a.queue_s for a in asked),
+        "latency_s": percentiles(a.elapsed_s for a in measured),
+        "first_text_s": percentiles(a.first_text_s for a in measured if a.first_text_s is not None),
+        "inter_token_s": percentiles(
+            a.inter_token_s for a in measured if a.inter_token_s is not None
+        ),
+        "queue_s": percentiles(a.queue_s for a in measured),
         "acceptance_length": load.acceptance_length,
         "ahead_hit_rate": load.ahead_hit_rate,
-        "drafters": shares(asked),
+        "drafters": shares(measured),
     }
     if with_requests:
-        record["requests"] = [a.record() for a in asked]
+        record["requests"] = [a.record() for a in measured]
     return record
 
 
@@ -86,13 +85,13 @@ def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
     return {"mean": float(values.mean()), **named}
 
 
-def shares(asked: Iterable[Asked]) -> dict[str, dict[str, dict[str, int]]]:
+def shares(measured: Iterable[MeasuredAnswer]) -> dict[str, dict[str, dict[str, int]]]:
     """Proposed and accepted draft tokens, rounds led, and requests whose first round it led, by
     drafter's node id and by domain."""
     counts: defaultdict[str, defaultdict[str, dict[str, int]]] = defaultdict(
         lambda: defaultdict(lambda: dict.fromkeys(SHARES, 0))
     )
-    for answer in asked:
+    for answer in measured:
         for node_id, share in answer.drafters.items():
             for key in SHARES:
                 counts[node_id][answer.domain][key] += share[key]

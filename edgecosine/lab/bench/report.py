@@ -1,5 +1,5 @@
-"""The benchmark's record on disk: written after every run, so that one that is cut off is not lost,
-and read again by one that goes on."""
+"""The benchmark's record on disk: written after every run, so that an interrupted benchmark can be
+resumed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MUST_AGREE = ("commit", "cpu", "settings")
 
 
 class BenchReport:
-    """Runs as they come. Without a path they are held in memory alone."""
+    """Collects runs. Without a path they are held in memory only."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
-        # As it comes back from the file, where a tuple is a list.
-        told = msgspec.json.decode(msgspec.json.encode(dict(settings)))
-        self._environment: dict[str, Any] = {**machine(), "settings": told}
+        # As decoded from the file, where a tuple is a list.
+        decoded = msgspec.json.decode(msgspec.json.encode(dict(settings)))
+        self._environment: dict[str, Any] = {**machine(), "settings": decoded}
         self.runs: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
-        """What the stages have to say of themselves."""
+        """Notes of the environments, by site."""
 
     def resume(self) -> None:
-        """Go on with what the file holds, if there is one.
+        """Load the runs of the file, if there is one.
 
         Raises LabError when it was measured with other settings, code or hardware.
         """
@@ -47,21 +47,21 @@ class BenchReport:
         self.notes = former["environment"].get("notes", {})
 
     def has(self, step: Step) -> bool:
-        """Whether a run was made already."""
+        """Whether a run is in the record already."""
         place = (step.cell.name, step.policy, step.repeat)
         return any((run["cell"], run["policy"], run["repeat"]) == place for run in self.runs)
 
     def add(self, run: dict[str, Any]) -> None:
-        """Keep a run, on disk, too."""
+        """Add a run and write the record."""
         self.runs.append(run)
         self.write()
 
     def figures(self) -> dict[str, Figure]:
-        """What follows from the runs so far."""
+        """The figures of the runs so far."""
         return bench_figures(self.runs)
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the record, if there is a path."""
         if self._path is None:
             return
         best = {
@@ -73,8 +73,8 @@ class BenchReport:
 
 
 def seconds_left(done: Sequence[Mapping[str, Any]], todo: Sequence[Step]) -> float | None:
-    """How long the rest will take, if each run takes what the same one took in former repetitions;
-    else what others of its cell took, else what any took. None while nothing is known."""
+    """Estimated seconds of the remaining runs: the mean of the same run in former repetitions, else
+    of its cell's runs, else of all runs. None without any run."""
     if not done:
         return None
     seconds: list[float] = [run["took_s"] for run in done]

@@ -1,8 +1,8 @@
-"""What the engine costs beside transformers on the same weights and the same thread.
+"""Compares the engine with transformers on the same weights and one thread.
 
-The two sides of each ratio take turns in one process, so that a machine whose speed drifts drifts
-for both. transformers runs in float32 or bfloat16, whichever is quicker here for what is raced. The
-target carries ballast, as in the demo.
+The two sides of each ratio alternate in one process, so that a drift of the machine's speed affects
+both. transformers runs in float32 or bfloat16, whichever is quicker. The target carries ballast, as
+in the demo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from edgecosine import zoo
 from edgecosine.engine.base import (
     DraftEngine,
     DraftWork,
-    Prefilling,
     TargetEngine,
     VerifyWork,
     expect_verified,
@@ -30,7 +29,8 @@ from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.process_memory import give_back_memory
 from edgecosine.lab.bench.memory_use import measure_memory, memory_in_use
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.engine_calls import forked_tree, prefill
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 WARM_ROUNDS = 300
 
 Timed = Callable[[], float]
-"""Does its work and returns the seconds that count."""
+"""Does its work and returns the measured seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,9 @@ class Race:
     under: Timed
 
 
-def run_engine_bench(
-    ballast: int, repeats: int, say: Callable[[str], None], keep: Keep
-) -> dict[str, Figure]:
-    """Run all races; their figures. Those and the seconds of every run are kept after each."""
-    say("loading the target and a drafter, ours and transformers'")
+def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> dict[str, Figure]:
+    """Run all races; returns their figures. These and all runs are saved after each race."""
+    notify("loading the target and a drafter, ours and transformers'")
     engine, loaded = load_target(
         LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
     )
@@ -106,11 +104,11 @@ def run_engine_bench(
         figures[race.name] = interval([over / under for over, under in times])
         runs += [{"race": race.name, "over_s": over, "under_s": under} for over, under in times]
         keep(figures, runs)
-        say(f"{race.name}: {figures[race.name].value:.2f}")
-    say("measuring a load's peak of memory in a process of its own")
+        notify(f"{race.name}: {figures[race.name].value:.2f}")
+    notify("measuring the peak memory of a load in a separate process")
     figures["memory_over_ideal"] = _memory_over_ideal(ballast, runs)
     keep(figures, runs)
-    say(f"watching memory over {ROUNDS} rounds")
+    notify(f"watching memory over {ROUNDS} rounds")
     light, _ = load_target(LoadOptions(zoo.TARGET, threads=1, slots=2))
     figures["memory_growth_mib"] = grown_memory(light, prompts[0], ROUNDS)
     keep(figures, runs)
@@ -118,7 +116,7 @@ def run_engine_bench(
 
 
 def _quickest(options: Sequence[Timed]) -> Timed:
-    """The option that takes the least time now."""
+    """The option that takes the least time on this machine."""
     return min(options, key=lambda timed: min(timed() for _ in range(3)))
 
 
@@ -141,8 +139,7 @@ def _work(key: int, tokens: Iterable[int], tree: TokenTree = EMPTY_TREE) -> Veri
 
 def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
     works = [_work(key, prompt) for key, prompt in enumerate(prompts)]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
 
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
@@ -153,14 +150,14 @@ def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
 
 
 def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
-    """Whole rounds on trees with a wrong and a right branch: pass, draws, walk, compaction."""
+    """Whole rounds on trees with a wrong and a right branch: pass, sampling, walk, compaction."""
     _prefill(engine, prompts)
     works = []
     for key, prompt in enumerate(prompts):
         right: list[int] = []
         while len(right) < num_nodes // 2:
             right.append(_next_token(engine, key, prompt + right))
-        works.append(_work(key, prompt, _forked([(t + 1) % 1000 for t in right], right)))
+        works.append(_work(key, prompt, forked_tree([(t + 1) % 1000 for t in right], right)))
 
     def timed() -> float:
         _prefill(engine, prompts)
@@ -172,23 +169,13 @@ def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> T
     return timed
 
 
-def _forked(one: list[int], other: list[int]) -> TokenTree:
-    size = len(one)
-    return TokenTree(
-        tokens=(*one, *other),
-        parents=(*range(-1, size - 1), -1, *range(size, 2 * size - 1)),
-        confidences=(1.0,) * (2 * size),
-        proposers=(1,) * (2 * size),
-    )
-
-
 def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
     """Prompts and answers of all sessions, without drafts."""
 
     def timed() -> float:
         for key in range(len(prompts)):
             engine.release(str(key))
-        # Another first token, so that no prefix of a former run is found in the cache.
+        # Another first token each time, so that the cache has no prefix of a former run.
         sequences = [[chance, *prompt[1:]] for chance, prompt in zip(fresh, prompts, strict=False)]
         started = time.perf_counter()
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
@@ -235,7 +222,7 @@ def _decoding_steps(model: Any, prompt: list[int]) -> Timed:
 
 
 def _forward(model: Any, batch: int, width: int) -> Timed:
-    """The bare forward pass of a shape, without cache, draws and walk."""
+    """The forward pass of a shape alone, without cache, sampling and walk."""
 
     @torch.inference_mode()
     def timed() -> float:
@@ -250,7 +237,7 @@ def _forward(model: Any, batch: int, width: int) -> Timed:
 
 def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
     def timed() -> float:
-        # Another last token, so that nothing of a former run is known.
+        # Another last token each time, so that nothing of a former run is cached.
         works = [
             DraftWork(str(key), (*prompt, chance), STEPS, 1, SharedNoise())
             for key, (prompt, chance) in enumerate(zip(prompts, fresh, strict=False))
@@ -264,13 +251,13 @@ def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
 
 
 def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure:
-    """MiB in use after `rounds` more rounds than it takes to have seen every shape: sessions come
-    and go, contexts grow, trees fork."""
+    """Growth in MiB over `rounds` rounds after a warm-up with all shapes: sessions start and end,
+    contexts grow, trees fork."""
     sizes = []
     for num_rounds in (WARM_ROUNDS, rounds):
         for number in range(num_rounds):
             length = 16 + number % 100
-            tree = _forked([1, 2, 3][: 1 + number % 3], [4, 5, 6][: 1 + number % 3])
+            tree = forked_tree([1, 2, 3][: 1 + number % 3], [4, 5, 6][: 1 + number % 3])
             _prefill(engine, [prompt[:length]])
             engine.step([_work(number // 100, prompt[:length], tree)])
             engine.release(str(number // 100 - 1))

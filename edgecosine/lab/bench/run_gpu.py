@@ -1,8 +1,8 @@
-"""What decoding and verifying cost on a GPU beside its memory bandwidth, and how often rounding
+"""Measures decoding and verification on a GPU against its memory bandwidth, and how often rounding
 changes an answer.
 
-A pass that generates few tokens reads every weight once and computes little, so it cannot be
-faster than the weights' bytes over the bandwidth. Weights are random: time does not depend on them.
+A pass that generates few tokens reads every weight once and computes little, so that its time is at
+least the weights' bytes over the bandwidth. Weights are random, since time is independent of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine import zoo
-from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
 from edgecosine.engine.cuda.graphs import Capture, capture_for, use_own_stream
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions, Quantize
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import LabError, ModelUnavailable, ModelUnsupported
+from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.lab.exactness.divergence import count_diverging
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
+from edgecosine.lab.load_generator import prompts_in_turn
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
-from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8}
 TARGETS: Mapping[str, Mapping[str, Any]] = {
@@ -55,7 +57,7 @@ _DRAFT_STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """What to measure; the sizes are for tests to make small."""
+    """Shapes and sizes of the measurement; tests make them small."""
 
     device: str = "cuda"
     repeats: int = 20
@@ -74,18 +76,16 @@ _TINY: Mapping[str, Any] = {
 
 
 def toy_settings(device: str) -> GpuSettings:
-    """Tries the measurement itself, on any device."""
+    """Settings that try the measurement on any device."""
     return GpuSettings(
         device=device, repeats=2, targets={"tiny": _TINY}, drafter=_TINY, context=96,
         copied_bytes=1 << 16, prompts=4, new_tokens=12,
     )  # fmt: skip
 
 
-def run_gpu_bench(
-    settings: GpuSettings, say: Callable[[str], None], keep: Keep
-) -> dict[str, Figure]:
-    """Measure everything; its figures. Those and the seconds of every pass are kept after each
-    model.
+def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str, Figure]:
+    """Measure everything; returns the figures. These and the seconds of every pass are saved after
+    each model.
 
     Raises LabError where there is no such device.
     """
@@ -97,13 +97,15 @@ def run_gpu_bench(
     runs: list[dict[str, Any]] = []
     bandwidth = measure_bandwidth(device, settings.copied_bytes, settings.repeats)
     figures["bandwidth_gb_s"] = _scaled(bandwidth, 1e-9, "GB/s")
-    say(f"memory bandwidth {figures['bandwidth_gb_s'].value:.0f} GB/s")
+    notify(f"memory bandwidth {figures['bandwidth_gb_s'].value:.0f} GB/s")
     for name, shape in settings.targets.items():
         found = _target_figures(name, shape, device, settings, bandwidth.value, runs)
         figures |= found
         keep(figures, runs)
-        say(", ".join(f"{key} {figure.value:.2f} {figure.unit}" for key, figure in found.items()))
-    for quantize, step in _drafter_steps(settings, runs, say):
+        notify(
+            ", ".join(f"{key} {figure.value:.2f} {figure.unit}" for key, figure in found.items())
+        )
+    for quantize, step in _drafter_steps(settings, runs, notify):
         figures[f"drafter_{quantize}_step_ms"] = step
         keep(figures, runs)
     checked, diverging = _divergence(settings)
@@ -114,7 +116,7 @@ def run_gpu_bench(
 
 
 def measure_bandwidth(device: torch.device, size: int, repeats: int) -> Figure:
-    """Bytes a second, read and written, of a copy within the device's memory."""
+    """Bytes per second, read and written, of a copy within the device's memory."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rates = []
@@ -135,20 +137,20 @@ def _target_figures(
     bandwidth: float,
     runs: list[dict[str, Any]],
 ) -> dict[str, Figure]:
-    """Milliseconds of each pass, recorded and operation by operation, and over the floor."""
+    """Milliseconds of each pass, with and without CUDA graphs, and over the bandwidth limit."""
     figures: dict[str, Figure] = {}
     model = random_model(shape, device)
-    ways: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
-    for way, capture in ways.items():
+    modes: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
+    for mode, capture in modes.items():
         static = PaddedModel(model, slots=8, slot_size=settings.context + 64, capture=capture)
         floor_s = _read_bytes(model) / bandwidth
         engine = TransformerTarget(static, slots=8, max_context=settings.context)
         for kind, (sessions, nodes) in PASSES.items():
             times = _pass_times(engine, sessions, nodes, settings)
-            runs.append({"target": name, "pass": way + kind, "seconds": times})
+            runs.append({"target": name, "pass": mode + kind, "seconds": times})
             milliseconds = interval([1e3 * t for t in times], unit="ms")
-            figures[f"{name}_{way}{kind}_ms"] = milliseconds
-            if not way:
+            figures[f"{name}_{mode}{kind}_ms"] = milliseconds
+            if not mode:
                 figures[f"{name}_{kind}_over_floor"] = interval([t / floor_s for t in times])
         del static, engine
         _free(device)
@@ -156,7 +158,7 @@ def _target_figures(
 
 
 def random_model(shape: Mapping[str, Any], device: torch.device) -> Any:
-    """A bfloat16 model of a shape, made on the device."""
+    """A bfloat16 model of a shape, initialised on the device."""
     settings = dict(shape)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with device:
@@ -177,15 +179,15 @@ def _read_bytes(model: Any) -> int:
 def _pass_times(
     engine: TargetEngine, sessions: int, nodes: int, settings: GpuSettings
 ) -> list[float]:
-    """Seconds of whole rounds: pass, draws, walk, compaction."""
+    """Seconds of whole rounds: pass, sampling, walk, compaction."""
     prompt = tuple(3 + i % 50 for i in range(settings.context // 2))
-    tree = _forked(nodes) if nodes else EMPTY_TREE
+    half = nodes // 2
+    tree = forked_tree(range(1, half + 1), range(half + 1, nodes + 1)) if nodes else EMPTY_TREE
     works = [
         VerifyWork(f"{sessions}-{nodes}-{key}", (*prompt, key), len(prompt), tree, Sampling())
         for key in range(sessions)
     ]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
     times = []
     for _ in range(RUNS_TO_REPLAY + settings.repeats):
         started = time.perf_counter()
@@ -196,17 +198,10 @@ def _pass_times(
     return times[RUNS_TO_REPLAY:]
 
 
-def _forked(nodes: int) -> TokenTree:
-    """Two branches of half the nodes each."""
-    half = nodes // 2
-    parents = (*range(-1, half - 1), -1, *range(half, nodes - 1))
-    return TokenTree(tuple(range(1, nodes + 1)), parents, (1.0,) * nodes, (1,) * nodes)
-
-
 def _drafter_steps(
-    settings: GpuSettings, runs: list[dict[str, Any]], say: Callable[[str], None]
+    settings: GpuSettings, runs: list[dict[str, Any]], notify: Notify
 ) -> Iterator[tuple[str, Figure]]:
-    """Milliseconds a drafted token of one request, for each way of holding the weights."""
+    """Milliseconds per draft token of one request, for each quantisation."""
     with tempfile.TemporaryDirectory() as scratch:
         random_model(settings.drafter, torch.device("cpu")).save_pretrained(scratch)
         for file in (zoo.DIRECTORY / zoo.TARGET).glob("tokenizer*"):
@@ -220,7 +215,7 @@ def _drafter_steps(
             try:
                 drafter, _ = load_drafter(options)
             except (ModelUnavailable, ModelUnsupported) as error:
-                say(f"{quantize}: {error}")
+                notify(f"{quantize}: {error}")
                 continue
             times = []
             for number in range(RUNS_TO_REPLAY + settings.repeats):
@@ -240,8 +235,7 @@ def _drafter_steps(
 def _divergence(settings: GpuSettings) -> tuple[int, int]:
     engine, loaded = load_target(LoadOptions(zoo.TARGET, device=settings.device, slots=8))
     assert loaded.codec is not None
-    texts = [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
-    prompts = [loaded.codec.encode(text) for text in texts[: settings.prompts]]
+    prompts = [loaded.codec.encode(text) for text in prompts_in_turn()[: settings.prompts]]
     return len(prompts), count_diverging(engine, prompts, settings.new_tokens)
 
 

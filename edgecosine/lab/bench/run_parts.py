@@ -1,14 +1,13 @@
-"""What each part of EdgeCoSine is worth on the real model: with it and without it, fresh prompts.
+"""Measures the worth of each part of EdgeCoSine on the real model, with and without it.
 
-Each repetition asks every policy prompts of its own, one at a time, and takes the policies in
-turns, every second time backwards. What the target has learned is not forgotten between them.
+Each repetition sends every policy fresh prompts, one at a time; the order of the policies is
+reversed in every second repetition. The target keeps its statistics between them.
 """
 
 from __future__ import annotations
 
-import secrets
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,69 +17,64 @@ from edgecosine.balance.policy import PARTS
 from edgecosine.client.client import Client
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh_prompts import fresh_prompts
-from edgecosine.lab.figures import Figure, Keep, interval
-from edgecosine.lab.measured_requests import GREEDY, Asked, ask
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.lab.figures import Figure, Keep, Notify, interval
+from edgecosine.lab.harness import fresh_plan, running_cluster
+from edgecosine.lab.load_generator import GREEDY, ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"
 _SAMPLED = Sampling(temperature=0.8, seed=1)
 _WARM_UP = 4
 
-Say = Callable[[str], None]
 Prompts = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class PartsSettings:
-    """How much to ask, and where the nodes run."""
+    """Number and length of requests, and cores of the nodes."""
 
     repeats: int
     prompts: int
-    """For each policy and repetition; as many again at temperature 0.8."""
+    """Prompts for each policy and repetition; as many again at temperature 0.8."""
     max_tokens: int
     target_cores: str
     drafter_cores: str
 
 
 def policies() -> tuple[str, ...]:
-    """What is compared: the whole, the whole less one part each, and the target alone."""
+    """The policies: the whole, the whole without each part, and the target alone."""
     return (WHOLE, *(f"{WHOLE}-without-{part}" for part in PARTS), ALONE)
 
 
-async def run_parts(settings: PartsSettings, say: Say, keep: Keep) -> list[dict[str, Any]]:
-    """The runs: of each repetition, policy and temperature, tokens per second and acceptance. They
-    are kept after every repetition."""
+async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
+    """Tokens per second and acceptance for each repetition, policy and temperature; saved after
+    every repetition."""
     num_runs = 2 * settings.repeats * len(policies())
-    say(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
+    notify(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
     prompts = iter(fresh_prompts(models.DEFAULT_TARGET, num_runs * settings.prompts + _WARM_UP))
-    plan = local_plan(
-        models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
-        cluster=f"parts-{secrets.token_hex(3)}", ballast=1, target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores, broker=None, broker_port=free_port(),
+    plan = fresh_plan(
+        "parts", models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
     )  # fmt: skip
     runs: list[dict[str, Any]] = []
-    async with (
-        LocalCluster(plan, say) as cluster,
-        Client(cluster.broker_url, plan.cluster) as asker,
-    ):
-        await _answers(asker, WHOLE, GREEDY, islice(prompts, _WARM_UP), settings)
+    async with running_cluster(plan, notify) as cluster:
+        await _answers(cluster.client, WHOLE, GREEDY, islice(prompts, _WARM_UP), settings)
         for repeat in range(settings.repeats):
             order = policies()[:: -1 if repeat % 2 else 1]
             for sampling in (GREEDY, _SAMPLED):
                 for policy in order:
                     chosen = islice(prompts, settings.prompts)
-                    answers = await _answers(asker, policy, sampling, chosen, settings)
+                    answers = await _answers(cluster.client, policy, sampling, chosen, settings)
                     runs.append(_run(repeat, policy, sampling, answers))
             keep(parts_figures(runs), runs)
-            say(f"repetition {repeat + 1} of {settings.repeats}")
+            notify(f"repetition {repeat + 1} of {settings.repeats}")
     return runs
 
 
 async def _answers(
     client: Client, policy: str, sampling: Sampling, prompts: Prompts, settings: PartsSettings
-) -> list[Asked]:
+) -> list[MeasuredAnswer]:
     return [
         await ask(
             client, prompt, domain=domain, policy=policy, max_tokens=settings.max_tokens,
@@ -90,7 +84,9 @@ async def _answers(
     ]  # fmt: skip
 
 
-def _run(repeat: int, policy: str, sampling: Sampling, answers: Sequence[Asked]) -> dict[str, Any]:
+def _run(
+    repeat: int, policy: str, sampling: Sampling, answers: Sequence[MeasuredAnswer]
+) -> dict[str, Any]:
     tokens = sum(answer.num_tokens for answer in answers)
     return {
         "repeat": repeat,
@@ -104,7 +100,7 @@ def _run(repeat: int, policy: str, sampling: Sampling, answers: Sequence[Asked])
 
 
 def parts_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """What each part is worth, as a ratio of speeds within a repetition, at both temperatures."""
+    """The worth of each part as a ratio of speeds within a repetition, at both temperatures."""
     figures: dict[str, Figure] = {}
     for temperature, suffix in ((0.0, ""), (0.8, "_sampled")):
         speeds = {

@@ -1,4 +1,4 @@
-"""A stage of the benchmark: runs on clusters in the lab and beside them, and their records."""
+"""Runs of the benchmark on clusters in the lab and on transformers, and their records."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from edgecosine.lab.bench.record import ClosedLoad, Conditions, run_record
 from edgecosine.lab.bench.transformers_messages import Kind
 from edgecosine.lab.bench.transformers_process import StockProcess
 from edgecosine.lab.cluster import LabCluster, NetworkKind
-from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop, make_jobs, open_loop
+from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
 from edgecosine.lab.looping_share import loop_share
+from edgecosine.lab.measured_requests import Load, LoadRequest
 from edgecosine.protocol.api.request import NodeState
 
 WARM_UP = (OURS, "specinfer")
-"""Policies that are asked, after the weather changed, until the target knows the new one."""
+"""Policies that run after a change of network conditions until the target's estimates follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How much to ask, and of what; core lists as for `edgecosine node`."""
+    """Requests and models; core lists as for `edgecosine node`."""
 
     ballast: int = zoo.BALLAST
     requests: int = 8
-    """In each run of a closed loop; at least two for each that is at work."""
+    """In each run of a closed loop; at least two for each running request."""
     max_tokens: int = 128
     network: NetworkKind = "auto"
     drafters: tuple[str, ...] = ()
@@ -54,8 +55,8 @@ class BenchSettings:
     drafter_cores: str = ""
 
 
-class LabStage:
-    """Clusters by the policy that is theirs alone, "" for all others; implements `Stage`."""
+class LabEnvironment:
+    """Clusters by their only policy, "" for all others; implements `Environment`."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class LabStage:
     ) -> None:
         self._settings, self._site = settings, site
         self._clusters, self._stock = clusters, stock
-        self._weather = LAN
+        self._conditions = LAN
         self._tokenizer = Tokenizer.from_file(str(zoo.DIRECTORY / zoo.TARGET / "tokenizer.json"))
 
     @property
@@ -77,18 +78,18 @@ class LabStage:
         return {"networks": kinds, **({"transformers": ready} if ready else {})}
 
     async def warm_up(self, policies: Sequence[str]) -> None:
-        """A short answer under each policy: caches, allocators and estimates wake up."""
+        """Warm up caches, allocators and estimates by a short answer under each policy."""
         tokens = max(1, self._settings.max_tokens // 4)
         for policy in policies:
             jobs = make_jobs(1, offset=0, policy=policy, temperature=0.0, max_tokens=tokens)
             await closed_loop(self._cluster(policy).client, jobs, 1)
 
     async def play(self, step: Step) -> dict[str, Any]:
-        """Make one run.
+        """Make one run; returns its record.
 
-        Raises EdgecosineError of whatever ended it.
+        Raises the EdgecosineError that ended it.
         """
-        await self._change_weather(step.cell)
+        await self._change_conditions(step.cell)
         first_job, jobs, arrivals_s = self._jobs(step)
         states: list[NodeState] = []
         try:
@@ -109,15 +110,15 @@ class LabStage:
     def _cluster(self, policy: str) -> LabCluster:
         return self._clusters.get(policy, self._clusters[""])
 
-    async def _change_weather(self, cell: Cell) -> None:
-        if self._site == "loopback" or cell.weather == self._weather:
+    async def _change_conditions(self, cell: Cell) -> None:
+        if self._site == "loopback" or cell.conditions == self._conditions:
             return
-        self._weather = cell.weather
-        await self._clusters[""].set_weather(cell.weather)
+        self._conditions = cell.conditions
+        await self._clusters[""].set_conditions(cell.conditions)
         await self.warm_up(WARM_UP)
 
     def _jobs(self, step: Step) -> tuple[int, list[LoadRequest], list[float]]:
-        """The number of the first job, the jobs, and when they come in an open load."""
+        """The number of the first request, the requests, and their arrivals in an open load."""
         cell, arrivals_s = step.cell, list[float]()
         if isinstance(cell.load, ClosedLoad):
             count = max(self._settings.requests, 2 * cell.load.concurrency)
@@ -143,15 +144,17 @@ class LabStage:
         self, step: Step, load: Load, states: Sequence[NodeState], first_job: int
     ) -> dict[str, Any]:
         cell = step.cell
-        conditions = Conditions(step.policy, cell.load, cell.temperature, cell.weather, step.repeat)
-        overheads = [s for asked in load.asked for s in overheads_s(asked.rounds)]
-        tokens = [self._tokenizer.encode(asked.text).ids for asked in load.asked]
+        conditions = Conditions(
+            step.policy, cell.load, cell.temperature, cell.conditions, step.repeat
+        )
+        overheads = [s for measured in load.answers for s in overheads_s(measured.rounds)]
+        tokens = [self._tokenizer.encode(measured.text).ids for measured in load.answers]
         record = {
             "cell": cell.name,
             "site": cell.site,
             **run_record(conditions, load),
             "first_job": first_job,
-            "texts": [] if load.refused else [_digest(asked.text) for asked in load.asked],
+            "texts": [] if load.refused else [_digest(measured.text) for measured in load.answers],
             "looping_share": _mean([loop_share(each) for each in tokens if each]),
             "target_busy": target_busy(states),
             "rtt_ms": _rtts(states),
@@ -160,14 +163,14 @@ class LabStage:
         if step.policy in STOCK and self._stock is not None:
             record["setting"] = msgspec.to_builtins(self._stock.ready.settings[_kind(step.policy)])
         if overheads and not step.repeat:
-            record["requests"] = [load.asked[0].record()]
+            record["requests"] = [load.answers[0].record()]
         return record
 
 
 async def _watched(
     client: Client, asking: Coroutine[Any, Any, Load], states: list[NodeState]
 ) -> Load:
-    """The load; what the target told of itself meanwhile goes into `states`."""
+    """Await the load, and collect the states that the target publishes meanwhile."""
 
     async def watch() -> None:
         while True:
@@ -186,11 +189,10 @@ async def _watched(
 
 
 def target_busy(states: Sequence[NodeState]) -> float | None:
-    """The target's share of time in passes, from the first state that tells of a pass of the run to
-    the last one.
+    """The target's share of time in passes, from the first state with a pass to the last.
 
-    The first state of all, and those like it, are of before the run: the rest since then counts as
-    idle time with the run's first pass. None when there are too few.
+    The first state and its equals are from before the run; the idle time since then is reported
+    with the run's first pass. None when there are too few states.
     """
     at_work = [state for state in states if state["busy_s"] > states[0]["busy_s"]]
     if len(at_work) < 2:
@@ -218,7 +220,7 @@ def _digest(text: str) -> str:
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    """The error that ended everything else."""
+    """The first single error of a group."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""The benchmark: all runs in their order, on the stages that they need, into one record."""
+"""The benchmark: all runs in order, in the environments that they need, into one record."""
 
 from __future__ import annotations
 
@@ -10,48 +10,47 @@ from typing import Any, Protocol
 
 from edgecosine.lab.bench.cells import Cell, Site, Step
 from edgecosine.lab.bench.report import BenchReport, seconds_left
+from edgecosine.lab.figures import Notify
 
-Say = Callable[[str], None]
 
-
-class Stage(Protocol):
-    """What is needed to make the runs of a site."""
+class Environment(Protocol):
+    """Makes the runs of a site."""
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """What the record should tell of it."""
+        """Notes for the record."""
 
     async def play(self, step: Step) -> dict[str, Any]:
-        """Make one run; its record."""
+        """Make one run; returns its record."""
 
 
-OpenStage = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Stage]]
-"""Sets up what these cells of a site need, and takes it down."""
+OpenEnvironment = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Environment]]
+"""Opens the environment of a site for these cells."""
 
 
 async def run_bench(
-    steps: Sequence[Step], open_stage: OpenStage, report: BenchReport, say: Say
+    steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify
 ) -> None:
-    """Make all runs that the report lacks; each is in the report as soon as it is over.
+    """Make all runs that the report lacks; each is saved as soon as it is over.
 
-    Raises what stages raise.
+    Raises what environments raise.
     """
     todo = [step for step in steps if not report.has(step)]
     if len(todo) < len(steps):
-        say(f"going on: {len(steps) - len(todo)} of {len(steps)} runs are there already")
+        notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are there already")
     number = len(steps) - len(todo)
     for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
         here = list(group)
         cells = tuple(dict.fromkeys(step.cell for step in here))
-        async with open_stage(site, cells) as stage:
-            report.notes |= {site: dict(stage.notes)}
+        async with open_environment(site, cells) as environment:
+            report.notes |= {site: dict(environment.notes)}
             for step in here:
                 started = time.perf_counter()
-                run = await stage.play(step)
+                run = await environment.play(step)
                 number += 1
                 report.add({**run, "took_s": round(time.perf_counter() - started, 3)})
                 left_s = seconds_left(report.runs, todo[number - len(steps) + len(todo) :])
-                say(f"[{number}/{len(steps)}] {_line(step, run)}; {_left(left_s)}")
+                notify(f"[{number}/{len(steps)}] {_line(step, run)}; {_left(left_s)}")
 
 
 def _line(step: Step, run: Mapping[str, Any]) -> str:
@@ -69,6 +68,6 @@ def _line(step: Step, run: Mapping[str, Any]) -> str:
 
 def _left(seconds: float | None) -> str:
     if seconds is None:
-        return "no idea how long the rest takes"
+        return "time left unknown"
     minutes = seconds / 60
     return f"{seconds:.0f} s left" if minutes < 2 else f"about {minutes:.0f} min left"

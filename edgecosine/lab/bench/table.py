@@ -1,6 +1,6 @@
-"""Tables for the documentation, made from a benchmark's record and from nothing else.
+"""Tables for the documentation, made from a benchmark's record alone.
 
-A document says where a table goes, and of which record, between two comments:
+A document marks the place of a table and its record by two comments:
 `<!-- table of docs/bench.json -->` and `<!-- end of table -->`.
 """
 
@@ -25,8 +25,8 @@ _PLACE = re.compile(
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: policies in the mildest weather, then the figures. Where
-    a record does not tell how many samples they have, they are worked out of its runs anew."""
+    """All tables of a record as Markdown: policies on the fastest network, then the figures. The
+    figures are computed again from the runs where a record lacks the numbers of samples."""
     figures = report["figures"]
     if any("n" not in figure for figure in figures.values()):
         figures = {name: asdict(figure) for name, figure in bench_figures(report["runs"]).items()}
@@ -36,12 +36,12 @@ def tables(report: Mapping[str, Any]) -> str:
 
 def policy_table(runs: Runs) -> str:
     """Throughput and mean latency by policy and concurrency, medians of the `n` repetitions;
-    greedy, in the weather with the least delay."""
+    greedy, on the network with the least delay."""
     closed = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
     greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
         return ""
-    calmest = min((run["weather"] for run in greedy), key=lambda weather: weather["delay_ms"])
+    calmest = min((run["weather"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
     shown = [run for run in greedy if run["weather"] == calmest]
     numbers = sorted({run["load"]["concurrency"] for run in shown})
     policies = dict.fromkeys([BASELINE, *(run["policy"] for run in shown)])
@@ -55,7 +55,7 @@ def policy_table(runs: Runs) -> str:
 
 
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every figure with its 95% interval, where it has enough samples for one, and their number."""
+    """Every figure with its 95% interval, if it has enough samples, and their number."""
     rows = [
         [f"`{name}`", f"{f['value']:.2f}", _interval(f), str(f["n"] or "–"), f["unit"]]
         for name, f in figures.items()
@@ -70,14 +70,14 @@ def _interval(figure: Mapping[str, Any]) -> str:
 
 
 def places(document: str) -> dict[str, str]:
-    """The tables that stand in a document, by the path of their record."""
+    """The tables of a document, by the path of their record."""
     return {match["record"]: match["table"] for match in _PLACE.finditer(document)}
 
 
 def fill(document: str, record: str, table: str) -> str:
-    """The document with the table of one record in its place.
+    """The document with the table of one record replaced.
 
-    Raises LabError when the document has no place for it.
+    Raises LabError when the document has no marks for it.
     """
     if record not in places(document):
         raise LabError(f"the document has no line <!-- table of {record} -->")
@@ -91,7 +91,7 @@ def fill(document: str, record: str, table: str) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A record that a benchmark wrote."""
+    """Read the record of a benchmark."""
     report: dict[str, Any] = json.loads(path.read_text())
     return report
 

@@ -1,4 +1,4 @@
-"""What the benchmark and its transformers process say to each other, as lines of JSON."""
+"""Messages between the benchmark and its transformers process, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["batched", "assisted"]
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """How to generate. `draft_length` is that of assisted generation; None: as by default."""
+    """Settings of generation; `draft_length` None is transformers' default."""
 
     dtype: str
     draft_length: int | None = None
@@ -27,7 +27,7 @@ class TransformersOrder(msgspec.Struct, frozen=True):
 
 
 class TransformersReady(msgspec.Struct, frozen=True):
-    """Told once: the quickest setting of each kind, and the seconds that all of them took."""
+    """Sent once: the quickest setting of each kind, and the trial seconds of all settings."""
 
     settings: dict[Kind, Setting]
     trials_s: dict[str, float]

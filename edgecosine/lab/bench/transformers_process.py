@@ -1,4 +1,4 @@
-"""transformers as one more server: a child process on the target's cores."""
+"""transformers as another server: a child process on the target's cores."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.transformers_messages import (
     Kind,
     TransformersAnswer,
     TransformersOrder,
     TransformersReady,
 )
-from edgecosine.lab.load_generator import Load, LoadRequest
-from edgecosine.lab.measured_requests import Asked, asked_elsewhere
+from edgecosine.lab.line_process import LineProcess, line_process
+from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
 
 
 class StockProcess:
-    """Answers jobs as transformers does."""
+    """Answers requests by transformers."""
 
     def __init__(self, process: LineProcess, ready: TransformersReady) -> None:
         self._process = process
         self.ready = ready
-        """The settings that it found to be quickest, and what all of them took."""
+        """The quickest settings, and the trial seconds of all settings."""
 
     async def answer(self, kind: Kind, jobs: Sequence[LoadRequest], batch: int) -> Load:
-        """Answer the jobs greedily, so many at a time; their sampling is not looked at.
+        """Answer the requests greedily, `batch` at a time; their sampling is ignored.
 
         Raises LabError when the process has ended.
         """
-        waiting, asked, started = iter(jobs), list[Asked](), time.perf_counter()
+        waiting, measured, started = iter(jobs), list[MeasuredAnswer](), time.perf_counter()
         while together := list(itertools.islice(waiting, batch)):
             order = TransformersOrder(
                 kind=kind,
@@ -43,19 +42,20 @@ class StockProcess:
             begun = time.perf_counter()
             answers = await self._process.ask(order, list[TransformersAnswer])
             elapsed_s = time.perf_counter() - begun
-            asked += [
-                asked_elsewhere(
+            measured += [
+                MeasuredAnswer(
                     job.domain, job.policy, answer.text, num_tokens=answer.num_tokens,
                     elapsed_s=elapsed_s, first_text_s=answer.first_text_s,
+                    prefill_s=answer.first_text_s,
                 )
                 for job, answer in zip(together, answers, strict=True)
             ]  # fmt: skip
-        return Load(tuple(asked), (), time.perf_counter() - started)
+        return Load(tuple(measured), (), time.perf_counter() - started)
 
 
 @asynccontextmanager
 async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]:
-    """The process, ready for work; it ends with the block.
+    """Start the process; it ends with the block.
 
     Raises LabError when it does not start.
     """

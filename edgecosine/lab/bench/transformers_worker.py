@@ -1,9 +1,8 @@
-"""transformers' own generation on the target's weights and core: a child process of the benchmark.
+"""transformers on the target's weights and core: a child process of the benchmark.
 
-`python -m edgecosine.lab.bench.transformers_worker BALLAST` reads orders from standard input and
-writes answers to standard output, one JSON object a line; it ends with the input. It first reports
-the quickest settings on this machine and uses them: a baseline is not to be blamed for the wrong
-dtype.
+`python -m edgecosine.lab.bench.transformers_worker BALLAST` first reports the quickest settings on
+this machine and uses them, so that the baseline does not suffer from a wrong dtype. It then answers
+each `TransformersOrder` by a list of `TransformersAnswer`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer
 
 from edgecosine import zoo
-from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.lab.bench.transformers_messages import (
     Kind,
     Setting,
@@ -29,10 +26,17 @@ from edgecosine.lab.bench.transformers_messages import (
     TransformersOrder,
     TransformersReady,
 )
+from edgecosine.lab.bench.transformers_models import (
+    DTYPES,
+    Answer,
+    generate,
+    load_model,
+    serve,
+    trial_seconds,
+)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DRAFT_LENGTHS = (None, 5)
-"""Of assisted generation: transformers' own way of choosing it, and a fixed one."""
+"""Of assisted generation: transformers' own choice, and a fixed one."""
 TRIAL_TOKENS = 24
 
 
@@ -41,10 +45,15 @@ class Stock:
 
     def __init__(self, ballast: int) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(zoo.DIRECTORY / zoo.TARGET)
-        self._targets = {dtype: _model(zoo.TARGET, dtype, ballast) for dtype in DTYPES}
+        self._targets = {
+            dtype: load_model(zoo.DIRECTORY / zoo.TARGET, dtype, ballast=ballast)
+            for dtype in DTYPES
+        }
         self._best = zoo.best_drafters()
         self._drafters = {
-            (name, setting): _drafter(name, setting)
+            (name, setting): load_model(
+                zoo.DIRECTORY / name, setting.dtype, draft_length=setting.draft_length
+            )
             for name in sorted(set(self._best.values()))
             for setting in _settings(DRAFT_LENGTHS)
         }
@@ -62,10 +71,7 @@ class Stock:
         }
         for kind, tried in lengths.items():
             order = TransformersOrder(kind, domains, prompts, TRIAL_TOKENS)
-            seconds = {
-                setting: min(self._timed(order, setting) for _ in range(2))
-                for setting in _settings(tried)
-            }
+            seconds = trial_seconds(_settings(tried), partial(self.answer, order))
             quickest[kind] = min(seconds, key=seconds.__getitem__)
             for setting, elapsed_s in seconds.items():
                 ahead = f", {setting.draft_length} ahead" if setting.draft_length else ""
@@ -76,96 +82,44 @@ class Stock:
         """Carry out an order."""
         if order.kind == "batched":
             return self._generate(order.prompts, order.max_tokens, setting)
-        answers = []
-        for domain, prompt in zip(order.domains, order.prompts, strict=True):
-            drafter = self._drafters[self._best[domain], setting]
-            answers += self._generate([prompt], order.max_tokens, setting, assistant_model=drafter)
-        return answers
+        return [
+            answer
+            for domain, prompt in zip(order.domains, order.prompts, strict=True)
+            for answer in self._generate(
+                [prompt], order.max_tokens, setting, self._drafters[self._best[domain], setting]
+            )
+        ]
 
-    def _timed(self, order: TransformersOrder, setting: Setting) -> float:
-        started = time.perf_counter()
-        self.answer(order, setting)
-        return time.perf_counter() - started
-
-    @torch.inference_mode()
     def _generate(
-        self, prompts: Sequence[str], max_tokens: int, setting: Setting, **more: Any
+        self, prompts: Sequence[str], max_tokens: int, setting: Setting, drafter: Any = None
     ) -> list[TransformersAnswer]:
-        started, first = time.perf_counter(), FirstTokens()
         rows = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, padding_side="left"
         )
-        made = self._targets[setting.dtype].generate(
-            input_ids=rows["input_ids"],
-            attention_mask=rows["attention_mask"],
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            stopping_criteria=[first],
-            **more,
-        )
-        new = made[:, rows["input_ids"].shape[1] :]
+        new, first_s, elapsed_s = generate(
+            self._targets[setting.dtype], rows["input_ids"], rows["attention_mask"], max_tokens,
+            drafter,
+        )  # fmt: skip
         texts = self._tokenizer.batch_decode(new)
-        elapsed_s = time.perf_counter() - started
-        first_text_s = (first.at or time.perf_counter()) - started
-        return [TransformersAnswer(text, new.shape[1], first_text_s, elapsed_s) for text in texts]
-
-
-class FirstTokens(StoppingCriteria):
-    """Stops nothing; knows when it was first asked."""
-
-    def __init__(self) -> None:
-        self.at: float | None = None
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        self.at = self.at or time.perf_counter()
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        return [TransformersAnswer(text, new.shape[1], first_s, elapsed_s) for text in texts]
 
 
 def _settings(lengths: Sequence[int | None]) -> list[Setting]:
     return [Setting(dtype, length) for dtype, length in itertools.product(DTYPES, lengths)]
 
 
-def _drafter(name: str, setting: Setting) -> Any:
-    model = _model(name, setting.dtype, 1)
-    if setting.draft_length is not None:
-        set_draft_length(model, setting.draft_length)
-    return model
-
-
-def set_draft_length(drafter: Any, length: int) -> None:
-    """Make assisted generation draft exactly so many tokens, however sure the drafter is."""
-    config = drafter.generation_config
-    config.num_assistant_tokens = length
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
-
-
-def _model(name: str, dtype: str, ballast: int) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(zoo.DIRECTORY / name, dtype=DTYPES[dtype])
-    if ballast > 1:
-        add_ballast(model, ballast)
-    # Answers have exactly so many tokens, as the runtime's in the benchmark.
-    model.generation_config.eos_token_id = None
-    return model.eval()
-
-
-def main(ballast: int, read: Callable[[], bytes], write: Callable[[bytes], None]) -> None:
-    """Serve orders until there is no more input."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+def start(_: Iterator[bytes]) -> tuple[TransformersReady, Answer]:
+    """Load the models and choose their settings."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    stock = Stock(ballast)
+    stock = Stock(int(sys.argv[1]))
     ready = stock.choose_settings()
-    write(msgspec.json.encode(ready) + b"\n")
-    while line := read():
+
+    def answer(line: bytes) -> list[TransformersAnswer]:
         order = msgspec.json.decode(line, type=TransformersOrder)
-        write(msgspec.json.encode(stock.answer(order, ready.settings[order.kind])) + b"\n")
+        return stock.answer(order, ready.settings[order.kind])
 
-
-def _write(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    return ready, answer
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.stdin.buffer.readline, _write)
+    serve(start)

@@ -1,7 +1,7 @@
-"""A whole cluster under a seeded schedule of faults, and the verdict on what its askers got.
+"""A whole cluster under a seeded schedule of faults, and a check of the answers its clients got.
 
-faults, schedule, orders, judge   values and decisions: no clock, no process
-broker, clock, disk, place        the parts that can be broken, and how they come back
-injecting, asking, witness        the loops: break, ask, listen
-bench                             one run from beginning to end
+faults, schedule, workload, checker   values and decisions: no clock, no process
+broker, wall_clock, disk, cluster     the parts that faults are injected into
+fault_injector, clients, observer     the loops: inject, send, receive
+run_chaos                             one run from beginning to end
 """

@@ -1,4 +1,4 @@
-"""A real Mosquitto that keeps sessions on disk, and is started again whenever it ends."""
+"""A Mosquitto that keeps sessions on disk and is restarted whenever it ends."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ log_dest stderr
 log_type error
 log_type warning
 """
-"""As `edgecosine cluster broker-config` makes them, but for who may come in. `user` is heeded when
-root starts it, and then its files stay where root can take them away."""
+"""As made by `edgecosine cluster broker-config`, without access control. `user` applies when root
+starts Mosquitto; it keeps the files where root can delete them."""
 
 
 def find_mosquitto() -> str | None:
-    """Where Mosquitto is; None when it is not installed."""
-    # Debian puts daemons where the PATH of ordinary users does not look.
+    """Path of Mosquitto; None when it is not installed."""
+    # Debian installs daemons outside of the PATH of ordinary users.
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
-class MortalBroker:
-    """One broker on one host; `start`, then `keep` as a task for as long as it shall live."""
+class RestartingBroker:
+    """One broker on one host: call `start`, then run `keep` as a task."""
 
     def __init__(self, directory: Path, cores: str, env: Mapping[str, str]) -> None:
         self._directory, self._cores, self._env = directory, cores, env
@@ -52,10 +52,10 @@ class MortalBroker:
         self.num_starts = 0
 
     def __repr__(self) -> str:
-        return f"<MortalBroker [{self.num_starts} starts]>"
+        return f"<RestartingBroker [{self.num_starts} starts]>"
 
     async def start(self, host: Host, port: int) -> None:
-        """Start it there for the first time.
+        """Start it for the first time.
 
         Raises LabError.
         """
@@ -67,7 +67,7 @@ class MortalBroker:
         await self._start()
 
     async def keep(self) -> NoReturn:
-        """Start it again whenever it ends, until cancelled."""
+        """Restart it whenever it ends, until cancelled."""
         while True:
             assert self._process is not None
             code = await self._process.wait()
@@ -76,7 +76,7 @@ class MortalBroker:
             await self._start()
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send it a signal; False when it is not running at this moment."""
+        """Send it a signal; returns False when it is not running."""
         if self._process is None or self._process.returncode is not None:
             return False
         try:
@@ -86,7 +86,7 @@ class MortalBroker:
         return True
 
     async def restarted(self, num_starts: int) -> None:
-        """Wait until it was started more than `num_starts` times."""
+        """Wait until it has been started more than `num_starts` times."""
         while self.num_starts <= num_starts:
             await self._started.wait()
 

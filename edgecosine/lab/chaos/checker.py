@@ -1,12 +1,13 @@
-"""The verdict on a chaos run: what was asked, what was heard, and what is wrong with it.
+"""Checks a chaos run: which requests were lost, doubled, different or hung.
 
-Pure, and told nothing but what the askers and a witness saw. `DEFINITIONS` has the words.
+The checks are pure functions of what the clients and an observer received; `DEFINITIONS` explains
+the terms.
 
-MQTT delivers at least once: a gateway that connects anew repeats a final that the broker may not
-have, and answers a request again that the broker may deliver again; a broker delivers again to a
-witness that is back; and who asks again is answered again. Finals that come again equal to the
-byte, with such a reason, are `repeated_finals`, and no fault. Refusals that say when to come again
-are no finals.
+MQTT delivers at least once. A gateway that reconnects repeats a final that the broker may not have,
+and answers a request again that the broker may deliver again; a broker delivers again to an
+observer that reconnects; a request that is sent again is answered again. Finals that are repeated
+byte for byte for such a reason count as `repeated_finals` and are no fault. Refusals with a time to
+retry are no finals.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from edgecosine.errors import RequestError
 from edgecosine.protocol.api.answers import StreamPart, parse_final
 
 DEFINITIONS: Final[Mapping[str, str]] = {
-    "lost": "ended without a final message: none was heard, or its asker was left without one",
-    "doubled": "has two final messages that differ in a byte, so it ran twice, or the same one "
-    "again for no reason: nobody asked again, and neither gateway nor witness connected anew "
-    "between the two; a connection is a reason for two, the final and the request delivered again",
-    "different": "its text, a part of its stream or what its asker was given is not of the "
-    "fault-free text, or it ended with an error that nobody had asked for",
-    "hung": "its asker still waited two minutes after the last fault was over",
-    "repeated_finals": "finals that came again, equal to the byte, over a new connection or to who "
-    "asked again; the roll call in the end is not counted",
-    "refusals": "answers that say when to come again: the request has not begun",
-    "stream_gaps": "parts of streams that were heard behind a missing one; parts are QoS 0",
+    "lost": "ended without a final message: none was observed, or its client received none",
+    "doubled": "has two final messages that differ in a byte, so it ran twice, or a repeated one "
+    "without a reason: it was not sent again, and neither gateway nor observer reconnected "
+    "between the two; a connection explains two, the final and the request delivered again",
+    "different": "its text, a part of its stream or the answer its client received differs from "
+    "the fault-free text, or it ended with an error other than a requested cancellation",
+    "hung": "its client still waited two minutes after the last fault was over",
+    "repeated_finals": "finals repeated byte for byte, over a new connection or for a request that "
+    "was sent again; the repetition of all requests at the end is not counted",
+    "refusals": "answers with a time to retry: the request has not begun",
+    "stream_gaps": "parts of streams that arrived after a missing one; parts are QoS 0",
 }
 
 Span = tuple[float, float]
 
 _REPEATS_PER_CONNECTION: Final = 2
-"""A final that was on its way, and a request that was not acknowledged."""
+"""A final in flight, and a request that was not acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ReceivedMessage:
     """A message on the request's response topic."""
 
     at_s: float
@@ -51,24 +52,26 @@ class Heard:
 
 
 @dataclass(slots=True)
-class Story:
-    """Everything that was seen of one request. Texts are by choice.
+class RequestHistory:
+    """Everything that was recorded of one request. Texts are by choice.
 
     expected        the fault-free texts
-    may_be_cancelled  its asker gave it up
-    asked_s         when somebody was heard to ask
-    told            the final that its asker was given, None when it got none
-    streamed        the text that its asker was given bit by bit; None when it was not streamed
-    failure         the error that its asker was given
-    is_over         its asker does not wait any more
+    may_be_cancelled  its client cancels it
+    sent_s          when the observer received the request
+    received        messages that the observer received on the response topic
+    stream_parts    parts of the stream that the observer received
+    answer          the final that its client received; None without one
+    streamed        the text that its client received as a stream; None when it was not streamed
+    failure         code of the error that its client received
+    is_over         its client has stopped waiting
     """
 
     expected: tuple[str, ...]
     may_be_cancelled: bool = False
-    asked_s: list[float] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-    pieces: list[StreamPart] = field(default_factory=list)
-    told: Mapping[str, Any] | None = None
+    sent_s: list[float] = field(default_factory=list)
+    received: list[ReceivedMessage] = field(default_factory=list)
+    stream_parts: list[StreamPart] = field(default_factory=list)
+    answer: Mapping[str, Any] | None = None
     streamed: Mapping[int, str] | None = None
     failure: str | None = None
     is_over: bool = False
@@ -76,14 +79,11 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """Names of the requests with each fault, and why; and counts of what is none.
-
-    stream_gaps    parts of streams that came behind one that is missing: parts are QoS 0
-    """
+    """The requests with each fault, and counts of events that are no fault."""
 
     requests: int
     faulty: Mapping[str, Mapping[str, str]]
-    """By `lost`, `doubled`, `different`, `hung`: the request's name, and what was seen."""
+    """By `lost`, `doubled`, `different`, `hung`: each request's name and the reason."""
     repeated_finals: int
     refusals: int
     cancelled: int
@@ -92,44 +92,45 @@ class CheckResult:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no request has a fault."""
         return not any(self.faulty.values())
 
 
-def judge(
-    stories: Mapping[str, Story], connections: Sequence[Span], called_s: float = math.inf
+def check(
+    histories: Mapping[str, RequestHistory],
+    connections: Sequence[Span],
+    repeated_s: float = math.inf,
 ) -> CheckResult:
-    """What became of all requests.
+    """Check all requests.
 
-    `connections` are the times at which the gateway or the witness connected to the broker anew:
-    what may repeat a message. From `called_s` on everything was asked for once more.
+    `connections` are the times at which the gateway or the observer reconnected to the broker,
+    which may repeat a message. From `repeated_s` on every request was sent once more.
     """
     faulty: dict[str, dict[str, str]] = {name: {} for name in (*_FAULTS, "hung")}
-    for name, story in stories.items():
-        if not story.is_over:
-            faulty["hung"][name] = f"asked {len(story.asked_s)} times, no end"
+    for name, history in histories.items():
+        if not history.is_over:
+            faulty["hung"][name] = f"sent {len(history.sent_s)} times, no end"
             continue
         for kind, find in _FAULTS.items():
-            reason = find(story, connections)
+            reason = find(history, connections)
             if reason is not None:
                 faulty[kind][name] = reason
-    told = stories.values()
-    finals = [_finals(story) for story in told]
+    finals = [_finals(history) for history in histories.values()]
     return CheckResult(
-        requests=len(stories),
+        requests=len(histories),
         faulty=faulty,
         repeated_finals=sum(
-            max(0, sum(heard.at_s < called_s for heard in each) - 1) for each in finals
+            max(0, sum(received.at_s < repeated_s for received in each) - 1) for each in finals
         ),
-        refusals=sum(len(s.heard) for s in told) - sum(map(len, finals)),
+        refusals=sum(len(s.received) for s in histories.values()) - sum(map(len, finals)),
         cancelled=sum(bool(each) and _code(each[0].payload) == "cancelled" for each in finals),
-        stream_parts=sum(len(story.pieces) for story in told),
-        stream_gaps=sum(map(_num_gaps, told)),
+        stream_parts=sum(len(history.stream_parts) for history in histories.values()),
+        stream_gaps=sum(map(_num_gaps, histories.values())),
     )
 
 
 def is_refusal(payload: bytes) -> bool:
-    """Whether this says when to come again, so that the request has not begun."""
+    """Whether the message gives a time to retry, so that the request has not begun."""
     try:
         parse_final(payload)
     except RequestError as error:
@@ -139,8 +140,8 @@ def is_refusal(payload: bytes) -> bool:
     return False
 
 
-def _finals(story: Story) -> list[Heard]:
-    return [heard for heard in story.heard if not is_refusal(heard.payload)]
+def _finals(history: RequestHistory) -> list[ReceivedMessage]:
+    return [received for received in history.received if not is_refusal(received.payload)]
 
 
 def _code(payload: bytes) -> str | None:
@@ -153,43 +154,46 @@ def _code(payload: bytes) -> str | None:
     return None
 
 
-def _lost(story: Story, _: Sequence[Span]) -> str | None:
-    if not _finals(story):
-        return "no final message was heard"
-    is_answered = story.told is not None or story.failure is not None or story.may_be_cancelled
-    return None if is_answered else "its asker was given no final message"
+def _lost(history: RequestHistory, _: Sequence[Span]) -> str | None:
+    if not _finals(history):
+        return "no final message was observed"
+    is_answered = (
+        history.answer is not None or history.failure is not None or history.may_be_cancelled
+    )
+    return None if is_answered else "its client received no final message"
 
 
-def _doubled(story: Story, connections: Sequence[Span]) -> str | None:
-    finals = _finals(story)
-    payloads = {heard.payload for heard in finals}
+def _doubled(history: RequestHistory, connections: Sequence[Span]) -> str | None:
+    finals = _finals(history)
+    payloads = {received.payload for received in finals}
     if len(payloads) > 1:
         return f"{len(payloads)} different finals: {_difference(payloads)}"
-    if finals and story.told is not None and story.told != _body(finals[0].payload):
-        return "its asker was given another final than was heard"
-    # An answer to a question that was not heard: it was put while the witness was away.
-    num_unheard = int(bool(finals) and all(at_s > finals[0].at_s for at_s in story.asked_s))
+    if finals and history.answer is not None and history.answer != _body(finals[0].payload):
+        return "its client received another final than was observed"
+    # An answer before the first observed request: one was sent while the observer was disconnected.
+    num_unheard = int(bool(finals) and all(at_s > finals[0].at_s for at_s in history.sent_s))
     num_unexplained = num_left = 0
-    for before, heard in itertools.pairwise(finals):
-        if _is_repeated(before.at_s, heard.at_s, connections):
+    for before, received in itertools.pairwise(finals):
+        if _is_repeated(before.at_s, received.at_s, connections):
             num_left = _REPEATS_PER_CONNECTION
         if num_left:
             num_left -= 1
             continue
         num_unexplained += 1
-        # Who asks again is answered again, once for each time.
-        num_asked = num_unheard + sum(at_s <= heard.at_s for at_s in story.asked_s)
-        if num_unexplained >= max(1, num_asked):
+        # A request that is sent again is answered again, once for each time.
+        num_sent = num_unheard + sum(at_s <= received.at_s for at_s in history.sent_s)
+        if num_unexplained >= max(1, num_sent):
             return (
-                f"its final came again for no reason: finals at {_times(finals, heard.at_s)}, "
-                f"asked at {_shown(story.asked_s)}, connections at "
+                "its final was repeated without a reason: finals at "
+                f"{_times(finals, received.at_s)}, "
+                f"sent at {_shown(history.sent_s)}, connections at "
                 f"{_shown(begun_s for begun_s, _ in connections if begun_s > finals[0].at_s)}"
             )
     return None
 
 
-def _times(finals: Sequence[Heard], until_s: float) -> str:
-    return _shown(heard.at_s for heard in finals if heard.at_s <= until_s)
+def _times(finals: Sequence[ReceivedMessage], until_s: float) -> str:
+    return _shown(received.at_s for received in finals if received.at_s <= until_s)
 
 
 def _shown(times_s: Iterable[float]) -> str:
@@ -200,60 +204,60 @@ def _is_repeated(before_s: float, again_s: float, connections: Sequence[Span]) -
     return any(begun_s <= again_s and before_s <= ended_s for begun_s, ended_s in connections)
 
 
-def _different(story: Story, _: Sequence[Span]) -> str | None:
-    for heard in _finals(story):
-        fault = _wrong_final(story, heard.payload)
+def _different(history: RequestHistory, _: Sequence[Span]) -> str | None:
+    for received in _finals(history):
+        fault = _wrong_final(history, received.payload)
         if fault is not None:
             return fault
-    if story.failure is not None and not story.may_be_cancelled:
-        return f"its asker was given the error {story.failure}"
-    for piece in story.pieces:
-        fault = _wrong_piece(story.expected, piece)
+    if history.failure is not None and not history.may_be_cancelled:
+        return f"its client received the error {history.failure}"
+    for part in history.stream_parts:
+        fault = _wrong_part(history.expected, part)
         if fault is not None:
             return fault
-    if story.streamed is not None:
-        given = tuple(story.streamed.get(number, "") for number in range(len(story.expected)))
-        fits = zip(given, story.expected, strict=True)
-        if story.may_be_cancelled:
+    if history.streamed is not None:
+        given = tuple(history.streamed.get(number, "") for number in range(len(history.expected)))
+        fits = zip(given, history.expected, strict=True)
+        if history.may_be_cancelled:
             is_right = all(whole.startswith(part) for part, whole in fits)
         else:
-            is_right = given == story.expected
+            is_right = given == history.expected
         if not is_right:
-            return f"its asker was given {given!r}, not {story.expected!r}"
+            return f"its client received {given!r}, not {history.expected!r}"
     return None
 
 
-def _wrong_final(story: Story, payload: bytes) -> str | None:
+def _wrong_final(history: RequestHistory, payload: bytes) -> str | None:
     try:
         final = parse_final(payload)
     except RequestError as error:
-        if story.may_be_cancelled and error.code == "cancelled":
+        if history.may_be_cancelled and error.code == "cancelled":
             return None
         return f"it ended with the error {error.code}: {error.message}"
     except ValueError:
         return "its final message cannot be read"
-    return None if final.texts == story.expected else f"{final.texts!r}, not {story.expected!r}"
+    return None if final.texts == history.expected else f"{final.texts!r}, not {history.expected!r}"
 
 
-def _wrong_piece(expected: Sequence[str], piece: StreamPart) -> str | None:
-    if piece.is_last:
+def _wrong_part(expected: Sequence[str], part: StreamPart) -> str | None:
+    if part.is_last:
         return None
-    choice = piece.choice or 0
-    if choice < len(expected) and expected[choice].startswith(piece.text, piece.index):
+    choice = part.choice or 0
+    if choice < len(expected) and expected[choice].startswith(part.text, part.index):
         return None
-    return f"a part of its stream is not of its text: {piece}"
+    return f"a part of its stream is not of its text: {part}"
 
 
-def _num_gaps(story: Story) -> int:
+def _num_gaps(history: RequestHistory) -> int:
     lengths: dict[int, int] = {}
     num_gaps = 0
-    for piece in story.pieces:
-        if piece.is_last:
+    for part in history.stream_parts:
+        if part.is_last:
             continue
-        choice = piece.choice or 0
+        choice = part.choice or 0
         known = lengths.get(choice, 0)
-        num_gaps += piece.index > known
-        lengths[choice] = max(known, piece.index + len(piece.text))
+        num_gaps += part.index > known
+        lengths[choice] = max(known, part.index + len(part.text))
     return num_gaps
 
 
@@ -273,7 +277,7 @@ def _difference(payloads: set[bytes]) -> str:
     return ", ".join(key for key in keys if any(b.get(key) != bodies[0].get(key) for b in bodies))
 
 
-_FAULTS: Final[Mapping[str, Callable[[Story, Sequence[Span]], str | None]]] = {
+_FAULTS: Final[Mapping[str, Callable[[RequestHistory, Sequence[Span]], str | None]]] = {
     "lost": _lost,
     "doubled": _doubled,
     "different": _different,

@@ -1,74 +1,73 @@
-"""Askers: each has one request at work, as a program would that must have its answer."""
+"""Clients of a chaos run: each sends a request again until it has an answer."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, RequestError
-from edgecosine.lab.chaos.checker import Story
+from edgecosine.lab.chaos.checker import RequestHistory
 from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.workload import WorkloadItem
+from edgecosine.lab.load_generator import read_answer
 from edgecosine.protocol.api.request import Delta
 
 PATIENCE_S: Final = 60.0
-"""How long an asker's client waits for a gateway that went away, before it says so."""
+"""How long a client waits for a gateway that went offline before it reports that."""
 _AGAIN_S: Final = 0.5
 _NO_GATEWAY: Final = "gateway_offline"
-"""The client's own word: nobody answered, so nothing was decided."""
+"""The client's own error code: no gateway answered, so the request is undecided."""
 
 
-class ChaosClient:
-    """Puts orders in turn through one client, and writes down what it was given."""
+class ChaosClients:
+    """Sends the workload through several clients and records what each of them received."""
 
     def __init__(
         self,
-        client: Client,
-        witness: Observer,
-        stories: dict[str, Story],
+        clients: Sequence[Client],
+        observer: Observer,
+        histories: dict[str, RequestHistory],
         expected: Sequence[tuple[str, ...]],
         progress: Progress,
     ) -> None:
-        self._client, self._witness, self._stories = client, witness, stories
+        self._clients, self._observer, self._histories = clients, observer, histories
         self._expected, self._progress = expected, progress
 
-    async def run(self, orders: Iterator[WorkloadItem]) -> None:
-        """Until there are none left."""
-        for order in orders:
-            story = Story(self._expected[order.body], order.is_cancelled)
-            name = f"{self._client.client_id}/{order.request.request_id}"
-            self._stories[name] = story
-            while not story.is_over:
-                try:
-                    await self._ask(order, story)
-                except BrokerLost:
-                    await asyncio.sleep(_AGAIN_S)
-                except RequestError as error:
-                    if error.retry_after_s is None and error.code != _NO_GATEWAY:
-                        story.failure, story.is_over = error.code, True
-                    else:
-                        await asyncio.sleep(_AGAIN_S)
-            if order.is_repeated:
-                self._witness.ask_again(order.request, self._client.client_id)
-            self._progress.end()
-
-    async def _ask(self, order: WorkloadItem, story: Story) -> None:
-        texts: defaultdict[int, str] = defaultdict(str)
-        async with contextlib.aclosing(self._client.ask(order.request)) as steps:
-            async for step in steps:
-                if isinstance(step, Delta):
-                    if order.is_repeated and not texts:
-                        self._witness.ask_again(order.request, self._client.client_id)
-                    texts[step.choice] += step.text
-                    if order.is_cancelled:
-                        break
+    async def run(self, item: WorkloadItem, worker: int) -> None:
+        """Send one request, again where needed, until it has ended."""
+        client = self._clients[worker % len(self._clients)]
+        history = RequestHistory(self._expected[item.body], item.is_cancelled)
+        self._histories[f"{client.client_id}/{item.request.request_id}"] = history
+        while not history.is_over:
+            try:
+                await self._ask(client, item, history)
+            except BrokerLost:
+                await asyncio.sleep(_AGAIN_S)
+            except RequestError as error:
+                if error.retry_after_s is None and error.code != _NO_GATEWAY:
+                    history.failure, history.is_over = error.code, True
                 else:
-                    story.told = step.body
-        if order.request.stream:
-            story.streamed = dict(texts)
-        story.is_over = True
+                    await asyncio.sleep(_AGAIN_S)
+        if item.is_repeated:
+            self._observer.ask_again(item.request, client.client_id)
+        self._progress.end()
+
+    async def _ask(self, client: Client, item: WorkloadItem, history: RequestHistory) -> None:
+        texts: defaultdict[int, str] = defaultdict(str)
+
+        def on_delta(delta: Delta) -> bool:
+            if item.is_repeated and not texts:
+                self._observer.ask_again(item.request, client.client_id)
+            texts[delta.choice] += delta.text
+            return not item.is_cancelled
+
+        final = await read_answer(client, item.request, on_delta)
+        if final is not None:
+            history.answer = final.body
+        if item.request.stream:
+            history.streamed = dict(texts)
+        history.is_over = True

@@ -1,30 +1,31 @@
-"""The cluster of a chaos run, and those parts of it that can be broken here."""
+"""The cluster of a chaos run, and the parts of it that faults can be injected into."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.chaos.broker import MortalBroker, find_mosquitto
+from edgecosine.lab.chaos.broker import RestartingBroker, find_mosquitto
 from edgecosine.lab.chaos.disk import Disk, small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.figures import Notify
 from edgecosine.local.cluster import Environment
 
 KEEPALIVE_S: Final = 4
-"""Of the nodes' connections to the broker; lost nodes are noticed in one and a half of it."""
+"""Of the nodes' connections to the broker, which declares a node offline after 1.5 times this."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChaosClusterSettings:
-    """Which cluster; core lists as for `edgecosine node`."""
+    """Settings of the cluster; core lists as for `edgecosine node`."""
 
     drafters: tuple[str, ...]
     ballast: int = 8
@@ -36,26 +37,26 @@ class ChaosClusterSettings:
 
 @dataclass(frozen=True, slots=True)
 class ChaosCluster:
-    """A cluster at work, and what breaks it."""
+    """A running cluster, and the means to inject faults into it."""
 
-    cluster: LabCluster
-    broker: MortalBroker
+    lab: LabCluster
+    broker: RestartingBroker
     clocks: WallClocks | None
     disk: Disk | None
     left_out: Mapping[Kind, str]
-    """Faults that are not possible here, and why."""
+    """Faults that are not possible on this machine, with reasons."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Faults that are possible here."""
+        """Faults that are possible on this machine."""
         return tuple(kind for kind in KINDS if kind not in self.left_out)
 
 
 @contextlib.asynccontextmanager
-async def chaos_place(
-    settings: ChaosClusterSettings, say: Callable[[str], None]
+async def chaos_cluster(
+    settings: ChaosClusterSettings, notify: Notify
 ) -> AsyncIterator[ChaosCluster]:
-    """A cluster whose drafters are all linked; everything ends with the block.
+    """Start a cluster; entered when all drafters are linked. Everything ends with the block.
 
     Raises LabError, EngineError and BrokerLost.
     """
@@ -71,13 +72,15 @@ async def chaos_place(
         def environment(node_id: str) -> Environment:
             return {} if clocks is None else clocks.environment(node_id)
 
-        broker = MortalBroker(directory, settings.drafter_cores, environment(BROKER))
+        broker = RestartingBroker(directory, settings.drafter_cores, environment(BROKER))
         plan = _plan(settings, directory if disk is None else disk.path)
         cluster = await stack.enter_async_context(
-            lab_cluster(plan, say, start_broker=broker.start, environment=environment)
+            lab_cluster(plan, notify, start_broker=broker.start, environment=environment)
         )
         if not cluster.network.has_multicast:
-            reason = "relays carry TCP, of which nothing is lost: no network namespaces here"
+            reason = (
+                "relays carry TCP, which loses no packets: there are no network namespaces here"
+            )
             left_out |= {"lose_packets": reason, "double_packets": reason}
         async with asyncio.TaskGroup() as group:
             keeping = group.create_task(broker.keep(), name="keep the broker")

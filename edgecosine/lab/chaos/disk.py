@@ -1,6 +1,6 @@
-"""A small disk that can be filled: a tmpfs, known by its name as that of a lab.
+"""A small disk that can be filled: a tmpfs whose name marks it as the lab's.
 
-A disk whose owner was killed is taken away by the next lab that makes one.
+A disk whose owner was killed is unmounted when the next one is made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgecosine.errors import LabError
 from edgecosine.lab.network.netns.namespaces import is_left_over, own_name
 
 _SIZE: Final = "32m"
-"""SQLite lets its log grow to 4 MB before it goes over it again."""
+"""SQLite lets its log grow to 4 MB before it reuses it."""
 _PIECE: Final = bytes(1 << 16)
 _MOUNTS: Final = Path("/proc/mounts")
 _FILLING: Final = "filling"
@@ -31,25 +31,25 @@ class Disk:
         self.path = path
 
     def fill(self) -> None:
-        """Leave no room for a single byte more."""
+        """Write until not a single byte more fits."""
         with (self.path / _FILLING).open("ab", buffering=0) as file:
-            piece = _PIECE
-            while piece:
+            part = _PIECE
+            while part:
                 try:
-                    file.write(piece)
+                    file.write(part)
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-                    piece = piece[: len(piece) // 2]
+                    part = part[: len(part) // 2]
 
     def empty(self) -> None:
-        """Make room again."""
+        """Free the space again."""
         (self.path / _FILLING).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[Disk]:
-    """A disk of some megabytes, gone after the block.
+    """A disk of some megabytes, unmounted after the block.
 
     Raises LabError.
     """

@@ -1,4 +1,4 @@
-"""Breaks what the schedule says, when it is due, and makes it whole again, whatever happens."""
+"""Injects the faults of a schedule when they are due, and reverts them in any case."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ import asyncio
 import contextlib
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
-from edgecosine.errors import BrokerLost
 from edgecosine.lab.chaos.cluster import ChaosCluster
 from edgecosine.lab.chaos.faults import BROKER, TARGET, Fault, Injected
 from edgecosine.lab.chaos.progress import Progress
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import end_node, wait_for_target
 from edgecosine.lab.network.conditions import NetworkConditions
 
 _RETURN_S: Final = 60.0
-"""How long a target that was started again may take to be online, before the next fault comes."""
+"""How long a restarted target may take to be online before the next fault is injected."""
 _CABLE: Final = ("cut", "lose", "double")
 
 
 class FaultInjector:
-    """Injects faults into one place."""
+    """Injects faults into one cluster."""
 
-    def __init__(self, place: ChaosCluster, progress: Progress, say: Callable[[str], None]) -> None:
-        self._place, self._progress, self._say = place, progress, say
+    def __init__(self, cluster: ChaosCluster, progress: Progress, notify: Notify) -> None:
+        self._cluster, self._progress, self._notify = cluster, progress, notify
         self.injected: list[Injected] = []
         self._turns: defaultdict[tuple[str, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, schedule: Sequence[Fault]) -> None:
-        """Inject all faults; returns when everything is whole again."""
+        """Inject all faults; returns when all are reverted."""
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
                 if not await self._progress.reached(fault.after):
-                    self._say("no request ends any more: the rest of the schedule is left out")
+                    self._notify("no request ends any more: the remaining faults are left out")
                     return
                 await asyncio.sleep(fault.pause_s)
                 group.create_task(self._inject(fault), name=str(fault))
@@ -44,14 +45,14 @@ class FaultInjector:
         # A node's process and disk have one fault at a time, and so has its cable.
         async with self._turns[fault.place, fault.kind.startswith(_CABLE)]:
             begun_s = self._progress.now()
-            self._say(f"{self._progress}: {fault}")
+            self._notify(f"{self._progress}: {fault}")
             try:
                 await self._break(fault)
             finally:
                 self.injected.append(Injected(fault, begun_s, self._progress.now()))
 
     async def _break(self, fault: Fault) -> None:
-        place = self._place
+        cluster = self._cluster
         match fault.kind:
             case "kill_target" | "kill_drafter" | "kill_broker":
                 await self._end(fault.place, signal.SIGKILL)
@@ -64,60 +65,53 @@ class FaultInjector:
                 async with self._cut((fault.place,)):
                     await asyncio.sleep(fault.seconds)
             case "cut_all_drafters":
-                async with self._cut(place.cluster.drafters):
+                async with self._cut(cluster.lab.drafters):
                     await asyncio.sleep(fault.seconds)
             case "step_target_clock" | "step_drafter_clock" | "step_broker_clock":
-                assert place.clocks is not None
-                place.clocks.step(fault.place, fault.strength)
+                assert cluster.clocks is not None
+                cluster.clocks.step(fault.place, fault.strength)
             case "fill_disk":
                 async with self._full_disk():
                     await asyncio.sleep(fault.seconds)
             case "lose_packets":
-                async with self._weather(fault.place, NetworkConditions(loss=fault.strength)):
+                async with self._conditions(fault.place, NetworkConditions(loss=fault.strength)):
                     await asyncio.sleep(fault.seconds)
             case "double_packets":
-                async with self._weather(
+                async with self._conditions(
                     fault.place, NetworkConditions(duplication=fault.strength)
                 ):
                     await asyncio.sleep(fault.seconds)
 
-    def _signal(self, place: str, number: signal.Signals) -> bool:
-        if place == BROKER:
-            return self._place.broker.signal(number)
-        return self._place.cluster.local.signal(place, number)
+    def _signal(self, node_id: str, number: signal.Signals) -> bool:
+        if node_id == BROKER:
+            return self._cluster.broker.signal(number)
+        return self._cluster.lab.local.signal(node_id, number)
 
-    async def _end(self, place: str, number: signal.Signals) -> None:
-        """End a process, and wait until who keeps it has started it again."""
-        broker, local = self._place.broker, self._place.cluster.local
-        if place == BROKER:
+    async def _end(self, node_id: str, number: signal.Signals) -> None:
+        """End a process, and wait until it was restarted."""
+        broker, local = self._cluster.broker, self._cluster.lab.local
+        if node_id == BROKER:
             num_starts = broker.num_starts
             if broker.signal(number):
                 await broker.restarted(num_starts)
             return
-        former = local.pid(place)
-        if local.signal(place, number):
-            await local.restarted(place, former)
-        if place == TARGET:
-            await self._target_is_back()
-
-    async def _target_is_back(self) -> None:
-        client = self._place.cluster.client
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RETURN_S):
-                while not await _is_online(self._place):
-                    await client.changed()
+        await end_node(local, node_id, number)
+        if node_id == TARGET:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETURN_S):
+                    await wait_for_target(self._cluster.lab.client)
 
     @contextlib.asynccontextmanager
-    async def _frozen(self, place: str) -> AsyncIterator[None]:
-        self._signal(place, signal.SIGSTOP)
+    async def _frozen(self, node_id: str) -> AsyncIterator[None]:
+        self._signal(node_id, signal.SIGSTOP)
         try:
             yield
         finally:
-            self._signal(place, signal.SIGCONT)
+            self._signal(node_id, signal.SIGCONT)
 
     @contextlib.asynccontextmanager
     async def _cut(self, hosts: Sequence[str]) -> AsyncIterator[None]:
-        network, cluster = self._place.cluster.network, self._place.cluster
+        network, cluster = self._cluster.lab.network, self._cluster.lab
         try:
             for name in hosts:
                 await network.partition(cluster.hosts[name])
@@ -128,7 +122,7 @@ class FaultInjector:
 
     @contextlib.asynccontextmanager
     async def _full_disk(self) -> AsyncIterator[None]:
-        disk = self._place.disk
+        disk = self._cluster.disk
         assert disk is not None
         try:
             disk.fill()
@@ -137,19 +131,12 @@ class FaultInjector:
             disk.empty()
 
     @contextlib.asynccontextmanager
-    async def _weather(self, name: str, change: NetworkConditions) -> AsyncIterator[None]:
-        network, host = self._place.cluster.network, self._place.cluster.hosts[name]
-        usual = network.weather(host)
-        stormy = msgspec.structs.replace(usual, loss=change.loss, duplication=change.duplication)
+    async def _conditions(self, name: str, change: NetworkConditions) -> AsyncIterator[None]:
+        network, host = self._cluster.lab.network, self._cluster.lab.hosts[name]
+        former = network.conditions(host)
+        changed = msgspec.structs.replace(former, loss=change.loss, duplication=change.duplication)
         try:
-            await network.set_weather(host, stormy)
+            await network.set_conditions(host, changed)
             yield
         finally:
-            await network.set_weather(host, usual)
-
-
-async def _is_online(place: ChaosCluster) -> bool:
-    try:
-        return await place.cluster.client.is_online()
-    except BrokerLost:
-        return False
+            await network.set_conditions(host, former)

@@ -1,4 +1,4 @@
-"""What can go wrong on purpose, and when: plain values."""
+"""The faults that can be injected: plain values."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ MEANING: Mapping[Kind, str] = {
     "freeze_broker": "SIGSTOP, seconds later SIGCONT",
     "restart_target": "SIGTERM, which drains, and a restart",
     "restart_broker": "SIGTERM, and a restart",
-    "cut_target": "the target's cable is cut: away from broker and drafters",
+    "cut_target": "the target's cable is cut: no broker, no drafters",
     "cut_drafter": "a drafter's cable is cut",
-    "cut_all_drafters": "all drafters' cables are cut: the target is alone with the broker",
+    "cut_all_drafters": "all drafters' cables are cut: the target reaches the broker alone",
     "step_target_clock": "the wall clock of the target jumps",
     "step_drafter_clock": "the wall clock of a drafter jumps",
     "step_broker_clock": "the wall clock of the broker jumps",
@@ -57,9 +57,9 @@ class Fault:
     """One fault.
 
     place     the target, the broker or a drafter's node id; one place has one fault at a time
-    after     how many requests have ended when it is due
+    after     number of ended requests at which it is due
     pause_s   from then until it is injected
-    seconds   how long it lasts; 0 for kills, restarts and steps
+    seconds   duration; 0 for kills, restarts and steps
     strength  share of frames for lost and doubled ones, seconds for clocks, else 0
     """
 
@@ -84,9 +84,9 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Injected:
-    """A fault that was injected; times in seconds since the run began."""
+    """An injected fault; times in seconds since the run began."""
 
     fault: Fault
     begun_s: float
     ended_s: float
-    """Its place is as before: the process runs again, the cable is whole, the disk has room."""
+    """When it was reverted: the process runs again, the cable is whole, the disk has room."""

@@ -1,4 +1,4 @@
-"""Hears everything that is asked and answered in the cluster, beside the askers."""
+"""Records all requests and answers of the cluster, independently of the clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from edgecosine.errors import RequestError
-from edgecosine.lab.chaos.checker import Heard, Span, Story, is_refusal
+from edgecosine.lab.chaos.checker import ReceivedMessage, RequestHistory, Span, is_refusal
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.answers import parse_piece
@@ -30,18 +30,22 @@ _SESSION_S: Final = 3600
 
 
 class Observer:
-    """Writes into `stories`, which are known by client and id; `now` is the run's clock."""
+    """Writes into `histories`, by client and request id; `now` is the run's clock."""
 
     def __init__(
-        self, url: str, cluster: str, stories: Mapping[str, Story], now: Callable[[], float]
+        self,
+        url: str,
+        cluster: str,
+        histories: Mapping[str, RequestHistory],
+        now: Callable[[], float],
     ) -> None:
-        self._topics, self._stories, self._now = Topics(cluster), stories, now
+        self._topics, self._histories, self._now = Topics(cluster), histories, now
         self._news = asyncio.Event()
         self._connections: list[Span] = []
         self._lost_s: float | None = None
-        self._courier = ReconnectingClient(
+        self._mqtt = ReconnectingClient(
             BrokerAddress.parse(url),
-            name="chaos-witness",
+            name="chaos-observer",
             receive=self._receive,
             filters=(
                 self._topics.requests,
@@ -56,26 +60,26 @@ class Observer:
 
     @property
     def connections(self) -> list[Span]:
-        """When the gateway or the witness itself connected anew, so far; of the witness from the
-        loss to the return, for a broker may deliver again in each attempt between."""
+        """Times at which the gateway or the observer reconnected so far. The observer's last from
+        the loss to the return, since the broker may deliver again at each attempt in between."""
         away = [] if self._lost_s is None else [(self._lost_s, math.inf)]
         return self._connections + away
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Hear what comes while the block lasts."""
+        """Record messages during the block."""
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(self._courier.run(), name="witness")
-            await self._courier.connected()
+            running = group.create_task(self._mqtt.run(), name="observer")
+            await self._mqtt.connected()
             yield
             running.cancel()
 
     def ask_again(self, request: Request, client_id: str) -> None:
-        """Put a request that `client_id` has put, byte by byte the same."""
+        """Send a request of `client_id` again, byte for byte the same."""
         request = replace(request, client_id=client_id)
-        story = self._stories[request.key]
-        story.asked_s.append(self._now())
-        self._courier.send(
+        history = self._histories[request.key]
+        history.sent_s.append(self._now())
+        self._mqtt.send(
             Outgoing(
                 self._topics.request("completion"), render_body(request), content_type=JSON_TYPE
             )
@@ -92,25 +96,25 @@ class Observer:
 
     def _has_final(self, name: str, since_s: float) -> bool:
         return any(
-            heard.at_s >= since_s and not is_refusal(heard.payload)
-            for heard in reversed(self._stories[name].heard)
+            received.at_s >= since_s and not is_refusal(received.payload)
+            for received in reversed(self._histories[name].received)
         )
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case RequestTopic():
-                self._hear_request(message.payload)
+                self._receive_request(message.payload)
             case InfoTopic() if not message.retain:
-                # A gateway says it first on each of its connections.
+                # A gateway publishes it first on each of its connections.
                 self._connections.append((self._now(), self._now()))
             case ResponseTopic(client_id, request_id):
-                story = self._stories.get(f"{client_id}/{request_id}")
-                if story is not None and message.payload:
-                    story.heard.append(Heard(self._now(), message.payload))
+                history = self._histories.get(f"{client_id}/{request_id}")
+                if history is not None and message.payload:
+                    history.received.append(ReceivedMessage(self._now(), message.payload))
             case StreamTopic(client_id, request_id):
-                story = self._stories.get(f"{client_id}/{request_id}")
-                if story is not None:
-                    story.pieces.append(parse_piece(message.payload))
+                history = self._histories.get(f"{client_id}/{request_id}")
+                if history is not None:
+                    history.stream_parts.append(parse_piece(message.payload))
         message.acknowledge()
         self._news.set()
 
@@ -123,9 +127,9 @@ class Observer:
             self._lost_s = None
         return ()
 
-    def _hear_request(self, payload: bytes) -> None:
+    def _receive_request(self, payload: bytes) -> None:
         with contextlib.suppress(RequestError):
             body = read_object(payload)
-            story = self._stories.get(f"{body.get('client')}/{body.get('id')}")
-            if story is not None:
-                story.asked_s.append(self._now())
+            history = self._histories.get(f"{body.get('client')}/{body.get('id')}")
+            if history is not None:
+                history.sent_s.append(self._now())

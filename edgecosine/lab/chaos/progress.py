@@ -1,4 +1,4 @@
-"""How far a chaos run is."""
+"""The progress of a chaos run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 STALLED_S: Final = 90.0
-"""Nothing has ended for so long although nothing was broken meanwhile: it will not go on."""
+"""If no request ends for this long without a fault, none will."""
 
 
 class Progress:
@@ -29,7 +29,7 @@ class Progress:
         self._news = asyncio.Event()
 
     async def reached(self, count: int) -> bool:
-        """Wait until so many requests have ended; False when it does not come to that."""
+        """Wait until `count` requests have ended; returns False when the run has stalled."""
         while self.num_ended < count:
             try:
                 async with asyncio.timeout(STALLED_S):

@@ -1,4 +1,4 @@
-"""One chaos run: fault-free texts, requests under faults, roll call, verdict."""
+"""One chaos run: fault-free texts, requests under faults, all requests once more, checks."""
 
 from __future__ import annotations
 
@@ -6,46 +6,43 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost, LabError, RequestError
-from edgecosine.lab.chaos.checker import CheckResult, Story, judge
-from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClient
-from edgecosine.lab.chaos.cluster import ChaosCluster, ChaosClusterSettings, chaos_place
+from edgecosine.lab.chaos.checker import CheckResult, RequestHistory, check
+from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClients
+from edgecosine.lab.chaos.cluster import ChaosCluster, ChaosClusterSettings, chaos_cluster
 from edgecosine.lab.chaos.fault_injector import FaultInjector
 from edgecosine.lab.chaos.faults import Injected, Kind
 from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.schedule import make_schedule
-from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies, make_orders
+from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies, make_workload
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure, counted
-from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.lab.figures import Figure, Notify, counted
+from edgecosine.lab.load_generator import prompts_in_turn, read_answer, run_workers
 from edgecosine.protocol.api.request import Request
-
-Say = Callable[[str], None]
 
 REQUESTS_PER_FAULT: Final = 5
 DRAFTERS: Final = ("python", "home", "ngram")
 _MAX_BODIES: Final = 64
 _NUM_CLIENTS: Final = 2
 _HUNG_S: Final = 120.0
-"""After the last fault; nothing takes so long unless it hangs."""
-_ROLL_CALL_S: Final = 60.0
-_MAX_CALLED: Final = 800
-"""Fewer than the answers that a gateway keeps."""
+"""After the last fault; no request takes this long unless it hangs."""
+_REPEAT_S: Final = 60.0
+_MAX_REPEATED: Final = 800
+"""Below the number of answers that a gateway keeps."""
 _LINKED_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChaosSettings:
-    """What to ask, and under how many faults; core lists as for `edgecosine node`.
+    """Requests and faults of a run; core lists as for `edgecosine node`.
 
-    at_work   requests at one time
+    at_work   requests that run at one time
     """
 
     requests: int = 300
@@ -53,7 +50,7 @@ class ChaosSettings:
     faults: int | None = None
     """None: one for every five requests, and at least every kind once."""
     kinds: tuple[Kind, ...] = ()
-    """These alone; empty: all that are possible here."""
+    """Only these; empty: all that are possible here."""
     at_work: int = 6
     max_tokens: int = 64
     ballast: int = 8
@@ -65,9 +62,9 @@ class ChaosSettings:
 
 @dataclass(frozen=True, slots=True)
 class ChaosRun:
-    """What happened, and what it means."""
+    """The result of a run."""
 
-    verdict: CheckResult
+    result: CheckResult
     injected: tuple[Injected, ...]
     left_out: Mapping[Kind, str]
     network: str
@@ -78,18 +75,18 @@ class ChaosRun:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """By name; counts, whose intervals are themselves."""
-        verdict, kinds = self.verdict, Counter(each.fault.kind for each in self.injected)
+        """Counts by name."""
+        result, kinds = self.result, Counter(each.fault.kind for each in self.injected)
         counts: dict[str, tuple[float, str]] = {
-            "requests": (verdict.requests, "requests"),
-            **{name: (len(names), "requests") for name, names in verdict.faulty.items()},
+            "requests": (result.requests, "requests"),
+            **{name: (len(names), "requests") for name, names in result.faulty.items()},
             "faults_injected": (len(self.injected), "faults"),
             **{f"faults_injected_{kind}": (n, "faults") for kind, n in sorted(kinds.items())},
-            "repeated_finals": (verdict.repeated_finals, "messages"),
-            "refusals": (verdict.refusals, "messages"),
-            "cancelled": (verdict.cancelled, "requests"),
-            "stream_parts": (verdict.stream_parts, "messages"),
-            "stream_gaps": (verdict.stream_gaps, "messages"),
+            "repeated_finals": (result.repeated_finals, "messages"),
+            "refusals": (result.refusals, "messages"),
+            "cancelled": (result.cancelled, "requests"),
+            "stream_parts": (result.stream_parts, "messages"),
+            "stream_gaps": (result.stream_gaps, "messages"),
             "drafters_back": (self.drafters_back, "drafters"),
             "chaos_wall_s": (self.wall_s, "s"),
         }
@@ -97,103 +94,98 @@ class ChaosRun:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Every fault that was injected, and every request with which something is wrong."""
+        """Every injected fault, and every request with a fault."""
         faults = [
             {**asdict(each.fault), "begun_s": each.begun_s, "ended_s": each.ended_s}
             for each in self.injected
         ]
         wrong = [
             {"request": name, "verdict": kind, "seen": reason}
-            for kind, names in self.verdict.faulty.items()
+            for kind, names in self.result.faulty.items()
             for name, reason in names.items()
         ]
         return [*faults, *wrong]
 
 
-async def run_chaos(settings: ChaosSettings, say: Say) -> ChaosRun:
-    """Make a cluster, break it under load, and judge.
+async def run_chaos(settings: ChaosSettings, notify: Notify) -> ChaosRun:
+    """Start a cluster, inject faults under load, and check the answers.
 
     Raises LabError, EngineError and BrokerLost when the cluster cannot be made.
     """
-    place_settings = ChaosClusterSettings(
+    cluster_settings = ChaosClusterSettings(
         settings.drafters, settings.ballast, settings.network, settings.seed,
         settings.target_cores, settings.drafter_cores,
     )  # fmt: skip
-    async with chaos_place(place_settings, say) as place:
-        for kind, reason in place.left_out.items():
-            say(f"left out: {kind.replace('_', ' ')}: {reason}")
+    async with chaos_cluster(cluster_settings, notify) as cluster:
+        for kind, reason in cluster.left_out.items():
+            notify(f"left out: {kind.replace('_', ' ')}: {reason}")
         try:
-            return await _Run(settings, place, say).run()
+            return await _Run(settings, cluster, notify).run()
         except asyncio.CancelledError:
-            say("ended early: what is broken is mended, and all processes end")
+            notify("interrupted: reverting all faults and ending all processes")
             raise
 
 
 class _Run:
-    def __init__(self, settings: ChaosSettings, place: ChaosCluster, say: Say) -> None:
-        self._settings, self._place, self._say = settings, place, say
-        self._stories: dict[str, Story] = {}
+    def __init__(self, settings: ChaosSettings, cluster: ChaosCluster, notify: Notify) -> None:
+        self._settings, self._cluster, self._notify = settings, cluster, notify
+        self._histories: dict[str, RequestHistory] = {}
         self._begun = time.monotonic()
         self._progress = Progress(settings.requests, self._now)
-        self._injector = FaultInjector(place, self._progress, say)
+        self._injector = FaultInjector(cluster, self._progress, notify)
 
     def _now(self) -> float:
         return time.monotonic() - self._begun
 
     async def run(self) -> ChaosRun:
         settings = self._settings
-        prompts = [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
         bodies = make_bodies(
-            settings.seed, min(settings.requests, _MAX_BODIES), prompts, settings.max_tokens
-        )
-        orders = make_orders(settings.seed, settings.requests, bodies)
-        self._say(f"fault-free texts of {len(bodies)} bodies")
+            settings.seed, min(settings.requests, _MAX_BODIES), prompts_in_turn(),
+            settings.max_tokens,
+        )  # fmt: skip
+        workload = make_workload(settings.seed, settings.requests, bodies)
+        self._notify(f"fault-free texts of {len(bodies)} bodies")
         expected = await self._fault_free(bodies)
         self._begun = time.monotonic()
-        async with self._askers(expected) as (witness, clients, askers):
-            await self._ask_under_faults(orders, askers)
+        async with self._clients(expected) as (observer, clients, workload_clients):
+            await self._ask_under_faults(workload, workload_clients)
             wall_s = self._now()
-            await self._call_roll(orders, clients, witness)
-            connections = witness.connections
+            await self._request_all_again(workload, clients, observer)
+            connections = observer.connections
         drafters_back = await self._drafters_back()
         return ChaosRun(
-            judge(self._stories, connections, wall_s),
+            check(self._histories, connections, wall_s),
             tuple(self._injector.injected),
-            self._place.left_out,
-            type(self._place.cluster.network).__name__,
+            self._cluster.left_out,
+            type(self._cluster.lab.network).__name__,
             wall_s,
             drafters_back,
         )
 
     async def _fault_free(self, bodies: Sequence[Request]) -> list[tuple[str, ...]]:
         texts: dict[int, tuple[str, ...]] = {}
-        waiting = iter(enumerate(bodies))
-        client = self._place.cluster.client
+        client = self._cluster.lab.client
 
-        async def ask_in_turn() -> None:
-            for number, body in waiting:
-                request = replace(body, request_id=f"free-{number:05d}", policy=FAULT_FREE)
-                async with contextlib.aclosing(client.ask(request)) as steps:
-                    async for step in steps:
-                        if isinstance(step, FinalMessage):
-                            texts[number] = step.texts
+        async def work(job: tuple[int, Request], _: int) -> None:
+            number, body = job
+            request = replace(body, request_id=f"free-{number:05d}", policy=FAULT_FREE)
+            if final := await read_answer(client, request, lambda _: True):
+                texts[number] = final.texts
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._settings.at_work):
-                    group.create_task(ask_in_turn())
+            await run_workers(enumerate(bodies), self._settings.at_work, work)
         except* RequestError as errors:
             raise LabError(f"no answer without any fault: {errors.exceptions[0]}") from None
         return [texts[number] for number in range(len(bodies))]
 
     @contextlib.asynccontextmanager
-    async def _askers(
+    async def _clients(
         self, expected: Sequence[tuple[str, ...]]
-    ) -> AsyncIterator[tuple[Observer, list[Client], list[ChaosClient]]]:
-        cluster = self._place.cluster
+    ) -> AsyncIterator[tuple[Observer, list[Client], ChaosClients]]:
+        cluster = self._cluster.lab
         async with contextlib.AsyncExitStack() as stack:
-            witness = Observer(cluster.broker_url, cluster.name, self._stories, self._now)
-            await stack.enter_async_context(witness.listening())
+            observer = Observer(cluster.broker_url, cluster.name, self._histories, self._now)
+            await stack.enter_async_context(observer.listening())
             clients = [
                 await stack.enter_async_context(
                     Client(
@@ -203,58 +195,55 @@ class _Run:
                 )
                 for number in range(_NUM_CLIENTS)
             ]  # fmt: skip
-            yield witness, clients, [
-                ChaosClient(
-                    clients[number % len(clients)], witness, self._stories, expected,
-                    self._progress,
-                )
-                for number in range(self._settings.at_work)
-            ]  # fmt: skip
+            yield (
+                observer,
+                clients,
+                ChaosClients(clients, observer, self._histories, expected, self._progress),
+            )
 
     async def _ask_under_faults(
-        self, orders: Sequence[WorkloadItem], askers: Sequence[ChaosClient]
+        self, workload: Sequence[WorkloadItem], workload_clients: ChaosClients
     ) -> None:
-        settings, place = self._settings, self._place
-        kinds = tuple(kind for kind in place.kinds if kind in (settings.kinds or place.kinds))
+        settings, possible = self._settings, self._cluster.kinds
+        kinds = tuple(kind for kind in possible if kind in (settings.kinds or possible))
         schedule = make_schedule(
             settings.seed,
             requests=settings.requests,
             faults=_num_faults(settings, kinds),
             kinds=kinds,
-            drafters=place.cluster.drafters,
+            drafters=self._cluster.lab.drafters,
         )
-        self._say(f"{len(orders)} requests under {len(schedule)} faults of {len(kinds)} kinds")
-        waiting: Iterator[WorkloadItem] = iter(orders)
+        self._notify(f"{len(workload)} requests under {len(schedule)} faults of {len(kinds)} kinds")
         async with asyncio.TaskGroup() as group:
-            asking = [group.create_task(asker.run(waiting)) for asker in askers]
+            sending = group.create_task(
+                run_workers(workload, settings.at_work, workload_clients.run)
+            )
             await self._injector.run(schedule)
-            self._say(f"{self._progress}: everything is whole again")
+            self._notify(f"{self._progress}: all faults are reverted")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HUNG_S):
-                    for task in asking:
-                        await asyncio.shield(task)
-            for task in asking:
-                task.cancel()
+                    await asyncio.shield(sending)
+            sending.cancel()
 
-    async def _call_roll(
-        self, orders: Sequence[WorkloadItem], clients: Sequence[Client], witness: Observer
+    async def _request_all_again(
+        self, workload: Sequence[WorkloadItem], clients: Sequence[Client], observer: Observer
     ) -> None:
-        """Ask for everything once more: what was answered is kept, and comes again as it was."""
-        called: list[str] = []
+        """Send every request once more: its answer is kept and must be the same again."""
+        repeated: list[str] = []
         since_s = self._now()
-        for order in orders[-_MAX_CALLED:]:
+        for item in workload[-_MAX_REPEATED:]:
             for client in clients:
-                name = f"{client.client_id}/{order.request.request_id}"
-                if name in self._stories and self._stories[name].is_over:
-                    witness.ask_again(order.request, client.client_id)
-                    called.append(name)
-        self._say(f"roll call of {len(called)} requests")
+                name = f"{client.client_id}/{item.request.request_id}"
+                if name in self._histories and self._histories[name].is_over:
+                    observer.ask_again(item.request, client.client_id)
+                    repeated.append(name)
+        self._notify(f"sending {len(repeated)} requests again")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ROLL_CALL_S):
-                await witness.finals(called, since_s)
+            async with asyncio.timeout(_REPEAT_S):
+                await observer.finals(repeated, since_s)
 
     async def _drafters_back(self) -> int:
-        local, count = self._place.cluster.local, len(self._place.cluster.drafters)
+        local, count = self._cluster.lab.local, len(self._cluster.lab.drafters)
         try:
             async with asyncio.timeout(_LINKED_S):
                 await local.wait_until_linked(count)

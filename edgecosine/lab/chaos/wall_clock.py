@@ -1,7 +1,7 @@
-"""Wall clocks of single nodes, which can be stepped; the machine's own clock is never touched.
+"""Steps the wall clocks of single nodes; the machine's own clock stays as it is.
 
-A small library, built here and preloaded into the node's process, shifts CLOCK_REALTIME by what a
-mapped file says. Every other clock runs on, as it does when a clock is set on a real machine.
+A small library, built here and preloaded into the node's process, shifts CLOCK_REALTIME by an
+offset in a mapped file. All other clocks run on, as when a clock is set on a real machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHIFT: Final = struct.Struct("=q")
 
 
 def why_no_steps() -> str | None:
-    """Why wall clocks cannot be stepped here; None when they can."""
+    """The reason why wall clocks cannot be stepped here; None when they can."""
     if sys.platform != "linux":
         return "clocks are stepped on Linux only"
     return None if _compiler() else "no C compiler"
@@ -52,14 +52,14 @@ class WallClocks:
             raise LabError(f"the clocks' library was not built: {done.stderr.strip()}")
 
     def environment(self, node_id: str) -> Mapping[str, str]:
-        """What a node's process must find in its environment to have a clock of its own."""
+        """Environment variables that give a node's process a clock of its own."""
         file = self._file(node_id)
         if not file.exists():
             file.write_bytes(_SHIFT.pack(0))
         return {"LD_PRELOAD": str(self._library), "LAB_WALL_CLOCK": str(file)}
 
     def step(self, node_id: str, seconds: float) -> None:
-        """Let a node's wall clock jump; it keeps the shift through restarts."""
+        """Step a node's wall clock; the offset outlasts restarts of the node."""
         with self._file(node_id).open("r+b") as file:
             (shift_ns,) = _SHIFT.unpack(file.read(_SHIFT.size))
             file.seek(0)

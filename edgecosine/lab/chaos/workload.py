@@ -1,4 +1,4 @@
-"""What the askers ask: bodies of every kind, from a seed alone."""
+"""The requests of a chaos run: bodies of every kind, from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from edgecosine.protocol.api.request import Request, Sampling
 
 POLICIES: Final = ("edgecosine", "edgecosine", "specinfer", "specedge")
-"""Drawn from: texts are the same under all, but the baselines never stop to speculate."""
+"""To draw from: texts are the same under all, but the baselines never stop speculating."""
 FAULT_FREE: Final = "target-alone"
 _CHOICES: Final = 2
 _CHOICES_SHARE: Final = 0.15
@@ -22,11 +22,11 @@ _STOP: Final = ("\n\n\n", "zzz")
 
 @dataclass(frozen=True, slots=True)
 class WorkloadItem:
-    """One request to make, and what its asker does beside waiting.
+    """One request to send, and what its client does besides waiting.
 
-    body           number of the body, on which alone its text depends
-    is_repeated    asked again under the same id while it is at work, and once more when answered
-    is_cancelled   given up at its first text
+    body           number of the body, which alone determines its text
+    is_repeated    sent again under the same id while it runs, and once more when answered
+    is_cancelled   cancelled at its first text
     """
 
     request: Request
@@ -38,42 +38,42 @@ class WorkloadItem:
 def make_bodies(
     seed: int, count: int, prompts: Sequence[str], max_tokens: int
 ) -> tuple[Request, ...]:
-    """Requests without name, asker and policy; every other one draws at temperature 0.8."""
-    chance = random.Random(f"bodies:{seed}")
-    return tuple(_body(chance, number, prompts, max_tokens) for number in range(count))
+    """Requests without id, client and policy; every other one samples at temperature 0.8."""
+    rng = random.Random(f"bodies:{seed}")
+    return tuple(_body(rng, number, prompts, max_tokens) for number in range(count))
 
 
-def _body(chance: random.Random, number: int, prompts: Sequence[str], max_tokens: int) -> Request:
-    sampling = Sampling(temperature=0.8 * (number % 2), seed=chance.getrandbits(63))
-    if chance.random() < 0.2:
+def _body(rng: random.Random, number: int, prompts: Sequence[str], max_tokens: int) -> Request:
+    sampling = Sampling(temperature=0.8 * (number % 2), seed=rng.getrandbits(63))
+    if rng.random() < 0.2:
         sampling = replace(sampling, presence_penalty=0.5)
     return Request(
         client_id="",
         request_id="",
         kind="completion",
         prompt=prompts[number % len(prompts)],
-        max_tokens=max_tokens if chance.random() < 0.7 else max(1, max_tokens // 2),
+        max_tokens=max_tokens if rng.random() < 0.7 else max(1, max_tokens // 2),
         sampling=sampling,
-        stop=_STOP if chance.random() < 0.2 else (),
+        stop=_STOP if rng.random() < 0.2 else (),
         ignore_eos=True,
-        n=_CHOICES if chance.random() < _CHOICES_SHARE else 1,
+        n=_CHOICES if rng.random() < _CHOICES_SHARE else 1,
     )
 
 
-def make_orders(seed: int, count: int, bodies: Sequence[Request]) -> tuple[WorkloadItem, ...]:
-    """Bodies in turn; names are unique within the run."""
-    chance = random.Random(f"orders:{seed}")
-    return tuple(_order(chance, number, bodies) for number in range(count))
+def make_workload(seed: int, count: int, bodies: Sequence[Request]) -> tuple[WorkloadItem, ...]:
+    """Requests with the bodies in turn; their ids are unique within the run."""
+    rng = random.Random(f"orders:{seed}")
+    return tuple(_item(rng, number, bodies) for number in range(count))
 
 
-def _order(chance: random.Random, number: int, bodies: Sequence[Request]) -> WorkloadItem:
+def _item(rng: random.Random, number: int, bodies: Sequence[Request]) -> WorkloadItem:
     body = number % len(bodies)
-    is_cancelled = chance.random() < _CANCEL_SHARE
+    is_cancelled = rng.random() < _CANCEL_SHARE
     request = replace(
         bodies[body],
         request_id=f"chaos-{number:05d}",
-        stream=is_cancelled or chance.random() < _STREAM_SHARE,
-        policy=chance.choice(POLICIES),
+        stream=is_cancelled or rng.random() < _STREAM_SHARE,
+        policy=rng.choice(POLICIES),
     )
-    is_repeated = not is_cancelled and chance.random() < _AGAIN_SHARE
+    is_repeated = not is_cancelled and rng.random() < _AGAIN_SHARE
     return WorkloadItem(request, body, is_repeated, is_cancelled)

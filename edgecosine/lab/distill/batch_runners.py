@@ -1,4 +1,4 @@
-"""How the target reads what its slots have to say: flat passes on a CPU, a grid on a GPU.
+"""Forward passes of the target over all slots: flat passes on a CPU, a grid on a GPU.
 
 Flat passes attend slot by slot where there are no kernels, which is too slow for hundreds of them.
 In the grid all slots take every step together, a token each, in plain torch and one shape; prompts
@@ -24,10 +24,10 @@ _STEP = 64
 
 
 class FlatFeeder:
-    """Reads all that there is to read, in one flat pass."""
+    """Reads the pending tokens of all slots in one flat pass."""
 
     def __init__(self, model: ForwardModel) -> None:
-        """`model` gives states where others give logits."""
+        """`model` returns hidden states in place of logits."""
         self._model = model
 
     @torch.inference_mode()

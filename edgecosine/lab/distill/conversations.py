@@ -100,7 +100,7 @@ class Openers:
         return ConversationTurn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
 
     def count(self, done: Conversation) -> None:
-        """Correct what was expected of its domain."""
+        """Correct the expected length of its domain."""
         self._num_tokens[done.domain] += len(done.states) - _EXPECTED
 
 
@@ -128,7 +128,7 @@ class ConversationSlot:
 
 
 class Feeder(Protocol):
-    """Lets a model read what its slots have to say."""
+    """Runs a model over the pending tokens of its slots."""
 
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
         """Read some tokens of each slot, at least one; states [read slots, width] before the output

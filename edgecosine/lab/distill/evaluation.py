@@ -38,8 +38,8 @@ def seed_of(
 ) -> int | None:
     """The seed of the turn that a conversation answers."""
     start, end = len(template.before), done.num_prompt - len(template.after)
-    asked = tuple(int(token) for token in done.tokens[start:end])
-    return next(turn.seed for turn in turns if turn.tokens == asked)
+    measured = tuple(int(token) for token in done.tokens[start:end])
+    return next(turn.seed for turn in turns if turn.tokens == measured)
 
 
 @torch.inference_mode()

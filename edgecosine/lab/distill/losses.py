@@ -1,4 +1,4 @@
-"""How a student learns: batches of conversations, and a loss that becomes its acceptance."""
+"""Training of a student: batches of conversations, and a loss that predicts its acceptance."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     body = cast(Any, student.model)
     if student.config._attn_implementation != "sdpa":
         return cast(Tensor, body(input_ids=tokens, use_cache=False).last_hidden_state)
-    # transformers' own pass first looks for packed sequences, and waits for the GPU to tell.
+    # transformers' own pass first looks for packed sequences, which waits for the GPU.
     states = body.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     rotation = body.rotary_emb(states, position_ids=positions)

@@ -1,4 +1,4 @@
-"""What the training conversations are about: how a user's turn begins, by domain.
+"""The subjects of the training conversations: beginnings of a user's turn, by domain.
 
 No data set is needed. The target's own chat template is fed up to the user's turn and an opener of
 this file; the target writes the rest of the turn itself, and then the answer. The held-out prompts

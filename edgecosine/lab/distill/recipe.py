@@ -1,4 +1,4 @@
-"""The constants of the drafters, and where the pieces of a training lie."""
+"""The constants of the drafters, and the paths of a training's files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def toy_recipe() -> DistillRecipe:
 
 @dataclass(frozen=True)
 class DistillPaths:
-    """`scratch` keeps what a cut-off training goes on from; `out` gets the drafters."""
+    """`scratch` keeps the checkpoints of a training; `out` gets the drafters."""
 
     scratch: Path
     out: Path
@@ -92,5 +92,5 @@ class DistillPaths:
 
     @property
     def report(self) -> Path:
-        """What the stages measured."""
+        """Path of the stages' measurements."""
         return self.scratch / "report.json"

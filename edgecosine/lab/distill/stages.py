@@ -1,4 +1,4 @@
-"""The stages of a making: each goes on where it was cut off, and returns what it measured."""
+"""The stages of a training: each resumes where it was interrupted, and returns measurements."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from edgecosine.lab.looping_share import loop_share
 
 Report = dict[str, Any]
 Stage = Callable[[DistillRecipe, DistillPaths, str, float], Report]
-"""Runs on a device until it has ended or `time.monotonic` gives the last number."""
+"""Runs on a device until it has ended, or until the deadline by `time.monotonic`."""
 _CELLS = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
@@ -159,7 +159,7 @@ def _learn(
 
 
 def _material(text: Sequence[Conversation], name: str, recipe: DistillRecipe) -> list[Conversation]:
-    """What a drafter learns from: a specialist goes on to see some of the other domains."""
+    """The training data of a drafter; a specialist also sees some of the other domains."""
     if name == GENERALIST:
         return list(text)
     rng = np.random.default_rng(recipe.seed)

@@ -33,7 +33,7 @@ def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int])
 
 
 def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> LlamaForCausalLM:
-    """A model of the target's `layers` whose output layer has the rows of `shortlist` alone.
+    """A model of the target's `layers` whose output layer has only the rows of `shortlist`.
 
     Its embedding is the target's, and stays so.
     """
@@ -50,7 +50,7 @@ def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> L
     body.layers = nn.ModuleList(copy.deepcopy(source.layers[layer]) for layer in layers)
     for index, layer in enumerate(body.layers):
         layer.self_attn.layer_idx = index
-        layer.self_attn.config = student.config  # which tells how to attend
+        layer.self_attn.config = student.config  # which selects the attention
     body.embed_tokens = copy.deepcopy(source.embed_tokens)
     body.norm, body.rotary_emb = copy.deepcopy(source.norm), copy.deepcopy(source.rotary_emb)
     rows = cast(nn.Linear, target.lm_head).weight.detach()[shortlist].clone()

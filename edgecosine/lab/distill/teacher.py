@@ -27,7 +27,7 @@ from edgecosine.lab.distill.conversations import Feeder
 
 @dataclass(frozen=True)
 class Teacher:
-    """`feeder` gives states before the output layer; `head` makes logits of them."""
+    """`feeder` returns states before the output layer; `head` computes their logits."""
 
     feeder: Feeder
     head: Callable[[torch.Tensor], torch.Tensor]
@@ -37,7 +37,7 @@ class Teacher:
 def load_stock(name: str, dtype: torch.dtype) -> LlamaForCausalLM:
     """The target as transformers has it, on the CPU.
 
-    Raises ModelUnavailable, and ModelUnsupported for what is no GGUF model of the Llama family.
+    Raises ModelUnavailable, and ModelUnsupported for files of another kind.
     """
     gguf = _gguf(name)
     model = load_gguf_weights(gguf, read_gguf_config(gguf), dtype)

@@ -1,7 +1,7 @@
 """Make the drafters of the real model: `scripts/train_drafters`.
 
 The target writes the training text itself; the generalist begins as some of the target's layers,
-the specialists begin as the generalist. Every stage goes on where it was cut off.
+the specialists begin as the generalist. Every stage resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
                         help="answer tokens that the target writes "
                         f"[{DistillRecipe.text_tokens:,}]")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path(".train/drafters"),
-                        help="what a later run goes on from [.train/drafters]")  # fmt: skip
+                        help="checkpoints for a later run [.train/drafters]")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the drafters [the package's own]")
     return parser.parse_args(arguments)
 
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train_drafters: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train_drafters: stopped; the same command goes on from here", file=sys.stderr)
+        print("train_drafters: stopped; the same command resumes here", file=sys.stderr)
         return 130
     return 0
 

@@ -1,9 +1,9 @@
 """Checks answers under randomised speculation against plain decoding through the same engine.
 
-Everything that a server may do to a session is done here by chance: other sessions join and leave,
-drafts are good, bad and hostile, slots are fewer than sessions, slots are given away in the middle,
-sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits that
-each committed token was drawn from.
+Everything that a server may do to a session happens at random: other sessions join and leave,
+drafts are good, bad and adversarial, slots are fewer than sessions and are reassigned in between,
+sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits behind
+each committed token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_SESSIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """How an engine is built; none of it may change an answer."""
+    """Parameters of an engine, which must not change any answer."""
 
     slots: int
     chunk: int
@@ -36,7 +36,7 @@ class EngineShape:
 
 
 class Recorder:
-    """A PassModel that keeps the logits of its last pass for whoever asks."""
+    """A PassModel that records the logits of its last pass."""
 
     def __init__(self, model: ForwardModel) -> None:
         self._model = model
@@ -44,7 +44,7 @@ class Recorder:
 
     @property
     def slot_size(self) -> int:
-        """Tokens that a slot has room for."""
+        """KV positions of a slot."""
         return self._model.slot_size
 
     @property
@@ -76,7 +76,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model under test; `open` gives an engine that has seen nothing."""
+    """A model under test; `open` returns a fresh engine."""
 
     name: str
     vocabulary: int
@@ -85,17 +85,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of the engine."""
+    """A request to the engine."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     is_followup: bool = False
-    """Whether the prompt goes on from an earlier answer, whose prefix may still be cached."""
+    """Whether the prompt continues an earlier answer, whose prefix may still be cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What plain decoding answers, and a digest of the logits behind each token."""
+    """The answer of plain decoding, and a digest of the logits behind each token."""
 
     question: Question
     answer: tuple[int, ...]
@@ -104,7 +104,7 @@ class Truth:
 
 @dataclass(slots=True)
 class CheckCounts:
-    """What was done and what was found."""
+    """Counts of events and of divergences."""
 
     answers: int = 0
     answers_diverging: int = 0
@@ -131,7 +131,7 @@ class CheckCounts:
         return self.accepted / max(1, self.drafted_rounds)
 
     def add(self, other: CheckCounts) -> None:
-        """Put another tally's counts to these."""
+        """Add other counts to these."""
         for entry in fields(CheckCounts):
             mine, others = getattr(self, entry.name), getattr(other, entry.name)
             value = max(mine, others) if entry.name == "most_sessions" else mine + others
@@ -143,7 +143,7 @@ def digests(
 ) -> list[list[bytes]]:
     """For each work of the last pass, digests of the logits behind its committed tokens.
 
-    The engine asks its model for the logits of the root and then of all nodes, work by work.
+    The engine requests the logits of the root and then of all nodes, work by work.
     """
     found, row = list[list[bytes]](), 0
     for work, outcome in zip(works, outcomes, strict=True):
@@ -161,7 +161,7 @@ def _digest(logits: torch.Tensor) -> bytes:
 
 
 def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
-    """Decode one question alone, one token a pass."""
+    """Decode one question alone, one token per pass."""
     tokens, seen = list(question.prompt), list[bytes]()
     while len(seen) < num_tokens:
         work = VerifyWork(
@@ -186,29 +186,29 @@ class _Session:
     seen: list[bytes] = field(default_factory=list)
 
     @property
-    def said(self) -> list[int]:
+    def generated(self) -> list[int]:
         return self.tokens[len(self.truth.question.prompt) :]
 
     @property
     def is_done(self) -> bool:
-        return len(self.said) >= len(self.truth.answer)
+        return len(self.generated) >= len(self.truth.answer)
 
 
-class Storm:
-    """Answers questions whose plain answers are known, under everything that chance brings."""
+class RandomSpeculation:
+    """Answers questions whose plain answers are known, under random events."""
 
     def __init__(self, subject: Subject, seed: int) -> None:
         self._subject = subject
-        self._chance = random.Random(f"{seed}:{subject.name}")
-        self._tally = CheckCounts()
+        self._rng = random.Random(f"{seed}:{subject.name}")
+        self._counts = CheckCounts()
         self._number = 0
         self._live: list[_Session] = []
         self._running_last: list[_Session] = []
         self._restart()
 
     def run(self, truths: Sequence[Truth]) -> CheckCounts:
-        """Answer all questions at least once; what was found."""
-        self._tally = CheckCounts()
+        """Answer all questions at least once; returns the counts."""
+        self._counts = CheckCounts()
         waiting = deque(truths)
         while waiting or self._live:
             self._disturb(waiting)
@@ -216,46 +216,46 @@ class Storm:
             self._step()
             for session in [s for s in self._live if s.is_done]:
                 self._leave(session)
-                self._judge(session, is_whole=True)
-        return self._tally
+                self._compare(session, is_whole=True)
+        return self._counts
 
     def _restart(self) -> None:
-        chance = self._chance
-        slots = chance.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
+        rng = self._rng
+        slots = rng.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
         # Where sessions evict each other, prefill is most of the work: not in tiny chunks then.
-        chunk = chance.choice((1, 5, 16, 64) if slots >= 8 else (16, 64))
-        threads = chance.choice((1,) * 7 + (2,))
+        chunk = rng.choice((1, 5, 16, 64) if slots >= 8 else (16, 64))
+        threads = rng.choice((1,) * 7 + (2,))
         self._shape = EngineShape(slots, chunk, threads)
         self._opened = self._subject.open(self._shape)
         self._room = self._new_room()
 
     def _new_room(self) -> int:
-        return self._chance.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
+        return self._rng.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
 
     def _disturb(self, waiting: deque[Truth]) -> None:
-        chance = self._chance
-        if chance.random() < 0.02:
+        rng = self._rng
+        if rng.random() < 0.02:
             self._room = self._new_room()
-        if chance.random() < 0.01:
-            self._tally.restarts += 1
+        if rng.random() < 0.01:
+            self._counts.restarts += 1
             self._restart()
-        if self._live and chance.random() < 0.02:
-            self._tally.releases += 1
-            self._opened.engine.release(chance.choice(self._live).key)
-        if self._live and chance.random() < 0.01:
-            session = chance.choice(self._live)
-            self._tally.cancellations += 1
+        if self._live and rng.random() < 0.02:
+            self._counts.releases += 1
+            self._opened.engine.release(rng.choice(self._live).key)
+        if self._live and rng.random() < 0.01:
+            session = rng.choice(self._live)
+            self._counts.cancellations += 1
             self._leave(session)
-            self._judge(session, is_whole=False)
+            self._compare(session, is_whole=False)
             waiting.append(session.truth)
 
     def _join(self, waiting: deque[Truth]) -> None:
         while waiting and len(self._live) < self._room:
-            if self._live and self._chance.random() < 0.5:
+            if self._live and self._rng.random() < 0.5:
                 return
             truth = waiting.popleft()
             self._number += 1
-            mood, prompt = self._chance.choice(MOODS), truth.question.prompt
+            mood, prompt = self._rng.choice(MOODS), truth.question.prompt
             self._live.append(_Session(str(self._number), truth, mood, list(prompt)))
 
     def _leave(self, session: _Session) -> None:
@@ -263,13 +263,13 @@ class Storm:
         self._opened.engine.release(session.key)
 
     def _running(self) -> list[_Session]:
-        """The sessions of the next pass: mostly those of the last one, so that all get on."""
-        chance = self._chance
+        """The sessions of the next pass: mostly those of the last one, so that all progress."""
+        rng = self._rng
         running = [session for session in self._running_last if session in self._live]
-        if not running or chance.random() < (0.05 if self._is_crowded else 0.4):
+        if not running or rng.random() < (0.05 if self._is_crowded else 0.4):
             most = min(len(self._live), self._shape.slots)
-            size = most if chance.random() < 0.7 else chance.randint(1, most)
-            running = chance.sample(self._live, size)
+            size = most if rng.random() < 0.7 else rng.randint(1, most)
+            running = rng.sample(self._live, size)
         self._running_last = running[: self._shape.slots]
         return self._running_last
 
@@ -278,14 +278,14 @@ class Storm:
         return len(self._live) > self._shape.slots
 
     def _step(self) -> None:
-        tally = self._tally
+        counts = self._counts
         sessions = self._running()
         works = [self._work(session) for session in sessions]
         outcomes = self._opened.engine.step(works).outcomes
-        tally.passes += 1
-        tally.shared_passes += len(sessions) > 1
-        tally.crowded_passes += self._is_crowded
-        tally.most_sessions = max(tally.most_sessions, len(sessions))
+        counts.passes += 1
+        counts.shared_passes += len(sessions) > 1
+        counts.crowded_passes += self._is_crowded
+        counts.most_sessions = max(counts.most_sessions, len(sessions))
         found = digests(self._opened, works, outcomes)
         for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
             verdict = expect_verified(outcome)
@@ -294,27 +294,27 @@ class Storm:
             session.tokens += [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
             session.seen += seen
             if len(work.tree):
-                tally.drafted_rounds += 1
-                tally.accepted += len(verdict.path)
+                counts.drafted_rounds += 1
+                counts.accepted += len(verdict.path)
 
     def _work(self, session: _Session) -> VerifyWork:
-        question, coming = session.truth.question, session.truth.answer[len(session.said) :]
-        tree = session.mood(self._chance, coming, self._subject.vocabulary)
+        question, coming = session.truth.question, session.truth.answer[len(session.generated) :]
+        tree = session.mood(self._rng, coming, self._subject.vocabulary)
         return VerifyWork(
             session.key, tuple(session.tokens), len(question.prompt), tree, question.sampling
         )
 
-    def _judge(self, session: _Session, *, is_whole: bool) -> None:
-        """Compare with the plain answer; logits up to where the tokens part."""
-        truth, tally = session.truth, self._tally
-        pairs = list(zip(session.said, truth.answer, strict=False))
-        wrong = [index for index, (said, true) in enumerate(pairs) if said != true]
+    def _compare(self, session: _Session, *, is_whole: bool) -> None:
+        """Compare with the plain answer; logits up to the first different token."""
+        truth, counts = session.truth, self._counts
+        pairs = list(zip(session.generated, truth.answer, strict=False))
+        wrong = [index for index, (generated, true) in enumerate(pairs) if generated != true]
         equal = wrong[0] + 1 if wrong else len(pairs)
         seen = list(zip(session.seen[:equal], truth.digests, strict=False))
-        tally.logits += len(seen)
-        tally.logits_diverging += sum(one != other for one, other in seen)
-        tally.tokens_diverging += len(wrong)
-        tally.answers_diverging += bool(wrong)
+        counts.logits += len(seen)
+        counts.logits_diverging += sum(one != other for one, other in seen)
+        counts.tokens_diverging += len(wrong)
+        counts.answers_diverging += bool(wrong)
         if is_whole:
-            tally.answers += 1
-            tally.followups += truth.question.is_followup
+            counts.answers += 1
+            counts.followups += truth.question.is_followup

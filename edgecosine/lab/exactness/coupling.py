@@ -1,4 +1,4 @@
-"""How often a drafter's coupled guess is the target's draw, on real pairs.
+"""How often a drafter's guess with shared noise is the target's sample, on real model pairs.
 
 For distributions p and q at total variation distance TV, shared Gumbel noise agrees with
 probability of at least (1 - TV) / (1 + TV) (Daliri et al., arXiv 2408.07978); speculative sampling
@@ -28,19 +28,19 @@ _DRAWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """One position of a text: what was counted there and what is known of it."""
+    """One position of a text and its measured agreement."""
 
     drafter: str
     domain: str
     temperature: float
     agreed: float
-    """Share of the seeds under which guess and draw are the same token."""
+    """Share of the seeds under which guess and sample are the same token."""
     distance: float
     """Total variation distance of the two distributions."""
 
     @property
     def bound(self) -> float:
-        """What shared noise agrees at least, in expectation."""
+        """Lower bound of the expected agreement by shared noise."""
         return (1 - self.distance) / (1 + self.distance)
 
 

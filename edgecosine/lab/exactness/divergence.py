@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import TargetEngine, VerifyWork, expect_verified
+from edgecosine.lab.engine_calls import forked_tree
 from edgecosine.protocol.api.request import Sampling
-from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 Drafts = Callable[[list[int]], TokenTree]
 
@@ -41,18 +42,15 @@ def _nothing(_: list[int]) -> TokenTree:
 
 
 def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
-    """Drafts of up to twelve nodes in two branches, the second mostly right, the first not."""
-    chance = random.Random(seed)
+    """Drafts of up to twelve nodes in two branches, of which the second is mostly right."""
+    rng = random.Random(seed)
 
     def drafts(sequence: list[int]) -> TokenTree:
-        right = list(truth[len(sequence) : len(sequence) + chance.randrange(7)])
+        right = list(truth[len(sequence) : len(sequence) + rng.randrange(7)])
         if not right:
             return EMPTY_TREE
-        right = [t if chance.random() < _RIGHT else max(0, t - 1) for t in right]
-        wrong = [right[0] - 1 if right[0] else 1, *right[1:]]
-        size = len(right)
-        parents = (*range(ROOT, size - 1), ROOT, *range(size, 2 * size - 1))
-        return TokenTree((*wrong, *right), parents, (1.0,) * (2 * size), (1,) * (2 * size))
+        right = [t if rng.random() < _RIGHT else max(0, t - 1) for t in right]
+        return forked_tree([right[0] - 1 if right[0] else 1, *right[1:]], right)
 
     return drafts
 

@@ -1,4 +1,4 @@
-"""Random drafts of every quality, made from the answer that plain decoding is known to give."""
+"""Random drafts of every quality, made from the known answer of plain decoding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 MOST_NODES = 32
 
 Mood = Callable[[random.Random, Sequence[int], int], TokenTree]
-"""(chance, the tokens that plain decoding says next, vocabulary) -> tree."""
+"""(random generator, the next tokens of plain decoding, vocabulary) -> tree."""
 
 
 class _Growing:
-    """A tree that grows node by node; a child that is there already is not added again."""
+    """A tree that grows node by node; an existing child is not added again."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[int, int], int] = {}
@@ -37,48 +37,48 @@ def no_draft(_: random.Random, __: Sequence[int], ___: int) -> TokenTree:
     return EMPTY_TREE
 
 
-def good(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+def good(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
     """A chain that is mostly right, with errors and wrong siblings before and after its nodes."""
     growing, parent, is_right = _Growing(), ROOT, True
-    errors, siblings = chance.choice((0.0, 0.1, 0.3)), chance.choice((0.0, 0.3, 1.0))
-    for token in coming[: chance.randint(1, 10)]:
-        for _ in range(chance.random() < siblings):
-            growing.add(parent, chance.randrange(vocabulary))
-        is_right &= chance.random() >= errors
-        node = growing.add(parent, token if is_right else chance.randrange(vocabulary))
-        for _ in range(chance.random() < siblings):
-            growing.add(parent, chance.randrange(vocabulary))
+    errors, siblings = rng.choice((0.0, 0.1, 0.3)), rng.choice((0.0, 0.3, 1.0))
+    for token in coming[: rng.randint(1, 10)]:
+        for _ in range(rng.random() < siblings):
+            growing.add(parent, rng.randrange(vocabulary))
+        is_right &= rng.random() >= errors
+        node = growing.add(parent, token if is_right else rng.randrange(vocabulary))
+        for _ in range(rng.random() < siblings):
+            growing.add(parent, rng.randrange(vocabulary))
         parent = node
     return growing.tree()
 
 
-def bad(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """A tree of any shape whose nodes are right now and then."""
+def bad(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A tree of any shape with some right nodes."""
     growing, depths = _Growing(), {ROOT: 0}
-    for _ in range(chance.randint(1, MOST_NODES)):
-        parent = chance.choice(list(depths))
+    for _ in range(rng.randint(1, MOST_NODES)):
+        parent = rng.choice(list(depths))
         depth = depths[parent]
-        is_right = depth < len(coming) and chance.random() < 0.2
-        node = growing.add(parent, coming[depth] if is_right else chance.randrange(vocabulary))
+        is_right = depth < len(coming) and rng.random() < 0.2
+        node = growing.add(parent, coming[depth] if is_right else rng.randrange(vocabulary))
         depths[node] = depth + 1
     return growing.tree()
 
 
-def deep(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """A long chain that is right for a while, then one token over and over."""
+def deep(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """A long chain that starts right and then repeats one token."""
     growing, parent = _Growing(), ROOT
-    right, repeated = chance.randrange(MOST_NODES), chance.randrange(vocabulary)
+    right, repeated = rng.randrange(MOST_NODES), rng.randrange(vocabulary)
     for depth in range(MOST_NODES):
         is_right = depth < min(right, len(coming))
         parent = growing.add(parent, coming[depth] if is_right else repeated)
     return growing.tree()
 
 
-def wide(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+def wide(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
     """A fan of first tokens with the right one last, and the same continuation below each."""
     growing = _Growing()
     tails = [token % vocabulary for token in coming[1:3]]
-    wrong = [chance.randrange(vocabulary) for _ in range(MOST_NODES // 3 - 1)]
+    wrong = [rng.randrange(vocabulary) for _ in range(MOST_NODES // 3 - 1)]
     for first in (*wrong, *coming[:1]):
         parent = growing.add(ROOT, first)
         for token in tails:
@@ -86,14 +86,14 @@ def wide(chance: random.Random, coming: Sequence[int], vocabulary: int) -> Token
     return growing.tree()
 
 
-def interleaved(chance: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
-    """The right path among wrong ones that grow in turn, so that its cells are far apart."""
+def interleaved(rng: random.Random, coming: Sequence[int], vocabulary: int) -> TokenTree:
+    """The right path among wrong ones that grow in turn, so that its KV positions are far apart."""
     growing = _Growing()
-    ends = [ROOT] * chance.randint(2, 5)
-    right = chance.randrange(len(ends))
+    ends = [ROOT] * rng.randint(2, 5)
+    right = rng.randrange(len(ends))
     for token in coming[: MOST_NODES // len(ends)]:
         for path, end in enumerate(ends):
-            ends[path] = growing.add(end, token if path == right else chance.randrange(vocabulary))
+            ends[path] = growing.add(end, token if path == right else rng.randrange(vocabulary))
     return growing.tree()
 
 

@@ -1,7 +1,6 @@
 """The models that exactness is checked on: the zoo's target, and dense random ones of real width.
 
-Random weights are awake to every sum: nothing is zero, nothing is learned away, and near-ties are
-frequent.
+Random weights are sensitive to every sum: none is zero or trained away, and near-ties are frequent.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ SAMPLINGS = (
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model under test, how to build it anew, and its part of all answers."""
+    """A model under test, a function that builds it, and its share of all answers."""
 
     name: str
     dtype: torch.dtype
@@ -65,7 +64,7 @@ class CheckedModel:
     """Zoo model that assists transformers' own generation; None: a copy of the model."""
 
     def subject(self, device: str) -> tuple[Subject, Decision]:
-        """Engines for it, and the policy that holds."""
+        """The model under test with its engines, and the exactness policy that applies."""
         model = self.build().to(device)
         decision = decide(device, self.dtype)
         probe = _pass_model(model, EngineShape(1, 64, 1), decision.kernels)
@@ -97,7 +96,7 @@ def candidates() -> tuple[CheckedModel, ...]:
 
 
 def zoo_model(name: str, dtype: torch.dtype) -> Any:
-    """A zoo model as transformers loads it."""
+    """A zoo model, loaded by transformers."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         zoo.DIRECTORY / name, dtype=dtype, attn_implementation="eager"
     )
@@ -124,7 +123,7 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
 
 
 def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
-    model = copy.deepcopy(model)  # whoever packs weights takes them
+    model = copy.deepcopy(model)  # packing takes the weights
     if kernels is not None and can_fuse(model):
         return NativeLlama(
             model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
@@ -137,8 +136,8 @@ def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> Forw
 def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:
     """Prompts of 48 tokens: the zoo's of all domains in turn, random tokens for random models."""
     if candidate.drafter is None:
-        chance = random.Random(candidate.name)
-        return [tuple(chance.choices(range(VOCABULARY), k=48)) for _ in range(128)]
+        rng = random.Random(candidate.name)
+        return [tuple(rng.choices(range(VOCABULARY), k=48)) for _ in range(128)]
     return list(itertools.chain.from_iterable(zip(*zoo_prompts().values(), strict=False)))
 
 
@@ -152,26 +151,26 @@ def zoo_prompts() -> dict[str, list[tuple[int, ...]]]:
 
 
 class Questions:
-    """Endless questions on a model; every sixth goes on from an earlier answer."""
+    """Endless questions to a model; every sixth continues an earlier answer."""
 
     def __init__(self, prompts: Sequence[tuple[int, ...]], seed: int) -> None:
         self._prompts = prompts
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         self._count = 0
 
     def next(self, earlier: Sequence[Truth]) -> Question:
         """The next question."""
-        number, chance = self._count, self._chance
+        number, rng = self._count, self._rng
         self._count += 1
         # Another sampling for each time that the prompts are gone through.
         turn = number + number // len(self._prompts)
         base = SAMPLINGS[turn % len(SAMPLINGS)]
         sampling = base if base.is_greedy else replace(base, seed=number)
         if number % 6 == 5 and earlier:
-            before = chance.choice(earlier)
-            cut = chance.randint(1, len(before.answer))
+            before = rng.choice(earlier)
+            cut = rng.randint(1, len(before.answer))
             said = (*before.question.prompt, *before.answer[:cut])
-            more = chance.choices(range(VOCABULARY), k=chance.randint(1, 9))
+            more = rng.choices(range(VOCABULARY), k=rng.randint(1, 9))
             if len(said) + len(more) <= CONTEXT // 2:
                 return Question((*said, *more), sampling, is_followup=True)
         return Question(self._prompts[number % len(self._prompts)], sampling)

@@ -1,38 +1,37 @@
-"""`edgecosine bench exactness`: are answers under speculation those of plain decoding?"""
+"""`edgecosine bench exactness`: compares answers under speculation with plain decoding."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.engine.target.exactness import Decision
+from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
-    Storm,
+    RandomSpeculation,
     Subject,
     Truth,
     plain_answer,
 )
 from edgecosine.lab.exactness.coupling import Agreement, measure_agreement
 from edgecosine.lab.exactness.models import CheckedModel, Questions, candidates, prompts_of
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 
 _WAVE = 24
 _PLAIN = EngineShape(slots=1, chunk=64, threads=1)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ExactnessSettings:
-    """How much to check."""
+    """Number and length of the checks."""
 
     answers: int = 1000
     max_tokens: int = 128
@@ -41,12 +40,12 @@ class ExactnessSettings:
 
     @property
     def assisted(self) -> int:
-        """transformers' own answers for each model."""
+        """Number of transformers' own answers for each model."""
         return min(32, max(2, self.answers // 32))
 
     @property
     def coupled(self) -> int:
-        """Texts for each domain and temperature along which the coupling is measured."""
+        """Texts for each domain and temperature along which agreement is measured."""
         return min(6, max(1, self.answers // 40))
 
 
@@ -60,25 +59,24 @@ class ExactnessReport:
     """Models under the policy `bitwise` whose answers or logits diverged."""
 
 
-def run_exactness_bench(settings: ExactnessSettings, say: Say, keep: Keep) -> ExactnessReport:
-    """Check all models, then transformers' assisted generation, then the coupling; what was found
-    is kept after each model and each of these."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep) -> ExactnessReport:
+    """Check all models, then transformers' assisted generation, then agreement by shared noise;
+    results are saved after each model and each of these."""
+    quiet_transformers()
     torch.set_num_threads(1)
     models = candidates()
     total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
-        say(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
-        tally = _check(subject, candidate, count, settings, say)
-        total.add(tally)
-        runs.append(_record(subject, decision, tally))
-        keep(_tally_figures(total), runs)
-        if decision.policy == "bitwise" and (tally.answers_diverging or tally.logits_diverging):
+        notify(f"{subject.name}: {count} answers, {decision.policy} ({decision.reason})")
+        counts = _check(subject, candidate, count, settings, notify)
+        total.add(counts)
+        runs.append(_record(subject, decision, counts))
+        keep(_count_figures(total), runs)
+        if decision.policy == "bitwise" and (counts.answers_diverging or counts.logits_diverging):
             broken.append(subject.name)
-    figures = _tally_figures(total)
-    parted = {candidate: _assisted(candidate, settings, say) for candidate in models}
+    figures = _count_figures(total)
+    parted = {candidate: _assisted(candidate, settings, notify) for candidate in models}
     figures |= _assisted_figures(parted)
     runs += [{"assisted": c.name, "diverging_tokens": tokens} for c, tokens in parted.items()]
     keep(figures, runs)
@@ -98,11 +96,19 @@ def _shares(models: Sequence[CheckedModel], answers: int) -> list[int]:
 
 
 def _check(
-    subject: Subject, candidate: CheckedModel, count: int, settings: ExactnessSettings, say: Say
+    subject: Subject,
+    candidate: CheckedModel,
+    count: int,
+    settings: ExactnessSettings,
+    notify: Notify,
 ) -> CheckCounts:
-    """Plain answers and then the storm, wave by wave."""
+    """Plain answers and then random speculation, in waves of questions."""
     questions = Questions(prompts_of(candidate), settings.seed)
-    storm, known, total = Storm(subject, settings.seed), list[Truth](), CheckCounts()
+    speculation, known, total = (
+        RandomSpeculation(subject, settings.seed),
+        list[Truth](),
+        CheckCounts(),
+    )
     started = time.perf_counter()
     while len(known) < count:
         wave: list[Truth] = []
@@ -110,9 +116,9 @@ def _check(
         for _ in range(min(_WAVE, count - len(known))):
             question = questions.next([*known, *wave])
             wave.append(plain_answer(reference, question, settings.max_tokens))
-        total.add(storm.run(wave))
+        total.add(speculation.run(wave))
         known += wave
-        say(
+        notify(
             f"{subject.name}: {total.answers} of {count} answers, {total.answers_diverging} "
             f"diverging, {total.logits_diverging} of {total.logits} logits; "
             f"{total.mean_accepted:.2f} accepted a round; {time.perf_counter() - started:.0f} s"
@@ -120,23 +126,23 @@ def _check(
     return total
 
 
-def _record(subject: Subject, decision: Decision, tally: CheckCounts) -> dict[str, Any]:
+def _record(subject: Subject, decision: Decision, counts: CheckCounts) -> dict[str, Any]:
     return {
         "model": subject.name,
         "policy": decision.policy,
         "reason": decision.reason,
-        **asdict(tally),
-        "mean_accepted": tally.mean_accepted,
+        **asdict(counts),
+        "mean_accepted": counts.mean_accepted,
     }
 
 
-def _assisted(candidate: CheckedModel, settings: ExactnessSettings, say: Say) -> list[int]:
+def _assisted(candidate: CheckedModel, settings: ExactnessSettings, notify: Notify) -> list[int]:
     """Diverging tokens of each of transformers' own answers."""
     pair = AssistedPair(candidate, settings.device)
     prompts = prompts_of(candidate)[: settings.assisted]
     found = [pair.diverging_tokens(prompt, settings.max_tokens) for prompt in prompts]
     parted = sum(map(bool, found))
-    say(f"transformers assisted, {candidate.name}: {parted} of {len(found)} answers diverge")
+    notify(f"transformers assisted, {candidate.name}: {parted} of {len(found)} answers diverge")
     return found
 
 
@@ -144,7 +150,7 @@ def _count(value: int, unit: str = "answers") -> Figure:
     return counted(value, unit)
 
 
-def _tally_figures(total: CheckCounts) -> dict[str, Figure]:
+def _count_figures(total: CheckCounts) -> dict[str, Figure]:
     mean = total.mean_accepted
     return {
         "answers_checked": _count(total.answers),

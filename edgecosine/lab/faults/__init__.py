@@ -1,1 +1,1 @@
-"""What kills of drafters, restarts of the target, and protection cost those who ask."""
+"""The cost of drafter kills, target restarts and protection for requests."""

@@ -1,6 +1,6 @@
-"""Drafters that start quickly, because they are forked from a process that has all code loaded.
+"""Starts drafters quickly, by forking a process that has all code loaded.
 
-Each is a process of its own all the same, and may be killed as such.
+Each drafter is a process of its own and can be killed alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edgecosine.node.node import run_node
 _PRELOADED = (__name__, "edgecosine.engine.loading.load", "edgecosine.engine.draft.drafter")
 
 
-class Nursery:
-    """`with Nursery(directory) as nursery`: all that lives at the end is killed."""
+class DrafterForkServer:
+    """Starts and kills drafters; leaving the context kills those that still run."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -44,24 +44,24 @@ class Nursery:
 
     @property
     def alive(self) -> tuple[str, ...]:
-        """Node ids, the oldest first."""
+        """Ids of the running nodes, the oldest first."""
         return tuple(self._alive)
 
     def start(self, config: NodeConfig) -> None:
-        """Start a node; its words go to a file of its name."""
+        """Start a node; its output goes to a file named after it."""
         log = self._directory / f"{config.node_id}.log"
-        process = self._context.Process(target=_be, args=(config, log), daemon=True)
+        process = self._context.Process(target=_run_drafter, args=(config, log), daemon=True)
         process.start()
         self._alive[config.node_id] = process
 
     def kill(self, node_id: str) -> None:
-        """SIGKILL."""
+        """Send SIGKILL to a node and wait for its end."""
         process = self._alive.pop(node_id)
         process.kill()
         process.join()
 
 
-def _be(config: NodeConfig, log: Path) -> None:
+def _run_drafter(config: NodeConfig, log: Path) -> None:
     with log.open("ab") as out:
         os.dup2(out.fileno(), sys.stdout.fileno())
         os.dup2(out.fileno(), sys.stderr.fileno())

@@ -1,8 +1,8 @@
-"""What journal and TLS cost: two clusters at the same time, with both and without, asked in turn.
+"""Measures what journal and TLS cost: two clusters with and without them receive requests in turn.
 
-The protected one is made as its operator would: an authority, certificates on every link, Mosquitto
-by `cluster broker-config`, and a journal. The other has none of it, and a Mosquitto of the same
-settings otherwise.
+The protected cluster is set up as by an operator: an authority, certificates on every link,
+Mosquitto by `cluster broker-config`, and a journal. The plain one has none of them, and a Mosquitto
+with otherwise equal settings.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
+from edgecosine.lab.chaos.broker import find_mosquitto
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import wait_for_drafters, wait_for_target
 from edgecosine.lab.load_generator import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
@@ -29,7 +31,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 
-_CLUSTER = "fort"
+_CLUSTER = "protection"
 _USER = "bench"
 _SESSIONS = 8
 _DRAFTER = "generalist"
@@ -41,7 +43,7 @@ _LOOKS, _LOOK_AGAIN_S = 500, 0.02
 
 @dataclass(frozen=True, slots=True)
 class ProtectionSettings:
-    """How much to ask; core lists as for `edgecosine node`."""
+    """Number and length of requests; core lists as for `edgecosine node`."""
 
     repeats: int
     requests: int
@@ -60,14 +62,12 @@ class ProtectionTurn:
 
     @property
     def cost(self) -> float:
-        """Share of the throughput that is lost."""
+        """Share of the throughput that is lost by protection."""
         return 1.0 - self.protected / self.plain
 
 
-async def measure_protection(
-    settings: ProtectionSettings, say: Callable[[str], None]
-) -> list[ProtectionTurn]:
-    """Ask both in turn, each first every other time; the first repetition warms up.
+async def measure_protection(settings: ProtectionSettings, notify: Notify) -> list[ProtectionTurn]:
+    """Send requests to both in turn, each first every other time; the first repetition warms up.
 
     Raises LabError, EngineError, BrokerLost and RequestError.
     """
@@ -75,7 +75,7 @@ async def measure_protection(
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
         plain = await stack.enter_async_context(_plain(settings, folder / "plain"))
-        protected = await stack.enter_async_context(_protected(settings, folder / "fort"))
+        protected = await stack.enter_async_context(_protected(settings, folder / "protected"))
         for repeat in range(settings.repeats + 1):
             jobs = make_jobs(
                 settings.requests, offset=repeat * settings.requests, policy=DEFAULT_POLICY,
@@ -86,7 +86,7 @@ async def measure_protection(
             turn = ProtectionTurn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
             if repeat:
                 turns.append(turn)
-                say(
+                notify(
                     f"protection: {turn.plain:.0f} tokens/s without, {turn.protected:.0f} with "
                     f"journal and TLS ({repeat} of {settings.repeats})"
                 )
@@ -100,8 +100,8 @@ async def _plain(settings: ProtectionSettings, folder: Path) -> AsyncIterator[Cl
         broker = await enter(EmbeddedBroker(port=free_port(), kind="mosquitto"))
         machine, port = _Machine(folder), free_port()
         options = ("--broker", broker.url, "--credentials", "none")
-        await enter(machine.runs(*_target(settings, port), *options, "--no-journal"))
-        await enter(machine.runs(*_drafter(settings, port), *options))
+        await enter(machine.node(*_target(settings, port), *options, "--no-journal"))
+        await enter(machine.node(*_drafter(settings, port), *options))
         client = await enter(Client(broker.url, _CLUSTER))
         await _linked(client)
         yield client
@@ -109,29 +109,30 @@ async def _plain(settings: ProtectionSettings, folder: Path) -> AsyncIterator[Cl
 
 @asynccontextmanager
 async def _protected(settings: ProtectionSettings, folder: Path) -> AsyncIterator[Client]:
-    big, small = (_Machine(folder / role) for role in ("target", "drafter"))
-    people, nodes, links = free_port(), free_port(), free_port()
-    await big.types("init", "--node-id", "target", "--listen", f"{_LOOPBACK}:{free_port()}")
-    printed = await big.types(
+    target, drafter = (_Machine(folder / role) for role in ("target", "drafter"))
+    client_port, node_port, link_port = free_port(), free_port(), free_port()
+    await target.run_command(
+        "init", "--node-id", "target", "--listen", f"{_LOOPBACK}:{free_port()}"
+    )
+    printed = await target.run_command(
         "broker-config", str(folder / "broker"), "--host", _LOOPBACK, "--client", _USER,
-        "--port", str(people), "--node-port", str(nodes),
+        "--port", str(client_port), "--node-port", str(node_port),
     )  # fmt: skip
     access = BrokerAddress.parse(
-        f"mqtts://{_LOOPBACK}:{people}", username=_USER, password=printed.split()[1],
-        ca_file=big.folder / "edgecosine" / _CLUSTER / "authorities.pem",
+        f"mqtts://{_LOOPBACK}:{client_port}", username=_USER, password=printed.split()[1],
+        ca_file=target.folder / "edgecosine" / _CLUSTER / "authorities.pem",
     )  # fmt: skip
-    options = ("--broker", f"mqtts://{_LOOPBACK}:{nodes}")
+    options = ("--broker", f"mqtts://{_LOOPBACK}:{node_port}")
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        await enter(_mosquitto(folder / "broker", people))
+        await enter(_mosquitto(folder / "broker", client_port))
         state = ("--state-dir", str(folder / "state"))
-        await enter(big.runs(*_target(settings, links), *options, *state))
+        await enter(target.node(*_target(settings, link_port), *options, *state))
         client = await enter(Client(access, _CLUSTER))
-        while not await client.is_online():
-            await client.changed()
-        token = await big.types("invite")
-        await small.types("join", token.strip(), "--node-id", "drafter")
-        await enter(small.runs(*_drafter(settings, links), *options))
+        await wait_for_target(client)
+        token = await target.run_command("invite")
+        await drafter.run_command("join", token.strip(), "--node-id", "drafter")
+        await enter(drafter.node(*_drafter(settings, link_port), *options))
         await _linked(client)
         yield client
 
@@ -157,24 +158,23 @@ async def _linked(client: Client) -> None:
     """
     try:
         async with asyncio.timeout(_START_S):
-            while not any(view.state.get("drafters") for view in (await client.nodes()).values()):
-                await client.changed()
+            await wait_for_drafters(client)
     except TimeoutError:
         raise LabError("the nodes did not find each other") from None
 
 
 @asynccontextmanager
 async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
-    """The broker of `cluster broker-config`, when it accepts connections.
+    """Run the broker of `cluster broker-config`; entered when it accepts connections.
 
     Raises LabError.
     """
     conf = folder / "mosquitto.conf"
     if os.geteuid() == 0:
-        # It would give up its rights, and cannot read what is ours then.
+        # Otherwise it would drop root's rights and could not read files of this process.
         conf.write_text(f"{conf.read_text()}user root\n")
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    process = await processes.spawn((program or "mosquitto", "-c", str(conf)), folder / "log")
+    command = (find_mosquitto() or "mosquitto", "-c", str(conf))
+    process = await processes.spawn(command, folder / "log")
     try:
         await _accepts(port)
         yield
@@ -195,15 +195,15 @@ async def _accepts(port: int) -> None:
 
 
 class _Machine:
-    """A user's account of its own, with credentials or without."""
+    """A separate configuration directory, with credentials or without."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         self.environment = {"XDG_CONFIG_HOME": str(folder)}
 
-    async def types(self, *words: str) -> str:
-        """What a command of `edgecosine cluster` printed.
+    async def run_command(self, *words: str) -> str:
+        """Run a command of `edgecosine cluster`; its output.
 
         Raises LabError when it failed.
         """
@@ -218,8 +218,8 @@ class _Machine:
         return out.decode()
 
     @asynccontextmanager
-    async def runs(self, *options: str) -> AsyncIterator[None]:
-        """A node that runs inside the block."""
+    async def node(self, *options: str) -> AsyncIterator[None]:
+        """Run a node during the block."""
         command = (sys.executable, "-m", "edgecosine", "node", "--cluster", _CLUSTER, "--no-mdns")
         log = self.folder / "node.log"
         process = await processes.spawn((*command, *options), log, env=self.environment)

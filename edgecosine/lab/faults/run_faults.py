@@ -1,11 +1,10 @@
-"""`edgecosine bench faults`: what kills, restarts and protection cost, in figures."""
+"""`edgecosine bench faults`: figures of the cost of kills, restarts and protection."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +12,14 @@ import numpy as np
 from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
 from edgecosine.lab.faults.protection import ProtectionSettings, ProtectionTurn, measure_protection
 from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
-from edgecosine.lab.figures import Figure, Keep, counted, interval
+from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 
 Part = Literal["drafter", "target", "protection"]
 
 
 @dataclass(frozen=True, slots=True)
 class FaultSettings:
-    """How often; core lists as for `edgecosine node`."""
+    """Parts and repetitions; core lists as for `edgecosine node`."""
 
     parts: tuple[Part, ...]
     kills: int
@@ -32,10 +31,10 @@ async def run_fault_bench(
     settings: FaultSettings,
     figures: dict[str, Figure],
     runs: list[dict[str, Any]],
-    say: Callable[[str], None],
+    notify: Notify,
     keep: Keep,
 ) -> None:
-    """Measure; each part adds its figures and runs, which are kept then.
+    """Measure; each part adds its figures and runs, and saves them.
 
     Raises EngineError, BrokerLost, LabError and RequestError.
     """
@@ -43,27 +42,30 @@ async def run_fault_bench(
     if "drafter" in settings.parts:
         kills = await measure_kills(
             settings.kills, ballast=machine.ballast, target_cores=machine.target_cores,
-            drafter_cores=_numbers(machine.drafter_cores), say=say,
+            drafter_cores=_numbers(machine.drafter_cores), notify=notify,
         )  # fmt: skip
         figures.update(kill_figures(kills))
         runs += [{"part": "drafter", **asdict(each)} for each in kills]
         keep(figures, runs)
     if "target" in settings.parts:
         restarts = await measure_restarts(
-            settings.restarts, ballast=machine.ballast, target_cores=machine.target_cores, say=say
+            settings.restarts,
+            ballast=machine.ballast,
+            target_cores=machine.target_cores,
+            notify=notify,
         )
         figures.update(restart_figures(restarts))
         runs += [{"part": "target", **asdict(each)} for each in restarts]
         keep(figures, runs)
     if "protection" in settings.parts:
-        turns = await measure_protection(machine, say)
+        turns = await measure_protection(machine, notify)
         figures["journal_tls_cost"] = protection_figure(turns)
         runs += [{"part": "protection", **asdict(each)} for each in turns]
         keep(figures, runs)
 
 
 def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
-    """With and without the pass that makes the token."""
+    """Waits over deadlines, with and without the pass that makes the token."""
     over = [kill.over_deadline for kill in kills]
     whole = [kill.to_next_token_s / kill.deadline_s for kill in kills]
     return {
@@ -75,7 +77,7 @@ def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
 
 
 def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
-    """Seconds beyond the load: the median, and the worst."""
+    """Seconds beyond the load of the model: the median and the worst."""
     extra_s = [restart.extra_s for restart in restarts]
     return {
         "target_restart_extra_s": interval(extra_s, unit="s"),
@@ -85,16 +87,12 @@ def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
 
 
 def protection_figure(turns: Sequence[ProtectionTurn]) -> Figure:
-    """The median of the shares of throughput that were lost, repetition by repetition."""
+    """Median of the lost shares of throughput, by repetition."""
     return interval([turn.cost for turn in turns], statistics.median)
 
 
 def _percentile(share: int) -> Callable[[Sequence[float]], float]:
-    return partial(_percentile_of, share)
-
-
-def _percentile_of(share: int, samples: Sequence[float]) -> float:
-    return float(np.percentile(samples, share))
+    return lambda samples: float(np.percentile(samples, share))
 
 
 def _numbers(cores: str) -> tuple[int, ...]:

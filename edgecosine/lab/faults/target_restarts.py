@@ -1,29 +1,31 @@
-"""How soon a request goes on after its target was killed: starts with and without one, in turn."""
+"""Measures how soon a request goes on after its target was killed, beside starts without work."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-import sys
-import tempfile
-import time
-from asyncio.subprocess import Process
-from collections.abc import AsyncGenerator, Callable
+import signal
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local import child_processes as processes
-from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import (
+    TARGET,
+    RunningCluster,
+    end_node,
+    running_cluster,
+    target_alone,
+    wait_for_target,
+)
 from edgecosine.protocol.api.request import Delta, Request
 
 _PATIENCE_S = 300.0
 _MAX_TOKENS = 256
 _BEFORE_KILL = 40
-"""Characters of an answer that have come when its target is killed."""
+"""Characters of an answer that have arrived when its target is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,96 +33,51 @@ class Restart:
     """Seconds from the start of a process."""
 
     plain_s: float
-    """Until a target without work takes requests: the load of the model, and of all code."""
+    """Until a target without work accepts requests: it loads the model and all code."""
     resumed_s: float
     """Until a resumed request has its first new text."""
 
     @property
     def extra_s(self) -> float:
-        """What it took beyond the load."""
+        """Seconds beyond the load."""
         return self.resumed_s - self.plain_s
 
 
 async def measure_restarts(
-    count: int, *, ballast: int, target_cores: str, say: Callable[[str], None]
+    count: int, *, ballast: int, target_cores: str, notify: Notify
 ) -> list[Restart]:
-    """Kill a target so many times at rest and so many times at work.
+    """Kill a target `count` times without work and `count` times during a request, in turn.
 
-    Raises BrokerLost and RequestError.
+    Raises EngineError, BrokerLost, LabError and RequestError.
     """
-    with tempfile.TemporaryDirectory(prefix="edgecosine-") as folder:
-        async with EmbeddedBroker(port=free_port()) as broker:
-            cluster = f"restarts-{secrets.token_hex(3)}"
-            command = (
-                sys.executable, "-m", "edgecosine", "node", "--role", "target", "--model",
-                zoo.TARGET, "--node-id", "target", "--cluster", cluster, "--broker", broker.url,
-                "--ballast", str(ballast), "--no-mdns", "--credentials", "none", "--cores",
-                target_cores, "--state-dir", f"{folder}/state",
-            )  # fmt: skip
-            target = _Target(command, Path(folder) / "log")
-            async with Client(broker.url, cluster, patience_s=_PATIENCE_S) as client:
-                try:
-                    return await _restart(target, client, count, say)
-                finally:
-                    await target.kill()
-    raise AssertionError("the cluster was left without a result")
-
-
-async def _restart(
-    target: _Target, client: Client, count: int, say: Callable[[str], None]
-) -> list[Restart]:
-    await target.start()
-    await _seen(client, is_online=True)
-    found = []
-    for number in range(count):
-        await target.kill()
-        await _seen(client, is_online=False)
-        started = await target.start()
-        await _seen(client, is_online=True)
-        plain_s = time.perf_counter() - started
-        found.append(Restart(plain_s, await _resumed_s(target, client)))
-        say(
-            f"target: restart {number + 1} of {count}, load {plain_s:.2f} s, "
-            f"first new text after {found[-1].resumed_s:.2f} s"
-        )
+    options = ("--ballast", str(ballast), "--cores", target_cores)
+    plan = target_alone("restarts", zoo.TARGET, *options)
+    found: list[Restart] = []
+    async with running_cluster(plan, notify, patience_s=_PATIENCE_S) as cluster:
+        await wait_for_target(cluster.client)
+        for number in range(count):
+            cluster.local.signal(TARGET, signal.SIGKILL)
+            await wait_for_target(cluster.client, is_online=False)
+            await wait_for_target(cluster.client)
+            plain_s = cluster.seconds_since_start(TARGET)
+            found.append(Restart(plain_s, await _resumed_s(cluster)))
+            notify(
+                f"target: restart {number + 1} of {count}, load {plain_s:.2f} s, "
+                f"first new text after {found[-1].resumed_s:.2f} s"
+            )
     return found
 
 
-class _Target:
-    """A process that is killed and started again."""
-
-    def __init__(self, command: tuple[str, ...], log: Path) -> None:
-        self._command, self._log = command, log
-        self._process: Process | None = None
-
-    async def start(self) -> float:
-        """The moment at which it started."""
-        started = time.perf_counter()
-        self._process = await processes.spawn(self._command, self._log)
-        return started
-
-    async def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-
-async def _seen(client: Client, *, is_online: bool) -> None:
-    while await client.is_online() != is_online:
-        await client.changed()
-
-
-async def _resumed_s(target: _Target, client: Client) -> float:
-    """From the start of a process until an answer that it goes on with has new text."""
-    async with contextlib.aclosing(_texts(client)) as lengths:
+async def _resumed_s(cluster: RunningCluster) -> float:
+    """Kill the target during an answer; seconds from its new start to the first new text."""
+    async with contextlib.aclosing(_lengths(cluster.client)) as lengths:
         async for length in lengths:
             if length >= _BEFORE_KILL:
                 break
-        await target.kill()
-        started = await target.start()
+        await end_node(cluster.local, TARGET, signal.SIGKILL)
         async for more in lengths:
             if more > length:
-                resumed_s = time.perf_counter() - started
+                resumed_s = cluster.seconds_since_start(TARGET)
                 break
         else:
             raise LabError("the answer had ended before its target was killed")
@@ -129,8 +86,8 @@ async def _resumed_s(target: _Target, client: Client) -> float:
     return resumed_s
 
 
-async def _texts(client: Client) -> AsyncGenerator[int, None]:
-    """How many characters of an answer have come, whenever there are more."""
+async def _lengths(client: Client) -> AsyncGenerator[int, None]:
+    """Characters of an answer so far, whenever more arrive."""
     prompt = next(iter(zoo.prompts().values()))[0]
     request = Request(
         "", secrets.token_hex(8), "completion", prompt, max_tokens=_MAX_TOKENS, ignore_eos=True,

@@ -1,4 +1,4 @@
-"""Changes to valid inputs that keep their form, so that they get past the first gate.
+"""Changes to valid inputs that keep their form, so that they pass the first checks.
 
 Bytes alone seldom stay JSON or msgpack; here the value that they spell is changed, and spelt again.
 """
@@ -15,7 +15,7 @@ import msgpack  # type: ignore[import-untyped]
 from edgecosine.protocol.wire.framing import HEADER_BYTES
 
 Mutation = Callable[[bytes, Random], bytes]
-"""Changes an input; raises ValueError when it has lost the form."""
+"""Changes an input; raises ValueError when the input does not have the form."""
 
 _DEEP: Final = 2000
 _PLAIN: Final[tuple[Any, ...]] = (
@@ -29,7 +29,7 @@ _MSGPACK_ONLY: Final = (b"", b"\0", bytes(3), bytes(8), bytes(257), b"\xff" * 64
 
 
 def mutate_json(data: bytes, random: Random) -> bytes:
-    """Change the JSON value that the input spells."""
+    """Change the JSON value of the input."""
     if random.random() < 0.01:
         return _nested(data, random)
     changed = _change(json.loads(data), random, _PLAIN + _JSON_ONLY)
@@ -37,7 +37,7 @@ def mutate_json(data: bytes, random: Random) -> bytes:
 
 
 def mutate_msgpack(data: bytes, random: Random) -> bytes:
-    """Change the msgpack value that the input spells."""
+    """Change the msgpack value of the input."""
     changed = _change(_unpack(data), random, _PLAIN + _MSGPACK_ONLY)
     try:
         packed: bytes = msgpack.packb(changed, use_bin_type=True)
@@ -47,7 +47,7 @@ def mutate_msgpack(data: bytes, random: Random) -> bytes:
 
 
 def mutate_frames(data: bytes, random: Random) -> bytes:
-    """Change, leave out, repeat, swap or cut one of the frames, or lie about its length."""
+    """Change, omit, repeat, swap or cut one of the frames, or give it a wrong length."""
     frames = list(_frames(data))
     if not frames:
         raise ValueError("no frames")
@@ -70,7 +70,7 @@ def mutate_frames(data: bytes, random: Random) -> bytes:
 
 
 def mutate_bytes(data: bytes, random: Random) -> bytes:
-    """Flip, cut, repeat or put in bytes anywhere; what fuzzing engines do by themselves."""
+    """Flip, cut, repeat or insert bytes anywhere, as fuzzing engines do by themselves."""
     at, end = sorted((random.randint(0, len(data)), random.randint(0, len(data))))
     match random.randrange(4):
         case 0:
@@ -85,7 +85,7 @@ def mutate_bytes(data: bytes, random: Random) -> bytes:
 
 
 def _change(value: Any, random: Random, hostile: tuple[Any, ...]) -> Any:
-    """The value with one change at a place drawn from it, sooner near its leaves."""
+    """The value with one change at a random place, more likely near its leaves."""
     if not isinstance(value, (list, dict)) or not value or random.random() < 0.1:
         return _leaf(value, random, hostile)
     changed = value.copy()

@@ -1,4 +1,4 @@
-"""Fuzzes targets one after another by coverage, and tells what was tried and what broke."""
+"""Fuzzes targets one after another by coverage, and reports progress and failures."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, counted
+from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.fuzz.targets import TARGETS
 
 _TIMEOUT_S: Final = 10
-"""What takes longer is a hang."""
+"""An input that takes longer is a hang."""
 _MEMORY_MB: Final = 1024
-_TELL_S: Final = 10.0
+_REPORT_S: Final = 10.0
 _SHOWN_BYTES: Final = 4096
 _PROGRESS: Final = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 _STATISTIC: Final = re.compile(r"stat::(\w+):\s+(\d+)")
@@ -31,10 +31,10 @@ _REASON: Final = re.compile(r"(?:^\w*(?:Error|Exception|Broken)\b.*)|(?:ERROR: l
 
 @dataclass(frozen=True, slots=True)
 class FuzzSettings:
-    """What to fuzz, and how long: `inputs` and `seconds` are shared by the targets.
+    """Targets and limits of fuzzing: `inputs` and `seconds` are shared by the targets.
 
-    seed    of the first target; another one, other inputs
-    corpus  folder to keep what was found in, and to start from; None: forgotten
+    seed    of the first target
+    corpus  folder of inputs to start from and to save to; None saves nothing
     """
 
     targets: tuple[str, ...]
@@ -46,7 +46,7 @@ class FuzzSettings:
 
 @dataclass(slots=True)
 class FuzzRun:
-    """What became of one target; `broken_by` is an input in hexadecimal digits, cut off."""
+    """The result of one target; `broken_by` is an input in hexadecimal digits, truncated."""
 
     target: str
     inputs: int = 0
@@ -61,7 +61,7 @@ class FuzzRun:
     broken_by: str = ""
 
 
-def run_fuzz(settings: FuzzSettings, tell: Callable[[str], None]) -> list[FuzzRun]:
+def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
     """Fuzz every target in turn.
 
     Raises LabError where atheris is not installed.
@@ -70,13 +70,13 @@ def run_fuzz(settings: FuzzSettings, tell: Callable[[str], None]) -> list[FuzzRu
         raise LabError("fuzzing by coverage needs atheris: pip install 'edgecosine[fuzz]'")
     with tempfile.TemporaryDirectory(prefix="edgecosine-fuzz-") as scratch:
         return [
-            _fuzz(name, number, settings, settings.corpus or Path(scratch), tell)
+            _fuzz(name, number, settings, settings.corpus or Path(scratch), notify)
             for number, name in enumerate(settings.targets)
         ]
 
 
 def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
-    """How much was tried, how fast, and how many targets broke."""
+    """Number of inputs, their rate, and number of broken targets."""
     inputs, wall_s = sum(run.inputs for run in runs), sum(run.wall_s for run in runs)
     values = {
         "fuzzed_inputs": (inputs, "inputs"),
@@ -86,9 +86,7 @@ def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
     return {name: counted(value, unit) for name, (value, unit) in values.items()}
 
 
-def _fuzz(
-    name: str, number: int, settings: FuzzSettings, folder: Path, tell: Callable[[str], None]
-) -> FuzzRun:
+def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: Notify) -> FuzzRun:
     corpus = folder / name
     findings = folder / "findings"
     for each in (corpus, findings):
@@ -110,17 +108,17 @@ def _fuzz(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
         assert worker.stdout is not None
-        last_words = _read(worker.stdout, run, started, tell)
+        last_words = _read(worker.stdout, run, started, notify)
     run.wall_s = time.perf_counter() - started
     if worker.returncode and run.broken is None:
         run.broken = last_words or f"the worker ended with {worker.returncode}"
-    tell(_line(run))
+    notify(_line(run))
     return run
 
 
-def _read(lines: Iterator[str], run: FuzzRun, started: float, tell: Callable[[str], None]) -> str:
-    """Take in what the worker says; gives its last words."""
-    told, line = started, ""
+def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) -> str:
+    """Read the worker's output; returns its last line."""
+    last_report, line = started, ""
     for line in lines:
         if found := _PROGRESS.search(line):
             run.inputs, run.edges, run.features, run.corpus = map(int, found.groups())
@@ -132,9 +130,9 @@ def _read(lines: Iterator[str], run: FuzzRun, started: float, tell: Callable[[st
             run.broken = found[0].strip()
         now = time.perf_counter()
         run.wall_s = now - started
-        if now - told >= _TELL_S:
-            told = now
-            tell(_line(run))
+        if now - last_report >= _REPORT_S:
+            last_report = now
+            notify(_line(run))
     return line.strip()
 
 

@@ -75,7 +75,7 @@ TOKEN = JoinToken("home", bytes(32), b"0123456789abcdef", ["10.0.0.5:7443", "[fe
 
 
 def frames() -> list[bytes]:
-    """Rows of frames, the first byte being the size of the pieces in which they come."""
+    """Streams of frames; the first byte is the size of the pieces in which they arrive."""
     row = _row(*MESSAGES)
     return [b"\x03" + row[:90], b"\x40" + row, b"\x40" + frame(b""), b"\x02" + frame(bytes(200))]
 
@@ -90,7 +90,7 @@ def messages() -> list[bytes]:
 
 
 def conversations() -> list[bytes]:
-    """What a peer says from its greeting on; the first byte draws who hears it."""
+    """Messages of a peer from its greeting on; the first byte chooses the receiver."""
     greeting: tuple[AnyMessage, ...] = (Ping(0), Pong(0), Ping(1))
     drafter, target = (DRAFTER, *greeting, *MESSAGES[8:]), (TARGET, *greeting, *MESSAGES[5:8])
     refusal = Refuse("other", 0, [b"word0", b"word2"])
@@ -103,7 +103,7 @@ def conversations() -> list[bytes]:
 
 
 def requests() -> list[bytes]:
-    """Bodies of requests; the first byte draws the kind."""
+    """Bodies of requests; the first byte chooses the kind."""
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
     limits = (
@@ -148,7 +148,7 @@ def answers() -> list[bytes]:
 
 
 def retained() -> list[bytes]:
-    """What a broker holds about a cluster."""
+    """Retained messages of a cluster."""
     state = {
         "role": "target", "model": "toy", "drafters": {"drafter-1": {"rtt_ms": 1.5}}, "queued": 3,
         "is_full": True, "is_congested": False, "not_linked": ["a: no answer"],
@@ -172,11 +172,11 @@ def enrolment() -> list[bytes]:
 
 
 def adverts() -> list[bytes]:
-    """TXT records as they travel, behind two bytes of the port."""
+    """TXT records in wire format, behind two bytes of the port."""
     entries = [f"{key}={value}".encode() for key, value in to_txt(_ADVERT).items()]
     return [_ADVERT.port.to_bytes(2, "big") + b"".join(bytes((len(e),)) + e for e in entries)]
 
 
 def tokens() -> list[bytes]:
-    """Words that invite."""
+    """Invitation tokens."""
     return [write_token(TOKEN).encode()]

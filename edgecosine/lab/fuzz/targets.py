@@ -1,7 +1,7 @@
-"""What strangers' bytes reach, and what must hold whatever they are.
+"""The entry points of untrusted bytes, and the properties that must hold for all of them.
 
-Each target takes bytes to where a node would, and knows the errors that a node is ready for. Any
-other error is a crash. What is accepted must come back as it was when it is written and read again.
+Each target passes bytes to the code that a node uses, and expects only documented errors; any other
+error is a crash. An accepted input must be the same after it is written and read again.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ _LIMITS: Final = RequestLimits(frozenset({"toy"}), max_tokens=512)
 class Target:
     """One kind of input.
 
-    attempt    takes an input; whether it was accepted. Raises what should never be raised.
-    mutate     changes an input in its form; its first `num_head` bytes are left alone
-    max_bytes  of an input; what is longer is refused elsewhere
+    attempt    processes an input; returns whether it was accepted. Raises undocumented errors.
+    mutate     changes an input within its form; its first `num_head` bytes stay
+    max_bytes  of an input; longer ones are refused elsewhere
     """
 
     seeds: Callable[[], list[bytes]]
@@ -114,7 +114,7 @@ def take_message(data: bytes) -> bool:
 
 
 def take_conversation(data: bytes) -> bool:
-    """All that a peer says; the first byte draws who hears it."""
+    """All messages of a peer; the first byte chooses the receiver."""
     who = data[0] % 3 if data else 0
     ours = seeds.DRAFTER if who == 1 else seeds.TARGET
     handshake = Handshake(ours, _WORDS if who == 2 else ANY_VOCABULARY)
@@ -138,7 +138,7 @@ def take_conversation(data: bytes) -> bool:
 
 
 def take_request(data: bytes) -> bool:
-    """The payload of a request; the first byte draws its kind."""
+    """The payload of a request; the first byte chooses its kind."""
     kind = REQUEST_KINDS[data[0] % len(REQUEST_KINDS) if data else 0]
     return _take(Incoming(seeds.HOME.request(kind), data[1:]), kind)
 
@@ -156,7 +156,7 @@ def take_topic(data: bytes) -> bool:
 
 
 def take_answer(data: bytes) -> bool:
-    """What a client reads on its answer topics."""
+    """Messages that a client receives on its answer topics."""
     is_read = False
     try:
         piece = parse_piece(data)
@@ -176,7 +176,7 @@ def take_answer(data: bytes) -> bool:
 
 
 def take_retained(data: bytes) -> bool:
-    """What a broker holds in the name of a node, or of the cluster."""
+    """Retained messages of a node or of the cluster."""
     views = view_nodes({"a": {"status": data, "state": data}})
     concerns(is_online=True, is_draining=False, nodes=views)
     counted(views)
@@ -215,14 +215,14 @@ def take_advert(data: bytes) -> bool:
 
 
 def take_token(data: bytes) -> bool:
-    """A word that somebody pastes; and one whose checksum is right, whatever it holds."""
+    """An invitation token, and one with a valid checksum of arbitrary content."""
     payload = hashlib.sha256(data).digest()[:4] + data
     checked = PREFIX + base64.urlsafe_b64encode(payload).decode()
     return _is_token(data.decode("utf-8", "surrogateescape")) | _is_token(checked)
 
 
 class Broken(AssertionError):
-    """What must hold does not."""
+    """A property that must hold is violated."""
 
 
 def _require(holds: bool, what: str) -> None:
@@ -231,7 +231,7 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _require_refusable(error: RemoteProtocolError) -> None:
-    """The peer is told why, so the reason must be one that can be sent."""
+    """The reason is sent to the peer, so it must be encodable."""
     decode(encode(Refuse(str(error)[:MAX_REASON_CHARACTERS])))
 
 
@@ -267,7 +267,7 @@ def _take(message: Incoming, kind: str) -> bool:
 
 
 def _timeless(request: Request) -> Request:
-    """Milliseconds are rounded on the way."""
+    """Times without the rounding of milliseconds."""
     return replace(request, deadline_s=0.0)
 
 

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from edgecosine.lab.fuzz.targets import Target
 
 _WEIGHED = 1024
-"""Every so manieth input is weighed, for weighing is slow."""
+"""Memory is measured for one of this many inputs, since it is slow."""
 _BASE_BYTES = 1 << 20
 _BYTES_PER_BYTE = 256
-"""What an input may take at its peak, and for each of its bytes."""
+"""Peak bytes allowed for an input, and for each of its bytes."""
 _FORM_SHARE = 0.5
 _UNUSABLE = (ValueError, RecursionError)
 
 
 def watched(target: Target) -> Callable[[bytes], None]:
-    """The attempt, every now and then with an eye on its memory."""
+    """The attempt, with its memory measured from time to time."""
     count = 0
 
     def attempt(data: bytes) -> None:
@@ -50,7 +50,7 @@ def watched(target: Target) -> Callable[[bytes], None]:
 
 
 def mutator(target: Target) -> Callable[[bytes, int, int], bytes]:
-    """Changes in the target's form and changes of libFuzzer's own by turns."""
+    """The target's own mutations and libFuzzer's, in turn."""
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)

@@ -1,8 +1,8 @@
 """Measure and train on a machine with an NVIDIA GPU and without a network: `scripts/gpu`.
 
-Parts run one after another in processes of their own, within a time that they share; each leaves a
-log and JSON in a folder. What is not installed here is told, and the parts that need it are left
-out; `--pack` on a machine with a network makes a folder that mends that.
+Parts run one after another in separate processes, within a shared time; each writes a log and JSON
+to a folder. Missing packages are reported, and the parts that need them are left out; `--pack` on a
+machine with a network makes a folder with the missing packages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from edgecosine import models
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.gpu.bundle import join, pack, unpack
-from edgecosine.lab.gpu.parts import PARTS, Visit, absent_options
+from edgecosine.lab.gpu.parts import PARTS, GpuPlan, absent_options
 from edgecosine.lab.gpu.run_parts import run_parts, table
 
 _BUNDLE = Path(".train/gpu-bundle")
@@ -27,9 +27,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    told = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
+    listed = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
     parser.add_argument("--part", action="append", choices=list(PARTS), dest="parts",
-                        help=f"may be given again [all]:\n{told}")  # fmt: skip
+                        help=f"may be given again [all]:\n{listed}")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",
                         help="cpu stands in for the GPU, with toys [auto]")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR",
@@ -41,7 +41,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
                         help="what drafters are trained for "
                         f"[{models.DEFAULT_TARGET}]")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path(".train/gpu"), metavar="DIR",
-                        help="what a training that was cut off goes on from "
+                        help="checkpoints from which an interrupted training resumes "
                         "[.train/gpu]")  # fmt: skip
     parser.add_argument("--unpack", type=Path, default=_BUNDLE, metavar="DIR",
                         help=f"what --pack made, if it is there [{_BUNDLE}]")  # fmt: skip
@@ -81,7 +81,7 @@ def _run(chosen: argparse.Namespace) -> int:
         environment["EDGECOSINE_MODELS"] = str((chosen.unpack / "models").resolve())
         os.environ |= environment
     device = _device(chosen.device)
-    visit = Visit(
+    plan = GpuPlan(
         device=device,
         out=chosen.out.resolve(),
         scratch=chosen.scratch.resolve(),
@@ -89,14 +89,14 @@ def _run(chosen: argparse.Namespace) -> int:
         target=chosen.target,
         has_target=Path(chosen.target).is_file() or _is_here(chosen.target),
     )
-    for folder in (visit.out, visit.scratch):
+    for folder in (plan.out, plan.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     for name in absent_options():
-        print(f"not installed, and done without: {name}")
+        print(f"not installed (optional): {name}")
     parts = [part for name, part in PARTS.items() if name in (chosen.parts or PARTS)]
-    told = asyncio.run(run_parts(parts, visit, chosen.minutes, environment, _say))
-    print(table(told))
-    return int(any(one.is_fault for one in told))
+    endings = asyncio.run(run_parts(parts, plan, chosen.minutes, environment, _notify))
+    print(table(endings))
+    return int(any(one.is_fault for one in endings))
 
 
 def _unpack_target(folder: Path) -> bool:
@@ -123,7 +123,7 @@ def _device(wanted: str) -> str:
     return "cpu"
 
 
-def _say(text: str) -> None:
+def _notify(text: str) -> None:
     print(text, flush=True)
 
 

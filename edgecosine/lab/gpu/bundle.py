@@ -1,7 +1,6 @@
-"""What a bare machine lacks, in a folder: wheels of our dependencies, and the target in pieces.
+"""A folder for machines without a network: wheels of the dependencies, and the target in pieces.
 
-Needs nothing but Python where it is unpacked. torch and transformers, and what these bring, must be
-there already.
+Unpacking needs only Python. torch, transformers and their dependencies must be installed already.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
-    """Fill `folder`, the target in pieces of at most so many bytes; needs a network. Gives the path
-    of every file.
+    """Fill `folder`, the target in pieces of at most `piece_bytes`; needs a network. Yields the
+    path of every file.
 
-    Raises LabError, and ModelUnavailable where the target cannot be had.
+    Raises LabError, and ModelUnavailable when the target cannot be fetched.
     """
     from edgecosine import models
 
@@ -64,7 +63,7 @@ def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
 
 
 def brought_by(packages: Iterable[str]) -> set[str]:
-    """The packages, and all that they require in this environment."""
+    """The packages and all their requirements in this environment."""
     found, coming = set[str](), list(packages)
     while coming:
         name = _plain(coming.pop())
@@ -93,9 +92,9 @@ def split(file: Path, folder: Path, size: int) -> list[Path]:
 
 
 def unpack(folder: Path) -> Path | None:
-    """Install the wheels of a folder within it; the place to be put on Python's path.
+    """Install the wheels of a folder within it; returns the directory for Python's path.
 
-    None where the folder has no wheels. Raises LabError.
+    None when the folder has no wheels. Raises LabError.
     """
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if not wheels:
@@ -114,9 +113,9 @@ def unpack(folder: Path) -> Path | None:
 
 
 def join(pieces: Path, whole: Path, num_bytes: int, sha256: str) -> bool:
-    """Put the pieces of a file together unless that was done; False where some are missing.
+    """Join the pieces of a file unless that was done before; returns False when some are missing.
 
-    Raises LabError where they make another file.
+    Raises LabError when the result is another file.
     """
     if whole.is_file() and whole.stat().st_size == num_bytes:
         return True

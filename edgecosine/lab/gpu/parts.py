@@ -1,4 +1,4 @@
-"""The parts of a visit to a GPU machine: what each needs, runs and leaves."""
+"""The parts of `scripts/gpu`: their requirements, commands and results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ZOO: Final = ("--lab", "--prompts", "2", "--max-tokens", "96")
 _REAL: Final = ("--prompts", "2", "--max-tokens", "96")
 _TOY: Final = ("--lab", "--prompts", "1", "--max-tokens", "8", "--ballast", "1")
 _TRAINING_SHARE: Final = 0.9
-"""Of the training's time; starting and loading take the rest."""
+"""Share of the part's time for training; starting and loading take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """What is to be done: `device` as torch spells it, `drafters` trained before this visit."""
+class GpuPlan:
+    """Device, as torch spells it, folders and models of a run."""
 
     device: str
     out: Path
@@ -42,52 +42,52 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One child process. `command` is told its seconds; `finish` leaves its JSON.
+    """One child process. `command` gets its seconds; `finish` writes its JSON.
 
-    `share` is that of the time, beside the others'.
+    `share` is its relative share of the time.
     """
 
     name: str
     what: str
     share: int
     modules: tuple[str, ...]
-    command: Callable[[Visit, float], list[str]]
-    missing: Callable[[Visit], str] = lambda _: ""
-    """Why it cannot run, beside modules."""
-    finish: Callable[[Visit], None] = lambda _: None
+    command: Callable[[GpuPlan, float], list[str]]
+    missing: Callable[[GpuPlan], str] = lambda _: ""
+    """Reason why it cannot run, besides modules; empty when it can."""
+    finish: Callable[[GpuPlan], None] = lambda _: None
 
-    def obstacle(self, visit: Visit) -> str:
-        """Why it is left out; empty where it is not."""
+    def obstacle(self, plan: GpuPlan) -> str:
+        """Reason why it is left out; empty when it can run."""
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
-        return f"not installed: {', '.join(absent)}" if absent else self.missing(visit)
+        return f"not installed: {', '.join(absent)}" if absent else self.missing(plan)
 
 
 def absent_options() -> list[str]:
-    """Packages that are not here and that parts do without."""
+    """Missing packages that are optional."""
     return [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
 
 
-def _tests(visit: Visit, _: float) -> list[str]:
+def _tests(plan: GpuPlan, _: float) -> list[str]:
     # Other versions warn of other things.
     return [
         sys.executable, "-m", "pytest", str(ROOT / "tests" / "engine" / "cuda" / "test_gpu.py"),
         "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-W", "default", "--tb", "short",
-        "--junit-xml", str(visit.scratch / "tests.xml"),
+        "--junit-xml", str(plan.scratch / "tests.xml"),
     ]  # fmt: skip
 
 
-def _no_tests(_: Visit) -> str:
+def _no_tests(_: GpuPlan) -> str:
     return "" if (ROOT / "tests").is_dir() else "no tests beside the package"
 
 
-def _finish_tests(visit: Visit) -> None:
-    told = ET.parse(visit.scratch / "tests.xml")  # noqa: S314 -- our own child's
-    cases = [_case(one) for one in told.iter("testcase")]
+def _finish_tests(plan: GpuPlan) -> None:
+    junit = ET.parse(plan.scratch / "tests.xml")  # noqa: S314 -- our own child's
+    cases = [_case(one) for one in junit.iter("testcase")]
     found: dict[str, Any] = {
         outcome: sum(case["outcome"] == outcome for case in cases)
         for outcome in ("passed", "failed", "error", "skipped")
     }
-    _write(visit.out / "tests.json", {**found, "cases": cases})
+    _write(plan.out / "tests.json", {**found, "cases": cases})
 
 
 def _case(element: ET.Element) -> dict[str, Any]:
@@ -102,63 +102,63 @@ def _case(element: ET.Element) -> dict[str, Any]:
     }
 
 
-def _bench(visit: Visit, _: float) -> list[str]:
-    quick = ["--quick"] if visit.is_quick else []
-    return _edgecosine(visit, "bench.json", "bench", "gpu", "--device", visit.device, *quick)
+def _bench(plan: GpuPlan, _: float) -> list[str]:
+    quick = ["--quick"] if plan.is_quick else []
+    return _edgecosine(plan, "bench.json", "bench", "gpu", "--device", plan.device, *quick)
 
 
-def _train(visit: Visit, seconds: float) -> list[str]:
+def _train(plan: GpuPlan, seconds: float) -> list[str]:
     return [
-        sys.executable, "-m", "edgecosine.lab.distill.train", "--device", visit.device,
-        "--minutes", f"{seconds / 60 * _TRAINING_SHARE:.2f}", "--target", visit.target,
-        "--scratch", str(visit.scratch / "drafters"), "--out", str(visit.out / "drafters"),
-        *(["--quick"] if visit.is_quick else []),
+        sys.executable, "-m", "edgecosine.lab.distill.train", "--device", plan.device,
+        "--minutes", f"{seconds / 60 * _TRAINING_SHARE:.2f}", "--target", plan.target,
+        "--scratch", str(plan.scratch / "drafters"), "--out", str(plan.out / "drafters"),
+        *(["--quick"] if plan.is_quick else []),
     ]  # fmt: skip
 
 
-def _no_target(visit: Visit) -> str:
-    return "" if visit.has_target else f"no file of {visit.target} here: see --pack"
+def _no_target(plan: GpuPlan) -> str:
+    return "" if plan.has_target else f"no file of {plan.target} here: see --pack"
 
 
-def _finish_train(visit: Visit) -> None:
-    shutil.copy(visit.scratch / "drafters" / "report.json", visit.out / "train.json")
+def _finish_train(plan: GpuPlan) -> None:
+    shutil.copy(plan.scratch / "drafters" / "report.json", plan.out / "train.json")
 
 
-def _zoo(visit: Visit, _: float) -> list[str]:
-    if visit.is_quick:
+def _zoo(plan: GpuPlan, _: float) -> list[str]:
+    if plan.is_quick:
         from edgecosine import zoo
 
         one = ("--drafter", zoo.drafter_names()[0])
-        return _edgecosine(visit, "zoo.json", "demo", *_TOY, *one, *_devices(visit))
-    return _edgecosine(visit, "zoo.json", "demo", *_ZOO, *_devices(visit))
+        return _edgecosine(plan, "zoo.json", "demo", *_TOY, *one, *_devices(plan))
+    return _edgecosine(plan, "zoo.json", "demo", *_ZOO, *_devices(plan))
 
 
-def _cluster(visit: Visit, _: float) -> list[str]:
-    trained = sorted((visit.out / "drafters").glob("*.gguf"))
+def _cluster(plan: GpuPlan, _: float) -> list[str]:
+    trained = sorted((plan.out / "drafters").glob("*.gguf"))
     drafters = [word for path in trained for word in ("--drafter", str(path))]
-    return _edgecosine(visit, "cluster.json", "demo", *_REAL, *drafters, *_devices(visit))
+    return _edgecosine(plan, "cluster.json", "demo", *_REAL, *drafters, *_devices(plan))
 
 
-def _no_broker(_: Visit) -> str:
+def _no_broker(_: GpuPlan) -> str:
     has_one = shutil.which("mosquitto") or importlib.util.find_spec("amqtt")
     return "" if has_one else "no MQTT broker: neither mosquitto nor amqtt is installed"
 
 
-def _no_cluster(visit: Visit) -> str:
-    if visit.is_quick:
+def _no_cluster(plan: GpuPlan) -> str:
+    if plan.is_quick:
         return "no toy of it: see zoo"
-    return _no_broker(visit) or _no_target(visit)
+    return _no_broker(plan) or _no_target(plan)
 
 
-def _devices(visit: Visit) -> list[str]:
-    """The target on the GPU; drafters on the GPU and on processor cores, in turns."""
+def _devices(plan: GpuPlan) -> list[str]:
+    """The target on the GPU; drafters on the GPU and on processor cores, in turn."""
     return [
-        "--device", visit.device, "--drafter-device", visit.device, "--drafter-device", "cpu",
+        "--device", plan.device, "--drafter-device", plan.device, "--drafter-device", "cpu",
     ]  # fmt: skip
 
 
-def _edgecosine(visit: Visit, report: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", "edgecosine", *words, "--json", str(visit.out / report)]
+def _edgecosine(plan: GpuPlan, report: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", "edgecosine", *words, "--json", str(plan.out / report)]
 
 
 def _write(path: Path, data: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs parts one after another, each with its share of the time; none stops the others."""
+"""Runs parts one after another, each with its share of the time; a failure does not stop others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from edgecosine.lab.gpu.parts import Part, Visit
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.gpu.parts import GpuPlan, Part
 from edgecosine.local import child_processes as processes
 
 DONE, FAILED, LATE, LEFT_OUT = "done", "failed", "out of time", "left out"
@@ -32,45 +33,47 @@ class Ended:
 
     @property
     def is_fault(self) -> bool:
-        """Whether it was to be done and is not."""
+        """Whether the part failed or ran out of time."""
         return self.ended in {FAILED, LATE}
 
 
 async def run_parts(
     parts: Sequence[Part],
-    visit: Visit,
+    plan: GpuPlan,
     minutes: float,
     environment: Mapping[str, str],
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> list[Ended]:
     """Run the parts; summary.json is written after each."""
     end = time.monotonic() + 60 * minutes
-    told: list[Ended] = []
+    endings: list[Ended] = []
     for index, part in enumerate(parts):
-        shares = [other.share for other in parts[index:] if not other.obstacle(visit)]
+        shares = [other.share for other in parts[index:] if not other.obstacle(plan)]
         left = max(0.0, end - time.monotonic())
-        if obstacle := part.obstacle(visit):
-            told.append(Ended(part.name, LEFT_OUT, 0.0, obstacle))
-            say(f"== {part.name}: left out, {obstacle}")
+        if obstacle := part.obstacle(plan):
+            endings.append(Ended(part.name, LEFT_OUT, 0.0, obstacle))
+            notify(f"== {part.name}: left out, {obstacle}")
         else:
-            told.append(await _run(part, visit, left * part.share / sum(shares), environment, say))
-        summary = json.dumps([asdict(one) for one in told], indent=1)
-        (visit.out / "summary.json").write_text(summary + "\n", encoding="utf-8")
-    return told
+            endings.append(
+                await _run(part, plan, left * part.share / sum(shares), environment, notify)
+            )
+        summary = json.dumps([asdict(one) for one in endings], indent=1)
+        (plan.out / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    return endings
 
 
 async def _run(
     part: Part,
-    visit: Visit,
+    plan: GpuPlan,
     limit_s: float,
     environment: Mapping[str, str],
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> Ended:
-    say(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
-    log = visit.out / f"{part.name}.log"
+    notify(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
+    log = plan.out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     began = time.monotonic()
-    child = await processes.spawn(part.command(visit, limit_s), log, env=environment)
+    child = await processes.spawn(part.command(plan, limit_s), log, env=environment)
     ended, reason = DONE, ""
     try:
         async with asyncio.timeout(limit_s):
@@ -81,11 +84,11 @@ async def _run(
     finally:
         await _end(child)
     try:
-        part.finish(visit)
+        part.finish(plan)
     except (OSError, ValueError, SyntaxError) as error:  # an XML fault is a SyntaxError
         reason = reason or f"it left no result: {error}"
         ended = FAILED if ended == DONE else ended
-    say(_last_lines(log, _LAST_LINES))
+    notify(_last_lines(log, _LAST_LINES))
     return Ended(part.name, ended, round(time.monotonic() - began, 1), reason)
 
 
@@ -106,8 +109,8 @@ def _last_lines(log: Path, count: int) -> str:
     return "\n".join(lines[-count:])
 
 
-def table(told: Sequence[Ended]) -> str:
-    """What became of the parts, for people."""
+def table(endings: Sequence[Ended]) -> str:
+    """The results of the parts as a table."""
     rows = [("part", "ended", "seconds", "reason")]
-    rows += [(one.part, one.ended, f"{one.seconds:.1f}", one.reason) for one in told]
+    rows += [(one.part, one.ended, f"{one.seconds:.1f}", one.reason) for one in endings]
     return "\n".join(f"{a:8} {b:12} {c:>8}  {d}".rstrip() for a, b, c, d in rows)

@@ -1,1 +1,1 @@
-"""Hosts with weather between them: namespaces joined by a hub, or processes joined by relays."""
+"""Emulated networks: namespaces joined by a hub, or processes joined by relays."""

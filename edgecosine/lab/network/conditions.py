@@ -1,7 +1,7 @@
-"""What a network does to what crosses it: delay, jitter, loss, duplication, rate; pure arithmetic.
+"""Network conditions: delay, jitter, loss, duplication and rate, as pure arithmetic.
 
-A host hangs on one cable. A cable has two lanes, one each way, and a lane keeps the order of what
-it carries, as a real one does. Nothing here knows sockets or reads a clock.
+Each host has one cable. A cable has two lanes, one each way, and a lane keeps the order of its
+frames, as a real one does. The module uses no sockets and no clock.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import msgspec
 from edgecosine.errors import ConfigError
 
 LONGEST_QUEUE_S = 0.2
-"""What waits longer than that for a slow lane is dropped, as by a switch with a full buffer."""
+"""Frames that would wait longer for a slow lane are dropped, as by a switch with a full buffer."""
 
 _BITS_PER_MEGABIT = 1e6
 
 
 class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One cable's weather, the same in both directions.
+    """Conditions of one cable, the same in both directions.
 
-    A host at `delay_ms` from the hub sees a round trip of 2 * delay_ms to a host with no weather.
-    Raises ConfigError for what cannot be.
+    A host at `delay_ms` from the hub has a round trip of 2 * delay_ms to a host with an ideal one.
+    Raises ConfigError for impossible values.
     """
 
     delay_ms: float = 0.0
@@ -33,7 +33,7 @@ class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     loss: float = 0.0
     """Share of frames that never arrive, 0 to 1."""
     rate_mbps: float | None = None
-    """Megabits per second; None: as fast as it goes."""
+    """Megabits per second; None: unlimited."""
     duplication: float = 0.0
     """Share of the frames that arrive which arrive twice, 0 to 1."""
 
@@ -62,48 +62,48 @@ class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         return ", ".join(parts)
 
 
-FINE = NetworkConditions()
+IDEAL = NetworkConditions()
 
 
 class Lane:
-    """One direction of a cable: says when each frame is through, or that it never will be.
+    """One direction of a cable: computes when each frame arrives, or that it is lost.
 
-    Times are seconds of any steady clock. The same seed and the same frames give the same fate.
+    Times are seconds of any steady clock. The same seed and frames give the same results.
     """
 
     def __init__(
-        self, weather: NetworkConditions, seed: str, longest_queue_s: float = LONGEST_QUEUE_S
+        self, conditions: NetworkConditions, seed: str, longest_queue_s: float = LONGEST_QUEUE_S
     ) -> None:
-        self.weather = weather
+        self.conditions = conditions
         self.num_frames = self.num_bytes = self.num_lost = self.num_overrun = self.num_doubled = 0
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         self._longest_queue_s = longest_queue_s
         self._free_at = self._last = -math.inf
 
     def send(self, now: float, size: int) -> float | None:
-        """When a frame of `size` bytes that enters now is through; None when it is lost."""
-        weather, sent = self.weather, now
-        if weather.rate_mbps is not None:
+        """Arrival time of a frame of `size` bytes that is sent now; None when it is lost."""
+        conditions, sent = self.conditions, now
+        if conditions.rate_mbps is not None:
             start = max(now, self._free_at)
             if start - now > self._longest_queue_s:
                 self.num_overrun += 1
                 return None
-            sent = self._free_at = start + size * 8 / (weather.rate_mbps * _BITS_PER_MEGABIT)
-        if weather.loss and self._chance.random() < weather.loss:
+            sent = self._free_at = start + size * 8 / (conditions.rate_mbps * _BITS_PER_MEGABIT)
+        if conditions.loss and self._rng.random() < conditions.loss:
             self.num_lost += 1
             return None
         self.num_frames += 1
         self.num_bytes += size
-        delay_ms = weather.delay_ms
-        if weather.jitter_ms:
-            delay_ms += self._chance.uniform(-weather.jitter_ms, weather.jitter_ms)
+        delay_ms = conditions.delay_ms
+        if conditions.jitter_ms:
+            delay_ms += self._rng.uniform(-conditions.jitter_ms, conditions.jitter_ms)
         self._last = max(self._last, sent + delay_ms / 1e3)
         return self._last
 
     def doubles(self) -> bool:
-        """Whether the frame that has just been sent comes out twice."""
-        share = self.weather.duplication
-        is_doubled = bool(share) and self._chance.random() < share
+        """Whether the frame that was just sent arrives twice."""
+        share = self.conditions.duplication
+        is_doubled = bool(share) and self._rng.random() < share
         self.num_doubled += is_doubled
         return is_doubled
 
@@ -114,17 +114,17 @@ class Cable:
     def __init__(
         self,
         name: str,
-        weather: NetworkConditions,
+        conditions: NetworkConditions,
         seed: int,
         longest_queue_s: float = LONGEST_QUEUE_S,
     ) -> None:
         self.is_cut = False
-        self.up = Lane(weather, f"{seed}:{name}:up", longest_queue_s)
-        self.down = Lane(weather, f"{seed}:{name}:down", longest_queue_s)
+        self.up = Lane(conditions, f"{seed}:{name}:up", longest_queue_s)
+        self.down = Lane(conditions, f"{seed}:{name}:down", longest_queue_s)
 
-    def change(self, weather: NetworkConditions, *, is_cut: bool) -> None:
-        """New weather for what enters from now on."""
-        self.up.weather = self.down.weather = weather
+    def change(self, conditions: NetworkConditions, *, is_cut: bool) -> None:
+        """Set the conditions for frames that are sent from now on."""
+        self.up.conditions = self.down.conditions = conditions
         self.is_cut = is_cut
 
     def counts(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""Hosts on a network with weather: the one interface to both ways of making it.
+"""Hosts on an emulated network: the common interface of both kinds.
 
-`namespaces.py` gives each host a network of its own and joins them by a hub, which needs root on
-Linux; `relays.py` puts relays between processes of one machine, which needs nothing. Every host
-hangs on a cable of its own, and weather is a cable's: from host to host a frame crosses two.
+`namespaces.py` gives each host a network namespace and joins them by a hub, which needs root on
+Linux; `relays.py` puts relays between processes of one machine, without privileges. Every host has
+a cable with conditions of its own, so that a frame from host to host crosses two cables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
-from edgecosine.lab.network.traffic_messages import Change, Report
-from edgecosine.lab.network.traffic_process import Carrier
+from edgecosine.lab.line_process import LineProcess, pinned
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
+from edgecosine.lab.network.traffic_messages import Change, Report, TrafficOrder
 from edgecosine.local import child_processes as processes
 
 
@@ -30,7 +30,7 @@ class Host:
         self._network = network
         self.name = name
         self.address = address
-        """Where its own servers listen."""
+        """Address on which its servers listen."""
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {self._network.describe(self)}>"
@@ -45,30 +45,30 @@ class Host:
     ) -> asyncio.subprocess.Process:
         """Run a command on this host, on the processors of a list like 0,2-3.
 
-        Its output goes to `log`, or into the process's `stdout`. It ends with the network.
+        Its output goes to `log`, or to the process's `stdout`. It ends with the network.
         """
         return await self._network.start(self, command, log=log, cores=cores, env=env)
 
 
 class Network(abc.ABC):
-    """`async with network: host = await network.host("drafter-1")`; all ends with the block.
+    """`async with network: host = await network.host("drafter-1")`; everything ends with the block.
 
-    `weather` is that of hosts for which nothing else is said, `seed` decides what is lost, and
-    `cores` are the processors on which the traffic is carried.
+    `conditions` are the default for hosts, `seed` determines losses, and `cores` are the processors
+    of the process that carries the traffic.
     """
 
     has_multicast: bool
-    """Whether hosts find each other by mDNS; else they must be told with `address`."""
+    """Whether hosts find each other by mDNS; otherwise they need each other's `address`."""
 
     def __init__(
-        self, weather: NetworkConditions = FINE, *, seed: int = 0, cores: str = ""
+        self, conditions: NetworkConditions = IDEAL, *, seed: int = 0, cores: str = ""
     ) -> None:
-        self._default, self._seed, self._cores = weather, seed, cores
-        self._weather: dict[str, NetworkConditions] = {}
+        self._default, self._seed, self._cores = conditions, seed, cores
+        self._conditions: dict[str, NetworkConditions] = {}
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
         self._stack = contextlib.AsyncExitStack()
-        self._carrier: Carrier | None = None
+        self._traffic: LineProcess | None = None
         self.hosts: dict[str, Host] = {}
 
     def __repr__(self) -> str:
@@ -76,8 +76,7 @@ class Network(abc.ABC):
 
     async def __aenter__(self) -> Self:
         async with self._stack as stack:
-            self._carrier = await self._open(stack)
-            stack.push_async_callback(self._carrier.stop)
+            self._traffic = await self._open(stack)
             stack.push_async_callback(self._stop_all)
             self._stack = stack.pop_all()
         return self
@@ -85,33 +84,36 @@ class Network(abc.ABC):
     async def __aexit__(self, *failure: object) -> None:
         await self._stack.aclose()
 
-    async def host(self, name: str, weather: NetworkConditions | None = None) -> Host:
-        """One more machine.
+    async def host(self, name: str, conditions: NetworkConditions | None = None) -> Host:
+        """Add a host.
 
         Raises LabError when the name is taken.
         """
         if name in self.hosts:
             raise LabError(f"there is a host {name!r} already")
-        self._weather[name] = self._default if weather is None else weather
-        self.hosts[name] = await self._join(name, self._weather[name])
+        self._conditions[name] = self._default if conditions is None else conditions
+        self.hosts[name] = await self._join(name, self._conditions[name])
         return self.hosts[name]
 
-    def weather(self, host: Host) -> NetworkConditions:
-        """What the host's cable has now."""
-        return self._weather[host.name]
+    def conditions(self, host: Host) -> NetworkConditions:
+        """Current conditions of the host's cable."""
+        return self._conditions[host.name]
 
     def describe(self, host: Host) -> str:
-        """The state of the host's cable, for people."""
-        return "cut" if host.name in self._cut else str(self._weather[host.name])
+        """The state of the host's cable, as text."""
+        return "cut" if host.name in self._cut else str(self._conditions[host.name])
 
-    async def set_weather(self, host: Host, weather: NetworkConditions) -> None:
-        """Give the host's cable other weather, from now on."""
-        self._check(weather)
-        self._weather[host.name] = weather
+    async def set_conditions(self, host: Host, conditions: NetworkConditions) -> None:
+        """Change the conditions of the host's cable.
+
+        Raises LabError for conditions that this network cannot emulate.
+        """
+        self._check(conditions)
+        self._conditions[host.name] = conditions
         await self._change(host)
 
     async def partition(self, host: Host) -> None:
-        """Cut the host's cable; nobody is told."""
+        """Cut the host's cable; connections notice only by silence."""
         self._cut.add(host.name)
         await self._change(host)
 
@@ -122,14 +124,14 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     async def address(self, of: Host, port: int, seen_from: Host | None = None) -> Address:
-        """Where a server of a host is reached from another; from this process when none is given.
+        """Address of a host's server as seen from another host, by default from this process.
 
-        The way crosses both hosts' cables; this process is a host with a fine one.
+        The route crosses both hosts' cables; this process has an ideal one.
         """
 
     async def report(self) -> dict[str, Any]:
-        """What was carried and lost by host, and what the carrier's process spent on it."""
-        return await self.carrier.tell(Report())
+        """Carried and lost frames by host, and processor time of the traffic process."""
+        return await send_order(self.traffic, Report())
 
     async def start(
         self,
@@ -147,30 +149,30 @@ class Network(abc.ABC):
         return process
 
     @property
-    def carrier(self) -> Carrier:
+    def traffic(self) -> LineProcess:
         """The process that carries the traffic."""
-        assert self._carrier is not None, "the network has not been entered"
-        return self._carrier
+        assert self._traffic is not None, "the network has not been entered"
+        return self._traffic
 
     @abc.abstractmethod
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
-        """Start the carrier; what must be undone goes on the stack."""
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
+        """Start the process that carries the traffic; clean-up goes on the stack."""
 
     @abc.abstractmethod
-    async def _join(self, name: str, weather: NetworkConditions) -> Host:
-        """Make a host and give its cable to the carrier."""
+    async def _join(self, name: str, conditions: NetworkConditions) -> Host:
+        """Make a host and give its cable to the traffic process."""
 
     @abc.abstractmethod
     def _entry(self, host: Host) -> tuple[str, ...]:
-        """The words before a command that make it run on a host."""
+        """The prefix of a command that makes it run on a host."""
 
     @abc.abstractmethod
-    def _check(self, weather: NetworkConditions) -> None:
-        """Raise LabError for weather that this network cannot make."""
+    def _check(self, conditions: NetworkConditions) -> None:
+        """Raise LabError for conditions that this network cannot emulate."""
 
     async def _change(self, host: Host) -> None:
-        weather, is_cut = self._weather[host.name], host.name in self._cut
-        await self.carrier.tell(Change(host.name, weather, is_cut))
+        conditions, is_cut = self._conditions[host.name], host.name in self._cut
+        await send_order(self.traffic, Change(host.name, conditions, is_cut))
 
     async def _stop_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -178,9 +180,15 @@ class Network(abc.ABC):
                 group.create_task(processes.stop(process))
 
 
-def pinned(command: Sequence[str], cores: str) -> tuple[str, ...]:
-    """The command, kept on the processors of a list like 0,2-3; everywhere without one."""
-    return ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
+async def send_order(process: LineProcess, order: TrafficOrder) -> dict[str, Any]:
+    """Have a traffic process carry out an order; its reply.
+
+    Raises LabError.
+    """
+    reply = await process.ask(order, dict[str, Any])
+    if "error" in reply:
+        raise LabError(str(reply["error"]))
+    return reply
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""For processes that must wake up on time: a late hub is a slower network than it should be."""
+"""Makes a process wake up on time: a late hub would be a slower network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PR_SET_TIMERSLACK = 29
 
 
 def be_punctual() -> None:
-    """Wake up to the microsecond and, as root, before what shares the processor."""
+    """Set the timer slack to a nanosecond and, as root, a real-time priority."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

@@ -1,6 +1,6 @@
-"""What the process that carries the lab's traffic can be told, one JSON object a line each way.
+"""Orders to the process that carries the lab's traffic, one JSON object per line each way.
 
-Every order is answered by one line: a JSON object, with `error` in it when it could not be done.
+Every order is answered by one line: a JSON object, with `error` in it when the order failed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ MAX_LINE_BYTES = 1 << 16
 
 
 class Plug(msgspec.Struct, frozen=True, tag=True):
-    """Take a host's cable. `interfaces` are its ends, the hub's own first; none under a relay."""
+    """Add a host's cable. `interfaces` are its ends, the hub's first; a relay has none."""
 
     host: str
-    weather: NetworkConditions
+    conditions: NetworkConditions
     interfaces: tuple[str, ...] = ()
 
 
 class Change(msgspec.Struct, frozen=True, tag=True):
-    """New weather on a host's cable, from now on."""
+    """Change the conditions of a host's cable."""
 
     host: str
-    weather: NetworkConditions
+    conditions: NetworkConditions
     is_cut: bool
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
     """Relay TCP from a new port of loopback, or from the socket `descriptor`, to an address.
 
-    `source` and `destination` are the hosts whose cables it crosses. Answered with `port`.
+    `source` and `destination` are the hosts whose cables it crosses. The reply has the `port`.
     """
 
     address: str
@@ -44,7 +44,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
-    """Answered with counts by host, and what the work cost."""
+    """Request counts by host and the processor time that was used."""
 
 
 TrafficOrder = Plug | Change | Open | Report
@@ -52,13 +52,8 @@ TrafficOrder = Plug | Change | Open | Report
 _DECODER = msgspec.json.Decoder(TrafficOrder)
 
 
-def write_order(order: TrafficOrder) -> bytes:
-    """One line."""
-    return msgspec.json.encode(order) + b"\n"
-
-
 def read_order(line: bytes) -> TrafficOrder:
-    """Inverse of `write_order`.
+    """Decode one line of the parent.
 
     Raises msgspec.DecodeError.
     """
@@ -66,6 +61,6 @@ def read_order(line: bytes) -> TrafficOrder:
     return order
 
 
-def write_answer(answer: dict[str, Any]) -> bytes:
+def write_reply(reply: dict[str, Any]) -> bytes:
     """One line."""
-    return msgspec.json.encode(answer) + b"\n"
+    return msgspec.json.encode(reply) + b"\n"

@@ -1,4 +1,4 @@
-"""One simulated cluster under load: askers in a closed loop, sessions, targets, drafters."""
+"""One simulated cluster under load: clients in a closed loop, sessions, targets, drafters."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Scenario:
 
     drafters: tuple[str, ...] = ()
     is_core_shared: bool = False
-    """Whether all drafters, the broker and the askers share one processor."""
+    """Whether all drafters, the broker and the clients share one processor."""
     slots: int = 16
-    """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
+    """Sequence slots of a node's cache, and the most sessions of a pass or a step."""
     targets: int = 1
-    """Each with its own balancer, its own share of the requests, and links to all drafters."""
+    """Each with its own planner, its share of the requests, and links to all drafters."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedLoad:
-    """So many askers, each with one request at work until there are none left."""
+    """Clients in a closed loop, each with one running request until there are none left."""
 
     policy: str
     sessions: int
     requests: int
-    """In all."""
+    """Total number."""
     max_tokens: int = 128
     first_text: int = 0
     """The first prompt's number, domains in turn."""
@@ -50,7 +50,7 @@ class SimulatedLoad:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it, in virtual seconds but for the last."""
+    """The result of a load, in virtual seconds except for `decisions`."""
 
     elapsed_s: float
     num_tokens: int
@@ -60,22 +60,21 @@ class Outcome:
     num_rows: int
     num_messages: int
     pass_s: float
-    """In passes, of all targets together."""
+    """Seconds in passes, of all targets together."""
     loop_s: float
-    """The targets' event loops at work."""
+    """Seconds in which the targets' event loops were busy."""
     latencies_s: list[float] = field(default_factory=list)
     answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Tokens by request."""
     num_accepted: int = 0
-    """Draft tokens, of the rounds of whole answers; `num_answer_rounds` are these, prefills not
-    counted."""
+    """Accepted draft tokens of complete answers, whose `num_answer_rounds` exclude prefills."""
     num_answer_rounds: int = 0
     decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Calls of the balancer, and the seconds that they really took on this machine."""
+    """Calls of the planner, and the real seconds that they took on this machine."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Throughput."""
+        """Throughput of the load."""
         return self.num_tokens / self.elapsed_s
 
     @property
@@ -85,7 +84,7 @@ class Outcome:
 
     @property
     def acceptance_length(self) -> float:
-        """Mean accepted draft tokens a round of the whole answers."""
+        """Mean accepted draft tokens per round of complete answers."""
         return self.num_accepted / max(1, self.num_answer_rounds)
 
     @property
@@ -96,7 +95,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Answers:
-    """Whole answers as they come."""
+    """Collects complete answers."""
 
     latencies_s: list[float] = field(default_factory=list)
     tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -111,15 +110,15 @@ class _Answers:
 
 
 class VirtualCluster:
-    """The nodes of one run, and who asks them."""
+    """The nodes of one run, and their clients."""
 
     def __init__(self, loop: VirtualLoop, scenario: Scenario, costs: Costs, texts: Texts) -> None:
         self._loop, self._costs, self._texts = loop, costs, texts
         self._turns, self._numbers = texts.turns(), itertools.count()
         shared = Core(loop) if scenario.is_core_shared else None
         self._is_core_shared = scenario.is_core_shared
-        self._askers = Strand(loop, "askers", shared)
-        """Broker and askers, who do one thing after the other."""
+        self._clients = Strand(loop, "askers", shared)
+        """Broker and clients, as one sequential event loop."""
         self.drafters = [
             DrafterNode(
                 loop, f"{model}-{number}", model,
@@ -130,16 +129,16 @@ class VirtualCluster:
         self.targets = [
             TargetNode(
                 loop, f"target-{number}", self.drafters,
-                slots=scenario.slots, costs=costs, texts=texts, carrier=shared,
+                slots=scenario.slots, costs=costs, texts=texts, traffic_core=shared,
                 has_device=scenario.has_device,
             )
             for number in range(scenario.targets)
         ]  # fmt: skip
 
     async def play(self, loads: Sequence[SimulatedLoad]) -> list[Outcome]:
-        """Run the loads one after the other; what was learned under one stays for the next.
+        """Run the loads one after the other; the planner's statistics persist between them.
 
-        Raises LabError when a load asks for longer answers than are recorded.
+        Raises LabError when a load needs longer answers than are recorded.
         """
         for load in loads:
             check_room(self._texts, load.max_tokens)
@@ -177,7 +176,7 @@ class VirtualCluster:
         return self._outcome(answers) if load.window is None else outcome
 
     async def _reach(self, num_tokens: int) -> None:
-        """Wait until so many tokens were committed since counting started."""
+        """Wait until `num_tokens` tokens were committed since counting started."""
         while self._spent()["num_tokens"] < num_tokens:
             passed = asyncio.Event()
             for target in self.targets:
@@ -218,10 +217,10 @@ class VirtualCluster:
     async def _ask_in_turn(
         self, load: SimulatedLoad, place: int, waiting: Iterator[int], answers: _Answers
     ) -> None:
-        """One asker; it stays with one target."""
+        """One client, which always uses the same target."""
         target, is_first = self.targets[place % len(self.targets)], load.window is not None
         for number in waiting:
-            await self._askers.serve(self._costs.between_s)
+            await self._clients.serve(self._costs.between_s)
             share = (place + 1) / load.sessions if is_first else 1.0
             is_first = False
             max_tokens = max(1, round(share * load.max_tokens))
@@ -247,10 +246,10 @@ class VirtualCluster:
         return answer
 
     def _deliver(self) -> None:
-        """Broker and askers carry text; how long they take matters to whom they share with."""
+        """Charge broker and clients for carrying text, which matters where they share a core."""
         if self._is_core_shared:
             delivery_s = self._costs.delivery_s
-            self._loop.call_soon(self._askers.charge, delivery_s, context=self._askers.context)
+            self._loop.call_soon(self._clients.charge, delivery_s, context=self._clients.context)
 
 
 def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:
@@ -264,8 +263,7 @@ def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, f
 def simulate(
     scenario: Scenario, loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
 ) -> list[Outcome]:
-    """An outcome for each load. The same arguments give the same outcomes, but for the real
-    seconds of decisions.
+    """An outcome for each load; deterministic except for the real seconds of decisions.
 
     Raises LabError.
     """

@@ -1,23 +1,22 @@
-"""Every policy on clusters whose drafters have processors of their own, as in a rack: the lab's two
-cores cannot show that. Each run is a fresh cluster, so no policy learns from another one's."""
+"""All policies on simulated clusters whose drafters have processors of their own, unlike the lab's
+two cores. Each run has a fresh cluster, so that no policy profits from another's statistics."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS
 from edgecosine.lab.bench.figures import best_latency, best_throughput, latency_s, ratios
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.figures import Figure, Notify, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.sweep import Hardware, on_hardware
 from edgecosine.lab.simulation.texts import RECORDED, Texts, load_texts
 
-Say = Callable[[str], None]
 Runs = Sequence[dict[str, Any]]
 
 POLICIES = (
@@ -39,7 +38,7 @@ class Contest:
 
     @property
     def name(self) -> str:
-        """As figures tell it."""
+        """Name in the figures."""
         return f"{self.hardware}_{self.sessions}{'_sampled' if self.temperature else ''}"
 
 
@@ -48,11 +47,11 @@ CONTESTS = (
     Contest("flat", 8, 0.8), Contest("here", 1, 0.0), Contest("here", 8, 0.0),
 )  # fmt: skip
 SEEDS = (0, 16, 32)
-"""The first prompts of the repetitions: of 64 recorded texts each asks others."""
+"""The first prompts of the repetitions, which use different ones of 64 recorded texts."""
 
 
-def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> Iterator[dict[str, Any]]:
-    """A record for each policy, condition and repetition, as it is over.
+def run_comparison(costs: Costs, *, is_quick: bool, notify: Notify) -> Iterator[dict[str, Any]]:
+    """Yield a record for each policy, condition and repetition.
 
     Raises LabError.
     """
@@ -65,13 +64,13 @@ def run_comparison(costs: Costs, *, is_quick: bool, say: Say) -> Iterator[dict[s
             ]
             yield from found
             speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
-            say(f"{contest.name}, {policy}: {speeds} tokens/s")
+            notify(f"{contest.name}, {policy}: {speeds} tokens/s")
 
 
 def run_policy(
     contest: Contest, policy: str, seed: int, costs: Costs, texts: Texts
 ) -> dict[str, Any]:
-    """One policy on a cluster of its own, with every recorded drafter; its record.
+    """Run one policy on a cluster of its own, with every recorded drafter; returns its record.
 
     Raises LabError.
     """
@@ -94,8 +93,8 @@ def run_policy(
 
 
 def comparison_figures(runs: Runs) -> dict[str, Figure]:
-    """Ours over the target alone, over the best baseline and over ourselves without each part, by
-    contest: throughputs, and mean latencies where the name says so."""
+    """EdgeCoSine over the target alone, the best baseline and itself without each part, by contest:
+    throughputs, or mean latencies where the name contains `latency`."""
     figures: dict[str, Figure] = {}
     compared = [run for run in runs if run["kind"] == "comparison"]
     for cell in dict.fromkeys(run["cell"] for run in compared):

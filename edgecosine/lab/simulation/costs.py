@@ -1,4 +1,4 @@
-"""What things cost on one machine, in seconds: measured by `measuring`, charged in simulations."""
+"""Costs of operations on one machine, in seconds: measured by `measure_costs` and `validation`."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from edgecosine.balance.cost_model import PassCost
 
 @dataclass(frozen=True)
 class Costs:
-    """Tables by rows are interpolated, and continued in proportion to their last slope."""
+    """Tables by rows are interpolated, and extrapolated by their last slope."""
 
     pass_s: Mapping[int, float]
     """A target pass by its rows."""
     step_s: Mapping[int, float]
     """A drafter's step by its rows."""
     session_s: float = 0.0
-    """What each session but the first adds to a pass, beside its rows."""
+    """Added to a pass by each session except the first, besides its rows."""
     work_s: float = 0.0
-    """What each request adds to a call of a draft engine, beside its rows."""
+    """Added to a call of a draft engine by each request, besides its rows."""
     plan_s: Mapping[int, float] = field(default_factory=dict)
     """A plan by the number of drafters to choose from; that for one is part of `round_s`."""
     round_s: float = 0.0
     """The target's event loop, for one round of one session without drafters."""
     message_s: float = 0.0
-    """The target's event loop, for one message of a link, sent or received, and what it entails."""
+    """The target's event loop, for one message of a link, sent or received, and its handling."""
     request_s: float = 0.0
     """The drafter's event loop, for one draft request with its answer."""
     hop_s: float = 0.0
-    """From a loop to its engine's thread and back, for one call; no processor is busy with it."""
+    """From a loop to its engine's thread and back, for one call; uses no processor time."""
     delivery_s: float = 0.0
-    """Broker, asker and traffic, for one round's text, where they share the drafters' processor."""
+    """Broker, client and traffic, for a round's text, where they share the drafters' processor."""
     carriage_s: float = 0.0
-    """What carries one message of a link, where it shares the drafters' processor."""
+    """Traffic process, for one message of a link, where it shares the drafters' processor."""
     between_s: float = 0.0
-    """From the end of a request to the start of the same asker's next one."""
+    """From the end of a request to the start of the same client's next one."""
     one_way_s: float = 0.0
     """A message on the wire between target and drafter."""
     notes: Mapping[str, float] = field(default_factory=dict)
-    """What else was measured, for the record."""
+    """Other measurements, for the record."""
 
     @cached_property
     def _pass(self) -> PassCost:
@@ -59,7 +59,7 @@ class Costs:
         return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
 
     def round_with(self, drafters: int) -> float:
-        """Seconds of the target's event loop for a round with so many drafters linked."""
+        """Seconds of the target's event loop for a round with `drafters` linked drafters."""
         more_s = self._plan.expected_s(drafters) - self._plan.expected_s(1) if drafters else 0.0
         return self.round_s + more_s
 
@@ -68,8 +68,7 @@ class Costs:
         return self._step.expected_s(rows)
 
     def with_flat_passes(self, rows: int) -> Costs:
-        """The same with passes that cost what one row does, up to so many rows, and then so much
-        more for each further one."""
+        """The same with passes of one row's cost up to `rows` rows, and proportional beyond."""
         one_s = self.target_pass(1)
         return replace(self, pass_s={1: one_s, rows: one_s, 2 * rows: 2 * one_s}, session_s=0.0)
 

@@ -1,4 +1,4 @@
-"""What the plots of a sweep show, worked out of its record: plain numbers, nothing drawn."""
+"""The data of a sweep's plots, computed from its record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Runs = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Lines by name: (x, y) in the order of x, which is drawn by its logarithm."""
+    """Lines by name: (x, y) in the order of x, which has a logarithmic axis."""
 
     title: str
     x_label: str

@@ -1,4 +1,4 @@
-"""The runtime's balancer with a stopwatch: what decisions really take, call by call."""
+"""The runtime's planner with real timings of its decisions, call by call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECISIONS = (
 
 
 class TimedBalancer(Planner):
-    """Adds up the real seconds of each kind of call in `times`. No call uses another."""
+    """Sums the real seconds of each kind of call in `times`. Calls do not nest."""
 
     def __init__(self) -> None:
         super().__init__()

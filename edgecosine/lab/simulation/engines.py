@@ -1,7 +1,7 @@
-"""Models that say what was recorded, and the actors that take virtual time for their calls.
+"""Engines that replay recorded texts, and the actors that charge virtual time for their calls.
 
-Of the draft engine only the forward pass is replaced: growing, slots and the order of steps are the
-engine's own. Of the target's, everything but the walk: it decides nothing else.
+Of the draft engine only the forward pass is replaced: tree growth, slots and the order of steps are
+the engine's own. Of the target engine everything is replaced except the acceptance walk.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from edgecosine.node.target.verifier import Verifier
 PREFILL_CHUNK = 64
 """As in `TransformerTarget`."""
 LOOK_AHEAD = 16
-"""Recorded tokens behind the end of an answer: a last tree may reach so far."""
+"""Recorded tokens beyond the end of an answer, which the last tree may reach."""
 PROFILED = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
-"""Rows that a target measures before its first request, as in `engine.profile`."""
+"""Batch sizes that a target measures before its first request, as in `engine.target.profile`."""
 
 
 class RecitingTarget:
-    """Says the recorded texts; implements `TargetEngine`."""
+    """Generates the recorded texts; implements `TargetEngine`."""
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
@@ -80,14 +80,14 @@ class RecitingTarget:
 
 
 class _NoModel:
-    """Has no cache whose cells could be moved."""
+    """A model without a cache."""
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
-        """Nothing is to be moved."""
+        """Do nothing: there is no cache."""
 
 
 class RecallingDrafter(TransformerDrafter):
-    """Guesses what one of the recorded drafters did."""
+    """Drafts as one of the recorded drafters did."""
 
     def __init__(self, texts: Texts, drafter: int, *, slots: int) -> None:
         super().__init__(
@@ -105,12 +105,12 @@ class RecallingDrafter(TransformerDrafter):
         for token in scored:
             tokens, prompt = token.progress.work.tokens, token.progress.prompt
             prompt.is_top1.append(self._foretells(tokens, token.position))
-            # The same for every token, so that their mean is what was recorded.
+            # The same for every token, so that their mean is the recorded value.
             text = self._texts.text_of(tokens)
             prompt.nll += float(self._texts.surprises[self._drafter, text])
 
     def _foretells(self, tokens: Sequence[int], position: int) -> bool:
-        """Whether a token of the answer was the first guess; of prompts nothing was recorded."""
+        """Whether a token of the answer was the first guess; prompts were not recorded."""
         if position < NUM_PROMPT:
             return False
         return self._recall(tokens[:position], ()).tokens[0] == tokens[position]
@@ -120,7 +120,7 @@ class RecallingDrafter(TransformerDrafter):
 
 
 class SimulatedVerifying(Verifier):
-    """The target's passes by a table of costs, and what its event loop spends on a round."""
+    """The target's passes by a table of costs, and the rounds' time on its event loop."""
 
     def __init__(
         self,
@@ -140,13 +140,13 @@ class SimulatedVerifying(Verifier):
         )
         self._charges, self._core, self._strand = costs, core, strand
         self.round_s = costs.round_s
-        """What a verdict's session goes on to spend on the event loop."""
+        """Time on the event loop that a session uses after a verification."""
         self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
         self.on_pass: Callable[[], None] = _nothing
-        """Called once more after each pass."""
+        """Charge the event loop after each pass."""
 
     async def verify(self, work: VerifyWork) -> VerificationResult:
-        """The target's verdict; whoever goes on with it keeps the event loop busy."""
+        """Verify; the event loop is charged for the session that continues."""
         verdict = await super().verify(work)
         self._strand.charge(self.round_s)
         return verdict
@@ -216,7 +216,7 @@ class SimulatedDrafting(DraftWorker):
 
 
 def _nothing() -> None:
-    """Nobody counts passes."""
+    """Ignores the count of passes."""
 
 
 async def _pause(strand: Strand, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Measures the engines' tables of costs: passes and drafting steps by their rows, on one core."""
+"""Measures the engines' cost tables: passes and drafting steps by batch size, on one core."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgecosine import zoo
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
-from edgecosine.engine.base import DraftWork, Prefilling, TargetEngine, VerifyWork
+from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
+from edgecosine.lab.engine_calls import prefill
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
@@ -39,41 +43,38 @@ _BATCHES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
-    """The part of `Costs` that engines have."""
+    """The costs of engines and plans."""
 
     pass_s: dict[int, float]
     session_s: float
     step_s: dict[int, float]
     work_s: float
     plan_s: dict[int, float]
-    """Of the balancer; it is measured beside them."""
+    """Of the planner, which is measured in the same process."""
 
 
-def measure_engines(
-    texts: Texts, ballast: int, repeats: int, say: Callable[[str], None]
-) -> EngineCosts:
-    """Load the target and a drafter here, and time them on the thread that calls."""
-    say("measuring the target's passes by rows")
+def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) -> EngineCosts:
+    """Load the target and a drafter, and time them on the calling thread."""
+    notify("measuring the target's passes by rows")
     engine, _ = load_target(LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS))
     pass_s, session_s = _passes(engine, texts, repeats)
-    say("measuring a drafter's steps by rows")
+    notify("measuring a drafter's steps by rows")
     drafter, _ = load_drafter(LoadOptions(zoo.drafter_names()[0], threads=1, slots=SESSIONS))
     assert isinstance(drafter, TransformerDrafter)
     step_s, work_s = _steps(drafter, texts, repeats)
-    say("measuring plans by drafters")
+    notify("measuring plans by drafters")
     return EngineCosts(pass_s, session_s, step_s, work_s, _plans(pass_s, repeats))
 
 
 def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int, float], float]:
     works = [_work(f"{n}", texts.lists[n][:LENGTH]) for n in range(SESSIONS)]
-    while any(isinstance(outcome, Prefilling) for outcome in engine.step(works).outcomes):
-        pass
+    prefill(engine, works)
     times: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
     for _ in range(repeats):
         for sessions, nodes in SHAPES:
             tree = _bush(nodes)
             batch = [_work(w.key, w.tokens, tree) for w in works[:sessions]]
-            engine.step(works[:sessions])  # gives back what a former tree's path left
+            engine.step(works[:sessions])  # frees what a former tree's path left
             started = time.perf_counter()
             engine.step(batch)
             times[sessions, nodes].append(time.perf_counter() - started)
@@ -91,13 +92,9 @@ def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int,
 
 
 def _between(seconds: dict[tuple[int, int], float], rows: int) -> float:
-    """A pass of one session with so many rows, interpolated."""
+    """Seconds of a pass of one session with `rows` rows, interpolated."""
     alone = sorted((1 + nodes, s) for (many, nodes), s in seconds.items() if many == 1)
-    low = max(point for point in alone if point[0] <= rows)
-    high = min(point for point in alone if point[0] >= rows)
-    if low == high:
-        return low[1]
-    return low[1] + (rows - low[0]) / (high[0] - low[0]) * (high[1] - low[1])
+    return float(np.interp(rows, [n for n, _ in alone], [s for _, s in alone]))
 
 
 def _work(key: str, tokens: Sequence[int], tree: TokenTree = EMPTY_TREE) -> VerifyWork:
@@ -105,7 +102,7 @@ def _work(key: str, tokens: Sequence[int], tree: TokenTree = EMPTY_TREE) -> Veri
 
 
 def _bush(nodes: int) -> TokenTree:
-    """A tree of two branches, so that it is no chain, of tokens that are never right."""
+    """A tree of two branches with tokens that are never accepted."""
     half = (nodes + 1) // 2
     parents = [*range(-1, half - 1), *([-1] if nodes > half else []), *range(half, nodes - 1)]
     ones = (1,) * nodes
@@ -115,7 +112,7 @@ def _bush(nodes: int) -> TokenTree:
 def _steps(
     drafter: TransformerDrafter, texts: Texts, repeats: int
 ) -> tuple[dict[int, float], float]:
-    """Median seconds by rows, and what a call takes beside its steps for each work."""
+    """Seconds of a step by rows, and seconds of a call besides its steps for each request."""
     times: defaultdict[int, list[float]] = defaultdict(list)
     firsts: list[tuple[int, int, float]] = []
     for repeat in range(repeats):
@@ -140,17 +137,17 @@ def _steps(
 
 
 def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
-    """Seconds of a plan by the number of drafters, of which no two are alike."""
+    """Seconds of a plan by the number of drafters, which all differ."""
     found = {}
     for count in PLANNED:
-        balancer, chance = Planner(), random.Random(count)
+        balancer, rng = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
             balancer.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
         for name in names:
-            compute_s = chance.uniform(0.001, 0.003)
-            balancer.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
-            balancer.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
+            compute_s = rng.uniform(0.001, 0.003)
+            balancer.observe_answer(name, compute_s + rng.uniform(0.001, 0.003), compute_s, 4)
+            balancer.drafter(name).record.rate.observe(rng.randint(5, 40), 15)
         request = balancer.open("edgecosine")
         times = []
         for _ in range(10 * repeats):
@@ -178,7 +175,7 @@ def _batch(texts: Texts, size: int, place: int, repeat: int, *, is_ahead: bool) 
 def _timed_steps(
     drafter: TransformerDrafter, batch: list[DraftWork]
 ) -> Iterator[tuple[int, float]]:
-    """Rows and seconds of each step; the last entry is what follows the last step."""
+    """Rows and seconds of each step; the last entry is the end of the call."""
     steps = drafter.steps(batch, lambda: False)
     while True:
         started = time.perf_counter()
@@ -189,5 +186,5 @@ def _timed_steps(
 
 
 def _quick(times: Sequence[float]) -> float:
-    """The lower quartile: what disturbs a machine only ever makes it slower."""
-    return sorted(times)[len(times) // 4]
+    """The lower quartile, since other load on the machine only makes it slower."""
+    return float(np.percentile(times, 25))

@@ -22,7 +22,7 @@ from edgecosine.protocol.api.request import Request
 
 
 class DrafterNode:
-    """A drafter: its event loop, and its engine on a processor that others may share."""
+    """A drafter: its event loop, and its engine on a processor that may be shared."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class DrafterNode:
         )
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Set the actors to work."""
+        """Start the actors."""
         return group.create_task(self.drafting.run(), context=self.strand.context)
 
 
@@ -63,7 +63,7 @@ class TargetNode:
         slots: int,
         costs: Costs,
         texts: Texts,
-        carrier: Core | None,
+        traffic_core: Core | None,
         has_device: bool,
     ) -> None:
         core = Core(loop)
@@ -83,11 +83,11 @@ class TargetNode:
             self.balancer.welcome(drafter.node_id)
             self._links[drafter.node_id] = VirtualLink(
                 loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
-                drafting=drafter.drafting, carrier=carrier,
+                drafting=drafter.drafting, traffic_core=traffic_core,
             )  # fmt: skip
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Set the actors to work."""
+        """Start the actors."""
         return group.create_task(self.verifying.run(), context=self.strand.context)
 
     def session(self, request: Request, prompt: list[int]) -> Session:
@@ -98,7 +98,7 @@ class TargetNode:
         )  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:
-        """What was done until now; times in virtual seconds."""
+        """Counts so far; times in virtual seconds."""
         return {
             "pass_s": self.verifying.busy_s,
             "num_passes": self.verifying.num_passes,
@@ -112,7 +112,7 @@ class TargetNode:
 
 
 class _Letters:
-    """A tokenizer whose tokens are letters, since text is no part of what is simulated."""
+    """A tokenizer whose tokens are letters, since text is not simulated."""
 
     def __init__(self, size: int) -> None:
         self._size = size

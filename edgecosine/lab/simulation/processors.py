@@ -1,4 +1,4 @@
-"""What the processes of a lab spend on processors, thread by thread (Linux)."""
+"""Processor time of a lab's processes, by thread (Linux)."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ _RAN, _WAITED = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Processor seconds since processes started: of event loops, of all threads beside them."""
+    """Processor seconds since processes started."""
 
     target_loop_s: float
     drafter_loops_s: float
-    carrier_s: float
-    """What carries the traffic of links and of MQTT."""
+    traffic_s: float
+    """Processes that carry the traffic of links and MQTT."""
     delivery_s: float
-    """Broker and asker."""
+    """Broker and client."""
     target_waited_s: float
-    """That the target's threads were ready, and somebody else had the processor."""
+    """Time in which the target's threads were ready but waited for the processor."""
 
     def since(self, former: Spent) -> Spent:
-        """The difference."""
+        """The difference from a former reading."""
         return Spent(
             self.target_loop_s - former.target_loop_s,
             self.drafter_loops_s - former.drafter_loops_s,
-            self.carrier_s - former.carrier_s,
+            self.traffic_s - former.traffic_s,
             self.delivery_s - former.delivery_s,
             self.target_waited_s - former.target_waited_s,
         )
 
 
 def look(cluster: LabCluster) -> Spent:
-    """What was spent until now.
+    """Read the time spent so far.
 
-    Raises LabError where the kernel does not tell.
+    Raises LabError when the kernel does not provide it.
     """
     nodes = {cluster.local.pid(node_id): node_id for node_id in (TARGET, *cluster.drafters)}
-    carrier_s = delivery_s = 0.0
+    traffic_s = delivery_s = 0.0
     for pid, command in _descendants(os.getpid()).items():
         if pid in nodes:
             continue
@@ -53,14 +53,14 @@ def look(cluster: LabCluster) -> Spent:
             "edgecosine.lab.network.netns.hub" in command
             or "edgecosine.lab.network.tcp_relay.relay" in command
         ):
-            carrier_s += _process_s(pid)
+            traffic_s += _process_s(pid)
         else:
             delivery_s += _process_s(pid)
     loops = {node_id: _thread_s(pid, pid) for pid, node_id in nodes.items()}
     return Spent(
         target_loop_s=loops.pop(TARGET),
         drafter_loops_s=sum(loops.values()),
-        carrier_s=carrier_s,
+        traffic_s=traffic_s,
         delivery_s=delivery_s + _process_s(os.getpid()),
         target_waited_s=_process_s(cluster.local.pid(TARGET), _WAITED),
     )
@@ -81,9 +81,9 @@ def _process_s(pid: int, field: int = _RAN) -> float:
 
 
 def _thread_s(pid: int, thread: int, field: int = _RAN) -> float:
-    """A process's event loop runs on its first thread, whose number is the process's."""
+    """Seconds of one thread. A process's event loop runs on its first thread, which has its id."""
     try:
-        told = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
+        stat = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
     except FileNotFoundError as error:
-        raise LabError("this kernel does not tell what threads spend") from error
-    return int(told.split()[field]) / 1e9
+        raise LabError("this kernel does not provide the processor time of threads") from error
+    return int(stat.split()[field]) / 1e9

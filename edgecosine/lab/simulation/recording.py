@@ -1,4 +1,4 @@
-"""Records what the zoo's models say: `python -m edgecosine.lab.simulation.recording`."""
+"""Records the texts and drafts of the zoo: `python -m edgecosine.lab.simulation.recording`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 16
-"""Of each domain."""
+"""Number for each domain."""
 ANSWER = 144
-"""Tokens of each answer: 128, and what drafters may look ahead."""
+"""Tokens of each answer: 128, and those that drafts may look ahead."""
 SEED = 1
-"""Of the first prompt's noise; the next one has the next seed."""
+"""Seed of the first prompt's noise; each further prompt has the next seed."""
 _GUESSES = 4
 
 
 def record(temperature: float) -> Texts:
-    """Let the target answer, and ask every drafter at every position; some minutes.
+    """Record the target's answers, and every drafter's drafts at every position; takes minutes.
 
-    Above temperature 0 drafters guess with the target's noise, as they do in a cluster.
+    Above temperature 0 drafters sample with the target's noise, as in a cluster.
     """
     engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
     assert loaded.codec is not None
     prompts = [(d, text) for d, texts in zoo.prompts().items() for text in texts[:PROMPTS]]
-    hows = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
+    samplings = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
     texts = [
-        _answer(engine, loaded.codec.encode(text), how)
-        for (_, text), how in zip(prompts, hows, strict=True)
+        _answer(engine, loaded.codec.encode(text), sampling)
+        for (_, text), sampling in zip(prompts, samplings, strict=True)
     ]
     names = zoo.drafter_names()
     guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
@@ -45,12 +45,12 @@ def record(temperature: float) -> Texts:
     surprises = np.zeros(guesses.shape[:2], np.float32)
     for which, name in enumerate(names):
         drafter, _ = load_drafter(LoadOptions(name, threads=1))
-        for number, (text, how) in enumerate(zip(texts, hows, strict=True)):
+        for number, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):
             surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
-                said = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(how))
-                guesses[which, number, place] = said.tokens[:_GUESSES]
-                packed = pack_shares(said.confidences[:_GUESSES])
+                drafted = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(sampling))
+                guesses[which, number, place] = drafted.tokens[:_GUESSES]
+                packed = pack_shares(drafted.confidences[:_GUESSES])
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)
         sys.stderr.write(f"{name}: {len(texts)} texts\n")
     tokens = np.array(texts, dtype=np.uint16)
@@ -58,34 +58,34 @@ def record(temperature: float) -> Texts:
     return Texts(tokens, domains, names, guesses, shares, surprises, temperature)
 
 
-def _answer(engine: TargetEngine, prompt: list[int], how: Sampling) -> list[int]:
+def _answer(engine: TargetEngine, prompt: list[int], sampling: Sampling) -> list[int]:
     text = list(prompt)
     while len(text) < NUM_PROMPT + ANSWER:
-        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, how)
+        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, sampling)
         [outcome] = engine.step([work]).outcomes
         if (verdict := expect_verified(outcome)) is not None:
             text.append(verdict.bonus)
     return text
 
 
-class _Said:
+class _Guesses:
     def __init__(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
         self.tokens, self.confidences = tokens, confidences
 
 
 def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
-    """At a prompt that the drafter has not read yet, in nats per token."""
-    [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
+    """The drafter's negative log-likelihood of a prompt, in nats per token."""
+    [drafted] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
-    return said.prompt_score.surprise
+    return drafted.prompt_score.surprise
 
 
-def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:
-    """The children of the root alone."""
-    [said] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
-    above = said.parents or range(-1, len(said.tokens) - 1)
+def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Guesses:
+    """The drafter's guesses for the next token."""
+    [drafted] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
+    above = drafted.parents or range(-1, len(drafted.tokens) - 1)
     roots = [node for node, parent in enumerate(above) if parent == -1]
-    return _Said([said.tokens[n] for n in roots], [said.confidences[n] for n in roots])
+    return _Guesses([drafted.tokens[n] for n in roots], [drafted.confidences[n] for n in roots])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The simulation as a benchmark: costs, its validation in the lab, the sweep, and all policies."""
+"""The simulation as a benchmark: costs, validation in the lab, sweep and comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from edgecosine import zoo
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, Keep
+from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.simulation.comparison import comparison_figures, run_comparison
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts, measure_engines
@@ -23,12 +23,10 @@ from edgecosine.lab.simulation.sweep import run_sweep
 from edgecosine.lab.simulation.texts import load_texts
 from edgecosine.lab.simulation.validation import DRAFTERS, ValidationSettings, validate
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    """What to do; core lists as for `edgecosine node`."""
+    """Parts and repetitions; core lists as for `edgecosine node`."""
 
     ballast: int = zoo.BALLAST
     seed: int = 0
@@ -42,25 +40,27 @@ class SimulationSettings:
 
 
 def run_simulation_bench(
-    settings: SimulationSettings, costs: Costs | None, say: Say, keep: Keep
+    settings: SimulationSettings, costs: Costs | None, notify: Notify, keep: Keep
 ) -> dict[str, Figure]:
-    """Measure costs, unless they are given; validate, sweep and compare policies, as asked. Gives
-    the figures; those, the records behind them and the costs are kept after each record.
+    """Measure costs unless they are given, then validate, sweep and compare. Returns the figures;
+    these, their records and the costs are saved after each record.
 
     Costs of engines are measured in this process, those of loops and links on a cluster.
-    Raises LabError and whatever ends a cluster.
+    Raises LabError and what a cluster raises.
     """
     texts, runs = load_texts(), list[dict[str, Any]]()
     if settings.is_validated or costs is None:
         repeats = 3 if settings.is_quick else 9
-        engines = _on_core(settings, lambda: measure_engines(texts, settings.ballast, repeats, say))
-        runs, costs = asyncio.run(validate(_validation(settings), engines, texts, say))
+        engines = _on_core(
+            settings, lambda: measure_engines(texts, settings.ballast, repeats, notify)
+        )
+        runs, costs = asyncio.run(validate(_validation(settings), engines, texts, notify))
     more: Iterable[dict[str, Any]] = ()
     is_quick = settings.is_quick
     if settings.is_swept:
-        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, say=say)
+        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, notify=notify)
     if settings.is_compared:
-        more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, say=say))
+        more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, notify=notify))
     keep(simulation_figures(runs), runs, costs=costs_record(costs))
     for record in more:
         runs.append(record)
@@ -69,34 +69,34 @@ def run_simulation_bench(
 
 
 def read_costs(record: Path) -> Costs:
-    """The costs that a former record holds.
+    """The costs of a former record.
 
-    Raises LabError when it holds none.
+    Raises LabError when it has none.
     """
     try:
         held = msgspec.json.decode(record.read_bytes())["environment"]["costs"]
         return msgspec.convert(held, Costs, strict=False)
     except (KeyError, TypeError, msgspec.MsgspecError) as error:
-        raise LabError(f"{record} holds no costs of a simulation: {error}") from error
+        raise LabError(f"{record} has no costs of a simulation: {error}") from error
 
 
 def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """How far off the simulation was, what decisions took at 256 sessions, at worst, and how all
-    policies compare."""
+    """Simulated over measured throughput, time of decisions at 256 sessions, and the comparison of
+    policies."""
     figures = {}
     ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
     if ratios:
         figures["simulated_over_measured"] = _range(ratios, "ratio")
-    crowd = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
+    crowded = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
     for name, key in _DECISIONS.items():
-        shares = [100 * run[key] for run in crowd if run["drafters"]]
+        shares = [100 * run[key] for run in crowded if run["drafters"]]
         if shares:
             figures[name] = _range(shares, "percent")
     return figures | comparison_figures(runs)
 
 
 def _range(samples: Sequence[float], unit: str) -> Figure:
-    """The median, with the least and the greatest in place of an interval."""
+    """The median, with minimum and maximum in place of an interval."""
     middle = statistics.median(samples)
     return Figure(middle, min(samples), max(samples), unit, len(samples))
 
@@ -114,7 +114,7 @@ def costs_record(costs: Costs) -> dict[str, Any]:
 
 
 def _validation(settings: SimulationSettings) -> ValidationSettings:
-    """Where nothing is to be validated, what a cluster's loops cost is learned all the same."""
+    """Settings of the validation; without one, a cluster's loop costs are still measured."""
     whole = ValidationSettings(
         ballast=settings.ballast, repeats=1 if settings.is_quick else settings.repeats,
         target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
@@ -123,7 +123,7 @@ def _validation(settings: SimulationSettings) -> ValidationSettings:
 
 
 def _on_core(settings: SimulationSettings, measure: Callable[[], EngineCosts]) -> EngineCosts:
-    """Measure on the target's core, then be free again."""
+    """Measure on the target's core, then restore the process's affinity."""
     everywhere = os.sched_getaffinity(0)
     if settings.target_cores:
         os.sched_setaffinity(0, {int(settings.target_cores)})

@@ -1,22 +1,22 @@
-"""From one drafter and one session to hundreds and a thousand: where throughput saturates, and what
-the target's own code costs there."""
+"""A sweep from one drafter and session to hundreds of drafters and a thousand sessions: saturation
+of throughput, and cost of the target's own code."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edgecosine.lab.figures import Notify
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import Texts
 
-Say = Callable[[str], None]
 Hardware = Literal["here", "flat"]
-"""here: passes cost what was measured, on the processor of the target's event loop; flat: on a
-device beside it, and a pass of up to FLAT_ROWS rows costs what one row does here, then more in
-proportion, as where memory bounds a pass and not arithmetic."""
+"""here: passes have the measured cost, on the processor of the target's event loop; flat: on a
+separate device, where a pass of up to FLAT_ROWS rows costs as much as one row here, and
+proportionally more beyond, as where memory bandwidth limits a pass."""
 
 FLAT_ROWS = 256
 DRAFTERS = (1, 4, 16, 64, 256)
@@ -40,26 +40,26 @@ class SweepCell:
 
     @property
     def policy(self) -> str:
-        """Who plans."""
+        """The policy."""
         return "edgecosine" if self.drafters else "target-alone"
 
 
 def cells(*, is_quick: bool) -> Iterator[SweepCell]:
-    """All points."""
+    """All points of the sweep."""
     drafters = QUICK_DRAFTERS if is_quick else DRAFTERS
     sessions = QUICK_SESSIONS if is_quick else SESSIONS
     kinds: tuple[Hardware, ...] = ("here", "flat")
     for hardware in kinds:
         for many in sessions:
             for number in (0, *drafters):
-                # Drafters beyond what sessions can use say nothing that fewer do not.
+                # More drafters than the sessions can use give no further information.
                 if hardware == "flat" or number <= 4 * many or number <= 16:
                     yield SweepCell(hardware, number, many)
         yield SweepCell(hardware, 16, 64, targets=4)
 
 
 def run_cell(cell: SweepCell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
-    """Simulate one point; its record. `seed` shifts the prompts.
+    """Simulate one point; returns its record. `seed` shifts the prompts.
 
     Raises LabError.
     """
@@ -116,13 +116,13 @@ def _record(cell: SweepCell, outcome: Outcome) -> dict[str, Any]:
 
 
 def run_sweep(
-    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, say: Say
+    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, notify: Notify
 ) -> Iterator[dict[str, Any]]:
-    """A record for each point, as it is over."""
+    """Yield a record for each point."""
     todo = list(cells(is_quick=is_quick))
     for number, cell in enumerate(todo, 1):
         record = run_cell(cell, costs, texts, seed)
-        say(
+        notify(
             f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, {cell.sessions} "
             f"sessions, {cell.targets} targets: {record['tokens_per_s']:.0f} tokens/s, target busy "
             f"{record['target_busy']:.2f}, its loop {record['loop_share']:.2f}, decisions "

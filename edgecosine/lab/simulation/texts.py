@@ -1,11 +1,10 @@
-"""What target and drafters of the zoo say, recorded once, so that simulated drafts are true ones.
+"""Recorded texts and drafts of the zoo, so that simulated drafts are those of real models.
 
-Of each held-out prompt: the target's text, and what every drafter guesses at every position of it,
-with its confidences; at temperature 0, and again above it, with the noise that all share.
-Confidences, agreement between drafters and expertise by domain are therefore those of real models.
-Below a wrong token nothing was recorded; there a drafter says what it says at another place, chosen
-by the wrong token, the same for all drafters. Nothing below a wrong token is ever accepted, so such
-guesses matter by their confidences alone.
+For each held-out prompt: the target's text, and every drafter's guesses at every position with
+their confidences, at temperature 0 and above it with shared noise. Confidences, agreement between
+drafters and expertise by domain are therefore real. Below a wrong token nothing was recorded; there
+a drafter guesses as at another position, which depends on the wrong token and is the same for all
+drafters. Tokens below a wrong one are never accepted, so only their confidences matter.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Texts:
     guesses  [drafters, texts, length - NUM_PROMPT, guesses] uint16, best first
     shares   the same, uint8: round(255 * confidence)
     surprises [drafters, texts] float32: at the prompt, in nats per token
-    temperature  at which target and drafters drew
+    temperature  of target and drafters
     """
 
     tokens: npt.NDArray[np.uint16]
@@ -64,12 +63,12 @@ class Texts:
 
     @cached_property
     def num_vocabulary(self) -> int:
-        """More than every token that somebody says."""
+        """One more than the largest token."""
         return 1 + max(int(self.tokens.max()), int(self.guesses.max()))
 
     @property
     def longest_answer(self) -> int:
-        """Tokens that are recorded after each prompt."""
+        """Recorded tokens after each prompt."""
         return len(self.lists[0]) - NUM_PROMPT
 
     def turns(self) -> list[int]:
@@ -88,7 +87,7 @@ class Texts:
     def guess(
         self, drafter: int, text: int, tokens: Sequence[int], path: Sequence[int]
     ) -> DraftTokens:
-        """A drafter's best guesses for what follows a sequence and a path below it."""
+        """A drafter's best guesses after a sequence and a path below it."""
         sequence, truth = [*tokens, *path], self.lists[text]
         place = len(sequence) - NUM_PROMPT
         if place >= self.longest_answer or sequence != truth[: len(sequence)]:

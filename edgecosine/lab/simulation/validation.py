@@ -1,10 +1,10 @@
-"""The simulation against the lab: the same loads on a real cluster and on a simulated one, whose
-costs are measured in the same run."""
+"""Validates the simulation: the same loads on a real cluster and on a simulated one, whose costs
+are measured in the same run."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,27 +12,26 @@ from typing import Any
 from edgecosine.lab.bench.cells import LAN
 from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
-from edgecosine.lab.load_generator import Load, closed_loop, make_jobs
-from edgecosine.lab.measured_requests import Asked
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.load_generator import closed_loop, make_jobs
+from edgecosine.lab.measured_requests import Load, MeasuredAnswer
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts
 from edgecosine.lab.simulation.processors import Spent, look
 from edgecosine.lab.simulation.texts import Texts
 
-Say = Callable[[str], None]
-
 POLICIES = ("target-alone", "specedge", "edgecosine")
 SESSIONS = (1, 4, 8)
 DRAFTERS = (("generalist",), ("python", "manual", "legal", "home"))
 _SLOTS = 16
 _CALIBRATION_TEXT = 40
-"""The first prompt of the loads that costs are learned from; others than those that validate."""
+"""The first prompt of the calibration loads, whose prompts are not used for validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationSettings:
-    """How a validation is made; core lists as for `edgecosine node`."""
+    """Loads of a validation; core lists as for `edgecosine node`."""
 
     ballast: int
     repeats: int = 3
@@ -46,17 +45,17 @@ class ValidationSettings:
 
 @dataclass(frozen=True, slots=True)
 class CalibratedCosts:
-    """What one cluster's loops, links and neighbours cost."""
+    """Costs of one cluster's loops, links and other processes."""
 
     costs: Costs
     one_row_s: float
-    """A pass of one row as the cluster's own target saw it."""
+    """Seconds of a pass of one row on the cluster's target."""
 
 
 async def validate(
-    settings: ValidationSettings, engines: EngineCosts, texts: Texts, say: Say
+    settings: ValidationSettings, engines: EngineCosts, texts: Texts, notify: Notify
 ) -> tuple[list[dict[str, Any]], Costs]:
-    """A record for each load; and the costs of the first cluster, for what cannot be run here.
+    """A record for each load, and the costs of the first cluster for simulations without a lab.
 
     Raises LabError.
     """
@@ -64,9 +63,9 @@ async def validate(
     first: Costs | None = None
     for drafters in settings.drafters:
         loads = _loads(settings, first is not None)
-        async with _cluster(settings, drafters, say) as cluster:
-            calibration = await calibrate(cluster, engines, say)
-            measured = [await _run(cluster, load, say) for load in loads]
+        async with _cluster(settings, drafters, notify) as cluster:
+            calibration = await calibrate(cluster, engines, notify)
+            measured = [await _run(cluster, load, notify) for load in loads]
         scenario = Scenario(drafters, is_core_shared=True, slots=_SLOTS)
         simulated = simulate(scenario, [*_warm_up(), *loads], calibration.costs, texts)
         simulated = simulated[len(_warm_up()) :]
@@ -88,7 +87,7 @@ def _loads(settings: ValidationSettings, is_known: bool) -> list[SimulatedLoad]:
 
 
 def _warm_up() -> list[SimulatedLoad]:
-    """What calibration asks."""
+    """The loads of the calibration."""
     text, tokens = _CALIBRATION_TEXT, 96
     return [
         SimulatedLoad("edgecosine", 1, 2, tokens, text),
@@ -100,36 +99,38 @@ def _warm_up() -> list[SimulatedLoad]:
 
 @asynccontextmanager
 async def _cluster(
-    settings: ValidationSettings, drafters: tuple[str, ...], say: Say
+    settings: ValidationSettings, drafters: tuple[str, ...], notify: Notify
 ) -> AsyncIterator[LabCluster]:
     slots = ("--slots", str(_SLOTS))
     plan = LabPlan(
         drafters=drafters,
         ballast=settings.ballast,
-        weather=LAN,
+        conditions=LAN,
         network=settings.network,
         target_cores=settings.target_cores,
         drafter_cores=settings.drafter_cores,
         target_options=(*slots, "--max-sessions", str(_SLOTS)),
         drafter_options=slots,
     )
-    async with lab_cluster(plan, say) as cluster:
+    async with lab_cluster(plan, notify) as cluster:
         yield cluster
 
 
-async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> CalibratedCosts:
-    """Learn what loops, links, broker and askers cost from loads that are not validated."""
-    say("learning what event loops, links and broker cost")
-    warm, crowd, lone, paired = _warm_up()
+async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -> CalibratedCosts:
+    """Measure the costs of loops, links, broker and clients under loads of their own."""
+    notify("measuring the costs of event loops, links and broker")
+    warm, many, lone, paired = _warm_up()
     await _ask(cluster, warm, is_traced=False)
     start = look(cluster)
-    load = await _ask(cluster, crowd, is_traced=False)
+    load = await _ask(cluster, many, is_traced=False)
     alone = look(cluster).since(start)
     rounds = _rounds(load)
     round_s, delivery_s = alone.target_loop_s / rounds, alone.delivery_s / rounds
-    carried_s = alone.carrier_s / rounds
+    carried_s = alone.traffic_s / rounds
     traced = await _ask(cluster, lone, is_traced=True)
-    overhead_s = statistics.median(s for asked in traced.asked for s in overheads_s(asked.rounds))
+    overhead_s = statistics.median(
+        s for measured in traced.answers for s in overheads_s(measured.rounds)
+    )
     one_row_s = statistics.median(_passes(traced))
     start = look(cluster)
     load = await _ask(cluster, paired, is_traced=True)
@@ -143,7 +144,7 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Cali
         round_s=round_s,
         hop_s=max(0.0, overhead_s - round_s),
         delivery_s=delivery_s + carried_s,
-        between_s=statistics.median(map(_between_s, traced.asked)),
+        between_s=statistics.median(map(_between_s, traced.answers)),
         one_way_s=await _rtt_s(cluster) / 2,
     )
     costs = _with_links(costs, load, spent, carried_s)
@@ -151,30 +152,30 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, say: Say) -> Cali
 
 
 def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:
-    """What messages cost: what is left when rounds have had theirs."""
+    """Add the costs of messages: the rest after those of rounds."""
     rounds = _rounds(load)
-    asks = sum(len(each["drafts"]) for asked in load.asked for each in asked.rounds)
+    asks = sum(len(each["drafts"]) for measured in load.answers for each in measured.rounds)
     messages = max(1, 2 * asks)
     return replace(
         costs,
         message_s=max(0.0, spent.target_loop_s - rounds * costs.round_s) / messages,
         request_s=spent.drafter_loops_s / max(1, asks),
-        carriage_s=max(0.0, spent.carrier_s - rounds * carried_s) / messages,
+        carriage_s=max(0.0, spent.traffic_s - rounds * carried_s) / messages,
     )
 
 
 def _rounds(load: Load) -> int:
-    """Rounds, prefills among them."""
-    return sum(asked.num_rounds + 1 for asked in load.asked)
+    """Rounds including prefills."""
+    return sum(measured.num_rounds + 1 for measured in load.answers)
 
 
 def _passes(load: Load) -> list[float]:
-    return [each["pass_s"] for asked in load.asked for each in asked.rounds[1:]]
+    return [each["pass_s"] for measured in load.answers for each in measured.rounds[1:]]
 
 
-def _between_s(asked: Asked) -> float:
-    """What an asker waits for beside the session."""
-    return max(0.0, asked.elapsed_s - float(asked.rounds[-1]["verified_s"]))
+def _between_s(measured: MeasuredAnswer) -> float:
+    """Seconds that a client waits besides the session."""
+    return max(0.0, measured.elapsed_s - float(measured.rounds[-1]["verified_s"]))
 
 
 async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> Load:
@@ -185,13 +186,13 @@ async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> 
     return await closed_loop(cluster.client, jobs, load.sessions)
 
 
-async def _run(cluster: LabCluster, load: SimulatedLoad, say: Say) -> tuple[Load, float]:
-    """What came of it, and the share of time in which the target waited for its processor: a third
-    or more says that somebody else is at work on this machine."""
+async def _run(cluster: LabCluster, load: SimulatedLoad, notify: Notify) -> tuple[Load, float]:
+    """The result, and the share of time in which the target waited for its processor: a third or
+    more indicates other load on this machine."""
     start = look(cluster)
     answered = await _ask(cluster, load, is_traced=False)
     waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
-    say(
+    notify(
         f"measured: {load.policy}, {load.sessions} sessions, {len(cluster.drafters)} drafters: "
         f"{answered.tokens_per_s:.0f} tokens/s, target waited for its processor {waited:.2f}"
     )
@@ -220,7 +221,7 @@ def _record(
 
 
 def _medians(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each load, of the medians of its repetitions."""
+    """One record for each load, with the medians of its repetitions."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         key = (record["drafters"], record["policy"], record["sessions"])

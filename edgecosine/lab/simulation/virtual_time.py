@@ -1,10 +1,10 @@
-"""Virtual time for asyncio code: events in order, processors that are shared, loops that are busy.
+"""Virtual time for asyncio code: ordered events, shared processors and busy event loops.
 
 The actors of all nodes run in one `VirtualLoop`. Each node's callbacks belong to its `Strand`,
-which stands for that node's event loop: it runs one at a time, in order, and what a callback says
-that it costs (`charge`) passes before the next one begins. Strands and engines take their time from
-a `Core`, whose jobs share it evenly. Between events no time passes, and nothing depends on the
-speed of the machine that simulates.
+which models that node's event loop: it runs one callback at a time, in order, and the cost that a
+callback declares (`charge`) passes before the next one begins. Strands and engines take their time
+from a `Core`, whose jobs share it evenly. Time passes only from event to event, so that results are
+independent of the simulating machine's speed.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Core:
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self._jobs: dict[int, tuple[float, Event]] = {}
-        """What each job lacks at `_since`, in seconds alone, and what follows it."""
+        """Remaining seconds of each job at `_since`, when alone, and its callback."""
         self._since = 0.0
         self._number = itertools.count()
         self._version = 0
         self.busy_s = 0.0
 
     def run(self, seconds: float, done: Event) -> None:
-        """Take so much of this processor, then call `done`."""
+        """Use this processor for `seconds`, then call `done`."""
         self._advance()
         self._jobs[next(self._number)] = seconds, done
         self._schedule()
 
     async def spend(self, seconds: float) -> None:
-        """Wait until so much of this processor was had."""
+        """Wait until this processor was used for `seconds`."""
         had: asyncio.Future[None] = self._loop.create_future()
         self.run(seconds, lambda: None if had.done() else had.set_result(None))
         await had
@@ -84,7 +84,7 @@ class Strand:
         self._queue: deque[Event] = deque()
         self._is_busy = False
         self.charged = 0.0
-        """What the running callback costs so far."""
+        """Cost of the running callback so far."""
         self.busy_s = 0.0
         self._context = contextvars.copy_context()
         self._context.run(_strand.set, self)
@@ -95,15 +95,15 @@ class Strand:
 
     @property
     def context(self) -> contextvars.Context:
-        """A context whose callbacks and tasks are this strand's."""
+        """A context whose callbacks and tasks run on this strand."""
         return self._context.copy()
 
     def charge(self, seconds: float) -> None:
-        """The callback that runs now costs so much."""
+        """Add a cost to the running callback."""
         self.charged += seconds
 
     async def pause(self, seconds: float) -> None:
-        """Wait on this strand, nobody being busy with it."""
+        """Wait on this strand without using its time."""
         ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.at(
             self._loop.time() + seconds, lambda: None if ended.done() else ended.set_result(None)
@@ -111,7 +111,7 @@ class Strand:
         await ended
 
     async def serve(self, seconds: float) -> None:
-        """Wait until this strand has worked so long for us, after all that came before."""
+        """Wait until this strand has worked for `seconds`, after its earlier callbacks."""
         served: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_soon(self._serve, seconds, served, context=self.context)
         await served
@@ -121,7 +121,7 @@ class Strand:
         self._queue.appendleft(lambda: None if served.done() else served.set_result(None))
 
     def take(self, call: Event) -> None:
-        """A callback is due."""
+        """Queue a callback that is due."""
         self._queue.append(call)
         if not self._is_busy:
             self._go_on()
@@ -151,12 +151,12 @@ class Strand:
 class VirtualLoop:
     """An event loop whose time passes only from event to event.
 
-    Has what asyncio's tasks, futures, task groups and time-outs ask of a loop, and no more.
+    It implements only what asyncio's tasks, futures, task groups and time-outs need of a loop.
     """
 
     def __init__(self) -> None:
         self.event_time = 0.0
-        """When the present event happens, in seconds."""
+        """Time of the current event, in seconds."""
         self.running: Strand | None = None
         self._events: list[tuple[float, int, Event]] = []
         self._number = itertools.count()
@@ -168,19 +168,19 @@ class VirtualLoop:
         return cast(asyncio.AbstractEventLoop, self)
 
     def time(self) -> float:
-        """Virtual seconds, with what the running callback has cost so far."""
+        """Virtual seconds, including the cost of the running callback so far."""
         return self.event_time + (self.running.charged if self.running else 0.0)
 
     def at(self, when: float, event: Event) -> None:
-        """Let something happen at a time."""
+        """Schedule an event."""
         if when < self.event_time:
             raise LabError(f"an event at {when} s comes too late at {self.event_time} s")
         heapq.heappush(self._events, (when, next(self._number), event))
 
     def complete(self, main: Coroutine[Any, Any, Result]) -> Result:
-        """Run `main` on a strand of nobody, until it ends; a real loop may be running around it.
+        """Run `main` outside of all strands until it ends, possibly inside of a running real loop.
 
-        Raises what `main` raises, and LabError when nothing can happen any more.
+        Raises what `main` raises, and LabError when no event is left.
         """
         around = asyncio._get_running_loop()
         asyncio._set_running_loop(self._as_loop)
@@ -204,7 +204,7 @@ class VirtualLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """A callback at a time, on the strand of its context."""
+        """Call at a time, on the strand of the context."""
         context = contextvars.copy_context() if context is None else context
         handle = asyncio.TimerHandle(when, callback, args, self._as_loop, context)
         strand = context.get(_strand, self._outside)
@@ -223,7 +223,7 @@ class VirtualLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """A callback after a while."""
+        """Call after a delay."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_soon(
@@ -232,11 +232,11 @@ class VirtualLoop:
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        """A callback as soon as its strand is free."""
+        """Call as soon as the strand is free."""
         return self.call_at(self.time(), callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future of this loop."""
+        """Create a future of this loop."""
         return asyncio.Future(loop=self._as_loop)
 
     def create_task(
@@ -246,11 +246,11 @@ class VirtualLoop:
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Result]:
-        """A task of this loop."""
+        """Create a task of this loop."""
         return asyncio.Task(coro, loop=self._as_loop, name=name, context=context)
 
     def get_debug(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def is_running(self) -> bool:
@@ -258,9 +258,9 @@ class VirtualLoop:
         return True
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """A callback failed where nobody can be told: the simulation ends."""
+        """End the simulation after an exception in a callback."""
         error = context.get("exception")
         self._failure = error or LabError(str(context.get("message")))
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled handle stays in the heap, and is passed over when it is due."""
+        """Ignore it: a cancelled handle stays in the heap and is skipped when it is due."""

@@ -1,4 +1,4 @@
-"""Links in virtual time: messages take their time on the wire, and both ends' loops to handle."""
+"""Links in virtual time: messages take time on the wire and on both event loops."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class VirtualLink:
         target: Strand,
         drafter: Strand,
         drafting: DraftWorker,
-        carrier: Core | None,
+        traffic_core: Core | None,
     ) -> None:
         self._loop, self._costs = loop, costs
         self._target, self._drafter, self._drafting = target, drafter, drafting
-        self._carrier = carrier
+        self._traffic_core = traffic_core
         self._asks = PendingRequests()
         self.num_messages = 0
         self.max_context = 0
@@ -36,7 +36,7 @@ class VirtualLink:
             return await answer
 
     def send(self, message: AnyMessage) -> None:
-        """Send a message that nobody answers."""
+        """Send a message without a reply."""
         assert isinstance(message, Release)
         self._send(message)
 
@@ -65,9 +65,9 @@ class VirtualLink:
         self._asks.settle(message)
 
     def _carry(self) -> None:
-        if self._carrier is not None and self._costs.carriage_s:
-            self._carrier.run(self._costs.carriage_s, _nothing)
+        if self._traffic_core is not None and self._costs.carriage_s:
+            self._traffic_core.run(self._costs.carriage_s, _nothing)
 
 
 def _nothing() -> None:
-    """Nobody waits for the processor that a message took."""
+    """Ignore the end of a message's processor time."""

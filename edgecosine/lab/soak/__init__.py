@@ -1,1 +1,1 @@
-"""More is asked of a cluster than it can do, for long: does every request end, is all as before?"""
+"""A soak test: long overload, in which every request must end, and normal service afterwards."""

@@ -1,15 +1,14 @@
-"""What a soak puts down, minute by minute, and its figures."""
+"""The record of a soak, minute by minute, and its figures."""
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgecosine.lab.bench.record import percentiles
-from edgecosine.lab.figures import LEAST_SAMPLES, Figure, counted
+from edgecosine.lab.figures import Figure, counted, joint_interval
 from edgecosine.lab.soak.clients import SoakCounts
 
 MINUTE_S = 60.0
@@ -17,94 +16,89 @@ Phase = Literal["capacity", "before", "overload", "rest", "after"]
 
 _MIB = 1 << 20
 _QUARTERS = 4
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What happened in a minute or the rest of a phase."""
+    """One minute, or the rest of a phase."""
 
     phase: Phase
     elapsed_s: float
     arrivals_per_s: float
-    tally: SoakCounts
+    counts: SoakCounts
     num_at_work: int
-    """Requests that have not ended at the end of it."""
+    """Requests that still run at the end of it."""
     resident_bytes: Mapping[str, int]
     """Of every process."""
     pids: Mapping[str, int]
 
     @property
     def served_per_s(self) -> float:
-        """Answers, choices not counted."""
-        return self.tally.served / self.elapsed_s
+        """Answers per second; choices are not counted."""
+        return self.counts.served / self.elapsed_s
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
-        tally = self.tally
+        counts = self.counts
         return {
             "phase": self.phase,
             "elapsed_s": self.elapsed_s,
             "arrivals_per_s": self.arrivals_per_s,
-            "served": tally.served,
-            "refused": dict(tally.refused),
-            "cancelled": tally.cancelled,
-            "expired": tally.expired,
-            "other_errors": dict(tally.other_errors),
-            "latency_s": percentiles(tally.latencies_s),
+            "served": counts.served,
+            "refused": dict(counts.refused),
+            "cancelled": counts.cancelled,
+            "expired": counts.expired,
+            "other_errors": dict(counts.other_errors),
+            "latency_s": percentiles(counts.latencies_s),
             "num_at_work": self.num_at_work,
             "resident_bytes": dict(self.resident_bytes),
             "pids": dict(self.pids),
         }
 
     def __str__(self) -> str:
-        tally = self.tally
-        latency_s = percentiles(tally.latencies_s)
+        counts = self.counts
+        latency_s = percentiles(counts.latencies_s)
         resident = ", ".join(f"{k} {v / _MIB:.0f}" for k, v in self.resident_bytes.items())
         return (
-            f"{self.phase}: {self.arrivals_per_s:.2f}/s asked, {tally.served} served, "
-            f"{tally.refused.total()} refused, {tally.cancelled} cancelled, {tally.expired} "
-            f"expired, {tally.other_errors.total()} other errors, {self.num_at_work} at work; "
+            f"{self.phase}: {self.arrivals_per_s:.2f}/s sent, {counts.served} served, "
+            f"{counts.refused.total()} refused, {counts.cancelled} cancelled, {counts.expired} "
+            f"expired, {counts.other_errors.total()} other errors, {self.num_at_work} running; "
             f"latency p50 {latency_s['p50'] or 0:.2f} s, p99 {latency_s['p99'] or 0:.2f} s; "
             f"MiB: {resident}"
         )
 
 
 def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
-    """Of what has been put down so far; memory and latency where there is enough.
+    """Figures of the minutes so far; memory and latency where there are enough.
 
-    Memory grows by the difference of the medians of the first and the last quarter of the overload.
+    Memory growth is the difference of the medians of the first and last quarter of the overload.
     """
     overload = [m for m in minutes if m.phase == "overload"]
-    tallies = [m.tally for m in minutes if m.phase != "capacity"]
+    all_counts = [m.counts for m in minutes if m.phase != "capacity"]
     found = {
-        "soak_minutes": _exact(sum(m.elapsed_s for m in overload) / MINUTE_S, "min"),
-        "soak_asked": _exact(sum(t.num_ended for t in tallies)),
-        "soak_served": _exact(sum(t.served for t in tallies)),
-        "soak_refused_with_hint": _exact(sum(t.refused.total() for t in tallies)),
-        "soak_cancelled": _exact(sum(t.cancelled for t in tallies)),
-        "soak_expired": _exact(sum(t.expired for t in tallies)),
-        "soak_other_errors": _exact(sum(t.other_errors.total() for t in tallies)),
-        "soak_hung": _exact(sum(m.num_at_work for m in minutes if m.phase == "rest")),
-        "soak_restarts": _exact(_num_restarts(minutes)),
+        "soak_minutes": counted(sum(m.elapsed_s for m in overload) / MINUTE_S, "min"),
+        "soak_asked": counted(sum(t.num_ended for t in all_counts), "requests"),
+        "soak_served": counted(sum(t.served for t in all_counts), "requests"),
+        "soak_refused_with_hint": counted(sum(t.refused.total() for t in all_counts), "requests"),
+        "soak_cancelled": counted(sum(t.cancelled for t in all_counts), "requests"),
+        "soak_expired": counted(sum(t.expired for t in all_counts), "requests"),
+        "soak_other_errors": counted(sum(t.other_errors.total() for t in all_counts), "requests"),
+        "soak_hung": counted(sum(m.num_at_work for m in minutes if m.phase == "rest"), "requests"),
+        "soak_restarts": counted(_num_restarts(minutes), "requests"),
     }
     if len(overload) >= _QUARTERS:
         growth = {name: _growth_mib(overload, name) for name in overload[0].resident_bytes}
-        found["soak_memory_growth_mib"] = _exact(max(growth.values()), "MiB")
+        found["soak_memory_growth_mib"] = counted(max(growth.values()), "MiB")
         for name, mib in growth.items():
-            found[f"soak_memory_growth_mib_{name}"] = _exact(mib, "MiB")
+            found[f"soak_memory_growth_mib_{name}"] = counted(mib, "MiB")
     before, after = (_latencies_s(minutes, phase) for phase in ("before", "after"))
     if before and after:
-        found["soak_after_latency_ratio"] = _ratio_of_medians(after, before)
+        found["soak_after_latency_ratio"] = joint_interval(_ratio_of_medians, after, before)
     return found
 
 
-def _exact(value: float, unit: str = "requests") -> Figure:
-    return counted(value, unit)
-
-
 def _num_restarts(minutes: Sequence[Minute]) -> int:
-    """Processes that were not the ones that began."""
+    """Processes that replaced one of the first minute."""
     return len({pid for m in minutes for pid in m.pids.items()}) - (
         len(minutes[0].pids) if minutes else 0
     )
@@ -117,19 +111,8 @@ def _growth_mib(overload: Sequence[Minute], name: str) -> float:
 
 
 def _latencies_s(minutes: Sequence[Minute], phase: str) -> list[float]:
-    return [each for m in minutes if m.phase == phase for each in m.tally.latencies_s]
+    return [each for m in minutes if m.phase == phase for each in m.counts.latencies_s]
 
 
-def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> Figure:
-    """Its interval by the percentile bootstrap (seeded) of both."""
-    n = min(len(over), len(under))
-    if n < LEAST_SAMPLES:
-        return Figure(statistics.median(over) / statistics.median(under), None, None, "ratio", n)
-    chance = random.Random(0)
-
-    def median(samples: Sequence[float]) -> float:
-        return statistics.median(chance.choices(samples, k=len(samples)))
-
-    drawn = sorted(median(over) / median(under) for _ in range(_RESAMPLES))
-    low, high = drawn[int(0.025 * _RESAMPLES)], drawn[int(0.975 * _RESAMPLES)]
-    return Figure(statistics.median(over) / statistics.median(under), low, high, "ratio", n)
+def _ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
+    return statistics.median(over) / statistics.median(under)

@@ -1,19 +1,19 @@
-"""A soak: more is asked than a cluster can do, for long, and then normal service again.
+"""A soak: a long overload, then normal service again.
 
-Capacity is measured first, by as many requests at work as the target takes, and normal latency at
-half of that. Then requests arrive by chance, `load` times as many as capacity, from clients of all
-manners, while a subscriber stops reading. Capacity is taken to be higher when a minute shows that,
-never to be lower, so that a machine with other work only adds to the overload. As such a machine
-makes latencies of an hour ago worth little, the cluster is compared with a fresh one, too.
+Capacity is measured first, with as many running requests as the target accepts, and normal latency
+at half of it. Then requests of all client profiles arrive at random, at `load` times the capacity,
+while a subscriber has stopped reading. The capacity is raised when a minute shows a higher one and
+is never lowered, so that other load on the machine only adds to the overload. Since such load also
+changes latencies within an hour, the cluster is compared with a fresh one in the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
-import secrets
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -26,30 +26,30 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.figures import Figure, interval, write_report
-from edgecosine.lab.load_generator import closed_loop, make_jobs
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
+from edgecosine.lab.figures import Figure, Notify, interval, write_report
+from edgecosine.lab.harness import fresh_plan
+from edgecosine.lab.load_generator import closed_loop, make_jobs, run_workers
+from edgecosine.lab.soak.clients import NORMAL, PROFILES, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalCluster
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from edgecosine.protocol.api.topics import Topics
 
 _NORMAL_SHARE = 0.5
-"""Of capacity, in normal service."""
+"""Share of the capacity that normal service uses."""
 _CAPACITY_S = 40.0
-_CROWD = 16
-"""Requests at work while capacity is measured: twice what the target has places for."""
+_CAPACITY_REQUESTS = 16
+"""Running requests while capacity is measured: twice the target's slots."""
 _PAIRS = 20
 """Requests to the old cluster and to a fresh one, in turn, at the end."""
 _PATIENCE_S = 300.0
-"""With which clients wait for a gateway that lost its broker, and we for the last answers."""
+"""How long clients wait for a gateway without a broker, and the run for the last answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoakSettings:
-    """What to do for how long. `load` is what is asked over what can be done."""
+    """Durations and load of a soak. `load` is the request rate over the capacity."""
 
     minutes: float
     load: float
@@ -66,14 +66,14 @@ async def run_soak(
     settings: SoakSettings,
     found: dict[str, Figure],
     report: Path | None,
-    say: Callable[[str], None],
+    notify: Notify,
 ) -> None:
-    """Run it. The figures are found, and the report is written, after every minute.
+    """Run a soak; updates `found` and writes the report after every minute.
 
-    Raises EngineError, BrokerLost, and LabError where memory cannot be told.
+    Raises EngineError, BrokerLost, and LabError where memory use cannot be read.
     """
     if not _resident_bytes(os.getpid()):
-        raise LabError("memory is read from /proc, which is not here")
+        raise LabError("memory use is read from /proc, which is missing here")
     minutes: list[Minute] = []
 
     def write() -> None:
@@ -82,60 +82,59 @@ async def run_soak(
 
     def put_down(minute: Minute) -> None:
         minutes.append(minute)
-        say(str(minute))
+        notify(str(minute))
         found.update(soak_figures(minutes))
         write()
 
     async with contextlib.AsyncExitStack() as stack:
         plan = _plan(settings)
-        cluster = await stack.enter_async_context(LocalCluster(plan, say))
+        cluster = await stack.enter_async_context(LocalCluster(plan, notify))
         connect = partial(Client, patience_s=_PATIENCE_S, retry_patience_s=0)
         clients = [
             await stack.enter_async_context(connect(cluster.broker_url, plan.cluster))
-            for _ in MANNERS
+            for _ in PROFILES
         ]
-        sleeper = await stack.enter_async_context(_sleeping(cluster, plan.cluster))
-        soak = _Soak(cluster, Clients(clients, MANNERS, settings.seed), sleeper, put_down)
+        stalled = await stack.enter_async_context(_stalled_subscriber(cluster, plan.cluster))
+        soak = _Soak(cluster, Clients(clients, PROFILES, settings.seed), stalled, put_down)
         await soak.run(settings)
         plan = _plan(settings)
-        other = await stack.enter_async_context(LocalCluster(plan, say))
+        other = await stack.enter_async_context(LocalCluster(plan, notify))
         fresh = await stack.enter_async_context(connect(other.broker_url, plan.cluster))
         found["soak_over_fresh_latency_ratio"] = await _over_fresh(clients[0], fresh)
         write()
 
 
 def _plan(settings: SoakSettings) -> ClusterPlan:
-    return local_plan(
-        zoo.TARGET, settings.drafters, cluster=f"soak-{secrets.token_hex(3)}",
-        ballast=settings.ballast, target_cores=settings.target_cores,
-        drafter_cores=settings.drafter_cores, broker=None, broker_port=free_port(),
+    return fresh_plan(
+        "soak", zoo.TARGET, settings.drafters, ballast=settings.ballast,
+        target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
     )  # fmt: skip
 
 
 async def _over_fresh(old: Client, fresh: Client) -> Figure:
-    """Latency of a cluster over that of one that has just begun, each asked in turn."""
+    """Latency of a cluster over that of a fresh one, measured in turn."""
     ratios = []
     for number in range(_PAIRS + 1):
         [job] = make_jobs(1, offset=number, policy=DEFAULT_POLICY, temperature=0.0)
         turns = (old, fresh) if number % 2 else (fresh, old)
         loads = {client: await closed_loop(client, [job], 1) for client in turns}
         ratios.append(loads[old].elapsed_s / loads[fresh].elapsed_s)
-    return interval(ratios[1:])  # the first one wakes the fresh one up
+    return interval(ratios[1:])  # the first request warms the fresh cluster up
 
 
 class _Soak:
-    """The phases, one after the other."""
+    """Runs the phases, one after the other."""
 
     def __init__(
         self,
         cluster: LocalCluster,
         clients: Clients,
-        sleeper: Process,
+        stalled: Process,
         put_down: Callable[[Minute], None],
     ) -> None:
-        self._cluster, self._clients, self._sleeper = cluster, clients, sleeper
+        self._cluster, self._clients, self._stalled = cluster, clients, stalled
         self._put_down = put_down
-        self._chance = random.Random(0)
+        self._rng = random.Random(0)
         self._now = asyncio.get_running_loop().time
         self._begun = 0.0
 
@@ -146,45 +145,45 @@ class _Soak:
         await self._arrivals("after", per_s * _NORMAL_SHARE, settings.normal_minutes)
 
     async def _capacity(self) -> float:
-        """Requests a second that are served when nobody has to be refused."""
+        """Requests per second that are served without refusals."""
         self._begun = self._now()
-
-        async def ask_in_turn() -> None:
-            while self._now() - self._begun < _CAPACITY_S:
-                await self._clients.ask(NORMAL)
-
-        async with asyncio.TaskGroup() as group:
-            for asker in range(_CROWD):
-                group.create_task(ask_in_turn(), name=f"asker {asker}")
+        until = self._begun + _CAPACITY_S
+        requests = itertools.takewhile(lambda _: self._now() < until, itertools.repeat(NORMAL))
+        await run_workers(
+            requests, _CAPACITY_REQUESTS, lambda profile, _: self._clients.ask(profile)
+        )
         return self._end_minute("capacity", 0.0).served_per_s
 
     async def _arrivals(
         self, phase: Phase, per_s: float, minutes: float, load: float | None = None
     ) -> None:
-        """So many requests a second by chance, by all clients where there is a `load`, which what
-        was served in a minute times that is asked at least; then the rest."""
+        """Send `per_s` requests per second at random times, then wait for those that still run.
+
+        With a `load` the requests are of all profiles, and the rate is raised to `load` times what
+        was served in a minute.
+        """
         until = next_s = self._begun = self._now()
         until += MINUTE_S * minutes
-        asked: set[asyncio.Task[None]] = set()
+        measured: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
             while next_s < until:
                 await asyncio.sleep(next_s - self._now())
-                manner = self._clients.draw() if load else NORMAL
-                task = group.create_task(self._clients.ask(manner), name=f"ask {manner.name}")
-                asked.add(task)
-                task.add_done_callback(asked.discard)
+                profile = self._clients.draw() if load else NORMAL
+                task = group.create_task(self._clients.ask(profile), name=f"ask {profile.name}")
+                measured.add(task)
+                task.add_done_callback(measured.discard)
                 if self._now() - self._begun >= MINUTE_S:
                     minute = self._end_minute(phase, per_s)
                     per_s = max(per_s, minute.served_per_s * (load or 0.0))
-                next_s += self._chance.expovariate(per_s)
+                next_s += self._rng.expovariate(per_s)
             if self._now() - self._begun > 1:
                 self._end_minute(phase, per_s)
             if load:
-                self._sleeper.send_signal(signal.SIGCONT)
-            if asked:
-                await asyncio.wait(asked, timeout=_PATIENCE_S)
+                self._stalled.send_signal(signal.SIGCONT)
+            if measured:
+                await asyncio.wait(measured, timeout=_PATIENCE_S)
             self._end_minute("rest", 0.0)
-            for task in asked:
+            for task in measured:
                 task.cancel()
 
     def _end_minute(self, phase: Phase, per_s: float) -> Minute:
@@ -193,7 +192,7 @@ class _Soak:
             phase=phase,
             elapsed_s=now - self._begun,
             arrivals_per_s=per_s,
-            tally=self._clients.take(),
+            counts=self._clients.take(),
             num_at_work=self._clients.num_at_work,
             resident_bytes={name: _resident_bytes(pid) for name, pid in pids.items()},
             pids=pids,
@@ -203,30 +202,30 @@ class _Soak:
         return minute
 
     def _pids(self) -> dict[str, int]:
-        """By names that are the same in every run."""
+        """Process ids, by names that are the same in every run."""
         nodes = {name.rpartition("-")[0] or name: pid for name, pid in self._cluster.pids.items()}
         return {**nodes, "asker": os.getpid()}
 
 
 @asynccontextmanager
-async def _sleeping(cluster: LocalCluster, name: str) -> AsyncIterator[Process]:
-    """Somebody who subscribed to everything and does not read."""
-    sleeper = await processes.spawn(
+async def _stalled_subscriber(cluster: LocalCluster, name: str) -> AsyncIterator[Process]:
+    """A process that subscribed to everything and does not read."""
+    stalled = await processes.spawn(
         (
             *(sys.executable, "-m", "edgecosine.lab.soak.stalled_subscriber"),
             *(cluster.broker_url, f"{Topics(name).root}/#"),
         ),
-        cluster.logs / "sleeper.log",
+        cluster.logs / "stalled_subscriber.log",
     )
     try:
-        yield sleeper
+        yield stalled
     finally:
-        sleeper.kill()
-        await sleeper.wait()
+        stalled.kill()
+        await stalled.wait()
 
 
 def _resident_bytes(pid: int) -> int:
-    """0 where the process has just ended."""
+    """Resident memory of a process; 0 when it has just ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):

@@ -1,7 +1,7 @@
-"""A subscriber that stops reading: a process that wants everything of a cluster and then stops.
+"""A process that subscribes to a cluster and then stops reading.
 
-`python -m edgecosine.lab.soak.stalled_subscriber BROKER FILTER`; SIGCONT wakes it: it reads what
-waits for it for a second and stops again.
+`python -m edgecosine.lab.soak.stalled_subscriber BROKER FILTER`; SIGCONT makes it read what waits
+for it during one second and stop again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _AWAKE_S = 1.0
 _LONGEST_KEEPALIVE_S = 65535
 
 
-async def sleep(url: str, topic_filter: str) -> NoReturn:
+async def subscribe_and_stall(url: str, topic_filter: str) -> NoReturn:
     """Subscribe, and stop this process again and again."""
-    courier = ReconnectingClient(
+    client = ReconnectingClient(
         BrokerAddress.parse(url, keepalive_s=_LONGEST_KEEPALIVE_S),
-        name=f"sleeper-{os.getpid()}",
+        name=f"stalled-{os.getpid()}",
         receive=lambda message: message.acknowledge(),
         filters=(topic_filter,),
     )
     async with asyncio.TaskGroup() as group:
-        group.create_task(courier.run(), name="sleeper.courier")
+        group.create_task(client.run(), name="stalled.client")
         while True:
-            await courier.connected()
+            await client.connected()
             await asyncio.sleep(_AWAKE_S)
             os.kill(os.getpid(), signal.SIGSTOP)
     raise AssertionError("the loop has no end")
 
 
 if __name__ == "__main__":
-    asyncio.run(sleep(*sys.argv[1:3]))
+    asyncio.run(subscribe_and_stall(*sys.argv[1:3]))

@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 
 def hardware() -> str:
-    """The processor in general words."""
+    """A general description of the processor."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -78,7 +78,7 @@ def _parameters(weights: Path) -> int:
 
 
 def collect(recipe: ZooRecipe, places: ZooPaths) -> Json:
-    """Everything the card says, as data."""
+    """The data of the card."""
     stages = ["corpus", "prompts", "target", "evaluation"]
     stages += [f"drafter-{name}" for name in DRAFTERS] + [f"pool-{name}" for name in DOMAINS]
     reports = {s: json.loads(places.report(s).read_text(encoding="utf-8")) for s in stages}

@@ -1,4 +1,4 @@
-"""Texts of the four domains, from what a Debian machine with CPython carries, split by hash."""
+"""Texts of the four domains from the files of a Debian machine with CPython, split by hash."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _until(texts: Iterator[str], characters: int) -> Iterator[str]:
 
 
 def split_documents(documents: list[str], settings: CorpusSettings) -> Split:
-    """Divide documents by hash into training and held-out ones, no more of either than asked."""
+    """Divide documents by hash into training and held-out ones, up to the given sizes."""
     train = (text for text in documents if not is_held_out(text))
     held_out = (text for text in documents if is_held_out(text))
     most = settings.characters_per_domain

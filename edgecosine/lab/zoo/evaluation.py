@@ -45,7 +45,7 @@ def accepted_per_round(matches: Sequence[bool], gamma: int) -> list[int]:
 def drafter_choices(
     drafter: LlamaForCausalLM, tokens: Tensor, prompt: int, sampling: GenerationSampling
 ) -> Tensor:
-    """What the drafter would put at each new position (n, new) of the target's texts (n, all)."""
+    """The drafter's token at each new position [n, new] of the target's texts [n, all]."""
     hidden = drafter.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     columns = []
     for position in range(prompt, tokens.shape[1]):

@@ -1,4 +1,4 @@
-"""The state of a generated house, and how it is told in the context of a dialogue."""
+"""The state of a generated house, and its description in the context of a dialogue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Room:
 
 @dataclass
 class House:
-    """What the assistant may know: minutes since midnight, rooms, watts of two appliances."""
+    """The state known to the assistant: minutes since midnight, rooms, watts of two appliances."""
 
     day: str
     minute: int
@@ -56,8 +56,8 @@ class House:
             for room in self.rooms
         ]
         if self.watts:
-            told = ", ".join(f"{name} {watts} W" for name, watts in self.watts.items())
-            parts.append(f"Power: {told}.")
+            listed = ", ".join(f"{name} {watts} W" for name, watts in self.watts.items())
+            parts.append(f"Power: {listed}.")
         return " ".join(parts)
 
 

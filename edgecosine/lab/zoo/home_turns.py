@@ -1,4 +1,4 @@
-"""What users ask about a house and how the assistant answers; each skill is one kind of turn."""
+"""Questions of users about a house and the assistant's answers; each skill is a kind of turn."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ def _average(rng: random.Random, house: House) -> Turn:
         "Can you work out the mean humidity of the rooms?",
     ))  # fmt: skip
     values = [room.humidity for room in house.rooms]
-    told = " + ".join(str(value) for value in values)
+    listed = " + ".join(str(value) for value in values)
     return question, (
-        f"The sum is {told} = {sum(values)}. Divided by {len(values)}, "
+        f"The sum is {listed} = {sum(values)}. Divided by {len(values)}, "
         f"the average humidity is about {round(sum(values) / len(values))}%."
     )
 

@@ -54,8 +54,8 @@ def acceptance(
         loops[domain] = sum(shares) / len(shares)
         for name, drafter in drafters.items():
             matrix[name][domain] = mean_accepted(drafter, texts, rows.shape[1], sampling)
-        told = ", ".join(f"{name} {matrix[name][domain]:.2f}" for name in drafters)
-        print(f"T {temperature} {domain}: {told}; loops {loops[domain]:.1%}", flush=True)
+        listed = ", ".join(f"{name} {matrix[name][domain]:.2f}" for name in drafters)
+        print(f"T {temperature} {domain}: {listed}; loops {loops[domain]:.1%}", flush=True)
     return matrix, loops
 
 
@@ -93,8 +93,8 @@ def _losses(
         rows = held_out_rows(tokens, recipe.loss_length, recipe.loss_windows)
         for name, model in models.items():
             losses[name][domain] = asdict(held_out_loss(model, rows, sizes))
-        told = ", ".join(f"{n} {losses[n][domain]['nats_per_token']:.2f}" for n in models)
-        print(f"loss {domain}: {told}", flush=True)
+        listed = ", ".join(f"{n} {losses[n][domain]['nats_per_token']:.2f}" for n in models)
+        print(f"loss {domain}: {listed}", flush=True)
     return losses
 
 

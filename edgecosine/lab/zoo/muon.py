@@ -27,7 +27,7 @@ def orthogonalise(batch: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Momentum whose update is orthogonalised; `lr` is set by the caller before each step."""
+    """Momentum with orthogonalised updates; the caller sets `lr` before each step."""
 
     def __init__(self, parameters: Iterable[Tensor], momentum: float = 0.95) -> None:
         self.lr = 0.0

@@ -31,7 +31,7 @@ class Prompt:
 def _prompt_at(
     tokenizer: PreTrainedTokenizerFast, document: str, start: int, ending: str
 ) -> str | None:
-    """The text of the 48 tokens from `start`, if it re-encodes to them and ends as asked.
+    """The text of the 48 tokens from `start`, if it re-encodes to them and ends as required.
 
     Texts with the mail address of a person are passed over.
     """

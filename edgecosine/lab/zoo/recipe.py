@@ -1,4 +1,4 @@
-"""The constants of the zoo: who is trained on what, and for how long."""
+"""The constants of the zoo: training data and lengths of each model."""
 
 from __future__ import annotations
 

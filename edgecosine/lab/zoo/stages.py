@@ -100,7 +100,7 @@ def prompts_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
 
 
 def more_held_out_dialogues(recipe: ZooRecipe) -> list[str]:
-    """Further dialogues whose hash keeps them from training: few have just the right length."""
+    """More dialogues that their hash excludes from training, since few have the right length."""
     settings = recipe.corpus
     texts = home_documents(8 * settings.home_dialogues, settings.home_seed + 1)
     return [text for text in texts if is_held_out(text)]

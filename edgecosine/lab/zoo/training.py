@@ -47,7 +47,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run of the loop took, in seconds, and its last smoothed loss in nats/token."""
+    """Seconds of a run of the loop, and its last smoothed loss in nats/token."""
 
     steps: int
     tokens: int
@@ -89,7 +89,7 @@ def next_token_loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
 def compiled(
     function: Callable[[Batch], Tensor], settings: TrainSettings
 ) -> Callable[[Batch], Tensor]:
-    """Compile if asked and a C++ compiler is at hand: about a fifth faster."""
+    """Compile if configured and a C++ compiler is installed: about a fifth faster."""
     if not settings.compiled or shutil.which("g++") is None:
         return function
     # A second model in the same process would otherwise get slow, general code.

@@ -1,7 +1,7 @@
-"""The environment that llama.cpp runs in: made once, below the user's cache directory.
+"""The Python environment of llama.cpp: made once, below the user's cache directory.
 
-llama-cpp-python is built from its sources, so that llama.cpp has this processor's instructions, as
-our own kernels do.
+llama-cpp-python is built from its sources, so that llama.cpp uses this processor's instructions, as
+the engine's kernels do.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
+from edgecosine.lab.figures import Notify
 
 VERSION: Final = "0.3.36"
 BUILD_TIMEOUT_S: Final = 3600.0
@@ -22,23 +23,25 @@ _LAST_LINES: Final = 3
 
 
 def llamacpp_directory() -> Path:
-    """Where the environment is, or will be."""
+    """Directory of the environment, whether it exists or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "edgecosine" / "peers" / f"llamacpp-{VERSION}"
 
 
-def llamacpp_python(say: Callable[[str], None], directory: Path | None = None) -> Path:
-    """The interpreter of the environment, which is made where there is none.
+def llamacpp_python(notify: Notify, directory: Path | None = None) -> Path:
+    """The interpreter of the environment, which is created when missing.
 
-    Blocks for the minutes of a build. Raises LabError with the builder's last words.
+    Blocks for the minutes of a build. Raises LabError with the last lines of a failed build.
     """
     directory = directory or llamacpp_directory()
     python = directory / "bin" / "python"
     if _is_whole(python):
         return python
     log = directory.with_name(f"{directory.name}.log")
-    say(f"building {_PACKAGE} {VERSION} for this processor in {directory}; this takes many minutes "
-        f"(progress: {log})")  # fmt: skip
+    notify(
+        f"building {_PACKAGE} {VERSION} for this processor in {directory}; this takes many minutes "
+        f"(progress: {log})"
+    )
     directory.parent.mkdir(parents=True, exist_ok=True)
     _run((sys.executable, "-m", "venv", "--clear", str(directory)), log)
     _run(
@@ -53,7 +56,7 @@ def llamacpp_python(say: Callable[[str], None], directory: Path | None = None) -
 
 
 def _is_whole(python: Path) -> bool:
-    """Whether this version can be imported there: a build that was cut off does not count."""
+    """Whether this version can be imported there, so that an interrupted build is repeated."""
     check = (
         "import importlib.metadata as m, llama_cpp, sys; "
         f"sys.exit(m.version({_PACKAGE!r}) != {VERSION!r})"
@@ -78,4 +81,4 @@ def _run(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
             raise LabError(f"{_PACKAGE} was not built: {error}") from error
     if done.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        raise LabError(f"{_PACKAGE} was not built: {' | '.join(lines)}; all of it is in {log}")
+        raise LabError(f"{_PACKAGE} was not built: {' | '.join(lines)}; the whole log is {log}")

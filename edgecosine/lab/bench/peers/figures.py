@@ -1,7 +1,7 @@
-"""Figures of the benchmark beside peers, from its runs alone.
+"""Figures of the benchmark beside peers, from its runs.
 
-A ratio is taken within a turn: the same prompts, one server right after the other. A figure whose
-runs are not there is left out, and no figure is made of a peer that failed on the way.
+A ratio is taken within a turn: the same prompts, one server right after the other. Figures without
+runs, and those of peers that failed, are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RATIOS: Final = (
     ("eight_over_target_alone", EIGHT, OURS, ALONE),
 )
 _DECODE: Final = ("over_llamacpp", "over_llamacpp_with_draft", "over_hf_assisted")
-"""Told once more for the time after the first token, without the prompt's."""
+"""Also reported for the time after the first token, without the prompt."""
 _SAME: Final = (
     ("identical_share", OURS, ALONE),
     ("hostile_identical_share", HOSTILE, HOSTILE_ALONE),
@@ -45,7 +45,7 @@ _RATES: Final = (ALONE, OURS, LLAMACPP, LLAMACPP_DRAFTED, TRANSFORMERS, ASSISTED
 
 
 def peer_figures(runs: Sequence[Run], failed: Container[str] = ()) -> dict[str, Figure]:
-    """Every figure that the runs have data for, by name; none of servers that `failed`."""
+    """All figures that the runs have data for, by name, without servers that `failed`."""
     runs = [run for run in runs if run["server"] not in failed]
     figures: dict[str, Figure] = {}
     for name, cell, over, under in _RATIOS:
@@ -73,7 +73,7 @@ def _ratios(runs: Sequence[Run], cell: str, over: str, under: str, field: str) -
 
 
 def _same(runs: Sequence[Run], one: str, other: str) -> list[float]:
-    """Of each turn that both have, in any cell, the share of equal texts."""
+    """The share of equal texts in each turn of both servers, in any cell."""
     shares = []
     for cell in (SINGLE, EIGHT):
         ones, others = (_by_turn(runs, cell, s, lambda run: run["texts"]) for s in (one, other))

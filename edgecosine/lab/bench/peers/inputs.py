@@ -1,4 +1,4 @@
-"""What to compare: settings of the benchmark, its prompts, and models as peers read them."""
+"""Inputs of the benchmark beside peers: settings, prompts, and models in the peers' formats."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from edgecosine.lab.bench.peers.plain_checkpoint import (
     read_checkpoint,
     write_plain_checkpoint,
 )
-from edgecosine.lab.bench.peers.server import PeerPrompt, Say
+from edgecosine.lab.bench.peers.server import PeerPrompt
 from edgecosine.lab.distill.prompts import HELD_OUT
-from edgecosine.lab.figures import Figure, Keep
+from edgecosine.lab.figures import Figure, Keep, Notify
 
 TARGET: Final = models.DEFAULT_TARGET
 GENERALIST: Final = f"{TARGET}/generalist"
 NUM_TRIALS: Final = 2
-"""Prompts of each domain that settings are found with; they are the last ones, and not measured."""
+"""Prompts of each domain for finding settings: the last ones, which are not measured."""
 CONTEXT: Final = 1024
 EIGHT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """What to compare, and how much to ask."""
+    """Models and requests of the comparison."""
 
     target: str = TARGET
     gguf: str = ""
-    """The target's GGUF file for the peers, where `target` is not one."""
+    """The target's GGUF file for the peers, if `target` is none."""
     drafters: tuple[str, ...] = models.drafters_of(TARGET)
     generalist: str = GENERALIST
-    """Drafts for the peers, too, and is made hostile; empty: none does."""
+    """Also drafts for the peers, and is made adversarial; empty: none."""
     prompts_per_domain: int = 8
     eight_turns: int = 4
     """Turns of 16 prompts, eight at a time."""
@@ -48,38 +48,38 @@ class PeerSettings:
     trial_tokens: int = 32
     """Of each answer to a trial prompt."""
     dtype: str = "auto"
-    """Of our nodes; peers find theirs."""
+    """Of EdgeCoSine's nodes; peers choose theirs by trials."""
     target_cores: str = ""
     drafter_cores: str = ""
 
 
 @dataclass(slots=True)
 class PeersRecord:
-    """What was found so far."""
+    """Results so far."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """Servers that were not measured, or not to the end, and why."""
+    """Reasons of servers that were not measured completely."""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Figure]:
-        """What follows from the runs."""
+        """The figures of the runs."""
         return peer_figures(self.runs, self.refused)
 
     def write(self, keep: Keep) -> None:
-        """Keep what there is."""
+        """Save the results so far."""
         keep(self.figures(), self.runs, notes=self.notes, refused=self.refused)
 
-    def refuse(self, server: str, reason: str, say: Say) -> None:
-        """Leave a server out."""
+    def refuse(self, server: str, reason: str, notify: Notify) -> None:
+        """Leave a server out, and report the reason."""
         self.refused[server] = reason
-        say(f"left out: {server}: {reason}")
+        notify(f"left out: {server}: {reason}")
 
 
 def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[PeerPrompt]]:
-    """Prompts to measure with, domains in turn, and others to find settings with.
+    """Prompts to measure with, domains in turn, and prompts for finding settings.
 
-    Raises LabError when there are not so many.
+    Raises LabError when there are too few.
     """
     texts: dict[str, list[str]] = json.loads(HELD_OUT.read_text())
     if per_domain > (most := min(map(len, texts.values())) - NUM_TRIALS):
@@ -96,20 +96,18 @@ def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[Pe
 
 
 def target_file(settings: PeerSettings) -> Path:
-    """The GGUF file that peers read.
+    """Path of the GGUF file that peers read.
 
     Raises LabError when there is none, and ModelUnavailable when it cannot be fetched.
     """
     found = Path(settings.gguf) if settings.gguf else _model(settings.target)
     if found is None or not found.is_file():
-        raise LabError(
-            f"{settings.gguf or settings.target} is no GGUF file, which llama.cpp needs: name one"
-        )
+        raise LabError(f"{settings.gguf or settings.target} is no GGUF file, which llama.cpp needs")
     return found.resolve()
 
 
 def _model(name: str) -> Path | None:
-    """A directory or GGUF file; one of the catalogue is fetched.
+    """Path of a directory or GGUF file; models of the catalogue are fetched.
 
     Raises ModelUnavailable.
     """
@@ -119,7 +117,7 @@ def _model(name: str) -> Path | None:
 def plain_generalist(
     settings: PeerSettings, target: Path, directory: Path
 ) -> PlainCheckpoint | None:
-    """The generalist as peers read it, written below `directory`; None where none is wanted.
+    """The generalist in the peers' formats, written below `directory`; None without one.
 
     Raises LabError when there is none of that name.
     """
@@ -127,7 +125,7 @@ def plain_generalist(
         return None
     path = _model(settings.generalist)
     if path is None:
-        raise LabError(f"there is no model {settings.generalist}; --generalist '' does without")
+        raise LabError(f"there is no model {settings.generalist}; use --generalist '' for none")
     return write_plain_checkpoint(read_checkpoint(path), target, directory)
 
 

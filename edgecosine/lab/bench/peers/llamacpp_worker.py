@@ -1,7 +1,6 @@
 """llama.cpp's process: `python llamacpp_worker.py`, in the environment that has llama-cpp-python.
 
-It imports nothing of this package, which is not installed there. See `messages.py` for what is
-said.
+It cannot import this package, which is not installed there. `messages.py` defines the messages.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 DRAFTS = tuple((length, least) for length in (2, 3, 5, 8) for least in (0.0, 0.5))
-"""Draft tokens, and the probability below which a draft ends, that are tried."""
+"""Tried numbers of draft tokens, with the probability below which a draft ends."""
 BATCH = 2048
 """Tokens of one pass at most."""
 REPEATS = 2
 ONE_BY_ONE = 4
-"""Trial prompts that are asked one by one; a batch is tried with all."""
+"""Trial prompts that are sent one by one; a batch is tried with all."""
 
 FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, OSError)
-"""How llama-cpp-python says that something cannot be done."""
+"""Exceptions that llama-cpp-python raises for unsupported settings."""
 
 Answer = dict[str, Any]
 Settings = dict[str, Any]
-Way = Callable[[Sequence[Sequence[int]], int], list[Answer]]
-"""Answers prompts with at most so many tokens each."""
-Make = Callable[[], Way]
+Method = Callable[[Sequence[Sequence[int]], int], list[Answer]]
+"""Answers prompts with at most a given number of tokens each."""
+Make = Callable[[], Method]
 
 
 class Generator:
-    """`Llama.generate`, one prompt after the other; a prefix like the last prompt's is kept."""
+    """`Llama.generate`, one prompt after the other; it keeps a common prefix with the last."""
 
     def __init__(self, llama: Any, end_tokens: frozenset[int]) -> None:
         self._llama, self._end_tokens = llama, end_tokens
@@ -63,19 +62,19 @@ class Generator:
 
 
 class ModelDrafter(LlamaDraftModel):  # type: ignore[misc]
-    """A draft model for `Llama(draft_model=…)`: a second model, greedily. What it has in its cache
-    of the text is kept."""
+    """A draft model for `Llama(draft_model=…)`: a second model, greedily. It keeps the part of the
+    text that is in its cache."""
 
     def __init__(self, llama: Any) -> None:
         self._llama = llama
         self.length, self.least = DRAFTS[0]
 
     def __call__(self, input_ids: Any, /, **_: Any) -> Any:
-        """Draft tokens that go on from `input_ids`, as an array of int32."""
+        """Draft tokens that continue `input_ids`, as an array of int32."""
         llama = self._llama
         known = llama.input_ids[: min(llama.n_tokens, len(input_ids) - 1)]
         differs = np.flatnonzero(known != input_ids[: len(known)])
-        # Evaluation drops from the cache what lies behind `n_tokens`.
+        # Evaluation drops cache entries behind `n_tokens`.
         llama.n_tokens = int(differs[0]) if len(differs) else len(known)
         fed, drafted = input_ids[llama.n_tokens :].tolist(), list[int]()
         while len(drafted) < self.length and llama.n_tokens + len(fed) < llama.n_ctx():
@@ -96,7 +95,7 @@ class Row(NamedTuple):
     position: int
     sequence: int
     is_last: bool
-    """Whether its logits are wanted."""
+    """Whether its logits are needed."""
 
 
 class Running:
@@ -110,13 +109,13 @@ class Running:
         self.first_s = 0.0
 
     def rows(self, slot: int) -> list[Row]:
-        """What the next pass reads of it."""
+        """Tokens of the next pass."""
         last = len(self.fed) - 1
         return [Row(t, self.position + i, slot, i == last) for i, t in enumerate(self.fed)]
 
 
 class Batch:
-    """Sequences that share passes; where one ends, the next prompt takes its slot at once."""
+    """Sequences that share passes; when one ends, the next prompt takes its slot at once."""
 
     def __init__(
         self, llama: Any, setup: dict[str, Any], *, num_slots: int, flash: bool, unified: bool
@@ -168,12 +167,12 @@ class Batch:
         return [answers[number] for number in range(len(prompts))]
 
     def _admit(self, waiting: deque[Any], running: dict[int, Running]) -> None:
-        """Give free slots the next prompts, as far as a pass has room for them."""
+        """Assign the next prompts to free slots, as far as a pass has room for them."""
         room = BATCH - len(running)
         free = (slot for slot in range(self._num_slots) if slot not in running)
         while waiting and len(waiting[0][1]) <= room and (slot := next(free, None)) is not None:
             number, prompt = waiting.popleft()
-            # The prefix that it shares with the slot's last prompt stays in the cache.
+            # The common prefix with the slot's last prompt stays in the cache.
             same = itertools.takewhile(
                 lambda pair: pair[0] == pair[1], zip(self._kept[slot], prompt[:-1], strict=False)
             )
@@ -183,7 +182,7 @@ class Batch:
             room -= len(running[slot].fed)
 
     def _pass(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
-        """Decode; the next token of each sequence."""
+        """Decode; returns the next token of each sequence."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, row in enumerate(rows):
@@ -200,7 +199,7 @@ class Batch:
 
 
 class Drafted:
-    """Answers with a draft model, under settings of its own for it."""
+    """Answers with a draft model under its own settings."""
 
     def __init__(
         self, generator: Generator, drafter: ModelDrafter, *, length: int, p_min: float
@@ -214,13 +213,13 @@ class Drafted:
 
 
 class Peer:
-    """Every kind of answer in its quickest way here."""
+    """Every kind of answer with its quickest settings on this machine."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
         self._end_tokens = frozenset[int](setup["end_tokens"])
         self._loaded = dict[tuple[str, bool], Any]()
-        self.ways = dict[str, Way]()
+        self.methods = dict[str, Method]()
         self.settings = dict[str, dict[str, Any]]()
         self.refused = dict[str, str]()
         self.trials_s = dict[str, float]()
@@ -233,7 +232,7 @@ class Peer:
         self._choose("batched", self._batched())
 
     def _plain(self) -> Iterator[tuple[Settings, Make]]:
-        """`Llama.generate`, and passes of our own without its sampler."""
+        """`Llama.generate`, and direct passes without its sampler."""
         for flash in (False, True):
             yield (
                 {"api": "generate", "flash_attn": flash},
@@ -255,20 +254,20 @@ class Peer:
             )
 
     def _batched(self) -> Iterator[tuple[Settings, Make]]:
-        """One batch, or one prompt after the other where that is quicker."""
+        """One batch, or one prompt after the other if that is quicker."""
         num_slots = self._setup["at_once"]
         for flash, unified in itertools.product((False, True), (True, False)):
             yield (
                 {"api": "llama_decode", "flash_attn": flash, "kv_unified": unified},
                 functools.partial(self._batch, num_slots=num_slots, flash=flash, unified=unified),
             )
-        if "plain" in self.ways:
-            yield {"api": "one by one"}, lambda: self.ways["plain"]
+        if "plain" in self.methods:
+            yield {"api": "one by one"}, lambda: self.methods["plain"]
 
     def _generator(self, path: str, flash: bool, draft_model: Any = None) -> Generator:
         return Generator(self._load(path, flash, draft_model), self._end_tokens)
 
-    def _batch(self, *, num_slots: int, flash: bool, unified: bool) -> Way:
+    def _batch(self, *, num_slots: int, flash: bool, unified: bool) -> Method:
         llama = self._load(self._setup["target"], flash)
         return Batch(llama, self._setup, num_slots=num_slots, flash=flash, unified=unified)
 
@@ -289,26 +288,26 @@ class Peer:
         """Try all settings on the trial prompts and keep the quickest."""
         best_s, reason = math.inf, ""
         try:
-            for told, make in candidates:
-                name = ", ".join((kind, *(f"{key} {value}" for key, value in told.items())))
+            for options, make in candidates:
+                name = ", ".join((kind, *(f"{key} {value}" for key, value in options.items())))
                 try:
-                    way = make()
-                    seconds = min(self._seconds(way, kind) for _ in range(REPEATS))
+                    method = make()
+                    seconds = min(self._seconds(method, kind) for _ in range(REPEATS))
                 except FAILURES as error:
                     reason = self.failed[name] = f"{type(error).__name__}: {error}"
                     continue
                 self.trials_s[name] = round(seconds, 4)
                 if seconds < best_s:
-                    best_s, self.ways[kind], self.settings[kind] = seconds, way, told
-        except FAILURES as error:  # of what all candidates need
+                    best_s, self.methods[kind], self.settings[kind] = seconds, method, options
+        except FAILURES as error:  # raised for all candidates
             reason = f"{type(error).__name__}: {error}"
-        if kind not in self.ways:
+        if kind not in self.methods:
             self.refused[kind] = reason
 
-    def _seconds(self, way: Way, kind: str) -> float:
+    def _seconds(self, method: Method, kind: str) -> float:
         prompts = self._setup["trial_prompts"][: None if kind == "batched" else ONE_BY_ONE]
         started = time.perf_counter()
-        way(prompts, self._setup["trial_tokens"])
+        method(prompts, self._setup["trial_tokens"])
         return time.perf_counter() - started
 
 
@@ -327,7 +326,7 @@ def _answer(tokens: list[int], first_s: float, elapsed_s: float) -> Answer:
 def _carry_out(peer: Peer, order: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        answers = peer.ways[order["kind"]](order["prompts"], order["max_tokens"])
+        answers = peer.methods[order["kind"]](order["prompts"], order["max_tokens"])
     except (*FAILURES, KeyError) as error:
         return {"answers": [], "elapsed_s": 0.0, "error": f"{type(error).__name__}: {error}"}
     return {"answers": answers, "elapsed_s": time.perf_counter() - started}
@@ -347,7 +346,7 @@ def main(lines: Iterator[bytes], write: Callable[[dict[str, Any]], None]) -> Non
 
 
 if __name__ == "__main__":
-    # What the library prints must not come between the lines.
+    # Output of the library must not come between the lines.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""What the benchmark and a peer's process say to each other, as lines of JSON.
+"""Messages between the benchmark and a peer's process, as lines of JSON.
 
 The parent sends one `Setup` and reads one `PeerReady`; then each `PeerOrder` has one `Reply`.
 Prompts and answers are token ids of the target's tokenizer. llama.cpp's process, which runs in an
@@ -12,15 +12,15 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal["plain", "drafted", "batched"]
-"""One prompt after the other; the same with a draft model; so many sequences in one batch."""
+"""One prompt after the other; the same with a draft model; several sequences in one batch."""
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What to load, and prompts to find the quickest settings with."""
+    """Models to load, and prompts for finding the quickest settings."""
 
     target: str
     drafter: str | None
-    """A model that its library reads; None: no drafted answers are wanted."""
+    """A model in the library's format; None: no drafted answers."""
     end_tokens: tuple[int, ...]
     trial_prompts: tuple[tuple[int, ...], ...]
     trial_tokens: int
@@ -32,15 +32,15 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class PeerReady(msgspec.Struct, frozen=True):
-    """Told once. Every kind of answer is either in `settings` or in `refused` with a reason."""
+    """Sent once. Every kind of answer is either in `settings` or in `refused` with a reason."""
 
     settings: dict[Kind, dict[str, Any]]
-    """The quickest ones, with which orders are carried out."""
+    """The quickest settings, which orders use."""
     refused: dict[Kind, str]
     trials_s: dict[str, float]
-    """Seconds that each setting took for the trial prompts."""
+    """Seconds of each setting for the trial prompts."""
     failed: dict[str, str]
-    """Settings that could not be tried, and why."""
+    """Settings that failed, with reasons."""
     versions: dict[str, str]
 
 
@@ -67,4 +67,4 @@ class Reply(msgspec.Struct, frozen=True):
     answers: list[PeerAnswer]
     elapsed_s: float
     error: str = ""
-    """Why there are none."""
+    """Reason when there are no answers."""

@@ -1,7 +1,7 @@
-"""A drafter as other runtimes read it: a plain Llama checkpoint with a row for every token.
+"""A drafter in the format of other runtimes: a plain Llama checkpoint with a row for every token.
 
-Our drafters may have an output layer for a shortlist of frequent tokens alone. Others know no such
-thing: the rows of all other tokens are zero there. Their logit is 0, and the best token's is above.
+A packaged drafter may have an output layer for a shortlist of frequent tokens only. In the plain
+checkpoint the rows of all other tokens are zero: their logit is 0, and the best token's is higher.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _FLOAT32: Final = GGMLQuantizationType.F32
 class Checkpoint:
     """A Llama model: tensors by transformers' names, of any float type.
 
-    `shortlist`: the token of each row of `lm_head.weight`; None: it has all tokens, or is tied to
-    the embedding and left out.
+    `shortlist`: the token of each row of `lm_head.weight`; None when it has all tokens, or is tied
+    to the embedding and left out.
     """
 
     config: LlamaConfig
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         assert source.gguf is not None, "a file is one"
         model = load_gguf_weights(source.gguf, read_gguf_config(source.gguf), torch.float32)
     if not isinstance(model, LlamaForCausalLM):
-        raise ModelUnsupported(f"{path} is no Llama model; peers get no other drafter")
+        raise ModelUnsupported(f"{path} is no Llama model, which peers need as drafter")
     return Checkpoint(model.config, model.state_dict())
 
 
@@ -109,10 +109,10 @@ def write_plain_checkpoint(
 def _plain(drafter: Checkpoint) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     """The configuration and float32 tensors without a shortlist."""
     tensors = {name: tensor.float() for name, tensor in drafter.tensors.items()}
-    told = drafter.config.to_dict()
-    # A model out of a GGUF file says so, and would not be saved as what it is now.
-    told.pop("quantization_config", None)
-    config = LlamaConfig.from_dict(told)
+    fields = drafter.config.to_dict()
+    # A model from a GGUF file carries its quantisation and would not be saved as float.
+    fields.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(fields)
     if drafter.shortlist is not None:
         head = torch.zeros(config.vocab_size, config.hidden_size)
         head[torch.tensor(drafter.shortlist)] = tensors[_HEAD]
@@ -137,10 +137,10 @@ def _write_gguf(
     types = {t.name: t.tensor_type for t in target.tensors} if is_quantized else {}
     types.setdefault(_OUTPUT, types.get(_EMBEDDING, _FLOAT32))
     for name, tensor in tensors.items():
-        told, values = _gguf_tensor(name, tensor, config)
+        gguf_name, values = _gguf_tensor(name, tensor, config)
         # A layer is stored as the target's layer 0 is: they differ in number.
-        kind = types.get(_of_layer_0(told), _FLOAT32)
-        writer.add_tensor(told, quants.quantize(values, kind), raw_dtype=kind)
+        kind = types.get(_of_layer_0(gguf_name), _FLOAT32)
+        writer.add_tensor(gguf_name, quants.quantize(values, kind), raw_dtype=kind)
     finish(writer)
 
 

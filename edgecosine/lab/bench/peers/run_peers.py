@@ -1,6 +1,6 @@
-"""Runs the benchmark beside peers: everything is loaded once, then all take turns prompt by prompt.
+"""Runs the benchmark beside peers: all servers are loaded once, then alternate prompt by prompt.
 
-Peers have both cores; of our cluster the target has the first and the drafters the second.
+Peers have both cores; of EdgeCoSine's cluster the target has the first and the drafters the second.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.errors import LabError
-from edgecosine.lab.adversarial_drafter import write_liar
+from edgecosine.lab.adversarial_drafter import write_adversarial_drafter
 from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
 from edgecosine.lab.bench.peers import figures as names
 from edgecosine.lab.bench.peers.inputs import (
@@ -37,27 +36,28 @@ from edgecosine.lab.bench.peers.server import (
     CoreLayout,
     Ours,
     PeerPrompt,
-    Say,
     Server,
     our_cluster,
     record,
 )
 from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
-from edgecosine.lab.figures import Keep
+from edgecosine.lab.engine_calls import quiet_transformers
+from edgecosine.lab.figures import Keep, Notify
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
 _ONE_BY_ONE: Final = 4
 """Trial prompts that a peer answers one by one; as in `llamacpp_worker.py`."""
 
 
-async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, keep: Keep) -> None:
-    """Load, find settings, warm up and measure; all that is found goes into `found`, and is kept
-    after each turn.
+async def run_peers_bench(
+    settings: PeerSettings, found: PeersRecord, notify: Notify, keep: Keep
+) -> None:
+    """Load, find settings, warm up and measure; results go into `found` and are saved after each
+    turn.
 
-    Raises EdgecosineError of what our own cluster cannot do. A peer that fails is left out.
+    Raises EdgecosineError of EdgeCoSine's own cluster. A peer that fails is left out.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     gguf = target_file(settings)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     measured, trials = held_out(tokenizer, settings.prompts_per_domain)
@@ -71,10 +71,10 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, 
             trial_tokens=settings.trial_tokens,
             threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
         )  # fmt: skip
-        peers = StartedPeers(stack, setup, plain, tokenizer.decode, found, say)
+        peers = StartedPeers(stack, setup, plain, tokenizer.decode, found, notify)
         servers = await peers.llamacpp() | await peers.stock()
-        servers |= await _our_servers(settings, plain, directory, stack, found, say)
-        say("warming up")
+        servers |= await _our_servers(settings, plain, directory, stack, found, notify)
+        notify("warming up")
         for name, server in servers.items():
             if isinstance(server, Ours):
                 await server.answer(trials, 1, settings.trial_tokens)
@@ -82,13 +82,13 @@ async def run_peers_bench(settings: PeerSettings, found: PeersRecord, say: Say, 
                     await server.answer(trials, EIGHT, settings.trial_tokens)
         found.notes["idle_cpu_share"] = await idle_shares(peers.pids)
         if names.LLAMACPP in servers:
-            await _try_again(servers[names.LLAMACPP], trials, settings.trial_tokens, found, say)
-        await _measure(settings, servers, measured, found, say, keep)
+            await _try_again(servers[names.LLAMACPP], trials, settings.trial_tokens, found, notify)
+        await _measure(settings, servers, measured, found, notify, keep)
 
 
 async def _measure(
     settings: PeerSettings, servers: dict[str, Server], measured: Sequence[PeerPrompt],
-    found: PeersRecord, say: Say, keep: Keep,
+    found: PeersRecord, notify: Notify, keep: Keep,
 ) -> None:  # fmt: skip
     endless = itertools.cycle(measured)
     eights = [list(itertools.islice(endless, 2 * EIGHT)) for _ in range(settings.eight_turns)]
@@ -104,40 +104,44 @@ async def _measure(
                 try:
                     load = await servers[name].answer(prompts, at_once, settings.max_tokens)
                 except LabError as error:
-                    found.refuse(name, str(error), say)
+                    found.refuse(name, str(error), notify)
                     continue
                 found.runs.append(record(name, cell, turn, load))
-                say(f"{cell} [{turn + 1}/{len(turns)}] {name}: {load.tokens_per_s:.1f} tokens/s")
+                notify(f"{cell} [{turn + 1}/{len(turns)}] {name}: {load.tokens_per_s:.1f} tokens/s")
             found.write(keep)
 
 
 async def _our_servers(
     settings: PeerSettings, plain: PlainCheckpoint | None, directory: Path, stack: AsyncExitStack,
-    found: PeersRecord, say: Say,
+    found: PeersRecord, notify: Notify,
 ) -> dict[str, Server]:  # fmt: skip
     layout = CoreLayout(
         settings.target, settings.target_cores, settings.drafter_cores, settings.dtype
     )  # fmt: skip
-    client = await stack.enter_async_context(our_cluster(layout, settings.drafters, say))
+    client = await stack.enter_async_context(our_cluster(layout, settings.drafters, notify))
     servers: dict[str, Server] = {ALONE: Ours(client, ALONE), OURS: Ours(client, OURS)}
     if plain is None:
         for name in (names.HOSTILE, names.HOSTILE_ALONE):
-            found.refuse(name, "there is no model to make hostile", say)
+            found.refuse(name, "there is no model to make adversarial", notify)
         return servers
-    liar = await asyncio.to_thread(write_liar, directory, plain.directory)
-    client = await stack.enter_async_context(our_cluster(layout, (str(liar),), say))
+    adversary = await asyncio.to_thread(write_adversarial_drafter, directory, plain.directory)
+    client = await stack.enter_async_context(our_cluster(layout, (str(adversary),), notify))
     return servers | {names.HOSTILE: Ours(client, OURS), names.HOSTILE_ALONE: Ours(client, ALONE)}
 
 
 async def _try_again(
-    llamacpp: Server, trials: Sequence[PeerPrompt], max_tokens: int, found: PeersRecord, say: Say
+    llamacpp: Server,
+    trials: Sequence[PeerPrompt],
+    max_tokens: int,
+    found: PeersRecord,
+    notify: Notify,
 ) -> None:
-    """Note what llama.cpp's trial takes now that everything else is loaded, the better of two
-    turns; it made its own before. The difference is what idle clusters cost it."""
+    """Note the time of llama.cpp's trial with everything else loaded, the better of two turns. The
+    difference to its first trial is the cost of idle clusters."""
     try:
         loads = [await llamacpp.answer(trials[:_ONE_BY_ONE], 1, max_tokens) for _ in range(2)]
     except LabError as error:
-        found.refuse(names.LLAMACPP, str(error), say)
+        found.refuse(names.LLAMACPP, str(error), notify)
         return
     elapsed_s = min(load.elapsed_s for load in loads)
     found.notes["llamacpp_trial_beside_all_others_s"] = round(elapsed_s, 4)

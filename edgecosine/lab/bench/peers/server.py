@@ -1,8 +1,7 @@
-"""Who answers in the benchmark: a peer's process, or a policy on a cluster of ours."""
+"""The servers of the benchmark: a peer's process, or a policy on an EdgeCoSine cluster."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -10,15 +9,14 @@ from typing import Any, Protocol
 
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.line_process import LineProcess, line_process
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Reply, Setup
-from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop
-from edgecosine.lab.measured_requests import asked_elsewhere
-from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, LocalNode, local_plan
+from edgecosine.lab.figures import Notify
+from edgecosine.lab.harness import fresh_plan, running_cluster
+from edgecosine.lab.line_process import LineProcess, line_process
+from edgecosine.lab.load_generator import closed_loop
+from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
+from edgecosine.local.cluster import LocalNode
 from edgecosine.protocol.api.request import Sampling
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Server(Protocol):
 
 
 class Ours:
-    """A policy on a cluster of ours. Its asker is this process, by MQTT."""
+    """A policy on an EdgeCoSine cluster; this process is its MQTT client."""
 
     def __init__(self, client: Client, policy: str) -> None:
         self._client, self._policy = client, policy
@@ -59,13 +57,13 @@ class Ours:
 
 
 class PeerServer:
-    """A kind of answer by a peer's process. Times are those that the process takes itself."""
+    """A kind of answer by a peer's process, which measures its times itself."""
 
     def __init__(
         self, process: LineProcess, kinds: Mapping[int, Kind],
         decode: Callable[[Sequence[int]], str],
     ) -> None:  # fmt: skip
-        """`kinds`: what to ask for, by how many prompts are at work at once."""
+        """`kinds`: the kind of answer, by the number of concurrent prompts."""
         self._process, self._kinds, self._decode = process, kinds, decode
 
     async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
@@ -75,22 +73,22 @@ class PeerServer:
         reply = await self._process.ask(order, Reply)
         if reply.error or len(reply.answers) != len(prompts):
             raise LabError(f"{self._process.name}: {reply.error or 'answers are missing'}")
-        asked = [
-            asked_elsewhere(
+        measured = [
+            MeasuredAnswer(
                 prompt.domain, self._process.name, self._decode(answer.tokens),
                 num_tokens=len(answer.tokens), elapsed_s=answer.elapsed_s,
-                first_text_s=answer.first_token_s,
+                first_text_s=answer.first_token_s, prefill_s=answer.first_token_s,
             )
             for prompt, answer in zip(prompts, reply.answers, strict=True)
         ]  # fmt: skip
-        return Load(tuple(asked), (), reply.elapsed_s)
+        return Load(tuple(measured), (), reply.elapsed_s)
 
 
 @asynccontextmanager
 async def peer_process(
     name: str, command: Sequence[str], setup: Setup, cores: str
 ) -> AsyncIterator[tuple[LineProcess, PeerReady]]:
-    """A peer's process that has found its settings; it ends with the block.
+    """Start a peer's process; entered when it has found its settings. It ends with the block.
 
     Raises LabError when it does not start.
     """
@@ -100,7 +98,7 @@ async def peer_process(
 
 @dataclass(frozen=True, slots=True)
 class CoreLayout:
-    """Our clusters' target and where things run; core lists as for `edgecosine node`."""
+    """Target and cores of EdgeCoSine's clusters; core lists as for `edgecosine node`."""
 
     target: str
     target_cores: str
@@ -110,27 +108,23 @@ class CoreLayout:
 
 @asynccontextmanager
 async def our_cluster(
-    layout: CoreLayout, drafters: Sequence[str], say: Say
+    layout: CoreLayout, drafters: Sequence[str], notify: Notify
 ) -> AsyncIterator[Client]:
-    """A cluster of this machine with these drafters, and a client of it.
+    """A cluster on this machine with these drafters; yields a client of it.
 
     Raises EngineError when a node does not start.
     """
-    plan = local_plan(
-        layout.target, drafters, cluster=f"peers-{secrets.token_hex(3)}", ballast=1,
-        target_cores=layout.target_cores, drafter_cores=layout.drafter_cores, broker=None,
-        broker_port=free_port(),
+    plan = fresh_plan(
+        "peers", layout.target, drafters, target_cores=layout.target_cores,
+        drafter_cores=layout.drafter_cores,
     )  # fmt: skip
     plan = replace(
         plan,
         target=_with(plan.target, layout),
         drafters=tuple(_with(d, layout) for d in plan.drafters),
     )
-    async with (
-        LocalCluster(plan, say) as cluster,
-        Client(cluster.broker_url, plan.cluster) as client,
-    ):
-        yield client
+    async with running_cluster(plan, notify) as cluster:
+        yield cluster.client
 
 
 def _with(member: LocalNode, layout: CoreLayout) -> LocalNode:
@@ -139,17 +133,17 @@ def _with(member: LocalNode, layout: CoreLayout) -> LocalNode:
 
 def record(server: str, cell: str, turn: int, load: Load) -> dict[str, Any]:
     """A run as JSON values; rates in tokens per second."""
-    gaps_s = [a.inter_token_s for a in load.asked if a.inter_token_s]
+    gaps_s = [a.inter_token_s for a in load.answers if a.inter_token_s]
     return {
         "server": server,
         "cell": cell,
         "turn": turn,
-        "domains": [asked.domain for asked in load.asked],
+        "domains": [measured.domain for measured in load.answers],
         "num_tokens": load.num_tokens,
         "elapsed_s": load.elapsed_s,
         "tokens_per_s": load.tokens_per_s,
         "decode_tokens_per_s": len(gaps_s) / sum(gaps_s) if gaps_s else None,
-        "first_text_s": [asked.first_text_s for asked in load.asked],
+        "first_text_s": [measured.first_text_s for measured in load.answers],
         "acceptance_length": load.acceptance_length,
-        "texts": [asked.text for asked in load.asked],
+        "texts": [measured.text for measured in load.answers],
     }

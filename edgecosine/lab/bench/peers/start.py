@@ -20,7 +20,8 @@ from edgecosine.lab.bench.peers.environment import llamacpp_python
 from edgecosine.lab.bench.peers.inputs import EIGHT, PeersRecord
 from edgecosine.lab.bench.peers.messages import Kind, PeerReady, Setup
 from edgecosine.lab.bench.peers.plain_checkpoint import PlainCheckpoint
-from edgecosine.lab.bench.peers.server import PeerServer, Say, Server, peer_process
+from edgecosine.lab.bench.peers.server import PeerServer, Server, peer_process
+from edgecosine.lab.figures import Notify
 
 _IDLE_S: Final = 2.0
 _LLAMACPP: Final = Path(__file__).with_name("llamacpp_worker.py")
@@ -38,10 +39,10 @@ class StartedPeers:
 
     def __init__(
         self, stack: AsyncExitStack, setup: Setup, plain: PlainCheckpoint | None,
-        decode: Callable[..., str], found: PeersRecord, say: Say,
+        decode: Callable[..., str], found: PeersRecord, notify: Notify,
     ) -> None:  # fmt: skip
         self._stack, self._setup, self._plain = stack, setup, plain
-        self._decode, self._found, self._say = decode, found, say
+        self._decode, self._found, self._notify = decode, found, notify
         self.pids: dict[str, int] = {}
 
     async def llamacpp(self) -> dict[str, Server]:
@@ -51,10 +52,10 @@ class StartedPeers:
             names.LLAMACPP_DRAFTED: {1: "drafted"},
         }
         try:
-            python = await asyncio.to_thread(llamacpp_python, self._say)
+            python = await asyncio.to_thread(llamacpp_python, self._notify)
         except LabError as error:
             for name in servers:
-                self._found.refuse(name, str(error), self._say)
+                self._found.refuse(name, str(error), self._notify)
             return {}
         drafter = None if self._plain is None else str(self._plain.gguf)
         return await self._start("llama.cpp", (str(python), str(_LLAMACPP)), drafter, servers)
@@ -71,7 +72,7 @@ class StartedPeers:
         self, name: str, command: Sequence[str], drafter: str | None,
         servers: dict[str, dict[int, Kind]],
     ) -> dict[str, Server]:  # fmt: skip
-        self._say(f"asking {name} with which settings it is quickest here")
+        self._notify(f"finding the quickest settings of {name}")
         setup = msgspec.structs.replace(self._setup, drafter=drafter)
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         try:
@@ -79,7 +80,7 @@ class StartedPeers:
             process, ready = await self._stack.enter_async_context(started)
         except (LabError, OSError) as error:
             for server in servers:
-                self._found.refuse(server, str(error), self._say)
+                self._found.refuse(server, str(error), self._notify)
             return {}
         self.pids[name] = process.pid
         self._found.notes[name] = msgspec.to_builtins(ready)
@@ -94,7 +95,7 @@ class StartedPeers:
             f"{kind}: {why}" for kind, why in ready.refused.items() if kind in kinds.values()
         ]
         if reasons:
-            self._found.refuse(server, "; ".join(reasons), self._say)
+            self._found.refuse(server, "; ".join(reasons), self._notify)
         return not reasons
 
     def _text(self, tokens: Sequence[int]) -> str:
@@ -102,7 +103,7 @@ class StartedPeers:
 
 
 async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
-    """Share of a core that each peer takes while it has no request: threads that spin show here."""
+    """Share of a core that each peer uses without requests, which reveals spinning threads."""
     before = {name: _cpu_s(pid) for name, pid in pids.items()}
     await asyncio.sleep(_IDLE_S)
     return {
@@ -111,7 +112,7 @@ async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far; 0 where /proc does not tell, or it has ended."""
+    """Processor seconds of a process so far; 0 without /proc or when it has ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,31 +1,35 @@
-"""The process of transformers for the benchmark beside peers; `messages.py` has its protocol."""
+"""transformers' process in the benchmark beside peers; `messages.py` has its messages."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.lab.bench.peers.messages import Kind, PeerAnswer, PeerOrder, PeerReady, Reply, Setup
-from edgecosine.lab.bench.transformers_worker import DTYPES, FirstTokens, set_draft_length
+from edgecosine.lab.bench.transformers_models import (
+    DTYPES,
+    Answer,
+    generate,
+    load_model,
+    serve,
+    trial_seconds,
+)
 
 DRAFT_LENGTHS = (None, 3, 5)
-"""Of assisted generation: transformers' own way of choosing it, and fixed ones."""
+"""Of assisted generation: transformers' own choice, and fixed ones."""
 NUM_TRIALS = 4
 """Trial prompts that are used: this peer is slow."""
-REPEATS = 2
 
-Settings = dict[str, Any]
+Setting = tuple[str, int | None]
+"""Dtype and draft length."""
 
 
 class TransformersPeer:
@@ -33,10 +37,11 @@ class TransformersPeer:
 
     def __init__(self, setup: Setup) -> None:
         self._end_tokens = frozenset(setup.end_tokens)
-        self._targets = {dtype: self._load(setup.target, dtype) for dtype in DTYPES}
+        self._targets = {dtype: self._load(setup.target, (dtype, None)) for dtype in DTYPES}
+        # One for each setting: transformers changes a drafter's generation settings in use.
         self._drafters = {
-            (dtype, length): self._drafter(setup.drafter, dtype, length)
-            for dtype, length in itertools.product(DTYPES, DRAFT_LENGTHS)
+            setting: self._load(setup.drafter, setting)
+            for setting in itertools.product(DTYPES, DRAFT_LENGTHS)
             if setup.drafter
         }
         trials = setup.trial_prompts[:NUM_TRIALS]
@@ -46,85 +51,57 @@ class TransformersPeer:
             kinds["drafted"] = DRAFT_LENGTHS
         else:
             refused["drafted"] = "there is no draft model"
-        settings, trials_s = dict[Kind, Settings](), dict[str, float]()
+        settings, trials_s = dict[Kind, dict[str, Any]](), dict[str, float]()
+        self._quickest = dict[Kind, Setting]()
         for kind, lengths in kinds.items():
-            tried = dict[str, Settings]()
-            for dtype, length in itertools.product(DTYPES, lengths):
-                own: Settings = {"dtype": dtype, "length": length}
-                seconds = min(
-                    self.answer(PeerOrder(kind, trials, setup.trial_tokens), own).elapsed_s
-                    for _ in range(REPEATS)
-                )
+            order = PeerOrder(kind, trials, setup.trial_tokens)
+            candidates = list(itertools.product(DTYPES, lengths))
+            seconds = trial_seconds(candidates, partial(self._answers, order))
+            for (dtype, length), taken_s in seconds.items():
                 name = f"{kind}, dtype {dtype}, length {length or 'by default'}"
-                trials_s[name], tried[name] = round(seconds, 4), own
-            settings[kind] = tried[min(tried, key=trials_s.__getitem__)]
+                trials_s[name] = round(taken_s, 4)
+            dtype, length = self._quickest[kind] = min(seconds, key=seconds.__getitem__)
+            settings[kind] = {"dtype": dtype, "length": length}
         versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
         self.ready = PeerReady(settings, refused, trials_s, {}, versions)
 
-    def answer(self, order: PeerOrder, settings: Settings) -> Reply:
-        """Carry out an order, one prompt after the other."""
-        more: dict[str, Any] = {}
-        if order.kind == "drafted":
-            more["assistant_model"] = self._drafters[settings["dtype"], settings["length"]]
-        target = self._targets[settings["dtype"]]
+    def answer(self, order: PeerOrder) -> Reply:
+        """Carry out an order by the quickest setting, one prompt after the other."""
         started = time.perf_counter()
-        answers = [self._answer(target, prompt, order.max_tokens, more) for prompt in order.prompts]
+        answers = self._answers(order, self._quickest[order.kind])
         return Reply(answers, time.perf_counter() - started)
 
-    @torch.inference_mode()
+    def _answers(self, order: PeerOrder, setting: Setting) -> list[PeerAnswer]:
+        drafter = self._drafters[setting] if order.kind == "drafted" else None
+        return [
+            self._answer(setting[0], prompt, order.max_tokens, drafter) for prompt in order.prompts
+        ]
+
     def _answer(
-        self, target: Any, prompt: tuple[int, ...], max_tokens: int, more: dict[str, Any]
+        self, dtype: str, prompt: tuple[int, ...], max_tokens: int, drafter: Any
     ) -> PeerAnswer:
-        started, first = time.perf_counter(), FirstTokens()
-        rows = torch.tensor([prompt])
-        made = target.generate(
-            input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=max_tokens,
-            do_sample=False, stopping_criteria=[first], **more,
-        )  # fmt: skip
-        elapsed_s = time.perf_counter() - started
-        tokens: list[int] = made[0, len(prompt) :].tolist()
-        told = list(itertools.takewhile(lambda token: token not in self._end_tokens, tokens))
-        return PeerAnswer(told, (first.at or time.perf_counter()) - started, elapsed_s)
-
-    def _drafter(self, name: str, dtype: str, length: int | None) -> Any:
-        """One for each setting: transformers changes its generation settings as it learns."""
-        drafter = self._load(name, dtype)
-        if length is not None:
-            set_draft_length(drafter, length)
-        return drafter
-
-    def _load(self, name: str, dtype: str) -> Any:
-        path = Path(name)
-        where = {"gguf_file": path.name} if path.is_file() else {}
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent if where else path, dtype=DTYPES[dtype], **where
+        tokens = torch.tensor([prompt])
+        new, first_s, elapsed_s = generate(
+            self._targets[dtype], tokens, torch.ones_like(tokens), max_tokens, drafter
         )
-        model.generation_config.eos_token_id = sorted(self._end_tokens)
-        model.generation_config.pad_token_id = min(self._end_tokens)
-        return model.eval()
+        answer = itertools.takewhile(lambda token: token not in self._end_tokens, new[0].tolist())
+        return PeerAnswer(list(answer), first_s, elapsed_s)
+
+    def _load(self, name: str | None, setting: Setting) -> Any:
+        assert name is not None, "a drafter is loaded where there is one"
+        dtype, length = setting
+        return load_model(
+            Path(name), dtype, end_tokens=sorted(self._end_tokens), draft_length=length
+        )
 
 
-def main(lines: Iterator[bytes], write: Callable[[bytes], None]) -> None:
-    """Serve orders until there is no more input."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+def start(lines: Iterator[bytes]) -> tuple[PeerReady, Answer]:
+    """Load the models of the `Setup` in the first line."""
     setup = msgspec.json.decode(next(lines), type=Setup)
     torch.set_num_threads(setup.threads)
     peer = TransformersPeer(setup)
-    write(msgspec.json.encode(peer.ready) + b"\n")
-    for line in lines:
-        order = msgspec.json.decode(line, type=PeerOrder)
-        reply = peer.answer(order, peer.ready.settings[order.kind])
-        write(msgspec.json.encode(reply) + b"\n")
+    return peer.ready, lambda line: peer.answer(msgspec.json.decode(line, type=PeerOrder))
 
 
 if __name__ == "__main__":
-    # What libraries print must not come between the lines.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-        def _write(line: bytes) -> None:
-            out.write(line)
-            out.flush()
-
-        main(iter(sys.stdin.buffer), _write)
+    serve(start)

@@ -1,9 +1,9 @@
-"""The hub: carries Ethernet frames between the lab's hosts, as their weather allows.
+"""The hub: carries Ethernet frames between the lab's hosts under their network conditions.
 
 `python -m edgecosine.lab.network.netns.hub SEED` runs in the namespace in which the cables end. It
-reads orders from standard input, writes answers to standard output, and ends with the input. One
-thread and one loop. It sleeps by `select`, because that is exact to microseconds where epoll counts
-milliseconds, and before everything else on its processor, because a late hub is a slow network.
+reads orders from standard input, writes replies to standard output, and ends with the input. It has
+one thread and one loop. It waits by `select`, which is exact to microseconds where epoll counts
+milliseconds, and runs at real-time priority, because a late hub would be a slow network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgecosine.lab.network.traffic_messages import (
     Report,
     TrafficOrder,
     read_order,
-    write_answer,
+    write_reply,
 )
 
 MAX_FRAME_BYTES = 1 << 16
@@ -44,7 +44,7 @@ _PACKET_IGNORE_OUTGOING = 23
 _SO_RCVBUFFORCE = 33
 _SIOCETHTOOL = 0x8946
 _OFFLOADS = (0x17, 0x1F, 0x24, 0x2C)
-"""ETHTOOL_STXCSUM, STSO, SGSO, SGRO: with any of them on, frames reach the hub unfinished."""
+"""ETHTOOL_STXCSUM, STSO, SGSO, SGRO: with any of them, frames reach the hub incomplete."""
 
 
 class Hub:
@@ -58,7 +58,7 @@ class Hub:
         self._late_s = self._latest_s = 0.0
 
     def run(self) -> None:
-        """Carry frames and obey until the input ends."""
+        """Carry frames and execute orders until the input ends."""
         orders, partial = sys.stdin.fileno(), b""
         clock, switch = time.monotonic, self._switch
         while True:
@@ -72,14 +72,14 @@ class Hub:
                         return
                     *lines, partial = (partial + data).split(b"\n")
                     for line in lines:
-                        os.write(sys.stdout.fileno(), write_answer(self._obey(line)))
+                        os.write(sys.stdout.fileno(), write_reply(self._execute(line)))
                 else:
                     self._receive(self._port_of[descriptor])
             self._send_due()
 
     def _receive(self, port: str) -> None:
         receive, switch, clock = self._sockets[port].recv, self._switch, time.monotonic
-        # No more frames, or an interface that is not up yet, which is told once.
+        # No more frames, or an interface that is not up yet, which is reported once.
         with contextlib.suppress(OSError):
             for _ in range(FRAMES_AT_ONCE):
                 switch.enter(port, receive(MAX_FRAME_BYTES), clock())
@@ -87,7 +87,7 @@ class Hub:
     def _send_due(self) -> None:
         clock = time.monotonic
         for port, frame, due in self._switch.leave(clock()):
-            # A host that has gone, or whose buffers are full, loses the frame, as on a real cable.
+            # A host that has ended, or whose buffers are full, loses the frame, as on a real cable.
             with contextlib.suppress(OSError):
                 self._sockets[port].send(frame)
             late_s = clock() - due
@@ -95,7 +95,7 @@ class Hub:
             self._late_s += late_s
             self._latest_s = max(self._latest_s, late_s)
 
-    def _obey(self, line: bytes) -> dict[str, Any]:
+    def _execute(self, line: bytes) -> dict[str, Any]:
         try:
             return self._carry_out(read_order(line))
         except (msgspec.MsgspecError, OSError, KeyError) as error:
@@ -103,12 +103,12 @@ class Hub:
 
     def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
-            case Plug(host, weather, interfaces):
-                self._switch.plug(host, weather)
+            case Plug(host, conditions, interfaces):
+                self._switch.plug(host, conditions)
                 self._plug(host, interfaces)
                 return {}
-            case Change(host, weather, is_cut):
-                self._switch.cables[host].change(weather, is_cut=is_cut)
+            case Change(host, conditions, is_cut):
+                self._switch.cables[host].change(conditions, is_cut=is_cut)
                 return {}
             case Report():
                 return self._report()
@@ -139,7 +139,7 @@ class Hub:
 
 
 def _finish_frames(interface: str) -> None:
-    """Make the kernel finish every frame before it leaves: checksums, and no frame of 64 KiB."""
+    """Make the kernel complete frames before they leave: checksums, and no frame of 64 KiB."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for command in _OFFLOADS:
             value = array.array("B", struct.pack("II", command, 0))

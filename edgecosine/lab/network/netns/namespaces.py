@@ -1,7 +1,7 @@
-"""A network of namespaces: every host has its own, and a hub in one more joins their cables.
+"""A network of namespaces: every host has its own, and a hub in another one joins their cables.
 
-Names are `ecslab-PID-START-HOST` with the process id and start time of the owner, so that what a
-killed run left behind is known as such, and nobody else's is ever touched.
+Names are `ecslab-PID-START-HOST` with the process id and start time of the owner, so that leftovers
+of a killed run are recognised and all other namespaces stay untouched.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
-from edgecosine.lab.network.conditions import FINE, NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, pinned
+from edgecosine.lab.line_process import LineProcess, line_process, pinned
+from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
+from edgecosine.lab.network.hosts import Host, Network, send_order
 from edgecosine.lab.network.traffic_messages import Open, Plug
-from edgecosine.lab.network.traffic_process import Carrier
 
 PREFIX = "ecslab"
 MAX_HOSTS = 250
 SUBNET = "10.77.0"
-"""Known inside the namespaces only, so that it may be anybody's outside."""
+"""Used inside the namespaces only, so that it may also be in use outside."""
 
 _NAME = re.compile(rf"{PREFIX}-(?P<pid>\d+)-(?P<start>\d+)-[a-z0-9-]+")
 _HOST = re.compile(r"[a-z0-9-]{1,40}")
@@ -39,9 +39,9 @@ for switch in /proc/sys/net/ipv6/conf/all /proc/sys/net/ipv6/conf/default; do
     [ ! -e $switch ] || echo 1 >$switch/disable_ipv6
 done
 """
-"""Nothing in the lab speaks IPv6, and its solicitations would only be carried about."""
+"""The lab does not use IPv6, and the hub would have to carry its solicitations."""
 _START_FIELD = 19
-"""Of /proc/PID/stat, counted after the name in brackets."""
+"""Index in /proc/PID/stat, counted after the name in brackets."""
 
 
 class NamespaceNetwork(Network):
@@ -50,32 +50,36 @@ class NamespaceNetwork(Network):
     has_multicast = True
 
     async def address(self, of: Host, port: int, seen_from: Host | None = None) -> Address:
-        """The host's own address; for this process a port of loopback that leads there.
+        """The host's own address; for this process a port of loopback that is relayed to it.
 
-        This process stays in its own namespace. It reaches the lab by a relay that stands in the
-        namespace of one more host and takes connections from a socket made here.
+        This process stays in its own namespace. It reaches the lab by a relay in the namespace of
+        another host that accepts connections on a socket opened here.
         """
         if seen_from is not None:
             return Address(of.address, port)
-        us = self.hosts.get(_US) or await self.host(_US, FINE)
-        with socket.create_server(("127.0.0.1", 0)) as door:
+        us = self.hosts.get(_US) or await self.host(_US, IDEAL)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
             command = pinned(
                 (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", "0"), self._cores
             )
-            relay = await Carrier.start((*self._entry(us), *command), (door.fileno(),))
-            self._stack.push_async_callback(relay.stop)
-            answer = await relay.tell(Open(of.address, port, descriptor=door.fileno()))
+            relay = await self._stack.enter_async_context(
+                line_process(
+                    "the relay", (*self._entry(us), *command), descriptors=(listener.fileno(),)
+                )
+            )
+            answer = await send_order(relay, Open(of.address, port, descriptor=listener.fileno()))
         return Address("127.0.0.1", answer["port"])
 
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
         remove_leftovers()
         self._names = own_name(os.urandom(2).hex())
         stack.callback(self._remove)
         await self._add(_HUB)
         command = (sys.executable, "-m", "edgecosine.lab.network.netns.hub", str(self._seed))
-        return await Carrier.start((*_inside(self._name(_HUB)), *pinned(command, self._cores)))
+        inside = (*_inside(self._name(_HUB)), *pinned(command, self._cores))
+        return await stack.enter_async_context(line_process("the hub", inside))
 
-    async def _join(self, name: str, weather: NetworkConditions) -> Host:
+    async def _join(self, name: str, conditions: NetworkConditions) -> Host:
         if not _HOST.fullmatch(name) or name == _HUB:
             raise LabError(f"{name!r} is no name for a host: letters a to z, digits and -")
         number = len(self.hosts) + 1
@@ -85,8 +89,8 @@ class NamespaceNetwork(Network):
         port, cable = f"port{number}", f"cable{number}"
         await self._add(name)
         await _ip("-n", hub, "link", "add", port, "type", "veth", "peer", "name", cable)
-        # Both ends are still with the hub, which makes them hand over finished frames.
-        await self.carrier.tell(Plug(name, weather, (port, cable)))
+        # Both ends are still in the hub's namespace, and it turns their offloads off.
+        await send_order(self.traffic, Plug(name, conditions, (port, cable)))
         await _ip("-n", hub, "link", "set", port, "up")
         await _ip("-n", hub, "link", "set", cable, "netns", own)
         await _ip("-n", own, "addr", "add", f"{address}/24", "dev", cable)
@@ -96,8 +100,8 @@ class NamespaceNetwork(Network):
     def _entry(self, host: Host) -> tuple[str, ...]:
         return _inside(self._name(host.name))
 
-    def _check(self, weather: NetworkConditions) -> None:
-        """The hub makes any weather."""
+    def _check(self, conditions: NetworkConditions) -> None:
+        """The hub emulates all conditions."""
 
     def _name(self, host: str) -> str:
         return f"{self._names}-{host}"
@@ -115,7 +119,7 @@ class NamespaceNetwork(Network):
 
 
 def why_not() -> str | None:
-    """Why network namespaces cannot be used here; None when they can."""
+    """The reason why network namespaces cannot be used here; None when they can."""
     if shutil.which("ip") is None:
         return "there is no ip command (Debian: apt install iproute2)"
     if os.geteuid() != 0:
@@ -135,18 +139,18 @@ def _why_not_by_trying() -> str | None:
 
 
 def own_name(tail: str) -> str:
-    """The name of something that this process makes, and that must not outlive it."""
+    """The name of a resource that this process creates and that must not outlive it."""
     return f"{PREFIX}-{os.getpid()}-{_start_of(os.getpid())}-{tail}"
 
 
 def is_left_over(name: str) -> bool:
-    """Whether a lab whose owner is dead made this."""
+    """Whether the process that created this resource has ended."""
     match = _NAME.fullmatch(name)
     return match is not None and _start_of(int(match["pid"])) != match["start"]
 
 
 def remove_leftovers() -> list[str]:
-    """Remove the namespaces of labs whose owner is dead, with all that runs in them."""
+    """Remove the namespaces of labs whose owner has ended, with their processes."""
     gone = []
     for name in _namespaces():
         if is_left_over(name):
@@ -161,7 +165,7 @@ def _namespaces() -> list[str]:
 
 
 def _delete(name: str) -> None:
-    """Remove one namespace. It lives on while a process is in it, so these go first."""
+    """Remove one namespace, after its processes, which would keep it alive."""
     inside = subprocess.run(
         ["ip", "netns", "pids", name], check=False, capture_output=True, text=True
     )
@@ -172,7 +176,7 @@ def _delete(name: str) -> None:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None when there is no such process."""
+    """Start of a process, in ticks since boot; None when it does not exist."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,6 +1,6 @@
-"""A learning Ethernet switch with a weathered cable at each port, as arithmetic.
+"""A learning Ethernet switch with an emulated cable at each port, as pure arithmetic.
 
-The hub's process feeds it frames and sends what it gives back; here is no socket and no clock.
+The hub's process passes frames in and sends those that come out; there is no socket or clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_WAITING = 20_000
 
 
 class Switch:
-    """Frames enter at a port, and leave at others when their time has come."""
+    """Accepts frames at a port, and releases them at other ports when they are due."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -29,21 +29,21 @@ class Switch:
 
     @property
     def next_due(self) -> float | None:
-        """When something happens next."""
+        """Time of the next event; None without any."""
         return self._waiting[0][0] if self._waiting else None
 
-    def plug(self, port: str, weather: NetworkConditions) -> None:
-        """One more cable."""
-        self.cables[port] = Cable(port, weather, self._seed)
+    def plug(self, port: str, conditions: NetworkConditions) -> None:
+        """Add a cable."""
+        self.cables[port] = Cable(port, conditions, self._seed)
 
     def enter(self, port: str, frame: bytes, now: float) -> None:
-        """A frame came in from the host at `port`."""
+        """Accept a frame from the host at `port`."""
         cable = self.cables[port]
         if not cable.is_cut:
             self._carry(cable.up, port, frame, now, is_inside=False)
 
     def leave(self, now: float) -> Iterator[tuple[str, bytes, float]]:
-        """Port, frame and due time of all that has come out by now, in the order of time."""
+        """Port, frame and due time of all frames that are due, in the order of time."""
         waiting = self._waiting
         while waiting and waiting[0][0] <= now:
             due, _, port, frame, is_inside = heapq.heappop(waiting)

@@ -1,9 +1,8 @@
-"""The relay: carries TCP between nodes of one machine, delayed, jittered and slowed by weather.
+"""The relay: carries TCP between nodes of one machine with delay, jitter and a limited rate.
 
 `python -m edgecosine.lab.network.tcp_relay.relay SEED` reads orders from standard input, writes
-answers to standard output, and ends with the input. What differs from a real network: nothing is
-lost, the relay acknowledges what it has not delivered yet, and a cut cable holds bytes back until
-it is mended.
+replies to standard output, and ends with the input. It differs from a real network: it loses
+nothing, acknowledges bytes before they are delivered, and holds them while a cable is cut.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from edgecosine.lab.network.traffic_messages import (
     Report,
     TrafficOrder,
     read_order,
-    write_answer,
+    write_reply,
 )
 
 PIECE_BYTES = 1 << 14
 PIECES_IN_FLIGHT = 256
 
 _Piece = tuple[float, bytes]
-"""Due time and bytes; no bytes at the end of the stream."""
+"""Due time and bytes; empty at the end of the stream."""
 
 
 class Relay:
@@ -48,8 +47,8 @@ class Relay:
         self._changed = asyncio.Condition()
         self._servers: list[asyncio.Server] = []
 
-    async def obey(self) -> None:
-        """Carry out orders until the input ends."""
+    async def execute_orders(self) -> None:
+        """Execute orders until the input ends."""
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -59,16 +58,16 @@ class Relay:
                 answer = await self._carry_out(read_order(line))
             except (msgspec.MsgspecError, OSError, KeyError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            os.write(sys.stdout.fileno(), write_answer(answer))
+            os.write(sys.stdout.fileno(), write_reply(answer))
 
     async def _carry_out(self, order: TrafficOrder) -> dict[str, Any]:
         match order:
-            case Plug(host, weather):
-                self._cables[host] = Cable(host, weather, self._seed, math.inf)
+            case Plug(host, conditions):
+                self._cables[host] = Cable(host, conditions, self._seed, math.inf)
                 return {}
-            case Change(host, weather, is_cut):
+            case Change(host, conditions, is_cut):
                 async with self._changed:
-                    self._cables[host].change(weather, is_cut=is_cut)
+                    self._cables[host].change(conditions, is_cut=is_cut)
                     self._changed.notify_all()
                 return {}
             case Open():
@@ -87,11 +86,11 @@ class Relay:
             )
 
         if order.descriptor >= 0:
-            door = socket.socket(fileno=order.descriptor)
+            listener = socket.socket(fileno=order.descriptor)
         else:
-            door = socket.create_server(("127.0.0.1", 0))
-        self._servers.append(await asyncio.start_server(accept, sock=door))
-        port: int = door.getsockname()[1]
+            listener = socket.create_server(("127.0.0.1", 0))
+        self._servers.append(await asyncio.start_server(accept, sock=listener))
+        port: int = listener.getsockname()[1]
         return port
 
     async def _connect(
@@ -108,7 +107,7 @@ class Relay:
             return
         for end in (near, far):
             end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # From here up our cable and down the other's; back the other way round.
+        # Up the near host's cable and down the far one's, and back in reverse.
         there = [cable.down if number else cable.up for number, cable in enumerate(cables)]
         back = [cable.up if number else cable.down for number, cable in enumerate(cables)]
         try:
@@ -116,7 +115,7 @@ class Relay:
                 group.create_task(self._pump(near_reader, far, there, cables))
                 group.create_task(self._pump(far_reader, near, back[::-1], cables))
         except* OSError:
-            # One side reset the connection, so the other is told the same.
+            # One side reset the connection, so the other is reset too.
             for end in (near, far):
                 end.transport.abort()
         finally:
@@ -172,9 +171,9 @@ async def _take(
 
 async def _main(seed: int) -> None:
     async with asyncio.TaskGroup() as group:
-        obeying = group.create_task(Relay(seed, group).obey(), name="relay.orders")
+        obeying = group.create_task(Relay(seed, group).execute_orders(), name="relay.orders")
         await obeying
-        # The owner has gone, and whoever still talks has nobody to talk to.
+        # The owner has ended, so open connections are useless.
         os._exit(0)
 
 

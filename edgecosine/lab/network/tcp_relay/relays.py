@@ -1,4 +1,4 @@
-"""A network without root: every host is this machine, and relays make the way between them long."""
+"""A network without root: all hosts are this machine, and relays delay the traffic between them."""
 
 from __future__ import annotations
 
@@ -7,39 +7,43 @@ import sys
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
+from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.network.conditions import NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, pinned
+from edgecosine.lab.network.hosts import Host, Network, send_order
 from edgecosine.lab.network.traffic_messages import Open, Plug
-from edgecosine.lab.network.traffic_process import Carrier
 
 LOOPBACK = "127.0.0.1"
 
 
 class RelayNetwork(Network):
-    """TCP only, no loss, duplication or multicast: hosts must be told where the others are."""
+    """TCP only, without loss, duplication and multicast: hosts need each other's addresses."""
 
     has_multicast = False
 
     async def address(self, of: Host, port: int, seen_from: Host | None = None) -> Address:
-        """A port of loopback from which a relay leads to the host's server."""
+        """A port of loopback that a relay forwards to the host's server."""
         order = Open(of.address, port, seen_from.name if seen_from else "", of.name)
-        answer = await self.carrier.tell(order)
+        answer = await send_order(self.traffic, order)
         return Address(LOOPBACK, answer["port"])
 
-    async def _open(self, stack: contextlib.AsyncExitStack) -> Carrier:
+    async def _open(self, stack: contextlib.AsyncExitStack) -> LineProcess:
         command = (sys.executable, "-m", "edgecosine.lab.network.tcp_relay.relay", str(self._seed))
-        return await Carrier.start(pinned(command, self._cores))
+        return await stack.enter_async_context(line_process("the relay", command, self._cores))
 
-    async def _join(self, name: str, weather: NetworkConditions) -> Host:
-        self._check(weather)
-        await self.carrier.tell(Plug(name, weather))
+    async def _join(self, name: str, conditions: NetworkConditions) -> Host:
+        self._check(conditions)
+        await send_order(self.traffic, Plug(name, conditions))
         return Host(self, name, LOOPBACK)
 
     def _entry(self, host: Host) -> tuple[str, ...]:
         return ()
 
-    def _check(self, weather: NetworkConditions) -> None:
-        if weather.loss:
-            raise LabError("a relay loses nothing: loss needs network namespaces, that is, root")
-        if weather.duplication:
-            raise LabError("a relay doubles nothing: that needs network namespaces, that is, root")
+    def _check(self, conditions: NetworkConditions) -> None:
+        if conditions.loss:
+            raise LabError(
+                "a relay cannot lose frames: loss needs network namespaces, that is, root"
+            )
+        if conditions.duplication:
+            raise LabError(
+                "a relay cannot duplicate frames: that needs network namespaces, that is, root"
+            )

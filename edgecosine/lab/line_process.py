@@ -1,6 +1,6 @@
-"""A child process that answers orders: one JSON object a line each way, over its standard streams.
+"""A child process that answers orders: a JSON object per line each way, over standard streams.
 
-The end of its input is its end. Whatever ends the conversation is a LabError that says why.
+The child ends when its input ends. Whatever ends the exchange is a LabError with the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgecosine.errors import LabError
-from edgecosine.lab.network.hosts import pinned
 from edgecosine.local import child_processes as processes
 
 MAX_LINE_BYTES = 1 << 22
@@ -23,12 +22,18 @@ REPLY_TIMEOUT_S = 900.0
 Value = TypeVar("Value")
 
 
+def pinned(command: Sequence[str], cores: str) -> tuple[str, ...]:
+    """The command, kept on the cores of a list like 0,2-3; on all of them for an empty list."""
+    return ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
+
+
 class LineProcess:
-    """The parent's side. `name` is how errors call the child."""
+    """The parent's side; answers one order at a time. `name` is the child's name in errors."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self._process = process
+        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -38,14 +43,15 @@ class LineProcess:
     async def ask(self, order: msgspec.Struct, kind: type[Value]) -> Value:
         """Send one order and wait for its reply.
 
-        Raises LabError when there is none: the child ended, or sent what is no such reply.
+        Raises LabError when there is none: the child ended, or sent another kind of line.
         """
         assert self._process.stdin is not None
-        # A child that has ended is noticed by its missing reply.
-        with contextlib.suppress(ConnectionError):
-            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-            await self._process.stdin.drain()
-        return await self.read(kind)
+        async with self._turn:
+            # A child that has ended is noticed by its missing reply.
+            with contextlib.suppress(ConnectionError):
+                self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+                await self._process.stdin.drain()
+            return await self.read(kind)
 
     async def read(self, kind: type[Value]) -> Value:
         """Wait for the next line.
@@ -58,26 +64,30 @@ class LineProcess:
                 line = await self._process.stdout.readline()
                 if not line:
                     code: Any = await self._process.wait()
-                    raise LabError(f"{self.name} ended with {code}; its last words are above")
+                    raise LabError(f"{self.name} ended with {code}; its last output is above")
                 return msgspec.json.decode(line, type=kind)
         except TimeoutError:
             raise LabError(f"{self.name} sent no reply in {REPLY_TIMEOUT_S:.0f} s") from None
         except msgspec.MsgspecError as error:
-            raise LabError(f"{self.name} sent what is no reply: {error}") from error
+            raise LabError(f"{self.name} sent an invalid reply: {error}") from error
         except ValueError as error:
             raise LabError(f"{self.name} sent a line of over {MAX_LINE_BYTES} bytes") from error
 
 
 @asynccontextmanager
 async def line_process(
-    name: str, command: Sequence[str], cores: str = ""
+    name: str, command: Sequence[str], cores: str = "", *, descriptors: Sequence[int] = ()
 ) -> AsyncIterator[LineProcess]:
-    """Start the command on these cores (as in 0,2-3; "": all); it ends with the block."""
+    """Start the command on these cores; it also inherits the open `descriptors`.
+
+    The process ends with the block.
+    """
     process = await asyncio.create_subprocess_exec(
         *pinned(command, cores),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
+        pass_fds=descriptors,
         start_new_session=True,
     )
     try:
