@@ -22,10 +22,11 @@ from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, free_port
+from edgecosine.lab.network.hosts import Host, Network, Spawn, free_port
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
+from edgecosine.local import child_processes
 from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, LocalNode, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
@@ -114,7 +115,9 @@ class LabCluster:
         return [self.hosts[node_id] for node_id in drafters or self.drafters]
 
 
-def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Network:
+def make_network(
+    kind: NetworkKind, *, seed: int = 0, cores: str = "", spawn: Spawn = child_processes.spawn
+) -> Network:
     """Namespaces where they can be used, else relays; or what was asked for.
 
     Raises LabError when that cannot be.
@@ -123,8 +126,8 @@ def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Networ
     if kind == "namespaces" and fault is not None:
         raise LabError(f"no network namespaces here: {fault}")
     if kind == "relays" or fault is not None:
-        return RelayNetwork(seed=seed, cores=cores)
-    return NamespaceNetwork(seed=seed, cores=cores)
+        return RelayNetwork(seed=seed, cores=cores, spawn=spawn)
+    return NamespaceNetwork(seed=seed, cores=cores, spawn=spawn)
 
 
 @asynccontextmanager
@@ -134,6 +137,7 @@ async def lab_cluster(
     *,
     start_broker: StartBroker | None = None,
     environment: EnvironmentOf = lambda _: {},
+    spawn: Spawn = child_processes.spawn,
 ) -> AsyncIterator[LabCluster]:
     """A cluster whose drafters are all linked; everything ends with the block.
 
@@ -142,7 +146,7 @@ async def lab_cluster(
     Raises LabError, EngineError with a node's last words, and BrokerLost.
     """
     async with contextlib.AsyncExitStack() as stack:
-        network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores)
+        network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores, spawn=spawn)
         await stack.enter_async_context(network)
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
         cable = "none" if plan.on_one_host else str(plan.weather)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from edgecosine.local.cluster import ClusterPlan, LocalCluster
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import run_patiently
 
 
@@ -18,7 +19,7 @@ def standing(plan: ClusterPlan) -> Iterator[LocalCluster]:
 
     async def live() -> None:
         loop, is_over = asyncio.get_running_loop(), asyncio.Event()
-        async with LocalCluster(plan, print) as cluster:
+        async with forked_cluster(plan) as cluster:
             is_up.set_result((cluster, lambda: loop.call_soon_threadsafe(is_over.set)))
             await is_over.wait()
 

@@ -1,4 +1,4 @@
-"""Whole clusters in the lab: nodes meet, feel their own weather, and answer through it."""
+"""Whole clusters in the lab: nodes connect and answer under simulated network conditions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from edgecosine.lab.measured_requests import ask
 from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look
+from tests.support.forked_nodes import spawn
 from tests.support.mqtt import run_patiently
 
 FAULT = namespaces.why_not()
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 async def _rtts(cluster: LabCluster) -> dict[str, float]:
-    """Round-trip times in milliseconds that the target has measured, by drafter."""
+    """Round-trip times in milliseconds measured by the target, by drafter."""
     target = (await cluster.client.nodes())["target"].state
     return {name: view["rtt_ms"] for name, view in target["drafters"].items() if view["rtt_ms"]}
 
@@ -49,10 +50,10 @@ async def _rtts(cluster: LabCluster) -> dict[str, float]:
         "relays",
     ],
 )
-def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
+def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKind) -> None:
     async def story() -> None:
         plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, weather=FAR, network=kind)
-        async with lab_cluster(plan, print) as cluster, listening(cluster) as path:
+        async with lab_cluster(plan, print, spawn=spawn) as cluster, listening(cluster) as path:
             while len(rtts := await _rtts(cluster)) < 2:
                 await cluster.client.changed()
             assert min(rtts.values()) >= 2 * FAR.delay_ms
@@ -86,22 +87,22 @@ def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
         assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout
 
 
-def test_command_keeps_a_lab_whose_weather_can_be_changed_until_interrupted() -> None:
+def test_lab_command_runs_until_interrupted_and_changes_network_conditions() -> None:
     command = [sys.executable, "-m", "edgecosine", "lab", "up", "--network", "relays"]
     command += ["--drafter", "ngram", "--ballast", "1", "--delay-ms", "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as lab:
         assert lab.stdout is not None
         try:
-            told = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
-            cluster = re.search(r"--cluster (\S+)", "".join(told))
+            lines = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
+            cluster = re.search(r"--cluster (\S+)", "".join(lines))
             assert cluster is not None
-            for words, said in (
+            for arguments, printed in (
                 (["weather", "--delay-ms", "7", "--jitter-ms", "2"], "ngram-0: 7 ms, jitter 2 ms"),
                 (["cut", "ngram-0"], "ngram-0: cut"),
                 (["cut", "ngram-0", "--mend"], "ngram-0: 7 ms, jitter 2 ms"),
             ):
-                done = CliRunner().invoke(main, ["lab", *words, "--cluster", cluster[1]])
-                assert done.output == f"{said}\n"
+                done = CliRunner().invoke(main, ["lab", *arguments, "--cluster", cluster[1]])
+                assert done.output == f"{printed}\n"
             refused = CliRunner().invoke(
                 main, ["lab", "weather", "--loss", "0.5", "--cluster", cluster[1]]
             )
@@ -109,6 +110,6 @@ def test_command_keeps_a_lab_whose_weather_can_be_changed_until_interrupted() ->
         finally:
             lab.send_signal(signal.SIGINT)
         assert lab.wait(60) == 130
-    gone = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
-    assert gone.exit_code == 1
-    assert "name one lab" in gone.output
+    after = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
+    assert after.exit_code == 1
+    assert "name one lab" in after.output

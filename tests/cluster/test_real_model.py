@@ -17,8 +17,9 @@ from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import local_plan
 from edgecosine.protocol.api.request import Sampling
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
@@ -39,7 +40,7 @@ def test_answers_of_the_real_model_are_its_own_and_drafts_are_accepted() -> None
 
     async def talk() -> list[tuple[Asked, Asked]]:
         async with (
-            LocalCluster(plan, lambda _: None) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             return [

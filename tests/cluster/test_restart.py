@@ -18,6 +18,7 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
@@ -90,7 +91,7 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
         said: list[tuple[str, str]] = []
         codes: Counter[str] = Counter()
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(
                 cluster.broker_url, plan.cluster, patience_s=120, retry_patience_s=120
             ) as client,
@@ -120,7 +121,7 @@ def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool)
         grace = ("--drain-timeout", "60" if is_urged else "0.5")
         plan = _plan(*grace, "--context", "2048", "--no-journal")
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster, patience_s=10) as client,
         ):
             steps = client.ask(_request("def main():", LONG, stream=True))
@@ -145,7 +146,7 @@ def test_target_that_is_out_of_time_leaves_the_rest_to_its_next_life() -> None:
     async def story() -> None:
         plan = _plan("--drain-timeout", "0.5", "--context", "2048")
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster, patience_s=120) as client,
         ):
             texts: list[str] = []

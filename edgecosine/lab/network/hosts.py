@@ -11,7 +11,7 @@ import abc
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,9 @@ from edgecosine.lab.network.conditions import FINE, NetworkConditions
 from edgecosine.lab.network.traffic_messages import Change, Report
 from edgecosine.lab.network.traffic_process import Carrier
 from edgecosine.local import child_processes as processes
+
+Spawn = Callable[..., Awaitable[asyncio.subprocess.Process]]
+"""Starts a command, as `child_processes.spawn`."""
 
 
 class Host:
@@ -61,9 +64,15 @@ class Network(abc.ABC):
     """Whether hosts find each other by mDNS; else they must be told with `address`."""
 
     def __init__(
-        self, weather: NetworkConditions = FINE, *, seed: int = 0, cores: str = ""
+        self,
+        weather: NetworkConditions = FINE,
+        *,
+        seed: int = 0,
+        cores: str = "",
+        spawn: Spawn = processes.spawn,
     ) -> None:
         self._default, self._seed, self._cores = weather, seed, cores
+        self._spawn = spawn
         self._weather: dict[str, NetworkConditions] = {}
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
@@ -142,7 +151,7 @@ class Network(abc.ABC):
     ) -> asyncio.subprocess.Process:
         """See `Host.start`."""
         whole = (*self._entry(host), *pinned(command, cores))
-        process = await processes.spawn(whole, log, env=env)
+        process = await self._spawn(whole, log, env=env)
         self._processes.append(process)
         return process
 

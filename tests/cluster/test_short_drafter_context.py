@@ -6,7 +6,8 @@ import pytest
 
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import ClusterPlan, LocalNode
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
@@ -24,7 +25,7 @@ def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
             broker_port=free_port(),
         )
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             pid = cluster.pid("d")

@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]
@@ -89,7 +90,7 @@ def test_request_that_meets_a_fault_of_the_model_fails_alone(tmp_path: Path) -> 
 
     async def story() -> None:
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             lives = cluster.pids

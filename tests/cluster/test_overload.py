@@ -13,11 +13,12 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import ClusterPlan, LocalNode
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import Listener, free_port, run_patiently, running
 
 pytestmark = pytest.mark.timeout(300)
@@ -58,7 +59,7 @@ def test_each_request_ends_once_and_the_target_is_as_before() -> None:
         target = ("--role", "target", "--model", zoo.TARGET, "--threads", "1")
         plan = ClusterPlan("overloaded", LocalNode("t", target), (), broker_port=free_port())
         async with contextlib.AsyncExitStack() as stack:
-            cluster = await stack.enter_async_context(LocalCluster(plan, print))
+            cluster = await stack.enter_async_context(forked_cluster(plan))
             clients = [
                 await stack.enter_async_context(
                     Client(cluster.broker_url, plan.cluster, retry_patience_s=0)

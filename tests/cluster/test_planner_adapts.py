@@ -1,5 +1,7 @@
-"""Plans follow what drafters are worth: real processes become far, slow or hostile in the middle of
-an answer. Rounds are counted, and not seconds; the text is the target's own all the time."""
+"""The planner adapts when a real drafter becomes distant, slow or hostile during an answer.
+
+The tests count rounds, not seconds. Every text must be the target's own.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,25 @@ import pytest
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.adversarial_drafter import LIAR, write_liar
-from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
+from edgecosine.lab.cluster import LabCluster, LabPlan, lab_cluster
 from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.lab.network.conditions import NetworkConditions
+from tests.support.forked_nodes import spawn
 from tests.support.mqtt import run_patiently
 
 TARGET_CORES, DRAFTER_CORES = split_cores()
 NEAR = NetworkConditions(delay_ms=0.15)
 FAR = NetworkConditions(delay_ms=250)
-"""Half a second there and back: for a draft of a few tokens too long by far, on busy machines too,
-where a target may take ten times as long as on idle ones."""
+"""A round trip of half a second: too long for a draft, even on a busy machine whose target takes
+ten times as long as on an idle one."""
 MAX_TOKENS = 96
 MIDDLE = 4
-"""Parts of an answer after which something happens to it."""
-MOST_WAITS = 8
-"""Rounds that wait in vain for a drafter: two until it rests, one more after 24 plans, 48, 96..."""
-MOST_ANSWERS = 10
-"""Until a drafter that is as good as before is used as before."""
+"""Stream parts of an answer before the change."""
+MAX_WAITS = 8
+"""Rounds that wait for a missing draft: two until the drafter rests, one more after 24, 48, 96...
+plans."""
+MAX_ANSWERS = 10
+"""Answers until a recovered drafter is used as before."""
 STOPPED_S, RUNNING_S = 0.018, 0.002
 
 pytestmark = [
@@ -44,8 +48,8 @@ pytestmark = [
 Change = Callable[[], Coroutine[Any, Any, None]]
 
 
-class _Talk:
-    """Asks one cluster the same again and again; every answer is the target's own text."""
+class _Requests:
+    """Sends one cluster the same request repeatedly and checks that its text never changes."""
 
     def __init__(self, cluster: LabCluster) -> None:
         self.cluster = cluster
@@ -53,7 +57,7 @@ class _Talk:
         self._text = ""
 
     async def begin(self) -> None:
-        """Hear what the target says alone, and let it get to know its drafters."""
+        """Store the text without drafters, and let the planner measure the drafters."""
         self._text = (await self._ask("target-alone")).text
         await self.answer()
 
@@ -62,7 +66,7 @@ class _Talk:
         return self._checked(await self._ask("edgecosine"))
 
     async def answer_while(self, change: Change) -> Asked:
-        """An answer in whose middle something changes."""
+        """An answer during which `change` runs."""
         is_middle, parts = asyncio.Event(), []
 
         def on_text(part: str) -> None:
@@ -79,12 +83,12 @@ class _Talk:
             answer = await self._ask("edgecosine", on_text)
         return self._checked(answer)
 
-    async def answers_until(self, is_so: Callable[[Asked], bool]) -> Asked:
-        """The first answer of which it is so; it must come soon."""
+    async def answers_until(self, condition: Callable[[Asked], bool]) -> Asked:
+        """The first answer for which `condition` holds; at most `MAX_ANSWERS` are tried."""
         plans = []
-        for _ in range(MOST_ANSWERS):
+        for _ in range(MAX_ANSWERS):
             answer = await self.answer()
-            if is_so(answer):
+            if condition(answer):
                 return answer
             plans.append(answer.plan)
         raise AssertionError(plans)
@@ -103,52 +107,52 @@ class _Talk:
 
 
 @contextlib.asynccontextmanager
-async def _talk(drafters: tuple[str, ...], network: NetworkKind = "relays") -> AsyncIterator[_Talk]:
+async def _cluster(*drafters: str) -> AsyncIterator[_Requests]:
     plan = LabPlan(
-        drafters, weather=NEAR, network=network,
+        drafters, weather=NEAR, network="relays",
         target_cores=TARGET_CORES, drafter_cores=DRAFTER_CORES,
     )  # fmt: skip
-    async with lab_cluster(plan, print) as cluster:
-        talk = _Talk(cluster)
-        await talk.begin()
-        yield talk
+    async with lab_cluster(plan, print, spawn=spawn) as cluster:
+        requests = _Requests(cluster)
+        await requests.begin()
+        yield requests
 
 
 def _speculates(answer: Asked) -> bool:
-    """Trials alone, every sixth round, do not give as much as that."""
+    """Whether more drafts are accepted than probes alone, every sixth round, can give."""
     return answer.num_accepted > answer.num_rounds
 
 
 def _waits(answer: Asked, drafter: str) -> list[dict[str, Any]]:
-    """The drafts of one drafter that rounds waited for."""
+    """Drafts of one drafter for which a round waited."""
     return [
         draft
-        for course in answer.rounds
-        for draft in course["drafts"]
-        if draft["drafter"] == drafter and draft["asked_s"] < course["submitted_s"]
+        for trace in answer.rounds
+        for draft in trace["drafts"]
+        if draft["drafter"] == drafter and draft["asked_s"] < trace["submitted_s"]
     ]
 
 
-def _num_given_up(answer: Asked, drafter: str) -> int:
-    """Rounds that waited for a drafter in vain."""
+def _num_vain_waits(answer: Asked, drafter: str) -> int:
+    """Rounds that waited for a drafter without receiving a token."""
     return sum(not draft["num_tokens"] for draft in _waits(answer, drafter))
 
 
 def _num_asked(answer: Asked, drafter: str) -> int:
-    """Rounds in which a drafter was asked at all: to wait for it, ahead, or to try it."""
+    """Rounds with any request to a drafter: for the round, ahead of it, or as a probe."""
     return sum(
-        any(draft["drafter"] == drafter for draft in course["drafts"]) for course in answer.rounds
+        any(draft["drafter"] == drafter for draft in trace["drafts"]) for trace in answer.rounds
     )
 
 
 def _num_proposed(answer: Asked, drafter: str) -> int:
-    """Nodes of verified trees that a drafter had proposed."""
+    """Nodes of verified trees that came from a drafter."""
     return answer.drafters.get(drafter, {}).get("proposed", 0)
 
 
 @contextlib.contextmanager
 def _slowed(pid: int) -> Iterator[None]:
-    """A process that has a tenth of its time."""
+    """A process that runs for a tenth of the time."""
     is_over = threading.Event()
 
     def slow() -> None:
@@ -167,70 +171,75 @@ def _slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
-def test_drafter_that_is_far_is_not_waited_for_and_near_again_is_used() -> None:
+def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
     async def story() -> None:
-        async with _talk(("generalist",), "auto") as talk:
-            (drafter,) = talk.cluster.drafters
-            await talk.answers_until(_speculates)
+        async with _cluster("generalist") as requests:
+            (drafter,) = requests.cluster.drafters
+            await requests.answers_until(_speculates)
 
-            in_between = await talk.answer_while(lambda: talk.cluster.set_weather(FAR))
-            far = [await talk.answer() for _ in range(2)]
-            waits = [wait for answer in (in_between, *far) for wait in _waits(answer, drafter)]
+            during = await requests.answer_while(lambda: requests.cluster.set_weather(FAR))
+            far = [await requests.answer() for _ in range(2)]
+            waits = [wait for answer in (during, *far) for wait in _waits(answer, drafter)]
             num_far = sum(
                 not wait["num_tokens"] or wait["ended_s"] - wait["asked_s"] >= 2e-3 * FAR.delay_ms
                 for wait in waits
             )
-            assert num_far <= MOST_WAITS
+            assert num_far <= MAX_WAITS
             assert far[-1].plan.startswith("K=0")
             assert not _speculates(far[-1])
 
-            await talk.answer_while(lambda: talk.cluster.set_weather(NEAR))
-            await talk.answers_until(_speculates)
+            await requests.answer_while(lambda: requests.cluster.set_weather(NEAR))
+            await requests.answers_until(_speculates)
 
     run_patiently(story())
 
 
-def test_of_two_drafters_the_one_that_is_slowed_to_a_tenth_loses_its_place() -> None:
+def test_slowed_drafter_is_replaced_by_the_other() -> None:
     async def story() -> None:
-        async with _talk(("generalist", "generalist")) as talk:
-            first = await talk.answers_until(_speculates)
-            quick, slow = sorted(talk.cluster.drafters, key=lambda name: _num_asked(first, name))
-            await _expect_to_lose_its_place(talk, slow, quick)
-            await _expect_to_lose_its_place(talk, quick, slow)
+        async with _cluster("generalist", "generalist") as requests:
+            first = await requests.answers_until(_speculates)
+            quick, slow = sorted(
+                requests.cluster.drafters, key=lambda name: _num_asked(first, name)
+            )
+            await _expect_replacement(requests, slow, quick)
+            await _expect_replacement(requests, quick, slow)
 
     run_patiently(story())
 
 
-async def _expect_to_lose_its_place(talk: _Talk, slow: str, quick: str) -> None:
-    """Slow one of two drafters down for some answers, which find the other, slow before or not."""
+async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> None:
+    """Slow one of two drafters down, and expect that the planner prefers the other."""
 
-    def follows(answer: Asked) -> bool:
+    def is_replaced(answer: Asked) -> bool:
         is_left = _num_asked(answer, slow) < _num_asked(answer, quick) / 2
         return is_left and _speculates(answer)
 
     with contextlib.ExitStack() as slowness:
 
         async def slow_down() -> None:
-            slowness.enter_context(_slowed(talk.cluster.local.pid(slow)))
+            slowness.enter_context(_slowed(requests.cluster.local.pid(slow)))
 
-        answers = [await talk.answer_while(slow_down), await talk.answers_until(follows)]
-    assert sum(_num_given_up(answer, slow) for answer in answers) <= MOST_WAITS
+        answers = [
+            await requests.answer_while(slow_down),
+            await requests.answers_until(is_replaced),
+        ]
+    assert sum(_num_vain_waits(answer, slow) for answer in answers) <= MAX_WAITS
 
 
-def test_liar_is_left_out_and_does_no_harm(tmp_path: Path) -> None:
+def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> None:
     async def story() -> None:
-        async with _talk((str(write_liar(tmp_path)), "generalist")) as talk:
-            liar, honest = talk.cluster.drafters
+        async with _cluster(str(write_liar(tmp_path)), "generalist") as requests:
+            liar, honest = requests.cluster.drafters
             assert liar.startswith(LIAR)
-            answer = await talk.answers_until(_speculates)
-            assert len(_waits(answer, liar)) <= MOST_WAITS
+            answer = await requests.answers_until(_speculates)
+            assert len(_waits(answer, liar)) <= MAX_WAITS
             assert _num_proposed(answer, liar) < _num_proposed(answer, honest) / 10
 
-            await talk.cluster.local.stop(honest)
-            await talk.answer()
-            answer = await talk.answer()
+            await requests.cluster.local.stop(honest)
+            await requests.answer()
+            answer = await requests.answer()
             assert answer.plan.startswith("K=0")
-            assert len(_waits(answer, liar)) <= MOST_WAITS
-            assert _num_proposed(answer, liar) <= MOST_WAITS
+            assert len(_waits(answer, liar)) <= MAX_WAITS
+            assert _num_proposed(answer, liar) <= MAX_WAITS
 
     run_patiently(story())

@@ -14,8 +14,9 @@ from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
+from edgecosine.local.cluster import ClusterPlan, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(300)
@@ -81,7 +82,7 @@ def test_text_is_exact_while_drafters_come_and_go_and_on_another_layout() -> Non
         questions = _questions()
         plan = _plan(zoo.drafter_names()[:4], "exact-one")
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             truth = _texts(await _ask_all(client, questions, "target-alone"))
@@ -111,7 +112,7 @@ def test_text_is_exact_while_drafters_come_and_go_and_on_another_layout() -> Non
             broker_port=other.broker_port,
         )
         async with (
-            LocalCluster(other, print) as cluster,
+            forked_cluster(other) as cluster,
             Client(cluster.broker_url, other.cluster) as client,
         ):
             assert _texts(await _ask_all(client, questions, "edgecosine")) == truth
