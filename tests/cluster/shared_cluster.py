@@ -1,4 +1,4 @@
-"""A cluster that several tests share, each with an event loop of its own."""
+"""A cluster for several tests, each of which runs its own event loop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.mqtt import run_patiently
 
 
 @contextlib.contextmanager
-def standing(plan: ClusterPlan) -> Iterator[LocalCluster]:
-    """A cluster whose nodes are linked; it is kept by a thread and ends with the block."""
+def running_cluster(plan: ClusterPlan) -> Iterator[LocalCluster]:
+    """A cluster whose nodes are linked; a thread runs it until the block ends."""
     is_up: Future[tuple[LocalCluster, Callable[[], object]]] = Future()
 
     async def live() -> None:

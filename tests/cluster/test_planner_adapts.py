@@ -30,7 +30,7 @@ NEAR = NetworkConditions(delay_ms=0.15)
 FAR = NetworkConditions(delay_ms=250)
 """A round trip of half a second: too long for a draft, even on a busy machine whose target takes
 ten times as long as on an idle one."""
-MAX_TOKENS = 96
+MAX_TOKENS = 64
 MIDDLE = 4
 """Stream parts of an answer before the change."""
 MAX_WAITS = 8

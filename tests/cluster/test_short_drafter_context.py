@@ -1,4 +1,4 @@
-"""Real processes: a drafter with a context far shorter than a request's text."""
+"""Real processes: a drafter whose context is shorter than a request's text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(120)
 LONG = "def main():\n    " + "x = 1\n    " * 150
 
 
-def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
+def test_no_draft_is_requested_beyond_the_drafters_context() -> None:
     async def story() -> None:
         drafter = ("--role", "drafter", "--model", "python", "--context", "64")
         plan = ClusterPlan(
