@@ -38,7 +38,7 @@ async def killable_cluster(directory: Path) -> AsyncIterator[KillableCluster]:
     broker = KillableBroker(directory)
     target = KillableNode(
         "--role", "target", "--model", zoo.TARGET, "--cluster", TOPICS.cluster,
-        "--broker", broker.url, "--ballast", "8", "--no-mdns", "--credentials", "none",
+        "--broker", broker.url, "--ballast", "16", "--no-mdns", "--credentials", "none",
         "--state-dir", str(directory / "state"), "--threads", "1", log=directory / "target.log",
     )  # fmt: skip
     reader = StreamReader(broker.url, TOPICS)
@@ -108,13 +108,13 @@ def test_killed_broker_loses_no_request(tmp_path: Path) -> None:
     async def story() -> None:
         async with killable_cluster(tmp_path) as cluster:
             reader = cluster.reader
-            reader.send("running", prompt="To be", ignore_eos=True)
+            reader.send("running", prompt="To be", ignore_eos=True, max_tokens=96)
             await reader.until_longer(["running"])
             await cluster.broker.kill()
             await cluster.broker.start()
             [body] = await reader.final_bodies("running")
             reader.answers["running"].check(body)
-            assert body["usage"]["completion_tokens"] == 48
+            assert body["usage"]["completion_tokens"] == 96
             assert "resumed" not in cluster.target.log.read_text()
 
     run_patiently(story())

@@ -136,7 +136,8 @@ def test_text_is_exact_after_all_drafters_have_left(expected: list[str]) -> None
 def test_text_is_the_same_with_other_threads_and_slots(expected: list[str]) -> None:
     async def story() -> None:
         plan = _plan(("ngram",), "exact-layout")
-        target = LocalNode("other", (*plan.target.options, "--threads", "2", "--slots", "3"))
+        options = ("--role", "target", "--model", zoo.TARGET, "--threads", "2", "--slots", "3")
+        target = LocalNode("other", options)
         async with _running(dataclasses.replace(plan, target=target)) as (_, client):
             answers = await _ask_all(client, _questions()[:6], ALWAYS_DRAFTED)
             assert _texts(answers) == expected[:6]

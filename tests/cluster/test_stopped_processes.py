@@ -43,7 +43,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def _client(cluster: LocalCluster) -> Client:
-    return Client(cluster.broker_url, CLUSTER, patience_s=10, retry_patience_s=0)
+    return Client(cluster.broker_url, CLUSTER, patience_s=3, retry_patience_s=0)
 
 
 async def _text(client: Client, request_id: str) -> str:
