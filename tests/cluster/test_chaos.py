@@ -35,7 +35,7 @@ def test_no_request_is_lost_repeated_changed_or_hung() -> None:
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 
-    async def story() -> None:
+    async def scenario() -> None:
         run = await run_chaos(settings, lines.append)
         assert run.verdict.faulty == {"lost": {}, "doubled": {}, "different": {}, "hung": {}}
         assert run.verdict.requests == settings.requests
@@ -45,7 +45,7 @@ def test_no_request_is_lost_repeated_changed_or_hung() -> None:
         assert run.figures["faults_injected"].value == len(injected)
         assert run.drafters_back == len(settings.drafters)
 
-    run_patiently(story())
+    run_patiently(scenario())
     assert any("kill target" in line for line in lines)
     if namespaces.why_not() is None:
         done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)

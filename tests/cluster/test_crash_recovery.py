@@ -62,7 +62,7 @@ async def until_online(broker_url: str) -> None:
 
 
 def test_killed_target_resumes_its_requests_with_unchanged_text(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         prompts = [each[0] for each in zoo.prompts().values()]
         async with killable_cluster(tmp_path) as cluster:
             reader = cluster.reader
@@ -85,11 +85,11 @@ def test_killed_target_resumes_its_requests_with_unchanged_text(tmp_path: Path) 
             assert reader.num_gaps == 0
             assert cluster.target.log.read_text().count("request resumed") >= 2
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_request_waits_on_the_broker_for_an_absent_target(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with killable_cluster(tmp_path) as cluster:
             await cluster.target.kill()
             cluster.reader.send("waiting", prompt="To be", max_tokens=8)
@@ -101,11 +101,11 @@ def test_request_waits_on_the_broker_for_an_absent_target(tmp_path: Path) -> Non
             [body] = await cluster.reader.final_bodies("waiting")
             cluster.reader.answers["waiting"].check(body)
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_killed_broker_loses_no_request(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with killable_cluster(tmp_path) as cluster:
             reader = cluster.reader
             reader.send("running", prompt="To be", ignore_eos=True, max_tokens=96)
@@ -117,4 +117,4 @@ def test_killed_broker_loses_no_request(tmp_path: Path) -> None:
             assert body["usage"]["completion_tokens"] == 96
             assert "resumed" not in cluster.target.log.read_text()
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -51,7 +51,7 @@ async def _rtts(cluster: LabCluster) -> dict[str, float]:
     ],
 )
 def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKind) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, weather=FAR, network=kind)
         async with lab_cluster(plan, print, spawn=spawn) as cluster, listening(cluster) as path:
             while len(rtts := await _rtts(cluster)) < 2:
@@ -59,8 +59,8 @@ def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKi
             assert min(rtts.values()) >= 2 * FAR.delay_ms
 
             wish = Wish(("ngram-1",), weather=FINE)
-            told = await asyncio.to_thread(wish_of, path, wish)
-            assert told == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
+            applied = await asyncio.to_thread(wish_of, path, wish)
+            assert applied == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
             while (rtts := await _rtts(cluster))["ngram-1"] >= 2 * FAR.delay_ms:
                 await cluster.client.changed()
             assert rtts["ngram-0"] >= 2 * FAR.delay_ms
@@ -74,14 +74,14 @@ def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKi
             spent = look(cluster).since(before)
             assert min(spent.target_loop_s, spent.drafter_loops_s, spent.carrier_s) > 0.0
 
-            with pytest.raises(LabError, match="no drafter nobody; there are ngram-0, ngram-1"):
-                await asyncio.to_thread(wish_of, path, Wish(("nobody",), is_cut=True))
+            with pytest.raises(LabError, match="no drafter missing; there are ngram-0, ngram-1"):
+                await asyncio.to_thread(wish_of, path, Wish(("missing",), is_cut=True))
             await asyncio.to_thread(wish_of, path, Wish(is_cut=True))
             await cluster.local.wait_until_linked(0)
             await asyncio.to_thread(wish_of, path, Wish(is_cut=False))
             await cluster.local.wait_until_linked(2)
 
-    run_patiently(story())
+    run_patiently(scenario())
     if FAULT is None:
         done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
         assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout

@@ -88,7 +88,7 @@ def test_request_that_meets_a_model_fault_fails_alone(tmp_path: Path) -> None:
         broker_port=free_port(),
     )
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
@@ -107,4 +107,4 @@ def test_request_that_meets_a_model_fault_fails_alone(tmp_path: Path) -> None:
             assert await result_of(client, min_tokens=9) == good
             assert cluster.pids == pids
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -55,7 +55,7 @@ async def _outcome(client: Client, number: int) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_each_request_ends_once_and_memory_does_not_grow() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         target = ("--role", "target", "--model", zoo.TARGET, "--threads", "1")
         plan = ClusterPlan("overload", LocalNode("t", target), (), broker_port=free_port())
         async with contextlib.AsyncExitStack() as stack:
@@ -93,4 +93,4 @@ def test_each_request_ends_once_and_memory_does_not_grow() -> None:
                 await clients[0].changed()
             assert state["counters"]["refused"]["overloaded"] == outcomes["overloaded"]
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -172,7 +172,7 @@ def _slowed(pid: int) -> Iterator[None]:
 
 
 def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _cluster("generalist") as requests:
             (drafter,) = requests.cluster.drafters
             await requests.answers_until(_speculates)
@@ -191,11 +191,11 @@ def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
             await requests.answer_while(lambda: requests.cluster.set_weather(NEAR))
             await requests.answers_until(_speculates)
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_slowed_drafter_is_replaced_by_the_other() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _cluster("generalist", "generalist") as requests:
             first = await requests.answers_until(_speculates)
             quick, slow = sorted(
@@ -204,7 +204,7 @@ def test_slowed_drafter_is_replaced_by_the_other() -> None:
             await _expect_replacement(requests, slow, quick)
             await _expect_replacement(requests, quick, slow)
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> None:
@@ -227,7 +227,7 @@ async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> Non
 
 
 def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _cluster(str(write_liar(tmp_path)), "generalist") as requests:
             liar, honest = requests.cluster.drafters
             assert liar.startswith(LIAR)
@@ -242,4 +242,4 @@ def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> 
             assert len(_waits(answer, liar)) <= MAX_WAITS
             assert _num_proposed(answer, liar) <= MAX_WAITS
 
-    run_patiently(story())
+    run_patiently(scenario())

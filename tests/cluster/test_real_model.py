@@ -38,7 +38,7 @@ def test_text_of_the_real_model_is_exact_and_drafts_are_accepted() -> None:
         drafter_cores=drafter_cores, broker=None, broker_port=free_port(),
     )  # fmt: skip
 
-    async def talk() -> list[tuple[Asked, Asked]]:
+    async def scenario() -> list[tuple[Asked, Asked]]:
         async with (
             forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
@@ -54,7 +54,7 @@ def test_text_of_the_real_model_is_exact_and_drafts_are_accepted() -> None:
                 )
             ]
 
-    pairs = run_patiently(talk())
+    pairs = run_patiently(scenario())
     for alone, together in pairs:
         assert together.text == alone.text
         assert alone.num_tokens > 8

@@ -85,7 +85,7 @@ async def _restarted(cluster: LocalCluster, client: Client, node_id: str) -> Non
 
 
 def test_rolling_restart_under_load_loses_nothing() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         plan = _plan(drafters=(zoo.drafter_names()[0], "ngram"))
         prompts = [texts[-1] for texts in zoo.prompts().values()]
         answers: list[tuple[str, str]] = []
@@ -112,14 +112,14 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
         # Only new requests are refused, and only while no target is online.
         assert set(codes) <= {"gateway_offline"}
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 @pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "drain timeout"])
 def test_second_signal_or_drain_timeout_ends_running_requests(
     is_urged: bool,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         timeout = ("--drain-timeout", "60" if is_urged else "0.5")
         plan = _plan(*timeout, "--context", "2048", "--no-journal")
         async with (
@@ -141,11 +141,11 @@ def test_second_signal_or_drain_timeout_ends_running_requests(
                     pass
             assert ending.value.code == "shutting_down"
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_request_cut_by_the_drain_timeout_is_resumed_after_the_restart() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         plan = _plan("--drain-timeout", "0.5", "--context", "2048")
         async with (
             forked_cluster(plan) as cluster,
@@ -167,4 +167,4 @@ def test_request_cut_by_the_drain_timeout_is_resumed_after_the_restart() -> None
             again = await _text(client, "def main():", LONG)
         assert again == "".join(texts)
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -16,7 +16,7 @@ LONG = "def main():\n    " + "x = 1\n    " * 150
 
 
 def test_no_draft_is_requested_beyond_the_drafters_context() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         drafter = ("--role", "drafter", "--model", "python", "--context", "64")
         plan = ClusterPlan(
             cluster="short-context",
@@ -40,4 +40,4 @@ def test_no_draft_is_requested_beyond_the_drafters_context() -> None:
             assert (await answer("def main():")).num_accepted > 0
             assert cluster.pid("d") == pid
 
-    run_patiently(story())
+    run_patiently(scenario())

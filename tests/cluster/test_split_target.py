@@ -64,7 +64,7 @@ def _text(prompt: str) -> str:
 def test_split_target_has_the_text_of_one_process_and_reports_a_lost_rank(tmp_path: Path) -> None:
     prompt, log = next(iter(zoo.prompts().values()))[0], tmp_path / "log"
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, _split_target(broker, log) as node:
             async with Client(broker.url, "home", patience_s=1) as client:
                 while not await client.is_online():
@@ -78,4 +78,4 @@ def test_split_target_has_the_text_of_one_process_and_reports_a_lost_rank(tmp_pa
             assert await node.wait() == 1
         assert f"rank 1 (process {rank}) ended by SIGKILL" in log.read_text()
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -65,7 +65,7 @@ async def _until(client: Client, node_id: str, state: str) -> None:
 
 
 def test_stopped_target_is_offline_for_clients_until_it_continues(cluster: LocalCluster) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _client(cluster) as client:
             await _until(client, "t", "ready")
             text = await _text(client, "1")
@@ -82,13 +82,13 @@ def test_stopped_target_is_offline_for_clients_until_it_continues(cluster: Local
             await _until(client, "t", "ready")
             assert await _text(client, "3") == text
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_stopped_drafter_is_unlinked_and_links_again_when_it_continues(
     cluster: LocalCluster,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _client(cluster) as client:
             text = await _text(client, "1")
             os.kill(cluster.pid("d"), signal.SIGSTOP)
@@ -98,4 +98,4 @@ def test_stopped_drafter_is_unlinked_and_links_again_when_it_continues(
             await cluster.wait_until_linked(1)
             assert await _text(client, "3") == text
 
-    run_patiently(story())
+    run_patiently(scenario())

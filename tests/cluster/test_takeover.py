@@ -114,7 +114,7 @@ def check_answers(reader: StreamReader, names: list[str], bodies: list[Any]) -> 
 
 
 def test_other_target_takes_over_the_requests_of_a_killed_one(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets(tmp_path) as cluster:
             reader = cluster.reader
             whole = send_eight(reader, "whole")
@@ -140,11 +140,11 @@ def test_other_target_takes_over_the_requests_of_a_killed_one(tmp_path: Path) ->
             for name in killed:
                 assert sum(cluster.num_answered(target, name) for target in TARGETS) == 1
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
 def test_stopped_target_gives_up_its_requests_when_it_continues(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets(tmp_path, "--broker-keepalive", "2") as cluster:
             reader = cluster.reader
             stopped = send_eight(reader, "stopped")
@@ -169,4 +169,4 @@ def test_stopped_target_gives_up_its_requests_when_it_continues(tmp_path: Path) 
             check_answers(reader, stopped, bodies)
             assert "request given up" in cluster.log("t1")
 
-    run_patiently(story())
+    run_patiently(scenario())

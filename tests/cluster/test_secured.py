@@ -87,8 +87,8 @@ async def linked(client: Client, *drafters: str) -> None:
         await client.changed()
 
 
-def test_operator_makes_a_cluster_asks_it_and_puts_a_node_out(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_cluster_is_set_up_used_and_a_node_revoked_without_secrets_in_logs(tmp_path: Path) -> None:
+    async def scenario() -> None:
         big, small, other = (Machine(tmp_path / name) for name in ("big", "small", "other"))
         enrolment, port, node_port = free_port(), free_port(), free_port()
         cluster = ("cluster", "--cluster", "fort")
@@ -149,4 +149,4 @@ def test_operator_makes_a_cluster_asks_it_and_puts_a_node_out(tmp_path: Path) ->
             assert "DEBUG" in text
             assert [secret for secret in secrets if secret in text] == []
 
-    run_patiently(story())
+    run_patiently(scenario())
