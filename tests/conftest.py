@@ -1,34 +1,62 @@
-"""What holds for all tests."""
+"""Fixtures and hooks of all tests."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-"""No test asks the hub, also none that names a model in vain; read when its client is imported."""
+"""No test connects to the model hub. The hub's client reads this when it is imported."""
+
+_INSTALLABLE = re.compile("mosquitto|compiler|no ip command")
+"""Reasons to skip a test that `scripts/test --install-tools` removes on Debian as root."""
+_REQUIRES_TOOLS = bool(os.environ.get("EDGECOSINE_TESTS_REQUIRE_TOOLS"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for a missing tool, where tools are required."""
+    report = yield
+    _fail_without_tool(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file that skips all its tests."""
+    report = yield
+    _fail_without_tool(report)
+    return report
+
+
+def _fail_without_tool(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = str(report.longrepr)
+    if _REQUIRES_TOOLS and report.skipped and _INSTALLABLE.search(reason):
+        report.outcome = "failed"
+        report.longrepr = f"a tool is missing, so this test cannot run: {reason}"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nodes keep their state in a place of their own, also those that are processes."""
+    """Nodes, including those that are processes, keep their state in a temporary directory."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state", numbered=True))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _hears_interrupts() -> None:
-    """Shells start what they put in the background deaf to Ctrl-C, and children inherit that."""
+def _handle_interrupts() -> None:
+    """A shell makes background processes ignore SIGINT, and their children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def level_of_the_log() -> Iterator[None]:
-    """A command that a test runs in this process sets a level for the tests after it, too."""
+def _restore_log_level() -> Iterator[None]:
+    """A command that runs in this process would set the log level of later tests."""
     log = logging.getLogger("edgecosine")
     level = log.level
     yield

@@ -23,10 +23,11 @@ from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
-from edgecosine.lab.network.hosts import Host, Network, free_port
+from edgecosine.lab.network.hosts import Host, Network, Spawn, free_port
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
+from edgecosine.local import child_processes
 from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, LocalNode, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
@@ -117,7 +118,9 @@ class LabCluster:
         return [self.hosts[node_id] for node_id in drafters or self.drafters]
 
 
-def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Network:
+def make_network(
+    kind: NetworkKind, *, seed: int = 0, cores: str = "", spawn: Spawn = child_processes.spawn
+) -> Network:
     """A network of this kind; "auto" is namespaces where possible, otherwise relays.
 
     Raises LabError when namespaces are requested and impossible.
@@ -126,8 +129,8 @@ def make_network(kind: NetworkKind, *, seed: int = 0, cores: str = "") -> Networ
     if kind == "namespaces" and fault is not None:
         raise LabError(f"no network namespaces here: {fault}")
     if kind == "relays" or fault is not None:
-        return RelayNetwork(seed=seed, cores=cores)
-    return NamespaceNetwork(seed=seed, cores=cores)
+        return RelayNetwork(seed=seed, cores=cores, spawn=spawn)
+    return NamespaceNetwork(seed=seed, cores=cores, spawn=spawn)
 
 
 @asynccontextmanager
@@ -137,6 +140,7 @@ async def lab_cluster(
     *,
     start_broker: StartBroker | None = None,
     environment: EnvironmentOf = lambda _: {},
+    spawn: Spawn = child_processes.spawn,
 ) -> AsyncIterator[LabCluster]:
     """Start a cluster; entered when all drafters are linked. Everything ends with the block.
 
@@ -145,7 +149,7 @@ async def lab_cluster(
     Raises LabError, EngineError with a node's last output, and BrokerLost.
     """
     async with contextlib.AsyncExitStack() as stack:
-        network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores)
+        network = make_network(plan.network, seed=plan.seed, cores=plan.drafter_cores, spawn=spawn)
         await stack.enter_async_context(network)
         joined = "mDNS in namespaces" if network.has_multicast else "address, over relays"
         cable = "none" if plan.on_one_host else str(plan.conditions)

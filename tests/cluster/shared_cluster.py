@@ -1,4 +1,4 @@
-"""A cluster that several tests share, each with an event loop of its own."""
+"""A cluster for several tests, each of which runs its own event loop."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from edgecosine.local.cluster import ClusterPlan, LocalCluster
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import run_patiently
 
 
 @contextlib.contextmanager
-def standing(plan: ClusterPlan) -> Iterator[LocalCluster]:
-    """A cluster whose nodes are linked; it is kept by a thread and ends with the block."""
+def running_cluster(plan: ClusterPlan) -> Iterator[LocalCluster]:
+    """A cluster whose nodes are linked; a thread runs it until the block ends."""
     is_up: Future[tuple[LocalCluster, Callable[[], object]]] = Future()
 
     async def live() -> None:
         loop, is_over = asyncio.get_running_loop(), asyncio.Event()
-        async with LocalCluster(plan, print) as cluster:
+        async with forked_cluster(plan) as cluster:
             is_up.set_result((cluster, lambda: loop.call_soon_threadsafe(is_over.set)))
             await is_over.wait()
 

@@ -1,4 +1,4 @@
-"""A short chaos run: real processes are killed, cut and starved under load, and nobody notices."""
+"""A short chaos run: no answer changes while real processes are killed, cut off and starved."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-def test_nothing_is_lost_doubled_different_or_hung() -> None:
-    said: list[str] = []
+def test_no_request_is_lost_repeated_changed_or_hung() -> None:
+    lines: list[str] = []
     target_cores, drafter_cores = split_cores()
     settings = ChaosSettings(
-        requests=24, kinds=KINDS, at_work=4, max_tokens=32, ballast=2, drafters=("ngram", "ngram"),
+        requests=14, kinds=KINDS, at_work=4, max_tokens=16, ballast=2, drafters=("ngram", "ngram"),
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 
-    async def story() -> None:
-        run = await run_chaos(settings, said.append)
+    async def scenario() -> None:
+        run = await run_chaos(settings, lines.append)
         assert run.result.faulty == {"lost": {}, "doubled": {}, "different": {}, "hung": {}}
         assert run.result.requests == settings.requests
         injected = {each.fault.kind for each in run.injected}
@@ -45,8 +45,8 @@ def test_nothing_is_lost_doubled_different_or_hung() -> None:
         assert run.figures["faults_injected"].value == len(injected)
         assert run.drafters_back == len(settings.drafters)
 
-    run_patiently(story())
-    assert any("kill target" in line for line in said)
+    run_patiently(scenario())
+    assert any("kill target" in line for line in lines)
     if namespaces.why_not() is None:
         done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
         assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout

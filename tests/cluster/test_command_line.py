@@ -1,4 +1,4 @@
-"""What a user gets who makes a mistake: the reason and what to do, and a non-zero exit."""
+"""A mistaken command ends with its reason, advice and a non-zero exit status."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     assert "safetensors" in done.stderr
 
 
-def test_unknown_model_names_the_ones_that_are_there() -> None:
+def test_error_for_an_unknown_model_lists_known_ones() -> None:
     done = _node("--role", "drafter", "--model", "no-such-model", "--broker", "none")
     assert done.returncode == 1
     assert "no-such-model" in done.stderr
     assert zoo.TARGET in done.stderr
 
 
-def test_occupied_port_is_named() -> None:
+def test_error_for_an_occupied_port_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = _node(
@@ -53,7 +53,7 @@ def test_target_needs_a_broker_url() -> None:
     assert "MQTT" in done.stderr
 
 
-def test_node_without_a_broker_says_so_and_lives_on() -> None:
+def test_node_without_a_broker_logs_advice_and_keeps_running() -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
     command = [
         sys.executable, "-m", "edgecosine", "node", "--no-mdns", "--role", "target",

@@ -1,4 +1,4 @@
-"""Whole clusters in the lab: nodes meet, feel their own weather, and answer through it."""
+"""Whole clusters in the lab: nodes connect and answer under simulated network conditions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from edgecosine.lab.load_generator import ask
 from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.simulation.processors import look
+from tests.support.forked_nodes import spawn
 from tests.support.mqtt import run_patiently
 
 FAULT = namespaces.why_not()
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 async def _rtts(cluster: LabCluster) -> dict[str, float]:
-    """Round-trip times in milliseconds that the target has measured, by drafter."""
+    """Round-trip times in milliseconds measured by the target, by drafter."""
     target = (await cluster.client.nodes())["target"].state
     return {name: view["rtt_ms"] for name, view in target["drafters"].items() if view["rtt_ms"]}
 
@@ -49,17 +50,17 @@ async def _rtts(cluster: LabCluster) -> dict[str, float]:
         "relays",
     ],
 )
-def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
-    async def story() -> None:
+def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKind) -> None:
+    async def scenario() -> None:
         plan = LabPlan(drafters=("ngram", "ngram"), ballast=1, conditions=FAR, network=kind)
-        async with lab_cluster(plan, print) as cluster, listening(cluster) as path:
+        async with lab_cluster(plan, print, spawn=spawn) as cluster, listening(cluster) as path:
             while len(rtts := await _rtts(cluster)) < 2:
                 await cluster.client.changed()
             assert min(rtts.values()) >= 2 * FAR.delay_ms
 
             change = ChangeRequest(("ngram-1",), conditions=IDEAL)
-            told = await asyncio.to_thread(request_change, path, change)
-            assert told == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
+            applied = await asyncio.to_thread(request_change, path, change)
+            assert applied == {"ngram-0": "30 ms", "ngram-1": "0 ms"}
             while (rtts := await _rtts(cluster))["ngram-1"] >= 2 * FAR.delay_ms:
                 await cluster.client.changed()
             assert rtts["ngram-0"] >= 2 * FAR.delay_ms
@@ -73,37 +74,37 @@ def test_nodes_meet_feel_their_weather_and_answer(kind: NetworkKind) -> None:
             spent = look(cluster).since(before)
             assert min(spent.target_loop_s, spent.drafter_loops_s, spent.traffic_s) > 0.0
 
-            with pytest.raises(LabError, match="no drafter nobody; there are ngram-0, ngram-1"):
+            with pytest.raises(LabError, match="no drafter missing; there are ngram-0, ngram-1"):
                 await asyncio.to_thread(
-                    request_change, path, ChangeRequest(("nobody",), is_cut=True)
+                    request_change, path, ChangeRequest(("missing",), is_cut=True)
                 )
             await asyncio.to_thread(request_change, path, ChangeRequest(is_cut=True))
             await cluster.local.wait_until_linked(0)
             await asyncio.to_thread(request_change, path, ChangeRequest(is_cut=False))
             await cluster.local.wait_until_linked(2)
 
-    run_patiently(story())
+    run_patiently(scenario())
     if FAULT is None:
         done = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
         assert f"{namespaces.PREFIX}-{os.getpid()}-" not in done.stdout
 
 
-def test_command_keeps_a_lab_whose_weather_can_be_changed_until_interrupted() -> None:
+def test_lab_command_runs_until_interrupted_and_changes_network_conditions() -> None:
     command = [sys.executable, "-m", "edgecosine", "lab", "up", "--network", "relays"]
     command += ["--drafter", "ngram", "--ballast", "1", "--delay-ms", "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as lab:
         assert lab.stdout is not None
         try:
-            told = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
-            cluster = re.search(r"--cluster (\S+)", "".join(told))
+            lines = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
+            cluster = re.search(r"--cluster (\S+)", "".join(lines))
             assert cluster is not None
-            for words, said in (
+            for arguments, printed in (
                 (["weather", "--delay-ms", "7", "--jitter-ms", "2"], "ngram-0: 7 ms, jitter 2 ms"),
                 (["cut", "ngram-0"], "ngram-0: cut"),
                 (["cut", "ngram-0", "--mend"], "ngram-0: 7 ms, jitter 2 ms"),
             ):
-                done = CliRunner().invoke(main, ["lab", *words, "--cluster", cluster[1]])
-                assert done.output == f"{said}\n"
+                done = CliRunner().invoke(main, ["lab", *arguments, "--cluster", cluster[1]])
+                assert done.output == f"{printed}\n"
             refused = CliRunner().invoke(
                 main, ["lab", "weather", "--loss", "0.5", "--cluster", cluster[1]]
             )
@@ -111,6 +112,6 @@ def test_command_keeps_a_lab_whose_weather_can_be_changed_until_interrupted() ->
         finally:
             lab.send_signal(signal.SIGINT)
         assert lab.wait(60) == 130
-    gone = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
-    assert gone.exit_code == 1
-    assert "name one lab" in gone.output
+    after = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
+    assert after.exit_code == 1
+    assert "name one lab" in after.output

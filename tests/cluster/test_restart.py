@@ -1,5 +1,5 @@
-"""Signals to real nodes: SIGTERM finishes what is at work, a second one does not; nothing is lost
-when every node is restarted in turn under load."""
+"""SIGTERM lets a real node finish its requests, a second one does not, and a rolling restart under
+load loses no request."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(120)
 
-MAX_TOKENS = 48
-LONG = 700
+MAX_TOKENS = 16
+LONG = 400
 
 
 def _plan(*target_options: str, drafters: tuple[str, ...] = ()) -> ClusterPlan:
@@ -55,15 +56,15 @@ async def _text(client: Client, prompt: str, max_tokens: int = MAX_TOKENS) -> st
 
 
 async def _ask_on(
-    client: Client, prompts: list[str], said: list[tuple[str, str]], codes: Counter[str],
+    client: Client, prompts: list[str], answers: list[tuple[str, str]], codes: Counter[str],
     stop: asyncio.Event,
 ) -> None:  # fmt: skip
-    """Ask one after the other; whoever finds the door closed asks again."""
+    """Send one request after the other; a refused request is sent again."""
     number = 0
     while not stop.is_set():
         prompt = prompts[number % len(prompts)]
         try:
-            said.append((prompt, await _text(client, prompt)))
+            answers.append((prompt, await _text(client, prompt)))
             number += 1
         except RequestError as refusal:
             codes[refusal.code] += 1
@@ -71,7 +72,7 @@ async def _ask_on(
 
 
 async def _restarted(cluster: LocalCluster, client: Client, node_id: str) -> None:
-    """SIGTERM one node and wait until another life of it is ready."""
+    """SIGTERM one node and wait until its next process is ready."""
     before = (await client.nodes())[node_id].status
     assert before is not None
     os.kill(cluster.pid(node_id), signal.SIGTERM)
@@ -84,13 +85,13 @@ async def _restarted(cluster: LocalCluster, client: Client, node_id: str) -> Non
 
 
 def test_rolling_restart_under_load_loses_nothing() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         plan = _plan(drafters=(zoo.drafter_names()[0], "ngram"))
         prompts = [texts[-1] for texts in zoo.prompts().values()]
-        said: list[tuple[str, str]] = []
+        answers: list[tuple[str, str]] = []
         codes: Counter[str] = Counter()
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(
                 cluster.broker_url, plan.cluster, patience_s=120, retry_patience_s=120
             ) as client,
@@ -99,28 +100,30 @@ def test_rolling_restart_under_load_loses_nothing() -> None:
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 for asker in range(3):
-                    turned = prompts[asker:] + prompts[:asker]
-                    group.create_task(_ask_on(client, turned, said, codes, stop))
+                    rotated = prompts[asker:] + prompts[:asker]
+                    group.create_task(_ask_on(client, rotated, answers, codes, stop))
                 for node_id in ("d0", "t", "d1"):
                     await _restarted(cluster, client, node_id)
                     await cluster.wait_until_linked(2)
                     truth_again = [await _text(client, prompt) for prompt in prompts]
                     assert truth_again == list(truth.values())
                 stop.set()
-        assert {text == truth[prompt] for prompt, text in said} == {True}
-        # Only new requests are turned away, and only while nobody is there.
+        assert {text == truth[prompt] for prompt, text in answers} == {True}
+        # Only new requests are refused, and only while no target is online.
         assert set(codes) <= {"gateway_offline"}
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
-@pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "end of the grace"])
-def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool) -> None:
-    async def story() -> None:
-        grace = ("--drain-timeout", "60" if is_urged else "0.5")
-        plan = _plan(*grace, "--context", "2048", "--no-journal")
+@pytest.mark.parametrize("is_urged", [True, False], ids=["second SIGTERM", "drain timeout"])
+def test_second_signal_or_drain_timeout_ends_running_requests(
+    is_urged: bool,
+) -> None:
+    async def scenario() -> None:
+        timeout = ("--drain-timeout", "60" if is_urged else "0.5")
+        plan = _plan(*timeout, "--context", "2048", "--no-journal")
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster, patience_s=10) as client,
         ):
             steps = client.ask(_request("def main():", LONG, stream=True))
@@ -138,14 +141,14 @@ def test_node_that_is_urged_or_out_of_time_stops_now_and_says_so(is_urged: bool)
                     pass
             assert ending.value.code == "shutting_down"
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
-def test_target_that_is_out_of_time_leaves_the_rest_to_its_next_life() -> None:
-    async def story() -> None:
+def test_request_cut_by_the_drain_timeout_is_resumed_after_the_restart() -> None:
+    async def scenario() -> None:
         plan = _plan("--drain-timeout", "0.5", "--context", "2048")
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster, patience_s=120) as client,
         ):
             texts: list[str] = []
@@ -164,4 +167,4 @@ def test_target_that_is_out_of_time_leaves_the_rest_to_its_next_life() -> None:
             again = await _text(client, "def main():", LONG)
         assert again == "".join(texts)
 
-    run_patiently(story())
+    run_patiently(scenario())

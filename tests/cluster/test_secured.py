@@ -1,4 +1,4 @@
-"""The story of a protected cluster, as its operator types it, and what its logs keep quiet."""
+"""A protected cluster set up by the documented commands; its logs contain no secrets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.local import child_processes as processes
+from edgecosine.local import child_processes
 from edgecosine.mqtt.broker_address import BrokerAddress
+from tests.support.forked_nodes import spawn
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
-pytestmark = [needs_mosquitto, pytest.mark.timeout(180)]
+pytestmark = [needs_mosquitto, pytest.mark.timeout(120)]
 
 PROMPT = "def a_very_private_name():"
 
 
 class Machine:
-    """A user's account of its own: what it stores lies in `folder`."""
+    """A machine whose user configuration lies in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,8 +36,8 @@ class Machine:
     def credentials(self) -> Path:
         return self.folder / "edgecosine" / "fort"
 
-    async def types(self, *words: str, **environment: str) -> str:
-        """Run a command to its end and give what it printed."""
+    async def command(self, *words: str, **environment: str) -> str:
+        """Run a command to its end; returns its output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "edgecosine", *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
             env={**os.environ, **self.environment, **environment},
@@ -48,20 +49,20 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def runs(self, *words: str) -> AsyncIterator[Path]:
-        """A command that runs inside the block; gives its log."""
+        """Run a node inside the block; yields its log file."""
         log = self.folder / f"{words[1]}.log"
         command = [sys.executable, "-m", "edgecosine", *words]
-        process = await processes.spawn(command, log, env=self.environment)
+        process = await spawn(command, log, env=self.environment)
         try:
             yield log
         finally:
-            await processes.stop(process)
+            await child_processes.stop(process)
 
 
 @contextlib.asynccontextmanager
 async def mosquitto(folder: Path) -> AsyncIterator[None]:
     conf = folder / "mosquitto.conf"
-    conf.write_text(conf.read_text() + "user root\n")  # it would give its rights to read up
+    conf.write_text(conf.read_text() + "user root\n")  # else it drops the right to read the file
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "mosquitto"
     process = await asyncio.create_subprocess_exec(
         program, "-c", str(conf), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
@@ -86,26 +87,28 @@ async def linked(client: Client, *drafters: str) -> None:
         await client.changed()
 
 
-def test_operator_makes_a_cluster_asks_it_and_puts_a_node_out(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_cluster_is_set_up_used_and_a_node_revoked_without_secrets_in_logs(tmp_path: Path) -> None:
+    async def scenario() -> None:
         big, small, other = (Machine(tmp_path / name) for name in ("big", "small", "other"))
         enrolment, port, node_port = free_port(), free_port(), free_port()
         cluster = ("cluster", "--cluster", "fort")
-        await big.types(*cluster, "init", "--node-id", "big", "--listen", f"127.0.0.1:{enrolment}")
-        printed = await big.types(
+        await big.command(
+            *cluster, "init", "--node-id", "big", "--listen", f"127.0.0.1:{enrolment}"
+        )
+        printed = await big.command(
             *cluster, "broker-config", str(tmp_path / "broker"), "--host", "127.0.0.1",
             "--client", "alice", "--port", str(port), "--node-port", str(node_port),
         )  # fmt: skip
         password = printed.split()[1]
         broker = ("--cluster", "fort", "--broker", f"mqtts://127.0.0.1:{node_port}")
-        people = ("--cluster", "fort", "--broker", f"mqtts://127.0.0.1:{port}",
+        client_options = ("--cluster", "fort", "--broker", f"mqtts://127.0.0.1:{port}",
                   "--broker-username", "alice")  # fmt: skip
         tokens = []
         access = BrokerAddress.parse(
             f"mqtts://127.0.0.1:{port}", username="alice", password=password,
             ca_file=big.credentials / "authorities.pem",
         )  # fmt: skip
-        ask = ("ask", PROMPT, "--max-tokens", "24", *people)
+        ask = ("ask", PROMPT, "--max-tokens", "24", *client_options)
         links = free_port()
         target = (
             "node", "--role=target", "--model=target", "--no-mdns", *broker,
@@ -122,15 +125,15 @@ def test_operator_makes_a_cluster_asks_it_and_puts_a_node_out(tmp_path: Path) ->
         ):
             await linked(client)
             for machine, name in ((small, "small"), (other, "other")):
-                tokens.append((await big.types(*cluster, "invite")).strip())
-                await machine.types("cluster", "join", tokens[-1], "--node-id", name)
+                tokens.append((await big.command(*cluster, "invite")).strip())
+                await machine.command("cluster", "join", tokens[-1], "--node-id", name)
             async with small.runs(*drafter) as small_log, other.runs(*drafter) as other_log:
                 await linked(client, "small", "other")
-                answer = await big.types(*ask, EDGECOSINE_BROKER_PASSWORD=password)
+                answer = await big.command(*ask, EDGECOSINE_BROKER_PASSWORD=password)
                 assert len(answer) > 24
-                await big.types(*cluster, "revoke", "other")
+                await big.command(*cluster, "revoke", "other")
                 await linked(client, "small")
-                again = await big.types(*ask, EDGECOSINE_BROKER_PASSWORD=password)
+                again = await big.command(*ask, EDGECOSINE_BROKER_PASSWORD=password)
                 assert again == answer
             logs = [log.read_text() for log in (target_log, small_log, other_log)]
         assert "the certificate of other was revoked" in logs[0]
@@ -146,4 +149,4 @@ def test_operator_makes_a_cluster_asks_it_and_puts_a_node_out(tmp_path: Path) ->
             assert "DEBUG" in text
             assert [secret for secret in secrets if secret in text] == []
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -1,13 +1,11 @@
-"""A target over two processes behind its gateway: the same text, and one plain end."""
+"""A target over two processes: its text is that of one process, and a lost rank ends it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,26 +21,24 @@ from edgecosine.lab.load_generator import ask
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from tests.engine.decoding import decode, nothing
+from tests.support.forked_nodes import ForkedProcess
+from tests.support.killable import KillableNode
 from tests.support.mqtt import free_port, run_patiently
 
 NUM_TOKENS = 24
 
 
 @contextlib.asynccontextmanager
-async def _split_target(broker: EmbeddedBroker, log: Path) -> AsyncIterator[Process]:
-    with log.open("wb") as out:
-        node = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "edgecosine", "node", "--role", "target"),
-            *("--model", zoo.TARGET, "--tensor-parallel", "2", "--threads", "1"),
-            *("--no-mdns", "--listen", "127.0.0.1:0", "--broker", broker.url),
-            stderr=out,
-        )
+async def _split_target(broker: EmbeddedBroker, log: Path) -> AsyncIterator[ForkedProcess]:
+    node = KillableNode(
+        "--role", "target", "--model", zoo.TARGET, "--tensor-parallel", "2", "--threads", "1",
+        "--no-mdns", "--listen", "127.0.0.1:0", "--broker", broker.url, log=log,
+    )  # fmt: skip
+    await node.start()
     try:
-        yield node
+        yield node.process
     finally:
-        if node.returncode is None:
-            node.kill()
-            await node.wait()
+        await node.kill()
 
 
 async def _ask(client: Client, prompt: str) -> str:
@@ -56,7 +52,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _text(prompt: str) -> str:
-    """What one process answers."""
+    """The text of a target in one process."""
     engine, loaded = load_target(LoadOptions(zoo.TARGET, device="cpu", threads=1, slots=1))
     assert isinstance(engine, TransformerTarget)
     assert loaded.codec is not None
@@ -65,10 +61,10 @@ def _text(prompt: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_split_target_answers_as_one_and_ends_with_a_reason(tmp_path: Path) -> None:
+def test_split_target_has_the_text_of_one_process_and_reports_a_lost_rank(tmp_path: Path) -> None:
     prompt, log = next(iter(zoo.prompts().values()))[0], tmp_path / "log"
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, _split_target(broker, log) as node:
             async with Client(broker.url, "home", patience_s=1) as client:
                 while not await client.is_online():
@@ -82,4 +78,4 @@ def test_split_target_answers_as_one_and_ends_with_a_reason(tmp_path: Path) -> N
             assert await node.wait() == 1
         assert f"rank 1 (process {rank}) ended by SIGKILL" in log.read_text()
 
-    run_patiently(story())
+    run_patiently(scenario())

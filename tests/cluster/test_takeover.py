@@ -1,4 +1,4 @@
-"""Two real targets on one queue: when one is killed or stopped the other answers, once."""
+"""Two real targets on one queue: when one is killed or stopped, the other answers, once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import re
 import signal
-import sys
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,56 +15,33 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.protocol.api.mqtt_message import Incoming
-from edgecosine.protocol.api.topics import ResponseTopic
-from tests.cluster.test_outliving import (
-    BODIES,
-    HOME,
-    Broker,
-    Mortal,
-    Reader,
-    check_story,
-    more_text,
-    told,
-)
+from edgecosine.protocol.api.topics import Topics
+from tests.support.killable import KillableBroker, KillableNode
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
+from tests.support.stream_reader import SAMPLED_BODIES, StreamReader, content
 
-pytestmark = [needs_mosquitto, pytest.mark.timeout(180)]
+pytestmark = [needs_mosquitto, pytest.mark.timeout(120)]
 
-NAMES = ("t1", "t2")
-
-
-class CountingReader(Reader):
-    """Counts final messages, not contents alone."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.num_finals: Counter[str] = Counter()
-
-    def _receive(self, message: Incoming) -> None:
-        match HOME.parse(message.topic):
-            case ResponseTopic(_, request_id):
-                self.num_finals[request_id] += 1
-        super()._receive(message)
+TOPICS = Topics("takeover")
+TARGETS = ("t1", "t2")
 
 
-def node(url: str, directory: Path, name: str, *options: str) -> Mortal:
-    command = (
-        sys.executable, "-m", "edgecosine", "node", "--node-id", name, "--cluster", HOME.cluster,
-        "--broker", url, "--no-mdns", "--credentials", "none", *options,
+def node(broker_url: str, directory: Path, name: str, *options: str) -> KillableNode:
+    return KillableNode(
+        "--node-id", name, "--cluster", TOPICS.cluster, "--broker", broker_url, "--no-mdns",
+        "--credentials", "none", *options, log=directory / f"{name}.log",
     )  # fmt: skip
-    return Mortal(command, directory / f"{name}.log")
 
 
 @dataclass
-class Pair:
-    broker: Broker
-    targets: dict[str, Mortal]
-    reader: CountingReader
+class TwoTargets:
+    broker: KillableBroker
+    targets: dict[str, KillableNode]
+    reader: StreamReader
     client: Client
 
-    async def until_ready(self, *names: str) -> None:
-        """Wait until targets take requests, and have the drafter."""
+    async def until_ready(self) -> None:
+        """Wait until both targets accept requests, see each other and are linked to the drafter."""
         while True:
             views = await self.client.nodes()
             if all(
@@ -74,23 +49,23 @@ class Pair:
                 and (status := views[name].status) is not None
                 and status.state == "ready"
                 and views[name].state.get("drafters")
-                and set(names) <= {name, *views[name].state.get("beside", ())}
-                for name in names
+                and set(TARGETS) <= {name, *views[name].state.get("beside", ())}
+                for name in TARGETS
             ):
                 return
             await self.client.changed()
 
-    def log(self, name: str) -> str:
-        return self.targets[name].log.read_text()
+    def log(self, target: str) -> str:
+        return self.targets[target].log.read_text()
 
-    def answered(self, name: str, request_id: str) -> int:
-        return self.log(name).count(f"answered: request=cli/{request_id} ")
+    def num_answered(self, target: str, request_id: str) -> int:
+        return self.log(target).count(f"answered: request=cli/{request_id} ")
 
 
 @contextlib.asynccontextmanager
-async def pair(directory: Path, *options: str) -> AsyncIterator[Pair]:
-    """A broker, two targets and a drafter that serves both, all gone afterwards."""
-    broker, port = Broker(directory), free_port()
+async def two_targets(directory: Path, *options: str) -> AsyncIterator[TwoTargets]:
+    """A broker, two targets and a drafter that serves both; all end with the block."""
+    broker, port = KillableBroker(directory), free_port()
     drafter = node(
         broker.url, directory, "d", "--role", "drafter", "--model", "ngram",
         "--listen", f"127.0.0.1:{port}",
@@ -98,100 +73,100 @@ async def pair(directory: Path, *options: str) -> AsyncIterator[Pair]:
     targets = {
         name: node(
             broker.url, directory, name, "--role", "target", "--model", zoo.TARGET, "--ballast",
-            "8", "--threads", "1", "--state-dir", str(directory / name), "--peer",
+            "4", "--threads", "1", "--state-dir", str(directory / name), "--peer",
             f"127.0.0.1:{port}", *options,
         )
-        for name in NAMES
+        for name in TARGETS
     }  # fmt: skip
-    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(150):
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(100):
         for process in (broker, drafter, *targets.values()):
             stack.push_async_callback(process.kill)
             await process.start()
-        reader = CountingReader(broker.url)
-        client = await stack.enter_async_context(Client(broker.url, HOME.cluster))
-        here = Pair(broker, targets, reader, client)
-        await here.until_ready(*NAMES)
-        async with reader.reading():
-            yield here
+        reader = StreamReader(broker.url, TOPICS)
+        client = await stack.enter_async_context(Client(broker.url, TOPICS.cluster))
+        cluster = TwoTargets(broker, targets, reader, client)
+        await cluster.until_ready()
+        async with reader.running():
+            yield cluster
 
 
-def ask_all(reader: Reader, prefix: str, num_tokens: int = 56) -> list[str]:
-    """Eight requests of all kinds, streamed."""
+def send_eight(reader: StreamReader, prefix: str, num_tokens: int = 40) -> list[str]:
+    """Send eight streamed requests that use every kind of sampling."""
     prompts = [each[0] for each in zoo.prompts().values()]
-    names = [f"{prefix}-{number}" for number in range(2 * len(BODIES))]
+    names = [f"{prefix}-{number}" for number in range(2 * len(SAMPLED_BODIES))]
     for number, name in enumerate(names):
-        body = {**BODIES[number % len(BODIES)], "max_tokens": num_tokens}
-        reader.ask(name, prompt=prompts[number % len(prompts)], **body)
+        body = {**SAMPLED_BODIES[number % len(SAMPLED_BODIES)], "max_tokens": num_tokens}
+        reader.send(name, prompt=prompts[number % len(prompts)], **body)
     return names
 
 
-def check(reader: CountingReader, names: list[str], bodies: list[Any]) -> None:
-    """One answer each, and streams that say the same.
+def check_answers(reader: StreamReader, names: list[str], bodies: list[Any]) -> None:
+    """Each request has one answer, and its stream the same text.
 
-    It is sent once, once more to who asks again, and once more by a target that is back and does
-    not know whether the broker had it.
+    The answer is sent once, once more for each repeated request, and once more by a restarted
+    target that does not know whether the broker received it.
     """
     for name, body in zip(names, bodies, strict=True):
-        story = reader.stories[name]
-        assert len(story.finals) == 1
-        assert 1 <= reader.num_finals[name] <= story.num_asked + 1
-        check_story(story, body)
+        answer = reader.answers[name]
+        assert len(answer.finals) == 1
+        assert 1 <= answer.finals.total() <= answer.num_sent + 1
+        answer.check(body)
 
 
-def test_killed_target_is_stood_in_for(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with pair(tmp_path) as here:
-            reader = here.reader
-            whole = ask_all(reader, "whole")
-            expected = await reader.answers(*whole)
-            assert all(sum(here.answered(name, each) for each in whole) for name in NAMES)
-            killed = ask_all(reader, "killed")
-            await more_text(reader, killed)
-            await here.targets["t1"].kill()
-            ends = await reader.answers(*killed)
-            assert [told(body) for body in ends] == [told(body) for body in expected]
-            assert "request taken over" in here.log("t2")
-            await here.targets["t1"].start()
-            await here.until_ready(*NAMES)
-            again = ask_all(reader, "again", 8)
-            await reader.answers(*again)
+def test_other_target_takes_over_the_requests_of_a_killed_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two_targets(tmp_path) as cluster:
+            reader = cluster.reader
+            whole = send_eight(reader, "whole")
+            expected = await reader.final_bodies(*whole)
+            assert all(sum(cluster.num_answered(name, each) for each in whole) for name in TARGETS)
+            killed = send_eight(reader, "killed")
+            await reader.until_longer(killed)
+            await cluster.targets["t1"].kill()
+            bodies = await reader.final_bodies(*killed)
+            assert [content(body) for body in bodies] == [content(body) for body in expected]
+            assert "request taken over" in cluster.log("t2")
+            await cluster.targets["t1"].start()
+            await cluster.until_ready()
+            again = send_eight(reader, "again", 8)
+            await reader.final_bodies(*again)
             for name in killed:
-                reader._send(name)
-            await reader.until(lambda: all(reader.num_finals[name] >= 2 for name in killed))
-            check(reader, killed, ends)
-            logs = [here.log(name) for name in NAMES]
-            assert all("answered: request=cli/again" in log for log in logs)
+                reader.send_again(name)
+            await reader.until(
+                lambda: all(reader.answers[name].finals.total() >= 2 for name in killed)
+            )
+            check_answers(reader, killed, bodies)
+            assert all("answered: request=cli/again" in cluster.log(name) for name in TARGETS)
             for name in killed:
-                assert sum(here.answered(target, name) for target in NAMES) == 1
+                assert sum(cluster.num_answered(target, name) for target in TARGETS) == 1
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
-def test_stopped_target_keeps_silent_when_it_wakes(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with pair(tmp_path, "--broker-keepalive", "2") as here:
-            reader = here.reader
-            frozen = ask_all(reader, "frozen")
-            await more_text(reader, frozen)
-            process = here.targets["t1"]._process
-            assert process is not None
+def test_stopped_target_gives_up_its_requests_when_it_continues(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with two_targets(tmp_path, "--broker-keepalive", "2") as cluster:
+            reader = cluster.reader
+            stopped = send_eight(reader, "stopped")
+            await reader.until_longer(stopped)
+            process = cluster.targets["t1"].process
             process.send_signal(signal.SIGSTOP)
-            # One that would not say the same is refused by the name of who is there.
-            stranger = node(
-                here.broker.url, tmp_path, "t3", "--role", "target", "--model", zoo.TARGET,
+            # A target whose texts would differ is refused, and the error names a present target.
+            other = node(
+                cluster.broker.url, tmp_path, "t3", "--role", "target", "--model", zoo.TARGET,
                 "--state-dir", str(tmp_path / "t3"),
             )  # fmt: skip
-            await stranger.start()
-            ends = await reader.answers(*frozen)
-            assert "request taken over" in here.log("t2")
-            assert await stranger._process.wait()  # type: ignore[union-attr]
-            assert re.search(r"t[12] serves", stranger.log.read_text())
+            await other.start()
+            bodies = await reader.final_bodies(*stopped)
+            assert "request taken over" in cluster.log("t2")
+            assert await other.process.wait()
+            assert re.search(r"t[12] serves", other.log.read_text())
             process.send_signal(signal.SIGCONT)
-            await here.until_ready(*NAMES)
-            whole = ask_all(reader, "whole")
-            expected = await reader.answers(*whole)
-            assert [told(body) for body in ends] == [told(body) for body in expected]
-            check(reader, frozen, ends)
-            assert "request given up" in here.log("t1")
+            await cluster.until_ready()
+            whole = send_eight(reader, "whole")
+            expected = await reader.final_bodies(*whole)
+            assert [content(body) for body in bodies] == [content(body) for body in expected]
+            check_answers(reader, stopped, bodies)
+            assert "request given up" in cluster.log("t1")
 
-    run_patiently(story())
+    run_patiently(scenario())

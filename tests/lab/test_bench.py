@@ -206,9 +206,12 @@ def test_command_refuses_an_unknown_cell() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_real_clusters_give_figures_and_plots(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cells", [("loopback",), pytest.param(("slow", "loopback"), marks=pytest.mark.soak)], ids=str
+)
+def test_real_clusters_give_figures_and_plots(cells: tuple[str, ...], tmp_path: Path) -> None:
     record = tmp_path / "bench.json"
-    words = ["bench", "--only", "slow", "--only", "loopback", "--drafter", "ngram"]
+    words = ["bench", *(word for cell in cells for word in ("--only", cell)), "--drafter", "ngram"]
     words += ["--ballast", "1", "--requests", "2", "--max-tokens", "24", "--repeats", "1"]
     words += ["--network", "relays", "--json", str(record)]
     command = [sys.executable, "-m", "edgecosine", *words]
@@ -217,7 +220,7 @@ def test_real_clusters_give_figures_and_plots(tmp_path: Path) -> None:
     assert "identical_share: 1.00" in done.stdout
     report = json.loads(record.read_text())
     runs = report["runs"]
-    assert [run["cell"] for run in runs] == ["slow"] * 5 + ["loopback"] * 5
+    assert [run["cell"] for run in runs] == [cell for cell in cells for _ in range(5)]
     assert all(run["num_tokens"] == 48 and run["texts"] == runs[0]["texts"] for run in runs)
     assert report["figures"]["round_overhead_ms"]["value"] > 0
     [traced] = runs[-1]["requests"]

@@ -316,9 +316,8 @@ def test_only_the_wall_clock_of_one_process_is_stepped(tmp_path: Path) -> None:
     ) as process:  # fmt: skip
         for step_s, shift_s in ((0, 0), (7200, 7200), (-10000, -2800)):
             clocks.step("node", step_s)
-            earliest = time.time()
             wall_s, steady_s = read(process)
-            assert earliest + shift_s - 0.001 <= wall_s <= time.time() + shift_s + 0.001
+            assert abs(wall_s - (time.time() + shift_s)) < 600
             assert steady_s <= time.monotonic()
         clocks.environment("node")
         assert abs(read(process)[0] - (time.time() - 2800)) < 600

@@ -66,6 +66,7 @@ def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
     assert [one["ended"] for one in _summary(tmp_path).values()] == [DONE, LEFT_OUT]
 
 
+@pytest.mark.soak
 def test_zoo_has_its_table(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "zoo")) == 0
     summary = json.loads((tmp_path / "out" / "zoo.json").read_text())

@@ -77,6 +77,7 @@ class FakeLink:
         self._absence, self._away = absence, 0
         self.max_context = 0
         self.asked: list[DraftRequest] = []
+        self.num_answered = 0
         self.released: list[str] = []
         self.is_asked = asyncio.Event()
         self.held: asyncio.Event | None = None
@@ -94,7 +95,10 @@ class FakeLink:
         if self.held is not None:
             await self.held.wait()
         weather = next(self._weather)
-        answer = await self._answer(weather, request)
+        try:
+            answer = await self._answer(weather, request)
+        finally:
+            self.num_answered += 1
         if isinstance(answer, OutOfStep):
             return answer
         return _spoilt(weather, answer)

@@ -11,7 +11,7 @@ import abc
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,9 @@ from edgecosine.lab.line_process import LineProcess, pinned
 from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.traffic_messages import Change, Report, TrafficOrder
 from edgecosine.local import child_processes as processes
+
+Spawn = Callable[..., Awaitable[asyncio.subprocess.Process]]
+"""Starts a command, as `child_processes.spawn`."""
 
 
 class Host:
@@ -61,9 +64,15 @@ class Network(abc.ABC):
     """Whether hosts find each other by mDNS; otherwise they need each other's `address`."""
 
     def __init__(
-        self, conditions: NetworkConditions = IDEAL, *, seed: int = 0, cores: str = ""
+        self,
+        conditions: NetworkConditions = IDEAL,
+        *,
+        seed: int = 0,
+        cores: str = "",
+        spawn: Spawn = processes.spawn,
     ) -> None:
         self._default, self._seed, self._cores = conditions, seed, cores
+        self._spawn = spawn
         self._conditions: dict[str, NetworkConditions] = {}
         self._cut: set[str] = set()
         self._processes: list[asyncio.subprocess.Process] = []
@@ -144,7 +153,7 @@ class Network(abc.ABC):
     ) -> asyncio.subprocess.Process:
         """See `Host.start`."""
         whole = (*self._entry(host), *pinned(command, cores))
-        process = await processes.spawn(whole, log, env=env)
+        process = await self._spawn(whole, log, env=env)
         self._processes.append(process)
         return process
 

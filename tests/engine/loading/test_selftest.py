@@ -39,7 +39,7 @@ from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, build_deep, prompt_of, save
 
 Change = Callable[..., Any]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [pytest.param(torch.float32, marks=pytest.mark.soak), torch.bfloat16]
 MISTRAL = "mistral with a window"
 
 
@@ -199,9 +199,17 @@ def test_models_without_mistakes_pass(family: str, way: str, dtype: torch.dtype)
     check_family(_run_as(way, copy.deepcopy(model)), reference, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_passes_deep_in_bfloat16(family: str, tmp_path: Path) -> None:
-    model, reference = _deep(family, 24, torch.bfloat16)
+DEEP = {"llama", "gemma2", "gpt_oss"}
+"""Families that the default run tests at full depth: fused, by layers, and with stock experts."""
+DEPTHS = [
+    *((family, 24 if family in DEEP else 4) for family in FAMILIES),
+    *(pytest.param(each, 24, marks=pytest.mark.soak) for each in FAMILIES if each not in DEEP),
+]
+
+
+@pytest.mark.parametrize(("family", "layers"), DEPTHS)
+def test_every_family_passes_deep_in_bfloat16(family: str, layers: int, tmp_path: Path) -> None:
+    model, reference = _deep(family, layers, torch.bfloat16)
     for way in ("plain", "static"):
         check_family(_run_as(way, copy.deepcopy(model)), reference, family)
     where = save(model, tmp_path)

@@ -29,10 +29,10 @@ from edgecosine.protocol.api.claim_messages import (
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request, Sampling
-from tests.cluster.test_outliving import Broker, Mortal
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.node.cluster_queue.test_coordinator import gateway
 from tests.support.fakes import ScriptedService
+from tests.support.killable import KillableBroker, KillableProcess
 from tests.support.mqtt import (
     HOME,
     PATIENCE_S,
@@ -145,12 +145,12 @@ uvloop.run(Gateway(service, broker=address, cluster="home", node_id="ghost", ide
 
 def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_path: Path) -> None:
     async def story() -> None:
-        broker, service = Broker(tmp_path), ScriptedService(max_sessions=8)
+        broker, service = KillableBroker(tmp_path), ScriptedService(max_sessions=8)
         gate = service.hold("hm")
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(broker.kill)
             await broker.start()
-            dying = Mortal((sys.executable, "-c", DYING, broker.url), tmp_path / "log")
+            dying = KillableProcess((sys.executable, "-c", DYING, broker.url), tmp_path / "log")
             stack.push_async_callback(dying.kill)
             await dying.start()
             door = Gateway(

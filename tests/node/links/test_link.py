@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
@@ -226,8 +227,9 @@ def test_heartbeats_measure_the_round_trip() -> None:
     async def main() -> None:
         async with door() as drafter, relayed(drafter.address) as weather:
             weather.delay_s = 0.02
+            started = time.perf_counter()
             link = await connect(weather.address, target_settings())
-            assert 0.03 <= link.rtt_s < 1.0
+            assert 0.03 <= link.rtt_s <= time.perf_counter() - started
             link.abort("done")
 
     run(main())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -106,22 +104,29 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
-def test_time_is_busy_or_idle_and_never_both() -> None:
-    target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(0.01))
+def test_each_cycle_is_split_into_busy_and_idle_time() -> None:
+    costs = Costs()
 
     async def main() -> None:
-        began = time.perf_counter()
-        async with house(target) as home:
-            verifying, asked = home.verifying, Request("a", "1", "ask", "x", max_tokens=3)
-            await home.answer(asked)
-            busy_s, idle_s = verifying.busy_s, verifying.idle_s
-            await asyncio.sleep(0.05)
-            assert (verifying.busy_s, verifying.idle_s) == (busy_s, idle_s)
-            await home.answer(replace(asked, request_id="2"))
-            assert verifying.busy_s - busy_s >= 0.03
-            assert verifying.idle_s - idle_s >= 0.05
-            assert 0.01 <= verifying.last_pass_s <= verifying.busy_s
-            assert verifying.busy_s + verifying.idle_s <= time.perf_counter() - began
+        with EngineThread("target") as thread:
+            verifier = Verifier(
+                engine=ScriptedTarget(LANGUAGE), thread=thread, max_batch=4, costs=costs
+            )
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifier.run())
+                for number in range(3):
+                    await verifier.verify(work(str(number)))
+                    busy_s, idle_s = verifier.busy_s, verifier.idle_s
+                    await asyncio.sleep(0)
+                    assert (verifier.busy_s, verifier.idle_s) == (busy_s, idle_s)
+                running.cancel()
+            passes = costs.seen[-3:]
+            assert verifier.num_passes == 3
+            assert verifier.last_pass_s == passes[-1].elapsed_s > 0
+            assert verifier.busy_s == pytest.approx(sum(each.elapsed_s for each in passes))
+            assert verifier.busy_s + verifier.idle_s == pytest.approx(
+                sum(each.cycle_s for each in passes)
+            )
 
     run(main())
 

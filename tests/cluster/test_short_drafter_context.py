@@ -1,4 +1,4 @@
-"""Real processes: a drafter with a context far shorter than a request's text."""
+"""Real processes: a drafter whose context is shorter than a request's text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.lab.load_generator import ask
 from edgecosine.lab.measured_requests import MeasuredAnswer
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import ClusterPlan, LocalNode
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
@@ -15,8 +16,8 @@ pytestmark = pytest.mark.timeout(120)
 LONG = "def main():\n    " + "x = 1\n    " * 150
 
 
-def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
-    async def story() -> None:
+def test_no_draft_is_requested_beyond_the_drafters_context() -> None:
+    async def scenario() -> None:
         drafter = ("--role", "drafter", "--model", "python", "--context", "64")
         plan = ClusterPlan(
             cluster="short-context",
@@ -25,7 +26,7 @@ def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
             broker_port=free_port(),
         )
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             pid = cluster.pid("d")
@@ -40,4 +41,4 @@ def test_a_drafter_with_a_short_context_is_asked_no_further_and_lives() -> None:
             assert (await answer("def main():")).num_accepted > 0
             assert cluster.pid("d") == pid
 
-    run_patiently(story())
+    run_patiently(scenario())

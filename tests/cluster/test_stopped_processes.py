@@ -1,4 +1,4 @@
-"""Nodes that are stopped in the middle of it, by real signals to real processes."""
+"""Real nodes that are stopped by SIGSTOP and continued by SIGCONT."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
-from tests.cluster.shared_cluster import standing
+from tests.cluster.shared_cluster import running_cluster
 from tests.support.mqtt import free_port, run_patiently
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(120)
 
-CLUSTER = "frozen"
+CLUSTER = "stopped"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A target and a drafter, which every test leaves as it found them."""
+    """A target and a drafter; every test leaves them running."""
     plan = ClusterPlan(
         cluster=CLUSTER,
         target=LocalNode(
@@ -38,12 +38,12 @@ def cluster() -> Iterator[LocalCluster]:
         drafters=(LocalNode("d", ("--role", "drafter", "--model", "ngram")),),
         broker_port=free_port(),
     )  # fmt: skip
-    with standing(plan) as cluster:
+    with running_cluster(plan) as cluster:
         yield cluster
 
 
 def _client(cluster: LocalCluster) -> Client:
-    return Client(cluster.broker_url, CLUSTER, patience_s=10, retry_patience_s=0)
+    return Client(cluster.broker_url, CLUSTER, patience_s=3, retry_patience_s=0)
 
 
 async def _text(client: Client, request_id: str) -> str:
@@ -56,7 +56,7 @@ async def _text(client: Client, request_id: str) -> str:
 
 
 async def _until(client: Client, node_id: str, state: str) -> None:
-    """Wait until a node is said to be in a state."""
+    """Wait until the cluster view shows a node in a state."""
     while True:
         view = (await client.nodes()).get(node_id)
         if view is not None and view.status is not None and view.status.state == state:
@@ -64,8 +64,8 @@ async def _until(client: Client, node_id: str, state: str) -> None:
         await client.changed()
 
 
-def test_stopped_target_is_lost_to_its_askers_and_comes_back(cluster: LocalCluster) -> None:
-    async def story() -> None:
+def test_stopped_target_is_offline_for_clients_until_it_continues(cluster: LocalCluster) -> None:
+    async def scenario() -> None:
         async with _client(cluster) as client:
             await _until(client, "t", "ready")
             text = await _text(client, "1")
@@ -82,13 +82,13 @@ def test_stopped_target_is_lost_to_its_askers_and_comes_back(cluster: LocalClust
             await _until(client, "t", "ready")
             assert await _text(client, "3") == text
 
-    run_patiently(story())
+    run_patiently(scenario())
 
 
-def test_stopped_drafter_is_out_of_the_roster_and_comes_back_by_itself(
+def test_stopped_drafter_is_unlinked_and_links_again_when_it_continues(
     cluster: LocalCluster,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with _client(cluster) as client:
             text = await _text(client, "1")
             os.kill(cluster.pid("d"), signal.SIGSTOP)
@@ -98,4 +98,4 @@ def test_stopped_drafter_is_out_of_the_roster_and_comes_back_by_itself(
             await cluster.wait_until_linked(1)
             assert await _text(client, "3") == text
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -1,5 +1,5 @@
-"""Real nodes of a model with every fault at once: each request that meets one fails with its words,
-and the processes and the other requests' texts take no harm."""
+"""Real nodes of a model with several faults: a request that meets a fault fails with its message,
+and the processes and the other requests' texts are unharmed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently
 
-pytestmark = [needs_mosquitto, pytest.mark.timeout(300)]
+pytestmark = [needs_mosquitto, pytest.mark.timeout(120)]
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.content }}{% endfor %}{{ raise_exception('roles alternate') }}"
@@ -31,12 +32,12 @@ GOOD = "def main():"
 
 
 def faulty(directory: Path) -> str:
-    """A drafter of the zoo with a template that refuses all, a token without a row, an end token
-    without a logit, and a row that is NaN."""
+    """A drafter of the zoo whose template rejects every chat, with a token without an embedding, an
+    end token without a logit, and an embedding of NaN."""
     shutil.copytree(zoo.DIRECTORY / zoo.drafter_names()[0], directory)
     bad = AutoTokenizer.from_pretrained(directory).encode(" while")[0]
     weights = {name: each.clone() for name, each in _weights(directory).items()}
-    # Untied, or the row would be in every product of the output layer.
+    # Untied, since the output layer would use the same row.
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     weights["model.embed_tokens.weight"][bad] = float("nan")
     num_rows = len(weights["lm_head.weight"])
@@ -61,8 +62,8 @@ def _edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(content | changes))
 
 
-async def said(client: Client, prompt: Any = GOOD, **how: Any) -> str:
-    """The text, or the error's code and words."""
+async def result_of(client: Client, prompt: Any = GOOD, **how: Any) -> str:
+    """The text, or the error's code and message."""
     kind = "completion" if isinstance(prompt, str) else "chat"
     asked = Request(
         "", secrets.token_hex(8), kind, prompt, max_tokens=24, ignore_eos=True,
@@ -78,32 +79,32 @@ async def said(client: Client, prompt: Any = GOOD, **how: Any) -> str:
     raise AssertionError("no final message")
 
 
-def test_request_that_meets_a_fault_of_the_model_fails_alone(tmp_path: Path) -> None:
+def test_request_that_meets_a_model_fault_fails_alone(tmp_path: Path) -> None:
     model = faulty(tmp_path / "faulty")
     plan = ClusterPlan(
-        cluster=f"fenced-{secrets.token_hex(3)}",
+        cluster=f"faults-{secrets.token_hex(3)}",
         target=LocalNode("t", ("--role", "target", "--model", model, "--threads", "1")),
         drafters=(LocalNode("d", ("--role", "drafter", "--model", model, "--threads", "1")),),
         broker_port=free_port(),
     )
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
-            LocalCluster(plan, print) as cluster,
+            forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
-            lives = cluster.pids
-            good = await said(client)
+            pids = cluster.pids
+            good = await result_of(client)
             assert not good.startswith("internal_error")
             turns = (ChatMessage("user", "one"), ChatMessage("user", "two"))
-            assert "roles alternate" in await said(client, turns)
+            assert "roles alternate" in await result_of(client, turns)
             for how in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}):
-                answer = await said(client, f"{GOOD}\n    while", **how)
+                answer = await result_of(client, f"{GOOD}\n    while", **how)
                 assert answer.startswith("internal_error: the model gave NaN")
-            assert "the model has tokens 0 to" in await said(client, "def [PAD] main():")
-            assert await said(client, temperature=1.0, top_p=1e-46) == good
-            assert await said(client, temperature=1e-45) == good
-            assert await said(client, min_tokens=9) == good
-            assert cluster.pids == lives
+            assert "the model has tokens 0 to" in await result_of(client, "def [PAD] main():")
+            assert await result_of(client, temperature=1.0, top_p=1e-46) == good
+            assert await result_of(client, temperature=1e-45) == good
+            assert await result_of(client, min_tokens=9) == good
+            assert cluster.pids == pids
 
-    run_patiently(story())
+    run_patiently(scenario())
