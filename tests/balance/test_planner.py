@@ -19,7 +19,7 @@ PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Planner:
+def planner() -> Planner:
     """One that knows its target: any pass takes 30 ms."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
@@ -36,7 +36,7 @@ def teach(made: Planner, request: RequestState, node_id: str, *, hits: int, size
 
 
 def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     first = made.first_plan(request, ["a", "b", "c"], 100)
     assert first.drafters == ("a", "b", "c")
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
@@ -49,7 +49,7 @@ def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
 
 
 def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> None:
-    made, names = balancer(), [f"d{number:02}" for number in range(40)]
+    made, names = planner(), [f"d{number:02}" for number in range(40)]
     asked: list[set[str]] = []
     for _ in range(40):
         request = made.open("edgecosine")
@@ -66,7 +66,7 @@ def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> 
 
 @pytest.mark.parametrize("size", [0, 4])
 def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     num_asked = 0
     for _ in range(400):
         plan = made.plan(request, ["useless"], 100)
@@ -78,7 +78,7 @@ def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
 
 
 def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
         for _ in range(3):
             teach(made, request, node_id, hits=hits)
@@ -93,7 +93,7 @@ def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
 
 
 def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
-    made, request = balancer(), RequestState(POLICIES["target-alone"])
+    made, request = planner(), RequestState(POLICIES["target-alone"])
     plan = made.plan(request, ["a"], 100)
     assert not made.first_plan(request, ["a"], 100).drafters
     assert not plan.drafters
@@ -101,7 +101,7 @@ def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
 
 
 def test_silent_drafter_costs_little_of_the_targets_time() -> None:
-    made = balancer()
+    made = planner()
     waited_s, rounds = 0.0, 0
     for _ in range(400):
         request = RequestState()
@@ -116,7 +116,7 @@ def test_silent_drafter_costs_little_of_the_targets_time() -> None:
 
 
 def test_drafter_that_is_back_is_asked_again_at_once() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     for _ in range(1000):
         if made.plan(request, ["d"], 100).drafters:
             made.observe_late("d", 1.0)
@@ -128,7 +128,7 @@ def test_drafter_that_is_back_is_asked_again_at_once() -> None:
 
 
 def test_sessions_that_meet_one_hiccup_count_it_once() -> None:
-    made, requests = balancer(), [RequestState() for _ in range(8)]
+    made, requests = planner(), [RequestState() for _ in range(8)]
     for request in requests:
         made.plan(request, ["d"], 100)
         teach(made, request, "d", hits=4)
@@ -152,7 +152,7 @@ def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) ->
         Proposal(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
         for n, draft in enumerate(drafts)
     ]
-    tree = balancer().fuse(RequestState(), proposals, room, 0.001)
+    tree = planner().fuse(RequestState(), proposals, room, 0.001)
     assert len(tree) <= max(0, min(room, MAX_NODES))
 
 
@@ -162,11 +162,11 @@ def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
         made.observe_pass(PassReport(rows, 0.01 * rows))
     doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
     assert len(made.fuse(RequestState(), [doubtful], 20, 0.0)) < 3
-    assert len(balancer().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
+    assert len(planner().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
 
 
 def test_boaster_loses_its_place_in_the_tree() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     boaster = Proposal("boaster", 3, (0, 1), (1.0, 1.0))
     honest = Proposal("honest", 3, (100, 101), (0.7, 0.7))
     assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (0,)
@@ -202,7 +202,7 @@ def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
 
 
 def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     for _ in range(300):
         made.plan(request, ["d"], 100)
         made.observe_late("d", 1.0)
@@ -221,7 +221,7 @@ def plain_by_measurement(made: Planner, request: RequestState) -> None:
 
 
 def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> None:
-    made = balancer()
+    made = planner()
     made.open("edgecosine")
     request = made.open("edgecosine")
     for _ in range(20):
@@ -268,7 +268,7 @@ def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
 
 
 def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     for _ in range(20):
         teach(made, request, "far", hits=4)
         teach(made, request, "near", hits=2)
@@ -285,7 +285,7 @@ def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
 
 
 def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     for _ in range(5):
         teach(made, request, "d", hits=4)
     plan = made.plan(request, ["d"], 100)
@@ -304,7 +304,7 @@ def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() -> None:
-    made = balancer()
+    made = planner()
     tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
     for policy, drafters, shared in (
         ("edgecosine", ("a", "b"), 2),
@@ -333,7 +333,7 @@ def rounds_until(
 
 
 def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -> None:
-    made = balancer()
+    made = planner()
     request = made.open("edgecosine")
     before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
     for node_id, hits in before.items():
@@ -347,7 +347,7 @@ def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -
 
 def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() -> None:
     """Its drafts take half a pass: there it pays only while it is right."""
-    made = balancer()
+    made = planner()
 
     def judge(request: RequestState, hits: int) -> None:
         made.observe_answer("d", 0.015, 0.002, 4)
@@ -373,7 +373,7 @@ def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() 
 
 
 def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> None:
-    made = balancer()
+    made = planner()
     request = made.open("edgecosine")
     for _ in range(30):
         teach(made, request, "fair", hits=2)
@@ -383,17 +383,17 @@ def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> No
 
 
 def test_names_of_drafters_are_forgotten_and_those_linked_stay() -> None:
-    balancer = Planner()
-    balancer.welcome("linked")
-    balancer.drafter("linked").num_drafted = 7
+    planner = Planner()
+    planner.welcome("linked")
+    planner.drafter("linked").num_drafted = 7
     for number in range(3 * MAX_KNOWN):
         name = f"passing-{number}"
-        balancer.welcome(name)
-        balancer._rescues.observe(name, "linked", is_rescued=True)
-        balancer.part(name)
-    assert len(balancer._drafters) == MAX_KNOWN
-    assert len(balancer._rescues.rates) <= MAX_KNOWN
-    assert balancer.drafter("linked").num_drafted == 7
-    balancer.welcome("passing-0")
-    assert f"passing-{2 * MAX_KNOWN + 1}" not in balancer._drafters
-    assert f"passing-{3 * MAX_KNOWN - 1}" in balancer._drafters
+        planner.welcome(name)
+        planner._rescues.observe(name, "linked", is_rescued=True)
+        planner.part(name)
+    assert len(planner._drafters) == MAX_KNOWN
+    assert len(planner._rescues.rates) <= MAX_KNOWN
+    assert planner.drafter("linked").num_drafted == 7
+    planner.welcome("passing-0")
+    assert f"passing-{2 * MAX_KNOWN + 1}" not in planner._drafters
+    assert f"passing-{3 * MAX_KNOWN - 1}" in planner._drafters

@@ -15,7 +15,7 @@ PROMPT = (0,) * 5
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Planner:
+def planner() -> Planner:
     """One that knows its target: any pass takes 30 ms."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
@@ -36,7 +36,7 @@ def in_turns(made: Planner, request: RequestState) -> None:
 
 
 def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
-    made, request = balancer(), RequestState()
+    made, request = planner(), RequestState()
     asked_at = []
     for number in range(8 * FIRST_REST):
         plan = made.plan(request, ["d"], 100)
@@ -56,7 +56,7 @@ def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
 
 
 def test_second_drafter_that_shares_a_core_with_the_first_is_not_asked_any_more() -> None:
-    made = balancer()
+    made = planner()
     request = made.open("edgecosine")
     in_turns(made, request)
     plan = made.plan(request, ["a", "b"], 100)
@@ -68,7 +68,7 @@ def test_second_drafter_that_shares_a_core_with_the_first_is_not_asked_any_more(
 
 
 def test_rounds_whose_bookkeeping_takes_longer_than_drafts_save_are_plain() -> None:
-    made = balancer()
+    made = planner()
     request = made.open("edgecosine")
     in_turns(made, request)
     before = made.plan(request, ["a"], 100)
@@ -87,7 +87,7 @@ def test_rounds_whose_bookkeeping_takes_longer_than_drafts_save_are_plain() -> N
 
 
 def test_paper_explores_all_drafters_until_rounds_are_good_and_then_asks_the_best_two() -> None:
-    made, names = balancer(), ["a", "b", "c", "d"]
+    made, names = planner(), ["a", "b", "c", "d"]
     request = made.open("cosine-paper")
     for node_id, hits in (("a", 1), ("b", 4), ("c", 0), ("d", 3)):
         made.observe_answer(node_id, 0.004, 0.002, 4)

@@ -68,12 +68,12 @@ class FakeLink:
 
     def __init__(
         self,
-        drafting: DraftWorker,
+        worker: DraftWorker,
         weather: Iterable[Weather] = (Weather.FINE,),
         *,
         absence: int = 2,
     ) -> None:
-        self._drafting, self._weather = drafting, itertools.cycle(weather)
+        self._worker, self._weather = worker, itertools.cycle(weather)
         self._absence, self._away = absence, 0
         self.max_context = 0
         self.asked: list[DraftRequest] = []
@@ -104,12 +104,12 @@ class FakeLink:
             raise LinkLost("it is away")
         assert isinstance(message, Release)
         self.released.append(message.request_id)
-        self._drafting.on_request(message, lambda _: None)
+        self._worker.on_request(message, lambda _: None)
 
     def lose(self) -> None:
         """The link is cut."""
         self._away = self._absence
-        self._drafting.forget_all()
+        self._worker.forget_all()
 
     async def _answer(self, weather: Weather, request: DraftRequest) -> Draft | OutOfStep:
         match weather:
@@ -119,9 +119,9 @@ class FakeLink:
                 self.lose()
                 raise LinkLost("cut")
             case Weather.LINK_LOST_UNSEEN:
-                self._drafting.forget_all()
+                self._worker.forget_all()
             case Weather.FORGOTTEN:
-                self._drafting.on_request(Release(request.request_id), lambda _: None)
+                self._worker.on_request(Release(request.request_id), lambda _: None)
             case Weather.ALWAYS_OUT_OF_STEP:
                 return OutOfStep(request.request_id, request.round, 0)
             case Weather.CLAIMS_TO_HAVE_MORE:
@@ -135,7 +135,7 @@ class FakeLink:
             if not answer.done():
                 answer.set_result(message)
 
-        self._drafting.on_request(request, reply)
+        self._worker.on_request(request, reply)
         if weather is Weather.ANSWER_LATE:
             raise TimeoutError
         message = await answer
@@ -165,16 +165,16 @@ def _spoilt(weather: Weather, draft: Draft) -> Draft:
 class House:
     """A target node without a network."""
 
-    serving: TextService
-    verifying: Verifier
+    service: TextService
+    verifier: Verifier
     target: ScriptedTarget
-    balancer: Planner
+    planner: Planner
     links: dict[str, FakeLink]
     drafters: list[DraftWorker]
 
     async def ask(self, request: Request) -> list[Progress]:
         """Everything that a request yields."""
-        async with aclosing(self.serving.answer(request)) as steps:
+        async with aclosing(self.service.answer(request)) as steps:
             return [step async for step in steps]
 
     async def answer(self, request: Request) -> Answer:
@@ -200,14 +200,14 @@ class Neighbour:
 class SteadyCosts:
     """Tells a balancer that every pass takes as long, whatever the machine does."""
 
-    balancer: Planner
+    planner: Planner
     pass_s: float
 
     def observe_pass(self, report: PassReport) -> None:
-        self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
+        self.planner.observe_pass(PassReport(report.num_rows, self.pass_s))
 
     def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        return self.balancer.hold_s(num_rows, latecomers)
+        return self.planner.hold_s(num_rows, latecomers)
 
 
 @asynccontextmanager
@@ -223,7 +223,7 @@ async def house(
 
     Where the engine `may_fail`, the house stands without it, so that those inside can be heard.
     """
-    balancer = Planner()
+    planner = Planner()
     links: dict[str, FakeLink] = {}
 
     def look() -> Mapping[str, DrafterLink]:
@@ -231,35 +231,35 @@ async def house(
 
     with ExitStack() as threads:
         thread = threads.enter_context(EngineThread("target"))
-        verifying = Verifier(
+        verifier = Verifier(
             engine=target,
             thread=thread,
             max_batch=max_sessions,
-            costs=SteadyCosts(balancer, pass_s),
+            costs=SteadyCosts(planner, pass_s),
         )
         drafters: list[DraftWorker] = []
         for number, neighbour in enumerate(neighbours):
             thread = threads.enter_context(EngineThread(f"drafter-{number}"))
             drafters.append(DraftWorker(engine=neighbour.engine, thread=thread, max_batch=4))
             links[f"drafter-{number}"] = FakeLink(drafters[-1], neighbour.weather)
-        serving = TextService(
+        service = TextService(
             model="scripted",
             codec=byte_codec(),
             max_context=target.max_context,
             max_sessions=max_sessions,
             exactness="bitwise",
-            verifying=verifying,
-            balancer=balancer,
+            verifier=verifier,
+            planner=planner,
             drafters=look,
         )
         async with asyncio.TaskGroup() as group:
-            loops = [_verify(verifying, may_fail), *(drafting.run() for drafting in drafters)]
+            loops = [_verify(verifier, may_fail), *(worker.run() for worker in drafters)]
             tasks = [group.create_task(loop, name="house") for loop in loops]
-            yield House(serving, verifying, target, balancer, links, drafters)
+            yield House(service, verifier, target, planner, links, drafters)
             for task in tasks:
                 task.cancel()
 
 
-async def _verify(verifying: Verifier, may_fail: bool) -> None:
+async def _verify(verifier: Verifier, may_fail: bool) -> None:
     with suppress(*[EngineError] * may_fail):
-        await verifying.run()
+        await verifier.run()

@@ -17,7 +17,7 @@ DECISIONS = (
 )  # fmt: skip
 
 
-class TimedBalancer(Planner):
+class TimedPlanner(Planner):
     """Adds up the real seconds of each kind of call in `times`. No call uses another."""
 
     def __init__(self) -> None:

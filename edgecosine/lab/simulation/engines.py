@@ -114,14 +114,14 @@ class RecallingDrafter(TransformerDrafter):
         return self._texts.guess(self._drafter, self._texts.text_of(tokens), tokens, path)
 
 
-class SimulatedVerifying(Verifier):
+class SimulatedVerifier(Verifier):
     """The target's passes by a table of costs, and what its event loop spends on a round."""
 
     def __init__(
         self,
         *,
         engine: RecitingTarget,
-        balancer: Planner,
+        planner: Planner,
         max_batch: int,
         costs: Costs,
         core: Core,
@@ -131,7 +131,7 @@ class SimulatedVerifying(Verifier):
             engine=engine,
             thread=cast(Any, None),
             max_batch=max_batch,
-            costs=balancer,
+            costs=planner,
         )
         self._charges, self._core, self._strand = costs, core, strand
         self.round_s = costs.round_s
@@ -171,7 +171,7 @@ class SimulatedVerifying(Verifier):
         self.on_pass()
 
 
-class SimulatedDrafting(DraftWorker):
+class SimulatedDraftWorker(DraftWorker):
     """A drafter's steps by a table of costs."""
 
     def __init__(

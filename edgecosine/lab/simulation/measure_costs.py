@@ -143,19 +143,19 @@ def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
     """Seconds of a plan by the number of drafters, of which no two are alike."""
     found = {}
     for count in PLANNED:
-        balancer, chance = Planner(), random.Random(count)
+        planner, chance = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
-            balancer.observe_pass(PassReport(rows, seconds))
+            planner.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
         for name in names:
             compute_s = chance.uniform(0.001, 0.003)
-            balancer.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
-            balancer.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
-        request = balancer.open("edgecosine")
+            planner.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
+            planner.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
+        request = planner.open("edgecosine")
         times = []
         for _ in range(10 * repeats):
             started = time.perf_counter()
-            balancer.plan(request, names, MAX_NODES)
+            planner.plan(request, names, MAX_NODES)
             times.append(time.perf_counter() - started)
         found[count] = _quick(times)
     return found

@@ -72,12 +72,12 @@ class DraftClient:
         coupling: SharedNoise,
         num_vocabulary: int,
         links: DrafterLinks,
-        balancer: Planner,
-        tally: RequestMetrics,
+        planner: Planner,
+        metrics: RequestMetrics,
     ) -> None:
         self._key, self._sequence, self._coupling = key, sequence, coupling
         self._num_vocabulary, self._links = num_vocabulary, links
-        self._balancer, self._tally = balancer, tally
+        self._planner, self._metrics = planner, metrics
         self._held: dict[str, int] = {}
         """Tokens of the sequence that each drafter was told, by node id."""
         self._round = 0
@@ -164,8 +164,8 @@ class DraftClient:
             async with asyncio.timeout(plan.deadline_s):
                 draft = await self._draft_from(node_id, link, plan, trunk, ahead)
         except TimeoutError:
-            self._tally.late[node_id] += 1
-            self._balancer.observe_late(node_id, plan.deadline_s)
+            self._metrics.late[node_id] += 1
+            self._planner.observe_late(node_id, plan.deadline_s)
             return None
         except LinkError:
             self._held.pop(node_id, None)
@@ -176,11 +176,11 @@ class DraftClient:
         if ahead is None:
             num_tokens = min(plan.gamma, len(proposal))
             is_disturbed = plan.is_trial or len(plan.drafters) > 1
-            self._balancer.observe_answer(
+            self._planner.observe_answer(
                 node_id, elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed
             )
         elif draft is not None:
-            self._balancer.observe_ahead(node_id, compute_s, plan.gamma)
+            self._planner.observe_ahead(node_id, compute_s, plan.gamma)
         return proposal
 
     def _proposal(self, node_id: str, prefix_len: int, draft: Draft | None) -> Proposal:
@@ -209,14 +209,14 @@ class DraftClient:
         try:
             for attempt in range(2):
                 if attempt:
-                    self._balancer.observe_asked_again()
+                    self._planner.observe_asked_again()
                 reply = await link.ask(self._request(node_id, plan, trunk, ahead))
                 if isinstance(reply, Draft):
                     draft = reply
                     break
                 self._held[node_id] = min(reply.have, self._held[node_id])
         finally:
-            self._tally.trace.drafted(node_id, asked, draft)
+            self._metrics.trace.drafted(node_id, asked, draft)
         return draft
 
     def _request(

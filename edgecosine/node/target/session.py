@@ -61,12 +61,12 @@ class Session:
         prompt: list[int],
         model: str,
         codec: TextCodec,
-        verifying: Verifier,
-        balancer: Planner,
+        verifier: Verifier,
+        planner: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._request, self._model = request, model
-        self._verifying, self._balancer = verifying, balancer
+        self._verifier, self._planner = verifier, planner
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
         self._num_told = len(request.said.tokens)
@@ -76,17 +76,17 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, where the request asks for them."""
         self._transcript = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
-        self._tally = RequestMetrics(trace=RoundTrace(is_on=request.trace))
-        self._consulting = DraftClient(
+        self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace))
+        self._draft_client = DraftClient(
             key=request.key,
             sequence=self._sequence,
             coupling=coupling_of(request.sampling),
             num_vocabulary=codec.num_tokens,
             links=drafters,
-            balancer=balancer,
-            tally=self._tally,
+            planner=planner,
+            metrics=self._metrics,
         )
-        self._state = balancer.open(
+        self._state = planner.open(
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
         )
 
@@ -101,13 +101,13 @@ class Session:
         """
         index, told_at = 0, 0.0
         with contextlib.ExitStack() as ending:
-            ending.callback(self._consulting.release)
-            ending.callback(self._verifying.release, self._request.key)
-            ending.callback(self._balancer.close, self._state)
+            ending.callback(self._draft_client.release)
+            ending.callback(self._verifier.release, self._request.key)
+            ending.callback(self._planner.close, self._state)
             yield Started()
             started = prefilled = now()
             ready: list[Proposal] | None = None
-            self._balancer.observe_text(self._state, self._sequence.tokens)
+            self._planner.observe_text(self._state, self._sequence.tokens)
             unsent = self._show()
             if unsent:
                 yield Delta(index, unsent)
@@ -129,8 +129,8 @@ class Session:
                     index, unsent = index + 1, ""
                 else:
                     yield self._untold()
-            self._tally.prefill_s = prefilled - started
-            self._tally.decode_s = now() - prefilled
+            self._metrics.prefill_s = prefilled - started
+            self._metrics.decode_s = now() - prefilled
             yield self._answer()
 
     def _show(self) -> str:
@@ -148,53 +148,53 @@ class Session:
 
     async def _prefill(self) -> list[Proposal]:
         """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        linked, room = self._consulting.linked, self._transcript.room
-        plan = self._balancer.first_plan(self._state, linked, room)
+        linked, room = self._draft_client.linked, self._transcript.room
+        plan = self._planner.first_plan(self._state, linked, room)
         verdict, _, said = await self._verify_beside(EMPTY_TREE, Plan(), plan, FIRST_GRACE_S)
         return self._commit(verdict, EMPTY_TREE, said, [])
 
     async def _play_round(self, ready: list[Proposal]) -> list[Proposal]:
         """Draft, unless enough is there already; fuse, verify, commit, learn. Returns what is there
         for the next round."""
-        self._consulting.begin_round()
-        self._tally.trace.begin()
+        self._draft_client.begin_round()
+        self._metrics.trace.begin()
         started = now()
-        linked, room = self._consulting.linked, self._transcript.room
-        plan = self._consulting.explain(self._balancer.plan(self._state, linked, room))
-        self._tally.trace.plan(plan.deadline_s)
-        is_ready = self._balancer.is_enough(self._state, ready, plan)
-        self._tally.count_plan(plan, is_ready=is_ready)
+        linked, room = self._draft_client.linked, self._transcript.room
+        plan = self._draft_client.explain(self._planner.plan(self._state, linked, room))
+        self._metrics.trace.plan(plan.deadline_s)
+        is_ready = self._planner.is_enough(self._state, ready, plan)
+        self._metrics.count_plan(plan, is_ready=is_ready)
         asked = now()
         drafts = ready if is_ready else await self._draft(plan, ready)
         drafted = now()
         waited_s = drafted - started
-        tree = self._balancer.fuse(self._state, drafts, room - 1, waited_s)
-        ahead = self._balancer.ahead(self._state, linked, plan, tree)
-        trial = self._balancer.trial(self._state, linked, plan)
+        tree = self._planner.fuse(self._state, drafts, room - 1, waited_s)
+        ahead = self._planner.ahead(self._state, linked, plan, tree)
+        trial = self._planner.trial(self._state, linked, plan)
         busy_s = (now() - drafted) + (asked - self._committing)
-        self._balancer.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
+        self._planner.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
         verdict, foreseen, tried = await self._verify_beside(tree, ahead, trial)
         drafters = [draft.node_id for draft in drafts]
-        self._tally.count_round(tree, drafters, verdict)
+        self._metrics.count_round(tree, drafters, verdict)
         logger.debug(
             "round: request=%s drafters=%s nodes=%d accepted=%d plan=%s",
             self._request.key, drafters, len(tree), len(verdict.path), plan.reason,
         )  # fmt: skip
         if plan.drafters:
-            self._balancer.observe_round(
+            self._planner.observe_round(
                 self._state, plan, was_ready=is_ready, num_accepted=len(verdict.path)
             )
         return self._commit(verdict, tree, [*drafts, *tried], foreseen)
 
     async def _draft(self, plan: Plan, ready: list[Proposal]) -> list[Proposal]:
         """Fresh drafts, and what is there of those who did not answer."""
-        self._verifying.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
+        self._verifier.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
         asked = now()
         if plan.interval:
-            drafts = await gather_by_steps(self._consulting, self._balancer, self._state, plan)
+            drafts = await gather_by_steps(self._draft_client, self._planner, self._state, plan)
         else:
-            drafts = await self._consulting.gather(plan)
-        self._balancer.observe_wait(plan, now() - asked)
+            drafts = await self._draft_client.gather(plan)
+        self._planner.observe_wait(plan, now() - asked)
         answered = {draft.node_id for draft in drafts}
         return [*drafts, *(draft for draft in ready if draft.node_id not in answered)]
 
@@ -203,21 +203,21 @@ class Session:
     ) -> tuple[VerificationResult, list[Proposal], list[Proposal]]:
         """The target's verdict, and what drafters said meanwhile to the plans `ahead` and `trial`;
         to the latter until `grace_s` after the verdict."""
-        self._tally.trace.submit()
+        self._metrics.trace.submit()
         try:
             async with asyncio.TaskGroup() as group:
-                asks = self._consulting.start(group, ahead, ahead=tree)
-                tries = self._consulting.start(group, trial)
+                asks = self._draft_client.start(group, ahead, ahead=tree)
+                tries = self._draft_client.start(group, trial)
                 verdict = await self._verify(tree)
-                patience_s = self._balancer.patience_s(ahead)
-                self._verifying.expect(self._request.key, patience_s, 1 + len(tree))
+                patience_s = self._planner.patience_s(ahead)
+                self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
                 await _settle(asks, patience_s)
                 await _settle(tries, grace_s)
                 for ask in (*asks, *tries):
                     ask.cancel()
         except BaseExceptionGroup as failures:
             raise root_of(failures) from None
-        self._tally.trace.end(len(tree), len(verdict.path), self._tally.plan)
+        self._metrics.trace.end(len(tree), len(verdict.path), self._metrics.plan)
         self._committing = now()
         return verdict, answers(asks), answers(tries)
 
@@ -230,8 +230,8 @@ class Session:
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
         )
-        verdict = await self._verifying.verify(work)
-        self._tally.trace.verified(self._verifying.last_pass_s)
+        verdict = await self._verifier.verify(work)
+        self._metrics.trace.verified(self._verifier.last_pass_s)
         return verdict
 
     def _commit(
@@ -246,8 +246,8 @@ class Session:
         self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
         self._logprobs.extend(verdict.logprobs)
         committed = self._sequence.tokens
-        self._balancer.observe_truth(self._state, proposals, committed)
-        self._balancer.observe_text(self._state, committed)
+        self._planner.observe_truth(self._state, proposals, committed)
+        self._planner.observe_text(self._state, committed)
         if not self._state.policy.width:
             foreseen = [proposal.chain() for proposal in foreseen]
         newest = {proposal.node_id: proposal for proposal in (*proposals, *foreseen)}
@@ -260,7 +260,7 @@ class Session:
             num_prompt_tokens=self._num_prompt,
             seed=self._request.sampling.seed,
             model=self._model,
-            metrics=self._tally.metrics(),
+            metrics=self._metrics.metrics(),
         )
 
 

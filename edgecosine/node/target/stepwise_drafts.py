@@ -17,7 +17,7 @@ from edgecosine.node.target.draft_client import DraftClient
 
 
 async def gather_by_steps(
-    consulting: DraftClient, balancer: Planner, state: RequestState, plan: Plan
+    draft_client: DraftClient, planner: Planner, state: RequestState, plan: Plan
 ) -> list[Proposal]:
     """The drafts of a round, each laid below the trunk that it continues."""
     trunk = Proposal("", 0, (), ())
@@ -26,12 +26,12 @@ async def gather_by_steps(
     while len(trunk) < plan.gamma and drafters:
         size = min(plan.interval, plan.gamma - len(trunk))
         step = replace(plan, drafters=drafters, gamma=size, width=1)
-        answers = await consulting.gather(step, trunk.tokens)
+        answers = await draft_client.gather(step, trunk.tokens)
         drafts = [_cut(draft.chain(), size) for draft in answers if len(draft)]
         drafters = tuple(draft.node_id for draft in drafts)
         laid += [_below(trunk, draft) for draft in drafts]
         if drafts:
-            trunk = _below(trunk, balancer.most_confident(state, drafts))
+            trunk = _below(trunk, planner.most_confident(state, drafts))
     return laid
 
 

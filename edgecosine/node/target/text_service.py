@@ -32,13 +32,13 @@ class TextService:
         max_context: int,
         max_sessions: int,
         exactness: str,
-        verifying: Verifier,
-        balancer: Planner,
+        verifier: Verifier,
+        planner: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._model, self._codec, self._max_context = model, codec, max_context
         self._max_sessions, self._exactness = max_sessions, exactness
-        self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
+        self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -75,7 +75,7 @@ class TextService:
     @property
     def has_broken(self) -> bool:
         """Whether the engine failed in a pass."""
-        return self._verifying.has_failed
+        return self._verifier.has_failed
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Run a session.
@@ -90,8 +90,8 @@ class TextService:
             prompt=prompt,
             model=self._model,
             codec=self._codec,
-            verifying=self._verifying,
-            balancer=self._balancer,
+            verifier=self._verifier,
+            planner=self._planner,
             drafters=self._drafters,
         )
         self._sessions[request.key] = session

@@ -72,9 +72,9 @@ class Post:
 
 
 @asynccontextmanager
-async def at_work(drafting: DraftWorker) -> AsyncIterator[None]:
+async def at_work(worker: DraftWorker) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(drafting.run())
+        task = group.create_task(worker.run())
         yield
         task.cancel()
 
@@ -104,9 +104,9 @@ def test_draft_continues_the_prefix_as_the_engine_says() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX, number=7), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX, number=7), post)
                 [draft] = await post.drafts(1)
         sequence = list(PREFIX)
         for token in unpack_tokens(draft.tokens):
@@ -115,7 +115,7 @@ def test_draft_continues_the_prefix_as_the_engine_says() -> None:
         assert (draft.request_id, draft.round, draft.is_ahead) == ("r", 7, False)
         assert draft.confidences == bytes([128] * 3)
         assert draft.parents == b""
-        assert drafting.num_tokens == 3
+        assert worker.num_tokens == 3
 
     run(main())
 
@@ -124,19 +124,19 @@ def test_drafter_out_of_step_says_what_it_has_and_recovers() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask([*PREFIX, 1, 2], held=5), post)
-            drafting.on_request(ask(PREFIX), post)
-            drafting.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
-            drafting.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask([*PREFIX, 1, 2], held=5), post)
+            worker.on_request(ask(PREFIX), post)
+            worker.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
+            worker.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
             assert post.answers == [
                 OutOfStep("r", 0, 0),
                 OutOfStep("r", 1, 5),
                 OutOfStep("r", 2, 0),
             ]
             post.answers.clear()
-            async with at_work(drafting):
-                drafting.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
+            async with at_work(worker):
+                worker.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
                 [draft] = await post.drafts(1)
                 assert draft.round == 3
 
@@ -147,13 +147,13 @@ def test_newer_round_replaces_older_ones_that_wait() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(4):
-                drafting.on_request(ask([*PREFIX, number], number=number), post)
-            async with at_work(drafting):
+                worker.on_request(ask([*PREFIX, number], number=number), post)
+            async with at_work(worker):
                 [draft] = await post.drafts(1)
             assert draft.round == 3
-            assert drafting.num_stale == 3
+            assert worker.num_stale == 3
             assert sum(map(len, engine.batches)) == 1
 
     run(main())
@@ -163,10 +163,10 @@ def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> Non
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for key in "abc":
-                drafting.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
-            async with at_work(drafting):
+                worker.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
+            async with at_work(worker):
                 drafts = await post.drafts(3)
         assert [(draft.request_id, draft.is_ahead) for draft in drafts] == [
             ("c", False),
@@ -182,11 +182,11 @@ def test_drafting_ahead_is_told_when_the_target_waits() -> None:
     async def main() -> None:
         post, engine = Post(), PatientDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX, is_ahead=True), post)
+            worker = drafting_with(engine, thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX, is_ahead=True), post)
                 await asyncio.get_running_loop().run_in_executor(None, engine.begun.wait)
-                drafting.on_request(ask([*PREFIX, 1], held=5, number=1), post)
+                worker.on_request(ask([*PREFIX, 1], held=5, number=1), post)
                 drafts = await post.drafts(2)
         assert [draft.round for draft in drafts] == [0, 1]
 
@@ -198,13 +198,13 @@ def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = DraftWorker(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
+            worker = DraftWorker(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
             asked = msgspec.structs.replace(
                 ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens(tokens),
                 tree_parents=bytes(2), tree_confidences=bytes(2),
             )  # fmt: skip
-            async with at_work(drafting):
-                drafting.on_request(asked, post)
+            async with at_work(worker):
+                worker.on_request(asked, post)
                 await post.drafts(1)
         assert engine.batches[0][0].ahead == EMPTY_TREE
 
@@ -220,13 +220,13 @@ def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
     async def main() -> None:
         with EngineThread("drafter") as thread:
             engine, post = ScriptedDrafter(LANGUAGE), Post()
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             message = msgspec.structs.replace(
                 ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens([97, 98]),
                 tree_confidences=b"\xff\xff", outcome_shares=shares,
             )  # fmt: skip
-            async with at_work(drafting):
-                drafting.on_request(message, post)
+            async with at_work(worker):
+                worker.on_request(message, post)
                 await post.drafts(1)
         assert engine.batches[0][0].shares == expected
 
@@ -237,10 +237,10 @@ def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread, max_batch=4)
+            worker = drafting_with(engine, thread, max_batch=4)
             for number in range(6):
-                drafting.on_request(ask([*PREFIX, number], key=str(number)), post)
-            async with at_work(drafting):
+                worker.on_request(ask([*PREFIX, number], key=str(number)), post)
+            async with at_work(worker):
                 drafts = await post.drafts(6)
         assert [draft.request_id for draft in drafts] == list("012345")
         assert [[work.key for work in batch] for batch in engine.batches] == [
@@ -258,13 +258,13 @@ def test_answer_to_a_link_that_is_gone_harms_nobody() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask(PREFIX, key="away"), gone)
-            drafting.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
-            drafting.on_request(ask(PREFIX, key="here"), post)
-            async with at_work(drafting):
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask(PREFIX, key="away"), gone)
+            worker.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
+            worker.on_request(ask(PREFIX, key="here"), post)
+            async with at_work(worker):
                 [draft] = await post.drafts(1)
-                drafting.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
+                worker.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
                 await post.drafts(2)
 
     run(main())
@@ -279,18 +279,18 @@ def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
     async def main() -> None:
         ended, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX), post)
+            worker = drafting_with(engine, thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX), post)
                 await post.drafts(1)
                 assert engine.held == {"r"}
-                drafting.on_request(ask([*PREFIX, 1], number=1), ended)
+                worker.on_request(ask([*PREFIX, 1], number=1), ended)
                 if is_link_lost:
-                    drafting.forget_all()
+                    worker.forget_all()
                 else:
-                    drafting.on_request(Release("r"), ended)
-                assert repr(drafting) == "<DraftWorker [0 waiting, 0 requests]>"
-                drafting.on_request(ask(PREFIX, key="next"), post)
+                    worker.on_request(Release("r"), ended)
+                assert repr(worker) == "<DraftWorker [0 waiting, 0 requests]>"
+                worker.on_request(ask(PREFIX, key="next"), post)
                 await post.drafts(2)
             assert ended.answers == []
             assert engine.held == {"next"}
@@ -305,17 +305,17 @@ def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> Non
     async def main() -> None:
         post, many = Post(), Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask(PREFIX, key="old"), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask(PREFIX, key="old"), post)
             for number in range(rules.MAX_REQUESTS + 5):
                 if number == rules.MAX_REQUESTS - 5:
-                    drafting.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
-                drafting.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
-            assert f"{rules.MAX_REQUESTS} requests" in repr(drafting)
+                    worker.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
+                worker.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
+            assert f"{rules.MAX_REQUESTS} requests" in repr(worker)
             late = Post()
-            drafting.on_request(ask([*PREFIX, 1], key="old", held=5), late)
+            worker.on_request(ask([*PREFIX, 1], key="old", held=5), late)
             assert late.answers == [OutOfStep("old", 0, 0)]
-            drafting.on_request(ask([*PREFIX, 1], key="0", held=5), late)
+            worker.on_request(ask([*PREFIX, 1], key="0", held=5), late)
             assert len(late.answers) == 1
 
     run(main())
@@ -325,16 +325,16 @@ def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> No
     async def main() -> None:
         crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(rules.MAX_REQUESTS - 1):
-                drafting.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
-            drafting.on_request(ask(PREFIX, key="r"), post, "honest")
+                worker.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
+            worker.on_request(ask(PREFIX, key="r"), post, "honest")
             for number in range(2 * rules.MAX_REQUESTS):
-                drafting.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
-            async with at_work(drafting):
+                worker.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
+            async with at_work(worker):
                 await post.drafts(1)
                 assert engine.batches[0][0].key == "r@honest"
-                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                worker.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
                 await post.drafts(2)
 
     run(main())
@@ -344,13 +344,13 @@ def test_a_target_cannot_touch_the_requests_of_another() -> None:
     async def main() -> None:
         post, other, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            drafting.on_request(ask(PREFIX), post, "honest")
-            drafting.on_request(ask([9, 9, 9], number=5), other, "hostile")
-            drafting.on_request(Release("r"), other, "hostile")
-            async with at_work(drafting):
+            worker = drafting_with(engine, thread)
+            worker.on_request(ask(PREFIX), post, "honest")
+            worker.on_request(ask([9, 9, 9], number=5), other, "hostile")
+            worker.on_request(Release("r"), other, "hostile")
+            async with at_work(worker):
                 await post.drafts(1)
-                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                worker.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
                 await post.drafts(2)
         assert not other.answers
 
@@ -361,13 +361,13 @@ def test_flood_of_releases_is_no_work() -> None:
     async def main() -> None:
         post, engine = Post(), CountingDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(2 * rules.MAX_REQUESTS):
-                drafting.on_request(Release(f"unknown-{number}"), post)
-                drafting.on_request(ask(PREFIX, key=f"known-{number}"), post)
-                drafting.on_request(Release(f"known-{number}"), post)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX), post)
+                worker.on_request(Release(f"unknown-{number}"), post)
+                worker.on_request(ask(PREFIX, key=f"known-{number}"), post)
+                worker.on_request(Release(f"known-{number}"), post)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX), post)
                 await post.drafts(1)
         assert len(engine.released) == rules.MAX_REQUESTS
         assert all(key.startswith("known") for key in engine.released)
@@ -392,10 +392,10 @@ def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
         replies: list[AnyMessage] = []
         engine = ScriptedDrafter(babble())
         with EngineThread("test") as thread:
-            drafting = DraftWorker(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
-            drafting.on_request(ask([1, 2, 50]), replies.append)
+            worker = DraftWorker(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
+            worker.on_request(ask([1, 2, 50]), replies.append)
             assert [type(reply) for reply in replies] == [OutOfStep]
-            drafting.on_request(ask([1, 2, 49]), replies.append)
+            worker.on_request(ask([1, 2, 49]), replies.append)
             assert len(replies) == 1
 
     run(main())
@@ -423,11 +423,11 @@ def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(FailingDrafter(LANGUAGE), thread)
+            worker = drafting_with(FailingDrafter(LANGUAGE), thread)
             for number in range(2):
                 for key in ("a", "bad", "b", "nan"):
-                    drafting.on_request(ask(PREFIX, key=key, number=number), post)
-                async with at_work(drafting):
+                    worker.on_request(ask(PREFIX, key=key, number=number), post)
+                async with at_work(worker):
                     drafts = await post.drafts(4)
                 lengths = {draft.request_id: len(draft.confidences) for draft in drafts}
                 assert lengths == {"a": 3, "b": 3, "bad": 0, "nan": 0}
@@ -446,10 +446,10 @@ def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
             with monkeypatch.context() as patch:
                 patch.setattr(rules, "unpack_tokens", fail)
-                drafting.on_request(ask(PREFIX), post)
+                worker.on_request(ask(PREFIX), post)
             [draft] = await post.drafts(1)
             assert draft.tokens == b""
 

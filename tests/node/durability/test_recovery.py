@@ -162,7 +162,7 @@ async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) ->
             journal = MortalJournal(directory, dies_at, is_late=is_late)
             # Whoever was never told that the request is accepted asks again.
             asks = number == 0 or not world.states
-            await live(home.serving, journal, world, request, asks=asks)
+            await live(home.service, journal, world, request, asks=asks)
     return world
 
 

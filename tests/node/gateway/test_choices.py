@@ -107,7 +107,7 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
 
     async def story() -> None:
         target = ScriptedTarget(language)
-        async with house(target, neighbours, max_sessions=5) as home, desk(home.serving) as at:
+        async with house(target, neighbours, max_sessions=5) as home, desk(home.service) as at:
             final = await at.answer(asked)
             choices = final["choices"]
             assert [choice["index"] for choice in choices] == list(range(n))
@@ -121,7 +121,7 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
             assert final["usage"]["total_tokens"] == num_tokens + 5
             assert len({choice["text"] for choice in choices}) == (n if temperature else 1)
             assert max(map(len, target.batches)) >= min(n, 2)
-            assert home.serving.num_answers == n
+            assert home.service.num_answers == n
 
     run(story())
 

@@ -53,7 +53,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
         ) as engine,
     ):
         gateway = Gateway(
-            engine.serving, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="t1",
+            engine.service, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="t1",
             max_queued=MAX_QUEUED,
         )  # fmt: skip
         try:

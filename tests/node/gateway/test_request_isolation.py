@@ -163,7 +163,7 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
         journal = DiskJournal(directory)
         admission = AdmissionControl(num_places=2, max_queued=8)
         reception = RequestManager(
-            home.serving, topics=HOME, send=send, admission=admission, journal=journal
+            home.service, topics=HOME, send=send, admission=admission, journal=journal
         )
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
@@ -204,11 +204,11 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
     await at.reception.idle()
     assert at.admission.num_at_work == at.admission.num_queued == 0
-    assert repr(at.home.serving).startswith("<TextService scripted [0 sessions")
-    assert at.home.balancer._at_work == set()
-    await at.home.verifying.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
+    assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
+    assert at.home.planner._at_work == set()
+    await at.home.verifier.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
     assert set(at.home.target.fed) <= {"probe"}
-    assert "[0 waiting" in repr(at.home.verifying)
+    assert "[0 waiting" in repr(at.home.verifier)
     lines = [record for record in caplog.records if record.levelname == "ERROR"]
     assert all("request=a/bad" in line.getMessage() for line in lines)
     assert all(line.exc_info is None for line in lines)
@@ -288,7 +288,7 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
             asked = Request("a", "bad", "ask", "x")
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
-            assert home.verifying.has_failed
+            assert home.verifier.has_failed
 
     run(story())
 
@@ -328,7 +328,7 @@ def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() ->
     async def story() -> None:
         async with house(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
-                passes=home.verifying, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
+                passes=home.verifier, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
             )
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(readiness.run())

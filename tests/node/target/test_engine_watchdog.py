@@ -82,7 +82,7 @@ async def watched(
     """A target under watch."""
     async with house(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
         readiness = EngineWatchdog(
-            passes=home.verifying, prompt=PROMPT, is_exact=True, on_change=told,
+            passes=home.verifier, prompt=PROMPT, is_exact=True, on_change=told,
             period_s=period_s, stall_s=STALL_S,
         )  # fmt: skip
         try:
@@ -190,7 +190,7 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
         frost, told = Frost(), Told()
         async with EmbeddedBroker(port=free_port()) as broker, watched(frost, told) as (home, _):
             address = BrokerAddress.parse(broker.url)
-            gateway = Gateway(home.serving, broker=address, cluster="home", node_id="t1")
+            gateway = Gateway(home.service, broker=address, cluster="home", node_id="t1")
             presence = NodeStatusPublisher(broker=address, cluster="home", node_id="t1")
             async with (
                 running(gateway.run()), running(presence.run()), listening(broker) as listener,

@@ -33,22 +33,22 @@ class Noting(Costs):
 async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifier]:
     """Verifying at work."""
     with EngineThread("target") as thread:
-        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(verifying.run())
-            yield verifying
+            running = group.create_task(verifier.run())
+            yield verifier
             running.cancel()
 
 
 def test_session_with_a_verdict_is_expected_until_it_ends() -> None:
     async def main() -> None:
-        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
-            await verifying.verify(work("a"))
-            assert "1 expected" in repr(verifying)
-            verifying.release("a")
-            assert "0 expected" in repr(verifying)
-            verifying.expect("a", 0.1, 4)
-            assert "0 expected" in repr(verifying)
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
+            await verifier.verify(work("a"))
+            assert "1 expected" in repr(verifier)
+            verifier.release("a")
+            assert "0 expected" in repr(verifier)
+            verifier.expect("a", 0.1, 4)
+            assert "0 expected" in repr(verifier)
 
     run(main())
 
@@ -60,30 +60,30 @@ def test_session_that_gives_up_during_its_pass_is_not_expected(*, is_released_fi
     async def main() -> None:
         gate = Gate()
         target = ScriptedTarget(LANGUAGE, before_pass=gate)
-        async with batching(target, Costs()) as verifying, asyncio.TaskGroup() as group:
-            leaver = group.create_task(verifying.verify(work("leaver")))
+        async with batching(target, Costs()) as verifier, asyncio.TaskGroup() as group:
+            leaver = group.create_task(verifier.verify(work("leaver")))
             await gate.reached()
             leaver.cancel()
             await asyncio.wait([leaver])
             if is_released_first:
-                verifying.release("leaver")
+                verifier.release("leaver")
             gate.open()
-            assert await verifying.verify(work("stayer")) == verdict(work("stayer"))
-            assert "1 expected" in repr(verifying)
+            assert await verifier.verify(work("stayer")) == verdict(work("stayer"))
+            assert "1 expected" in repr(verifier)
             if not is_released_first:
-                verifying.release("leaver")
-            verifying.release("stayer")
-            assert "0 expected" in repr(verifying)
+                verifier.release("leaver")
+            verifier.release("stayer")
+            assert "0 expected" in repr(verifier)
 
     run(main())
 
 
 def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
     async def main() -> None:
-        async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
-            await verifying.verify(work("gone"))
-            verifying.release("gone")
-            assert await verifying.verify(work("here")) == verdict(work("here"))
+        async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
+            await verifier.verify(work("gone"))
+            verifier.release("gone")
+            assert await verifier.verify(work("here")) == verdict(work("here"))
             assert not costs.is_holding.is_set()
 
     run(main())
@@ -93,10 +93,10 @@ def test_who_was_waited_for_in_vain_is_not_waited_for_again() -> None:
     costs = Noting(hold_s=0.01)
 
     async def main() -> None:
-        async with batching(ScriptedTarget(LANGUAGE), costs) as verifying:
-            await verifying.verify(work("late"))
-            await verifying.verify(work("a"))
-            await verifying.verify(work("a", 5))
+        async with batching(ScriptedTarget(LANGUAGE), costs) as verifier:
+            await verifier.verify(work("late"))
+            await verifier.verify(work("a"))
+            await verifier.verify(work("a", 5))
 
     run(main())
     assert costs.waits[0][0] < 1.0

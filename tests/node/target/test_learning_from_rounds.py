@@ -34,16 +34,16 @@ class Call:
     terms: dict[str, Any]
 
 
-def listen(balancer: Planner, name: str) -> list[Call]:
+def listen(planner: Planner, name: str) -> list[Call]:
     """All calls of one of the balancer's methods, which goes on as before."""
     calls: list[Call] = []
-    method = getattr(balancer, name)
+    method = getattr(planner, name)
 
     def note(*args: Any, **terms: Any) -> Any:
         calls.append(Call(args, terms))
         return method(*args, **terms)
 
-    setattr(balancer, name, note)
+    setattr(planner, name, note)
     return calls
 
 
@@ -53,7 +53,7 @@ def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             home.links["drafter-0"].held = asyncio.Event()
-            late = listen(home.balancer, "observe_late")
+            late = listen(home.planner, "observe_late")
             answer = await home.answer(asked(max_tokens=2))
             assert home.links["drafter-0"].asked
             assert late == []
@@ -66,7 +66,7 @@ def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes()
     async def shares(policy: str) -> list[dict[int, bytes]]:
         """Of each drafter, by round, where the tree has outcomes beside its root."""
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            home.balancer.plan = lambda *_: Plan(  # type: ignore[method-assign]
+            home.planner.plan = lambda *_: Plan(  # type: ignore[method-assign]
                 ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
             )
             await home.answer(asked(policy))
@@ -93,7 +93,7 @@ def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes()
 def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            waits = listen(home.balancer, "observe_wait")
+            waits = listen(home.planner, "observe_wait")
             await home.answer(asked("specinfer"))
             assert waits
             for call in waits:
@@ -110,7 +110,7 @@ def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbe
     than one drafter."""
 
     async def heard(home: House) -> list[bool]:
-        calls = listen(home.balancer, "observe_answer")
+        calls = listen(home.planner, "observe_answer")
         await home.answer(asked(policy))
         return [call.terms["is_disturbed"] for call in calls]
 
@@ -131,7 +131,7 @@ def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
 
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.balancer, "observe_answer")
+            calls = listen(home.planner, "observe_answer")
             await home.answer(asked())
             told = [call.terms["is_disturbed"] for call in calls]
             assert told[0]
@@ -143,7 +143,7 @@ def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
 def test_each_round_tells_what_it_cost_the_event_loop() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.balancer, "observe_bookkeeping")
+            calls = listen(home.planner, "observe_bookkeeping")
             answer = await home.answer(asked())
             assert len(calls) == answer.metrics.num_rounds
             assert all(call.args[0] > 0.0 for call in calls)

@@ -6,7 +6,7 @@ from edgecosine.balance.planner import Planner
 from edgecosine.balance.statistics import RequestState
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.prompt_score import PromptScore
-from tests.balance.test_planner import balancer
+from tests.balance.test_planner import planner
 
 PROMPT = tuple(range(40))
 SURPRISES = {"python": 1.2, "legal": 4.0, "home": 6.0}
@@ -36,7 +36,7 @@ def judge(made: Planner, request: RequestState, name: str, hits: int) -> None:
 
 
 def test_first_request_of_all_goes_to_whom_its_prompt_surprised_least() -> None:
-    made = balancer()
+    made = planner()
     request = begin(made, SURPRISES)
     assert made.plan(request, list(SURPRISES), 100).drafters == ("python",)
     other = begin(made, {"python": 5.0, "legal": 1.5, "home": 5.5})
@@ -44,7 +44,7 @@ def test_first_request_of_all_goes_to_whom_its_prompt_surprised_least() -> None:
 
 
 def test_verdicts_outweigh_what_was_foreseen() -> None:
-    made = balancer()
+    made = planner()
     request = begin(made, {"python": 1.2, "legal": 1.6})
     for _ in range(12):
         judge(made, request, "python", 0)
@@ -53,7 +53,7 @@ def test_verdicts_outweigh_what_was_foreseen() -> None:
 
 
 def test_drafter_that_would_have_guessed_the_answer_is_asked_when_the_subject_changes() -> None:
-    made = balancer()
+    made = planner()
     request = begin(made, SURPRISES)
     for _ in range(4):
         judge(made, request, "python", 4)
@@ -69,7 +69,7 @@ def test_drafter_that_would_have_guessed_the_answer_is_asked_when_the_subject_ch
 
 
 def test_tokens_of_the_prompt_are_no_evidence_of_acceptance() -> None:
-    made = balancer()
+    made = planner()
     request = begin(made, SURPRISES)
     assert not request.rates.told
     said = Proposal("home", len(PROMPT) + 4, (1,), (0.5,), (), PromptScore((True,) * 10, 0.1))
@@ -80,7 +80,7 @@ def test_tokens_of_the_prompt_are_no_evidence_of_acceptance() -> None:
 def test_boaster_loses_its_word_and_does_not_spoil_that_of_others() -> None:
     """It is sure of every prompt, and never right: within some rounds nobody believes it, and the
     others' surprises are not held against its own any more."""
-    made = balancer()
+    made = planner()
     surprises = {"boaster": 0.0, **SURPRISES}
     wasted = 0
     for _ in range(10):
@@ -98,7 +98,7 @@ def test_boaster_loses_its_word_and_does_not_spoil_that_of_others() -> None:
 
 
 def test_where_all_are_bad_the_least_surprised_one_is_not_believed_for_long() -> None:
-    made = balancer()
+    made = planner()
     wasted = []
     for _ in range(6):
         request = begin(made, SURPRISES)
@@ -115,7 +115,7 @@ def test_where_all_are_bad_the_least_surprised_one_is_not_believed_for_long() ->
 
 
 def test_boasting_of_answers_is_bounded_too() -> None:
-    made = balancer()
+    made = planner()
     request = begin(made, {"boaster": 1.0, "python": 1.0})
     wasted, prefix = 0, PROMPT
     for _ in range(100):

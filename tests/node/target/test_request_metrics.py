@@ -21,15 +21,15 @@ NAMES = ["a", "b", "c", "d"]
     st.lists(st.tuples(rounds(), st.lists(st.integers(0, 2), min_size=9, max_size=9)), max_size=6)
 )
 def test_counts_add_up(played: list[tuple[list[CalibratedDraft], list[int]]]) -> None:
-    tally = RequestMetrics()
+    counts = RequestMetrics()
     lengths, sizes = [], []
     for drafts, truth in played:
         tree = union(drafts, 12)
         verdict = walk(tree, lambda _, accepted, truth=truth: truth[len(accepted)])  # type: ignore[misc]
-        tally.count_round(tree, NAMES[: len(drafts)], verdict)
+        counts.count_round(tree, NAMES[: len(drafts)], verdict)
         lengths.append(len(verdict.path))
         sizes.append(len(tree))
-    metrics = tally.metrics()
+    metrics = counts.metrics()
     assert metrics.num_rounds == len(played)
     assert metrics.num_accepted_tokens == sum(lengths)
     assert metrics.num_draft_tokens == sum(sizes)
@@ -41,12 +41,12 @@ def test_counts_add_up(played: list[tuple[list[CalibratedDraft], list[int]]]) ->
 
 
 def test_token_that_two_drafters_propose_counts_for_both() -> None:
-    tally = RequestMetrics()
+    counts = RequestMetrics()
     drafts = [CalibratedDraft(0, (1, 2), (0.9, 0.9)), CalibratedDraft(1, (1, 3), (0.9, 0.5))]
-    tally.count_round(union(drafts, 9), ["a", "b"], VerificationResult((0, 1), 7))
-    tally.count_round(EMPTY_TREE, [], VerificationResult((), 7))
-    tally.late["c"] += 1
-    metrics = tally.metrics()
+    counts.count_round(union(drafts, 9), ["a", "b"], VerificationResult((0, 1), 7))
+    counts.count_round(EMPTY_TREE, [], VerificationResult((), 7))
+    counts.late["c"] += 1
+    metrics = counts.metrics()
     assert metrics.acceptance_histogram == (1, 0, 1)
     assert metrics.num_draft_tokens == 3
     assert metrics.drafters == {
@@ -57,10 +57,12 @@ def test_token_that_two_drafters_propose_counts_for_both() -> None:
 
 
 def test_plans_count_for_who_leads_them() -> None:
-    tally = RequestMetrics()
+    counts = RequestMetrics()
     for drafters in ((), ("b", "a"), ("a",), ("b",), ("b", "c")):
-        tally.count_plan(Plan(drafters, reason=f"of {len(drafters)}"), is_ready=drafters != ("a",))
-    metrics = tally.metrics()
+        counts.count_plan(
+            Plan(drafters, reason=f"of {len(drafters)}"), is_ready=drafters != ("a",)
+        )
+    metrics = counts.metrics()
     assert metrics.drafters == {"a": DrafterShare(led=1), "b": DrafterShare(led=3, first=1)}
     assert metrics.plan == "of 2"
     assert (metrics.num_speculative_rounds, metrics.num_ahead_rounds) == (4, 3)

@@ -110,10 +110,10 @@ def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
             assert answer.tokens == said.tokens
             assert answer.finish_reason == said.finish_reason
             assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 1 done]>"
-            for link, drafting in zip(home.links.values(), home.drafters, strict=True):
+            assert repr(home.service) == "<TextService scripted [0 sessions, 1 done]>"
+            for link, worker in zip(home.links.values(), home.drafters, strict=True):
                 link.lose() if not link.look() else None
-                assert repr(drafting) == IDLE
+                assert repr(worker) == IDLE
 
     run(main())
 
@@ -258,13 +258,13 @@ def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> Non
         async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = told
             sequence = Prefix(range(LONGEST_ASKED))
-            consulting = DraftClient(
+            draft_client = DraftClient(
                 key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
-                links=lambda: home.links, balancer=home.balancer, tally=RequestMetrics(),
+                links=lambda: home.links, planner=home.planner, metrics=RequestMetrics(),
             )  # fmt: skip
-            assert list(consulting.linked) == ["drafter-0"]
+            assert list(draft_client.linked) == ["drafter-0"]
             sequence.extend([1])
-            assert not consulting.linked
+            assert not draft_client.linked
 
     run(main())
 
@@ -518,7 +518,7 @@ def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
     async def main() -> None:
         engine = ScriptedDrafter(language)
         async with house(ScriptedTarget(language), [Neighbour(engine)]) as home:
-            async with aclosing(home.serving.answer(request(max_tokens=40))) as steps:
+            async with aclosing(home.service.answer(request(max_tokens=40))) as steps:
                 async for step in steps:
                     if isinstance(step, Delta) and step.index == 2:
                         break
@@ -530,14 +530,14 @@ def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
 
 async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
     """The next request of another name finds every slot free but its own."""
-    assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
-    assert repr(home.serving).startswith("<TextService scripted [0 sessions")
-    newcomer = home.balancer.open("edgecosine")
-    assert replace(home.balancer._company(newcomer), bookkeeping_s=0.0) == ALONE
-    home.balancer.close(newcomer)
+    assert [repr(worker) for worker in home.drafters] == [IDLE] * len(engines)
+    assert repr(home.service).startswith("<TextService scripted [0 sessions")
+    newcomer = home.planner.open("edgecosine")
+    assert replace(home.planner._company(newcomer), bookkeeping_s=0.0) == ALONE
+    home.planner.close(newcomer)
     await home.answer(request("another", request_id="2", max_tokens=12))
     assert set(home.target.fed) <= {"a/2"}
-    assert "[0 waiting, 0 expected" in repr(home.verifying)
+    assert "[0 waiting, 0 expected" in repr(home.verifier)
     for engine in engines:
         # A thread of its own gives slots back, when it comes to it.
         await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
@@ -550,7 +550,7 @@ def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> No
         neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
         async with house(ScriptedTarget(language), neighbours) as home:
             for node_id in home.links:
-                home.balancer.observe_answer(node_id, 0.001, 0.001, 4)
+                home.planner.observe_answer(node_id, 0.001, 0.001, 4)
             home.links["drafter-0"].held = asyncio.Event()
             answer = await home.answer(request(max_tokens=60))
             assert home.links["drafter-0"].released == ["a/1"]

@@ -32,7 +32,7 @@ class World:
     policy: str = "edgecosine"
     rtt_s: float = 0.0001
     is_good: bool = False
-    balancer: Planner = field(default_factory=Planner)
+    planner: Planner = field(default_factory=Planner)
     now_s: float = 0.0
     length: int = 10
     forms: list[int] = field(default_factory=list)
@@ -40,8 +40,8 @@ class World:
 
     def __post_init__(self) -> None:
         for rows in (1, MAX_NODES + 1):
-            self.balancer.observe_pass(PassReport(rows, PASS_S))
-        self.request = self.balancer.open(self.policy)
+            self.planner.observe_pass(PassReport(rows, PASS_S))
+        self.request = self.planner.open(self.policy)
 
     async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
         """What the plan's drafters say; stands in for `DraftClient`."""
@@ -49,7 +49,7 @@ class World:
         if plan.drafters and not plan.is_trial:
             self.now_s += self.rtt_s + compute_s
         for node_id in plan.drafters:
-            self.balancer.observe_answer(
+            self.planner.observe_answer(
                 node_id, self.rtt_s + compute_s, compute_s, plan.gamma,
                 is_disturbed=plan.is_trial or len(plan.drafters) > 1,
             )  # fmt: skip
@@ -70,7 +70,7 @@ class World:
         return (self.length - first) / (self.now_s - began_s)
 
     async def _play_round(self) -> None:
-        made, request = self.balancer, self.request
+        made, request = self.planner, self.request
         plan, asked = made.plan(request, NAMES, 100), self.now_s
         if plan.interval:
             drafts = await gather_by_steps(cast(DraftClient, self), made, request, plan)
@@ -104,7 +104,7 @@ def test_drafters_that_take_turns_in_being_right_go_on_from_each_other_where_tha
     assert stepped(world.forms[-30:]) > 0.8
     assert stepped(without.forms) == 0.0
     assert world.play(60) > 1.5 * without.play(60)
-    assert "fused every" in world.balancer.last_reason
+    assert "fused every" in world.planner.last_reason
 
 
 def test_steps_are_dropped_when_the_network_slows_and_taken_up_when_it_is_quick_again() -> None:

@@ -63,7 +63,7 @@ def test_request_that_cannot_be_served_is_refused_with_the_reason(
             with pytest.raises(RequestError, match=words) as refusal:
                 await home.answer(request(**changes))
             assert (refusal.value.code, refusal.value.parameter) == (code, parameter)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
+            assert repr(home.service) == "<TextService scripted [0 sessions, 0 done]>"
             assert (await home.answer(request())).text == alone(LANGUAGE, request()).text
 
     run(main())
@@ -76,7 +76,7 @@ def test_prompt_with_a_token_that_the_model_cannot_read_is_refused(kind: str) ->
 
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE)) as home:
-            codec = home.serving._codec
+            codec = home.service._codec
             codec.num_rows = 0x7F
             codec._tokenizer.chat_template = "a template"
             codec._tokenizer.apply_chat_template = lambda turns, **_: turns[0]["content"]
@@ -137,14 +137,14 @@ def test_length_that_nobody_named_does_not_make_room(
 def test_answers_are_counted_and_told() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
-            serving = home.serving
-            assert serving.max_sessions == 3
-            assert serving.info["models"] == ["scripted"]
-            assert tuple(serving.info["policies"]) == tuple(POLICIES)
-            assert serving.info["max_context"] == 4096
+            service = home.service
+            assert service.max_sessions == 3
+            assert service.info["models"] == ["scripted"]
+            assert tuple(service.info["policies"]) == tuple(POLICIES)
+            assert service.info["max_context"] == 4096
             for number in range(3):
                 await home.answer(request(request_id=str(number)))
-            assert (serving.num_answers, serving.num_tokens, serving.num_rounds) == (3, 30, 27)
+            assert (service.num_answers, service.num_tokens, service.num_rounds) == (3, 30, 27)
 
     run(main())
 
@@ -152,9 +152,9 @@ def test_answers_are_counted_and_told() -> None:
 def test_request_whose_asker_leaves_is_not_counted() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE)) as home:
-            async with aclosing(home.serving.answer(request())) as steps:
+            async with aclosing(home.service.answer(request())) as steps:
                 await anext(steps)
-                assert "[1 sessions, 0 done]" in repr(home.serving)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
+                assert "[1 sessions, 0 done]" in repr(home.service)
+            assert repr(home.service) == "<TextService scripted [0 sessions, 0 done]>"
 
     run(main())

@@ -80,23 +80,23 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = Verifier(
+            verifier = Verifier(
                 engine=target,
                 thread=thread,
                 max_batch=3,
                 costs=costs,
             )
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                tasks = [group.create_task(verifying.verify(work("0")))]
+                running = group.create_task(verifier.run())
+                tasks = [group.create_task(verifier.verify(work("0")))]
                 await gate.reached()
-                tasks += [group.create_task(verifying.verify(work(str(n)))) for n in range(1, 6)]
+                tasks += [group.create_task(verifier.verify(work(str(n)))) for n in range(1, 6)]
                 await asyncio.sleep(0)
                 gate.open()
                 for number, task in enumerate(tasks):
                     assert await task == verdict(work(str(number)))
                 running.cancel()
-            assert verifying.num_passes == 3
+            assert verifier.num_passes == 3
 
     run(main())
     batches = [batch for batch in target.batches if batch != ["profile"]]
@@ -112,16 +112,16 @@ def test_time_is_busy_or_idle_and_never_both() -> None:
     async def main() -> None:
         began = time.perf_counter()
         async with house(target) as home:
-            verifying, asked = home.verifying, Request("a", "1", "ask", "x", max_tokens=3)
+            verifier, asked = home.verifier, Request("a", "1", "ask", "x", max_tokens=3)
             await home.answer(asked)
-            busy_s, idle_s = verifying.busy_s, verifying.idle_s
+            busy_s, idle_s = verifier.busy_s, verifier.idle_s
             await asyncio.sleep(0.05)
-            assert (verifying.busy_s, verifying.idle_s) == (busy_s, idle_s)
+            assert (verifier.busy_s, verifier.idle_s) == (busy_s, idle_s)
             await home.answer(replace(asked, request_id="2"))
-            assert verifying.busy_s - busy_s >= 0.03
-            assert verifying.idle_s - idle_s >= 0.05
-            assert 0.01 <= verifying.last_pass_s <= verifying.busy_s
-            assert verifying.busy_s + verifying.idle_s <= time.perf_counter() - began
+            assert verifier.busy_s - busy_s >= 0.03
+            assert verifier.idle_s - idle_s >= 0.05
+            assert 0.01 <= verifier.last_pass_s <= verifier.busy_s
+            assert verifier.busy_s + verifier.idle_s <= time.perf_counter() - began
 
     run(main())
 
@@ -150,17 +150,17 @@ def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(target, thread)
+            verifier = _verifier(target, thread)
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                leaver = group.create_task(verifying.verify(work("leaver", 50)))
+                running = group.create_task(verifier.run())
+                leaver = group.create_task(verifier.verify(work("leaver", 50)))
                 await gate.reached()
-                waiting = group.create_task(verifying.verify(work("waiting")))
-                stayer = group.create_task(verifying.verify(work("stayer")))
+                waiting = group.create_task(verifier.verify(work("waiting")))
+                stayer = group.create_task(verifier.verify(work("stayer")))
                 await asyncio.sleep(0)
                 leaver.cancel()
                 waiting.cancel()
-                verifying.release("leaver")
+                verifier.release("leaver")
                 gate.open()
                 assert await stayer == verdict(work("stayer"))
                 running.cancel()
@@ -186,16 +186,16 @@ def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
 
             async def refused(key: str) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work(key))
+                    await verifier.verify(work(key))
 
             async def broken() -> None:
                 with pytest.raises(EngineError):
-                    await verifying.run()
-                assert verifying.has_failed is not is_profile
+                    await verifier.run()
+                assert verifier.has_failed is not is_profile
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(refused("in the pass"))
@@ -242,14 +242,14 @@ def test_stopped_verifying_leaves_nobody_waiting() -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
 
             async def refused(key: str) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work(key))
+                    await verifier.verify(work(key))
 
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
+                running = group.create_task(verifier.run())
                 group.create_task(refused("in the pass"))
                 await gate.reached()
                 group.create_task(refused("in the mailbox"))
@@ -267,10 +267,10 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
 
     async def main() -> VerificationResult:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE), thread)
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                given = await verifying.verify(
+                running = group.create_task(verifier.run())
+                given = await verifier.verify(
                     VerifyWork("tree", asked.tokens, len(asked.tokens), tree, Sampling())
                 )
                 running.cancel()
@@ -279,7 +279,7 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
     assert run(main()) == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
 
 
-def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifier:
+def _verifier(target: ScriptedTarget, thread: EngineThread) -> Verifier:
     return Verifier(engine=target, thread=thread, max_batch=4, costs=Costs())
 
 
@@ -288,10 +288,10 @@ async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[
     """Passes are held back for whoever has had a verdict and is not there again."""
     costs = Costs(hold_s)
     with EngineThread("target") as thread:
-        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(verifying.run())
-            yield verifying, costs
+            running = group.create_task(verifier.run())
+            yield verifier, costs
             running.cancel()
 
 
@@ -299,12 +299,12 @@ def test_pass_is_held_back_for_who_is_about_to_come() -> None:
     target = ScriptedTarget(LANGUAGE)
 
     async def main() -> None:
-        async with holding(30.0, target) as (verifying, costs), asyncio.TaskGroup() as group:
-            await verifying.verify(work("late"))
-            group.create_task(verifying.verify(work("early")))
+        async with holding(30.0, target) as (verifier, costs), asyncio.TaskGroup() as group:
+            await verifier.verify(work("late"))
+            group.create_task(verifier.verify(work("early")))
             await costs.is_holding.wait()
             again = work("late", 5)
-            assert await verifying.verify(again) == verdict(again)
+            assert await verifier.verify(again) == verdict(again)
 
     run(main())
     batches = [batch for batch in target.batches if batch != ["profile"]]
@@ -313,11 +313,11 @@ def test_pass_is_held_back_for_who_is_about_to_come() -> None:
 
 def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
     async def main() -> None:
-        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
-            await verifying.verify(work("gone"))
-            assert await verifying.verify(work("here")) == verdict(work("here"))
-            verifying.release("gone")
-            assert "1 expected" in repr(verifying)
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
+            await verifier.verify(work("gone"))
+            assert await verifier.verify(work("here")) == verdict(work("here"))
+            verifier.release("gone")
+            assert "1 expected" in repr(verifier)
 
     run(main())
 
@@ -326,13 +326,13 @@ def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
 
-            async def ask(verifying: Verifier) -> None:
+            async def ask(verifier: Verifier) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work("early"))
+                    await verifier.verify(work("early"))
 
-            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
-                await verifying.verify(work("late"))
-                group.create_task(ask(verifying))
+            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
+                await verifier.verify(work("late"))
+                group.create_task(ask(verifier))
                 await costs.is_holding.wait()
 
     run(main())
