@@ -56,7 +56,7 @@ def target_state(
         "is_full": admission.is_full,
         "is_congested": gateway.is_congested,
         "counters": _counts(
-            counters, late_drafts=service.num_late, asked_again=planner.num_asked_again
+            counters, late_drafts=service.num_late, asked_again=planner.statistics.num_retries
         ),
         "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
@@ -81,7 +81,7 @@ def _counts(counters: Counters, **more: int) -> dict[str, Any]:
 
 
 def _drafter_view(planner: Planner, node_id: str) -> dict[str, Any]:
-    state = planner.drafter(node_id)
+    state = planner.statistics.drafter(node_id)
     return {
         "acceptance": round(state.record.prior, 3),
         "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),

@@ -66,7 +66,7 @@ async def run_target(
         engine=engine,
         thread=thread,
         max_batch=config.max_sessions,
-        costs=planner,
+        costs=planner.statistics,
     )
 
     counters = Counters()
@@ -74,12 +74,12 @@ async def run_target(
 
     def on_lost(link: Link) -> None:
         count_lost(counters, link)
-        planner.part(link.peer.node_id)
+        planner.statistics.remove_link(link.peer.node_id)
         log_lost(link)
 
     def on_joined(link: Link) -> None:
         log_joined(link)
-        planner.welcome(link.peer.node_id)
+        planner.statistics.add_link(link.peer.node_id)
 
     peers = linked_peers(
         config, loaded, membership,

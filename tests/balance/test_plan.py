@@ -225,4 +225,4 @@ def test_probe_asks_everybody_for_a_little(drafters: list[Candidate], room: int)
     assert plan.drafters == tuple(each.node_id for each in drafters)
     assert plan.gamma == min(PROBE_GAMMA, room - 1)
     assert DEADLINE_FLOOR_S <= plan.deadline_s <= LONGEST_DEADLINE_S
-    assert f"trying {len(drafters)}" in plan.reason
+    assert f"probing {len(drafters)}" in plan.reason

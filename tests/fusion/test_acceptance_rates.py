@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.fusion.acceptance_rates import (
-    FIRST_GUESS,
+    FIRST_RATE,
     REQUEST_MEMORY,
     AcceptanceRate,
     DrafterRecord,
@@ -43,15 +43,15 @@ def test_rate_forgets_what_is_no_longer_so() -> None:
     rate = AcceptanceRate(REQUEST_MEMORY)
     for _ in range(100):
         rate.observe(3, 0)
-    assert rate.mean(FIRST_GUESS, 2.0) > 0.9
+    assert rate.mean(FIRST_RATE, 2.0) > 0.9
     for _ in range(200):
         rate.observe(0, 1)
-    assert rate.mean(FIRST_GUESS, 2.0) < 0.1
+    assert rate.mean(FIRST_RATE, 2.0) < 0.1
 
 
 def test_new_request_starts_from_what_all_requests_taught() -> None:
     record, rates = DrafterRecord(), RequestRates()
-    assert rates.estimate("d", record) == FIRST_GUESS
+    assert rates.estimate("d", record) == FIRST_RATE
     record.rate.observe(90, 10)
     assert rates.estimate("d", record) == record.prior > 0.8
     assert rates.evidence("d") == 0.0
@@ -79,4 +79,4 @@ def test_row_of_misses_is_a_surprise_where_hits_were_the_rule_and_a_single_one_i
     assert changed.mean(0.5, 2.0) < 0.3
     assert even.mean(0.5, 2.0) > 0.4
     changed.observe_change(4, 0)
-    assert changed.doubt == 1.0
+    assert changed.run_probability == 1.0

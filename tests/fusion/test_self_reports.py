@@ -8,12 +8,12 @@ from edgecosine.fusion.acceptance_rates import DrafterRecord, RequestRates, Self
 def test_word_that_was_not_kept_is_discounted() -> None:
     honest, boaster = DrafterRecord(), DrafterRecord()
     for _ in range(20):
-        honest.word.observe(0.9, 9, 1)
-        boaster.word.observe(0.9, 1, 9)
-    assert honest.word.trust > 0.95
-    assert boaster.word.trust < 0.25
+        honest.self_report.observe(0.9, 9, 1)
+        boaster.self_report.observe(0.9, 1, 9)
+    assert honest.self_report.trust > 0.95
+    assert boaster.self_report.trust < 0.25
     rates = RequestRates()
-    rates.hear("d", 40, 0)
+    rates.observe_report("d", 40, 0)
     assert rates.estimate("d", honest) > 0.85
     assert rates.estimate("d", boaster) < 0.35
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftEngine,
 )
@@ -198,16 +199,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class SteadyCosts:
-    """Tells a balancer that every pass takes as long, whatever the machine does."""
+    """Reports the same time for every pass, whatever the machine does."""
 
-    planner: Planner
+    statistics: Statistics
     pass_s: float
 
     def observe_pass(self, report: PassReport) -> None:
-        self.planner.observe_pass(PassReport(report.num_rows, self.pass_s))
+        self.statistics.observe_pass(PassReport(report.num_rows, self.pass_s))
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        return self.planner.hold_s(num_rows, latecomers)
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
+        return self.statistics.batch_wait_s(num_rows, arrivals)
 
 
 @asynccontextmanager
@@ -235,7 +236,7 @@ async def house(
             engine=target,
             thread=thread,
             max_batch=max_sessions,
-            costs=SteadyCosts(planner, pass_s),
+            costs=SteadyCosts(planner.statistics, pass_s),
         )
         drafters: list[DraftWorker] = []
         for number, neighbour in enumerate(neighbours):

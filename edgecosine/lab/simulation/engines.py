@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
@@ -121,7 +121,7 @@ class SimulatedVerifier(Verifier):
         self,
         *,
         engine: RecitingTarget,
-        planner: Planner,
+        statistics: Statistics,
         max_batch: int,
         costs: Costs,
         core: Core,
@@ -131,7 +131,7 @@ class SimulatedVerifier(Verifier):
             engine=engine,
             thread=cast(Any, None),
             max_batch=max_batch,
-            costs=planner,
+            costs=statistics,
         )
         self._charges, self._core, self._strand = costs, core, strand
         self.round_s = costs.round_s

@@ -145,13 +145,14 @@ def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
     for count in PLANNED:
         planner, chance = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
-            planner.observe_pass(PassReport(rows, seconds))
+            planner.statistics.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
         for name in names:
             compute_s = chance.uniform(0.001, 0.003)
-            planner.observe_answer(name, compute_s + chance.uniform(0.001, 0.003), compute_s, 4)
-            planner.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
-        request = planner.open("edgecosine")
+            elapsed_s = compute_s + chance.uniform(0.001, 0.003)
+            planner.statistics.observe_answer(name, elapsed_s, compute_s, 4)
+            planner.statistics.drafter(name).record.rate.observe(chance.randint(5, 40), 15)
+        request = planner.statistics.open("edgecosine")
         times = []
         for _ in range(10 * repeats):
             started = time.perf_counter()

@@ -71,7 +71,7 @@ class TargetNode:
         self.planner = TimedPlanner()
         self.verifier = SimulatedVerifier(
             engine=RecitingTarget(texts),
-            planner=self.planner,
+            statistics=self.planner.statistics,
             max_batch=slots,
             costs=costs,
             core=Core(loop) if has_device else core,
@@ -80,7 +80,7 @@ class TargetNode:
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
-            self.planner.welcome(drafter.node_id)
+            self.planner.statistics.add_link(drafter.node_id)
             self._links[drafter.node_id] = VirtualLink(
                 loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
                 worker=drafter.worker, carrier=carrier,

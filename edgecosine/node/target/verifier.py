@@ -53,7 +53,7 @@ class PassCosts(Protocol):
     def observe_pass(self, report: PassReport) -> None:
         """A pass is over."""
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to hold a pass back for latecomers; None to start it at once."""
 
 
@@ -145,10 +145,10 @@ class Verifier:
                 self._batch = await self._mailbox.take(self._max_batch)
             self._batch += self._mailbox.take_nowait(self._max_batch - len(self._batch))
             moment = now()
-            held_s = self._hold_s(moment)
-            if held_s is None:
+            wait_s = self._batch_wait_s(moment)
+            if wait_s is None:
                 break
-            ends = min(ends, moment + held_s + GRACE_S)
+            ends = min(ends, moment + wait_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
                 self._give_up(ends)
                 self._batch = [envelope for envelope in self._batch if envelope.is_open]
@@ -156,17 +156,17 @@ class Verifier:
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
 
-    def _hold_s(self, moment: float) -> float | None:
+    def _batch_wait_s(self, moment: float) -> float | None:
         here = {envelope.message.key for envelope in self._batch}
-        latecomers = [
+        arrivals = [
             ExpectedArrival(at - moment, num_rows)
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
-        if not latecomers or len(self._batch) == self._max_batch:
+        if not arrivals or len(self._batch) == self._max_batch:
             return None
         num_rows = sum(self._num_rows(envelope.message) for envelope in self._batch)
-        return self._costs.hold_s(num_rows, latecomers)
+        return self._costs.batch_wait_s(num_rows, arrivals)
 
     def _num_rows(self, work: VerifyWork) -> int:
         is_prefill = work.key not in self._expected

@@ -192,7 +192,7 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", tell_every_s)
 
     async def story() -> None:
         for dies_at in range(NEVER):
@@ -210,7 +210,7 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
 def test_killed_several_times_it_ends_as_it_would_have(
     deaths: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
 
     async def story() -> None:
         for request in REQUESTS:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, PassResult, VerifyWork
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
@@ -89,16 +91,16 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "started": (RequestRunner, "start", by_first),
     "begun": (DiskJournal, "begin", by_first),
     "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
-    "opened": (Planner, "open", by_task),
+    "opened": (Statistics, "open", by_task),
     "first plan": (Planner, "first_plan", by_task),
     "plan": (Planner, "plan", by_task),
     "asked": (DraftClient, "_request", by_key),
-    "draft": (DraftClient, "_proposal", by_key),
+    "draft": (DraftClient, "_checked", by_key),
     "fuse": (Planner, "fuse", by_task),
     "ahead": (Planner, "ahead", by_task),
     "verify": (Verifier, "verify", by_first),
     "commit": (Session, "_commit", by_task),
-    "learned": (Planner, "observe_truth", by_task),
+    "learned": (AcceptanceStatistics, "observe_truth", by_task),
     "text": (OutputProcessor, "push", by_task),
     "tokens journalled": (DiskJournal, "commit", by_first),
     "stream": (ReplyPublisher, "part", by_first),
@@ -107,7 +109,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "cost": (SessionSlots, "learn", by_second),
     "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
     "last part": (ReplyPublisher, "last_part", by_first),
-    "closed": (Planner, "close", by_task),
+    "closed": (Statistics, "close", by_task),
     "released": (DraftClient, "release", by_key),
 }
 
@@ -205,7 +207,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
     await at.reception.idle()
     assert at.admission.num_at_work == at.admission.num_queued == 0
     assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
-    assert at.home.planner._at_work == set()
+    assert at.home.planner.statistics.num_active == 0
     await at.home.verifier.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
     assert set(at.home.target.fed) <= {"probe"}
     assert "[0 waiting" in repr(at.home.verifier)
@@ -218,7 +220,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
 def test_failure_at_a_stage_is_its_requests_alone(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
     owner, name, is_bad = STAGES[stage]
     before, num_raised = getattr(owner, name), [0]
 

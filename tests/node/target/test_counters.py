@@ -36,7 +36,7 @@ def test_drafter_that_lacks_tokens_is_asked_again_and_that_is_counted() -> None:
         neighbour = Neighbour(ScriptedDrafter(language), weather)
         async with house(ScriptedTarget(language), [neighbour]) as home:
             await home.answer(Request("a", "1", "ask", "To be", max_tokens=20))
-            return home.planner.num_asked_again
+            return home.planner.statistics.num_retries
 
     async def main() -> None:
         assert await counted(Weather.FINE) == 0

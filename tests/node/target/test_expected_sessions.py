@@ -20,13 +20,13 @@ from tests.support.engines import ScriptedTarget
 class Noting(Costs):
     """Notes in how many seconds whom it was asked to wait for was expected."""
 
-    def __init__(self, hold_s: float = 0.0) -> None:
-        super().__init__(hold_s)
+    def __init__(self, batch_wait_s: float = 0.0) -> None:
+        super().__init__(batch_wait_s)
         self.waits: list[list[float]] = []
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        self.waits.append([late.in_s for late in latecomers])
-        return super().hold_s(num_rows, latecomers)
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
+        self.waits.append([late.in_s for late in arrivals])
+        return super().batch_wait_s(num_rows, arrivals)
 
 
 @asynccontextmanager
@@ -90,7 +90,7 @@ def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
 
 
 def test_who_was_waited_for_in_vain_is_not_waited_for_again() -> None:
-    costs = Noting(hold_s=0.01)
+    costs = Noting(batch_wait_s=0.01)
 
     async def main() -> None:
         async with batching(ScriptedTarget(LANGUAGE), costs) as verifier:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Planner
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import House, Neighbour, house
@@ -34,16 +33,16 @@ class Call:
     terms: dict[str, Any]
 
 
-def listen(planner: Planner, name: str) -> list[Call]:
+def listen(owner: object, name: str) -> list[Call]:
     """All calls of one of the balancer's methods, which goes on as before."""
     calls: list[Call] = []
-    method = getattr(planner, name)
+    method = getattr(owner, name)
 
     def note(*args: Any, **terms: Any) -> Any:
         calls.append(Call(args, terms))
         return method(*args, **terms)
 
-    setattr(planner, name, note)
+    setattr(owner, name, note)
     return calls
 
 
@@ -53,7 +52,7 @@ def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             home.links["drafter-0"].held = asyncio.Event()
-            late = listen(home.planner, "observe_late")
+            late = listen(home.planner.statistics, "observe_late")
             answer = await home.answer(asked(max_tokens=2))
             assert home.links["drafter-0"].asked
             assert late == []
@@ -93,7 +92,7 @@ def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes()
 def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            waits = listen(home.planner, "observe_wait")
+            waits = listen(home.planner.statistics, "observe_wait")
             await home.answer(asked("specinfer"))
             assert waits
             for call in waits:
@@ -110,7 +109,7 @@ def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbe
     than one drafter."""
 
     async def heard(home: House) -> list[bool]:
-        calls = listen(home.planner, "observe_answer")
+        calls = listen(home.planner.statistics, "observe_answer")
         await home.answer(asked(policy))
         return [call.terms["is_disturbed"] for call in calls]
 
@@ -131,7 +130,7 @@ def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
 
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.planner, "observe_answer")
+            calls = listen(home.planner.statistics, "observe_answer")
             await home.answer(asked())
             told = [call.terms["is_disturbed"] for call in calls]
             assert told[0]
@@ -143,7 +142,7 @@ def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
 def test_each_round_tells_what_it_cost_the_event_loop() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.planner, "observe_bookkeeping")
+            calls = listen(home.planner.statistics, "observe_bookkeeping")
             answer = await home.answer(asked())
             assert len(calls) == answer.metrics.num_rounds
             assert all(call.args[0] > 0.0 for call in calls)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
-from edgecosine.node.target.draft_client import LONGEST_ASKED, DraftClient
+from edgecosine.node.target.draft_client import LONGEST_PREFIX, DraftClient
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.api.request import (
     Answer,
@@ -257,10 +257,11 @@ def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> Non
     async def main() -> None:
         async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = told
-            sequence = Prefix(range(LONGEST_ASKED))
+            sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
                 key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
-                links=lambda: home.links, planner=home.planner, metrics=RequestMetrics(),
+                links=lambda: home.links, statistics=home.planner.statistics,
+                metrics=RequestMetrics(),
             )  # fmt: skip
             assert list(draft_client.linked) == ["drafter-0"]
             sequence.extend([1])
@@ -419,7 +420,7 @@ def test_end_token_is_no_end_when_it_is_ignored() -> None:
 
 
 def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
     language = recital("To be", "s€ stay stop".encode())
 
     async def main() -> list[str]:
@@ -432,7 +433,7 @@ def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.Mon
 
 
 def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", math.inf)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", math.inf)
     language = recital("To be", b"one and all")
 
     async def main() -> list[str]:
@@ -443,9 +444,9 @@ def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch)
     assert run(main()) == ["one and all"]
 
 
-@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
-def test_every_token_is_told_once(tell_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+@pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
+def test_every_token_is_told_once(yield_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
 
@@ -462,15 +463,15 @@ def test_every_token_is_told_once(tell_every_s: float, monkeypatch: pytest.Monke
             return [committed.tokens for committed in told], answer
 
     rounds, answer = run(main())
-    assert len(rounds) == (1 if tell_every_s else answer.num_tokens)
+    assert len(rounds) == (1 if yield_every_s else answer.num_tokens)
     assert [token for tokens in rounds for token in tokens] == list(alone(language, asked).tokens)
 
 
-@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
+@pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
 def test_resumed_session_shows_all_text_whenever_it_goes_out(
-    tell_every_s: float, monkeypatch: pytest.MonkeyPatch
+    yield_every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
     whole = alone(language, asked)
@@ -532,9 +533,9 @@ async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) ->
     """The next request of another name finds every slot free but its own."""
     assert [repr(worker) for worker in home.drafters] == [IDLE] * len(engines)
     assert repr(home.service).startswith("<TextService scripted [0 sessions")
-    newcomer = home.planner.open("edgecosine")
-    assert replace(home.planner._company(newcomer), bookkeeping_s=0.0) == ALONE
-    home.planner.close(newcomer)
+    newcomer = home.planner.statistics.open("edgecosine")
+    assert replace(home.planner.statistics.co_batched(newcomer), bookkeeping_s=0.0) == ALONE
+    home.planner.statistics.close(newcomer)
     await home.answer(request("another", request_id="2", max_tokens=12))
     assert set(home.target.fed) <= {"a/2"}
     assert "[0 waiting, 0 expected" in repr(home.verifier)
@@ -550,7 +551,7 @@ def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> No
         neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
         async with house(ScriptedTarget(language), neighbours) as home:
             for node_id in home.links:
-                home.planner.observe_answer(node_id, 0.001, 0.001, 4)
+                home.planner.statistics.observe_answer(node_id, 0.001, 0.001, 4)
             home.links["drafter-0"].held = asyncio.Event()
             answer = await home.answer(request(max_tokens=60))
             assert home.links["drafter-0"].released == ["a/1"]

@@ -11,10 +11,12 @@ from typing import cast
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.round import Round
 from edgecosine.engine.target.acceptance import walk
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.target.draft_client import DraftClient
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
+from tests.fusion.drafts import draft_of
 
 PASS_S, TOKEN_S = 0.03, 0.001
 NAMES = ("even", "odd")
@@ -40,27 +42,27 @@ class World:
 
     def __post_init__(self) -> None:
         for rows in (1, MAX_NODES + 1):
-            self.planner.observe_pass(PassReport(rows, PASS_S))
-        self.request = self.planner.open(self.policy)
+            self.planner.statistics.observe_pass(PassReport(rows, PASS_S))
+        self.request = self.planner.statistics.open(self.policy)
 
-    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
+    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[DrafterTree]:
         """What the plan's drafters say; stands in for `DraftClient`."""
         compute_s = plan.gamma * TOKEN_S
-        if plan.drafters and not plan.is_trial:
+        if plan.drafters and not plan.is_probe:
             self.now_s += self.rtt_s + compute_s
         for node_id in plan.drafters:
-            self.planner.observe_answer(
+            self.planner.statistics.observe_answer(
                 node_id, self.rtt_s + compute_s, compute_s, plan.gamma,
-                is_disturbed=plan.is_trial or len(plan.drafters) > 1,
+                is_disturbed=plan.is_probe or len(plan.drafters) > 1,
             )  # fmt: skip
         start = self.length + len(trunk)
         return [self._draft(node_id, start, plan.gamma) for node_id in plan.drafters]
 
-    def _draft(self, node_id: str, start: int, size: int) -> Proposal:
+    def _draft(self, node_id: str, start: int, size: int) -> DrafterTree:
         places = range(start, start + size)
         hits = [self.is_good or at % 2 == NAMES.index(node_id) for at in places]
         tokens = tuple(truth(at) if hit else 1 for at, hit in zip(places, hits, strict=True))
-        return Proposal(node_id, start, tokens, tuple(0.9 if hit else 0.3 for hit in hits))
+        return draft_of(node_id, start, tokens, tuple(0.9 if hit else 0.3 for hit in hits))
 
     def play(self, num_rounds: int) -> float:
         """So many rounds; tokens per second of them."""
@@ -73,20 +75,24 @@ class World:
         made, request = self.planner, self.request
         plan, asked = made.plan(request, NAMES, 100), self.now_s
         if plan.interval:
-            drafts = await gather_by_steps(cast(DraftClient, self), made, request, plan)
+            drafts = await gather_by_steps(
+                cast(DraftClient, self), made.statistics.acceptance, request, plan
+            )
         else:
             drafts = await self.gather(plan)
         waited_s = self.now_s - asked
-        made.observe_wait(plan, waited_s)
-        tree = made.fuse(request, drafts, 99, waited_s)
-        tried = await self.gather(made.trial(request, NAMES, plan))
+        made.statistics.observe_wait(plan, waited_s)
+        tree = made.fuse(request, Round(plan, drafts), 99, waited_s)
+        tried = await self.gather(made.probe(request, NAMES, plan))
         verdict = walk(tree, lambda _, accepted: truth(self.length + len(accepted)))
         self.now_s += PASS_S
         if plan.drafters:
-            made.observe_round(request, plan, was_ready=False, num_accepted=len(verdict.path))
+            made.statistics.observe_round(
+                request, plan, waited_s=waited_s, was_ready=False, num_accepted=len(verdict.path)
+            )
         self.length += len(verdict.path) + 1
         committed = [truth(at) for at in range(self.length)]
-        made.observe_truth(request, [*drafts, *tried], committed)
+        made.statistics.acceptance.observe_truth(request, [*drafts, *tried], committed)
         self.forms.append(plan.interval)
 
 
@@ -130,11 +136,11 @@ def test_estimate_that_is_not_kept_is_hardly_tried_again() -> None:
     """The drafters agree with the truth only where nobody goes on from another's words."""
 
     class Deceived(World):
-        def _draft(self, node_id: str, start: int, size: int) -> Proposal:
+        def _draft(self, node_id: str, start: int, size: int) -> DrafterTree:
             draft = super()._draft(node_id, start, size)
             if start == self.length:
                 return draft
-            return Proposal(node_id, start, (1,) * size, (0.3,) * size)
+            return draft_of(node_id, start, (1,) * size, (0.3,) * size)
 
     world = Deceived()
     world.play(200)

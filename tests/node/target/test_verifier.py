@@ -39,19 +39,19 @@ def verdict(asked: VerifyWork) -> VerificationResult:
 class Costs:
     """Records what passes cost; never holds one back unless it is told how long."""
 
-    def __init__(self, hold_s: float = 0.0) -> None:
+    def __init__(self, batch_wait_s: float = 0.0) -> None:
         self.seen: list[PassReport] = []
         self.is_holding = asyncio.Event()
-        self._hold_s = hold_s
+        self._batch_wait_s = batch_wait_s
 
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
 
-    def hold_s(self, _num_rows: int, _latecomers: Sequence[ExpectedArrival]) -> float | None:
-        if not self._hold_s:
+    def batch_wait_s(self, _num_rows: int, _arrivals: Sequence[ExpectedArrival]) -> float | None:
+        if not self._batch_wait_s:
             return None
         self.is_holding.set()
-        return self._hold_s
+        return self._batch_wait_s
 
 
 class Gate:
@@ -284,9 +284,11 @@ def _verifier(target: ScriptedTarget, thread: EngineThread) -> Verifier:
 
 
 @asynccontextmanager
-async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifier, Costs]]:
+async def holding(
+    batch_wait_s: float, target: ScriptedTarget
+) -> AsyncIterator[tuple[Verifier, Costs]]:
     """Passes are held back for whoever has had a verdict and is not there again."""
-    costs = Costs(hold_s)
+    costs = Costs(batch_wait_s)
     with EngineThread("target") as thread:
         verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:

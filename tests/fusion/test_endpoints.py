@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.engine.draft.draft_tree import DraftTree
-from edgecosine.fusion.outcomes import OWN, fan_out, outcome_masses
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.endpoints import OWN, endpoint_probabilities, fan_out
 from edgecosine.protocol.wire.tree import ROOT, TokenTree, chain
+from tests.fusion.drafts import draft_of
 from tests.protocol.wire.test_tree import trees
 
 LENGTH = 10
@@ -23,7 +24,7 @@ CHAIN = chain((1, 1, 1, 1), (0.8, 0.8, 0.8, 0.8))
 
 @given(trees())
 def test_masses_of_a_chain_sum_to_one_and_none_is_negative(tree: TokenTree) -> None:
-    masses = outcome_masses(tree)
+    masses = endpoint_probabilities(tree)
     assert len(masses) == 1 + len(tree)
     assert all(mass >= 0.0 for mass in masses)
     if tree.is_chain:
@@ -32,7 +33,7 @@ def test_masses_of_a_chain_sum_to_one_and_none_is_negative(tree: TokenTree) -> N
 
 def test_masses_are_those_of_accepted_lengths() -> None:
     tree = TokenTree((1, 2, 3), (-1, -1, 0), (0.6, 0.3, 0.5), (1, 1, 1))
-    assert outcome_masses(tree) == pytest.approx([0.1, 0.3, 0.3, 0.3])
+    assert endpoint_probabilities(tree) == pytest.approx([0.1, 0.3, 0.3, 0.3])
 
 
 @given(trees(), st.lists(st.floats(0.01, 100), min_size=1, max_size=4))
@@ -46,7 +47,7 @@ def test_every_outcome_is_the_own_one_of_one_drafter(
 
 
 def test_the_strong_take_more_of_what_is_probable() -> None:
-    masses = outcome_masses(CHAIN)
+    masses = endpoint_probabilities(CHAIN)
 
     def load(own: bytes) -> float:
         return sum(mass for mass, byte in zip(masses, own, strict=True) if byte == OWN)
@@ -62,7 +63,7 @@ def says(path: Sequence[int]) -> DraftTokens:
     return DraftTokens([1, 2, 3, 4], [(0.5, 0.4, 0.3)[turn], 0.25, 0.15, 0.1])
 
 
-def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> Proposal:
+def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> DrafterTree:
     """What a drafter answers that reads two nodes in each of so many steps."""
     growth = DraftTree(LENGTH)
     growth.add_guesses(ROOT, says(()))
@@ -74,12 +75,12 @@ def read_on(tree: TokenTree, shares: Sequence[float], num_steps: int) -> Proposa
             growth.add_guesses(node, says([growth.nodes.token[at] for at in growth.path(node)]))
         nodes = []
     told = growth.proposal(64)
-    return Proposal("d", LENGTH, told.tokens, told.confidences, told.parents)
+    return draft_of("d", LENGTH, told.tokens, told.confidences, told.parents)
 
 
-def foreseen(proposals: Sequence[Proposal], tree: TokenTree) -> float:
+def foreseen(proposals: Sequence[DrafterTree], tree: TokenTree) -> float:
     """Probability that a draft of two tokens is there after the verdict."""
-    masses, found = outcome_masses(tree), 0.0
+    masses, found = endpoint_probabilities(tree), 0.0
     for outcome, mass in enumerate(masses):
         nodes = tree.path(outcome - 1) if outcome else ()
         accepted = [tree.tokens[node] for node in nodes]

@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.proposal import Judged, Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree, JudgedToken
 from edgecosine.protocol.wire.tree import ROOT
+from tests.fusion.drafts import draft_of
 
 
 @st.composite
-def proposals(draw: st.DrawFn) -> Proposal:
+def proposals(draw: st.DrawFn) -> DrafterTree:
     """Trees after three tokens, siblings different and in order of confidence, or chains."""
     size = draw(st.integers(0, 10))
     if draw(st.booleans()):
         tokens = draw(st.tuples(*[st.integers(0, 3)] * size))
-        return Proposal("d", 3, tokens, (0.5,) * size)
+        return draft_of("d", 3, tokens, (0.5,) * size)
     tokens, parents = list[int](), list[int]()
     for _ in range(size):
         parent, token = draw(st.integers(ROOT, len(tokens) - 1)), draw(st.integers(0, 3))
@@ -25,13 +26,13 @@ def proposals(draw: st.DrawFn) -> Proposal:
             parents.append(parent)
     size = len(tokens)
     confidences = tuple(1 - node / 20 for node in range(size))
-    return Proposal("d", 3, tuple(tokens), confidences, tuple(parents))
+    return draft_of("d", 3, tokens, confidences, parents)
 
 
-def paths(proposal: Proposal) -> set[tuple[int, ...]]:
+def paths(proposal: DrafterTree) -> set[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
-    for node, token in enumerate(proposal.tokens):
-        above = proposal.parent(node)
+    for node, token in enumerate(proposal.tree.tokens):
+        above = proposal.tree.parents[node]
         found.append((token,) if above == ROOT else (*found[above], token))
     return set(found)
 
@@ -40,7 +41,7 @@ texts = st.lists(st.integers(0, 3), max_size=6)
 
 
 @given(proposals(), texts)
-def test_what_is_left_is_what_it_held_below(proposal: Proposal, since: list[int]) -> None:
+def test_what_is_left_is_what_it_held_below(proposal: DrafterTree, since: list[int]) -> None:
     committed = [9, 9, 9, *since]
     left = proposal.after(committed)
     size = len(since)
@@ -48,12 +49,12 @@ def test_what_is_left_is_what_it_held_below(proposal: Proposal, since: list[int]
     assert (paths(left) if left else set()) == below
     if left:
         assert left.prefix_len == len(committed)
-        assert all(left.parent(node) < node for node in range(len(left)))
+        assert all(left.tree.parents[node] < node for node in range(len(left)))
 
 
 @given(proposals(), texts)
 def test_cover_is_the_longest_path_that_the_truth_goes(
-    proposal: Proposal, truth: list[int]
+    proposal: DrafterTree, truth: list[int]
 ) -> None:
     held = paths(proposal)
     expected = max(n for n in range(len(truth) + 1) if n == 0 or tuple(truth[:n]) in held)
@@ -61,7 +62,9 @@ def test_cover_is_the_longest_path_that_the_truth_goes(
 
 
 @given(proposals(), texts)
-def test_judged_nodes_are_those_whose_parent_is_right(proposal: Proposal, truth: list[int]) -> None:
+def test_judged_nodes_are_those_whose_parent_is_right(
+    proposal: DrafterTree, truth: list[int]
+) -> None:
     judged = proposal.judged(truth)
     assert sum(each.is_accepted for each in judged) == proposal.covers(truth)
     hits, misses = proposal.hits_and_misses(truth)
@@ -70,10 +73,10 @@ def test_judged_nodes_are_those_whose_parent_is_right(proposal: Proposal, truth:
 
 
 @given(proposals())
-def test_chain_is_a_path_of_it(proposal: Proposal) -> None:
+def test_chain_is_a_path_of_it(proposal: DrafterTree) -> None:
     chain = proposal.chain()
     assert bool(len(chain)) == bool(len(proposal))
-    assert len(chain) == 0 or chain.tokens in paths(proposal)
+    assert len(chain) == 0 or chain.tree.tokens in paths(proposal)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +93,27 @@ def test_chain_is_a_path_of_it(proposal: Proposal) -> None:
 def test_best_continuation_counts_and_its_siblings_do_not(
     truth: tuple[int, ...], hits: int, misses: int
 ) -> None:
-    proposal = Proposal("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
+    proposal = draft_of("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
     assert proposal.hits_and_misses(truth) == (hits, misses)
 
 
 def test_judgement_names_confidences() -> None:
-    proposal = Proposal("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
-    assert proposal.judged((1, 7)) == [Judged(0.6, True), Judged(0.2, False), Judged(0.9, False)]
+    proposal = draft_of("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
+    assert proposal.judged((1, 7)) == [
+        JudgedToken(0.6, True),
+        JudgedToken(0.2, False),
+        JudgedToken(0.9, False),
+    ]
 
 
 def test_saying_nothing_is_a_miss() -> None:
-    assert Proposal("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
+    assert draft_of("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
 
 
 def test_what_goes_on_from_others_is_judged_by_its_own_words_alone() -> None:
-    laid = Proposal("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
+    laid = draft_of("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
     own = laid.own((0, 0, 0, 7, 8, 9, 6))
-    assert own == Proposal("d", 5, (9, 5), (0.9, 0.9), (-1, 0))
+    assert own == draft_of("d", 5, (9, 5), (0.9, 0.9), (-1, 0))
     assert own.hits_and_misses((9, 6)) == (1, 1)
     assert laid.own((0, 0, 0, 7, 1, 9, 5)) is None
     assert laid.own((0, 0, 0, 7)) is None
