@@ -96,7 +96,7 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
     async def main() -> None:
         service, topics = ScriptedService(max_sessions=1), Topics("home")
         service.hold("hm")
-        admission = AdmissionControl(num_places=1, max_queued=0)
+        admission = AdmissionControl(num_slots=1, max_queued=0)
         reception = RequestManager(service, topics=topics, send=lambda _: None, admission=admission)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())

@@ -56,9 +56,9 @@ class AdmissionControl:
     """Places for sessions, and the queue before them. `now` is in seconds of any steady clock."""
 
     def __init__(
-        self, *, num_places: int, max_queued: int, max_queued_per_client: int | None = None
+        self, *, num_slots: int, max_queued: int, max_queued_per_client: int | None = None
     ) -> None:
-        self._num_places, self._max_queued = num_places, max_queued
+        self._num_slots, self._max_queued = num_slots, max_queued
         # One client may not fill the queue for all others.
         half = -(-max_queued // 2)
         self.max_queued_per_client = (
@@ -78,26 +78,26 @@ class AdmissionControl:
         return len(self._queue)
 
     @property
-    def at_work(self) -> tuple[FairJob, ...]:
+    def running(self) -> tuple[FairJob, ...]:
         """Jobs that have a place."""
         return tuple(self._since)
 
     @property
-    def num_at_work(self) -> int:
+    def num_running(self) -> int:
         """Places that are taken."""
         return len(self._since)
 
     @property
     def is_full(self) -> bool:
         """Whether nobody else can be let in."""
-        return self.num_queued >= self._max_queued and self.num_at_work >= self._num_places
+        return self.num_queued >= self._max_queued and self.num_running >= self._num_slots
 
     def check(self, jobs: Sequence[FairJob], deadline_s: float, now: float) -> None:
         """Whether a request of one client, each choice a job, may come in.
 
         Raises Overloaded.
         """
-        num_free = max(0, self._num_places - len(self._since) - len(self._queue))
+        num_free = max(0, self._num_slots - len(self._since) - len(self._queue))
         num_waiting = len(jobs) - num_free
         if num_waiting <= 0:
             return
@@ -121,7 +121,7 @@ class AdmissionControl:
 
     def start(self, now: float) -> FairJob | None:
         """The job whose turn it is, which is at work from now on; None when none can start."""
-        if len(self._since) >= self._num_places or not self._queue:
+        if len(self._since) >= self._num_slots or not self._queue:
             return None
         job = self._queue.pop()
         self._since[job] = now
@@ -152,7 +152,7 @@ class AdmissionControl:
     def _completion_s(self, jobs: Sequence[FairJob], now: float) -> float:
         """Seconds until the last of `jobs` has ended, if all goes on as it went."""
         ends = [self._remaining_s(job, now) for job in self._since]
-        ends += [0.0] * (self._num_places - len(ends))
+        ends += [0.0] * (self._num_slots - len(ends))
         heapq.heapify(ends)
         wanted, completion_s = set(jobs), 0.0
         for job in self._queue.order(jobs):

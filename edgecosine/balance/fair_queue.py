@@ -46,7 +46,7 @@ class _Client:
     """Tokens given, on the scale of the virtual time."""
     waiting: list[tuple[float, int, FairJob]] = field(default_factory=list)
     """In the order of their turns: by tag at arrival and priority, then by arrival."""
-    num_at_work: int = 0
+    num_running: int = 0
 
     @property
     def head(self) -> tuple[float, int]:
@@ -104,11 +104,11 @@ class FairQueue:
         client = min(backlogged, key=lambda each: each.head)
         lowest = min(each.tag for each in backlogged)
         _, _, job = client.waiting.pop(0)
-        num_active = sum(1 for each in self._clients.values() if each.waiting or each.num_at_work)
-        num_active += not client.waiting and not client.num_at_work
+        num_active = sum(1 for each in self._clients.values() if each.waiting or each.num_running)
+        num_active += not client.waiting and not client.num_running
         self._virtual = max(self._virtual + job.cost / num_active, lowest)
         client.tag += job.cost
-        client.num_at_work += 1
+        client.num_running += 1
         self._size -= 1
         return job
 
@@ -117,14 +117,14 @@ class FairQueue:
         client = self._clients[job.client_id]
         client.waiting = [entry for entry in client.waiting if entry[2] is not job]
         client.tag += job.cost
-        client.num_at_work += 1
+        client.num_running += 1
         self._size -= 1
 
     def settle(self, job: FairJob, cost: float) -> None:
         """A job that was at work has ended, having cost so many tokens."""
         client = self._clients[job.client_id]
         client.tag += cost - job.cost
-        client.num_at_work -= 1
+        client.num_running -= 1
         self._forget_idle()
 
     def order(self, more: Iterable[FairJob] = ()) -> list[FairJob]:
@@ -156,7 +156,7 @@ class FairQueue:
         idle = [
             (client.tag, name)
             for name, client in self._clients.items()
-            if not client.waiting and not client.num_at_work
+            if not client.waiting and not client.num_running
         ]
         for _, name in sorted(idle)[: (len(idle) + 1) // 2]:
             del self._clients[name]

@@ -21,7 +21,7 @@ def histories(draw: st.DrawFn) -> list[FairJob | str]:
 
 def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[FairJob]]:
     """A queue after a history, who waits in it, and who is at work."""
-    queue, waiting, at_work = FairQueue(), [], []
+    queue, waiting, running = FairQueue(), [], []
     for event in history:
         if isinstance(event, FairJob):
             queue.add(event)
@@ -29,12 +29,12 @@ def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[F
         elif event == "turn" and waiting:
             job = queue.pop()
             waiting.remove(job)
-            at_work.append(job)
-        elif event == "end" and at_work:
-            job = at_work.pop(0)
+            running.append(job)
+        elif event == "end" and running:
+            job = running.pop(0)
             queue.settle(job, job.cost / 2)
         assert len(queue) == len(waiting)
-    return queue, waiting, at_work
+    return queue, waiting, running
 
 
 @given(histories())

@@ -50,13 +50,13 @@ def test_tokens_that_were_not_used_are_given_back() -> None:
 
 @pytest.mark.parametrize(("deadline_s", "is_let_in"), [(1.5, False), (2.5, True)])
 def test_request_is_judged_by_the_last_of_its_choices(
-    deadline_s: float, *, is_let_in: bool
+    deadline_s: float, *, is_admitted: bool
 ) -> None:
     """One place, ten tokens a second: the first of two choices would be there after a second."""
-    admission = AdmissionControl(num_places=1, max_queued=8)
+    admission = AdmissionControl(num_slots=1, max_queued=8)
     admission.pace.observe(100, 100, 10.0)
     choices = [FairJob("a", 10.0), FairJob("a", 10.0)]
-    if is_let_in:
+    if is_admitted:
         admission.check(choices, deadline_s, 0.0)
     else:
         with pytest.raises(Overloaded, match="deadline"):

@@ -114,7 +114,7 @@ def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def admission(service: Service) -> AdmissionControl:
     """Room for a few."""
-    return AdmissionControl(num_places=service.max_sessions, max_queued=16)
+    return AdmissionControl(num_slots=service.max_sessions, max_queued=16)
 
 
 async def live(
@@ -325,10 +325,10 @@ def test_resumed_request_has_a_place_as_every_other(tmp_path: Path) -> None:
             await at.expect_state("running")
         async with desk(tmp_path, holding()) as at:
             await at.expect_state("running")
-            assert at.admission.num_at_work == 2
+            assert at.admission.num_running == 2
         async with desk(tmp_path) as at:
             await at.expect(FINAL)
-            assert at.admission.num_at_work == at.admission.num_queued == 0
+            assert at.admission.num_running == at.admission.num_queued == 0
 
     run(story())
 
@@ -414,7 +414,7 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             )  # fmt: skip
             assert final["error"]["retry_after_s"] > 0
             assert not service.requests
-            assert at.admission.num_at_work == 0
+            assert at.admission.num_running == 0
             await at.reception.idle()
             at.journal.store.write = write  # type: ignore[method-assign]
             at.take()

@@ -37,7 +37,7 @@ class Desk:
             service,
             topics=HOME,
             send=self._send,
-            admission=AdmissionControl(num_places=service.max_sessions, max_queued=4),
+            admission=AdmissionControl(num_slots=service.max_sessions, max_queued=4),
         )
 
     def _send(self, message: Outgoing) -> None:

@@ -118,7 +118,7 @@ def test_what_is_too_much_is_refused_and_the_rest_is_answered_as_ever() -> None:
             # Its share of the queue, beside the places at work.
             assert codes == {"overloaded": len(hog) - MAX_SESSIONS - MAX_QUEUED // 2}
             assert all(ends[topic][0]["choices"][0]["text"] == TEXT for topic in polite)
-            assert gateway.admission.num_queued == gateway.admission.num_at_work == 0
+            assert gateway.admission.num_queued == gateway.admission.num_running == 0
             after = ask(listener, "polite", 99)
             assert (await listener.expect_json(after))["choices"][0]["text"] == TEXT
 

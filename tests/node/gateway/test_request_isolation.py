@@ -163,7 +163,7 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
     neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7))]
     async with house(target, neighbours, max_sessions=2) as home:
         journal = DiskJournal(directory)
-        admission = AdmissionControl(num_places=2, max_queued=8)
+        admission = AdmissionControl(num_slots=2, max_queued=8)
         reception = RequestManager(
             home.service, topics=HOME, send=send, admission=admission, journal=journal
         )
@@ -205,7 +205,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
     for name in ("next", "another"):
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
     await at.reception.idle()
-    assert at.admission.num_at_work == at.admission.num_queued == 0
+    assert at.admission.num_running == at.admission.num_queued == 0
     assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
     assert at.home.planner.statistics.num_active == 0
     await at.home.verifier.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))

@@ -57,7 +57,7 @@ def test_request_that_goes_on_after_a_start_is_counted() -> None:
         job = RecoveredRequest(ticket, Request("a", "1", "completion", "x"), 1.0, {})
         reception = RequestManager(
             service, topics=HOME, send=send, counters=counters, past=RecoveredState(jobs=(job,)),
-            admission=AdmissionControl(num_places=1, max_queued=4),
+            admission=AdmissionControl(num_slots=1, max_queued=4),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())
