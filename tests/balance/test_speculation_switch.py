@@ -7,7 +7,7 @@ import pytest
 from edgecosine.balance.speculation_switch import (
     FIRST_REST,
     LONGEST_REST,
-    TRIAL_PASSES,
+    PROBE_PASSES,
     SpeculationSwitch,
 )
 
@@ -51,7 +51,7 @@ def test_speculation_that_gains_again_is_found_within_one_rest() -> None:
 
 def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
     regimes = SpeculationSwitch()
-    play(regimes, 100 * TRIAL_PASSES, 2.0 * 4 / PLAIN_S)
+    play(regimes, 100 * PROBE_PASSES, 2.0 * 4 / PLAIN_S)
     bad = 0
     while regimes.speculates(4):
         regimes.observe(4, 1, 1.0, PLAIN_S)
@@ -81,7 +81,7 @@ def test_trial_that_clearly_loses_is_cut_short() -> None:
     while regimes.speculates(4):
         play(regimes, 1, 0.5 * 4 / PLAIN_S)
         num_tried += 1
-    assert num_tried < TRIAL_PASSES
+    assert num_tried < PROBE_PASSES
 
 
 def test_number_that_is_new_does_as_the_nearest_one() -> None:
