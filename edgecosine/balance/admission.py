@@ -133,7 +133,7 @@ class AdmissionControl:
         self._since[job] = now
 
     def leave(self, job: FairJob, now: float, num_tokens: int | None = None) -> None:
-        """Remove a job from the queue, or end a running one after `num_tokens` tokens (None: unknown)."""
+        """Remove a waiting job, or end a running one after `num_tokens` tokens (None: unknown)."""
         since = self._since.pop(job, None)
         if since is None:
             self._queue.discard(job)

@@ -120,7 +120,7 @@ class SpeculationSwitch:
         self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
 
     def reconsider(self) -> None:
-        """Drafters have become better since speculation was judged: probe it before its rest ends."""
+        """Probe speculation before its rest ends, since drafters have become better."""
         for size in self._sizes.values():
             size.reconsider()
 

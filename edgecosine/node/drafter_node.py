@@ -64,7 +64,7 @@ async def run_drafter(
         count_lost(counters, link)
         log_lost(link)
         if not peers.links:
-            worker.forget_all()
+            worker.drop_all()
 
     def on_joined(link: Link) -> None:
         log_joined(link)

@@ -48,7 +48,7 @@ def test_tokens_that_were_not_used_are_given_back() -> None:
     assert used["long"] <= 2 * used["short"] + 100.0
 
 
-@pytest.mark.parametrize(("deadline_s", "is_let_in"), [(1.5, False), (2.5, True)])
+@pytest.mark.parametrize(("deadline_s", "is_admitted"), [(1.5, False), (2.5, True)])
 def test_request_is_judged_by_the_last_of_its_choices(
     deadline_s: float, *, is_admitted: bool
 ) -> None:

@@ -110,7 +110,7 @@ class FakeLink:
     def lose(self) -> None:
         """The link is cut."""
         self._away = self._absence
-        self._worker.forget_all()
+        self._worker.drop_all()
 
     async def _answer(self, weather: Weather, request: DraftRequest) -> Draft | OutOfStep:
         match weather:
@@ -120,7 +120,7 @@ class FakeLink:
                 self.lose()
                 raise LinkLost("cut")
             case Weather.LINK_LOST_UNSEEN:
-                self._worker.forget_all()
+                self._worker.drop_all()
             case Weather.FORGOTTEN:
                 self._worker.on_request(Release(request.request_id), lambda _: None)
             case Weather.ALWAYS_OUT_OF_STEP:

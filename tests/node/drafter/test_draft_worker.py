@@ -286,7 +286,7 @@ def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
                 assert engine.held == {"r"}
                 worker.on_request(ask([*PREFIX, 1], number=1), ended)
                 if is_link_lost:
-                    worker.forget_all()
+                    worker.drop_all()
                 else:
                     worker.on_request(Release("r"), ended)
                 assert repr(worker) == "<DraftWorker [0 waiting, 0 requests]>"

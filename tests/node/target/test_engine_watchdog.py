@@ -176,7 +176,7 @@ def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promis
         )
         async with running(readiness.run()):
             if is_exact:
-                assert "said 1 before" in str(await told.changes(2))
+                assert "drew 1 before" in str(await told.changes(2))
             await engine.has_changed.wait()
         assert is_exact or told.reasons == [None]
 
