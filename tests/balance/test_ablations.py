@@ -200,25 +200,25 @@ def decided(policy: str) -> dict[str, object]:
     return found
 
 
-def test_every_part_is_looked_at() -> None:
+def test_every_part_has_an_expected_change() -> None:
     assert set(CHANGED) == set(PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_ablation_changes_what_it_names_and_nothing_else(part: str) -> None:
+def test_ablation_changes_only_its_own_decisions(part: str) -> None:
     whole, without = decided("edgecosine"), decided(f"edgecosine-without-{part}")
     changed = {name for name in whole if whole[name] != without[name]}
     assert changed == CHANGED[part], {name: (whole[name], without[name]) for name in changed}
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_ablation_differs_from_the_whole_in_one_switch(part: str) -> None:
+def test_ablation_differs_in_one_switch(part: str) -> None:
     whole, without = POLICIES["edgecosine"], POLICIES[f"edgecosine-without-{part}"]
     fields = [name for name in whole.__slots__ if getattr(whole, name) != getattr(without, name)]
     assert len(fields) == 2  # the name is the other one
 
 
-def test_lots_are_drawn_for_each_request_and_fall_on_everybody() -> None:
+def test_drawn_routing_chooses_each_drafter_for_some_requests() -> None:
     made = experienced()
     leads = []
     for _ in range(40):

@@ -46,7 +46,7 @@ def refusal(
     return caught.value
 
 
-def test_full_queue_refuses_and_says_when_a_place_will_be_free() -> None:
+def test_full_queue_refuses_with_the_time_until_a_slot_is_free() -> None:
     at = admission(max_queued=2)
     jobs = [FairJob(name, 50.0) for name in "abc"]
     for job in jobs:
@@ -73,7 +73,7 @@ def test_one_client_cannot_fill_the_queue() -> None:
     st.integers(1, 3),
     st.floats(0.1, 60.0),
 )
-def test_deadline_is_compared_with_what_would_happen(
+def test_deadline_is_compared_with_the_expected_completion(
     ahead: list[tuple[str, int]], num_slots: int, deadline_s: float
 ) -> None:
     """Let in exactly who, in a run that goes as expected, ends in time or starts at once."""
@@ -106,14 +106,14 @@ def run(at: AdmissionControl, mine: FairJob) -> float:
             return now
 
 
-def test_who_starts_at_once_is_let_in_whatever_was_learned() -> None:
+def test_request_that_starts_at_once_is_admitted_at_any_pace() -> None:
     at = admission()
     at.pace.observe(1, 100, 1e6)
     let_in(at, FairJob("a", 100.0), deadline_s=0.1)
     assert refusal(at, FairJob("b", 100.0), deadline_s=0.1).retry_after_s == 60.0
 
 
-def test_before_anything_is_learned_only_room_counts() -> None:
+def test_before_the_first_answer_only_room_counts() -> None:
     at = AdmissionControl(num_slots=1, max_queued=1)
     let_in(at, FairJob("a", 1e9))
     let_in(at, FairJob("b", 1e9), deadline_s=0.001)
@@ -128,7 +128,7 @@ def test_choices_need_room_together() -> None:
 
 
 @given(st.integers(1, 4), st.lists(st.sampled_from(["come", "end", "give up"]), max_size=40))
-def test_places_are_never_idle_while_somebody_waits_nor_taken_twice(
+def test_slots_are_never_idle_while_jobs_wait_nor_taken_twice(
     num_slots: int, events: list[str]
 ) -> None:
     at = admission(num_slots, max_queued=5)
@@ -160,7 +160,7 @@ def test_pace_is_learned(lengths: list[int], token_s: float) -> None:
     assert min(lengths) <= pace.tokens(200) <= max(lengths)
 
 
-def test_pace_forgets_how_it_was() -> None:
+def test_pace_fades() -> None:
     pace = Pace()
     for _ in range(50):
         pace.observe(100, 100, 100.0)

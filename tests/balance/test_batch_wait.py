@@ -14,7 +14,7 @@ curves = st.tuples(st.floats(0.0, 0.05), st.floats(0.0, 0.005))
 
 
 @given(rows=st.integers(1, 40), late=arrivals, curve=curves)
-def test_holding_never_costs_more_than_it_saves(
+def test_batch_wait_never_costs_more_than_it_saves(
     rows: int, late: list[ExpectedArrival], curve: tuple[float, float]
 ) -> None:
     fixed_s, row_s = curve
@@ -25,14 +25,14 @@ def test_holding_never_costs_more_than_it_saves(
         assert any(each.in_s <= wait_s for each in late)
 
 
-def test_who_is_about_to_come_is_waited_for_and_who_takes_long_is_not() -> None:
+def test_pass_waits_for_early_arrivals_only() -> None:
     late = [ExpectedArrival(0.002, 1), ExpectedArrival(0.5, 1), ExpectedArrival(0.001, 1)]
     assert batch_wait_s(4, late, lambda rows: 0.009 + 0.0001 * rows) == 0.002
 
 
-def test_nobody_is_waited_for_where_each_row_costs_the_same() -> None:
+def test_pass_does_not_wait_if_its_time_is_proportional_to_rows() -> None:
     assert batch_wait_s(8, [ExpectedArrival(0.001, 8)], lambda rows: 0.001 * rows) is None
 
 
-def test_nobody_is_waited_for_before_anything_was_measured() -> None:
+def test_pass_does_not_wait_before_a_measurement() -> None:
     assert batch_wait_s(1, [ExpectedArrival(0.0, 1)], lambda _: 0.0) is None

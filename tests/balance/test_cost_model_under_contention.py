@@ -15,13 +15,13 @@ def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:
     assert (speed.token_s, speed.overhead_s) == (0.0005, 0.003)
 
 
-def test_first_disturbed_answer_tells_no_overhead() -> None:
+def test_first_disturbed_answer_sets_no_overhead() -> None:
     speed = DrafterSpeed()
     speed.observe(0.100, 0.040, 4, is_disturbed=True)
     assert speed.overhead_s is None
 
 
-def test_crowding_is_what_several_take_over_the_slowest_of_them() -> None:
+def test_contention_is_the_common_time_over_the_slowest_alone() -> None:
     crowding = ContentionFactor()
     assert crowding.factor(2) == 1.0
     for _ in range(40):

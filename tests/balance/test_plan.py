@@ -68,9 +68,7 @@ def test_expected_tokens_are_the_sum_over_accepted_lengths(rate: float, gamma: i
         ([candidate(rate=0.0), candidate("slow", 0.9, overhead_s=9.0)], 100, "no drafter pays"),
     ],
 )
-def test_target_goes_alone_when_nobody_helps(
-    drafters: list[Candidate], room: int, why: str
-) -> None:
+def test_plan_is_plain_if_no_drafter_pays(drafters: list[Candidate], room: int, why: str) -> None:
     plan = choose_plan(drafters, MEMORY_BOUND, room)
     assert (plan.gamma, plan.drafters) == (0, ())
     assert plan.reason.startswith("K=0")
@@ -78,7 +76,7 @@ def test_target_goes_alone_when_nobody_helps(
 
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), companies)
-def test_plan_is_the_best_of_all_by_brute_force(
+def test_plan_is_the_best_by_brute_force(
     drafters: list[Candidate], pass_s: list[float], room: int, company: CoBatchedRequests
 ) -> None:
     plan = choose_plan(drafters, pass_s, room, company)
@@ -106,7 +104,7 @@ alike = st.builds(
 
 
 @given(st.lists(alike, min_size=1, max_size=12), passes, companies, st.floats(0, 1))
-def test_many_drafters_are_compared_as_if_one_by_one(
+def test_dominated_drafters_never_change_the_plan(
     drafters: list[Candidate], pass_s: list[float], company: CoBatchedRequests, hidden: float
 ) -> None:
     each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
@@ -116,7 +114,7 @@ def test_many_drafters_are_compared_as_if_one_by_one(
     assert plan == (first if plan.drafters else replace(first, reason=plan.reason))
 
 
-def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
+def test_reason_of_a_plain_plan_names_the_best_drafter_and_both_speeds() -> None:
     hopeless = candidate("hopeless", 0.1, token_s=0.1)
     near = candidate("near", 0.3, overhead_s=0.012, token_s=0.004)
     for drafters in ([near, hopeless], [hopeless, near]):
@@ -129,7 +127,7 @@ def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
         assert int(told[1]) < int(told[3]) == round(1 / MEMORY_BOUND[1])
 
 
-def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
+def test_rows_that_slow_many_other_requests_are_not_planned() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
     crowd = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
     alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
@@ -138,9 +136,7 @@ def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
 
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40))
-def test_plan_never_asks_for_more_than_there_is_room(
-    drafters: list[Candidate], pass_s: list[float], room: int
-) -> None:
+def test_plan_fits_the_room(drafters: list[Candidate], pass_s: list[float], room: int) -> None:
     plan = choose_plan(drafters, pass_s, room)
     assert plan.gamma <= max(0, room - 1)
     assert bool(plan.drafters) == bool(plan.gamma)
@@ -166,7 +162,7 @@ def test_gamma_falls_with_the_time_of_a_draft_token(
     assert gammas[0] >= gammas[1]
 
 
-def test_plan_says_what_it_rests_on() -> None:
+def test_reason_gives_the_figures_of_the_plan() -> None:
     plan = choose_plan([candidate(rate=0.71)], MEMORY_BOUND, 100)
     pattern = r"K=(\d+): rtt\+wait 2\.0 ms, t_d 1\.0 ms, t_v \d+\.\d ms, acceptance 0\.71"
     found = re.fullmatch(pattern, plan.reason)
@@ -194,7 +190,7 @@ def test_worthwhile_nodes_are_the_best_by_brute_force(
     assert speeds[chosen] == pytest.approx(max(speeds))
 
 
-def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free() -> None:
+def test_no_node_is_worth_expensive_rows_and_every_node_is_worth_free_ones() -> None:
     assert worthwhile_nodes([0.9, 0.8], [0.0, 1.0, 10.0, 20.0], 0.0) == 0
     assert worthwhile_nodes([0.9, 0.8], [1.0] * 26, 0.0) == 2
     assert worthwhile_nodes([0.9, 0.8], [0.0] * 26, 0.0) == 2
@@ -213,14 +209,16 @@ def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free()
         (100.0, 100.0, True, LONGEST_DEADLINE_S),
     ],
 )
-def test_deadline_follows_what_is_expected_and_what_a_draft_is_worth(
+def test_deadline_follows_the_expected_time_and_the_worth_of_a_draft(
     expected_s: float, worth_s: float, is_measured: bool, patience_s: float
 ) -> None:
     assert deadline(expected_s, worth_s, is_measured=is_measured) == patience_s
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.integers(2, 100))
-def test_probe_asks_everybody_for_a_little(drafters: list[Candidate], room: int) -> None:
+def test_probe_plan_asks_all_drafters_for_short_drafts(
+    drafters: list[Candidate], room: int
+) -> None:
     plan = probe_plan(drafters, room)
     assert plan.drafters == tuple(each.node_id for each in drafters)
     assert plan.gamma == min(PROBE_GAMMA, room - 1)

@@ -37,7 +37,7 @@ def teach(made: Planner, request: RequestState, node_id: str, *, hits: int, size
     made.statistics.acceptance.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
 
 
-def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
+def test_new_request_probes_all_drafters_and_then_asks_the_best() -> None:
     made, request = planner(), RequestState()
     first = made.first_plan(request, ["a", "b", "c"], 100)
     assert first.drafters == ("a", "b", "c")
@@ -50,7 +50,7 @@ def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
     assert made.last_reason == plan.reason
 
 
-def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> None:
+def test_new_requests_probe_the_best_of_many_drafters_and_the_others_in_turn() -> None:
     made, names = planner(), [f"d{number:02}" for number in range(40)]
     asked: list[set[str]] = []
     for _ in range(40):
@@ -67,7 +67,7 @@ def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> 
 
 
 @pytest.mark.parametrize("size", [0, 4])
-def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
+def test_useless_drafter_is_probed_rarely(size: int) -> None:
     made, request = planner(), RequestState()
     num_asked = 0
     for _ in range(400):
@@ -79,7 +79,7 @@ def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
     assert 10 < num_asked < 90
 
 
-def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
+def test_probes_go_to_the_drafters_left_out_in_turn() -> None:
     made, request = planner(), RequestState()
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
         for _ in range(3):
@@ -94,7 +94,7 @@ def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
     assert abs(tried.count("a") - tried.count("c")) <= 1
 
 
-def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
+def test_policy_target_alone_asks_no_drafter() -> None:
     made, request = planner(), RequestState(POLICIES["target-alone"])
     plan = made.plan(request, ["a"], 100)
     assert not made.first_plan(request, ["a"], 100).drafters
@@ -102,7 +102,7 @@ def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
     assert not made.probe(request, ["a"], plan).drafters
 
 
-def test_silent_drafter_costs_little_of_the_targets_time() -> None:
+def test_silent_drafter_costs_little_time() -> None:
     made = planner()
     waited_s, rounds = 0.0, 0
     for _ in range(400):
@@ -117,7 +117,7 @@ def test_silent_drafter_costs_little_of_the_targets_time() -> None:
     assert waited_s < 0.05 * rounds * PASS_S
 
 
-def test_drafter_that_is_back_is_asked_again_at_once() -> None:
+def test_drafter_that_answers_again_is_asked_at_once() -> None:
     made, request = planner(), RequestState()
     for _ in range(1000):
         if made.plan(request, ["d"], 100).drafters:
@@ -129,7 +129,7 @@ def test_drafter_that_is_back_is_asked_again_at_once() -> None:
     assert all(made.plan(request, ["d"], 100).drafters for _ in range(10))
 
 
-def test_sessions_that_meet_one_hiccup_count_it_once() -> None:
+def test_one_delay_seen_by_many_sessions_counts_once() -> None:
     made, requests = planner(), [RequestState() for _ in range(8)]
     for request in requests:
         made.plan(request, ["d"], 100)
@@ -167,7 +167,7 @@ def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
     assert len(planner().fuse(RequestState(), Round(Plan(), [doubtful]), 20, 0.0)) == 12
 
 
-def test_boaster_loses_its_place_in_the_tree() -> None:
+def test_over_confident_drafter_loses_its_nodes() -> None:
     made, request = planner(), RequestState()
     boaster = draft_of("boaster", 3, (0, 1), (1.0, 1.0))
     honest = draft_of("honest", 3, (100, 101), (0.7, 0.7))
@@ -178,7 +178,7 @@ def test_boaster_loses_its_place_in_the_tree() -> None:
     assert made.fuse(request, Round(Plan(), [boaster, honest]), 1, 0.0).tokens == (100,)
 
 
-def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
+def test_drafts_are_shorter_if_their_rows_slow_other_requests() -> None:
     made = Planner()
     for rows in range(1, 60):
         made.statistics.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))
@@ -203,7 +203,7 @@ def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
     assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]
 
 
-def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
+def test_new_link_resets_the_speed_of_a_drafter() -> None:
     made, request = planner(), RequestState()
     for _ in range(300):
         made.plan(request, ["d"], 100)
@@ -222,7 +222,7 @@ def plain_by_measurement(made: Planner, request: RequestState) -> None:
         assert passes < 100
 
 
-def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> None:
+def test_quicker_or_new_drafter_causes_a_probe_of_speculation() -> None:
     made = planner()
     made.statistics.open("edgecosine")
     request = made.statistics.open("edgecosine")
@@ -249,7 +249,7 @@ def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> No
     assert num_plain <= FIRST_REST
 
 
-def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
+def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
     """Beyond eight rows each row costs what its draft token is worth to its request alone."""
     made = Planner()
     for rows in range(1, 9):
@@ -271,7 +271,7 @@ def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
     assert len(made.fuse(requests[0], Round(Plan(), [draft]), 50, 0.0)) > 2
 
 
-def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
+def test_good_drafter_is_soon_measured_quick_again() -> None:
     made, request = planner(), RequestState()
     for _ in range(20):
         teach(made, request, "far", hits=4)
@@ -301,7 +301,7 @@ def test_union_of_drafts_made_ahead_is_computed_once() -> None:
     assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
 
 
-def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() -> None:
+def test_only_several_drafters_share_the_endpoints() -> None:
     made = planner()
     tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
     for policy, drafters, shared in (
@@ -330,7 +330,7 @@ def rounds_until(
     return 200
 
 
-def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -> None:
+def test_new_subject_changes_the_routing_within_a_few_rounds() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
@@ -343,7 +343,7 @@ def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -
     assert 0 < rounds_until(made, request, before, ("manual",)) <= 16
 
 
-def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() -> None:
+def test_drafter_is_dropped_when_it_turns_bad_and_used_when_good_again() -> None:
     """Its drafts take half a pass: there it pays only while it is right."""
     made = planner()
 
@@ -370,7 +370,7 @@ def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() 
         assert num_tried < 8
 
 
-def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> None:
+def test_better_drafter_linked_later_takes_over() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     for _ in range(30):

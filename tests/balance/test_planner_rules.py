@@ -39,7 +39,7 @@ def in_turns(made: Planner, request: RequestState) -> None:
         )
 
 
-def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
+def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:
     made, request = planner(), RequestState()
     asked_at = []
     for number in range(8 * FIRST_REST):
@@ -59,7 +59,7 @@ def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
     assert made.statistics.drafter("d").rest == 0
 
 
-def test_second_drafter_that_shares_a_core_with_the_first_is_not_asked_any_more() -> None:
+def test_contention_removes_the_second_drafter() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     in_turns(made, request)
@@ -71,7 +71,7 @@ def test_second_drafter_that_shares_a_core_with_the_first_is_not_asked_any_more(
     assert len(made.plan(request, ["a", "b"], 100).drafters) == 1
 
 
-def test_rounds_whose_bookkeeping_takes_longer_than_drafts_save_are_plain() -> None:
+def test_rounds_are_plain_if_bookkeeping_costs_more_than_drafts_save() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     in_turns(made, request)
@@ -90,7 +90,7 @@ def test_rounds_whose_bookkeeping_takes_longer_than_drafts_save_are_plain() -> N
     assert made.plan(request, ["a"], 100).drafters
 
 
-def test_paper_explores_all_drafters_until_rounds_are_good_and_then_asks_the_best_two() -> None:
+def test_cosine_routing_explores_all_drafters_and_exploits_the_best_two() -> None:
     made, names = planner(), ["a", "b", "c", "d"]
     request = made.statistics.open("cosine-paper")
     for node_id, hits in (("a", 1), ("b", 4), ("c", 0), ("d", 3)):

@@ -27,28 +27,30 @@ def planned(conditional: float, most: int, pass_s: list[float]) -> tuple[str, ..
     ("conditional", "most", "expected"),
     [(0.0, 3, 1), (0.5, 1, 1), (0.5, 2, 2), (0.5, 3, 3)],
 )
-def test_as_many_are_asked_as_add_something(conditional: float, most: int, expected: int) -> None:
+def test_drafters_join_while_they_add_coverage(
+    conditional: float, most: int, expected: int
+) -> None:
     chosen = planned(conditional, most, MEMORY_BOUND)
     assert chosen[0] == "a"
     assert len(chosen) == expected
 
 
-def test_nobody_joins_where_rows_are_dear() -> None:
+def test_no_drafter_joins_if_rows_are_expensive() -> None:
     assert len(planned(0.2, 3, COMPUTE_BOUND)) <= 1
 
 
-def test_nobody_covers_more_than_he_knows() -> None:
+def test_coverage_is_at_most_the_drafters_own_rate() -> None:
     drafters = [LEAD, candidate("b", 0.01)]
     plan = choose_plan(drafters, MEMORY_BOUND, 100)
     assert add_drafters(plan, drafters, lambda *_: 0.9, 2, MEMORY_BOUND).drafters == ("a",)
 
 
-def test_plan_without_drafters_stays_so() -> None:
+def test_plan_without_drafters_stays_plain() -> None:
     plan = choose_plan([], MEMORY_BOUND, 100)
     assert add_drafters(plan, [], lambda *_: 0.9, 2, MEMORY_BOUND) is plan
 
 
-def test_hidden_drafts_allow_longer_ones_over_slow_links() -> None:
+def test_overlap_raises_the_speed_over_slow_links() -> None:
     far = candidate("far", 0.8, overhead_s=0.03)
     asked = choose_plan([far], MEMORY_BOUND, 100)
     ahead = choose_plan([far], MEMORY_BOUND, 100, overlap=1.0)
@@ -59,7 +61,7 @@ rates = st.floats(0.0, 0.99)
 
 
 @given(lead=rates, other=rates, conditional=rates, gamma=st.floats(0.0, 12.0))
-def test_two_give_no_less_than_the_lead_and_no_more_than_if_both_always_helped(
+def test_two_drafters_give_between_the_lead_alone_and_both_at_every_token(
     lead: float, other: float, conditional: float, gamma: float
 ) -> None:
     lead, other = max(lead, other), min(lead, other)

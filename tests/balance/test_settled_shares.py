@@ -20,7 +20,7 @@ def served(queue: FairQueue, count: int) -> list[str]:
     return names
 
 
-def test_client_that_was_away_has_saved_no_turns_up() -> None:
+def test_idle_client_earns_no_tokens() -> None:
     queue = FairQueue()
     queue.add(FairJob("away", 10.0))
     served(queue, 1)
@@ -33,7 +33,7 @@ def test_client_that_was_away_has_saved_no_turns_up() -> None:
     assert abs(names.count("away") - names.count("busy")) <= 2
 
 
-def test_tokens_that_were_not_used_are_given_back() -> None:
+def test_unused_tokens_are_credited() -> None:
     """Both expect 100 tokens a job, one of them uses 10."""
     queue = FairQueue()
     for _ in range(40):

@@ -29,12 +29,12 @@ def play(
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.5, 4.0])
-def test_speculation_that_gains_never_stops(gain: float) -> None:
+def test_faster_speculation_is_never_switched_off(gain: float) -> None:
     assert play(SpeculationSwitch(), 1000, gain * 4 / PLAIN_S) == 0
 
 
 @pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
-def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
+def test_slower_speculation_is_probed_ever_less_often(gain: float) -> None:
     regimes = SpeculationSwitch()
     first = play(regimes, 1000, gain * 4 / PLAIN_S)
     later = play(regimes, 10000, gain * 4 / PLAIN_S)
@@ -42,14 +42,14 @@ def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
     assert later >= 0.99 * 10000
 
 
-def test_speculation_that_gains_again_is_found_within_one_rest() -> None:
+def test_speculation_that_pays_again_is_found_within_one_rest() -> None:
     regimes = SpeculationSwitch()
     play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
     assert play(regimes, 2 * LONGEST_REST, 2.0 * 4 / PLAIN_S) <= LONGEST_REST
     assert regimes.speculates(4)
 
 
-def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
+def test_one_bad_probe_after_good_rounds_costs_a_short_rest() -> None:
     regimes = SpeculationSwitch()
     play(regimes, 100 * PROBE_PASSES, 2.0 * 4 / PLAIN_S)
     bad = 0
@@ -60,12 +60,12 @@ def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
     assert play(regimes, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST
 
 
-def test_a_single_request_is_left_to_its_plans() -> None:
+def test_switch_does_not_apply_to_a_single_request() -> None:
     regimes = SpeculationSwitch()
     assert play(regimes, 1000, 0.1 / PLAIN_S, requests=1) == 0
 
 
-def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> None:
+def test_numbers_of_requests_are_judged_separately_and_new_ones_by_the_nearest() -> None:
     regimes = SpeculationSwitch()
     play(regimes, 100, 2.0 * 2 / PLAIN_S, requests=2)
     play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
@@ -76,7 +76,7 @@ def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> N
     assert "4 requests" in regimes.reason(4)
 
 
-def test_trial_that_clearly_loses_is_cut_short() -> None:
+def test_probe_that_is_clearly_slower_ends_early() -> None:
     regimes, num_tried = SpeculationSwitch(), 0
     while regimes.speculates(4):
         play(regimes, 1, 0.5 * 4 / PLAIN_S)
@@ -84,7 +84,7 @@ def test_trial_that_clearly_loses_is_cut_short() -> None:
     assert num_tried < PROBE_PASSES
 
 
-def test_number_that_is_new_does_as_the_nearest_one() -> None:
+def test_unmeasured_number_follows_the_nearest_one() -> None:
     regimes = SpeculationSwitch()
     play(regimes, 200, 0.5 * 8 / PLAIN_S, requests=8)
     assert not regimes.speculates(8)
@@ -93,7 +93,7 @@ def test_number_that_is_new_does_as_the_nearest_one() -> None:
     assert regimes.speculates(2)
 
 
-def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
+def test_better_drafters_that_do_not_help_cause_ever_fewer_probes() -> None:
     regimes = SpeculationSwitch()
     num_plain = 0
     for _ in range(10000):
@@ -102,7 +102,7 @@ def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
     assert num_plain >= 0.95 * 10000
 
 
-def test_speculation_with_drafters_that_have_become_better_is_tried_again_at_once() -> None:
+def test_better_drafters_cause_a_probe_at_once() -> None:
     regimes = SpeculationSwitch()
     play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
     while regimes.speculates(4):

@@ -40,7 +40,7 @@ def test_pieces_are_at_least_two_and_their_time_is_counted(
     assert steps.draft_s == pytest.approx(pieces * exchange_s + steps.gamma * token_s)
 
 
-def test_dearer_exchanges_make_longer_pieces_until_they_are_worth_nothing() -> None:
+def test_more_expensive_exchanges_make_longer_pieces() -> None:
     found = [best_steps(team(s), MEMORY_BOUND, 100) for s in (0.0, 0.004, 0.016, 0.1)]
     intervals = [steps.interval for steps in found if steps is not None]
     assert intervals[0] == 1
@@ -59,14 +59,14 @@ def whole(speed: float, num_rounds: int = ENOUGH_ROUNDS) -> Speed:
     return measured
 
 
-def test_nothing_is_tried_before_there_is_something_to_compare_it_with() -> None:
+def test_no_probe_before_enough_rounds_fused_once() -> None:
     assert not StepwiseGain().wants(1000.0, whole(10.0, ENOUGH_ROUNDS - 1))
     assert not StepwiseGain().wants(10.0, whole(10.0))
     assert StepwiseGain().wants(1000.0, whole(10.0))
 
 
 @pytest.mark.parametrize(("kept", "adopted"), [(1.0, True), (0.6, True), (0.4, False)])
-def test_trial_decides_by_what_was_measured(kept: float, *, adopted: bool) -> None:
+def test_probe_decides_by_the_measured_speed(kept: float, *, adopted: bool) -> None:
     stepping, before = StepwiseGain(), whole(100.0)
     for _ in range(PROBE_ROUNDS):
         assert stepping.wants(200.0, before)
@@ -75,7 +75,7 @@ def test_trial_decides_by_what_was_measured(kept: float, *, adopted: bool) -> No
     assert stepping.wants(200.0, before) is adopted
 
 
-def test_failed_trials_become_rarer() -> None:
+def test_failed_probes_become_rarer() -> None:
     stepping, before, probes = StepwiseGain(), whole(100.0), list[int]()
     for number in range(20 * FIRST_REST):
         if stepping.wants(200.0, before):

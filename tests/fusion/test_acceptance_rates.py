@@ -17,7 +17,7 @@ counts = st.integers(0, 200)
 
 
 @given(st.lists(st.tuples(counts, counts), max_size=20), st.floats(0, 1))
-def test_rate_is_between_the_prior_and_what_was_seen(
+def test_rate_is_between_the_prior_and_the_evidence(
     evidence: list[tuple[int, int]], prior: float
 ) -> None:
     rate = AcceptanceRate(memory=100.0)
@@ -39,7 +39,7 @@ def test_evidence_is_never_more_than_memory_and_the_last_round(
         assert rate.hits >= 0.0 <= rate.misses
 
 
-def test_rate_forgets_what_is_no_longer_so() -> None:
+def test_old_evidence_fades() -> None:
     rate = AcceptanceRate(REQUEST_MEMORY)
     for _ in range(100):
         rate.observe(3, 0)
@@ -49,7 +49,7 @@ def test_rate_forgets_what_is_no_longer_so() -> None:
     assert rate.mean(FIRST_RATE, 2.0) < 0.1
 
 
-def test_new_request_starts_from_what_all_requests_taught() -> None:
+def test_new_request_starts_from_the_record() -> None:
     record, rates = DrafterRecord(), RequestRates()
     assert rates.estimate("d", record) == FIRST_RATE
     record.rate.observe(90, 10)
@@ -66,7 +66,7 @@ def test_requests_own_rounds_outweigh_the_record() -> None:
     assert rates.estimate("another", record) == record.prior
 
 
-def test_row_of_misses_is_a_surprise_where_hits_were_the_rule_and_a_single_one_is_not() -> None:
+def test_improbable_run_of_misses_discards_hits() -> None:
     changed, even = AcceptanceRate(60.0), AcceptanceRate(60.0)
     for _ in range(100):
         changed.observe_change(4, 0)

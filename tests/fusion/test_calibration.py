@@ -22,7 +22,7 @@ def taught(confidence: float, accepted: int, of: int, times: int) -> Calibration
 
 
 @given(shares)
-def test_stranger_is_taken_at_its_word(confidence: float) -> None:
+def test_unknown_drafters_confidence_is_the_prior(confidence: float) -> None:
     assert Calibration().probability(confidence) == pytest.approx(confidence)
 
 
@@ -38,30 +38,30 @@ def test_probability_is_a_probability(
 
 @pytest.mark.parametrize("accepted", [0, 1, 5, 9, 10])
 @pytest.mark.parametrize("confidence", [0.0, 0.31, 0.95, 1.0])
-def test_probability_converges_to_the_accepted_share(confidence: float, accepted: int) -> None:
+def test_probability_converges_to_the_acceptance_rate(confidence: float, accepted: int) -> None:
     calibration = taught(confidence, accepted, of=10, times=2000)
     assert calibration.probability(confidence) == pytest.approx(accepted / 10, abs=0.01)
 
 
-def test_boaster_ends_below_an_honest_drafter() -> None:
+def test_over_confident_drafter_ends_below_a_calibrated_one() -> None:
     boaster, honest = taught(0.99, 2, 10, 100), taught(0.6, 6, 10, 100)
     assert boaster.probability(0.99) < 0.3
     assert honest.probability(0.6) > 0.5
 
 
-def test_few_verdicts_move_the_prior_by_their_weight() -> None:
+def test_few_judged_tokens_move_the_prior_by_their_weight() -> None:
     calibration = taught(0.5, 1, 1, 1)
     assert calibration.probability(0.5) == (1 + PRIOR_WEIGHT * 0.5) / (1 + PRIOR_WEIGHT)
 
 
 @given(st.integers(0, BINS - 1), st.integers(0, BINS - 1))
-def test_verdicts_teach_about_their_own_bin_only(seen: int, asked: int) -> None:
+def test_judged_tokens_change_their_own_bin_only(seen: int, asked: int) -> None:
     middle = (asked + 0.5) / BINS
     probability = taught((seen + 0.5) / BINS, 0, 1, 50).probability(middle)
     assert (probability == pytest.approx(middle)) == (seen != asked)
 
 
-def test_old_verdicts_fade() -> None:
+def test_old_judged_tokens_fade() -> None:
     calibration = taught(0.9, 1, 1, int(2 * MEMORY))
     for _ in range(int(3 * MEMORY)):
         calibration.observe(0.9, is_accepted=False)

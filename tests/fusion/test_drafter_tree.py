@@ -41,7 +41,9 @@ texts = st.lists(st.integers(0, 3), max_size=6)
 
 
 @given(proposals(), texts)
-def test_what_is_left_is_what_it_held_below(proposal: DrafterTree, since: list[int]) -> None:
+def test_subtree_after_committed_tokens_is_what_was_below_them(
+    proposal: DrafterTree, since: list[int]
+) -> None:
     committed = [9, 9, 9, *since]
     left = proposal.after(committed)
     size = len(since)
@@ -53,16 +55,14 @@ def test_what_is_left_is_what_it_held_below(proposal: DrafterTree, since: list[i
 
 
 @given(proposals(), texts)
-def test_cover_is_the_longest_path_that_the_truth_goes(
-    proposal: DrafterTree, truth: list[int]
-) -> None:
+def test_covers_is_the_longest_path_of_the_truth(proposal: DrafterTree, truth: list[int]) -> None:
     held = paths(proposal)
     expected = max(n for n in range(len(truth) + 1) if n == 0 or tuple(truth[:n]) in held)
     assert proposal.covers(truth) == expected
 
 
 @given(proposals(), texts)
-def test_judged_nodes_are_those_whose_parent_is_right(
+def test_judged_nodes_are_those_with_an_accepted_parent(
     proposal: DrafterTree, truth: list[int]
 ) -> None:
     judged = proposal.judged(truth)
@@ -97,7 +97,7 @@ def test_best_continuation_counts_and_its_siblings_do_not(
     assert proposal.hits_and_misses(truth) == (hits, misses)
 
 
-def test_judgement_names_confidences() -> None:
+def test_judged_tokens_have_confidences() -> None:
     proposal = draft_of("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
     assert proposal.judged((1, 7)) == [
         JudgedToken(0.6, True),
@@ -106,11 +106,11 @@ def test_judgement_names_confidences() -> None:
     ]
 
 
-def test_saying_nothing_is_a_miss() -> None:
+def test_empty_draft_is_a_miss() -> None:
     assert draft_of("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
 
 
-def test_what_goes_on_from_others_is_judged_by_its_own_words_alone() -> None:
+def test_draft_below_a_trunk_is_judged_by_its_own_tokens() -> None:
     laid = draft_of("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
     own = laid.own((0, 0, 0, 7, 8, 9, 6))
     assert own == draft_of("d", 5, (9, 5), (0.9, 0.9), (-1, 0))

@@ -23,7 +23,7 @@ CHAIN = chain((1, 1, 1, 1), (0.8, 0.8, 0.8, 0.8))
 
 
 @given(trees())
-def test_masses_of_a_chain_sum_to_one_and_none_is_negative(tree: TokenTree) -> None:
+def test_endpoint_probabilities_of_a_chain_sum_to_one(tree: TokenTree) -> None:
     masses = endpoint_probabilities(tree)
     assert len(masses) == 1 + len(tree)
     assert all(mass >= 0.0 for mass in masses)
@@ -31,22 +31,20 @@ def test_masses_of_a_chain_sum_to_one_and_none_is_negative(tree: TokenTree) -> N
         assert sum(masses) == pytest.approx(1.0)
 
 
-def test_masses_are_those_of_accepted_lengths() -> None:
+def test_endpoint_probabilities_follow_path_probabilities() -> None:
     tree = TokenTree((1, 2, 3), (-1, -1, 0), (0.6, 0.3, 0.5), (1, 1, 1))
     assert endpoint_probabilities(tree) == pytest.approx([0.1, 0.3, 0.3, 0.3])
 
 
 @given(trees(), st.lists(st.floats(0.01, 100), min_size=1, max_size=4))
-def test_every_outcome_is_the_own_one_of_one_drafter(
-    tree: TokenTree, strengths: list[float]
-) -> None:
+def test_every_endpoint_has_one_owner(tree: TokenTree, strengths: list[float]) -> None:
     shares = fan_out(tree, strengths)
     assert len(shares) == len(strengths)
     for outcome in range(1 + len(tree)):
         assert [own[outcome] for own in shares].count(OWN) == 1
 
 
-def test_the_strong_take_more_of_what_is_probable() -> None:
+def test_stronger_drafter_owns_more_probability() -> None:
     masses = endpoint_probabilities(CHAIN)
 
     def load(own: bytes) -> float:
@@ -95,7 +93,7 @@ def foreseen(proposals: Sequence[DrafterTree], tree: TokenTree) -> float:
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 5, 8])
-def test_drafters_that_share_the_outcomes_out_foresee_more_together(num_steps: int) -> None:
+def test_shared_endpoints_cover_more_results(num_steps: int) -> None:
     alike = [read_on(CHAIN, (), num_steps) for _ in range(2)]
     parts = [[byte / 255 for byte in own] for own in fan_out(CHAIN, [1.0, 1.0])]
     shared = [read_on(CHAIN, part, num_steps) for part in parts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgecosine.fusion.acceptance_rates import DrafterRecord, RequestRates, SelfReport
 
 
-def test_word_that_was_not_kept_is_discounted() -> None:
+def test_over_reported_acceptance_is_discounted() -> None:
     honest, boaster = DrafterRecord(), DrafterRecord()
     for _ in range(20):
         honest.self_report.observe(0.9, 9, 1)
@@ -18,7 +18,7 @@ def test_word_that_was_not_kept_is_discounted() -> None:
     assert rates.estimate("d", boaster) < 0.35
 
 
-def test_nobody_is_trusted_beyond_what_it_claims() -> None:
+def test_under_reporting_does_not_raise_trust_above_one() -> None:
     word = SelfReport()
     for _ in range(20):
         word.observe(0.1, 9, 1)

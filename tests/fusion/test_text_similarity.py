@@ -51,7 +51,7 @@ def test_expected_rates_are_between_those_that_were_seen(tokens: list[int], size
     assert all(0.2 - 1e-6 <= each.rate <= 0.8 + 1e-6 for each in expected.values())
 
 
-def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
+def test_drafter_with_few_judged_tokens_is_not_kept() -> None:
     experience = TextMemory()
     for _ in range(3):
         experience.add(features([1, 2]), {"d": (1.0, 1.0)})
@@ -59,7 +59,7 @@ def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
 
 
 @pytest.mark.parametrize("num_texts", [2, 60, MEMORY + 40])
-def test_expectation_is_the_mean_weighted_by_likeness(num_texts: int) -> None:
+def test_expectation_is_the_mean_weighted_by_similarity(num_texts: int) -> None:
     """Nadaraya and Watson's estimator, written down as it is defined."""
     chance = random.Random(4)
     texts = [features(text(chance.choice([*SUBJECTS]), chance)) for _ in range(num_texts)]
@@ -81,7 +81,7 @@ def test_expectation_is_the_mean_weighted_by_likeness(num_texts: int) -> None:
     assert expected.weight == pytest.approx(float(weights.sum()), rel=1e-3)
 
 
-def test_no_other_thread_works_for_an_expectation() -> None:
+def test_expectation_uses_one_thread() -> None:
     """A target's core is its engine's; threads of a linear algebra library would spin on it."""
     chance = random.Random(5)
     experience, asked = learned(MEMORY, chance), features(text("law", chance))
@@ -96,7 +96,7 @@ def test_memory_is_bounded() -> None:
     assert len(learned(MEMORY + 50, random.Random(3))) == MEMORY
 
 
-def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it() -> None:
+def test_similar_texts_set_the_prior_and_own_rounds_outweigh_it() -> None:
     chance = random.Random(4)
     rates = RequestRates(expected=learned(40, chance).expect(features(text("law", chance))))
     record = DrafterRecord()
@@ -108,7 +108,7 @@ def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it
     assert rates.estimate("code", record) > rates.estimate("law", record) + 0.3
 
 
-def test_without_experience_the_record_decides() -> None:
+def test_record_decides_without_similar_texts() -> None:
     record = DrafterRecord()
     record.rate.observe(90, 10)
     assert RequestRates().estimate("d", record) == record.prior

@@ -100,7 +100,7 @@ def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4)
     return DraftWorker(engine=engine, thread=thread, max_batch=max_batch)
 
 
-def test_draft_continues_the_prefix_as_the_engine_says() -> None:
+def test_draft_is_the_engines_continuation_of_the_prefix() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
@@ -120,7 +120,7 @@ def test_draft_continues_the_prefix_as_the_engine_says() -> None:
     run(main())
 
 
-def test_drafter_out_of_step_says_what_it_has_and_recovers() -> None:
+def test_drafter_out_of_step_reports_its_prefix_and_recovers() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
@@ -159,7 +159,7 @@ def test_newer_round_replaces_older_ones_that_wait() -> None:
     run(main())
 
 
-def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> None:
+def test_awaited_requests_are_drafted_before_requests_ahead() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -178,7 +178,7 @@ def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> Non
     run(main())
 
 
-def test_drafting_ahead_is_told_when_the_target_waits() -> None:
+def test_draft_ahead_ends_when_a_target_waits() -> None:
     async def main() -> None:
         post, engine = Post(), PatientDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -194,7 +194,7 @@ def test_drafting_ahead_is_told_when_the_target_waits() -> None:
 
 
 @pytest.mark.parametrize("tokens", [[5, 1 << 30], [5, 6, 7], [5, 5]])
-def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
+def test_invalid_tree_counts_as_empty(tokens: list[int]) -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -214,7 +214,7 @@ def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
 @pytest.mark.parametrize(
     ("shares", "expected"), [(b"\xff\x00\x33", (1.0, 0.0, 0.2)), (b"\xff", ()), (b"", ())]
 )
-def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
+def test_endpoint_shares_are_passed_on_if_they_fit_the_tree(
     shares: bytes, expected: tuple[float, ...]
 ) -> None:
     async def main() -> None:
@@ -233,7 +233,7 @@ def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
     run(main())
 
 
-def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
+def test_waiting_requests_are_batched_oldest_first() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -251,7 +251,7 @@ def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
     run(main())
 
 
-def test_answer_to_a_link_that_is_gone_harms_nobody() -> None:
+def test_answer_to_an_ended_link_is_dropped() -> None:
     def gone(_: AnyMessage) -> None:
         raise LinkLost("gone")
 
@@ -275,7 +275,7 @@ def draft_sequence(draft: Draft) -> list[int]:
 
 
 @pytest.mark.parametrize("is_link_lost", [True, False])
-def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
+def test_ended_request_leaves_no_state(is_link_lost: bool) -> None:
     async def main() -> None:
         ended, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -299,7 +299,7 @@ def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
 
 
 @pytest.mark.parametrize("is_in_step", [True, False])
-def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> None:
+def test_least_recently_used_request_is_dropped_first(is_in_step: bool) -> None:
     """A stranger's requests, in step or not, cannot fill the memory."""
 
     async def main() -> None:
@@ -321,7 +321,7 @@ def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> Non
     run(main())
 
 
-def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> None:
+def test_target_with_many_requests_does_not_displace_others() -> None:
     async def main() -> None:
         crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -340,7 +340,7 @@ def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> No
     run(main())
 
 
-def test_a_target_cannot_touch_the_requests_of_another() -> None:
+def test_target_cannot_affect_the_requests_of_another() -> None:
     async def main() -> None:
         post, other, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -357,7 +357,7 @@ def test_a_target_cannot_touch_the_requests_of_another() -> None:
     run(main())
 
 
-def test_flood_of_releases_is_no_work() -> None:
+def test_flood_of_releases_runs_no_draft() -> None:
     async def main() -> None:
         post, engine = Post(), CountingDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -387,7 +387,7 @@ class CountingDrafter(ScriptedDrafter):
         super().release(key)
 
 
-def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
+def test_tokens_beyond_the_vocabulary_are_never_passed_to_the_model() -> None:
     async def main() -> None:
         replies: list[AnyMessage] = []
         engine = ScriptedDrafter(babble())
@@ -417,7 +417,7 @@ class FailingDrafter(ScriptedDrafter):
         ]
 
 
-def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
+def test_failed_draft_is_empty_and_others_are_unchanged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
@@ -437,7 +437,7 @@ def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
     assert len(caplog.records) == 2  # one of a kind
 
 
-def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
+def test_message_that_fails_on_arrival_gets_an_empty_draft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> list[int]:

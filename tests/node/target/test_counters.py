@@ -29,7 +29,7 @@ def test_starts_on_one_journal_are_counted(tmp_path: Path) -> None:
         journal.store.close()
 
 
-def test_drafter_that_lacks_tokens_is_asked_again_and_that_is_counted() -> None:
+def test_second_request_to_a_drafter_that_lacks_tokens_is_counted() -> None:
     language = babble()
 
     async def counted(*weather: Weather) -> int:
@@ -45,7 +45,7 @@ def test_drafter_that_lacks_tokens_is_asked_again_and_that_is_counted() -> None:
     run(main())
 
 
-def test_request_that_goes_on_after_a_start_is_counted() -> None:
+def test_resumed_request_is_counted() -> None:
     async def main() -> None:
         service, counters, is_sent = ScriptedService(), Counters(), asyncio.Event()
 

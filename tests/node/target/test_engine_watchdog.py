@@ -107,7 +107,7 @@ def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
     run(story())
 
 
-def test_canaries_are_sent_at_rest_and_harm_nobody() -> None:
+def test_canaries_are_sent_at_rest_and_harm_no_session() -> None:
     async def story() -> None:
         frost, told = Frost(), Told()
         async with watched(frost, told, period_s=0.05) as (home, _):
@@ -119,7 +119,7 @@ def test_canaries_are_sent_at_rest_and_harm_nobody() -> None:
     run(story())
 
 
-def test_frozen_engine_is_unavailable_until_it_goes_on() -> None:
+def test_frozen_engine_is_unavailable_until_it_continues() -> None:
     async def story() -> None:
         frost, told = Frost(), Told()
         async with watched(frost, told) as (home, readiness), asyncio.TaskGroup() as group:
@@ -166,9 +166,7 @@ class FickleEngine:
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
-def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promised(
-    *, is_exact: bool
-) -> None:
+def test_exact_engine_that_draws_another_token_is_unavailable(*, is_exact: bool) -> None:
     async def story() -> None:
         engine, told = FickleEngine(), Told()
         readiness = EngineWatchdog(
@@ -185,7 +183,7 @@ def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promis
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
-def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
+def test_frozen_target_refuses_requests_and_publishes_why() -> None:
     async def story() -> None:
         frost, told = Frost(), Told()
         async with EmbeddedBroker(port=free_port()) as broker, watched(frost, told) as (home, _):

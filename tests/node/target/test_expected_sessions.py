@@ -40,7 +40,7 @@ async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifi
             running.cancel()
 
 
-def test_session_with_a_verdict_is_expected_until_it_ends() -> None:
+def test_session_with_a_result_is_expected_until_it_ends() -> None:
     async def main() -> None:
         async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
             await verifier.verify(work("a"))
@@ -54,7 +54,7 @@ def test_session_with_a_verdict_is_expected_until_it_ends() -> None:
 
 
 @pytest.mark.parametrize("is_released_first", [True, False])
-def test_session_that_gives_up_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
+def test_session_cancelled_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
     """Its asker leaves; the session gives its key back at once, or in a moment."""
 
     async def main() -> None:
@@ -78,7 +78,7 @@ def test_session_that_gives_up_during_its_pass_is_not_expected(*, is_released_fi
     run(main())
 
 
-def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
+def test_pass_does_not_wait_for_an_ended_session() -> None:
     async def main() -> None:
         async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
             await verifier.verify(work("gone"))
@@ -89,7 +89,7 @@ def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
     run(main())
 
 
-def test_who_was_waited_for_in_vain_is_not_waited_for_again() -> None:
+def test_session_that_missed_its_time_is_not_waited_for_again() -> None:
     costs = Noting(batch_wait_s=0.01)
 
     async def main() -> None:

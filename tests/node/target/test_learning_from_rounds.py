@@ -46,7 +46,7 @@ def listen(owner: object, name: str) -> list[Call]:
     return calls
 
 
-def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
+def test_requests_without_a_wait_end_with_the_result() -> None:
     """A drafter that never answers is not late: its ask was taken back, not waited for."""
 
     async def main() -> None:
@@ -61,7 +61,7 @@ def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
     run(main())
 
 
-def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes() -> None:
+def test_drafters_that_draft_ahead_together_get_endpoint_shares() -> None:
     async def shares(policy: str) -> list[dict[int, bytes]]:
         """Of each drafter, by round, where the tree has outcomes beside its root."""
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
@@ -89,7 +89,7 @@ def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes()
     run(main())
 
 
-def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
+def test_wait_for_several_drafters_is_observed() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             waits = listen(home.planner.statistics, "observe_wait")
@@ -104,7 +104,7 @@ def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
 
 
 @pytest.mark.parametrize(("policy", "is_disturbed"), [("specinfer", True), ("colocated", False)])
-def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
+def test_concurrent_answers_are_observed_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
     """First impressions and trials always are, drafts that a round waits for where it asks more
     than one drafter."""
 
@@ -125,7 +125,7 @@ def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbe
     run(main())
 
 
-def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
+def test_first_answer_of_a_lone_drafter_is_disturbed() -> None:
     """Nobody else is asked, but the target reads the prompt meanwhile."""
 
     async def main() -> None:
@@ -139,7 +139,7 @@ def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
     run(main())
 
 
-def test_each_round_tells_what_it_cost_the_event_loop() -> None:
+def test_bookkeeping_of_each_round_is_observed() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             calls = listen(home.planner.statistics, "observe_bookkeeping")

@@ -40,7 +40,7 @@ requests = st.builds(
 
 
 @given(answers, requests, st.data())
-def test_text_is_the_same_however_tokens_come(
+def test_text_is_the_same_for_any_division_into_rounds(
     tokens: list[int], asked: Request, data: st.DataObject
 ) -> None:
     def language(so_far: Sequence[int], _: Sampling) -> int:
@@ -60,7 +60,7 @@ def test_text_is_the_same_however_tokens_come(
     assert transcript.room == asked.max_tokens - len(said.tokens)
 
 
-def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
+def test_text_that_cannot_become_a_stop_string_is_final_at_once() -> None:
     asked = Request("a", "1", "ask", "x", stop=("stop it",))
     transcript = OutputProcessor(asked, byte_codec())
     assert [transcript.push([letter]) for letter in b"a stop on"] == [
@@ -80,7 +80,7 @@ def test_stop_string_counts_when_it_ends_after_the_first_tokens(min_tokens: int,
     assert transcript.text == said
 
 
-def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
+def test_log_probabilities_have_text_offsets() -> None:
     asked = Request("a", "1", "ask", "x", max_tokens=5, top_logprobs=1)
     transcript = OutputProcessor(asked, byte_codec())
     told = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]

@@ -35,7 +35,7 @@ def judge(made: Planner, request: RequestState, name: str, hits: int) -> None:
     )
 
 
-def test_first_request_of_all_goes_to_whom_its_prompt_surprised_least() -> None:
+def test_first_request_goes_to_the_drafter_with_the_lowest_nll() -> None:
     made = planner()
     request = begin(made, NLLS)
     assert made.plan(request, list(NLLS), 100).drafters == ("python",)
@@ -43,7 +43,7 @@ def test_first_request_of_all_goes_to_whom_its_prompt_surprised_least() -> None:
     assert made.plan(other, list(NLLS), 100).drafters == ("legal",)
 
 
-def test_verdicts_outweigh_what_was_foreseen() -> None:
+def test_verification_results_outweigh_the_prediction() -> None:
     made = planner()
     request = begin(made, {"python": 1.2, "legal": 1.6})
     for _ in range(12):
@@ -52,7 +52,7 @@ def test_verdicts_outweigh_what_was_foreseen() -> None:
     assert made.plan(request, ["python", "legal"], 100).drafters == ("legal",)
 
 
-def test_drafter_that_would_have_guessed_the_answer_is_asked_when_the_subject_changes() -> None:
+def test_self_report_routes_a_changed_subject() -> None:
     made = planner()
     request = begin(made, NLLS)
     for _ in range(4):
@@ -77,7 +77,7 @@ def test_tokens_of_the_prompt_are_no_evidence_of_acceptance() -> None:
     assert request.rates.reported["home"].evidence == 4
 
 
-def test_boaster_loses_its_word_and_does_not_spoil_that_of_others() -> None:
+def test_over_reporting_drafter_loses_trust_and_others_keep_theirs() -> None:
     """It is sure of every prompt, and never right: within some rounds nobody believes it, and the
     others' surprises are not held against its own any more."""
     made = planner()
@@ -97,7 +97,7 @@ def test_boaster_loses_its_word_and_does_not_spoil_that_of_others() -> None:
     assert "boaster" not in request.rates.predicted
 
 
-def test_where_all_are_bad_the_least_surprised_one_is_not_believed_for_long() -> None:
+def test_lowest_nll_is_not_trusted_for_long_if_all_drafters_are_bad() -> None:
     made = planner()
     wasted = []
     for _ in range(6):
@@ -114,7 +114,7 @@ def test_where_all_are_bad_the_least_surprised_one_is_not_believed_for_long() ->
     assert max(wasted[2:]) <= 2
 
 
-def test_boasting_of_answers_is_bounded_too() -> None:
+def test_over_reporting_about_answers_is_bounded() -> None:
     made = planner()
     request = begin(made, {"boaster": 1.0, "python": 1.0})
     wasted, prefix = 0, PROMPT

@@ -56,7 +56,7 @@ def test_token_that_two_drafters_propose_counts_for_both() -> None:
     }
 
 
-def test_plans_count_for_who_leads_them() -> None:
+def test_plans_count_for_their_first_drafter() -> None:
     counts = RequestMetrics()
     for drafters in ((), ("b", "a"), ("a",), ("b",), ("b", "c")):
         counts.count_plan(Plan(drafters, reason=f"of {len(drafters)}"), is_ready=drafters != ("a",))

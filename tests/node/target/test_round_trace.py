@@ -67,13 +67,13 @@ def test_rounds_follow_each_other_and_hold_their_drafts(
 
 
 @pytest.mark.parametrize("policy", ["edgecosine", "cosine-paper"])
-def test_nothing_is_recorded_for_who_does_not_ask(policy: str) -> None:
+def test_no_trace_without_a_request_for_it(policy: str) -> None:
     metrics = _answer(_request(policy, trace=False), [[Weather.FINE]]).metrics
     assert metrics.num_accepted_tokens > 0
     assert metrics.rounds == ()
 
 
-def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
+def test_trace_holds_the_drafters_compute_time() -> None:
     trace = RoundTrace(is_on=True)
     draft = Draft("a/1", 1, b"\0" * 8, b"\xff" * 4, compute_us=1500)
     trace.begin()

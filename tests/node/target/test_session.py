@@ -88,7 +88,7 @@ weathers = st.just((Weather.FINE,)) | st.lists(
 
 @few
 @given(st.data(), languages, requests, st.sampled_from([1.0, 1e-5]))
-def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
+def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
     data: st.DataObject, language: Language, asked: Request, pass_s: float
 ) -> None:
     neighbours = [
@@ -154,13 +154,13 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
-def test_drafter_that_forgot_everything_is_told_again_in_the_same_round(weather: Weather) -> None:
+def test_drafter_without_the_prefix_gets_it_in_the_same_round(weather: Weather) -> None:
     language = babble()
     answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
     assert answer.metrics.num_rounds < 30
 
 
-def test_drafter_that_remembers_is_told_only_what_is_new() -> None:
+def test_drafter_with_the_prefix_gets_only_new_tokens() -> None:
     language = babble()
 
     async def main() -> None:
@@ -210,7 +210,7 @@ def test_expert_is_found_among_useless_drafters() -> None:
         Weather.WRONG_TOKENS,
     ],
 )
-def test_drafter_that_never_helps_is_hardly_asked(weather: Weather) -> None:
+def test_useless_drafter_is_hardly_asked(weather: Weather) -> None:
     language = babble()
 
     async def main() -> int:
@@ -222,7 +222,7 @@ def test_drafter_that_never_helps_is_hardly_asked(weather: Weather) -> None:
     assert run(main()) < 150  # of 400 rounds, and one that is out of step is asked twice
 
 
-def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
+def test_drafter_linked_during_a_request_is_used() -> None:
     language = babble()
 
     async def main() -> Answer:
@@ -236,7 +236,7 @@ def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
     assert 20 < answer.metrics.num_rounds < 80
 
 
-def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further() -> None:
+def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None:
     language = babble()
 
     async def main() -> tuple[list[int], Answer]:
@@ -253,7 +253,7 @@ def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further
 
 
 @pytest.mark.parametrize("told", [0, 1 << 30])
-def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> None:
+def test_no_drafter_is_asked_beyond_the_longest_request(told: int) -> None:
     async def main() -> None:
         async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = told
@@ -270,7 +270,7 @@ def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> Non
     run(main())
 
 
-def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
+def test_drafter_with_unknown_context_is_asked_for_any_length() -> None:
     language = babble()
 
     async def main() -> list[int]:
@@ -281,7 +281,7 @@ def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
     assert max(run(main())) > 80
 
 
-def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
+def test_policy_target_alone_gives_the_same_text_without_drafters() -> None:
     language = babble()
 
     async def main() -> None:
@@ -306,7 +306,7 @@ def test_every_policy_speculates(policy: str) -> None:
 
 
 @pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
-def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
+def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
     policy: str, *, is_ahead: bool
 ) -> None:
     language = babble()
@@ -343,7 +343,7 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
     run(main())
 
 
-def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_same() -> None:
+def test_drafters_continue_a_common_trunk_and_the_text_stays_the_same() -> None:
     language = babble()
 
     async def answer(policy: str) -> Answer:
@@ -359,7 +359,7 @@ def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_s
     assert stepping.metrics.num_rounds < 0.7 * plain.metrics.num_rounds
 
 
-def test_sessions_side_by_side_say_what_each_would_alone() -> None:
+def test_concurrent_sessions_give_the_texts_of_each_alone() -> None:
     language = babble()
     asked = [
         request(
@@ -419,7 +419,7 @@ def test_end_token_is_no_end_when_it_is_ignored() -> None:
     assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
 
 
-def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_yielded_once_it_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
     language = recital("To be", "s€ stay stop".encode())
 
@@ -432,7 +432,7 @@ def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.Mon
     assert run(main()) == ["s€", " ", "sta", "y", " "]
 
 
-def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_quick_rounds_is_yielded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", math.inf)
     language = recital("To be", b"one and all")
 
@@ -445,7 +445,7 @@ def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
-def test_every_token_is_told_once(yield_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_yielded_once(yield_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
@@ -468,7 +468,7 @@ def test_every_token_is_told_once(yield_every_s: float, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
-def test_resumed_session_shows_all_text_whenever_it_goes_out(
+def test_resumed_session_yields_all_text(
     yield_every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
@@ -488,7 +488,7 @@ def test_resumed_session_shows_all_text_whenever_it_goes_out(
         assert [delta.index for delta in deltas] == list(range(len(deltas)))
 
 
-def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
+def test_session_releases_everything_wherever_it_is_cancelled() -> None:
     """Cancel before the first, second, ... resumption of a session, until it ends by itself."""
     language = babble()
     neighbours = 2
@@ -513,7 +513,7 @@ def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
     run(main())
 
 
-def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
+def test_session_closed_between_deltas_releases_everything() -> None:
     language = babble()
 
     async def main() -> None:
@@ -544,7 +544,7 @@ async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) ->
         await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
 
 
-def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> None:
+def test_silent_drafter_is_waited_for_until_the_deadline() -> None:
     language = babble()
 
     async def main() -> Answer:

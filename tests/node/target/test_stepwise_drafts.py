@@ -101,9 +101,7 @@ def stepped(forms: Sequence[int]) -> float:
     return sum(map(bool, forms)) / len(forms)
 
 
-def test_drafters_that_take_turns_in_being_right_go_on_from_each_other_where_that_is_cheap() -> (
-    None
-):
+def test_drafters_right_in_turns_go_step_by_step_if_exchanges_are_cheap() -> None:
     world, without = World(), World("edgecosine-without-steps")
     world.play(60)
     without.play(60)
@@ -113,7 +111,7 @@ def test_drafters_that_take_turns_in_being_right_go_on_from_each_other_where_tha
     assert "fused every" in world.planner.last_reason
 
 
-def test_steps_are_dropped_when_the_network_slows_and_taken_up_when_it_is_quick_again() -> None:
+def test_steps_follow_the_round_trip_time() -> None:
     world, without = World(), World("edgecosine-without-steps")
     for each in (world, without):
         each.play(60)
@@ -126,13 +124,13 @@ def test_steps_are_dropped_when_the_network_slows_and_taken_up_when_it_is_quick_
     assert stepped(world.forms[-40:]) > 0.8
 
 
-def test_nobody_goes_step_by_step_where_each_drafter_is_right_alone() -> None:
+def test_rounds_are_fused_once_if_each_drafter_is_right_alone() -> None:
     world = World(is_good=True)
     world.play(100)
     assert stepped(world.forms) == 0.0
 
 
-def test_estimate_that_is_not_kept_is_hardly_tried_again() -> None:
+def test_wrong_estimate_is_hardly_probed_again() -> None:
     """The drafters agree with the truth only where nobody goes on from another's words."""
 
     class Deceived(World):

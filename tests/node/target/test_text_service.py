@@ -98,9 +98,7 @@ def test_request_as_long_as_the_context_is_served() -> None:
 
 
 @pytest.mark.parametrize(("num_prompt", "num_tokens"), [(5, 59), (63, 1)])
-def test_length_that_nobody_named_is_what_the_context_leaves(
-    num_prompt: int, num_tokens: int
-) -> None:
+def test_default_length_is_what_the_context_leaves(num_prompt: int, num_tokens: int) -> None:
     asked = request(
         prompt="x" * num_prompt, max_tokens=128, is_default_length=True, ignore_eos=True
     )
@@ -121,9 +119,7 @@ def test_length_that_nobody_named_is_what_the_context_leaves(
         ({"prompt": "x" * 60, "sampling": Sampling(min_tokens=5)}, "max_tokens"),
     ],
 )
-def test_length_that_nobody_named_does_not_make_room(
-    changes: dict[str, Any], parameter: str
-) -> None:
+def test_default_length_needs_room_in_the_context(changes: dict[str, Any], parameter: str) -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             with pytest.raises(RequestError) as refusal:
@@ -134,7 +130,7 @@ def test_length_that_nobody_named_does_not_make_room(
     run(main())
 
 
-def test_answers_are_counted_and_told() -> None:
+def test_answers_are_counted_and_logged() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
             service = home.service
@@ -149,7 +145,7 @@ def test_answers_are_counted_and_told() -> None:
     run(main())
 
 
-def test_request_whose_asker_leaves_is_not_counted() -> None:
+def test_cancelled_request_is_not_counted() -> None:
     async def main() -> None:
         async with house(ScriptedTarget(LANGUAGE)) as home:
             async with aclosing(home.service.answer(request())) as steps:

@@ -74,7 +74,7 @@ class Gate:
         self._open.set()
 
 
-def test_works_that_come_during_a_pass_share_the_next_one() -> None:
+def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     gate, costs = Gate(), Costs()
     target = ScriptedTarget(LANGUAGE, before_pass=gate)
 
@@ -106,7 +106,7 @@ def test_works_that_come_during_a_pass_share_the_next_one() -> None:
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
-def test_time_is_busy_or_idle_and_never_both() -> None:
+def test_time_is_either_busy_or_idle() -> None:
     target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(0.01))
 
     async def main() -> None:
@@ -144,7 +144,7 @@ def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> Non
     assert all("a/short" in batch for batch in during_prefill)
 
 
-def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
+def test_work_of_a_cancelled_session_is_in_no_further_pass() -> None:
     gate = Gate()
     target = ScriptedTarget(LANGUAGE, chunk=1, before_pass=gate)
 
@@ -173,7 +173,7 @@ def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
 
 
 @pytest.mark.parametrize("is_profile", [True, False])
-def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
+def test_failed_engine_leaves_no_session_waiting(is_profile: bool) -> None:
     gate = Gate()
 
     def fail(number: int, keys: list[str]) -> None:
@@ -237,7 +237,7 @@ def _failing_after(num_passes: int) -> Callable[[int, list[str]], None]:
     return before_pass
 
 
-def test_stopped_verifying_leaves_nobody_waiting() -> None:
+def test_stopped_verifier_leaves_no_session_waiting() -> None:
     gate = Gate()
 
     async def main() -> None:
@@ -297,7 +297,7 @@ async def holding(
             running.cancel()
 
 
-def test_pass_is_held_back_for_who_is_about_to_come() -> None:
+def test_pass_waits_for_expected_sessions() -> None:
     target = ScriptedTarget(LANGUAGE)
 
     async def main() -> None:
@@ -313,7 +313,7 @@ def test_pass_is_held_back_for_who_is_about_to_come() -> None:
     assert batches == [["late"], ["early", "late"]]
 
 
-def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
+def test_pass_stops_waiting_for_late_and_ended_sessions() -> None:
     async def main() -> None:
         async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
             await verifier.verify(work("gone"))
@@ -324,7 +324,7 @@ def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
     run(main())
 
 
-def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
+def test_works_of_a_waiting_pass_fail_with_the_verifier() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
 
