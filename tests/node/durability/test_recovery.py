@@ -29,7 +29,7 @@ from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
@@ -156,9 +156,9 @@ async def live(
 async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
     """Ask once, be killed as often as told, then live on; the whole thing with drafters."""
     world = World()
-    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.6))]
+    setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.6))]
     for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
-        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
             journal = MortalJournal(directory, dies_at, is_late=is_late)
             # Whoever was never told that the request is accepted asks again.
             asks = number == 0 or not world.states

@@ -19,7 +19,7 @@ from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
@@ -99,15 +99,18 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
     language = babble(eos_every=40)
     asked = request(n, sampling=Sampling(temperature=temperature, seed=3), max_tokens=60)
     said = [alone(language, choice) for choice in choices_of(asked)]
-    neighbours = [
-        Neighbour(ScriptedDrafter(language)),
-        Neighbour(ScriptedDrafter(language, hits=0.5), [Weather.FINE, Weather.LINK_LOST]),
-        Neighbour(ScriptedDrafter(language, hits=0.0, boast=1.0)),
+    setups = [
+        Drafter(ScriptedDrafter(language)),
+        Drafter(ScriptedDrafter(language, hits=0.5), [LinkFault.FINE, LinkFault.LINK_LOST]),
+        Drafter(ScriptedDrafter(language, hits=0.0, boast=1.0)),
     ]
 
     async def story() -> None:
         target = ScriptedTarget(language)
-        async with house(target, neighbours, max_sessions=5) as home, desk(home.service) as at:
+        async with (
+            harness(target, setups, max_sessions=5) as home,
+            desk(home.service) as at,
+        ):
             final = await at.answer(asked)
             choices = final["choices"]
             assert [choice["index"] for choice in choices] == list(range(n))

@@ -15,7 +15,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.request import Request
-from tests.support.cluster import house as engine_house
+from tests.support.cluster import harness as engine_house
 from tests.support.engines import ScriptedTarget, alone, babble
 from tests.support.mqtt import HOME, Listener, free_port, listening, needs_mosquitto, run, running
 

@@ -39,7 +39,7 @@ from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
-from tests.support.cluster import House, Neighbour, house
+from tests.support.cluster import Drafter, TargetHarness, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.mqtt import run
 
@@ -118,7 +118,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
 class Desk:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
-    home: House
+    home: TargetHarness
     reception: RequestManager
     admission: AdmissionControl
     journal: DiskJournal
@@ -160,8 +160,8 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
         sent.append(message)
         news.set()
 
-    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7))]
-    async with house(target, neighbours, max_sessions=2) as home:
+    setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.7))]
+    async with harness(target, setups, max_sessions=2) as home:
         journal = DiskJournal(directory)
         admission = AdmissionControl(num_slots=2, max_queued=8)
         reception = RequestManager(
@@ -286,7 +286,7 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
             raise Injected("pass")
 
     async def story() -> None:
-        async with house(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
+        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
             asked = Request("a", "bad", "ask", "x")
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
@@ -303,8 +303,11 @@ def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
             return super().draft(batch)
 
     async def story() -> None:
-        neighbours = [Neighbour(FailingDrafter(LANGUAGE)), Neighbour(ScriptedDrafter(LANGUAGE))]
-        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+        setups = [
+            Drafter(FailingDrafter(LANGUAGE)),
+            Drafter(ScriptedDrafter(LANGUAGE)),
+        ]
+        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
             for name in ("bad", "good"):
                 asked = Request("a", name, "ask", "x", max_tokens=LENGTH)
                 answer = await home.answer(asked)
@@ -328,7 +331,7 @@ def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() ->
             raise Injected("canary")
 
     async def story() -> None:
-        async with house(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
                 passes=home.verifier, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
             )

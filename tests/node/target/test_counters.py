@@ -15,7 +15,7 @@ from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 from tests.support.fakes import ScriptedService
 
@@ -32,15 +32,15 @@ def test_starts_on_one_journal_are_counted(tmp_path: Path) -> None:
 def test_second_request_to_a_drafter_that_lacks_tokens_is_counted() -> None:
     language = babble()
 
-    async def counted(*weather: Weather) -> int:
-        neighbour = Neighbour(ScriptedDrafter(language), weather)
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+    async def counted(*fault: LinkFault) -> int:
+        setup = Drafter(ScriptedDrafter(language), fault)
+        async with harness(ScriptedTarget(language), [setup]) as home:
             await home.answer(Request("a", "1", "ask", "To be", max_tokens=20))
             return home.planner.statistics.num_retries
 
     async def main() -> None:
-        assert await counted(Weather.FINE) == 0
-        assert await counted(Weather.FINE, Weather.FINE, Weather.FORGOTTEN) > 0
+        assert await counted(LinkFault.FINE) == 0
+        assert await counted(LinkFault.FINE, LinkFault.FINE, LinkFault.FORGOTTEN) > 0
 
     run(main())
 

@@ -18,7 +18,7 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.target.engine_watchdog import CANARY, EngineWatchdog
 from edgecosine.protocol.api.request import Answer, Request
 from tests.node.gateway.test_overload import ask
-from tests.support.cluster import House, house
+from tests.support.cluster import TargetHarness, harness
 from tests.support.engines import ScriptedTarget, babble
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 
@@ -78,9 +78,9 @@ class Told:
 @asynccontextmanager
 async def watched(
     frost: Frost, told: Told, *, period_s: float = 60.0
-) -> AsyncIterator[tuple[House, EngineWatchdog]]:
+) -> AsyncIterator[tuple[TargetHarness, EngineWatchdog]]:
     """A target under watch."""
-    async with house(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
+    async with harness(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
         readiness = EngineWatchdog(
             passes=home.verifier, prompt=PROMPT, is_exact=True, on_change=told,
             period_s=period_s, stall_s=STALL_S,

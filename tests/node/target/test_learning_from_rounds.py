@@ -11,7 +11,7 @@ import pytest
 from edgecosine.balance.plan import Plan
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import House, Neighbour, house
+from tests.support.cluster import Drafter, TargetHarness, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
@@ -21,8 +21,8 @@ def asked(policy: str = "edgecosine", max_tokens: int = 40) -> Request:
     return Request("a", "1", "ask", "To be", max_tokens=max_tokens, policy=policy)
 
 
-def drafters(count: int) -> list[Neighbour]:
-    return [Neighbour(ScriptedDrafter(LANGUAGE)) for _ in range(count)]
+def drafters(count: int) -> list[Drafter]:
+    return [Drafter(ScriptedDrafter(LANGUAGE)) for _ in range(count)]
 
 
 @dataclass
@@ -50,7 +50,7 @@ def test_requests_without_a_wait_end_with_the_result() -> None:
     """A drafter that never answers is not late: its ask was taken back, not waited for."""
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             home.links["drafter-0"].held = asyncio.Event()
             late = listen(home.planner.statistics, "observe_late")
             answer = await home.answer(asked(max_tokens=2))
@@ -64,7 +64,7 @@ def test_requests_without_a_wait_end_with_the_result() -> None:
 def test_drafters_that_draft_ahead_together_get_endpoint_shares() -> None:
     async def shares(policy: str) -> list[dict[int, bytes]]:
         """Of each drafter, by round, where the tree has outcomes beside its root."""
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             home.planner.plan = lambda *_: Plan(  # type: ignore[method-assign]
                 ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
             )
@@ -91,7 +91,7 @@ def test_drafters_that_draft_ahead_together_get_endpoint_shares() -> None:
 
 def test_wait_for_several_drafters_is_observed() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             waits = listen(home.planner.statistics, "observe_wait")
             await home.answer(asked("specinfer"))
             assert waits
@@ -108,13 +108,13 @@ def test_concurrent_answers_are_observed_as_disturbed(policy: str, *, is_disturb
     """First impressions and trials always are, drafts that a round waits for where it asks more
     than one drafter."""
 
-    async def heard(home: House) -> list[bool]:
+    async def heard(home: TargetHarness) -> list[bool]:
         calls = listen(home.planner.statistics, "observe_answer")
         await home.answer(asked(policy))
         return [call.terms["is_disturbed"] for call in calls]
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             told = await heard(home)
             assert all(told[:2])
             if is_disturbed:
@@ -129,7 +129,7 @@ def test_first_answer_of_a_lone_drafter_is_disturbed() -> None:
     """Nobody else is asked, but the target reads the prompt meanwhile."""
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             calls = listen(home.planner.statistics, "observe_answer")
             await home.answer(asked())
             told = [call.terms["is_disturbed"] for call in calls]
@@ -141,7 +141,7 @@ def test_first_answer_of_a_lone_drafter_is_disturbed() -> None:
 
 def test_bookkeeping_of_each_round_is_observed() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             calls = listen(home.planner.statistics, "observe_bookkeeping")
             answer = await home.answer(asked())
             assert len(calls) == answer.metrics.num_rounds

@@ -30,7 +30,7 @@ from edgecosine.protocol.api.request import (
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import House, Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, TargetHarness, harness
 from tests.support.engines import (
     Language,
     ScriptedDrafter,
@@ -81,8 +81,8 @@ languages = st.builds(
     salt=st.integers(0, 1000),
     eos_every=st.sampled_from([0, 10, 40]),
 )
-weathers = st.just((Weather.FINE,)) | st.lists(
-    st.sampled_from(list(Weather)), min_size=1, max_size=6
+fault_sequences = st.just((LinkFault.FINE,)) | st.lists(
+    st.sampled_from(list(LinkFault)), min_size=1, max_size=6
 ).map(tuple)
 
 
@@ -91,10 +91,10 @@ weathers = st.just((Weather.FINE,)) | st.lists(
 def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
     data: st.DataObject, language: Language, asked: Request, pass_s: float
 ) -> None:
-    neighbours = [
-        Neighbour(
+    setups = [
+        Drafter(
             ScriptedDrafter(language, hits=hits, boast=boast),
-            data.draw(weathers),
+            data.draw(fault_sequences),
         )
         for hits, boast in data.draw(
             st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
@@ -104,7 +104,7 @@ def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
 
     async def main() -> None:
         target = ScriptedTarget(language, chunk=data.draw(st.integers(1, 64)))
-        async with house(target, neighbours, pass_s=pass_s) as home:
+        async with harness(target, setups, pass_s=pass_s) as home:
             answer = await home.answer(asked)
             assert answer.text == said.text
             assert answer.tokens == said.tokens
@@ -129,12 +129,12 @@ def told(answer: Answer) -> tuple[Logprobs, ...] | None:
     )
 
 
-def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
+def say(language: Language, asked: Request, *setups: Drafter) -> Answer:
     """A request's answer in a house of its own."""
 
     async def main() -> Answer:
         target = ScriptedTarget(language)
-        async with house(target, neighbours) as home:
+        async with harness(target, setups) as home:
             return await home.answer(asked)
 
     return run(main())
@@ -144,7 +144,7 @@ def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
 def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     language = babble()
     asked = request(max_tokens=120, sampling=Sampling(temperature=temperature, seed=7))
-    answer = say(language, asked, Neighbour(ScriptedDrafter(language)))
+    answer = say(language, asked, Drafter(ScriptedDrafter(language)))
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_rounds < 30
     assert answer.metrics.num_accepted_tokens > 80
@@ -153,10 +153,10 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     assert share.proposed == share.accepted
 
 
-@pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
-def test_drafter_without_the_prefix_gets_it_in_the_same_round(weather: Weather) -> None:
+@pytest.mark.parametrize("fault", [LinkFault.FORGOTTEN, LinkFault.LINK_LOST_UNSEEN])
+def test_drafter_without_the_prefix_gets_it_in_the_same_round(fault: LinkFault) -> None:
     language = babble()
-    answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
+    answer = say(language, request(max_tokens=120), Drafter(ScriptedDrafter(language), [fault]))
     assert answer.metrics.num_rounds < 30
 
 
@@ -164,8 +164,8 @@ def test_drafter_with_the_prefix_gets_only_new_tokens() -> None:
     language = babble()
 
     async def main() -> None:
-        async with house(
-            ScriptedTarget(language), [Neighbour(ScriptedDrafter(language, hits=0.8))]
+        async with harness(
+            ScriptedTarget(language), [Drafter(ScriptedDrafter(language, hits=0.8))]
         ) as home:
             answer = await home.answer(request("x" * 50, max_tokens=60))
             told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
@@ -179,7 +179,7 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
     language = babble(eos_every=30)
     for salt in range(5):
         asked = request(f"salt {salt}", max_tokens=60, ignore_eos=True)
-        answer = say(language, asked, Neighbour(ScriptedDrafter(language, hits=0.7)))
+        answer = say(language, asked, Drafter(ScriptedDrafter(language, hits=0.7)))
         metrics = answer.metrics
         assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
 
@@ -190,32 +190,32 @@ def test_expert_is_found_among_useless_drafters() -> None:
     answer = say(
         language,
         asked,
-        Neighbour(ScriptedDrafter(another)),
-        Neighbour(ScriptedDrafter(language)),
-        Neighbour(ScriptedDrafter(another)),
+        Drafter(ScriptedDrafter(another)),
+        Drafter(ScriptedDrafter(language)),
+        Drafter(ScriptedDrafter(another)),
     )
     assert answer.metrics.num_rounds < 50
     assert answer.metrics.drafters["drafter-1"].accepted > 90
 
 
 @pytest.mark.parametrize(
-    "weather",
+    "fault",
     [
-        Weather.NOTHING,
-        Weather.BEYOND_THE_VOCABULARY,
-        Weather.TOO_FEW_CONFIDENCES,
-        Weather.ALWAYS_OUT_OF_STEP,
-        Weather.REQUEST_LATE,
-        Weather.ANSWER_LATE,
-        Weather.WRONG_TOKENS,
+        LinkFault.NOTHING,
+        LinkFault.BEYOND_THE_VOCABULARY,
+        LinkFault.TOO_FEW_CONFIDENCES,
+        LinkFault.ALWAYS_OUT_OF_STEP,
+        LinkFault.REQUEST_LATE,
+        LinkFault.ANSWER_LATE,
+        LinkFault.WRONG_TOKENS,
     ],
 )
-def test_useless_drafter_is_hardly_asked(weather: Weather) -> None:
+def test_useless_drafter_is_hardly_asked(fault: LinkFault) -> None:
     language = babble()
 
     async def main() -> int:
-        neighbour = Neighbour(ScriptedDrafter(language), [weather])
-        async with house(ScriptedTarget(language), [neighbour], pass_s=1e-7) as home:
+        setup = Drafter(ScriptedDrafter(language), [fault])
+        async with harness(ScriptedTarget(language), [setup], pass_s=1e-7) as home:
             await home.answer(request(max_tokens=400))
             return len(home.links["drafter-0"].asked)
 
@@ -226,8 +226,8 @@ def test_drafter_linked_during_a_request_is_used() -> None:
     language = babble()
 
     async def main() -> Answer:
-        neighbour = Neighbour(ScriptedDrafter(language))
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+        setup = Drafter(ScriptedDrafter(language))
+        async with harness(ScriptedTarget(language), [setup]) as home:
             home.links["drafter-0"]._absence = 30
             home.links["drafter-0"].lose()
             return await home.answer(request(max_tokens=200))
@@ -240,8 +240,8 @@ def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None
     language = babble()
 
     async def main() -> tuple[list[int], Answer]:
-        neighbour = Neighbour(ScriptedDrafter(language))
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+        setup = Drafter(ScriptedDrafter(language))
+        async with harness(ScriptedTarget(language), [setup]) as home:
             link = home.links["drafter-0"]
             link.max_context = 40
             answer = await home.answer(request(max_tokens=100))
@@ -255,7 +255,7 @@ def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None
 @pytest.mark.parametrize("told", [0, 1 << 30])
 def test_no_drafter_is_asked_beyond_the_longest_request(told: int) -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
+        async with harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = told
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
@@ -274,7 +274,7 @@ def test_drafter_with_unknown_context_is_asked_for_any_length() -> None:
     language = babble()
 
     async def main() -> list[int]:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(ScriptedDrafter(language))]) as home:
             await home.answer(request(max_tokens=100))
             return [asked.prefix_len for asked in home.links["drafter-0"].asked]
 
@@ -285,7 +285,7 @@ def test_policy_target_alone_gives_the_same_text_without_drafters() -> None:
     language = babble()
 
     async def main() -> None:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(ScriptedDrafter(language))]) as home:
             asked = request(policy="target-alone", max_tokens=20)
             answer = await home.answer(asked)
             assert answer.text == alone(language, asked).text
@@ -299,8 +299,8 @@ def test_policy_target_alone_gives_the_same_text_without_drafters() -> None:
 def test_every_policy_speculates(policy: str) -> None:
     language = babble()
     asked = request(policy=policy, max_tokens=120)
-    neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
-    answer = say(language, asked, *neighbours)
+    setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
+    answer = say(language, asked, *setups)
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_accepted_tokens > 60
 
@@ -313,8 +313,8 @@ def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
     target = ScriptedTarget(language, before_pass=lambda *_: time.sleep(0.01))
 
     async def main() -> None:
-        neighbour = Neighbour(ScriptedDrafter(language))
-        async with house(target, [neighbour], pass_s=0.001) as home:
+        setup = Drafter(ScriptedDrafter(language))
+        async with harness(target, [setup], pass_s=0.001) as home:
             answer = await home.answer(request(policy=policy, max_tokens=200))
             asked = home.links["drafter-0"].asked
             waited_for = [each for each in asked if not each.is_ahead]
@@ -331,8 +331,8 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
     language = babble()
 
     async def main() -> None:
-        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language)) for _ in range(2)]
+        async with harness(ScriptedTarget(language), setups) as home:
             await home.answer(request(policy="cosine-paper", max_tokens=60))
             asked = home.links["drafter-0"].asked[1:]
             assert {each.num_tokens for each in asked} == {1}
@@ -347,8 +347,8 @@ def test_drafters_continue_a_common_trunk_and_the_text_stays_the_same() -> None:
     language = babble()
 
     async def answer(policy: str) -> Answer:
-        neighbours = [Neighbour(TurnTaker(language, turn)) for turn in (0, 1)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(TurnTaker(language, turn)) for turn in (0, 1)]
+        async with harness(ScriptedTarget(language), setups) as home:
             return await home.answer(request(max_tokens=200, policy=policy, trace=True))
 
     stepping, plain = run(answer("edgecosine")), run(answer("edgecosine-without-steps"))
@@ -372,8 +372,8 @@ def test_concurrent_sessions_give_the_texts_of_each_alone() -> None:
     ]
 
     async def main() -> list[Answer]:
-        neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
+        async with harness(ScriptedTarget(language), setups) as home:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(home.answer(each)) for each in asked]
             assert max(map(len, home.target.batches)) > 1
@@ -409,7 +409,7 @@ def test_text_ends_where_it_should(
     text: str, changes: dict[str, Any], said: str, reason: str, hits: float
 ) -> None:
     language = recital("To be", text.encode())
-    answer = say(language, request(**changes), Neighbour(ScriptedDrafter(language, hits=hits)))
+    answer = say(language, request(**changes), Drafter(ScriptedDrafter(language, hits=hits)))
     assert (answer.text, answer.finish_reason) == (said, reason)
 
 
@@ -424,7 +424,7 @@ def test_text_is_yielded_once_it_is_final(monkeypatch: pytest.MonkeyPatch) -> No
     language = recital("To be", "s€ stay stop".encode())
 
     async def main() -> list[str]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(request(stop=("stop",)))
             assert isinstance(steps[0], Started)
             return [step.text for step in steps if isinstance(step, Delta)]
@@ -437,7 +437,7 @@ def test_text_of_quick_rounds_is_yielded_together(monkeypatch: pytest.MonkeyPatc
     language = recital("To be", b"one and all")
 
     async def main() -> list[str]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(request(max_tokens=11))
             return [step.text for step in steps if isinstance(step, Delta)]
 
@@ -451,7 +451,7 @@ def test_every_token_is_yielded_once(yield_every_s: float, monkeypatch: pytest.M
     asked = request(max_tokens=12, ignore_eos=True)
 
     async def main() -> tuple[list[tuple[int, ...]], Answer]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(asked)
             told = [
                 step.committed if isinstance(step, Delta) else step
@@ -477,7 +477,7 @@ def test_resumed_session_yields_all_text(
     whole = alone(language, asked)
 
     async def main(num_said: int) -> list[Delta]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             said = Committed(tuple(whole.tokens[:num_said]))
             steps = await home.ask(replace(asked, said=said))
             return [step for step in steps if isinstance(step, Delta)]
@@ -491,12 +491,12 @@ def test_resumed_session_yields_all_text(
 def test_session_releases_everything_wherever_it_is_cancelled() -> None:
     """Cancel before the first, second, ... resumption of a session, until it ends by itself."""
     language = babble()
-    neighbours = 2
+    setups = 2
 
     async def cancelled_after(num_turns: int) -> bool:
-        engines = [ScriptedDrafter(language) for _ in range(neighbours)]
+        engines = [ScriptedDrafter(language) for _ in range(setups)]
         target = ScriptedTarget(language)
-        async with house(target, [Neighbour(engine) for engine in engines]) as home:
+        async with harness(target, [Drafter(engine) for engine in engines]) as home:
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(home.answer(request(max_tokens=30)))
                 for _ in range(num_turns):
@@ -518,7 +518,7 @@ def test_session_closed_between_deltas_releases_everything() -> None:
 
     async def main() -> None:
         engine = ScriptedDrafter(language)
-        async with house(ScriptedTarget(language), [Neighbour(engine)]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(engine)]) as home:
             async with aclosing(home.service.answer(request(max_tokens=40))) as steps:
                 async for step in steps:
                     if isinstance(step, Delta) and step.index == 2:
@@ -529,7 +529,7 @@ def test_session_closed_between_deltas_releases_everything() -> None:
     run(main())
 
 
-async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
+async def assert_nothing_is_held(home: TargetHarness, engines: list[ScriptedDrafter]) -> None:
     """The next request of another name finds every slot free but its own."""
     assert [repr(worker) for worker in home.drafters] == [IDLE] * len(engines)
     assert repr(home.service).startswith("<TextService scripted [0 sessions")
@@ -548,8 +548,8 @@ def test_silent_drafter_is_waited_for_until_the_deadline() -> None:
     language = babble()
 
     async def main() -> Answer:
-        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language)) for _ in range(2)]
+        async with harness(ScriptedTarget(language), setups) as home:
             for node_id in home.links:
                 home.planner.statistics.observe_answer(node_id, 0.001, 0.001, 4)
             home.links["drafter-0"].held = asyncio.Event()

@@ -12,7 +12,7 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.request import Answer, ChatMessage, Request, Sampling
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import house
+from tests.support.cluster import harness
 from tests.support.engines import NUM_TOKENS, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
@@ -59,7 +59,7 @@ def test_request_that_cannot_be_served_is_refused_with_the_reason(
 ) -> None:
     async def main() -> None:
         target = ScriptedTarget(LANGUAGE, max_context=64)
-        async with house(target) as home:
+        async with harness(target) as home:
             with pytest.raises(RequestError, match=words) as refusal:
                 await home.answer(request(**changes))
             assert (refusal.value.code, refusal.value.parameter) == (code, parameter)
@@ -75,7 +75,7 @@ def test_prompt_with_a_token_that_the_model_cannot_read_is_refused(kind: str) ->
     asked = request(kind=kind, prompt=prompt)
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE)) as home:
+        async with harness(ScriptedTarget(LANGUAGE)) as home:
             codec = home.service._codec
             codec.num_rows = 0x7F
             codec._tokenizer.chat_template = "a template"
@@ -91,7 +91,7 @@ def test_request_as_long_as_the_context_is_served() -> None:
     asked = request(max_tokens=59)
 
     async def main() -> Answer:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             return await home.answer(asked)
 
     assert run(main()).text == alone(LANGUAGE, asked).text
@@ -104,7 +104,7 @@ def test_default_length_is_what_the_context_leaves(num_prompt: int, num_tokens: 
     )
 
     async def main() -> Answer:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             return await home.answer(asked)
 
     answer = run(main())
@@ -121,7 +121,7 @@ def test_default_length_is_what_the_context_leaves(num_prompt: int, num_tokens: 
 )
 def test_default_length_needs_room_in_the_context(changes: dict[str, Any], parameter: str) -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             with pytest.raises(RequestError) as refusal:
                 await home.answer(request(is_default_length=True, max_tokens=128, **changes))
             assert refusal.value.code == "context_length_exceeded"
@@ -132,7 +132,7 @@ def test_default_length_needs_room_in_the_context(changes: dict[str, Any], param
 
 def test_answers_are_counted_and_logged() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
+        async with harness(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
             service = home.service
             assert service.max_sessions == 3
             assert service.info["models"] == ["scripted"]
@@ -147,7 +147,7 @@ def test_answers_are_counted_and_logged() -> None:
 
 def test_cancelled_request_is_not_counted() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE)) as home:
+        async with harness(ScriptedTarget(LANGUAGE)) as home:
             async with aclosing(home.service.answer(request())) as steps:
                 await anext(steps)
                 assert "[1 sessions, 0 done]" in repr(home.service)

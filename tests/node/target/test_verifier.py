@@ -20,7 +20,7 @@ from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
@@ -111,7 +111,7 @@ def test_time_is_either_busy_or_idle() -> None:
 
     async def main() -> None:
         began = time.perf_counter()
-        async with house(target) as home:
+        async with harness(target) as home:
             verifier, asked = home.verifier, Request("a", "1", "ask", "x", max_tokens=3)
             await home.answer(asked)
             busy_s, idle_s = verifier.busy_s, verifier.idle_s
@@ -129,7 +129,7 @@ def test_time_is_either_busy_or_idle() -> None:
 def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> None:
     async def main() -> list[list[str]]:
         target = ScriptedTarget(LANGUAGE, chunk=4)
-        async with house(target) as home:
+        async with harness(target) as home:
             short = Request("a", "short", "ask", "x", max_tokens=12)
             long = Request("a", "long", "ask", "y" * 24, max_tokens=2)
             async with asyncio.TaskGroup() as group:
@@ -216,8 +216,8 @@ def test_session_ends_with_a_plain_error_when_the_engine_fails(num_passes: int) 
 
     async def main() -> None:
         asked = Request("a", "1", "ask", "x", max_tokens=50)
-        neighbour = Neighbour(ScriptedDrafter(LANGUAGE, hits=0.0))
-        async with house(target, [neighbour], may_fail=True) as home:
+        setup = Drafter(ScriptedDrafter(LANGUAGE, hits=0.0))
+        async with harness(target, [setup], may_fail=True) as home:
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
             assert home.links["drafter-0"].released == ["a/1"]
