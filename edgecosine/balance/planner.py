@@ -6,10 +6,10 @@ All calls are synchronous and quick.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.plan import (
     MAX_NODES,
@@ -22,7 +22,6 @@ from edgecosine.balance.plan import (
     probe_plan,
     worthwhile_nodes,
 )
-from edgecosine.balance.policy import FIXED_GAMMA
 from edgecosine.balance.probes import choose_probe, may_probe, pace_of
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
@@ -52,8 +51,6 @@ AHEAD_STEPS = (3, 24)
 """Fewest and most steps ahead."""
 LEAST_STRENGTH = 0.01
 """Least acceptance rate of a drafter for the fan-out of endpoints."""
-COSINE_GOOD = 2.0
-"""Accepted tokens per round from which on the paper's routing exploits (CoSine, section 4.2)."""
 
 
 class Planner:
@@ -77,7 +74,7 @@ class Planner:
         if policy.is_adaptive:
             plan = self._adaptive_plan(request, candidates, room)
         else:
-            plan = _fixed_plan(request, candidates, room)
+            plan = fixed_plan(request, candidates, room)
         plan = replace(plan, width=max(1, policy.width))
         self.last_reason = plan.reason
         return plan
@@ -290,28 +287,6 @@ class Planner:
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
         )
-
-
-def _fixed_plan(request: RequestState, candidates: list[Candidate], room: int) -> Plan:
-    """The plan of a policy with a fixed draft length."""
-    policy = request.policy
-    gamma = min(FIXED_GAMMA, room - 1)
-    by_rate = sorted(candidates, key=lambda c: -c.rate)
-    if policy.routing == "cosine":
-        is_good = (request.accepted or 0.0) >= COSINE_GOOD
-        by_rate = by_rate[: 2 if is_good else len(by_rate)]
-    chosen = by_rate[: policy.max_drafters]
-    if not chosen or gamma < 1:
-        return Plan(reason=f"K=0: {policy.name}")
-    plan = probe_plan(chosen, room)
-    pieces = math.ceil(gamma / policy.interval) if policy.interval else 1
-    return replace(
-        plan,
-        gamma=gamma,
-        interval=policy.interval,
-        draft_s=max(pieces * c.overhead_s + gamma * c.token_s for c in chosen),
-        reason=f"K={gamma}: {policy.name}",
-    )
 
 
 def _drawn(request: RequestState, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -1,7 +1,7 @@
-"""Each ablation changes the decision that it names, and no other one.
+"""Each ablation changes its own decisions and no other one.
 
-One history, told by a script, is behind all of them; then every decision of the balancer is asked
-for under `edgecosine` and under the ablation.
+After the same scripted history every decision of the planner is made under `edgecosine` and under
+the ablation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPT = tuple(range(20))
 TRUTH = tuple(range(100, 140))
 TEAM = ("a", "b", "c")
 EXPERT = "a"
-"""Whom all that was learned speaks for; the lot falls on another one."""
+"""The best drafter by all evidence; drawn routing chooses another one."""
 FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "drafts ahead suffice"}
 WHOM = {"led by verdicts", "led by surprise", "led by reports", "led by similarity"}
 
@@ -51,21 +51,21 @@ CHANGED: Mapping[str, set[str]] = {
 def draft(
     node_id: str, hits: int, size: int = 4, at: int = len(PROMPT), **more: Any
 ) -> DrafterTree:
-    """Of a drafter that is right so often and then wrong."""
+    """A chain of `hits` accepted tokens and rejected ones after them."""
     tokens = TRUTH[:hits] + tuple(range(500, 500 + size - hits))
     return draft_of(node_id, at, tokens, (0.9,) * size, **more)
 
 
 def judge(made: Planner, request: RequestState, node_id: str, hits: int) -> None:
-    """A drafter's draft has met the target's text."""
+    """Observe a draft with `hits` accepted tokens."""
     made.statistics.acceptance.observe_truth(
         request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1]
     )
 
 
 def experienced() -> Planner:
-    """Knows passes, drafters that are equally quick and equally good, and what kind of text each of
-    them is good for."""
+    """A planner with measured passes and equally quick and good drafters, each with texts that suit
+    it."""
     made = Planner()
     for rows in (1, 8, MAX_NODES + 1):
         made.statistics.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
@@ -86,7 +86,7 @@ def experienced() -> Planner:
 
 
 def opened(made: Planner, policy: str) -> RequestState:
-    """The request that is looked at: for each policy it has the same lot."""
+    """The request under test, with the same number for each policy."""
     return made.statistics.open(policy, num_prompt=len(PROMPT))
 
 
@@ -123,7 +123,7 @@ def led_by_similarity(made: Planner, request: RequestState) -> object:
 
 
 def plan_of_two(made: Planner, request: RequestState) -> Plan:
-    """The drafters are right about the same tokens, and in turns."""
+    """Two drafters that are right in turns."""
     for first, second in ((4, 1), (1, 4)) * 8:
         drafts = [draft("a", first), draft("b", second)]
         made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])
@@ -131,7 +131,8 @@ def plan_of_two(made: Planner, request: RequestState) -> Plan:
 
 
 def fused_every(made: Planner, request: RequestState) -> object:
-    """The surer of two is always right at its first token, each of them only half of the time."""
+    """The more confident of two drafts is always right at its first token, each drafter half of the
+    time."""
     right, wrong = (TRUTH[0],), (7,)
     for turn in range(60):
         drafts = [
@@ -147,7 +148,7 @@ def fused_every(made: Planner, request: RequestState) -> object:
 
 
 def tree_of(made: Planner, request: RequestState) -> Any:
-    """What is verified of two drafts, one of them with siblings."""
+    """The tree of two drafts, one of them with siblings."""
     drafts = [
         draft_of("a", 5, (1, 2, 3, 4), (0.9, 0.9, 0.8, 0.02), (-1, 0, 0, 1)),
         draft_of("b", 5, (1, 9), (0.9, 0.7)),
@@ -161,7 +162,7 @@ def ahead_of(made: Planner, request: RequestState) -> Plan:
 
 
 def is_ready(made: Planner, request: RequestState) -> object:
-    """A poor rest of a draft is there, and asking is quick."""
+    """Whether a poor draft made ahead suffices although a fresh one is quick."""
     plan = Plan(("a",), gamma=4, draft_s=0.001, deadline_s=0.02)
     return made.start_round(request, plan, [draft_of("a", 5, (1,), (0.3,))]).is_ready
 
@@ -189,7 +190,7 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
         made.probe(request, TEAM, Plan(("a",))).drafters for _ in range(20)
     ],
 }
-"""By name, what is decided after the same history."""
+"""Decisions by name."""
 
 
 def decided(policy: str) -> dict[str, object]:
@@ -215,7 +216,7 @@ def test_ablation_changes_only_its_own_decisions(part: str) -> None:
 def test_ablation_differs_in_one_switch(part: str) -> None:
     whole, without = POLICIES["edgecosine"], POLICIES[f"edgecosine-without-{part}"]
     fields = [name for name in whole.__slots__ if getattr(whole, name) != getattr(without, name)]
-    assert len(fields) == 2  # the name is the other one
+    assert len(fields) == 2  # one is the name
 
 
 def test_drawn_routing_chooses_each_drafter_for_some_requests() -> None:

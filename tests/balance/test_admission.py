@@ -1,4 +1,4 @@
-"""Who is let in: bounded, by expected completion, and always whoever can start at once."""
+"""Admission: bounded, by expected completion, and always for requests that start at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN_S = 0.1
 def admission(
     num_slots: int = 1, max_queued: int = 8, per_client: int | None = None
 ) -> AdmissionControl:
-    """Places at a target of 10 tokens a second and session."""
+    """Admission at a target of 10 tokens per second and session."""
     made = AdmissionControl(
         num_slots=num_slots, max_queued=max_queued, max_queued_per_client=per_client
     )
@@ -29,7 +29,7 @@ def admission(
 def let_in(
     at: AdmissionControl, job: FairJob, deadline_s: float = math.inf, now: float = 0.0
 ) -> None:
-    """Check and add, as the door does."""
+    """Check and add, as the gateway does."""
     at.check([job], deadline_s, now)
     at.add(job)
     while at.start(now) is not None:
@@ -76,7 +76,7 @@ def test_one_client_cannot_fill_the_queue() -> None:
 def test_deadline_is_compared_with_the_expected_completion(
     ahead: list[tuple[str, int]], num_slots: int, deadline_s: float
 ) -> None:
-    """Let in exactly who, in a run that goes as expected, ends in time or starts at once."""
+    """A request is admitted if it starts at once or, in a run as expected, ends in time."""
     at = admission(num_slots, max_queued=20, per_client=20)
     for client, cost in ahead:
         let_in(at, FairJob(client, float(cost)))
@@ -93,7 +93,7 @@ def test_deadline_is_compared_with_the_expected_completion(
 
 
 def run(at: AdmissionControl, mine: FairJob) -> float:
-    """Work on until `mine` has ended; all goes as expected."""
+    """Run until `mine` has ended, with costs as expected."""
     ends = {job: job.cost * TOKEN_S for job in at.running}
     now = 0.0
     while True:

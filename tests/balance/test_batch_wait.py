@@ -1,4 +1,4 @@
-"""When a pass is held back: only where that saves target time, and for no longer than it saves."""
+"""A pass waits only if that saves target time, and no longer than it saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimates: measurements smoothed, and sound between and beyond them."""
+"""Estimates between and beyond smoothed measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ measurements = st.dictionaries(st.integers(1, 64), seconds, min_size=1, max_size
 
 
 def cost_of(measured: dict[int, float]) -> PassCost:
-    """What is known after one pass of each size."""
+    """The cost model after one pass of each size."""
     cost = PassCost()
     for rows, elapsed_s in measured.items():
         cost.observe(rows, elapsed_s)

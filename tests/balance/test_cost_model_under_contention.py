@@ -1,4 +1,4 @@
-"""Estimates of drafters that are asked together, or while the target works."""
+"""Estimates of drafters that compute at the same time as others or as the target."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_first_disturbed_answer_sets_no_overhead() -> None:
 
 
 def test_contention_is_the_common_time_over_the_slowest_alone() -> None:
-    crowding = ContentionFactor()
-    assert crowding.factor(2) == 1.0
+    contention = ContentionFactor()
+    assert contention.factor(2) == 1.0
     for _ in range(40):
-        crowding.observe(1, 0.010, 0.050)
-        crowding.observe(2, 0.010, 0.020)
-    assert crowding.factor(1) == 1.0
-    assert 1.9 < crowding.factor(2) < 2.1
-    assert crowding.factor(3) == crowding.factor(2)
+        contention.observe(1, 0.010, 0.050)
+        contention.observe(2, 0.010, 0.020)
+    assert contention.factor(1) == 1.0
+    assert 1.9 < contention.factor(2) < 2.1
+    assert contention.factor(3) == contention.factor(2)

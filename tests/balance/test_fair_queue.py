@@ -1,4 +1,4 @@
-"""Turns: work-conserving, fair to clients, and nobody waits for ever, whoever comes meanwhile."""
+"""The fair queue: work-conserving, fair to clients, without starvation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ JOBS = st.builds(FairJob, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[FairJob | str]:
-    """Jobs that come, and turns and ends in between."""
+    """Arrivals, with starts and ends in between."""
     return draw(st.lists(st.one_of(JOBS, st.sampled_from(["turn", "end"])), max_size=60))
 
 
 def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[FairJob]]:
-    """A queue after a history, who waits in it, and who is at work."""
+    """A queue after a history, its waiting jobs and its running ones."""
     queue, waiting, running = FairQueue(), [], []
     for event in history:
         if isinstance(event, FairJob):
@@ -69,7 +69,7 @@ def test_removed_job_never_starts(history: list[FairJob | str]) -> None:
     st.dictionaries(st.sampled_from("abcdef"), st.lists(COSTS, min_size=1, max_size=30), min_size=2)
 )
 def test_busy_clients_get_equal_shares(wants: dict[str, list[float]]) -> None:
-    """Fair to within one job, as long as all of them wait."""
+    """Shares differ by at most one job while all clients wait."""
     queue = FairQueue()
     for client, costs in wants.items():
         for cost in costs:
@@ -113,14 +113,14 @@ def test_lower_priority_number_goes_first(priority: int, cost: float, other: flo
 def test_no_job_starves(
     priority: int, newcomers: list[tuple[float, int]], is_under_new_names: bool
 ) -> None:
-    """However urgent they are and under however many names they come, newcomers before each turn
-    hold up a waiting job for a bounded time."""
+    """Before each start new jobs arrive, of any priority and maybe of new clients; a waiting job
+    still starts within a bounded time."""
     queue = FairQueue()
     mine = FairJob("patient", 1.0, priority)
     queue.add(mine)
     cheapest = min(cost for cost, _ in newcomers)
     num_active = len(newcomers) + 2
-    # Each turn moves the virtual time by its cost over the clients at work or waiting.
+    # Each start moves the virtual time by its cost over the clients with jobs.
     bound = 2 * MAX_PRIORITY * STEP_TOKENS * num_active / cheapest + num_active
     step = max(1.0, bound / 400)
     turns = 0

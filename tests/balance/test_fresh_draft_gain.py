@@ -1,4 +1,4 @@
-"""Whether to wait for fresh drafts where some were made ahead."""
+"""Whether a round waits for fresh drafts although some were made ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: as much speculation as pays, and the reason why."""
+"""Plans: the most tokens per second, with a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEMORY_BOUND = [0.03 * (1 + 0.01 * rows) for rows in range(26)]
 
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1)
-companies = st.builds(
+batches = st.builds(
     CoBatchedRequests, requests=st.integers(0, 8), rows=st.integers(0, 40), tokens=st.floats(0, 30)
 )
 passes = st.lists(st.floats(0.001, 1), min_size=26, max_size=26).map(sorted)
@@ -75,16 +75,16 @@ def test_plan_is_plain_if_no_drafter_pays(drafters: list[Candidate], room: int, 
     assert why in plan.reason
 
 
-@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), companies)
+@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), batches)
 def test_plan_is_the_best_by_brute_force(
-    drafters: list[Candidate], pass_s: list[float], room: int, company: CoBatchedRequests
+    drafters: list[Candidate], pass_s: list[float], room: int, co_batched: CoBatchedRequests
 ) -> None:
-    plan = choose_plan(drafters, pass_s, room, company)
-    speeds: dict[tuple[object, ...], float] = {(): (company.tokens + 1.0) / pass_s[1]}
+    plan = choose_plan(drafters, pass_s, room, co_batched)
+    speeds: dict[tuple[object, ...], float] = {(): (co_batched.tokens + 1.0) / pass_s[1]}
     for each in drafters:
         for gamma in range(1, min(MAX_GAMMA, room - 1) + 1):
-            wait_s = (each.overhead_s + gamma * each.token_s) / (1 + company.requests)
-            tokens = company.tokens + expected_tokens(each.rate, gamma)
+            wait_s = (each.overhead_s + gamma * each.token_s) / (1 + co_batched.requests)
+            tokens = co_batched.tokens + expected_tokens(each.rate, gamma)
             key = (each.node_id, gamma)
             speeds[key] = max(tokens / (wait_s + pass_s[gamma + 1]), speeds.get(key, 0.0))
     chosen = (*plan.drafters, plan.gamma) if plan.gamma else ()
@@ -103,14 +103,14 @@ alike = st.builds(
 )
 
 
-@given(st.lists(alike, min_size=1, max_size=12), passes, companies, st.floats(0, 1))
+@given(st.lists(alike, min_size=1, max_size=12), passes, batches, st.floats(0, 1))
 def test_dominated_drafters_never_change_the_plan(
-    drafters: list[Candidate], pass_s: list[float], company: CoBatchedRequests, hidden: float
+    drafters: list[Candidate], pass_s: list[float], co_batched: CoBatchedRequests, overlap: float
 ) -> None:
-    each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
+    each = [choose_plan([one], pass_s, 40, co_batched, overlap) for one in drafters]
     best = max(plan.speed for plan in each)
     first = next(plan for plan in each if plan.speed == best)
-    plan = choose_plan(drafters, pass_s, 40, company, hidden)
+    plan = choose_plan(drafters, pass_s, 40, co_batched, overlap)
     assert plan == (first if plan.drafters else replace(first, reason=plan.reason))
 
 
@@ -129,10 +129,10 @@ def test_reason_of_a_plain_plan_names_the_best_drafter_and_both_speeds() -> None
 
 def test_rows_that_slow_many_other_requests_are_not_planned() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
-    crowd = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
+    many = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
     alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
     assert alone.gamma > 0
-    assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, crowd).gamma == 0
+    assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, many).gamma == 0
 
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40))
@@ -172,21 +172,21 @@ def test_reason_gives_the_figures_of_the_plan() -> None:
 
 @st.composite
 def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float, CoBatchedRequests]:
-    reaches = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
-    return reaches, draw(passes), draw(seconds), draw(companies)
+    paths = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
+    return paths, draw(passes), draw(seconds), draw(batches)
 
 
 @given(trees_worth())
 def test_worthwhile_nodes_are_the_best_by_brute_force(
     case: tuple[list[float], list[float], float, CoBatchedRequests],
 ) -> None:
-    reaches, pass_s, waited_s, company = case
+    paths, pass_s, waited_s, co_batched = case
     speeds = [
-        (company.tokens + 1.0 + sum(reaches[:size]))
-        / (waited_s / (1 + company.requests) + pass_s[size + 1])
-        for size in range(len(reaches) + 1)
+        (co_batched.tokens + 1.0 + sum(paths[:size]))
+        / (waited_s / (1 + co_batched.requests) + pass_s[size + 1])
+        for size in range(len(paths) + 1)
     ]
-    chosen = worthwhile_nodes(reaches, pass_s, waited_s, company)
+    chosen = worthwhile_nodes(paths, pass_s, waited_s, co_batched)
     assert speeds[chosen] == pytest.approx(max(speeds))
 
 

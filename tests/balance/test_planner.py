@@ -1,4 +1,4 @@
-"""The balancer: what rounds teach it, and that nobody can make it slow for long."""
+"""The planner: learns from rounds, and no drafter slows it for long."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ TRUTH = tuple(range(100, 140))
 
 
 def planner() -> Planner:
-    """One that knows its target: any pass takes 30 ms."""
+    """A planner that has measured 30 ms for any pass."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
         made.statistics.observe_pass(PassReport(rows, PASS_S))
     return made
 
 
-def teach(made: Planner, request: RequestState, node_id: str, *, hits: int, size: int = 4) -> None:
-    """A drafter answers quickly, `hits` of its tokens are right."""
+def observe_draft(
+    made: Planner, request: RequestState, node_id: str, *, hits: int, size: int = 4
+) -> None:
+    """Observe a quick answer of which `hits` tokens are accepted."""
     made.statistics.observe_answer(node_id, 0.004, 0.002, size)
     tokens = TRUTH[:hits] + (0,) * (size - hits)
-    proposal = draft_of(node_id, 5, tokens, (0.9,) * size)
-    made.statistics.acceptance.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+    draft = draft_of(node_id, 5, tokens, (0.9,) * size)
+    made.statistics.acceptance.observe_truth(request, [draft], (0,) * 5 + TRUTH[: hits + 1])
 
 
 def test_new_request_probes_all_drafters_and_then_asks_the_best() -> None:
@@ -42,11 +44,11 @@ def test_new_request_probes_all_drafters_and_then_asks_the_best() -> None:
     first = made.first_plan(request, ["a", "b", "c"], 100)
     assert first.drafters == ("a", "b", "c")
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
-        teach(made, request, node_id, hits=hits)
+        observe_draft(made, request, node_id, hits=hits)
     for _ in range(5):
         plan = made.plan(request, ["a", "b", "c"], 100)
         assert plan.drafters == ("b",)
-        teach(made, request, "b", hits=4)
+        observe_draft(made, request, "b", hits=4)
     assert made.last_reason == plan.reason
 
 
@@ -58,7 +60,7 @@ def test_new_requests_probe_the_best_of_many_drafters_and_the_others_in_turn() -
         plan = made.first_plan(request, names, 100)
         asked.append(set(plan.drafters))
         for node_id in plan.drafters:
-            teach(made, request, node_id, hits=4 if node_id == "d33" else 1)
+            observe_draft(made, request, node_id, hits=4 if node_id == "d33" else 1)
         made.statistics.close(request)
     assert all(len(each) == FIRST_ASKED for each in asked)
     assert set.union(*asked) == set(names)
@@ -72,10 +74,10 @@ def test_useless_drafter_is_probed_rarely(size: int) -> None:
     num_asked = 0
     for _ in range(400):
         plan = made.plan(request, ["useless"], 100)
-        trial = made.probe(request, ["useless"], plan)
-        num_asked += len(plan.drafters) + len(trial.drafters)
-        for _ in (*plan.drafters, *trial.drafters):
-            teach(made, request, "useless", hits=0, size=size)
+        probe = made.probe(request, ["useless"], plan)
+        num_asked += len(plan.drafters) + len(probe.drafters)
+        for _ in (*plan.drafters, *probe.drafters):
+            observe_draft(made, request, "useless", hits=0, size=size)
     assert 10 < num_asked < 90
 
 
@@ -83,15 +85,15 @@ def test_probes_go_to_the_drafters_left_out_in_turn() -> None:
     made, request = planner(), RequestState()
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
         for _ in range(3):
-            teach(made, request, node_id, hits=hits)
-    tried: list[str] = []
+            observe_draft(made, request, node_id, hits=hits)
+    probed: list[str] = []
     for _ in range(60):
         plan = made.plan(request, ["a", "b", "c"], 100)
         assert plan.drafters == ("b",)
-        teach(made, request, "b", hits=4)
-        tried += made.probe(request, ["a", "b", "c"], plan).drafters
-    assert set(tried) == {"a", "c"}
-    assert abs(tried.count("a") - tried.count("c")) <= 1
+        observe_draft(made, request, "b", hits=4)
+        probed += made.probe(request, ["a", "b", "c"], plan).drafters
+    assert set(probed) == {"a", "c"}
+    assert abs(probed.count("a") - probed.count("c")) <= 1
 
 
 def test_policy_target_alone_asks_no_drafter() -> None:
@@ -125,7 +127,7 @@ def test_drafter_that_answers_again_is_asked_at_once() -> None:
     while not made.probe(request, ["d"], made.plan(request, ["d"], 100)).drafters:
         pass
     for _ in range(40):
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     assert all(made.plan(request, ["d"], 100).drafters for _ in range(10))
 
 
@@ -133,7 +135,7 @@ def test_one_delay_seen_by_many_sessions_counts_once() -> None:
     made, requests = planner(), [RequestState() for _ in range(8)]
     for request in requests:
         made.plan(request, ["d"], 100)
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     for request in requests:
         made.plan(request, ["d"], 100)
     for _ in requests:
@@ -150,11 +152,11 @@ def test_one_delay_seen_by_many_sessions_counts_once() -> None:
     st.integers(-1, 30),
 )
 def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) -> None:
-    proposals = [
+    trees = [
         draft_of(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
         for n, draft in enumerate(drafts)
     ]
-    tree = planner().fuse(RequestState(), Round(Plan(), proposals), room, 0.001)
+    tree = planner().fuse(RequestState(), Round(Plan(), trees), room, 0.001)
     assert len(tree) <= max(0, min(room, MAX_NODES))
 
 
@@ -162,20 +164,20 @@ def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
     made = Planner()
     for rows in range(1, MAX_NODES + 2):
         made.statistics.observe_pass(PassReport(rows, 0.01 * rows))
-    doubtful = draft_of("d", 3, tuple(range(12)), (0.5,) * 12)
-    assert len(made.fuse(RequestState(), Round(Plan(), [doubtful]), 20, 0.0)) < 3
-    assert len(planner().fuse(RequestState(), Round(Plan(), [doubtful]), 20, 0.0)) == 12
+    uncertain = draft_of("d", 3, tuple(range(12)), (0.5,) * 12)
+    assert len(made.fuse(RequestState(), Round(Plan(), [uncertain]), 20, 0.0)) < 3
+    assert len(planner().fuse(RequestState(), Round(Plan(), [uncertain]), 20, 0.0)) == 12
 
 
 def test_over_confident_drafter_loses_its_nodes() -> None:
     made, request = planner(), RequestState()
-    boaster = draft_of("boaster", 3, (0, 1), (1.0, 1.0))
+    over_confident = draft_of("boaster", 3, (0, 1), (1.0, 1.0))
     honest = draft_of("honest", 3, (100, 101), (0.7, 0.7))
-    assert made.fuse(request, Round(Plan(), [boaster, honest]), 1, 0.0).tokens == (0,)
+    assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (0,)
     for _ in range(10):
-        made.statistics.acceptance.observe_truth(request, [boaster], (0, 0, 0, 100, 101))
+        made.statistics.acceptance.observe_truth(request, [over_confident], (0, 0, 0, 100, 101))
         made.statistics.acceptance.observe_truth(request, [honest], (0, 0, 0, 100, 101))
-    assert made.fuse(request, Round(Plan(), [boaster, honest]), 1, 0.0).tokens == (100,)
+    assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (100,)
 
 
 def test_drafts_are_shorter_if_their_rows_slow_other_requests() -> None:
@@ -188,18 +190,18 @@ def test_drafts_are_shorter_if_their_rows_slow_other_requests() -> None:
         request = made.statistics.open("edgecosine")
         requests.append(request)
         for _ in range(6):
-            teach(made, request, "d", hits=4)
-            teach(made, request, "d", hits=1)
+            observe_draft(made, request, "d", hits=4)
+            observe_draft(made, request, "d", hits=1)
         plan = made.plan(request, ["d"], 100)
         plan = made.plan(request, ["d"], 100)
-        proposal = draft_of("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
-        made.fuse(request, Round(Plan(), [proposal]), 50, 0.0)
+        draft = draft_of("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
+        made.fuse(request, Round(Plan(), [draft]), 50, 0.0)
         lengths.append(plan.gamma)
     assert lengths[0] > lengths[-1]
     for request in requests:
         made.statistics.close(request)
     newcomer = made.statistics.open("edgecosine")
-    teach(made, newcomer, "d", hits=4)
+    observe_draft(made, newcomer, "d", hits=4)
     assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]
 
 
@@ -214,7 +216,7 @@ def test_new_link_resets_the_speed_of_a_drafter() -> None:
 
 
 def plain_by_measurement(made: Planner, request: RequestState) -> None:
-    """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
+    """Observe slow rounds, against all estimates, until speculation is switched off."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
         made.statistics.observe_pass(PassReport(5, PASS_S, 1.0, 2, is_prefill=False))
@@ -250,7 +252,7 @@ def test_quicker_or_new_drafter_causes_a_probe_of_speculation() -> None:
 
 
 def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
-    """Beyond eight rows each row costs what its draft token is worth to its request alone."""
+    """Beyond eight rows a row costs as much as its draft token is worth to its request alone."""
     made = Planner()
     for rows in range(1, 9):
         made.statistics.observe_pass(PassReport(rows, 0.010))
@@ -259,8 +261,8 @@ def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
     requests = [made.statistics.open("edgecosine") for _ in range(8)]
     for request in requests:
         request.rows, request.tokens = 4, 2.5
-        teach(made, request, "d", hits=4)
-        teach(made, request, "d", hits=3)
+        observe_draft(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=3)
     draft = draft_of("d", 5, TRUTH[:4], (0.9,) * 4)
     for request in requests:
         assert not made.plan(request, ["d"], 100).drafters
@@ -274,16 +276,16 @@ def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
 def test_good_drafter_is_soon_measured_quick_again() -> None:
     made, request = planner(), RequestState()
     for _ in range(20):
-        teach(made, request, "far", hits=4)
-        teach(made, request, "near", hits=2)
+        observe_draft(made, request, "far", hits=4)
+        observe_draft(made, request, "near", hits=2)
         for node_id in ("far", "near"):
             made.statistics.observe_answer(node_id, 10.0, 0.001, 4)
     assert not made.plan(request, ["far", "near"], 100).drafters
-    tried: list[str] = []
+    probed: list[str] = []
     for _ in range(40):
         plan = made.plan(request, ["far", "near"], 100)
-        tried += made.probe(request, ["far", "near"], plan).drafters
-    assert tried.count("far") > tried.count("near") > 1
+        probed += made.probe(request, ["far", "near"], plan).drafters
+    assert probed.count("far") > probed.count("near") > 1
     made.statistics.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
     assert made.plan(request, ["far", "near"], 100).drafters == ("far",)
 
@@ -291,7 +293,7 @@ def test_good_drafter_is_soon_measured_quick_again() -> None:
 def test_union_of_drafts_made_ahead_is_computed_once() -> None:
     made, request = planner(), RequestState()
     for _ in range(5):
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     plan = made.plan(request, ["d"], 100)
     current = made.start_round(request, plan, [draft_of("d", 3, TRUTH[:8], (0.95,) * 8)])
     assert current.union is not None
@@ -319,14 +321,14 @@ def test_only_several_drafters_share_the_endpoints() -> None:
 def rounds_until(
     made: Planner, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
 ) -> int:
-    """Rounds and trials with drafters that are right so often, until plans are led as wanted."""
+    """Rounds and probes until plans have the `wanted` first drafter."""
     for number in range(200):
         plan = made.plan(request, [*hits], 100)
         if plan.drafters[:1] == wanted:
             return number
-        trial = made.probe(request, [*hits], plan)
-        for node_id in (*plan.drafters, *trial.drafters):
-            teach(made, request, node_id, hits=hits[node_id])
+        probe = made.probe(request, [*hits], plan)
+        for node_id in (*plan.drafters, *probe.drafters):
+            observe_draft(made, request, node_id, hits=hits[node_id])
     return 200
 
 
@@ -335,23 +337,23 @@ def test_new_subject_changes_the_routing_within_a_few_rounds() -> None:
     request = made.statistics.open("edgecosine")
     before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
     for node_id, hits in before.items():
-        teach(made, request, node_id, hits=hits)
+        observe_draft(made, request, node_id, hits=hits)
     for _ in range(100):
         assert rounds_until(made, request, before, ("manual",)) == 0
-        teach(made, request, "manual", hits=4)
+        observe_draft(made, request, "manual", hits=4)
     assert 0 < rounds_until(made, request, after, ("python",)) <= 16
     assert 0 < rounds_until(made, request, before, ("manual",)) <= 16
 
 
 def test_drafter_is_dropped_when_it_turns_bad_and_used_when_good_again() -> None:
-    """Its drafts take half a pass: there it pays only while it is right."""
+    """A draft takes half a pass, so the drafter pays only while it is right."""
     made = planner()
 
     def judge(request: RequestState, hits: int) -> None:
         made.statistics.observe_answer("d", 0.015, 0.002, 4)
         tokens = TRUTH[:hits] + (0,) * (4 - hits)
-        proposal = draft_of("d", 5, tokens, (0.9,) * 4)
-        made.statistics.acceptance.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+        draft = draft_of("d", 5, tokens, (0.9,) * 4)
+        made.statistics.acceptance.observe_truth(request, [draft], (0,) * 5 + TRUTH[: hits + 1])
 
     request = made.statistics.open("edgecosine")
     for _ in range(100):
@@ -363,18 +365,18 @@ def test_drafter_is_dropped_when_it_turns_bad_and_used_when_good_again() -> None
         assert num_asked < 16
     assert num_asked > 1
     made.statistics.close(request)
-    newcomer, num_tried = made.statistics.open("edgecosine"), 0
+    newcomer, num_probed = made.statistics.open("edgecosine"), 0
     while not made.plan(newcomer, ["d"], 100).drafters:
         judge(newcomer, 4)
-        num_tried += 1
-        assert num_tried < 8
+        num_probed += 1
+        assert num_probed < 8
 
 
 def test_better_drafter_linked_later_takes_over() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     for _ in range(30):
-        teach(made, request, "fair", hits=2)
+        observe_draft(made, request, "fair", hits=2)
     assert made.plan(request, ["fair"], 100).drafters == ("fair",)
     made.statistics.add_link("better")
     assert rounds_until(made, request, {"fair": 2, "better": 4}, ("better",)) <= 4

@@ -1,4 +1,4 @@
-"""Single rules of the balancer: rests that grow, contention, bookkeeping, the paper's choice."""
+"""Single rules of the planner: growing rests, contention, bookkeeping, CoSine's routing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRUTH = tuple(range(100, 140))
 
 
 def planner() -> Planner:
-    """One that knows its target: any pass takes 30 ms."""
+    """A planner that has measured 30 ms for any pass."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
         made.statistics.observe_pass(PassReport(rows, PASS_S))
@@ -30,7 +30,7 @@ def draft(node_id: str, hits: int, size: int = 4) -> DrafterTree:
 
 
 def in_turns(made: Planner, request: RequestState) -> None:
-    """Two drafters that are quick, and each right where the other one is wrong."""
+    """Observe two quick drafters, each right where the other is wrong."""
     for first, second in ((4, 1), (1, 4)) * 8:
         for node_id in ("a", "b"):
             made.statistics.observe_answer(node_id, 0.004, 0.002, 4)

@@ -1,4 +1,4 @@
-"""Trials: who is tried beside a verification, and how often."""
+"""Probes: which drafter is probed beside a verification, and how often."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_many_requests_make_no_probe_between_due_rounds(
 
 
 def test_interval_of_probes_grows_with_the_number_of_requests() -> None:
-    crowd, resting = (pace_of(4, is_resting=is_resting) for is_resting in (False, True))
+    many, resting = (pace_of(4, is_resting=is_resting) for is_resting in (False, True))
     assert may_probe(1, pace_of(1, is_resting=False))
-    assert not may_probe(4 * PROBE_EVERY - 1, crowd)
-    assert may_probe(4 * PROBE_EVERY, crowd)
+    assert not may_probe(4 * PROBE_EVERY - 1, many)
+    assert may_probe(4 * PROBE_EVERY, many)
     assert not may_probe(4 * PROBE_EVERY, resting)
 
 

@@ -1,4 +1,4 @@
-"""A second drafter is asked where it covers what the first one misses, and pays for its rows."""
+"""A second drafter joins if its coverage is worth its rows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_drafters_give_between_the_lead_alone_and_both_at_every_token(
 
 @given(lead=rates, other=rates, gamma=st.integers(0, 6))
 def test_two_chains_are_counted_path_by_path(lead: float, other: float, gamma: int) -> None:
-    """Two that err independently, and differ wherever one errs."""
+    """Two drafters that err independently, and differ wherever one errs."""
 
     def walk(left: int, is_lead_on: bool, is_other_on: bool) -> float:
         if not left or not (is_lead_on or is_other_on):

@@ -1,4 +1,4 @@
-"""Rounds step by step: the best interval, and when they are believed in."""
+"""Rounds step by step: the best interval, and when they are used."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_more_expensive_exchanges_make_longer_pieces() -> None:
 
 
 def whole(speed: float, num_rounds: int = ENOUGH_ROUNDS) -> Speed:
-    """What a request measured of rounds fused once."""
+    """The measured speed of rounds fused once."""
     measured = Speed()
     for _ in range(num_rounds):
         measured.observe(1, 1 / speed)

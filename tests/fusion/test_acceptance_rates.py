@@ -1,4 +1,4 @@
-"""Routing: how often a drafter is right, for everybody and for one request."""
+"""Acceptance rates of a drafter, over all requests and within one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: what a confidence is worth is what the target made of it."""
+"""Calibration: a confidence is corrected by the acceptance rate that it led to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ shares = st.floats(0, 1)
 
 
 def taught(confidence: float, accepted: int, of: int, times: int) -> Calibration:
-    """A calibration that saw `accepted` of each `of` tokens of this confidence accepted."""
+    """A calibration with `accepted` of each `of` tokens of this confidence accepted."""
     calibration = Calibration()
     for number in islice(cycle(range(of)), times):
         calibration.observe(confidence, is_accepted=number < accepted)
@@ -27,11 +27,9 @@ def test_unknown_drafters_confidence_is_the_prior(confidence: float) -> None:
 
 
 @given(shares, st.lists(st.tuples(shares, st.booleans()), max_size=50))
-def test_probability_is_a_probability(
-    confidence: float, verdicts: list[tuple[float, bool]]
-) -> None:
+def test_probability_is_a_probability(confidence: float, judged: list[tuple[float, bool]]) -> None:
     calibration = Calibration()
-    for each, is_accepted in verdicts:
+    for each, is_accepted in judged:
         calibration.observe(each, is_accepted=is_accepted)
     assert 0.0 <= calibration.probability(confidence) <= 1.0
 
@@ -44,8 +42,8 @@ def test_probability_converges_to_the_acceptance_rate(confidence: float, accepte
 
 
 def test_over_confident_drafter_ends_below_a_calibrated_one() -> None:
-    boaster, honest = taught(0.99, 2, 10, 100), taught(0.6, 6, 10, 100)
-    assert boaster.probability(0.99) < 0.3
+    over_confident, honest = taught(0.99, 2, 10, 100), taught(0.6, 6, 10, 100)
+    assert over_confident.probability(0.99) < 0.3
     assert honest.probability(0.6) > 0.5
 
 

@@ -1,4 +1,4 @@
-"""Proposals on longer text, and what the truth says of them."""
+"""Drafts after longer committed text, and their comparison with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fusion.drafts import draft_of
 
 
 @st.composite
-def proposals(draw: st.DrawFn) -> DrafterTree:
+def drafter_trees(draw: st.DrawFn) -> DrafterTree:
     """Trees after three tokens, siblings different and in order of confidence, or chains."""
     size = draw(st.integers(0, 10))
     if draw(st.booleans()):
@@ -29,10 +29,10 @@ def proposals(draw: st.DrawFn) -> DrafterTree:
     return draft_of("d", 3, tokens, confidences, parents)
 
 
-def paths(proposal: DrafterTree) -> set[tuple[int, ...]]:
+def paths(draft: DrafterTree) -> set[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
-    for node, token in enumerate(proposal.tree.tokens):
-        above = proposal.tree.parents[node]
+    for node, token in enumerate(draft.tree.tokens):
+        above = draft.tree.parents[node]
         found.append((token,) if above == ROOT else (*found[above], token))
     return set(found)
 
@@ -40,43 +40,43 @@ def paths(proposal: DrafterTree) -> set[tuple[int, ...]]:
 texts = st.lists(st.integers(0, 3), max_size=6)
 
 
-@given(proposals(), texts)
+@given(drafter_trees(), texts)
 def test_subtree_after_committed_tokens_is_what_was_below_them(
-    proposal: DrafterTree, since: list[int]
+    draft: DrafterTree, since: list[int]
 ) -> None:
     committed = [9, 9, 9, *since]
-    left = proposal.after(committed)
+    left = draft.after(committed)
     size = len(since)
-    below = {p[size:] for p in paths(proposal) if len(p) > size and list(p[:size]) == since}
+    below = {p[size:] for p in paths(draft) if len(p) > size and list(p[:size]) == since}
     assert (paths(left) if left else set()) == below
     if left:
         assert left.prefix_len == len(committed)
         assert all(left.tree.parents[node] < node for node in range(len(left)))
 
 
-@given(proposals(), texts)
-def test_covers_is_the_longest_path_of_the_truth(proposal: DrafterTree, truth: list[int]) -> None:
-    held = paths(proposal)
+@given(drafter_trees(), texts)
+def test_covers_is_the_longest_path_of_the_truth(draft: DrafterTree, truth: list[int]) -> None:
+    held = paths(draft)
     expected = max(n for n in range(len(truth) + 1) if n == 0 or tuple(truth[:n]) in held)
-    assert proposal.covers(truth) == expected
+    assert draft.covers(truth) == expected
 
 
-@given(proposals(), texts)
+@given(drafter_trees(), texts)
 def test_judged_nodes_are_those_with_an_accepted_parent(
-    proposal: DrafterTree, truth: list[int]
+    draft: DrafterTree, truth: list[int]
 ) -> None:
-    judged = proposal.judged(truth)
-    assert sum(each.is_accepted for each in judged) == proposal.covers(truth)
-    hits, misses = proposal.hits_and_misses(truth)
-    assert hits <= proposal.covers(truth)
+    judged = draft.judged(truth)
+    assert sum(each.is_accepted for each in judged) == draft.covers(truth)
+    hits, misses = draft.hits_and_misses(truth)
+    assert hits <= draft.covers(truth)
     assert misses in {0, 1}
 
 
-@given(proposals())
-def test_chain_is_a_path_of_it(proposal: DrafterTree) -> None:
-    chain = proposal.chain()
-    assert bool(len(chain)) == bool(len(proposal))
-    assert len(chain) == 0 or chain.tree.tokens in paths(proposal)
+@given(drafter_trees())
+def test_chain_is_a_path_of_it(draft: DrafterTree) -> None:
+    chain = draft.chain()
+    assert bool(len(chain)) == bool(len(draft))
+    assert len(chain) == 0 or chain.tree.tokens in paths(draft)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_chain_is_a_path_of_it(proposal: DrafterTree) -> None:
 def test_best_continuation_counts_and_its_siblings_do_not(
     truth: tuple[int, ...], hits: int, misses: int
 ) -> None:
-    proposal = draft_of("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
-    assert proposal.hits_and_misses(truth) == (hits, misses)
+    draft = draft_of("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
+    assert draft.hits_and_misses(truth) == (hits, misses)
 
 
 def test_judged_tokens_have_confidences() -> None:
-    proposal = draft_of("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
-    assert proposal.judged((1, 7)) == [
+    draft = draft_of("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
+    assert draft.judged((1, 7)) == [
         JudgedToken(0.6, True),
         JudgedToken(0.2, False),
         JudgedToken(0.9, False),

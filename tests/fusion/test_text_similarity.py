@@ -1,4 +1,4 @@
-"""Experience: texts of the same kind tell which drafter is good for a new one."""
+"""Similar texts predict the best drafter for a new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUBJECTS = {"law": range(1000, 1040), "code": range(2000, 2040)}
 
 
 def text(subject: str, chance: random.Random, size: int = 60) -> list[int]:
-    """Common words for the most part, the rest of its subject."""
+    """A text of common tokens and some of its subject."""
     return [
         chance.choice(COMMON if chance.random() < 0.7 else SUBJECTS[subject]) for _ in range(size)
     ]
@@ -60,7 +60,7 @@ def test_drafter_with_few_judged_tokens_is_not_kept() -> None:
 
 @pytest.mark.parametrize("num_texts", [2, 60, MEMORY + 40])
 def test_expectation_is_the_mean_weighted_by_similarity(num_texts: int) -> None:
-    """Nadaraya and Watson's estimator, written down as it is defined."""
+    """Nadaraya and Watson's estimator by its definition."""
     chance = random.Random(4)
     texts = [features(text(chance.choice([*SUBJECTS]), chance)) for _ in range(num_texts)]
     rates = [chance.random() for _ in texts]
@@ -82,7 +82,7 @@ def test_expectation_is_the_mean_weighted_by_similarity(num_texts: int) -> None:
 
 
 def test_expectation_uses_one_thread() -> None:
-    """A target's core is its engine's; threads of a linear algebra library would spin on it."""
+    """Threads of a linear algebra library would spin on the engine's core."""
     chance = random.Random(5)
     experience, asked = learned(MEMORY, chance), features(text("law", chance))
     ours_s, all_s = time.thread_time(), time.process_time()

@@ -1,4 +1,4 @@
-"""Drafting: answers the newest question of each request, many at once, and keeps in step."""
+"""The draft worker: batches requests, answers their newest rounds, keeps prefixes in step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ask(
 
 
 class Post:
-    """Takes answers; somebody may wait for a number of them."""
+    """Collects answers; a test may wait for a number of them."""
 
     def __init__(self) -> None:
         self.answers: list[AnyMessage] = []
@@ -80,7 +80,7 @@ async def at_work(worker: DraftWorker) -> AsyncIterator[None]:
 
 
 class PatientDrafter(ScriptedDrafter):
-    """Drafts ahead until somebody waits."""
+    """Drafts ahead until a target waits."""
 
     def __init__(self, language: Language) -> None:
         super().__init__(language)
@@ -104,7 +104,7 @@ def test_draft_is_the_engines_continuation_of_the_prefix() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            worker = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE, confidence=0.5), thread)
             async with at_work(worker):
                 worker.on_request(ask(PREFIX, number=7), post)
                 [draft] = await post.drafts(1)
@@ -300,7 +300,7 @@ def test_ended_request_leaves_no_state(is_link_lost: bool) -> None:
 
 @pytest.mark.parametrize("is_in_step", [True, False])
 def test_least_recently_used_request_is_dropped_first(is_in_step: bool) -> None:
-    """A stranger's requests, in step or not, cannot fill the memory."""
+    """Requests of any peer, in step or not, use bounded memory."""
 
     async def main() -> None:
         post, many = Post(), Post()
@@ -376,7 +376,7 @@ def test_flood_of_releases_runs_no_draft() -> None:
 
 
 class CountingDrafter(ScriptedDrafter):
-    """Keeps what it was told to release."""
+    """Records released keys."""
 
     def __init__(self, language: Language) -> None:
         super().__init__(language)
@@ -402,18 +402,18 @@ def test_tokens_beyond_the_vocabulary_are_never_passed_to_the_model() -> None:
 
 
 class FailingDrafter(ScriptedDrafter):
-    """Fails at some requests, whoever is beside them, and tells of others what is no number."""
+    """Fails at some requests in any batch, and returns NaN confidences for others."""
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
         if any(work.key == "bad" for work in batch):
             raise StopIteration if len(batch) == 1 else IndexError
-        proposals = super().draft(batch)
+        drafts = super().draft(batch)
         no_number = DraftResult((1,), (float("nan"),))
         return [
             no_number if work.key == "nan" else proposal
-            for work, proposal in zip(batch, proposals, strict=True)
+            for work, proposal in zip(batch, drafts, strict=True)
         ]
 
 
@@ -434,7 +434,7 @@ def test_failed_draft_is_empty_and_others_are_unchanged(
                 post.answers.clear()
 
     run(main())
-    assert len(caplog.records) == 2  # one of a kind
+    assert len(caplog.records) == 2  # one per kind of error
 
 
 def test_message_that_fails_on_arrival_gets_an_empty_draft(

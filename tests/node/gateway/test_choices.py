@@ -102,7 +102,7 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
     setups = [
         Drafter(ScriptedDrafter(language)),
         Drafter(ScriptedDrafter(language, hits=0.5), [LinkFault.FINE, LinkFault.LINK_LOST]),
-        Drafter(ScriptedDrafter(language, hits=0.0, boast=1.0)),
+        Drafter(ScriptedDrafter(language, hits=0.0, confidence=1.0)),
     ]
 
     async def story() -> None:

@@ -1,4 +1,4 @@
-"""What is done again is counted where people look: asks put again, starts, requests resumed."""
+"""Counters of second draft requests, of starts and of resumed requests."""
 
 from __future__ import annotations
 

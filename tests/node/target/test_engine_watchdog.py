@@ -1,4 +1,4 @@
-"""Readiness is the engine's own word: a frozen engine thread is noticed, told, and forgiven."""
+"""The watchdog: a frozen engine thread is detected and reported, and so is its recovery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STALL_S = 0.2
 
 
 class Frost:
-    """Freezes the engine's thread from its next pass on, until it thaws."""
+    """Freezes the engine's thread from its next pass on, until `thaw`."""
 
     def __init__(self) -> None:
         self.is_frozen = threading.Event()
@@ -47,7 +47,7 @@ class Frost:
         self._freezes = True
 
     async def canaries(self, count: int) -> None:
-        """Wait for so many more passes with a canary."""
+        """Wait for more passes with a canary."""
         for _ in range(count):
             assert await asyncio.to_thread(self._canaries.acquire, timeout=20)
 
@@ -57,7 +57,7 @@ class Frost:
 
 
 class Told:
-    """What readiness said, for tests that wait for it."""
+    """Changes that the watchdog reported."""
 
     def __init__(self) -> None:
         self.reasons: list[str | None] = []
@@ -68,7 +68,7 @@ class Told:
         self._news.set()
 
     async def changes(self, count: int) -> str | None:
-        """The change of this number, from 1."""
+        """Wait for the change of this number, from 1."""
         while len(self.reasons) < count:
             self._news.clear()
             await self._news.wait()
@@ -79,15 +79,15 @@ class Told:
 async def watched(
     frost: Frost, told: Told, *, period_s: float = 60.0
 ) -> AsyncIterator[tuple[TargetHarness, EngineWatchdog]]:
-    """A target under watch."""
+    """A target with a watchdog."""
     async with harness(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
-        readiness = EngineWatchdog(
+        watchdog = EngineWatchdog(
             passes=home.verifier, prompt=PROMPT, is_exact=True, on_change=told,
             period_s=period_s, stall_s=STALL_S,
         )  # fmt: skip
         try:
-            async with running(readiness.run()):
-                yield home, readiness
+            async with running(watchdog.run()):
+                yield home, watchdog
         finally:
             frost.thaw()
 
@@ -96,10 +96,10 @@ def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
     async def story() -> None:
         frost, told = Frost(), Told()
         frost.fall()
-        async with watched(frost, told) as (home, readiness):
+        async with watched(frost, told) as (home, watchdog):
             await asyncio.to_thread(frost.is_frozen.wait, 20)
             assert told.reasons == []
-            assert readiness.reason is not None
+            assert watchdog.reason is not None
             frost.thaw()
             assert await told.changes(1) is None
             assert [CANARY] in home.target.batches
@@ -122,14 +122,14 @@ def test_canaries_are_sent_at_rest_and_harm_no_session() -> None:
 def test_frozen_engine_is_unavailable_until_it_continues() -> None:
     async def story() -> None:
         frost, told = Frost(), Told()
-        async with watched(frost, told) as (home, readiness), asyncio.TaskGroup() as group:
+        async with watched(frost, told) as (home, watchdog), asyncio.TaskGroup() as group:
             assert await told.changes(1) is None
             frost.fall()
             asked = group.create_task(
                 home.answer(Request("me", "1", "completion", "hm", max_tokens=2))
             )
             assert "no pass" in str(await told.changes(2))
-            assert readiness.reason is not None
+            assert watchdog.reason is not None
             frost.thaw()
             assert await told.changes(3) is None
             assert (await asked).num_tokens == 2
@@ -169,10 +169,10 @@ class FickleEngine:
 def test_exact_engine_that_draws_another_token_is_unavailable(*, is_exact: bool) -> None:
     async def story() -> None:
         engine, told = FickleEngine(), Told()
-        readiness = EngineWatchdog(
+        watchdog = EngineWatchdog(
             passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=told, period_s=0.02
         )
-        async with running(readiness.run()):
+        async with running(watchdog.run()):
             if is_exact:
                 assert "drew 1 before" in str(await told.changes(2))
             await engine.has_changed.wait()

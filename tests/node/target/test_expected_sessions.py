@@ -1,4 +1,4 @@
-"""Whom a pass may be held back for: sessions that are at work, and nobody who has gone."""
+"""A pass may wait for running sessions, but not for ended ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifier
 from tests.node.links.wire_fixtures import run
-from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, verdict, work
+from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, result, work
 from tests.support.engines import ScriptedTarget
 
 
 class Noting(Costs):
-    """Notes in how many seconds whom it was asked to wait for was expected."""
+    """Records the expected arrivals."""
 
     def __init__(self, batch_wait_s: float = 0.0) -> None:
         super().__init__(batch_wait_s)
@@ -31,7 +31,7 @@ class Noting(Costs):
 
 @asynccontextmanager
 async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifier]:
-    """Verifying at work."""
+    """A running verifier."""
     with EngineThread("target") as thread:
         verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
@@ -55,7 +55,7 @@ def test_session_with_a_result_is_expected_until_it_ends() -> None:
 
 @pytest.mark.parametrize("is_released_first", [True, False])
 def test_session_cancelled_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
-    """Its asker leaves; the session gives its key back at once, or in a moment."""
+    """Its client leaves; the session releases its key at once, or in a moment."""
 
     async def main() -> None:
         gate = Gate()
@@ -68,7 +68,7 @@ def test_session_cancelled_during_its_pass_is_not_expected(*, is_released_first:
             if is_released_first:
                 verifier.release("leaver")
             gate.open()
-            assert await verifier.verify(work("stayer")) == verdict(work("stayer"))
+            assert await verifier.verify(work("stayer")) == result(work("stayer"))
             assert "1 expected" in repr(verifier)
             if not is_released_first:
                 verifier.release("leaver")
@@ -83,7 +83,7 @@ def test_pass_does_not_wait_for_an_ended_session() -> None:
         async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
             await verifier.verify(work("gone"))
             verifier.release("gone")
-            assert await verifier.verify(work("here")) == verdict(work("here"))
+            assert await verifier.verify(work("here")) == result(work("here"))
             assert not costs.is_holding.is_set()
 
     run(main())

@@ -1,4 +1,4 @@
-"""Transcripts: the same text however tokens are grouped, and nothing shown that is taken back."""
+"""The output processor: the same text for any grouping of tokens, and no text taken back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What drafters say of tokens that they read: it routes new requests, and no boasting pays."""
+"""Drafters' scores of tokens that they read route requests, and over-reporting does not pay."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ NLLS = {"python": 1.2, "legal": 4.0, "home": 6.0}
 
 
 def begin(made: Planner, nlls: dict[str, float]) -> RequestState:
-    """A request whose drafters have read the prompt, and guessed its first token wrongly."""
+    """A request whose drafters have read the prompt, and drafted a wrong first token."""
     request = made.statistics.open("edgecosine", num_prompt=len(PROMPT))
     made.statistics.acceptance.observe_text(request, PROMPT)
-    said = [
+    drafts = [
         draft_of(name, len(PROMPT), (1,), (0.5,), (), PromptScore((False,) * 39, nll))
         for name, nll in nlls.items()
     ]
     for name in nlls:
         made.statistics.observe_answer(name, 0.004, 0.002, 4)
-    made.statistics.acceptance.observe_truth(request, said, (*PROMPT, 100))
+    made.statistics.acceptance.observe_truth(request, drafts, (*PROMPT, 100))
     return request
 
 
-def judge(made: Planner, request: RequestState, name: str, hits: int) -> None:
-    """A round of drafts of four."""
+def judge_draft(made: Planner, request: RequestState, name: str, hits: int) -> None:
+    """Observe a draft of four tokens."""
     truth = range(100, 101 + hits)
     tokens = (*truth[:hits], *(0,) * (4 - hits))
     made.statistics.acceptance.observe_truth(
@@ -47,8 +47,8 @@ def test_verification_results_outweigh_the_prediction() -> None:
     made = planner()
     request = begin(made, {"python": 1.2, "legal": 1.6})
     for _ in range(12):
-        judge(made, request, "python", 0)
-        judge(made, request, "legal", 3)
+        judge_draft(made, request, "python", 0)
+        judge_draft(made, request, "legal", 3)
     assert made.plan(request, ["python", "legal"], 100).drafters == ("legal",)
 
 
@@ -56,15 +56,15 @@ def test_self_report_routes_a_changed_subject() -> None:
     made = planner()
     request = begin(made, NLLS)
     for _ in range(4):
-        judge(made, request, "python", 4)
+        judge_draft(made, request, "python", 4)
     answer = tuple(range(100, 130))
     made.statistics.acceptance.observe_text(request, (*PROMPT, *answer[:16]))
     for _ in range(12):
-        judge(made, request, "python", 0)
-    # One trial tells as much as the rounds that were played without it.
+        judge_draft(made, request, "python", 0)
+    # One probe is as much evidence as the rounds without it.
     sequence = (*PROMPT, *answer)
-    trial = draft_of("legal", len(sequence), (7,), (0.9,), (), PromptScore((True,) * 30, 0.4))
-    made.statistics.acceptance.observe_truth(request, [trial], (*sequence, 7))
+    probe = draft_of("legal", len(sequence), (7,), (0.9,), (), PromptScore((True,) * 30, 0.4))
+    made.statistics.acceptance.observe_truth(request, [probe], (*sequence, 7))
     assert made.plan(request, list(NLLS), 100).drafters == ("legal",)
 
 
@@ -72,14 +72,14 @@ def test_tokens_of_the_prompt_are_no_evidence_of_acceptance() -> None:
     made = planner()
     request = begin(made, NLLS)
     assert not request.rates.reported
-    said = draft_of("home", len(PROMPT) + 4, (1,), (0.5,), (), PromptScore((True,) * 10, 0.1))
-    made.statistics.acceptance.observe_truth(request, [said], (*PROMPT, *range(100, 105)))
+    drafts = draft_of("home", len(PROMPT) + 4, (1,), (0.5,), (), PromptScore((True,) * 10, 0.1))
+    made.statistics.acceptance.observe_truth(request, [drafts], (*PROMPT, *range(100, 105)))
     assert request.rates.reported["home"].evidence == 4
 
 
 def test_over_reporting_drafter_loses_trust_and_others_keep_theirs() -> None:
-    """It is sure of every prompt, and never right: within some rounds nobody believes it, and the
-    others' surprises are not held against its own any more."""
+    """A drafter reports an NLL of 0 and is never right. After some rounds it is not trusted, and
+    the others' NLLs are not compared with its own."""
     made = planner()
     nlls = {"boaster": 0.0, **NLLS}
     wasted = 0
@@ -89,7 +89,7 @@ def test_over_reporting_drafter_loses_trust_and_others_keep_theirs() -> None:
             plan = made.plan(request, list(nlls), 100)
             wasted += "boaster" in plan.drafters
             for name in plan.drafters:
-                judge(made, request, name, 0 if name == "boaster" else 3)
+                judge_draft(made, request, name, 0 if name == "boaster" else 3)
         made.statistics.close(request)
     assert wasted < 40
     request = begin(made, nlls)
@@ -107,7 +107,7 @@ def test_lowest_nll_is_not_trusted_for_long_if_all_drafters_are_bad() -> None:
             plan = made.plan(request, list(NLLS), 100)
             num_asked += bool(plan.drafters)
             for name in plan.drafters:
-                judge(made, request, name, 0)
+                judge_draft(made, request, name, 0)
         made.statistics.close(request)
         wasted.append(num_asked)
     assert wasted[0] > 2
@@ -122,8 +122,10 @@ def test_over_reporting_about_answers_is_bounded() -> None:
         plan = made.plan(request, ["boaster", "python"], 100)
         wasted += "boaster" in plan.drafters
         prefix = (*prefix, *range(100, 104))
-        told = PromptScore((True,) * 3, 0.0)
-        boast = draft_of("boaster", len(prefix), (1,), (0.9,), (), told)
+        score = PromptScore((True,) * 3, 0.0)
+        over_reported = draft_of("boaster", len(prefix), (1,), (0.9,), (), score)
         honest = draft_of("python", len(prefix), (100, 101, 1), (0.9,) * 3)
-        made.statistics.acceptance.observe_truth(request, [boast, honest], (*prefix, 100, 101, 102))
+        made.statistics.acceptance.observe_truth(
+            request, [over_reported, honest], (*prefix, 100, 101, 102)
+        )
     assert wasted < 10

@@ -1,4 +1,4 @@
-"""Tallies: every round, draft token and drafter counted once."""
+"""Metrics: every round, draft token and drafter counts once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_counts_add_up(played: list[tuple[list[DrafterTree], list[int]]]) -> Non
     lengths, sizes = [], []
     for drafts, truth in played:
         tree = union(drafts, 12)
-        verdict = walk(tree, lambda _, accepted, truth=truth: truth[len(accepted)])  # type: ignore[misc]
-        counts.count_round(tree, NAMES[: len(drafts)], verdict)
-        lengths.append(len(verdict.path))
+        result = walk(tree, lambda _, accepted, truth=truth: truth[len(accepted)])  # type: ignore[misc]
+        counts.count_round(tree, NAMES[: len(drafts)], result)
+        lengths.append(len(result.path))
         sizes.append(len(tree))
     metrics = counts.metrics()
     assert metrics.num_rounds == len(played)

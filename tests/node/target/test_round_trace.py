@@ -1,4 +1,4 @@
-"""Traces: the course of every round, for requests that ask for it and for no others."""
+"""Traces: the times of every round, for requests that ask for a trace."""
 
 from __future__ import annotations
 

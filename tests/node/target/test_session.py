@@ -93,10 +93,10 @@ def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
 ) -> None:
     setups = [
         Drafter(
-            ScriptedDrafter(language, hits=hits, boast=boast),
+            ScriptedDrafter(language, hits=hits, confidence=confidence),
             data.draw(fault_sequences),
         )
-        for hits, boast in data.draw(
+        for hits, confidence in data.draw(
             st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
         )
     ]
@@ -130,7 +130,7 @@ def told(answer: Answer) -> tuple[Logprobs, ...] | None:
 
 
 def say(language: Language, asked: Request, *setups: Drafter) -> Answer:
-    """A request's answer in a house of its own."""
+    """A request's answer by a harness of its own."""
 
     async def main() -> Answer:
         target = ScriptedTarget(language)
@@ -219,7 +219,7 @@ def test_useless_drafter_is_hardly_asked(fault: LinkFault) -> None:
             await home.answer(request(max_tokens=400))
             return len(home.links["drafter-0"].asked)
 
-    assert run(main()) < 150  # of 400 rounds, and one that is out of step is asked twice
+    assert run(main()) < 150  # of 400 rounds; a drafter out of step is asked twice
 
 
 def test_drafter_linked_during_a_request_is_used() -> None:
@@ -530,7 +530,7 @@ def test_session_closed_between_deltas_releases_everything() -> None:
 
 
 async def assert_nothing_is_held(home: TargetHarness, engines: list[ScriptedDrafter]) -> None:
-    """The next request of another name finds every slot free but its own."""
+    """Check that all slots are free for the next request."""
     assert [repr(worker) for worker in home.drafters] == [IDLE] * len(engines)
     assert repr(home.service).startswith("<TextService scripted [0 sessions")
     newcomer = home.planner.statistics.open("edgecosine")
@@ -540,7 +540,7 @@ async def assert_nothing_is_held(home: TargetHarness, engines: list[ScriptedDraf
     assert set(home.target.fed) <= {"a/2"}
     assert "[0 waiting, 0 expected" in repr(home.verifier)
     for engine in engines:
-        # A thread of its own gives slots back, when it comes to it.
+        # The engine thread frees slots with its next pass.
         await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
 
 

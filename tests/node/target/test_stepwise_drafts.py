@@ -1,5 +1,5 @@
-"""Rounds step by step: chosen where drafters take turns in being right and exchanges cost nothing,
-dropped as soon as they cost something. The clock is the test's."""
+"""Rounds step by step: used if drafters are right in turns and exchanges are cheap, dropped when
+they become expensive. Time is simulated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def truth(position: int) -> int:
 
 @dataclass
 class World:
-    """Two drafters, each right at every other position or `is_good` at all, and a balancer."""
+    """Two drafters, each right at every other position or, if `is_good`, at all; and a planner."""
 
     policy: str = "edgecosine"
     rtt_s: float = 0.0001
@@ -46,7 +46,7 @@ class World:
         self.request = self.planner.statistics.open(self.policy)
 
     async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[DrafterTree]:
-        """What the plan's drafters say; stands in for `DraftClient`."""
+        """The drafts of the plan's drafters; replaces `DraftClient`."""
         compute_s = plan.gamma * TOKEN_S
         if plan.drafters and not plan.is_probe:
             self.now_s += self.rtt_s + compute_s
@@ -65,7 +65,7 @@ class World:
         return draft_of(node_id, start, tokens, tuple(0.9 if hit else 0.3 for hit in hits))
 
     def play(self, num_rounds: int) -> float:
-        """So many rounds; tokens per second of them."""
+        """Run rounds; returns their tokens per second."""
         began_s, first = self.now_s, self.length
         for _ in range(num_rounds):
             asyncio.run(self._play_round())
@@ -84,20 +84,20 @@ class World:
         made.statistics.observe_wait(plan, waited_s)
         tree = made.fuse(request, Round(plan, drafts), 99, waited_s)
         tried = await self.gather(made.probe(request, NAMES, plan))
-        verdict = walk(tree, lambda _, accepted: truth(self.length + len(accepted)))
+        result = walk(tree, lambda _, accepted: truth(self.length + len(accepted)))
         self.now_s += PASS_S
         if plan.drafters:
             made.statistics.observe_round(
-                request, plan, waited_s=waited_s, was_ready=False, num_accepted=len(verdict.path)
+                request, plan, waited_s=waited_s, was_ready=False, num_accepted=len(result.path)
             )
-        self.length += len(verdict.path) + 1
+        self.length += len(result.path) + 1
         committed = [truth(at) for at in range(self.length)]
         made.statistics.acceptance.observe_truth(request, [*drafts, *tried], committed)
         self.forms.append(plan.interval)
 
 
 def stepped(forms: Sequence[int]) -> float:
-    """Share of rounds that went step by step."""
+    """Share of rounds step by step."""
     return sum(map(bool, forms)) / len(forms)
 
 
@@ -131,7 +131,7 @@ def test_rounds_are_fused_once_if_each_drafter_is_right_alone() -> None:
 
 
 def test_wrong_estimate_is_hardly_probed_again() -> None:
-    """The drafters agree with the truth only where nobody goes on from another's words."""
+    """The drafters are right only at the first piece of a trunk."""
 
     class Deceived(World):
         def _draft(self, node_id: str, start: int, size: int) -> DrafterTree:

@@ -1,4 +1,4 @@
-"""Serving: what cannot be served is refused with the reason, before it reaches the engine."""
+"""The text service: refuses requests that do not fit, before they are passed to the engine."""
 
 from __future__ import annotations
 

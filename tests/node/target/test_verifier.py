@@ -1,4 +1,4 @@
-"""Verifying: batches of who is ready, prefills beside rounds, and an end that all hear of."""
+"""The verifier: batches ready sessions, prefills beside rounds, fails all works at its end."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def work(key: str, size: int = 4) -> VerifyWork:
     return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
 
 
-def verdict(asked: VerifyWork) -> VerificationResult:
-    """What the target says to an empty tree."""
+def result(asked: VerifyWork) -> VerificationResult:
+    """The target's result for an empty tree."""
     return VerificationResult((), LANGUAGE(asked.tokens, Sampling()))
 
 
 class Costs:
-    """Records what passes cost; never holds one back unless it is told how long."""
+    """Records passes; delays them only by a given time."""
 
     def __init__(self, batch_wait_s: float = 0.0) -> None:
         self.seen: list[PassReport] = []
@@ -55,7 +55,7 @@ class Costs:
 
 
 class Gate:
-    """Holds the engine's thread before passes of real works until it is opened."""
+    """Blocks the engine's thread before passes of real works until `open`."""
 
     def __init__(self) -> None:
         self.entered, self._open = threading.Event(), threading.Event()
@@ -70,7 +70,7 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 10)
 
     def open(self) -> None:
-        """Let all passes go."""
+        """Let all passes run."""
         self._open.set()
 
 
@@ -94,7 +94,7 @@ def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
                 await asyncio.sleep(0)
                 gate.open()
                 for number, task in enumerate(tasks):
-                    assert await task == verdict(work(str(number)))
+                    assert await task == result(work(str(number)))
                 running.cancel()
             assert verifier.num_passes == 3
 
@@ -162,7 +162,7 @@ def test_work_of_a_cancelled_session_is_in_no_further_pass() -> None:
                 waiting.cancel()
                 verifier.release("leaver")
                 gate.open()
-                assert await stayer == verdict(work("stayer"))
+                assert await stayer == result(work("stayer"))
                 running.cancel()
 
     run(main())
@@ -287,7 +287,7 @@ def _verifier(target: ScriptedTarget, thread: EngineThread) -> Verifier:
 async def holding(
     batch_wait_s: float, target: ScriptedTarget
 ) -> AsyncIterator[tuple[Verifier, Costs]]:
-    """Passes are held back for whoever has had a verdict and is not there again."""
+    """A verifier whose passes wait for sessions that had a result."""
     costs = Costs(batch_wait_s)
     with EngineThread("target") as thread:
         verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
@@ -306,7 +306,7 @@ def test_pass_waits_for_expected_sessions() -> None:
             group.create_task(verifier.verify(work("early")))
             await costs.is_holding.wait()
             again = work("late", 5)
-            assert await verifier.verify(again) == verdict(again)
+            assert await verifier.verify(again) == result(again)
 
     run(main())
     batches = [batch for batch in target.batches if batch != ["profile"]]
@@ -317,7 +317,7 @@ def test_pass_stops_waiting_for_late_and_ended_sessions() -> None:
     async def main() -> None:
         async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
             await verifier.verify(work("gone"))
-            assert await verifier.verify(work("here")) == verdict(work("here"))
+            assert await verifier.verify(work("here")) == result(work("here"))
             verifier.release("gone")
             assert "1 expected" in repr(verifier)
 
