@@ -27,7 +27,7 @@ class Scenario:
     slots: int = 16
     """Sessions that a node's cache has room for, and that a pass or a step takes at most."""
     targets: int = 1
-    """Each with its own balancer, its own share of the requests, and links to all drafters."""
+    """Each with its own planner, its own share of the requests, and links to all drafters."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
 
@@ -71,7 +71,7 @@ class Outcome:
     counted."""
     num_answer_rounds: int = 0
     decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Calls of the balancer, and the seconds that they really took on this machine."""
+    """Calls of the planner, and the seconds that they really took on this machine."""
 
     @property
     def tokens_per_s(self) -> float:

@@ -46,7 +46,7 @@ class EngineCosts:
     step_s: dict[int, float]
     work_s: float
     plan_s: dict[int, float]
-    """Of the balancer; it is measured beside them."""
+    """Of the planner; it is measured beside them."""
 
 
 def measure_engines(

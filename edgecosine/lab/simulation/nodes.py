@@ -52,7 +52,7 @@ class DrafterNode:
 
 class TargetNode:
     """A target: its event loop, its engine on the same processor or on a device of its own, its
-    balancer and its links."""
+    planner and its links."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class Verifier:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._costs = costs
-        self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifying", 4 * max_batch)
+        self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifier", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
         self._expected: dict[str, tuple[float, int]] = {}

@@ -100,16 +100,18 @@ def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
             st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
         )
     ]
-    said = alone(language, asked)
+    expected = alone(language, asked)
 
     async def main() -> None:
         target = ScriptedTarget(language, chunk=data.draw(st.integers(1, 64)))
         async with harness(target, setups, pass_s=pass_s) as home:
             answer = await home.answer(asked)
-            assert answer.text == said.text
-            assert answer.tokens == said.tokens
-            assert answer.finish_reason == said.finish_reason
-            assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
+            assert answer.text == expected.text
+            assert answer.tokens == expected.tokens
+            assert answer.finish_reason == expected.finish_reason
+            assert logprobs_of(answer) == (
+                expected.logprobs if asked.top_logprobs is not None else None
+            )
             assert repr(home.service) == "<TextService scripted [0 sessions, 1 done]>"
             for link, worker in zip(home.links.values(), home.drafters, strict=True):
                 link.lose() if not link.look() else None
@@ -118,7 +120,7 @@ def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
     run(main())
 
 
-def told(answer: Answer) -> tuple[Logprobs, ...] | None:
+def logprobs_of(answer: Answer) -> tuple[Logprobs, ...] | None:
     """The log-probabilities of an answer by token; tokens are bytes here."""
     logprobs = answer.choices[0].logprobs
     if logprobs is None:
@@ -129,7 +131,7 @@ def told(answer: Answer) -> tuple[Logprobs, ...] | None:
     )
 
 
-def say(language: Language, asked: Request, *setups: Drafter) -> Answer:
+def answer_of(language: Language, asked: Request, *setups: Drafter) -> Answer:
     """A request's answer by a harness of its own."""
 
     async def main() -> Answer:
@@ -144,7 +146,7 @@ def say(language: Language, asked: Request, *setups: Drafter) -> Answer:
 def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     language = babble()
     asked = request(max_tokens=120, sampling=Sampling(temperature=temperature, seed=7))
-    answer = say(language, asked, Drafter(ScriptedDrafter(language)))
+    answer = answer_of(language, asked, Drafter(ScriptedDrafter(language)))
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_rounds < 30
     assert answer.metrics.num_accepted_tokens > 80
@@ -156,7 +158,9 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
 @pytest.mark.parametrize("fault", [LinkFault.FORGOTTEN, LinkFault.LINK_LOST_UNSEEN])
 def test_drafter_without_the_prefix_gets_it_in_the_same_round(fault: LinkFault) -> None:
     language = babble()
-    answer = say(language, request(max_tokens=120), Drafter(ScriptedDrafter(language), [fault]))
+    answer = answer_of(
+        language, request(max_tokens=120), Drafter(ScriptedDrafter(language), [fault])
+    )
     assert answer.metrics.num_rounds < 30
 
 
@@ -168,9 +172,9 @@ def test_drafter_with_the_prefix_gets_only_new_tokens() -> None:
             ScriptedTarget(language), [Drafter(ScriptedDrafter(language, hits=0.8))]
         ) as home:
             answer = await home.answer(request("x" * 50, max_tokens=60))
-            told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
-            assert told[0] == 50
-            assert sum(told) <= 50 + answer.num_tokens
+            lengths = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            assert lengths[0] == 50
+            assert sum(lengths) <= 50 + answer.num_tokens
 
     run(main())
 
@@ -179,7 +183,7 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
     language = babble(eos_every=30)
     for salt in range(5):
         asked = request(f"salt {salt}", max_tokens=60, ignore_eos=True)
-        answer = say(language, asked, Drafter(ScriptedDrafter(language, hits=0.7)))
+        answer = answer_of(language, asked, Drafter(ScriptedDrafter(language, hits=0.7)))
         metrics = answer.metrics
         assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
 
@@ -187,7 +191,7 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
 def test_expert_is_found_among_useless_drafters() -> None:
     language, another = babble(), babble(salt=1)
     asked = request(max_tokens=150)
-    answer = say(
+    answer = answer_of(
         language,
         asked,
         Drafter(ScriptedDrafter(another)),
@@ -252,11 +256,11 @@ def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None
     assert "drafter-0 reads 40 tokens at most, the text has" in answer.metrics.plan
 
 
-@pytest.mark.parametrize("told", [0, 1 << 30])
-def test_no_drafter_is_asked_beyond_the_longest_request(told: int) -> None:
+@pytest.mark.parametrize("max_context", [0, 1 << 30])
+def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> None:
     async def main() -> None:
         async with harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home:
-            home.links["drafter-0"].max_context = told
+            home.links["drafter-0"].max_context = max_context
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
                 key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
@@ -300,7 +304,7 @@ def test_every_policy_speculates(policy: str) -> None:
     language = babble()
     asked = request(policy=policy, max_tokens=120)
     setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
-    answer = say(language, asked, *setups)
+    answer = answer_of(language, asked, *setups)
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_accepted_tokens > 60
 
@@ -383,7 +387,7 @@ def test_concurrent_sessions_give_the_texts_of_each_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "changes", "said", "reason"),
+    ("text", "changes", "expected", "reason"),
     [
         ("plain", {}, "plain", "stop"),
         ("plain", {"max_tokens": 3}, "pla", "length"),
@@ -406,16 +410,16 @@ def test_concurrent_sessions_give_the_texts_of_each_alone() -> None:
 )
 @pytest.mark.parametrize("hits", [0.0, 1.0])
 def test_text_ends_where_it_should(
-    text: str, changes: dict[str, Any], said: str, reason: str, hits: float
+    text: str, changes: dict[str, Any], expected: str, reason: str, hits: float
 ) -> None:
     language = recital("To be", text.encode())
-    answer = say(language, request(**changes), Drafter(ScriptedDrafter(language, hits=hits)))
-    assert (answer.text, answer.finish_reason) == (said, reason)
+    answer = answer_of(language, request(**changes), Drafter(ScriptedDrafter(language, hits=hits)))
+    assert (answer.text, answer.finish_reason) == (expected, reason)
 
 
 def test_end_token_is_no_end_when_it_is_ignored() -> None:
     language = recital("To be", b"one", 256, *b"two")
-    answer = say(language, request(ignore_eos=True, max_tokens=7))
+    answer = answer_of(language, request(ignore_eos=True, max_tokens=7))
     assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
 
 
@@ -453,14 +457,14 @@ def test_every_token_is_yielded_once(yield_every_s: float, monkeypatch: pytest.M
     async def main() -> tuple[list[tuple[int, ...]], Answer]:
         async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(asked)
-            told = [
+            committed = [
                 step.committed if isinstance(step, Delta) else step
                 for step in steps
                 if isinstance(step, Delta | Committed)
             ]
             answer = steps[-1]
             assert isinstance(answer, Answer)
-            return [committed.tokens for committed in told], answer
+            return [step.tokens for step in committed], answer
 
     rounds, answer = run(main())
     assert len(rounds) == (1 if yield_every_s else answer.num_tokens)
