@@ -171,7 +171,7 @@ def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
 
 def test_over_confident_drafter_loses_its_nodes() -> None:
     made, request = planner(), RequestState()
-    over_confident = draft_of("boaster", 3, (0, 1), (1.0, 1.0))
+    over_confident = draft_of("biased", 3, (0, 1), (1.0, 1.0))
     honest = draft_of("honest", 3, (100, 101), (0.7, 0.7))
     assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (0,)
     for _ in range(10):

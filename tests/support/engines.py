@@ -199,15 +199,15 @@ class ScriptedTarget:
             so_far = [*work.tokens, *accepted]
             return draw(self._language, so_far, work.num_prompt, work.sampling)
 
-        verdict = walk(work.tree, token_after)
+        result = walk(work.tree, token_after)
         if work.top_logprobs is None:
-            return verdict
-        committed = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+            return result
+        committed = [*(work.tree.tokens[node] for node in result.path), result.bonus]
         logprobs = tuple(
             tell([*work.tokens, *committed[:number]], token, work.top_logprobs)
             for number, token in enumerate(committed)
         )
-        return replace(verdict, logprobs=logprobs)
+        return replace(result, logprobs=logprobs)
 
 
 class ScriptedDrafter:

@@ -323,14 +323,14 @@ def test_least_recently_used_request_is_dropped_first(is_in_step: bool) -> None:
 
 def test_target_with_many_requests_does_not_displace_others() -> None:
     async def main() -> None:
-        crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        many, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
             worker = drafting_with(engine, thread)
             for number in range(rules.MAX_REQUESTS - 1):
-                worker.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
+                worker.on_request(ask(PREFIX, key=str(number)), many, "hostile")
             worker.on_request(ask(PREFIX, key="r"), post, "honest")
             for number in range(2 * rules.MAX_REQUESTS):
-                worker.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
+                worker.on_request(ask(PREFIX, key=f"more-{number}"), many, "hostile")
             async with at_work(worker):
                 await post.drafts(1)
                 assert engine.batches[0][0].key == "r@honest"

@@ -81,20 +81,20 @@ def test_over_reporting_drafter_loses_trust_and_others_keep_theirs() -> None:
     """A drafter reports an NLL of 0 and is never right. After some rounds it is not trusted, and
     the others' NLLs are not compared with its own."""
     made = planner()
-    nlls = {"boaster": 0.0, **NLLS}
+    nlls = {"biased": 0.0, **NLLS}
     wasted = 0
     for _ in range(10):
         request = begin(made, nlls)
         for _ in range(30):
             plan = made.plan(request, list(nlls), 100)
-            wasted += "boaster" in plan.drafters
+            wasted += "biased" in plan.drafters
             for name in plan.drafters:
-                judge_draft(made, request, name, 0 if name == "boaster" else 3)
+                judge_draft(made, request, name, 0 if name == "biased" else 3)
         made.statistics.close(request)
     assert wasted < 40
     request = begin(made, nlls)
     assert made.plan(request, list(nlls), 100).drafters[0] == "python"
-    assert "boaster" not in request.rates.predicted
+    assert "biased" not in request.rates.predicted
 
 
 def test_lowest_nll_is_not_trusted_for_long_if_all_drafters_are_bad() -> None:
@@ -116,14 +116,14 @@ def test_lowest_nll_is_not_trusted_for_long_if_all_drafters_are_bad() -> None:
 
 def test_over_reporting_about_answers_is_bounded() -> None:
     made = planner()
-    request = begin(made, {"boaster": 1.0, "python": 1.0})
+    request = begin(made, {"biased": 1.0, "python": 1.0})
     wasted, prefix = 0, PROMPT
     for _ in range(100):
-        plan = made.plan(request, ["boaster", "python"], 100)
-        wasted += "boaster" in plan.drafters
+        plan = made.plan(request, ["biased", "python"], 100)
+        wasted += "biased" in plan.drafters
         prefix = (*prefix, *range(100, 104))
         score = PromptScore((True,) * 3, 0.0)
-        over_reported = draft_of("boaster", len(prefix), (1,), (0.9,), (), score)
+        over_reported = draft_of("biased", len(prefix), (1,), (0.9,), (), score)
         honest = draft_of("python", len(prefix), (100, 101, 1), (0.9,) * 3)
         made.statistics.acceptance.observe_truth(
             request, [over_reported, honest], (*prefix, 100, 101, 102)
