@@ -18,7 +18,7 @@ from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 from tests.support.fakes import ScriptedService
 
@@ -67,7 +67,7 @@ def test_lines_of_a_round_and_of_a_request_tell_what_happened(
     asked = Request("a", "1", "ask", "To be", max_tokens=30, ignore_eos=True)
 
     async def main() -> None:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(ScriptedDrafter(language))]) as home:
             answer = await home.answer(asked)
             metrics = answer.metrics
             rounds = lines_of(caplog, "round")
@@ -96,7 +96,7 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
     async def main() -> None:
         service, topics = ScriptedService(max_sessions=1), Topics("home")
         service.hold("hm")
-        admission = AdmissionControl(num_places=1, max_queued=0)
+        admission = AdmissionControl(num_slots=1, max_queued=0)
         reception = RequestManager(service, topics=topics, send=lambda _: None, admission=admission)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())

@@ -1,5 +1,5 @@
-"""Measured speeds, smoothed: how long a drafter, a link and a target pass take. Pure; times in
-seconds are handed in."""
+"""Smoothed measurements of drafters, links and forward passes, and the times expected from them.
+Times are in seconds and are passed in."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 SMOOTHING = 0.2
-MOST_CROWDED = 8.0
+MAX_CONTENTION = 8.0
 
 
 def smooth(old: float | None, new: float, share: float = SMOOTHING) -> float:
-    """Exponentially weighted moving average; the first value is taken as it is."""
+    """Exponentially weighted moving average; without an old value the new one."""
     return new if old is None else old + share * (new - old)
 
 
 @dataclass(slots=True)
 class DrafterSpeed:
-    """How fast one drafter answers."""
+    """Times of one drafter."""
 
     token_s: float | None = None
     """Compute per draft token."""
     overhead_s: float | None = None
-    """Ask to answer, less the compute: network, queue, both event loops."""
+    """Request to answer without the compute: network, queue, both event loops."""
     ahead_step_s: float | None = None
     """Compute per step of a draft ahead."""
 
     def observe(
         self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_disturbed: bool = False
     ) -> None:
-        """Learn from one answered ask.
+        """Learn from one answer.
 
-        `is_disturbed` says that other drafters were asked at the same moment, or that the target
-        was at work beside. Where they share a machine that slows them all down, so such an answer
-        may only lower an estimate; the overhead is first learned from an ask that was waited for.
+        `is_disturbed` if other drafters or the target computed at the same time. If they share a
+        machine, they slow each other down, so such an answer may only lower an estimate; it never
+        sets the first overhead.
         """
         if num_tokens:
             token_s = compute_s / num_tokens
@@ -49,61 +49,61 @@ class DrafterSpeed:
             self.overhead_s = min(self.overhead_s, overhead_s)
 
     def observe_ahead(self, compute_s: float, num_steps: int) -> None:
-        """Learn from a draft ahead that was not cut short."""
+        """Learn from a draft ahead of `num_steps` steps."""
         self.ahead_step_s = smooth(self.ahead_step_s, compute_s / max(1, num_steps))
 
     def observe_late(self, waited_s: float) -> None:
-        """Learn from an ask that was not answered in time: at least this long."""
+        """Learn from a missed deadline: the overhead is at least the time waited."""
         self.overhead_s = smooth(self.overhead_s, max(waited_s, self.overhead_s or 0.0), 0.5)
 
     def expected_s(self, num_tokens: int) -> float:
-        """Ask to answer for a draft of `num_tokens`; optimistic before the first measurement."""
+        """Request to answer for a draft of `num_tokens`; optimistic before a measurement."""
         return (self.overhead_s or 0.0) + num_tokens * (self.token_s or 0.0)
 
 
 @dataclass(slots=True)
 class ContentionFactor:
-    """How much longer several drafters take together than the slowest of them alone: some of them
-    share a machine."""
+    """How much longer several drafters take together than the slowest of them alone, since some of
+    them share a machine."""
 
     by_count: dict[int, float] = field(default_factory=dict)
 
     def observe(self, count: int, expected_s: float, waited_s: float) -> None:
-        """So many were asked at once; `expected_s` is what the slowest takes alone."""
+        """Learn from `count` drafters asked at once; the slowest alone takes `expected_s`."""
         if count > 1 and expected_s > 0.0:
-            ratio = min(MOST_CROWDED, max(1.0, waited_s / expected_s))
+            ratio = min(MAX_CONTENTION, max(1.0, waited_s / expected_s))
             self.by_count[count] = smooth(self.by_count.get(count), ratio)
 
     def factor(self, count: int) -> float:
-        """1 for one drafter; for a number not seen yet that of the next smaller one."""
+        """1 for one drafter; for a count without a measurement that of the next smaller one."""
         known = [seen for seen in self.by_count if seen <= count]
         return self.by_count[max(known)] if count > 1 and known else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one pass of the target was. `cycle_s` is the time since the pass before it ended."""
+    """One forward pass of the target. `cycle_s` is the time since the end of the previous pass."""
 
     num_rows: int
     elapsed_s: float
     cycle_s: float = 0.0
     num_tokens: int = 0
-    """Tokens committed by it."""
+    """Tokens that it committed."""
     is_prefill: bool = True
-    """Whether prompts were read in it; such a pass says nothing of decoding."""
+    """Whether it read prompts; such a pass is no measurement of decoding."""
 
 
 @dataclass(slots=True)
 class PassCost:
-    """Target pass time by number of rows: smoothed measurements, interpolated between."""
+    """Time of a forward pass by its rows, interpolated between smoothed measurements."""
 
     by_rows: dict[int, float] = field(default_factory=dict)
     _sizes: list[int] = field(default_factory=list)
-    """In order; empty when out of date."""
+    """Measured sizes, sorted; empty if out of date."""
     _shortest: list[float] = field(default_factory=list)
-    """For each size the shortest time from it on."""
+    """For each size the shortest time of any size from it on."""
     _spans: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """What `span` gave since the last measurement."""
+    """Results of `span` since the last measurement."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
@@ -112,7 +112,7 @@ class PassCost:
         self._spans = {}
 
     def span(self, first: int, count: int) -> list[float]:
-        """Expected times of passes of first, first + 1, ... rows; not to be changed."""
+        """Expected times of `count` passes of first, first + 1, ... rows; a shared list."""
         found = self._spans.get((first, count))
         if found is None:
             found = [self.expected_s(rows) for rows in range(first, first + count)]
@@ -122,8 +122,8 @@ class PassCost:
     def expected_s(self, rows: int) -> float:
         """Expected time of a pass; 0 before the first measurement.
 
-        Between measured sizes linear, beyond them in proportion to the last slope; never less than
-        a smaller pass.
+        It is linear between measured sizes, follows the last slope beyond them, and is never below
+        that of a smaller pass.
         """
         sizes, shortest = self._curve()
         if not sizes:
@@ -138,9 +138,9 @@ class PassCost:
     def _curve(self) -> tuple[list[int], list[float]]:
         if not self._sizes:
             self._sizes = sorted(self.by_rows)
-            # A smaller pass costs no more than a larger one. Of two that disagree the quicker is
-            # believed: a size that is thought too cheap is tried and corrected, one that is
-            # thought too dear would never be tried again.
+            # A smaller pass costs no more than a larger one. If two measurements disagree, the
+            # quicker one counts: a size with too low an estimate is used and measured again, one
+            # with too high an estimate would not be.
             falling = accumulate((self.by_rows[size] for size in reversed(self._sizes)), min)
             self._shortest = [*falling][::-1]
         return self._sizes, self._shortest

@@ -1,8 +1,7 @@
-"""Policies by name: who decides how much to speculate, and by which rules. The text is the same
-under every one.
+"""Speculation policies by name. The text is the same under each of them.
 
 A policy is a set of switches for one runtime, so that a baseline differs from EdgeCoSine in its
-rules and in nothing else.
+rules only.
 """
 
 from __future__ import annotations
@@ -11,32 +10,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Routing = Literal["learned", "cosine", "everybody", "drawn"]
+Routing = Literal["learned", "cosine", "all", "drawn"]
 
 FIXED_GAMMA = 5
 """Draft length of policies that do not adapt it."""
-EVERYBODY = 64
+ALL_DRAFTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is switched on.
+    """Switches of the runtime.
 
-    max_drafters   drafters that may work on one request at a time
-    routing        learned: by expected tokens per second; cosine: by recent confidence and accepted
-                   length (CoSine, section 4.2); everybody: all that are linked; drawn: by lot, once
-                   for each request
-    fuses          whether several drafts make one tree; else the most confident one is taken
-    width          the most probable continuations that a drafter reads per step; 0: chains only
-    is_calibrated  whether confidences are corrected by what verdicts taught
-    is_ahead       whether drafters go on while the target verifies
-    fans_out       whether drafters that go on share the outcomes out among themselves
-    is_adaptive    whether lengths, trees and waiting follow measured speeds
-    interval       tokens between two fusions of every round; 0: once, when the drafts are whole
-    may_step       whether plans may choose an interval, where that was measured to be worth it
-    scores_prompts     whether routing looks at the drafters' surprise at the prompt
-    hears_reports      whether it looks at which of the answer's tokens they say they had guessed
-    compares_texts     whether it looks at how they did on similar texts
+    max_drafters       most drafters that work on one request at a time
+    routing            learned: by expected tokens per second; cosine: by recent confidence and
+                       accepted length (CoSine, section 4.2); all: all linked drafters; drawn: at
+                       random for each request
+    fuses              whether several drafts make one tree; else the most confident one is taken
+    width              most probable tokens that a drafter reads per step; 0: chains only
+    is_calibrated      whether confidences are calibrated by verification results
+    is_ahead           whether drafters draft while the target verifies
+    fans_out           whether drafters that draft ahead share the acceptance endpoints out
+    is_adaptive        whether lengths, trees and waits follow measured speeds
+    interval           tokens between two fusions of every round; 0: once, when drafts are complete
+    may_step           whether plans may choose an interval, if it was measured to be faster
+    scores_prompts     whether routing uses the drafters' NLL of the prompt
+    uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
+    compares_texts     whether routing uses the rates on similar texts
     """
 
     name: str
@@ -51,7 +50,7 @@ class Policy:
     interval: int = 0
     may_step: bool = True
     scores_prompts: bool = True
-    hears_reports: bool = True
+    uses_self_reports: bool = True
     compares_texts: bool = True
 
 
@@ -72,7 +71,7 @@ _ABLATIONS: Mapping[str, Policy] = {
     "siblings": replace(_EDGECOSINE, width=0),
     "routing": replace(_EDGECOSINE, routing="drawn"),
     "surprise": replace(_EDGECOSINE, scores_prompts=False),
-    "reports": replace(_EDGECOSINE, hears_reports=False),
+    "reports": replace(_EDGECOSINE, uses_self_reports=False),
     "similarity": replace(_EDGECOSINE, compares_texts=False),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
@@ -81,14 +80,14 @@ _ABLATIONS: Mapping[str, Policy] = {
     "steps": replace(_EDGECOSINE, may_step=False),
 }
 PARTS = tuple(_ABLATIONS)
-"""Parts of EdgeCoSine that can be left out one by one, as policy `edgecosine-without-PART`."""
+"""Parts that the policies `edgecosine-without-PART` leave out, one each."""
 
 BASELINES: Mapping[str, Policy] = {
     "target-alone": replace(_LOCK_STEP, max_drafters=0),
     "colocated": replace(_LOCK_STEP, max_drafters=1),
-    "specinfer": replace(_LOCK_STEP, max_drafters=EVERYBODY, routing="everybody"),
+    "specinfer": replace(_LOCK_STEP, max_drafters=ALL_DRAFTERS, routing="all"),
     "specedge": replace(_LOCK_STEP, max_drafters=1, is_ahead=True),
-    "cosine-paper": replace(_LOCK_STEP, max_drafters=EVERYBODY, routing="cosine", interval=1),
+    "cosine-paper": replace(_LOCK_STEP, max_drafters=ALL_DRAFTERS, routing="cosine", interval=1),
 }
 
 POLICIES: Mapping[str, Policy] = {

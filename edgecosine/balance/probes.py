@@ -1,5 +1,8 @@
-"""Whom to try beside a verification: a draft that nobody waits for, judged by the verdict like any
-other. It costs the request little: the target's processor reads the messages."""
+"""Which drafter is probed beside a verification.
+
+The draft of a probe is judged by the verification result like any other, but no round waits for
+it. It costs the target's processor a few messages.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,43 @@ from collections.abc import Sequence
 from edgecosine.balance.plan import Candidate
 
 ENOUGH_EVIDENCE = 6.0
-"""Judged tokens after which a drafter counts as tried for a request."""
-FIRST_TRIALS = 1
-"""Trials per drafter that follow each other while a request is new. Drafters of one machine slow
-each other down, and the target's processor reads their messages."""
-HOPEFUL_EVERY, HOPEFUL_RARER = 2, 2
-"""Plain rounds between two trials of the hopeful one at first, and trials after which it is one
-round more."""
-TRIAL_EVERY = 6
-"""Rounds between two trials of drafters that were tried before: subjects change."""
-HOPEFUL = 0.5
-"""Acceptance rate from which a drafter that plans leave out for its slowness is tried more often:
-what is believed of its speed may be out of date."""
+"""Judged tokens after which a drafter is known to a request."""
+FIRST_PROBES = 1
+"""Probes per drafter in successive rounds of a new request. Drafters of one machine slow each other
+down, and the target's processor reads their messages."""
+PROMISING_EVERY, PROMISING_RARER = 2, 2
+"""Plain rounds between two probes of the most promising drafter at first, and probes after which
+the interval is one round longer."""
+PROBE_EVERY = 6
+"""Rounds between two probes of drafters that were probed before: subjects change."""
+PROMISING_RATE = 0.5
+"""Acceptance rate from which a drafter that plans leave out for its slowness is probed more often,
+since its measured speed may be out of date."""
 RESTING_PACE = 8
-"""How much rarer trials are while no request speculates, for nobody is to choose yet."""
+"""How much rarer probes are while no request speculates."""
 OTHERS_TURN = 4
-"""One in so many trials is not the hopeful one's."""
+"""One in so many probes does not go to the most promising drafter."""
 
 
 def pace_of(num_requests: int, *, is_resting: bool) -> int:
-    """How rare trials are: the rarer, the more requests are at work. `is_resting` says that none of
-    them speculates."""
+    """Factor on the interval of probes, which grows with the number of active requests;
+    `is_resting` if none of them speculates."""
     return max(1, num_requests) * (RESTING_PACE if is_resting else 1)
 
 
 def is_due(rounds_since: int, pace: int) -> bool:
-    """Whether it is time that anybody is tried."""
-    return rounds_since >= TRIAL_EVERY * pace
+    """Whether any drafter may be probed."""
+    return rounds_since >= PROBE_EVERY * pace
 
 
-def may_try(rounds_since: int, pace: int) -> bool:
-    """Whether `whom_to_try` may name anybody; between what is due only for a lone request."""
+def may_probe(rounds_since: int, pace: int) -> bool:
+    """Whether `choose_probe` may return a drafter; a lone request also probes earlier."""
     return pace <= 1 or is_due(rounds_since, pace)
 
 
-def whom_to_try(
+def choose_probe(
     others: Sequence[Candidate],
-    num_trials: int,
+    num_probes: int,
     rounds_since: int,
     pace: int,
     *,
@@ -52,29 +55,29 @@ def whom_to_try(
 ) -> Candidate | None:
     """One of the drafters that the plan leaves out, or None.
 
-    `num_trials` were made for this request, the last one `rounds_since` rounds ago; `is_plain` says
-    that the plan asks nobody.
+    The request has made `num_probes` probes, the last one `rounds_since` rounds ago; `is_plain` if
+    the plan has no drafters.
     """
-    is_hopeful_due = rounds_since >= HOPEFUL_EVERY + num_trials // HOPEFUL_RARER
-    if is_plain and is_hopeful_due and num_trials % OTHERS_TURN != OTHERS_TURN - 1:
-        best = most_hopeful(others)
+    is_promising_due = rounds_since >= PROMISING_EVERY + num_probes // PROMISING_RARER
+    if is_plain and is_promising_due and num_probes % OTHERS_TURN != OTHERS_TURN - 1:
+        best = most_promising(others)
         if best is not None:
             return best
     if is_due(rounds_since, pace):
         pool = others
     else:
-        pool = still_new(others, num_trials) if pace <= 1 else ()
-    return pool[num_trials % len(pool)] if pool else None
+        pool = still_new(others, num_probes) if pace <= 1 else ()
+    return pool[num_probes % len(pool)] if pool else None
 
 
-def most_hopeful(others: Sequence[Candidate]) -> Candidate | None:
-    """The best of them, if it would pay were it quicker than is believed."""
+def most_promising(others: Sequence[Candidate]) -> Candidate | None:
+    """The candidate with the highest rate, if it would pay with a higher speed."""
     best = max(others, key=lambda candidate: candidate.rate, default=None)
-    return best if best is not None and best.rate >= HOPEFUL else None
+    return best if best is not None and best.rate >= PROMISING_RATE else None
 
 
-def still_new(others: Sequence[Candidate], num_trials: int) -> Sequence[Candidate]:
-    """Those of whom this request knows little, while its first trials last."""
-    if num_trials >= FIRST_TRIALS * len(others):
+def still_new(others: Sequence[Candidate], num_probes: int) -> Sequence[Candidate]:
+    """Candidates with little evidence in this request, during its first probes."""
+    if num_probes >= FIRST_PROBES * len(others):
         return ()
     return [candidate for candidate in others if candidate.evidence < ENOUGH_EVIDENCE]

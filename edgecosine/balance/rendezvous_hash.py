@@ -1,6 +1,6 @@
-"""Which of several targets takes a request: highest random weight, so all who see the same targets
-choose the same one, and a target that goes moves nobody's requests but its own (Thaler and
-Ravishankar, IEEE/ACM Trans. Networking 1998)."""
+"""Assigns requests to targets by highest random weight (Thaler and Ravishankar, IEEE/ACM Trans.
+Networking 1998): nodes that see the same targets choose the same one, and when a target leaves only
+its own requests move."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 
 def weight(key: str, node_id: str) -> bytes:
-    """How much a request belongs to a target; different for any two targets."""
+    """The weight of a target for a request; different for any two targets."""
     text = f"{key}\0{node_id}".encode()
     return hashlib.blake2b(text, digest_size=8).digest() + node_id.encode()
 
 
 def chosen(key: str, node_ids: Iterable[str]) -> str:
-    """The target of a request.
+    """The target with the highest weight.
 
     Raises ValueError without targets.
     """

@@ -1,10 +1,10 @@
-"""Whether to speculate at all, by what was measured of it.
+"""Switches speculation off where it was measured to be slower than plain decoding.
 
-Plans rest on estimates of drafters and passes. What they leave out (the target's own bookkeeping,
-drafters that share a machine, requests that come late to a pass) shows in one figure only: tokens
-committed per second of the target's time. Where speculation gave fewer of them than plain decoding,
-requests decode plainly, and speculation is tried again ever less often, or when drafters change. A
-single request is left to its plans, which know its text: nobody else pays for what it tries.
+Plans rest on estimates of drafters and passes. The costs that they leave out (the target's own
+bookkeeping, drafters that share a machine, requests that miss a pass) show in the tokens committed
+per second of the target's time. Where speculation commits fewer of them than plain decoding, it is
+switched off, and probed ever less often, or when drafters change. For a single request only its
+plans decide, since its probes cost no other request anything.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MEMORY = 0.95
-"""Weight of what was known before a pass against the pass."""
-TRIAL_PASSES = 16
+"""Weight of earlier passes at each new one."""
+PROBE_PASSES = 16
 """Passes after which speculation is judged."""
 FEWEST_PASSES, CLEARLY = 6, 0.8
-"""Passes after which it is judged early, if it is below this share of plain decoding's speed."""
+"""Passes after which it is judged early, if below this share of plain decoding's speed."""
 FIRST_REST = 64
 LONGEST_REST = 4096
-"""Plain passes between two trials, at most."""
+"""Most plain passes between two probes."""
 LEAST = 0.95
-"""Share of plain decoding's speed below which speculation does not go on."""
-_MOVING = 2
-"""Passes after a change in which both ways of decoding mix."""
+"""Share of plain decoding's speed below which speculation is switched off."""
+_MIXED_PASSES = 2
+"""Passes after a change in which plain and speculative rounds mix."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Speed:
 
 @dataclass(slots=True)
 class _Size:
-    """What is known of one number of requests."""
+    """Measurements with one number of active requests."""
 
     is_plain: bool = False
     speculating: Speed = field(default_factory=Speed)
@@ -56,64 +56,63 @@ class _Size:
     rest: int = FIRST_REST
     num_passes: int = 0
     """Since the last change."""
-    is_doubted: bool = False
-    """Whether drafters have become better since it became plain."""
+    has_better_drafters: bool = False
+    """Whether drafters have become better since speculation was switched off."""
     patience: int = 0
-    """Plain passes before that is a reason to try again; more each time, for some drafters are
-    quick whenever they are idle."""
+    """Plain passes before better drafters lead to a probe; doubled each time, since some drafters
+    are quick whenever they are idle."""
 
     def reconsider(self) -> None:
-        self.is_doubted = self.is_plain
-        if self.is_doubted and self.num_passes >= self.patience:
+        self.has_better_drafters = self.is_plain
+        if self.has_better_drafters and self.num_passes >= self.patience:
             self.patience = min(LONGEST_REST, 2 * self.patience or FIRST_REST)
             self.change(is_plain=False)
 
     def change(self, *, is_plain: bool) -> None:
-        self.is_plain, self.is_doubted, self.num_passes = is_plain, False, 0
+        self.is_plain, self.has_better_drafters, self.num_passes = is_plain, False, 0
         if not is_plain:
             self.speculating = Speed()
 
     def observe(self, tokens: int, cycle_s: float, plain_per_s: float) -> None:
         self.num_passes += 1
-        if self.num_passes <= _MOVING:
+        if self.num_passes <= _MIXED_PASSES:
             return
         if self.is_plain:
             self.plain.observe(tokens, cycle_s)
             if self.num_passes >= self.rest:
                 self.change(is_plain=False)
                 self.rest = min(LONGEST_REST, 2 * self.rest)
-            elif self.is_doubted:
+            elif self.has_better_drafters:
                 self.reconsider()
             return
         self.speculating.observe(tokens, cycle_s)
         num_passes = self.speculating.num_passes
         if num_passes < FEWEST_PASSES:
             return
-        least = LEAST if num_passes >= TRIAL_PASSES else CLEARLY
+        least = LEAST if num_passes >= PROBE_PASSES else CLEARLY
         if self.speculating.per_s < least * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
-        elif num_passes > 2 * TRIAL_PASSES:
+        elif num_passes > 2 * PROBE_PASSES:
             self.rest, self.patience = FIRST_REST, 0
 
 
 class SpeculationSwitch:
-    """Speculating or plain, by the number of requests at work."""
+    """Whether to speculate, by the number of active requests."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
 
     def speculates(self, num_requests: int) -> bool:
-        """Whether requests should speculate while so many are at work.
+        """Whether requests should speculate while `num_requests` are active.
 
-        A number that was not seen yet does as the nearest one does, but no plain decoding is
-        concluded from more than twice as many.
+        A number without measurements follows the nearest one that is at most twice as large.
         """
         return num_requests == 1 or not self._size(num_requests).is_plain
 
     def observe(self, num_requests: int, tokens: int, cycle_s: float, plain_pass_s: float) -> None:
-        """A pass committed `tokens`, `cycle_s` after the end of the one before it.
+        """Learn from a pass that committed `tokens` and ended `cycle_s` after the previous one.
 
-        `plain_pass_s` is what a pass of one row for each request is expected to take.
+        `plain_pass_s` is the expected time of a pass with one row for each request.
         """
         if num_requests < 2:
             return
@@ -121,13 +120,12 @@ class SpeculationSwitch:
         self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
 
     def reconsider(self) -> None:
-        """Drafters have become better than they were when speculation was judged: it is tried again
-        soon, and not only after its rest."""
+        """Probe speculation before its rest ends, since drafters have become better."""
         for size in self._sizes.values():
             size.reconsider()
 
     def reason(self, num_requests: int) -> str:
-        """What was measured."""
+        """The measured speeds."""
         size = self._size(num_requests)
         measured = f"{size.speculating.per_s:.0f} tokens/s speculating, {size.plain.per_s:.0f} not"
         return f"{measured}, for {num_requests} requests"

@@ -1,10 +1,10 @@
-"""Whether a round's drafts are fused once, when they are whole, or step by step.
+"""Whether a round's drafts are fused once, when they are complete, or step by step.
 
-Step by step (CoSine, section 4.3) drafters say `interval` tokens, the surest of them becomes the
-next piece of a common trunk, and all go on from there. The trunk is right more often than any
-drafter alone where drafters take turns in being right, and each step costs an exchange. What the
-surest is worth is learned from every round with several drafts; what a round step by step is worth
-is believed only as far as it was measured.
+Step by step (CoSine, section 4.3) drafters draft `interval` tokens, the most confident draft
+becomes the next piece of a common trunk, and all drafters continue from it. Where drafters are
+right in turns, the trunk is right more often than any one of them; each step costs an exchange. How
+often the most confident draft is right is learned from every round with several drafts. The
+expected speed of a round step by step counts only as far as it was measured.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from edgecosine.balance.plan import MAX_GAMMA
 from edgecosine.balance.speculation_switch import Speed
 
 INTERVALS = (1, 2, 3, 4, 6)
-MUCH_SURER = 0.05
-"""By so much the surest of several drafts must be right more often than the best drafter."""
+MORE_CONFIDENT = 0.05
+"""Least advantage in acceptance rate of the most confident draft over the best drafter."""
 WORTH_STEPPING = 1.05
-"""A round is made step by step where that gives so many times the tokens per second."""
+"""Least speed-up for which a round is made step by step."""
 ENOUGH_ROUNDS = 6
-"""Rounds of a request, fused once, that its rounds step by step are compared with."""
-WHOLE_EVERY = 16
-"""One round in so many is fused once all the same, so that what that gives is still known."""
-TRIAL_ROUNDS = 4
-WORTH_TRYING = 1.3
-"""It is tried where it looks so much better: estimates are not kept to the full."""
+"""Rounds fused once with which a request's rounds step by step are compared."""
+FUSED_ONCE_EVERY = 16
+"""One round in so many is fused once all the same, so that its speed stays measured."""
+PROBE_ROUNDS = 4
+WORTH_PROBING = 1.3
+"""Least expected speed-up for which rounds step by step are probed, since estimates run high."""
 FIRST_REST = 64
 LONGEST_REST = 1024
-"""Rounds that look worth a trial and are none, at most, between two trials."""
+"""Most rounds worth a probe that are left out between two probes."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterTeam:
-    """The drafters of a plan: `winner_rate` is how often the surest of them is right at the first
-    token of a piece, `rate` how often its further ones are; `exchange_s` and `token_s` are what
-    they take together for each piece, and for each token of it."""
+    """The drafters of a plan: `first_rate` is how often the most confident of them is right at the
+    first token of a piece, `rate` how often its further tokens are; `exchange_s` and `token_s` are
+    their common times for each piece and for each token of it."""
 
     size: int
-    winner_rate: float
+    first_rate: float
     rate: float
     exchange_s: float
     token_s: float
@@ -47,7 +47,7 @@ class DrafterTeam:
 
 @dataclass(frozen=True, slots=True)
 class StepwisePlan:
-    """A round step by step, and the tokens per second that are expected of it."""
+    """A round step by step, and its expected tokens per second."""
 
     interval: int
     gamma: int
@@ -58,20 +58,20 @@ class StepwisePlan:
 def best_steps(
     team: DrafterTeam, pass_s: Sequence[float], room: int, bookkeeping_s: float = 0.0
 ) -> StepwisePlan | None:
-    """The interval and the length with the most tokens per second; of a single request, alone in
-    its passes. None where there is no room for two pieces.
+    """The interval and the length with the most tokens per second for a single active request; None
+    without room for two pieces.
 
-    pass_s[rows] is the expected time of a pass (index 0 unused). Those who lose stay as siblings,
-    so that there are about as many rows as in a union.
+    pass_s[rows] is the expected time of a pass (index 0 unused). The drafts that do not become the
+    trunk stay as siblings, so there are about as many rows as in a union.
     """
     best: StepwisePlan | None = None
     most = min(MAX_GAMMA, room - 1, len(pass_s) - 2)
     for interval in INTERVALS:
-        tokens, reach, draft_s = 1.0, 1.0, 0.0
+        tokens, path, draft_s = 1.0, 1.0, 0.0
         for gamma in range(1, most + 1):
             is_first = (gamma - 1) % interval == 0
-            reach *= team.winner_rate if is_first else team.rate
-            tokens += reach
+            path *= team.first_rate if is_first else team.rate
+            tokens += path
             draft_s += team.token_s + team.exchange_s * is_first
             if gamma <= interval:
                 continue
@@ -83,21 +83,21 @@ def best_steps(
     return best
 
 
-def explain(steps: StepwisePlan, team: DrafterTeam, whole: float) -> str:
-    """Why a round is made step by step."""
+def explain(steps: StepwisePlan, team: DrafterTeam, fused_once: float) -> str:
+    """The reason of a plan step by step, against the measured speed of rounds fused once."""
     return (
         f"K={steps.gamma} fused every {steps.interval}: rtt+wait {1e3 * team.exchange_s:.1f} ms, "
-        f"t_d {1e3 * team.token_s:.1f} ms, acceptance of the surest {team.winner_rate:.2f}; "
-        f"{steps.speed:.0f} tokens/s expected, {whole:.0f} fused once"
+        f"t_d {1e3 * team.token_s:.1f} ms, acceptance of the most confident "
+        f"{team.first_rate:.2f}; {steps.speed:.0f} tokens/s expected, {fused_once:.0f} fused once"
     )
 
 
 @dataclass(slots=True)
 class StepwiseGain:
-    """Whether rounds step by step keep what is expected of them, and when that is tried."""
+    """Measured against expected speed of rounds step by step, and when to probe it."""
 
     measured: Speed = field(default_factory=Speed)
-    """Tokens that came, over those that were expected in the same time."""
+    """Committed tokens, over the tokens expected in the same time."""
     rest: int = FIRST_REST
     waited: int = 0
 
@@ -106,17 +106,17 @@ class StepwiseGain:
         """Measured over expected tokens per second."""
         return self.measured.per_s
 
-    def wants(self, expected: float, whole: Speed) -> bool:
-        """Whether to go step by step: where it was measured to be better than rounds fused once,
-        or where it looks better and a trial is due. Called once for each round."""
-        if whole.num_passes < ENOUGH_ROUNDS or expected <= WORTH_STEPPING * whole.per_s:
+    def wants(self, expected: float, fused_once: Speed) -> bool:
+        """Whether to go step by step: if that was measured to be faster than rounds fused once, or
+        if it is expected to be and a probe is due. Called once for each round."""
+        if fused_once.num_passes < ENOUGH_ROUNDS or expected <= WORTH_STEPPING * fused_once.per_s:
             return False
-        if 0 < self.measured.num_passes < TRIAL_ROUNDS:
+        if 0 < self.measured.num_passes < PROBE_ROUNDS:
             return True
-        if self.measured.num_passes and self.trust * expected > WORTH_STEPPING * whole.per_s:
+        if self.measured.num_passes and self.trust * expected > WORTH_STEPPING * fused_once.per_s:
             self.rest, self.waited = FIRST_REST, 0
             return True
-        if expected <= WORTH_TRYING * whole.per_s:
+        if expected <= WORTH_PROBING * fused_once.per_s:
             return False
         self.waited += 1
         if self.measured.num_passes and self.waited <= self.rest:
@@ -127,5 +127,5 @@ class StepwiseGain:
         return True
 
     def observe(self, tokens: int, seconds: float, expected: float) -> None:
-        """A round step by step gave so many tokens, where `expected` a second were expected."""
+        """Learn from a round step by step, of which `expected` tokens per second were expected."""
         self.measured.observe(tokens, seconds * expected)

@@ -1,7 +1,7 @@
-"""What a drafter's word is worth: its confidence, learned against the target's verdicts.
+"""Corrects a drafter's confidences by the acceptance rates that they led to.
 
-Confidences of different models cannot be compared as they are: an over-confident stranger would
-win every vote. Each drafter therefore has its own map from confidence to accepted share.
+Confidences of different models are not comparable: an over-confident drafter would dominate every
+union. Each drafter therefore has its own map from confidence to acceptance rate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 BINS = 10
 PRIOR_WEIGHT = 4.0
-"""Verdicts that the prior counts for in each bin."""
+"""Judged tokens that the prior counts for in each bin."""
 MEMORY = 2000.0
-"""Verdicts after which old ones have faded to 1/e."""
+"""Judged tokens after which older evidence has faded to 1/e."""
 
 
 def _zeros() -> list[float]:
@@ -22,7 +22,7 @@ def _zeros() -> list[float]:
 
 @dataclass(slots=True)
 class Calibration:
-    """Confidence bin -> accepted share, with the drafter's own confidence as the prior."""
+    """Acceptance rate by confidence bin, with the drafter's own confidence as the prior."""
 
     accepted: list[float] = field(default_factory=_zeros)
     judged: list[float] = field(default_factory=_zeros)
@@ -39,7 +39,7 @@ class Calibration:
         return self.probabilities((confidence,))[0]
 
     def probabilities(self, confidences: Sequence[float]) -> tuple[float, ...]:
-        """The same for many: the whole tree of a draft at once, every round."""
+        """`probability` of each of many confidences."""
         accepted, weights = self.accepted, [judged + PRIOR_WEIGHT for judged in self.judged]
         bins = map(_bin, confidences)
         return tuple(

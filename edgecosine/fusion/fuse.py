@@ -1,99 +1,86 @@
-"""Drafts into one token tree. Pure: the result depends on the drafts alone, not on their order.
+"""Fuses several drafts into one token tree.
 
-The default is the union of all drafts on shared prefixes, cut to the node budget by path
-probability. Agreement raises a node: drafters that say the same token are combined as independent
-witnesses, 1 - prod(1 - p_i).
+The union of all drafts on shared prefixes is cut to a node budget by path probability. Where k
+drafters propose the same token they count as independent witnesses: the token is accepted with
+probability 1 - prod(1 - p_i).
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
-
-@dataclass(frozen=True, slots=True)
-class CalibratedDraft:
-    """One drafter's proposal. `drafter` is its bit index in the round; `probabilities` are
-    calibrated, one per token, given that the parent is right; `parents` is empty for a chain.
-
-    Its first `trunk` tokens are another draft's, which it goes on from: it is no witness for them.
-    """
-
-    drafter: int
-    tokens: tuple[int, ...]
-    probabilities: tuple[float, ...]
-    parents: tuple[int, ...] = ()
-    trunk: int = 0
+_MAX_PROBABILITY = 0.999
 
 
 class DraftUnion:
-    """All drafts on shared prefixes. `reaches` are the probabilities that its nodes are accepted,
-    in falling order; a child is never more probable than its parent, so a cut keeps whole paths.
+    """The union of drafts on shared prefixes.
+
+    `probabilities` holds, for each draft, the calibrated probability of each token given that its
+    parent is accepted. A draft does not count as a witness for its trunk.
     """
 
-    def __init__(self, drafts: Sequence[CalibratedDraft]) -> None:
+    def __init__(
+        self, drafts: Sequence[DrafterTree], probabilities: Sequence[Sequence[float]]
+    ) -> None:
         self._tokens: list[int] = []
         self._parents: list[int] = []
-        self._doubts: list[float] = []
+        self._rejected: list[float] = []
         """prod(1 - p_i) over the drafters that propose a node."""
         self._proposers: list[int] = []
         self._index: dict[tuple[int, int], int] = {}
-        for draft in sorted(drafts, key=lambda d: d.drafter):
-            self._merge(draft)
+        for bit, (draft, chances) in enumerate(zip(drafts, probabilities, strict=True)):
+            self._merge(1 << bit, draft, chances)
         size = len(self._tokens)
-        reaches, depths = [1.0] * (size + 1), [0] * (size + 1)  # the root's place is the last: ROOT
-        for node, (parent, doubt) in enumerate(zip(self._parents, self._doubts, strict=True)):
-            reaches[node] = reaches[parent] * (1.0 - doubt)
+        # The last place, which ROOT indexes, is the root's.
+        paths, depths = [1.0] * (size + 1), [0] * (size + 1)
+        for node, (parent, rejected) in enumerate(zip(self._parents, self._rejected, strict=True)):
+            paths[node] = paths[parent] * (1.0 - rejected)
             depths[node] = depths[parent] + 1
-        ranked = sorted(zip(map(operator.neg, reaches), depths, range(size), strict=False))
+        ranked = sorted(zip(map(operator.neg, paths), depths, range(size), strict=False))
         self._ranked = [node for _, _, node in ranked]
-        self.reaches = [reaches[node] for node in self._ranked]
+        self.path_probabilities = [paths[node] for node in self._ranked]
+        """Probability that each node is accepted, in falling order. A child is never more probable
+        than its parent, so any cut keeps whole paths."""
         inner = set(self._parents)
-        self.open_reach = sum(reaches[node] for node in self._ranked if node not in inner)
-        """Probability that the target's path ends at a leaf, where nobody has said what follows."""
+        self.leaf_mass = sum(paths[node] for node in self._ranked if node not in inner)
+        """Probability that the accepted path ends at a leaf, below which nothing is drafted."""
 
-    def _merge(self, draft: CalibratedDraft) -> None:
-        """Parents come before their children here, as they do in each draft."""
-        bit, trunk, places = 1 << draft.drafter, draft.trunk, list[int]()
-        index, proposers, doubts = self._index, self._proposers, self._doubts
-        parents = draft.parents or range(ROOT, len(draft.tokens) - 1)
+    def _merge(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
+        trunk, places = draft.trunk, list[int]()
+        index, proposers, rejected = self._index, self._proposers, self._rejected
         for number, (token, probability, above) in enumerate(
-            zip(draft.tokens, draft.probabilities, parents, strict=True)
+            zip(draft.tree.tokens, chances, draft.tree.parents, strict=True)
         ):
             parent = ROOT if above == ROOT else places[above]
             node = index.get((parent, token))
             if node is None:
-                node = index[parent, token] = len(doubts)
+                node = index[parent, token] = len(rejected)
                 self._tokens.append(token)
                 self._parents.append(parent)
-                doubts.append(1.0)
+                rejected.append(1.0)
                 proposers.append(0)
-            if number >= trunk and not proposers[node] & bit:
-                doubts[node] *= 1.0 - min(probability, 0.999)
+            if number >= trunk:
+                rejected[node] *= 1.0 - min(probability, _MAX_PROBABILITY)
                 proposers[node] |= bit
             places.append(node)
 
     def tree(self, budget: int) -> TokenTree:
-        """Its `budget` most probable nodes."""
+        """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""
         chosen = self._ranked[: max(0, budget)]
         place_of = {node: place for place, node in enumerate(chosen)}
         return TokenTree(
             tokens=tuple([self._tokens[node] for node in chosen]),
             parents=tuple([place_of.get(self._parents[node], ROOT) for node in chosen]),
-            confidences=tuple([1.0 - self._doubts[node] for node in chosen]),
+            confidences=tuple([1.0 - self._rejected[node] for node in chosen]),
             proposers=tuple([self._proposers[node] for node in chosen]),
         )
 
 
-def union(drafts: Sequence[CalibratedDraft], budget: int) -> TokenTree:
-    """The tree of all drafts, its `budget` most probable nodes."""
-    return DraftUnion(drafts).tree(budget)
-
-
-def reaches(tree: TokenTree) -> list[float]:
+def path_probabilities(tree: TokenTree) -> list[float]:
     """Probability that each node of a tree is accepted, by node."""
     found: list[float] = []
     for parent, confidence in zip(tree.parents, tree.confidences, strict=True):

@@ -1,8 +1,8 @@
-"""What kind of text a drafter is good for, learned from texts that it was tried on.
+"""Predicts a drafter's acceptance rate on a text from its rates on similar texts.
 
-A text is a bag of its last tokens. The acceptance rate to expect on a new text is the mean over the
-texts seen before, those that share its uncommon words counting most (Nadaraya and Watson, 1964), so
-that one earlier request about a subject can send the next one to the right specialist.
+A text is a bag of its last tokens. The expected rate is a kernel regression over earlier texts, in
+which those that share uncommon tokens weigh most (Nadaraya and Watson, 1964), so that one earlier
+request about a subject can route the next one to the right specialist.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 WINDOW = 96
-"""Tokens that tell what a text is about now."""
+"""Last tokens that represent a text."""
 DIMENSIONS = 2048
 MEMORY = 256
-"""Texts that are remembered."""
+"""Texts that are kept."""
 SHARPNESS = 12.0
-"""How much more a similar text counts: exp(SHARPNESS * cosine)."""
+"""A text weighs exp(SHARPNESS * cosine)."""
 ENOUGH = 4.0
-"""Judged tokens from which a drafter counts as tried on a text."""
+"""Judged tokens of a drafter on a text from which on its rate is kept."""
 
 Features = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ def features(tokens: Sequence[int]) -> Features:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """An acceptance rate, and how many texts much like this one it rests on."""
+    """An acceptance rate, and the number of similar texts that it rests on."""
 
     rate: float
     weight: float
@@ -51,9 +51,9 @@ class TextMemory:
     """Texts, and the hits and misses of each drafter on them."""
 
     _texts: Features = field(default_factory=lambda: np.zeros((MEMORY, DIMENSIONS), np.float32))
-    """A ring; a node asks of it at every prompt and keeps its event loop waiting meanwhile."""
+    """A ring buffer [MEMORY, DIMENSIONS], read in the event loop at every prompt."""
     _squares: Features = field(default_factory=lambda: np.zeros(MEMORY, np.float32))
-    """Of the texts' lengths."""
+    """Squared norms of the texts."""
     _sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(DIMENSIONS))
     _rates: list[Mapping[str, float]] = field(default_factory=list)
     _oldest: int = 0
@@ -62,7 +62,7 @@ class TextMemory:
         return len(self._rates)
 
     def add(self, text: Features, outcomes: Mapping[str, tuple[float, float]]) -> None:
-        """Remember (hits, misses) by drafter on one text."""
+        """Keep the rate of each drafter on one text, given (hits, misses) by drafter."""
         rates = {name: h / (h + m) for name, (h, m) in outcomes.items() if h + m >= ENOUGH}
         if not rates:
             return
@@ -77,7 +77,7 @@ class TextMemory:
         self._texts[place], self._squares[place] = text, text @ text
 
     def expect(self, text: Features) -> dict[str, Expectation]:
-        """What to expect of each drafter that was ever tried, on a text like this."""
+        """The rate of each drafter to expect on a text; empty before two texts are kept."""
         if len(self) < 2:
             return {}
         shares = np.exp(SHARPNESS * self._cosines(text))
@@ -89,12 +89,12 @@ class TextMemory:
         return {name: Expectation(total / norm, norm) for name, (total, norm) in sums.items()}
 
     def _cosines(self, text: Features) -> Features:
-        """Between this text and each one that is remembered, all of them less their mean."""
+        """Cosine of this text and each one that is kept, after their mean is subtracted."""
         texts, squares = self._texts[: len(self)], self._squares[: len(self)]
         mean = (self._sum / len(self)).astype(np.float32)
         off = text - mean
-        # Not by `@`: BLAS would share so large a product among threads, which then keep spinning on
-        # the cores of the passes.
+        # Not `@`: BLAS would split the product among threads, which then keep spinning on the cores
+        # of the forward passes.
         along_mean, along_off = np.einsum("td,vd->vt", texts, np.stack((mean, off)))
         lengths = np.sqrt(np.maximum(squares - 2 * along_mean + mean @ mean, _TINY))
         length = max(float(np.linalg.norm(off)), _TINY)

@@ -48,7 +48,7 @@ async def run_drafter(
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
     if broker is not None:
         await check_name(broker, config.cluster, config.node_id)
-    drafting = DraftWorker(
+    worker = DraftWorker(
         engine=engine,
         thread=thread,
         max_batch=config.slots,
@@ -56,7 +56,7 @@ async def run_drafter(
     )
 
     def on_request(link: Link, message: DraftRequest | Release) -> None:
-        drafting.on_request(message, link.send, link.peer.node_id)
+        worker.on_request(message, link.send, link.peer.node_id)
 
     counters = Counters()
 
@@ -64,7 +64,7 @@ async def run_drafter(
         count_lost(counters, link)
         log_lost(link)
         if not peers.links:
-            drafting.forget_all()
+            worker.drop_all()
 
     def on_joined(link: Link) -> None:
         log_joined(link)
@@ -84,10 +84,10 @@ async def run_drafter(
                 link.send(Leave())
         # What was asked before they heard of it may still be on its way.
         await asyncio.sleep(_LAST_ASKS_S)
-        await drafting.idle()
+        await worker.idle()
 
     drain.by(wind_down)
-    loops = {"peers": peers.run(), "drafting": drafting.run()}
+    loops = {"peers": peers.run(), "drafting": worker.run()}
     if broker is not None:
         presence = NodeStatusPublisher(
             broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
@@ -95,7 +95,7 @@ async def run_drafter(
         )  # fmt: skip
 
         def state() -> NodeState:
-            return drafter_state(loaded, drafting, peers, counters)
+            return drafter_state(loaded, worker, peers, counters)
 
         presence.publish_presence("ready")
         loops |= {"presence": presence.run(), "state": publish_state(presence, state)}

@@ -20,16 +20,16 @@ from edgecosine.protocol.api.request import NodeState
 def target_state(
     loaded: Loaded,
     identity: str,
-    serving: TextService,
-    verifying: Verifier,
-    balancer: Planner,
+    service: TextService,
+    verifier: Verifier,
+    planner: Planner,
     peers: Peers,
     gateway: Gateway,
     journal: DiskJournal | None,
     counters: Counters,
 ) -> NodeState:
     """What a target tells on its state topic."""
-    rounds = max(1, serving.num_rounds)
+    rounds = max(1, service.num_rounds)
     admission = gateway.admission
     return {
         "role": "target",
@@ -40,29 +40,29 @@ def target_state(
         "identity": identity,
         "beside": sorted(gateway.sharing.others),
         "parameters": loaded.num_parameters,
-        "answers": serving.num_answers,
-        "acceptance": round(serving.num_accepted / rounds, 2),
-        "ahead_hit_rate": round(serving.num_ahead / serving.num_speculative, 2)
-        if serving.num_speculative
+        "answers": service.num_answers,
+        "acceptance": round(service.num_accepted / rounds, 2),
+        "ahead_hit_rate": round(service.num_ahead / service.num_speculative, 2)
+        if service.num_speculative
         else None,
-        "tokens_per_s": round(serving.num_tokens / max(verifying.busy_s, 1e-9), 1)
-        if verifying.busy_s
+        "tokens_per_s": round(service.num_tokens / max(verifier.busy_s, 1e-9), 1)
+        if verifier.busy_s
         else None,
-        "busy_s": round(verifying.busy_s, 3),
-        "idle_s": round(verifying.idle_s, 3),
-        "plan": balancer.last_reason,
-        "at_work": admission.num_at_work,
+        "busy_s": round(verifier.busy_s, 3),
+        "idle_s": round(verifier.idle_s, 3),
+        "plan": planner.last_reason,
+        "at_work": admission.num_running,
         "queued": admission.num_queued,
         "is_full": admission.is_full,
         "is_congested": gateway.is_congested,
         "counters": _counts(
-            counters, late_drafts=serving.num_late, asked_again=balancer.num_asked_again
+            counters, late_drafts=service.num_late, asked_again=planner.statistics.num_retries
         ),
         "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
             node_id: {
                 "rtt_ms": round(link.rtt_s * 1e3, 2),
-                **_drafter_view(balancer, node_id),
+                **_drafter_view(planner, node_id),
             }
             for node_id, link in sorted(peers.links.items())
         },
@@ -80,8 +80,8 @@ def _counts(counters: Counters, **more: int) -> dict[str, Any]:
     return {**counters.view(), **{name: number for name, number in more.items() if number}}
 
 
-def _drafter_view(balancer: Planner, node_id: str) -> dict[str, Any]:
-    state = balancer.drafter(node_id)
+def _drafter_view(planner: Planner, node_id: str) -> dict[str, Any]:
+    state = planner.statistics.drafter(node_id)
     return {
         "acceptance": round(state.record.prior, 3),
         "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
@@ -91,7 +91,7 @@ def _drafter_view(balancer: Planner, node_id: str) -> dict[str, Any]:
 
 
 def drafter_state(
-    loaded: Loaded, drafting: DraftWorker, peers: Peers, counters: Counters
+    loaded: Loaded, worker: DraftWorker, peers: Peers, counters: Counters
 ) -> NodeState:
     """What a drafter tells on its state topic."""
     rtts = [link.rtt_s for link in peers.links.values()]
@@ -100,10 +100,8 @@ def drafter_state(
         "model": loaded.name,
         "quantization": loaded.quantization,
         "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
-        "tokens_per_s": round(drafting.num_tokens / drafting.busy_s, 1)
-        if drafting.busy_s
-        else None,
-        "drafted": drafting.num_tokens,
+        "tokens_per_s": round(worker.num_tokens / worker.busy_s, 1) if worker.busy_s else None,
+        "drafted": worker.num_tokens,
         "targets": sorted(peers.links),
-        "counters": _counts(counters, stale_drafts=drafting.num_stale),
+        "counters": _counts(counters, stale_drafts=worker.num_stale),
     }

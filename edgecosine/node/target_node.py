@@ -61,12 +61,12 @@ async def run_target(
     assert loaded.codec is not None
     identity = identity_of(config, loaded)
     await check_name(broker, config.cluster, config.node_id)
-    balancer = Planner()
-    verifying = Verifier(
+    planner = Planner()
+    verifier = Verifier(
         engine=engine,
         thread=thread,
         max_batch=config.max_sessions,
-        costs=balancer,
+        costs=planner.statistics,
     )
 
     counters = Counters()
@@ -74,31 +74,31 @@ async def run_target(
 
     def on_lost(link: Link) -> None:
         count_lost(counters, link)
-        balancer.part(link.peer.node_id)
+        planner.statistics.remove_link(link.peer.node_id)
         log_lost(link)
 
     def on_joined(link: Link) -> None:
         log_joined(link)
-        balancer.welcome(link.peer.node_id)
+        planner.statistics.add_link(link.peer.node_id)
 
     peers = linked_peers(
         config, loaded, membership,
         on_request=_refuse_work, on_joined=on_joined, on_lost=on_lost,
     )  # fmt: skip
-    serving = TextService(
+    service = TextService(
         model=loaded.name,
         codec=loaded.codec,
         max_context=loaded.max_context,
         max_sessions=config.max_sessions,
         exactness=loaded.exactness,
-        verifying=verifying,
-        balancer=balancer,
+        verifier=verifier,
+        planner=planner,
         drafters=lambda: _drafters(peers),
     )
-    past = read_past(journal, model_of(serving), BootTime.now()) if journal else NO_PAST
+    past = read_past(journal, model_of(service), BootTime.now()) if journal else NO_PAST
     client_ids = client_ids_of(config)
     gateway = Gateway(
-        serving,
+        service,
         broker=broker,
         cluster=config.cluster,
         node_id=config.node_id,
@@ -121,7 +121,7 @@ async def run_target(
             counters.count("stalls")
 
     readiness = EngineWatchdog(
-        passes=verifying,
+        passes=verifier,
         prompt=loaded.codec.encode(_CANARY_PROMPT),
         is_exact=loaded.exactness == "bitwise",
         on_change=on_readiness,
@@ -136,13 +136,13 @@ async def run_target(
 
     def state() -> NodeState:
         return target_state(
-            loaded, identity, serving, verifying, balancer, peers, gateway, journal, counters
+            loaded, identity, service, verifier, planner, peers, gateway, journal, counters
         )
 
     await run_all(
         config.node_id,
         peers=peers.run(),
-        verifying=verifying.run(),
+        verifier=verifier.run(),
         readiness=readiness.run(),
         gateway=gateway.run(),
         presence=presence.run(),

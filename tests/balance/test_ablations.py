@@ -1,7 +1,7 @@
-"""Each ablation changes the decision that it names, and no other one.
+"""Each ablation changes its own decisions and no other one.
 
-One history, told by a script, is behind all of them; then every decision of the balancer is asked
-for under `edgecosine` and under the ablation.
+After the same scripted history every decision of the planner is made under `edgecosine` and under
+the ablation.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import PARTS, POLICIES
-from edgecosine.balance.statistics import RequestState
+from edgecosine.balance.request_state import RequestState
+from edgecosine.balance.round import Round
 from edgecosine.balance.steps import ENOUGH_ROUNDS
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.protocol.wire.prompt_score import PromptScore
 from edgecosine.protocol.wire.tree import chain
+from tests.fusion.drafts import draft_of
 
 PASS_S = 0.03
 PROMPT = tuple(range(20))
 TRUTH = tuple(range(100, 140))
 TEAM = ("a", "b", "c")
 EXPERT = "a"
-"""Whom all that was learned speaks for; the lot falls on another one."""
-FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "what is there is enough"}
+"""The best drafter by all evidence; drawn routing chooses another one."""
+FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "drafts ahead suffice"}
 WHOM = {"led by verdicts", "led by surprise", "led by reports", "led by similarity"}
 
 CHANGED: Mapping[str, set[str]] = {
@@ -46,40 +48,46 @@ CHANGED: Mapping[str, set[str]] = {
 }
 
 
-def draft(node_id: str, hits: int, size: int = 4, at: int = len(PROMPT), **more: Any) -> Proposal:
-    """Of a drafter that is right so often and then wrong."""
+def draft(
+    node_id: str, hits: int, size: int = 4, at: int = len(PROMPT), **more: Any
+) -> DrafterTree:
+    """A chain of `hits` accepted tokens and rejected ones after them."""
     tokens = TRUTH[:hits] + tuple(range(500, 500 + size - hits))
-    return Proposal(node_id, at, tokens, (0.9,) * size, **more)
+    return draft_of(node_id, at, tokens, (0.9,) * size, **more)
 
 
 def judge(made: Planner, request: RequestState, node_id: str, hits: int) -> None:
-    """A drafter's draft has met the target's text."""
-    made.observe_truth(request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1])
+    """Observe a draft with `hits` accepted tokens."""
+    made.statistics.acceptance.observe_truth(
+        request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1]
+    )
 
 
 def experienced() -> Planner:
-    """Knows passes, drafters that are equally quick and equally good, and what kind of text each of
-    them is good for."""
+    """A planner with measured passes and equally quick and good drafters, each with texts that suit
+    it."""
     made = Planner()
     for rows in (1, 8, MAX_NODES + 1):
-        made.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
+        made.statistics.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
     for node_id in TEAM:
         for _ in range(8):
-            made.observe_answer(node_id, 0.004, 0.002, 4)
+            made.statistics.observe_answer(node_id, 0.004, 0.002, 4)
     for number in range(12):
-        request = made.open("edgecosine")
+        request = made.statistics.open("edgecosine")
         expert = TEAM[number % 3]
-        made.observe_text(request, [1000 * (1 + number % 3) + place for place in range(40)])
+        made.statistics.acceptance.observe_text(
+            request, [1000 * (1 + number % 3) + place for place in range(40)]
+        )
         for node_id in TEAM:
             for _ in range(4):
                 judge(made, request, node_id, 4 if node_id == expert else 1)
-        made.close(request)
+        made.statistics.close(request)
     return made
 
 
 def opened(made: Planner, policy: str) -> RequestState:
-    """The request that is looked at: for each policy it has the same lot."""
-    return made.open(policy, num_prompt=len(PROMPT))
+    """The request under test, with the same number for each policy."""
+    return made.statistics.open(policy, num_prompt=len(PROMPT))
 
 
 def led_by_verdicts(made: Planner, request: RequestState) -> object:
@@ -92,57 +100,60 @@ def led_by_verdicts(made: Planner, request: RequestState) -> object:
 def led_by_surprise(made: Planner, request: RequestState) -> object:
     request.first_length = len(PROMPT)
     drafts = [
-        draft(node_id, 1, hindsight=PromptScore((False,) * (len(PROMPT) - 1), surprise))
+        draft(node_id, 1, score=PromptScore((False,) * (len(PROMPT) - 1), surprise))
         for node_id, surprise in zip(TEAM, (1.0, 4.0, 4.0), strict=True)
     ]
-    made.observe_truth(request, drafts, PROMPT + TRUTH[:1])
+    made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:1])
     return made.plan(request, TEAM, 100).drafters[0]
 
 
 def led_by_reports(made: Planner, request: RequestState) -> object:
     answer = PROMPT + TRUTH[:20]
     drafts = [
-        draft(node_id, 0, at=len(answer), hindsight=PromptScore((node_id == EXPERT,) * 20, 1.0))
+        draft(node_id, 0, at=len(answer), score=PromptScore((node_id == EXPERT,) * 20, 1.0))
         for node_id in TEAM
     ]
-    made.observe_truth(request, drafts, answer)
+    made.statistics.acceptance.observe_truth(request, drafts, answer)
     return made.plan(request, TEAM, 100).drafters[0]
 
 
 def led_by_similarity(made: Planner, request: RequestState) -> object:
-    made.observe_text(request, [1000 + place for place in range(40)])
+    made.statistics.acceptance.observe_text(request, [1000 + place for place in range(40)])
     return made.plan(request, TEAM, 100).drafters[0]
 
 
 def plan_of_two(made: Planner, request: RequestState) -> Plan:
-    """The drafters are right about the same tokens, and in turns."""
+    """Two drafters that are right in turns."""
     for first, second in ((4, 1), (1, 4)) * 8:
         drafts = [draft("a", first), draft("b", second)]
-        made.observe_truth(request, drafts, PROMPT + TRUTH[:5])
+        made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])
     return made.plan(request, ("a", "b"), 100)
 
 
 def fused_every(made: Planner, request: RequestState) -> object:
-    """The surer of two is always right at its first token, each of them only half of the time."""
+    """The more confident of two drafts is always right at its first token, each drafter half of the
+    time."""
     right, wrong = (TRUTH[0],), (7,)
     for turn in range(60):
         drafts = [
-            Proposal("a", len(PROMPT), right if turn % 2 else wrong, (0.9 if turn % 2 else 0.2,)),
-            Proposal("b", len(PROMPT), wrong if turn % 2 else right, (0.2 if turn % 2 else 0.9,)),
+            draft_of("a", len(PROMPT), right if turn % 2 else wrong, (0.9 if turn % 2 else 0.2,)),
+            draft_of("b", len(PROMPT), wrong if turn % 2 else right, (0.2 if turn % 2 else 0.9,)),
         ]
-        made.observe_truth(request, drafts, PROMPT + TRUTH[:1])
+        made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:1])
     for _ in range(ENOUGH_ROUNDS):
-        made.observe_round(request, Plan(("a", "b"), gamma=4), was_ready=False, num_accepted=0)
+        made.statistics.observe_round(
+            request, Plan(("a", "b"), gamma=4), waited_s=0.0, was_ready=False, num_accepted=0
+        )
     return bool(made.plan(request, ("a", "b"), 100).interval)
 
 
 def tree_of(made: Planner, request: RequestState) -> Any:
-    """What is verified of two drafts, one of them with siblings."""
+    """The tree of two drafts, one of them with siblings."""
     drafts = [
-        Proposal("a", 5, (1, 2, 3, 4), (0.9, 0.9, 0.8, 0.02), (-1, 0, 0, 1)),
-        Proposal("b", 5, (1, 9), (0.9, 0.7)),
+        draft_of("a", 5, (1, 2, 3, 4), (0.9, 0.9, 0.8, 0.02), (-1, 0, 0, 1)),
+        draft_of("b", 5, (1, 9), (0.9, 0.7)),
     ]
-    return made.fuse(request, drafts, 50, 0.004)
+    return made.fuse(request, Round(Plan(), drafts), 50, 0.004)
 
 
 def ahead_of(made: Planner, request: RequestState) -> Plan:
@@ -150,10 +161,10 @@ def ahead_of(made: Planner, request: RequestState) -> Plan:
     return made.ahead(request, TEAM, Plan(("a", "b"), gamma=3, deadline_s=0.02), tree)
 
 
-def is_enough(made: Planner, request: RequestState) -> object:
-    """A poor rest of a draft is there, and asking is quick."""
+def is_ready(made: Planner, request: RequestState) -> object:
+    """Whether a poor draft made ahead suffices although a fresh one is quick."""
     plan = Plan(("a",), gamma=4, draft_s=0.001, deadline_s=0.02)
-    return made.is_enough(request, [Proposal("a", 5, (1,), (0.3,))], plan)
+    return made.start_round(request, plan, [draft_of("a", 5, (1,), (0.3,))]).is_ready
 
 
 DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
@@ -174,12 +185,12 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "asked ahead": lambda *known: bool(ahead_of(*known).drafters),
     "outcomes shared": lambda *known: bool(ahead_of(*known).shares),
     "width ahead": lambda *known: ahead_of(*known).width,
-    "what is there is enough": is_enough,
+    "drafts ahead suffice": is_ready,
     "tried": lambda made, request: [
-        made.trial(request, TEAM, Plan(("a",))).drafters for _ in range(20)
+        made.probe(request, TEAM, Plan(("a",))).drafters for _ in range(20)
     ],
 }
-"""By name, what is decided after the same history."""
+"""Decisions by name."""
 
 
 def decided(policy: str) -> dict[str, object]:
@@ -190,31 +201,31 @@ def decided(policy: str) -> dict[str, object]:
     return found
 
 
-def test_every_part_is_looked_at() -> None:
+def test_every_part_has_an_expected_change() -> None:
     assert set(CHANGED) == set(PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_ablation_changes_what_it_names_and_nothing_else(part: str) -> None:
+def test_ablation_changes_only_its_own_decisions(part: str) -> None:
     whole, without = decided("edgecosine"), decided(f"edgecosine-without-{part}")
     changed = {name for name in whole if whole[name] != without[name]}
     assert changed == CHANGED[part], {name: (whole[name], without[name]) for name in changed}
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_ablation_differs_from_the_whole_in_one_switch(part: str) -> None:
+def test_ablation_differs_in_one_switch(part: str) -> None:
     whole, without = POLICIES["edgecosine"], POLICIES[f"edgecosine-without-{part}"]
     fields = [name for name in whole.__slots__ if getattr(whole, name) != getattr(without, name)]
-    assert len(fields) == 2  # the name is the other one
+    assert len(fields) == 2  # one is the name
 
 
-def test_lots_are_drawn_for_each_request_and_fall_on_everybody() -> None:
+def test_drawn_routing_chooses_each_drafter_for_some_requests() -> None:
     made = experienced()
     leads = []
     for _ in range(40):
-        request = made.open("edgecosine-without-routing")
+        request = made.statistics.open("edgecosine-without-routing")
         plans = [made.plan(request, TEAM, 100) for _ in range(5)]
         assert len({plan.drafters[0] for plan in plans}) == 1
         leads.append(plans[0].drafters[0])
-        made.close(request)
+        made.statistics.close(request)
     assert min(leads.count(node_id) for node_id in TEAM) > 5

@@ -1,4 +1,4 @@
-"""Who is let in: bounded, by expected completion, and always whoever can start at once."""
+"""Admission: bounded, by expected completion, and always for requests that start at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOKEN_S = 0.1
 
 
 def admission(
-    num_places: int = 1, max_queued: int = 8, per_client: int | None = None
+    num_slots: int = 1, max_queued: int = 8, per_client: int | None = None
 ) -> AdmissionControl:
-    """Places at a target of 10 tokens a second and session."""
+    """Admission at a target of 10 tokens per second and session."""
     made = AdmissionControl(
-        num_places=num_places, max_queued=max_queued, max_queued_per_client=per_client
+        num_slots=num_slots, max_queued=max_queued, max_queued_per_client=per_client
     )
     made.pace.observe(100, 100, 100 * TOKEN_S)
     return made
@@ -29,7 +29,7 @@ def admission(
 def let_in(
     at: AdmissionControl, job: FairJob, deadline_s: float = math.inf, now: float = 0.0
 ) -> None:
-    """Check and add, as the door does."""
+    """Check and add, as the gateway does."""
     at.check([job], deadline_s, now)
     at.add(job)
     while at.start(now) is not None:
@@ -46,7 +46,7 @@ def refusal(
     return caught.value
 
 
-def test_full_queue_refuses_and_says_when_a_place_will_be_free() -> None:
+def test_full_queue_refuses_with_the_time_until_a_slot_is_free() -> None:
     at = admission(max_queued=2)
     jobs = [FairJob(name, 50.0) for name in "abc"]
     for job in jobs:
@@ -73,28 +73,28 @@ def test_one_client_cannot_fill_the_queue() -> None:
     st.integers(1, 3),
     st.floats(0.1, 60.0),
 )
-def test_deadline_is_compared_with_what_would_happen(
-    ahead: list[tuple[str, int]], num_places: int, deadline_s: float
+def test_deadline_is_compared_with_the_expected_completion(
+    ahead: list[tuple[str, int]], num_slots: int, deadline_s: float
 ) -> None:
-    """Let in exactly who, in a run that goes as expected, ends in time or starts at once."""
-    at = admission(num_places, max_queued=20, per_client=20)
+    """A request is admitted if it starts at once or, in a run as expected, ends in time."""
+    at = admission(num_slots, max_queued=20, per_client=20)
     for client, cost in ahead:
         let_in(at, FairJob(client, float(cost)))
-    mine, starts_at_once = FairJob("me", 30.0), at.num_at_work < num_places
+    mine, starts_at_once = FairJob("me", 30.0), at.num_running < num_slots
     try:
         at.check([mine], deadline_s, 0.0)
-        is_let_in = True
+        is_admitted = True
     except Overloaded:
-        is_let_in = False
+        is_admitted = False
     at.add(mine)
     ended_s = run(at, mine)
     is_in_time = ended_s <= deadline_s + 1e-9
-    assert is_let_in == (is_in_time or starts_at_once)
+    assert is_admitted == (is_in_time or starts_at_once)
 
 
 def run(at: AdmissionControl, mine: FairJob) -> float:
-    """Work on until `mine` has ended; all goes as expected."""
-    ends = {job: job.cost * TOKEN_S for job in at.at_work}
+    """Run until `mine` has ended, with costs as expected."""
+    ends = {job: job.cost * TOKEN_S for job in at.running}
     now = 0.0
     while True:
         while (job := at.start(now)) is not None:
@@ -106,32 +106,32 @@ def run(at: AdmissionControl, mine: FairJob) -> float:
             return now
 
 
-def test_who_starts_at_once_is_let_in_whatever_was_learned() -> None:
+def test_request_that_starts_at_once_is_admitted_at_any_pace() -> None:
     at = admission()
     at.pace.observe(1, 100, 1e6)
     let_in(at, FairJob("a", 100.0), deadline_s=0.1)
     assert refusal(at, FairJob("b", 100.0), deadline_s=0.1).retry_after_s == 60.0
 
 
-def test_before_anything_is_learned_only_room_counts() -> None:
-    at = AdmissionControl(num_places=1, max_queued=1)
+def test_before_the_first_answer_only_room_counts() -> None:
+    at = AdmissionControl(num_slots=1, max_queued=1)
     let_in(at, FairJob("a", 1e9))
     let_in(at, FairJob("b", 1e9), deadline_s=0.001)
     assert refusal(at, FairJob("c", 1.0)).retry_after_s == 1.0
 
 
 def test_choices_need_room_together() -> None:
-    at = admission(num_places=3, max_queued=2, per_client=2)
+    at = admission(num_slots=3, max_queued=2, per_client=2)
     at.check([FairJob("a", 1.0)] * 5, math.inf, 0.0)
     with pytest.raises(Overloaded):
         at.check([FairJob("a", 1.0) for _ in range(6)], math.inf, 0.0)
 
 
 @given(st.integers(1, 4), st.lists(st.sampled_from(["come", "end", "give up"]), max_size=40))
-def test_places_are_never_idle_while_somebody_waits_nor_taken_twice(
-    num_places: int, events: list[str]
+def test_slots_are_never_idle_while_jobs_wait_nor_taken_twice(
+    num_slots: int, events: list[str]
 ) -> None:
-    at = admission(num_places, max_queued=5)
+    at = admission(num_slots, max_queued=5)
     inside: list[FairJob] = []
     for number, event in enumerate(events):
         if event == "come":
@@ -146,8 +146,8 @@ def test_places_are_never_idle_while_somebody_waits_nor_taken_twice(
             at.leave(job, number, 10 if event == "end" else None)
             at.leave(job, number)
             at.start(number)
-        assert at.num_at_work == min(num_places, len(inside))
-        assert at.num_queued == len(inside) - at.num_at_work <= 5
+        assert at.num_running == min(num_slots, len(inside))
+        assert at.num_queued == len(inside) - at.num_running <= 5
 
 
 @given(st.lists(st.integers(1, 100), min_size=20, max_size=40), st.floats(0.001, 1.0))
@@ -160,7 +160,7 @@ def test_pace_is_learned(lengths: list[int], token_s: float) -> None:
     assert min(lengths) <= pace.tokens(200) <= max(lengths)
 
 
-def test_pace_forgets_how_it_was() -> None:
+def test_pace_fades() -> None:
     pace = Pace()
     for _ in range(50):
         pace.observe(100, 100, 100.0)

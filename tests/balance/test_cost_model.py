@@ -1,4 +1,4 @@
-"""Estimates: measurements smoothed, and sound between and beyond them."""
+"""Estimates between and beyond smoothed measurements."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ measurements = st.dictionaries(st.integers(1, 64), seconds, min_size=1, max_size
 
 
 def cost_of(measured: dict[int, float]) -> PassCost:
-    """What is known after one pass of each size."""
+    """The cost model after one pass of each size."""
     cost = PassCost()
     for rows, elapsed_s in measured.items():
         cost.observe(rows, elapsed_s)
     return cost
 
 
-def test_nothing_is_known_before_the_first_pass() -> None:
+def test_expected_time_is_zero_before_the_first_pass() -> None:
     assert PassCost().expected_s(5) == 0.0
 
 
@@ -34,7 +34,7 @@ def test_larger_pass_is_never_expected_to_be_quicker(measured: dict[int, float])
 
 
 @given(st.lists(seconds, min_size=1, max_size=12), st.integers(1, 5))
-def test_measured_size_is_expected_as_measured_where_passes_grow(
+def test_measured_size_is_expected_as_measured_if_times_rise(
     times: list[float], stride: int
 ) -> None:
     measured = {1 + stride * at: elapsed_s for at, elapsed_s in enumerate(sorted(times))}
@@ -73,7 +73,7 @@ def test_smoothed_value_lies_between_old_and_new(old: float, new: float, share: 
     assert min(old, new) - 1e-9 <= smooth(old, new, share) <= max(old, new) + 1e-9
 
 
-def test_speed_tells_the_drafters_compute_from_the_way_to_it() -> None:
+def test_speed_separates_compute_from_overhead() -> None:
     speed = DrafterSpeed()
     assert speed.expected_s(4) == 0.0
     speed.observe(elapsed_s=0.05, compute_s=0.04, num_tokens=4)
@@ -83,7 +83,9 @@ def test_speed_tells_the_drafters_compute_from_the_way_to_it() -> None:
 
 
 @given(seconds, seconds)
-def test_drafter_cannot_lie_its_way_below_zero(elapsed_s: float, compute_s: float) -> None:
+def test_reported_compute_never_makes_the_overhead_negative(
+    elapsed_s: float, compute_s: float
+) -> None:
     speed = DrafterSpeed()
     speed.observe(elapsed_s, compute_s, 4)
     assert speed.overhead_s is not None
@@ -91,7 +93,7 @@ def test_drafter_cannot_lie_its_way_below_zero(elapsed_s: float, compute_s: floa
 
 
 @given(st.one_of(st.none(), seconds), seconds)
-def test_late_drafter_is_expected_later_but_not_later_than_was_waited(
+def test_late_answer_raises_the_expected_time_up_to_the_wait(
     before: float | None, waited_s: float
 ) -> None:
     speed = DrafterSpeed(overhead_s=before)

@@ -1,4 +1,4 @@
-"""Estimates of drafters that are asked together, or while the target works."""
+"""Estimates of drafters that compute at the same time as others or as the target."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:
     assert (speed.token_s, speed.overhead_s) == (0.0005, 0.003)
 
 
-def test_first_disturbed_answer_tells_no_overhead() -> None:
+def test_first_disturbed_answer_sets_no_overhead() -> None:
     speed = DrafterSpeed()
     speed.observe(0.100, 0.040, 4, is_disturbed=True)
     assert speed.overhead_s is None
 
 
-def test_crowding_is_what_several_take_over_the_slowest_of_them() -> None:
-    crowding = ContentionFactor()
-    assert crowding.factor(2) == 1.0
+def test_contention_is_the_common_time_over_the_slowest_alone() -> None:
+    contention = ContentionFactor()
+    assert contention.factor(2) == 1.0
     for _ in range(40):
-        crowding.observe(1, 0.010, 0.050)
-        crowding.observe(2, 0.010, 0.020)
-    assert crowding.factor(1) == 1.0
-    assert 1.9 < crowding.factor(2) < 2.1
-    assert crowding.factor(3) == crowding.factor(2)
+        contention.observe(1, 0.010, 0.050)
+        contention.observe(2, 0.010, 0.020)
+    assert contention.factor(1) == 1.0
+    assert 1.9 < contention.factor(2) < 2.1
+    assert contention.factor(3) == contention.factor(2)

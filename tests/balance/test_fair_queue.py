@@ -1,4 +1,4 @@
-"""Turns: work-conserving, fair to clients, and nobody waits for ever, whoever comes meanwhile."""
+"""The fair queue: work-conserving, fair to clients, without starvation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ JOBS = st.builds(FairJob, st.sampled_from("abcd"), COSTS, st.integers(-20, 20))
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[FairJob | str]:
-    """Jobs that come, and turns and ends in between."""
+    """Arrivals, with starts and ends in between."""
     return draw(st.lists(st.one_of(JOBS, st.sampled_from(["turn", "end"])), max_size=60))
 
 
 def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[FairJob]]:
-    """A queue after a history, who waits in it, and who is at work."""
-    queue, waiting, at_work = FairQueue(), [], []
+    """A queue after a history, its waiting jobs and its running ones."""
+    queue, waiting, running = FairQueue(), [], []
     for event in history:
         if isinstance(event, FairJob):
             queue.add(event)
@@ -29,16 +29,16 @@ def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[F
         elif event == "turn" and waiting:
             job = queue.pop()
             waiting.remove(job)
-            at_work.append(job)
-        elif event == "end" and at_work:
-            job = at_work.pop(0)
+            running.append(job)
+        elif event == "end" and running:
+            job = running.pop(0)
             queue.settle(job, job.cost / 2)
         assert len(queue) == len(waiting)
-    return queue, waiting, at_work
+    return queue, waiting, running
 
 
 @given(histories())
-def test_every_job_has_one_turn(history: list[FairJob | str]) -> None:
+def test_every_job_starts_once(history: list[FairJob | str]) -> None:
     queue, waiting, _ = play(history)
     turns = [queue.pop() for _ in waiting]
     assert Counter(turns) == Counter(waiting)
@@ -46,7 +46,7 @@ def test_every_job_has_one_turn(history: list[FairJob | str]) -> None:
 
 
 @given(histories(), st.lists(JOBS, max_size=5).filter(lambda jobs: len({*jobs}) == len(jobs)))
-def test_order_is_foretold(history: list[FairJob | str], more: list[FairJob]) -> None:
+def test_order_predicts_the_starts(history: list[FairJob | str], more: list[FairJob]) -> None:
     queue, waiting, _ = play(history)
     foretold = queue.order(more)
     for job in more:
@@ -55,7 +55,7 @@ def test_order_is_foretold(history: list[FairJob | str], more: list[FairJob]) ->
 
 
 @given(histories())
-def test_who_leaves_has_no_turn(history: list[FairJob | str]) -> None:
+def test_removed_job_never_starts(history: list[FairJob | str]) -> None:
     queue, waiting, _ = play(history)
     for leaver in waiting[::3]:
         queue.discard(leaver)
@@ -68,8 +68,8 @@ def test_who_leaves_has_no_turn(history: list[FairJob | str]) -> None:
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.lists(COSTS, min_size=1, max_size=30), min_size=2)
 )
-def test_clients_who_all_want_get_equal_shares(wants: dict[str, list[float]]) -> None:
-    """Fair to within one job, as long as all of them wait."""
+def test_busy_clients_get_equal_shares(wants: dict[str, list[float]]) -> None:
+    """Shares differ by at most one job while all clients wait."""
     queue = FairQueue()
     for client, costs in wants.items():
         for cost in costs:
@@ -84,7 +84,7 @@ def test_clients_who_all_want_get_equal_shares(wants: dict[str, list[float]]) ->
 
 
 @given(st.integers(1, 40), st.integers(1, 20))
-def test_newcomer_goes_before_a_hogs_queue(num_hogged: int, num_before: int) -> None:
+def test_new_client_starts_before_the_queue_of_a_busy_one(num_hogged: int, num_before: int) -> None:
     queue = FairQueue()
     for _ in range(num_hogged + num_before):
         queue.add(FairJob("hog", 100.0))
@@ -110,17 +110,17 @@ def test_lower_priority_number_goes_first(priority: int, cost: float, other: flo
     st.lists(st.tuples(COSTS, st.integers(-1000, 0)), min_size=1, max_size=8),
     st.booleans(),
 )
-def test_nobody_starves(
+def test_no_job_starves(
     priority: int, newcomers: list[tuple[float, int]], is_under_new_names: bool
 ) -> None:
-    """However urgent they are and under however many names they come, newcomers before each turn
-    hold up a waiting job for a bounded time."""
+    """Before each start new jobs arrive, of any priority and maybe of new clients; a waiting job
+    still starts within a bounded time."""
     queue = FairQueue()
     mine = FairJob("patient", 1.0, priority)
     queue.add(mine)
     cheapest = min(cost for cost, _ in newcomers)
     num_active = len(newcomers) + 2
-    # Each turn moves the virtual time by its cost over the clients at work or waiting.
+    # Each start moves the virtual time by its cost over the clients with jobs.
     bound = 2 * MAX_PRIORITY * STEP_TOKENS * num_active / cheapest + num_active
     step = max(1.0, bound / 400)
     turns = 0
@@ -137,7 +137,7 @@ def test_nobody_starves(
         assert turns <= bound / step + 2 * num_active
 
 
-def test_memory_is_bounded_under_ever_new_names() -> None:
+def test_memory_is_bounded_under_new_client_ids() -> None:
     queue = FairQueue()
     for name in range(3 * MAX_CLIENTS):
         queue.add(FairJob(str(name), 1.0))

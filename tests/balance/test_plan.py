@@ -1,4 +1,4 @@
-"""Plans: as much speculation as pays, and the reason why."""
+"""Plans: the most tokens per second, with a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEMORY_BOUND = [0.03 * (1 + 0.01 * rows) for rows in range(26)]
 
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1)
-companies = st.builds(
+batches = st.builds(
     CoBatchedRequests, requests=st.integers(0, 8), rows=st.integers(0, 40), tokens=st.floats(0, 30)
 )
 passes = st.lists(st.floats(0.001, 1), min_size=26, max_size=26).map(sorted)
@@ -68,25 +68,23 @@ def test_expected_tokens_are_the_sum_over_accepted_lengths(rate: float, gamma: i
         ([candidate(rate=0.0), candidate("slow", 0.9, overhead_s=9.0)], 100, "no drafter pays"),
     ],
 )
-def test_target_goes_alone_when_nobody_helps(
-    drafters: list[Candidate], room: int, why: str
-) -> None:
+def test_plan_is_plain_if_no_drafter_pays(drafters: list[Candidate], room: int, why: str) -> None:
     plan = choose_plan(drafters, MEMORY_BOUND, room)
     assert (plan.gamma, plan.drafters) == (0, ())
     assert plan.reason.startswith("K=0")
     assert why in plan.reason
 
 
-@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), companies)
-def test_plan_is_the_best_of_all_by_brute_force(
-    drafters: list[Candidate], pass_s: list[float], room: int, company: CoBatchedRequests
+@given(st.lists(candidates, max_size=4), passes, st.integers(0, 40), batches)
+def test_plan_is_the_best_by_brute_force(
+    drafters: list[Candidate], pass_s: list[float], room: int, co_batched: CoBatchedRequests
 ) -> None:
-    plan = choose_plan(drafters, pass_s, room, company)
-    speeds: dict[tuple[object, ...], float] = {(): (company.tokens + 1.0) / pass_s[1]}
+    plan = choose_plan(drafters, pass_s, room, co_batched)
+    speeds: dict[tuple[object, ...], float] = {(): (co_batched.tokens + 1.0) / pass_s[1]}
     for each in drafters:
         for gamma in range(1, min(MAX_GAMMA, room - 1) + 1):
-            wait_s = (each.overhead_s + gamma * each.token_s) / (1 + company.requests)
-            tokens = company.tokens + expected_tokens(each.rate, gamma)
+            wait_s = (each.overhead_s + gamma * each.token_s) / (1 + co_batched.requests)
+            tokens = co_batched.tokens + expected_tokens(each.rate, gamma)
             key = (each.node_id, gamma)
             speeds[key] = max(tokens / (wait_s + pass_s[gamma + 1]), speeds.get(key, 0.0))
     chosen = (*plan.drafters, plan.gamma) if plan.gamma else ()
@@ -105,18 +103,18 @@ alike = st.builds(
 )
 
 
-@given(st.lists(alike, min_size=1, max_size=12), passes, companies, st.floats(0, 1))
-def test_many_drafters_are_compared_as_if_one_by_one(
-    drafters: list[Candidate], pass_s: list[float], company: CoBatchedRequests, hidden: float
+@given(st.lists(alike, min_size=1, max_size=12), passes, batches, st.floats(0, 1))
+def test_dominated_drafters_never_change_the_plan(
+    drafters: list[Candidate], pass_s: list[float], co_batched: CoBatchedRequests, overlap: float
 ) -> None:
-    each = [choose_plan([one], pass_s, 40, company, hidden) for one in drafters]
+    each = [choose_plan([one], pass_s, 40, co_batched, overlap) for one in drafters]
     best = max(plan.speed for plan in each)
     first = next(plan for plan in each if plan.speed == best)
-    plan = choose_plan(drafters, pass_s, 40, company, hidden)
+    plan = choose_plan(drafters, pass_s, 40, co_batched, overlap)
     assert plan == (first if plan.drafters else replace(first, reason=plan.reason))
 
 
-def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
+def test_reason_of_a_plain_plan_names_the_best_drafter_and_both_speeds() -> None:
     hopeless = candidate("hopeless", 0.1, token_s=0.1)
     near = candidate("near", 0.3, overhead_s=0.012, token_s=0.004)
     for drafters in ([near, hopeless], [hopeless, near]):
@@ -129,18 +127,16 @@ def test_refusal_names_the_drafter_that_came_nearest_and_both_speeds() -> None:
         assert int(told[1]) < int(told[3]) == round(1 / MEMORY_BOUND[1])
 
 
-def test_rows_that_slow_many_others_down_are_not_asked_for() -> None:
+def test_rows_that_slow_many_other_requests_are_not_planned() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
-    crowd = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
+    many = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
     alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
     assert alone.gamma > 0
-    assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, crowd).gamma == 0
+    assert choose_plan([candidate(rate=0.6)], arithmetic_bound, 100, many).gamma == 0
 
 
 @given(st.lists(candidates, max_size=4), passes, st.integers(0, 40))
-def test_plan_never_asks_for_more_than_there_is_room(
-    drafters: list[Candidate], pass_s: list[float], room: int
-) -> None:
+def test_plan_fits_the_room(drafters: list[Candidate], pass_s: list[float], room: int) -> None:
     plan = choose_plan(drafters, pass_s, room)
     assert plan.gamma <= max(0, room - 1)
     assert bool(plan.drafters) == bool(plan.gamma)
@@ -166,7 +162,7 @@ def test_gamma_falls_with_the_time_of_a_draft_token(
     assert gammas[0] >= gammas[1]
 
 
-def test_plan_says_what_it_rests_on() -> None:
+def test_reason_gives_the_figures_of_the_plan() -> None:
     plan = choose_plan([candidate(rate=0.71)], MEMORY_BOUND, 100)
     pattern = r"K=(\d+): rtt\+wait 2\.0 ms, t_d 1\.0 ms, t_v \d+\.\d ms, acceptance 0\.71"
     found = re.fullmatch(pattern, plan.reason)
@@ -176,25 +172,25 @@ def test_plan_says_what_it_rests_on() -> None:
 
 @st.composite
 def trees_worth(draw: st.DrawFn) -> tuple[list[float], list[float], float, CoBatchedRequests]:
-    reaches = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
-    return reaches, draw(passes), draw(seconds), draw(companies)
+    paths = sorted(draw(st.lists(rates, max_size=24)), reverse=True)
+    return paths, draw(passes), draw(seconds), draw(batches)
 
 
 @given(trees_worth())
 def test_worthwhile_nodes_are_the_best_by_brute_force(
     case: tuple[list[float], list[float], float, CoBatchedRequests],
 ) -> None:
-    reaches, pass_s, waited_s, company = case
+    paths, pass_s, waited_s, co_batched = case
     speeds = [
-        (company.tokens + 1.0 + sum(reaches[:size]))
-        / (waited_s / (1 + company.requests) + pass_s[size + 1])
-        for size in range(len(reaches) + 1)
+        (co_batched.tokens + 1.0 + sum(paths[:size]))
+        / (waited_s / (1 + co_batched.requests) + pass_s[size + 1])
+        for size in range(len(paths) + 1)
     ]
-    chosen = worthwhile_nodes(reaches, pass_s, waited_s, company)
+    chosen = worthwhile_nodes(paths, pass_s, waited_s, co_batched)
     assert speeds[chosen] == pytest.approx(max(speeds))
 
 
-def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free() -> None:
+def test_no_node_is_worth_expensive_rows_and_every_node_is_worth_free_ones() -> None:
     assert worthwhile_nodes([0.9, 0.8], [0.0, 1.0, 10.0, 20.0], 0.0) == 0
     assert worthwhile_nodes([0.9, 0.8], [1.0] * 26, 0.0) == 2
     assert worthwhile_nodes([0.9, 0.8], [0.0] * 26, 0.0) == 2
@@ -213,16 +209,18 @@ def test_nodes_are_worth_nothing_when_rows_are_dear_and_all_when_they_are_free()
         (100.0, 100.0, True, LONGEST_DEADLINE_S),
     ],
 )
-def test_deadline_follows_what_is_expected_and_what_a_draft_is_worth(
+def test_deadline_follows_the_expected_time_and_the_worth_of_a_draft(
     expected_s: float, worth_s: float, is_measured: bool, patience_s: float
 ) -> None:
     assert deadline(expected_s, worth_s, is_measured=is_measured) == patience_s
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.integers(2, 100))
-def test_probe_asks_everybody_for_a_little(drafters: list[Candidate], room: int) -> None:
+def test_probe_plan_asks_all_drafters_for_short_drafts(
+    drafters: list[Candidate], room: int
+) -> None:
     plan = probe_plan(drafters, room)
     assert plan.drafters == tuple(each.node_id for each in drafters)
     assert plan.gamma == min(PROBE_GAMMA, room - 1)
     assert DEADLINE_FLOOR_S <= plan.deadline_s <= LONGEST_DEADLINE_S
-    assert f"trying {len(drafters)}" in plan.reason
+    assert f"probing {len(drafters)}" in plan.reason

@@ -1,4 +1,4 @@
-"""The balancer: what rounds teach it, and that nobody can make it slow for long."""
+"""The planner: learns from rounds, and no drafter slows it for long."""
 
 from __future__ import annotations
 
@@ -7,57 +7,61 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.drafter_table import MAX_KNOWN
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.planner import FIRST_ASKED, Planner
 from edgecosine.balance.policy import POLICIES
+from edgecosine.balance.request_state import RequestState
+from edgecosine.balance.round import Round
 from edgecosine.balance.speculation_switch import FIRST_REST
-from edgecosine.balance.statistics import MAX_KNOWN, RequestState
-from edgecosine.fusion.proposal import Proposal
 from edgecosine.protocol.wire.tree import chain
+from tests.fusion.drafts import draft_of
 
 PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Planner:
-    """One that knows its target: any pass takes 30 ms."""
+def planner() -> Planner:
+    """A planner that has measured 30 ms for any pass."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
-        made.observe_pass(PassReport(rows, PASS_S))
+        made.statistics.observe_pass(PassReport(rows, PASS_S))
     return made
 
 
-def teach(made: Planner, request: RequestState, node_id: str, *, hits: int, size: int = 4) -> None:
-    """A drafter answers quickly, `hits` of its tokens are right."""
-    made.observe_answer(node_id, 0.004, 0.002, size)
+def observe_draft(
+    made: Planner, request: RequestState, node_id: str, *, hits: int, size: int = 4
+) -> None:
+    """Observe a quick answer of which `hits` tokens are accepted."""
+    made.statistics.observe_answer(node_id, 0.004, 0.002, size)
     tokens = TRUTH[:hits] + (0,) * (size - hits)
-    proposal = Proposal(node_id, 5, tokens, (0.9,) * size)
-    made.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+    draft = draft_of(node_id, 5, tokens, (0.9,) * size)
+    made.statistics.acceptance.observe_truth(request, [draft], (0,) * 5 + TRUTH[: hits + 1])
 
 
-def test_new_request_tries_everybody_first_and_then_asks_the_best() -> None:
-    made, request = balancer(), RequestState()
+def test_new_request_probes_all_drafters_and_then_asks_the_best() -> None:
+    made, request = planner(), RequestState()
     first = made.first_plan(request, ["a", "b", "c"], 100)
     assert first.drafters == ("a", "b", "c")
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
-        teach(made, request, node_id, hits=hits)
+        observe_draft(made, request, node_id, hits=hits)
     for _ in range(5):
         plan = made.plan(request, ["a", "b", "c"], 100)
         assert plan.drafters == ("b",)
-        teach(made, request, "b", hits=4)
+        observe_draft(made, request, "b", hits=4)
     assert made.last_reason == plan.reason
 
 
-def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> None:
-    made, names = balancer(), [f"d{number:02}" for number in range(40)]
+def test_new_requests_probe_the_best_of_many_drafters_and_the_others_in_turn() -> None:
+    made, names = planner(), [f"d{number:02}" for number in range(40)]
     asked: list[set[str]] = []
     for _ in range(40):
-        request = made.open("edgecosine")
+        request = made.statistics.open("edgecosine")
         plan = made.first_plan(request, names, 100)
         asked.append(set(plan.drafters))
         for node_id in plan.drafters:
-            teach(made, request, node_id, hits=4 if node_id == "d33" else 1)
-        made.close(request)
+            observe_draft(made, request, node_id, hits=4 if node_id == "d33" else 1)
+        made.statistics.close(request)
     assert all(len(each) == FIRST_ASKED for each in asked)
     assert set.union(*asked) == set(names)
     met = next(number for number, each in enumerate(asked) if "d33" in each)
@@ -65,43 +69,43 @@ def test_of_many_drafters_new_requests_ask_the_best_and_all_others_in_turn() -> 
 
 
 @pytest.mark.parametrize("size", [0, 4])
-def test_useless_drafter_is_tried_only_from_time_to_time(size: int) -> None:
-    made, request = balancer(), RequestState()
+def test_useless_drafter_is_probed_rarely(size: int) -> None:
+    made, request = planner(), RequestState()
     num_asked = 0
     for _ in range(400):
         plan = made.plan(request, ["useless"], 100)
-        trial = made.trial(request, ["useless"], plan)
-        num_asked += len(plan.drafters) + len(trial.drafters)
-        for _ in (*plan.drafters, *trial.drafters):
-            teach(made, request, "useless", hits=0, size=size)
+        probe = made.probe(request, ["useless"], plan)
+        num_asked += len(plan.drafters) + len(probe.drafters)
+        for _ in (*plan.drafters, *probe.drafters):
+            observe_draft(made, request, "useless", hits=0, size=size)
     assert 10 < num_asked < 90
 
 
-def test_drafters_that_the_plan_leaves_out_take_turns_beside_it() -> None:
-    made, request = balancer(), RequestState()
+def test_probes_go_to_the_drafters_left_out_in_turn() -> None:
+    made, request = planner(), RequestState()
     for node_id, hits in (("a", 0), ("b", 4), ("c", 1)):
         for _ in range(3):
-            teach(made, request, node_id, hits=hits)
-    tried: list[str] = []
+            observe_draft(made, request, node_id, hits=hits)
+    probed: list[str] = []
     for _ in range(60):
         plan = made.plan(request, ["a", "b", "c"], 100)
         assert plan.drafters == ("b",)
-        teach(made, request, "b", hits=4)
-        tried += made.trial(request, ["a", "b", "c"], plan).drafters
-    assert set(tried) == {"a", "c"}
-    assert abs(tried.count("a") - tried.count("c")) <= 1
+        observe_draft(made, request, "b", hits=4)
+        probed += made.probe(request, ["a", "b", "c"], plan).drafters
+    assert set(probed) == {"a", "c"}
+    assert abs(probed.count("a") - probed.count("c")) <= 1
 
 
-def test_nobody_is_asked_for_a_target_that_is_to_go_alone() -> None:
-    made, request = balancer(), RequestState(POLICIES["target-alone"])
+def test_policy_target_alone_asks_no_drafter() -> None:
+    made, request = planner(), RequestState(POLICIES["target-alone"])
     plan = made.plan(request, ["a"], 100)
     assert not made.first_plan(request, ["a"], 100).drafters
     assert not plan.drafters
-    assert not made.trial(request, ["a"], plan).drafters
+    assert not made.probe(request, ["a"], plan).drafters
 
 
-def test_silent_drafter_costs_little_of_the_targets_time() -> None:
-    made = balancer()
+def test_silent_drafter_costs_little_time() -> None:
+    made = planner()
     waited_s, rounds = 0.0, 0
     for _ in range(400):
         request = RequestState()
@@ -111,31 +115,31 @@ def test_silent_drafter_costs_little_of_the_targets_time() -> None:
             if plan.drafters:
                 assert plan.deadline_s <= LONGEST_DEADLINE_S
                 waited_s += plan.deadline_s
-                made.observe_late("silent", plan.deadline_s)
+                made.statistics.observe_late("silent", plan.deadline_s)
     assert waited_s < 0.05 * rounds * PASS_S
 
 
-def test_drafter_that_is_back_is_asked_again_at_once() -> None:
-    made, request = balancer(), RequestState()
+def test_drafter_that_answers_again_is_asked_at_once() -> None:
+    made, request = planner(), RequestState()
     for _ in range(1000):
         if made.plan(request, ["d"], 100).drafters:
-            made.observe_late("d", 1.0)
-    while not made.trial(request, ["d"], made.plan(request, ["d"], 100)).drafters:
+            made.statistics.observe_late("d", 1.0)
+    while not made.probe(request, ["d"], made.plan(request, ["d"], 100)).drafters:
         pass
     for _ in range(40):
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     assert all(made.plan(request, ["d"], 100).drafters for _ in range(10))
 
 
-def test_sessions_that_meet_one_hiccup_count_it_once() -> None:
-    made, requests = balancer(), [RequestState() for _ in range(8)]
+def test_one_delay_seen_by_many_sessions_counts_once() -> None:
+    made, requests = planner(), [RequestState() for _ in range(8)]
     for request in requests:
         made.plan(request, ["d"], 100)
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     for request in requests:
         made.plan(request, ["d"], 100)
     for _ in requests:
-        made.observe_late("d", 0.02)
+        made.statistics.observe_late("d", 0.02)
     plans = [made.plan(requests[0], ["d"], 100) for _ in range(30)]
     assert any(plan.drafters for plan in plans)
 
@@ -148,163 +152,159 @@ def test_sessions_that_meet_one_hiccup_count_it_once() -> None:
     st.integers(-1, 30),
 )
 def test_tree_fits_the_room(drafts: list[list[tuple[int, float]]], room: int) -> None:
-    proposals = [
-        Proposal(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
+    trees = [
+        draft_of(f"d{n}", 3, tuple(t for t, _ in draft), tuple(c for _, c in draft))
         for n, draft in enumerate(drafts)
     ]
-    tree = balancer().fuse(RequestState(), proposals, room, 0.001)
+    tree = planner().fuse(RequestState(), Round(Plan(), trees), room, 0.001)
     assert len(tree) <= max(0, min(room, MAX_NODES))
 
 
 def test_tree_is_cut_to_what_its_nodes_are_worth() -> None:
     made = Planner()
     for rows in range(1, MAX_NODES + 2):
-        made.observe_pass(PassReport(rows, 0.01 * rows))
-    doubtful = Proposal("d", 3, tuple(range(12)), (0.5,) * 12)
-    assert len(made.fuse(RequestState(), [doubtful], 20, 0.0)) < 3
-    assert len(balancer().fuse(RequestState(), [doubtful], 20, 0.0)) == 12
+        made.statistics.observe_pass(PassReport(rows, 0.01 * rows))
+    uncertain = draft_of("d", 3, tuple(range(12)), (0.5,) * 12)
+    assert len(made.fuse(RequestState(), Round(Plan(), [uncertain]), 20, 0.0)) < 3
+    assert len(planner().fuse(RequestState(), Round(Plan(), [uncertain]), 20, 0.0)) == 12
 
 
-def test_boaster_loses_its_place_in_the_tree() -> None:
-    made, request = balancer(), RequestState()
-    boaster = Proposal("boaster", 3, (0, 1), (1.0, 1.0))
-    honest = Proposal("honest", 3, (100, 101), (0.7, 0.7))
-    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (0,)
+def test_over_confident_drafter_loses_its_nodes() -> None:
+    made, request = planner(), RequestState()
+    over_confident = draft_of("biased", 3, (0, 1), (1.0, 1.0))
+    honest = draft_of("honest", 3, (100, 101), (0.7, 0.7))
+    assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (0,)
     for _ in range(10):
-        made.observe_truth(request, [boaster], (0, 0, 0, 100, 101))
-        made.observe_truth(request, [honest], (0, 0, 0, 100, 101))
-    assert made.fuse(request, [boaster, honest], 1, 0.0).tokens == (100,)
+        made.statistics.acceptance.observe_truth(request, [over_confident], (0, 0, 0, 100, 101))
+        made.statistics.acceptance.observe_truth(request, [honest], (0, 0, 0, 100, 101))
+    assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (100,)
 
 
-def test_drafts_are_shorter_where_their_rows_slow_others_down() -> None:
+def test_drafts_are_shorter_if_their_rows_slow_other_requests() -> None:
     made = Planner()
     for rows in range(1, 60):
-        made.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))
+        made.statistics.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))
     lengths = []
     requests = []
     for _ in range(8):
-        request = made.open("edgecosine")
+        request = made.statistics.open("edgecosine")
         requests.append(request)
         for _ in range(6):
-            teach(made, request, "d", hits=4)
-            teach(made, request, "d", hits=1)
+            observe_draft(made, request, "d", hits=4)
+            observe_draft(made, request, "d", hits=1)
         plan = made.plan(request, ["d"], 100)
         plan = made.plan(request, ["d"], 100)
-        proposal = Proposal("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
-        made.fuse(request, [proposal], 50, 0.0)
+        draft = draft_of("d", 3, TRUTH[: plan.gamma], (0.7,) * plan.gamma)
+        made.fuse(request, Round(Plan(), [draft]), 50, 0.0)
         lengths.append(plan.gamma)
     assert lengths[0] > lengths[-1]
     for request in requests:
-        made.close(request)
-    newcomer = made.open("edgecosine")
-    teach(made, newcomer, "d", hits=4)
+        made.statistics.close(request)
+    newcomer = made.statistics.open("edgecosine")
+    observe_draft(made, newcomer, "d", hits=4)
     assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]
 
 
-def test_drafter_that_was_slow_in_a_former_life_starts_anew() -> None:
-    made, request = balancer(), RequestState()
+def test_new_link_resets_the_speed_of_a_drafter() -> None:
+    made, request = planner(), RequestState()
     for _ in range(300):
         made.plan(request, ["d"], 100)
-        made.observe_late("d", 1.0)
+        made.statistics.observe_late("d", 1.0)
     assert not made.first_plan(request, ["d"], 100).drafters
-    made.welcome("d")
+    made.statistics.add_link("d")
     assert made.first_plan(request, ["d"], 100).drafters == ("d",)
 
 
 def plain_by_measurement(made: Planner, request: RequestState) -> None:
-    """Rounds are slow, although by all estimates drafts pay, until nobody speculates any more."""
+    """Observe slow rounds, against all estimates, until speculation is switched off."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
-        made.observe_pass(PassReport(5, PASS_S, 1.0, 2, is_prefill=False))
+        made.statistics.observe_pass(PassReport(5, PASS_S, 1.0, 2, is_prefill=False))
         passes += 1
         assert passes < 100
 
 
-def test_drafter_that_is_quick_again_or_new_ends_the_rest_of_speculation() -> None:
-    made = balancer()
-    made.open("edgecosine")
-    request = made.open("edgecosine")
+def test_quicker_or_new_drafter_causes_a_probe_of_speculation() -> None:
+    made = planner()
+    made.statistics.open("edgecosine")
+    request = made.statistics.open("edgecosine")
     for _ in range(20):
-        made.observe_answer("d", 0.022, 0.002, 4)
-        made.observe_truth(request, [Proposal("d", 5, TRUTH[:4], (0.9,) * 4)], (0,) * 5 + TRUTH[:5])
+        made.statistics.observe_answer("d", 0.022, 0.002, 4)
+        made.statistics.acceptance.observe_truth(
+            request, [draft_of("d", 5, TRUTH[:4], (0.9,) * 4)], (0,) * 5 + TRUTH[:5]
+        )
     plain_by_measurement(made, request)
-    made.observe_answer("d", 0.022, 0.002, 4)
+    made.statistics.observe_answer("d", 0.022, 0.002, 4)
     assert not made.plan(request, ["d"], 100).drafters
     for _ in range(30):
-        made.observe_answer("d", 0.003, 0.002, 4)
+        made.statistics.observe_answer("d", 0.003, 0.002, 4)
     assert made.plan(request, ["d"], 100).drafters == ("d",)
     plain_by_measurement(made, request)
     num_plain = 0
     for _ in range(20):
-        made.observe_answer("d", 0.003, 0.002, 4)
+        made.statistics.observe_answer("d", 0.003, 0.002, 4)
     assert not made.plan(request, ["d"], 100).drafters
-    made.welcome("new")
+    made.statistics.add_link("new")
     while not made.plan(request, ["d"], 100).drafters:
-        made.observe_pass(PassReport(2, PASS_S, PASS_S, num_tokens=2, is_prefill=False))
+        made.statistics.observe_pass(PassReport(2, PASS_S, PASS_S, num_tokens=2, is_prefill=False))
         num_plain += 1
     assert num_plain <= FIRST_REST
 
 
-def test_nobody_speculates_where_all_are_served_sooner_without() -> None:
-    """Beyond eight rows each row costs what its draft token is worth to its request alone."""
+def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
+    """Beyond eight rows a row costs as much as its draft token is worth to its request alone."""
     made = Planner()
     for rows in range(1, 9):
-        made.observe_pass(PassReport(rows, 0.010))
+        made.statistics.observe_pass(PassReport(rows, 0.010))
     for rows in range(9, 120):
-        made.observe_pass(PassReport(rows, 0.020 + 0.001 * (rows - 9)))
-    requests = [made.open("edgecosine") for _ in range(8)]
+        made.statistics.observe_pass(PassReport(rows, 0.020 + 0.001 * (rows - 9)))
+    requests = [made.statistics.open("edgecosine") for _ in range(8)]
     for request in requests:
         request.rows, request.tokens = 4, 2.5
-        teach(made, request, "d", hits=4)
-        teach(made, request, "d", hits=3)
-    draft = Proposal("d", 5, TRUTH[:4], (0.9,) * 4)
+        observe_draft(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=3)
+    draft = draft_of("d", 5, TRUTH[:4], (0.9,) * 4)
     for request in requests:
         assert not made.plan(request, ["d"], 100).drafters
-        assert len(made.fuse(request, [draft], 50, 0.0)) == 0
+        assert len(made.fuse(request, Round(Plan(), [draft]), 50, 0.0)) == 0
     for request in requests[1:]:
-        made.close(request)
+        made.statistics.close(request)
     assert made.plan(requests[0], ["d"], 100).drafters
-    assert len(made.fuse(requests[0], [draft], 50, 0.0)) > 2
+    assert len(made.fuse(requests[0], Round(Plan(), [draft]), 50, 0.0)) > 2
 
 
-def test_good_drafter_that_was_slow_is_soon_found_quick_again() -> None:
-    made, request = balancer(), RequestState()
+def test_good_drafter_is_soon_measured_quick_again() -> None:
+    made, request = planner(), RequestState()
     for _ in range(20):
-        teach(made, request, "far", hits=4)
-        teach(made, request, "near", hits=2)
+        observe_draft(made, request, "far", hits=4)
+        observe_draft(made, request, "near", hits=2)
         for node_id in ("far", "near"):
-            made.observe_answer(node_id, 10.0, 0.001, 4)
+            made.statistics.observe_answer(node_id, 10.0, 0.001, 4)
     assert not made.plan(request, ["far", "near"], 100).drafters
-    tried: list[str] = []
+    probed: list[str] = []
     for _ in range(40):
         plan = made.plan(request, ["far", "near"], 100)
-        tried += made.trial(request, ["far", "near"], plan).drafters
-    assert tried.count("far") > tried.count("near") > 1
-    made.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
+        probed += made.probe(request, ["far", "near"], plan).drafters
+    assert probed.count("far") > probed.count("near") > 1
+    made.statistics.observe_answer("far", 0.003, 0.001, 4, is_disturbed=True)
     assert made.plan(request, ["far", "near"], 100).drafters == ("far",)
 
 
-def test_union_of_what_is_there_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, request = balancer(), RequestState()
+def test_union_of_drafts_made_ahead_is_computed_once() -> None:
+    made, request = planner(), RequestState()
     for _ in range(5):
-        teach(made, request, "d", hits=4)
+        observe_draft(made, request, "d", hits=4)
     plan = made.plan(request, ["d"], 100)
-    unions: list[object] = []
-    make = made._union
-    monkeypatch.setattr(made, "_union", lambda *args: unions.append(args) or make(*args))
-    ready = [Proposal("d", 3, TRUTH[:8], (0.95,) * 8)]
-    made.is_enough(request, ready, plan)
-    tree = made.fuse(request, ready, 50, 0.0)
-    assert tree.tokens == TRUTH[:8]
-    assert len(unions) == 1
-    fresh = [Proposal("d", 3, TRUTH[8:12], (0.95,) * 4)]
-    made.is_enough(request, ready, plan)
+    current = made.start_round(request, plan, [draft_of("d", 3, TRUTH[:8], (0.95,) * 8)])
+    assert current.union is not None
+    assert made.fuse(request, current, 50, 0.0).tokens == TRUTH[:8]
+    fresh = current.with_drafts([draft_of("d", 3, TRUTH[8:12], (0.95,) * 4)])
+    assert fresh.union is None
     assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
-    assert made.fuse(request, ready, 50, 0.0).tokens == TRUTH[:8]
 
 
-def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() -> None:
-    made = balancer()
+def test_only_several_drafters_share_the_endpoints() -> None:
+    made = planner()
     tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
     for policy, drafters, shared in (
         ("edgecosine", ("a", "b"), 2),
@@ -321,41 +321,41 @@ def test_several_drafters_share_the_outcomes_out_and_one_alone_has_them_all() ->
 def rounds_until(
     made: Planner, request: RequestState, hits: dict[str, int], wanted: tuple[str, ...]
 ) -> int:
-    """Rounds and trials with drafters that are right so often, until plans are led as wanted."""
+    """Rounds and probes until plans have the `wanted` first drafter."""
     for number in range(200):
         plan = made.plan(request, [*hits], 100)
         if plan.drafters[:1] == wanted:
             return number
-        trial = made.trial(request, [*hits], plan)
-        for node_id in (*plan.drafters, *trial.drafters):
-            teach(made, request, node_id, hits=hits[node_id])
+        probe = made.probe(request, [*hits], plan)
+        for node_id in (*plan.drafters, *probe.drafters):
+            observe_draft(made, request, node_id, hits=hits[node_id])
     return 200
 
 
-def test_request_that_changes_its_subject_is_routed_anew_within_a_few_rounds() -> None:
-    made = balancer()
-    request = made.open("edgecosine")
+def test_new_subject_changes_the_routing_within_a_few_rounds() -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
     before, after = {"manual": 4, "python": 1}, {"manual": 0, "python": 4}
     for node_id, hits in before.items():
-        teach(made, request, node_id, hits=hits)
+        observe_draft(made, request, node_id, hits=hits)
     for _ in range(100):
         assert rounds_until(made, request, before, ("manual",)) == 0
-        teach(made, request, "manual", hits=4)
+        observe_draft(made, request, "manual", hits=4)
     assert 0 < rounds_until(made, request, after, ("python",)) <= 16
     assert 0 < rounds_until(made, request, before, ("manual",)) <= 16
 
 
-def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() -> None:
-    """Its drafts take half a pass: there it pays only while it is right."""
-    made = balancer()
+def test_drafter_is_dropped_when_it_turns_bad_and_used_when_good_again() -> None:
+    """A draft takes half a pass, so the drafter pays only while it is right."""
+    made = planner()
 
     def judge(request: RequestState, hits: int) -> None:
-        made.observe_answer("d", 0.015, 0.002, 4)
+        made.statistics.observe_answer("d", 0.015, 0.002, 4)
         tokens = TRUTH[:hits] + (0,) * (4 - hits)
-        proposal = Proposal("d", 5, tokens, (0.9,) * 4)
-        made.observe_truth(request, [proposal], (0,) * 5 + TRUTH[: hits + 1])
+        draft = draft_of("d", 5, tokens, (0.9,) * 4)
+        made.statistics.acceptance.observe_truth(request, [draft], (0,) * 5 + TRUTH[: hits + 1])
 
-    request = made.open("edgecosine")
+    request = made.statistics.open("edgecosine")
     for _ in range(100):
         judge(request, 4)
     num_asked = 0
@@ -364,36 +364,36 @@ def test_drafter_that_turns_bad_is_dropped_and_taken_up_when_it_is_good_again() 
         num_asked += 1
         assert num_asked < 16
     assert num_asked > 1
-    made.close(request)
-    newcomer, num_tried = made.open("edgecosine"), 0
+    made.statistics.close(request)
+    newcomer, num_probed = made.statistics.open("edgecosine"), 0
     while not made.plan(newcomer, ["d"], 100).drafters:
         judge(newcomer, 4)
-        num_tried += 1
-        assert num_tried < 8
+        num_probed += 1
+        assert num_probed < 8
 
 
-def test_drafter_that_is_linked_in_the_middle_is_tried_and_taken_over_by() -> None:
-    made = balancer()
-    request = made.open("edgecosine")
+def test_better_drafter_linked_later_takes_over() -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
     for _ in range(30):
-        teach(made, request, "fair", hits=2)
+        observe_draft(made, request, "fair", hits=2)
     assert made.plan(request, ["fair"], 100).drafters == ("fair",)
-    made.welcome("better")
+    made.statistics.add_link("better")
     assert rounds_until(made, request, {"fair": 2, "better": 4}, ("better",)) <= 4
 
 
-def test_names_of_drafters_are_forgotten_and_those_linked_stay() -> None:
-    balancer = Planner()
-    balancer.welcome("linked")
-    balancer.drafter("linked").num_drafted = 7
+def test_drafters_that_left_are_dropped_beyond_a_bound_and_linked_ones_stay() -> None:
+    made = Planner().statistics
+    made.add_link("linked")
+    made.drafter("linked").num_drafted = 7
     for number in range(3 * MAX_KNOWN):
         name = f"passing-{number}"
-        balancer.welcome(name)
-        balancer._rescues.observe(name, "linked", is_rescued=True)
-        balancer.part(name)
-    assert len(balancer._drafters) == MAX_KNOWN
-    assert len(balancer._rescues.rates) <= MAX_KNOWN
-    assert balancer.drafter("linked").num_drafted == 7
-    balancer.welcome("passing-0")
-    assert f"passing-{2 * MAX_KNOWN + 1}" not in balancer._drafters
-    assert f"passing-{3 * MAX_KNOWN - 1}" in balancer._drafters
+        made.add_link(name)
+        made.acceptance.conditional.observe(name, "linked", is_accepted=True)
+        made.remove_link(name)
+    assert len(made.drafters) == MAX_KNOWN
+    assert len(made.acceptance.conditional.rates) <= MAX_KNOWN
+    assert made.drafter("linked").num_drafted == 7
+    made.add_link("passing-0")
+    assert f"passing-{2 * MAX_KNOWN + 1}" not in made.drafters
+    assert f"passing-{3 * MAX_KNOWN - 1}" in made.drafters

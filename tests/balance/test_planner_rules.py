@@ -1,42 +1,46 @@
-"""Single rules of the balancer: rests that grow, contention, bookkeeping, the paper's choice."""
+"""Single rules of the planner: growing rests, contention, bookkeeping, CoSine's routing."""
 
 from __future__ import annotations
 
 import itertools
 
 from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.drafter_table import FIRST_REST, LONGEST_REST
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.statistics import FIRST_REST, LONGEST_REST, RequestState
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.balance.request_state import RequestState
+from edgecosine.fusion.drafter_tree import DrafterTree
+from tests.fusion.drafts import draft_of
 
 PASS_S = 0.03
 PROMPT = (0,) * 5
 TRUTH = tuple(range(100, 140))
 
 
-def balancer() -> Planner:
-    """One that knows its target: any pass takes 30 ms."""
+def planner() -> Planner:
+    """A planner that has measured 30 ms for any pass."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
-        made.observe_pass(PassReport(rows, PASS_S))
+        made.statistics.observe_pass(PassReport(rows, PASS_S))
     return made
 
 
-def draft(node_id: str, hits: int, size: int = 4) -> Proposal:
-    return Proposal(node_id, len(PROMPT), TRUTH[:hits] + (0,) * (size - hits), (0.9,) * size)
+def draft(node_id: str, hits: int, size: int = 4) -> DrafterTree:
+    return draft_of(node_id, len(PROMPT), TRUTH[:hits] + (0,) * (size - hits), (0.9,) * size)
 
 
 def in_turns(made: Planner, request: RequestState) -> None:
-    """Two drafters that are quick, and each right where the other one is wrong."""
+    """Observe two quick drafters, each right where the other is wrong."""
     for first, second in ((4, 1), (1, 4)) * 8:
         for node_id in ("a", "b"):
-            made.observe_answer(node_id, 0.004, 0.002, 4)
-        made.observe_truth(request, [draft("a", first), draft("b", second)], PROMPT + TRUTH[:5])
+            made.statistics.observe_answer(node_id, 0.004, 0.002, 4)
+        made.statistics.acceptance.observe_truth(
+            request, [draft("a", first), draft("b", second)], PROMPT + TRUTH[:5]
+        )
 
 
-def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
-    made, request = balancer(), RequestState()
+def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:
+    made, request = planner(), RequestState()
     asked_at = []
     for number in range(8 * FIRST_REST):
         plan = made.plan(request, ["d"], 100)
@@ -44,59 +48,63 @@ def test_drafter_that_is_late_again_and_again_rests_ever_longer() -> None:
             plan = made.first_plan(request, ["d"], 100)
         if plan.drafters:
             asked_at.append(number)
-            made.observe_late("d", 0.001)
+            made.statistics.observe_late("d", 0.001)
     rests = [after - before for before, after in itertools.pairwise(asked_at)]
     assert rests[:4] == [1, FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST]
     for _ in range(20):
-        made.drafter("d").back_at = 0
-        made.observe_late("d", 0.001)
-    assert made.drafter("d").rest == LONGEST_REST
-    made.observe_answer("d", 0.004, 0.002, 4)
-    assert made.drafter("d").rest == 0
+        made.statistics.drafter("d").back_at = 0
+        made.statistics.observe_late("d", 0.001)
+    assert made.statistics.drafter("d").rest == LONGEST_REST
+    made.statistics.observe_answer("d", 0.004, 0.002, 4)
+    assert made.statistics.drafter("d").rest == 0
 
 
-def test_second_drafter_that_shares_a_core_with_the_first_is_not_asked_any_more() -> None:
-    made = balancer()
-    request = made.open("edgecosine")
+def test_contention_removes_the_second_drafter() -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
     in_turns(made, request)
     plan = made.plan(request, ["a", "b"], 100)
     assert len(plan.drafters) == 2
-    request.hidden = 0.0
+    request.overlap = 0.0
     for _ in range(20):
-        made.observe_wait(plan, 8 * plan.draft_s)
+        made.statistics.observe_wait(plan, 8 * plan.draft_s)
     assert len(made.plan(request, ["a", "b"], 100).drafters) == 1
 
 
-def test_rounds_whose_bookkeeping_takes_longer_than_drafts_save_are_plain() -> None:
-    made = balancer()
-    request = made.open("edgecosine")
+def test_rounds_are_plain_if_bookkeeping_costs_more_than_drafts_save() -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
     in_turns(made, request)
     before = made.plan(request, ["a"], 100)
     assert before.drafters
     for _ in range(200):
-        made.observe_bookkeeping(0.01, is_plain=False)
-        made.observe_bookkeeping(0.01, is_plain=True)
+        made.statistics.observe_bookkeeping(0.01, is_plain=False)
+        made.statistics.observe_bookkeeping(0.01, is_plain=True)
     after = made.plan(request, ["a"], 100)
     assert 0.0 < after.speed < 0.9 * before.speed
     for _ in range(200):
-        made.observe_bookkeeping(1.0, is_plain=False)
+        made.statistics.observe_bookkeeping(1.0, is_plain=False)
     assert not made.plan(request, ["a"], 100).drafters
     for _ in range(200):
-        made.observe_bookkeeping(1.0, is_plain=True)
+        made.statistics.observe_bookkeeping(1.0, is_plain=True)
     assert made.plan(request, ["a"], 100).drafters
 
 
-def test_paper_explores_all_drafters_until_rounds_are_good_and_then_asks_the_best_two() -> None:
-    made, names = balancer(), ["a", "b", "c", "d"]
-    request = made.open("cosine-paper")
+def test_cosine_routing_explores_all_drafters_and_exploits_the_best_two() -> None:
+    made, names = planner(), ["a", "b", "c", "d"]
+    request = made.statistics.open("cosine-paper")
     for node_id, hits in (("a", 1), ("b", 4), ("c", 0), ("d", 3)):
-        made.observe_answer(node_id, 0.004, 0.002, 4)
-        made.observe_truth(request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1])
+        made.statistics.observe_answer(node_id, 0.004, 0.002, 4)
+        made.statistics.acceptance.observe_truth(
+            request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1]
+        )
 
     def accept(number: int) -> None:
         for _ in range(20):
             plan = Plan(tuple(names), gamma=5)
-            made.observe_round(request, plan, was_ready=False, num_accepted=number)
+            made.statistics.observe_round(
+                request, plan, waited_s=0.0, was_ready=False, num_accepted=number
+            )
 
     assert set(made.plan(request, names, 100).drafters) == set(names)
     accept(1)

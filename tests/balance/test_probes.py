@@ -1,4 +1,4 @@
-"""Trials: who is tried beside a verification, and how often."""
+"""Probes: which drafter is probed beside a verification, and how often."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.balance.probes import FIRST_TRIALS, TRIAL_EVERY, may_try, pace_of, whom_to_try
+from edgecosine.balance.probes import FIRST_PROBES, PROBE_EVERY, choose_probe, may_probe, pace_of
 from tests.balance.test_plan import candidate, candidates
 
 KNOWN, GOOD = candidate("known", 0.2), candidate("good", 0.9)
@@ -16,45 +16,45 @@ counts = st.integers(0, 40)
 
 
 @given(st.lists(candidates, max_size=5), counts, counts, st.integers(1, 9), st.booleans())
-def test_nobody_is_named_between_trials_of_a_crowd(
-    others: list[object], num_trials: int, since: int, pace: int, is_plain: bool
+def test_many_requests_make_no_probe_between_due_rounds(
+    others: list[object], num_probes: int, since: int, pace: int, is_plain: bool
 ) -> None:
-    chosen = whom_to_try(others, num_trials, since, pace, is_plain=is_plain)
+    chosen = choose_probe(others, num_probes, since, pace, is_plain=is_plain)
     assert chosen is None or chosen in others
-    if may_try(since, pace) and since >= TRIAL_EVERY * pace:
+    if may_probe(since, pace) and since >= PROBE_EVERY * pace:
         assert (chosen is None) == (not others)
 
 
-def test_crowd_waits_for_as_many_more_rounds_as_it_has_requests() -> None:
-    crowd, resting = (pace_of(4, is_resting=is_resting) for is_resting in (False, True))
-    assert may_try(1, pace_of(1, is_resting=False))
-    assert not may_try(4 * TRIAL_EVERY - 1, crowd)
-    assert may_try(4 * TRIAL_EVERY, crowd)
-    assert not may_try(4 * TRIAL_EVERY, resting)
+def test_interval_of_probes_grows_with_the_number_of_requests() -> None:
+    many, resting = (pace_of(4, is_resting=is_resting) for is_resting in (False, True))
+    assert may_probe(1, pace_of(1, is_resting=False))
+    assert not may_probe(4 * PROBE_EVERY - 1, many)
+    assert may_probe(4 * PROBE_EVERY, many)
+    assert not may_probe(4 * PROBE_EVERY, resting)
 
 
-def test_those_whom_a_new_request_does_not_know_are_tried_at_once_and_not_for_ever() -> None:
-    assert whom_to_try([KNOWN, NEW], 1, 0, 1, is_plain=False) is NEW
-    assert whom_to_try([KNOWN, NEW], 2 * FIRST_TRIALS, 0, 1, is_plain=False) is None
-    assert whom_to_try([KNOWN], 0, 0, 1, is_plain=False) is None
+def test_unknown_drafters_are_probed_first_and_only_briefly() -> None:
+    assert choose_probe([KNOWN, NEW], 1, 0, 1, is_plain=False) is NEW
+    assert choose_probe([KNOWN, NEW], 2 * FIRST_PROBES, 0, 1, is_plain=False) is None
+    assert choose_probe([KNOWN], 0, 0, 1, is_plain=False) is None
 
 
-def test_all_take_turns_when_a_trial_is_due() -> None:
-    turns = [whom_to_try([KNOWN, NEW], n, TRIAL_EVERY, 1, is_plain=False) for n in range(4)]
+def test_due_probes_go_to_all_drafters_in_turn() -> None:
+    turns = [choose_probe([KNOWN, NEW], n, PROBE_EVERY, 1, is_plain=False) for n in range(4)]
     assert turns == [KNOWN, NEW, KNOWN, NEW]
 
 
-def test_good_drafter_that_a_plain_plan_leaves_out_has_three_turns_of_four() -> None:
-    turns = [whom_to_try([GOOD, KNOWN], n, TRIAL_EVERY, 1, is_plain=True) for n in range(8)]
+def test_promising_drafter_gets_three_of_four_probes_beside_plain_plans() -> None:
+    turns = [choose_probe([GOOD, KNOWN], n, PROBE_EVERY, 1, is_plain=True) for n in range(8)]
     assert [turn is GOOD for turn in turns] == [True, True, True, False] * 2
-    assert whom_to_try([GOOD, KNOWN], 0, 2, 1, is_plain=True) is GOOD
-    assert whom_to_try([GOOD, KNOWN], 0, 1, 1, is_plain=True) is None
-    assert whom_to_try([KNOWN], 0, 2, 1, is_plain=True) is None
+    assert choose_probe([GOOD, KNOWN], 0, 2, 1, is_plain=True) is GOOD
+    assert choose_probe([GOOD, KNOWN], 0, 1, 1, is_plain=True) is None
+    assert choose_probe([KNOWN], 0, 2, 1, is_plain=True) is None
 
 
-def test_trials_of_a_good_drafter_become_rarer_while_plans_stay_plain() -> None:
+def test_probes_of_a_promising_drafter_become_rarer() -> None:
     due = [
-        next(n for n in range(100) if whom_to_try([GOOD], trials, n, 1, is_plain=True) is GOOD)
-        for trials in (0, 4, 8)
+        next(n for n in range(100) if choose_probe([GOOD], probes, n, 1, is_plain=True) is GOOD)
+        for probes in (0, 4, 8)
     ]
-    assert due == [2, 4, TRIAL_EVERY]
+    assert due == [2, 4, PROBE_EVERY]

@@ -1,5 +1,5 @@
-"""Shares over time: nobody saves turns up, what was not used is given back, and a request is judged
-by the last of its choices."""
+"""Shares over time: idle time earns nothing, unused tokens are credited, and a request is judged by
+the last of its choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgecosine.errors import Overloaded
 
 
 def served(queue: FairQueue, count: int) -> list[str]:
-    """The clients of the next turns, each of which costs what was expected."""
+    """The clients of the next jobs, which cost as expected."""
     names = []
     for _ in range(count):
         job = queue.pop()
@@ -20,7 +20,7 @@ def served(queue: FairQueue, count: int) -> list[str]:
     return names
 
 
-def test_client_that_was_away_has_saved_no_turns_up() -> None:
+def test_idle_client_earns_no_tokens() -> None:
     queue = FairQueue()
     queue.add(FairJob("away", 10.0))
     served(queue, 1)
@@ -33,8 +33,8 @@ def test_client_that_was_away_has_saved_no_turns_up() -> None:
     assert abs(names.count("away") - names.count("busy")) <= 2
 
 
-def test_tokens_that_were_not_used_are_given_back() -> None:
-    """Both expect 100 tokens a job, one of them uses 10."""
+def test_unused_tokens_are_credited() -> None:
+    """Both clients expect 100 tokens per job, and one uses 10."""
     queue = FairQueue()
     for _ in range(40):
         queue.add(FairJob("short", 100.0))
@@ -48,15 +48,15 @@ def test_tokens_that_were_not_used_are_given_back() -> None:
     assert used["long"] <= 2 * used["short"] + 100.0
 
 
-@pytest.mark.parametrize(("deadline_s", "is_let_in"), [(1.5, False), (2.5, True)])
+@pytest.mark.parametrize(("deadline_s", "is_admitted"), [(1.5, False), (2.5, True)])
 def test_request_is_judged_by_the_last_of_its_choices(
-    deadline_s: float, *, is_let_in: bool
+    deadline_s: float, *, is_admitted: bool
 ) -> None:
-    """One place, ten tokens a second: the first of two choices would be there after a second."""
-    admission = AdmissionControl(num_places=1, max_queued=8)
+    """One slot at ten tokens per second: the first of two choices would end after a second."""
+    admission = AdmissionControl(num_slots=1, max_queued=8)
     admission.pace.observe(100, 100, 10.0)
     choices = [FairJob("a", 10.0), FairJob("a", 10.0)]
-    if is_let_in:
+    if is_admitted:
         admission.check(choices, deadline_s, 0.0)
     else:
         with pytest.raises(Overloaded, match="deadline"):

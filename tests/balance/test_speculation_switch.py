@@ -1,4 +1,4 @@
-"""Speculation goes on where it was measured to be worth it, and is tried again where it was not."""
+"""Speculation stays on where it is faster, and is probed again where it was slower."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from edgecosine.balance.speculation_switch import (
     FIRST_REST,
     LONGEST_REST,
-    TRIAL_PASSES,
+    PROBE_PASSES,
     SpeculationSwitch,
 )
 
@@ -15,97 +15,97 @@ PLAIN_S = 0.010
 
 
 def play(
-    regimes: SpeculationSwitch, passes: int, speculating_per_s: float, requests: int = 4
+    switch: SpeculationSwitch, passes: int, speculating_per_s: float, requests: int = 4
 ) -> int:
-    """Passes at these speeds; returns how many of them were plain."""
+    """Observe passes at these speeds; returns how many of them were plain."""
     num_plain = 0
     for _ in range(passes):
-        if regimes.speculates(requests):
-            regimes.observe(requests, 100, 100 / speculating_per_s, PLAIN_S)
+        if switch.speculates(requests):
+            switch.observe(requests, 100, 100 / speculating_per_s, PLAIN_S)
         else:
             num_plain += 1
-            regimes.observe(requests, requests, PLAIN_S, PLAIN_S)
+            switch.observe(requests, requests, PLAIN_S, PLAIN_S)
     return num_plain
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.5, 4.0])
-def test_speculation_that_gains_never_stops(gain: float) -> None:
+def test_faster_speculation_is_never_switched_off(gain: float) -> None:
     assert play(SpeculationSwitch(), 1000, gain * 4 / PLAIN_S) == 0
 
 
 @pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
-def test_speculation_that_loses_has_ever_less_of_the_time(gain: float) -> None:
-    regimes = SpeculationSwitch()
-    first = play(regimes, 1000, gain * 4 / PLAIN_S)
-    later = play(regimes, 10000, gain * 4 / PLAIN_S)
+def test_slower_speculation_is_probed_ever_less_often(gain: float) -> None:
+    switch = SpeculationSwitch()
+    first = play(switch, 1000, gain * 4 / PLAIN_S)
+    later = play(switch, 10000, gain * 4 / PLAIN_S)
     assert first >= 0.8 * 1000
     assert later >= 0.99 * 10000
 
 
-def test_speculation_that_gains_again_is_found_within_one_rest() -> None:
-    regimes = SpeculationSwitch()
-    play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
-    assert play(regimes, 2 * LONGEST_REST, 2.0 * 4 / PLAIN_S) <= LONGEST_REST
-    assert regimes.speculates(4)
+def test_speculation_that_pays_again_is_found_within_one_rest() -> None:
+    switch = SpeculationSwitch()
+    play(switch, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
+    assert play(switch, 2 * LONGEST_REST, 2.0 * 4 / PLAIN_S) <= LONGEST_REST
+    assert switch.speculates(4)
 
 
-def test_one_bad_trial_after_a_good_time_costs_a_short_rest() -> None:
-    regimes = SpeculationSwitch()
-    play(regimes, 100 * TRIAL_PASSES, 2.0 * 4 / PLAIN_S)
+def test_one_bad_probe_after_good_rounds_costs_a_short_rest() -> None:
+    switch = SpeculationSwitch()
+    play(switch, 100 * PROBE_PASSES, 2.0 * 4 / PLAIN_S)
     bad = 0
-    while regimes.speculates(4):
-        regimes.observe(4, 1, 1.0, PLAIN_S)
+    while switch.speculates(4):
+        switch.observe(4, 1, 1.0, PLAIN_S)
         bad += 1
         assert bad < 10
-    assert play(regimes, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST
+    assert play(switch, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST
 
 
-def test_a_single_request_is_left_to_its_plans() -> None:
-    regimes = SpeculationSwitch()
-    assert play(regimes, 1000, 0.1 / PLAIN_S, requests=1) == 0
+def test_switch_does_not_apply_to_a_single_request() -> None:
+    switch = SpeculationSwitch()
+    assert play(switch, 1000, 0.1 / PLAIN_S, requests=1) == 0
 
 
-def test_numbers_of_requests_are_judged_apart_and_new_ones_by_the_nearest() -> None:
-    regimes = SpeculationSwitch()
-    play(regimes, 100, 2.0 * 2 / PLAIN_S, requests=2)
-    play(regimes, 100, 0.5 * 4 / PLAIN_S, requests=4)
-    assert regimes.speculates(2)
-    assert not regimes.speculates(4)
-    assert not regimes.speculates(6)
-    assert regimes.speculates(3)
-    assert "4 requests" in regimes.reason(4)
+def test_numbers_of_requests_are_judged_separately_and_new_ones_by_the_nearest() -> None:
+    switch = SpeculationSwitch()
+    play(switch, 100, 2.0 * 2 / PLAIN_S, requests=2)
+    play(switch, 100, 0.5 * 4 / PLAIN_S, requests=4)
+    assert switch.speculates(2)
+    assert not switch.speculates(4)
+    assert not switch.speculates(6)
+    assert switch.speculates(3)
+    assert "4 requests" in switch.reason(4)
 
 
-def test_trial_that_clearly_loses_is_cut_short() -> None:
-    regimes, num_tried = SpeculationSwitch(), 0
-    while regimes.speculates(4):
-        play(regimes, 1, 0.5 * 4 / PLAIN_S)
-        num_tried += 1
-    assert num_tried < TRIAL_PASSES
+def test_probe_that_is_clearly_slower_ends_early() -> None:
+    switch, num_probed = SpeculationSwitch(), 0
+    while switch.speculates(4):
+        play(switch, 1, 0.5 * 4 / PLAIN_S)
+        num_probed += 1
+    assert num_probed < PROBE_PASSES
 
 
-def test_number_that_is_new_does_as_the_nearest_one() -> None:
-    regimes = SpeculationSwitch()
-    play(regimes, 200, 0.5 * 8 / PLAIN_S, requests=8)
-    assert not regimes.speculates(8)
-    assert not regimes.speculates(7)
-    assert not regimes.speculates(5)
-    assert regimes.speculates(2)
+def test_unmeasured_number_follows_the_nearest_one() -> None:
+    switch = SpeculationSwitch()
+    play(switch, 200, 0.5 * 8 / PLAIN_S, requests=8)
+    assert not switch.speculates(8)
+    assert not switch.speculates(7)
+    assert not switch.speculates(5)
+    assert switch.speculates(2)
 
 
-def test_drafters_that_only_look_better_are_believed_ever_less_often() -> None:
-    regimes = SpeculationSwitch()
+def test_better_drafters_that_do_not_help_cause_ever_fewer_probes() -> None:
+    switch = SpeculationSwitch()
     num_plain = 0
     for _ in range(10000):
-        regimes.reconsider()
-        num_plain += play(regimes, 1, 0.5 * 4 / PLAIN_S)
+        switch.reconsider()
+        num_plain += play(switch, 1, 0.5 * 4 / PLAIN_S)
     assert num_plain >= 0.95 * 10000
 
 
-def test_speculation_with_drafters_that_have_become_better_is_tried_again_at_once() -> None:
-    regimes = SpeculationSwitch()
-    play(regimes, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
-    while regimes.speculates(4):
-        play(regimes, 1, 0.5 * 4 / PLAIN_S)
-    regimes.reconsider()
-    assert play(regimes, 1000, 2.0 * 4 / PLAIN_S) == 0
+def test_better_drafters_cause_a_probe_at_once() -> None:
+    switch = SpeculationSwitch()
+    play(switch, 20 * LONGEST_REST, 0.5 * 4 / PLAIN_S)
+    while switch.speculates(4):
+        play(switch, 1, 0.5 * 4 / PLAIN_S)
+    switch.reconsider()
+    assert play(switch, 1000, 2.0 * 4 / PLAIN_S) == 0

@@ -1,4 +1,4 @@
-"""Rounds step by step: the best interval, and when they are believed in."""
+"""Rounds step by step: the best interval, and when they are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.steps import (
     ENOUGH_ROUNDS,
     FIRST_REST,
-    TRIAL_ROUNDS,
+    PROBE_ROUNDS,
     DrafterTeam,
     StepwiseGain,
     best_steps,
@@ -23,15 +23,15 @@ from tests.balance.test_plan import MEMORY_BOUND
 seconds = st.floats(0, 0.1)
 
 
-def team(exchange_s: float, winner_rate: float = 0.9, rate: float = 0.6) -> DrafterTeam:
-    return DrafterTeam(2, winner_rate, rate, exchange_s, 0.001)
+def team(exchange_s: float, first_rate: float = 0.9, rate: float = 0.6) -> DrafterTeam:
+    return DrafterTeam(2, first_rate, rate, exchange_s, 0.001)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), seconds, seconds, st.integers(0, 40))
 def test_pieces_are_at_least_two_and_their_time_is_counted(
-    winner_rate: float, rate: float, exchange_s: float, token_s: float, room: int
+    first_rate: float, rate: float, exchange_s: float, token_s: float, room: int
 ) -> None:
-    steps = best_steps(DrafterTeam(2, winner_rate, rate, exchange_s, token_s), MEMORY_BOUND, room)
+    steps = best_steps(DrafterTeam(2, first_rate, rate, exchange_s, token_s), MEMORY_BOUND, room)
     if steps is None:
         assert room < 3
         return
@@ -40,7 +40,7 @@ def test_pieces_are_at_least_two_and_their_time_is_counted(
     assert steps.draft_s == pytest.approx(pieces * exchange_s + steps.gamma * token_s)
 
 
-def test_dearer_exchanges_make_longer_pieces_until_they_are_worth_nothing() -> None:
+def test_more_expensive_exchanges_make_longer_pieces() -> None:
     found = [best_steps(team(s), MEMORY_BOUND, 100) for s in (0.0, 0.004, 0.016, 0.1)]
     intervals = [steps.interval for steps in found if steps is not None]
     assert intervals[0] == 1
@@ -52,36 +52,36 @@ def test_dearer_exchanges_make_longer_pieces_until_they_are_worth_nothing() -> N
 
 
 def whole(speed: float, num_rounds: int = ENOUGH_ROUNDS) -> Speed:
-    """What a request measured of rounds fused once."""
+    """The measured speed of rounds fused once."""
     measured = Speed()
     for _ in range(num_rounds):
         measured.observe(1, 1 / speed)
     return measured
 
 
-def test_nothing_is_tried_before_there_is_something_to_compare_it_with() -> None:
+def test_no_probe_before_enough_rounds_fused_once() -> None:
     assert not StepwiseGain().wants(1000.0, whole(10.0, ENOUGH_ROUNDS - 1))
     assert not StepwiseGain().wants(10.0, whole(10.0))
     assert StepwiseGain().wants(1000.0, whole(10.0))
 
 
 @pytest.mark.parametrize(("kept", "adopted"), [(1.0, True), (0.6, True), (0.4, False)])
-def test_trial_decides_by_what_was_measured(kept: float, *, adopted: bool) -> None:
+def test_probe_decides_by_the_measured_speed(kept: float, *, adopted: bool) -> None:
     stepping, before = StepwiseGain(), whole(100.0)
-    for _ in range(TRIAL_ROUNDS):
+    for _ in range(PROBE_ROUNDS):
         assert stepping.wants(200.0, before)
         stepping.observe(4, 4 / (kept * 200.0), 200.0)
     assert stepping.trust == pytest.approx(kept)
     assert stepping.wants(200.0, before) is adopted
 
 
-def test_failed_trials_become_rarer() -> None:
-    stepping, before, trials = StepwiseGain(), whole(100.0), list[int]()
+def test_failed_probes_become_rarer() -> None:
+    stepping, before, probes = StepwiseGain(), whole(100.0), list[int]()
     for number in range(20 * FIRST_REST):
         if stepping.wants(200.0, before):
-            trials.append(number)
+            probes.append(number)
             stepping.observe(1, 1 / 50.0, 200.0)
-    firsts = trials[::TRIAL_ROUNDS]
+    firsts = probes[::PROBE_ROUNDS]
     pauses = [after - start for start, after in itertools.pairwise(firsts)]
     assert len(pauses) >= 2
     assert pauses == sorted(pauses)

@@ -1,33 +1,62 @@
-"""Strategies for what drafters may propose in one round."""
+"""Draft trees for tests, and strategies for the drafts of one round."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
-from edgecosine.fusion.fuse import CalibratedDraft
+from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.fuse import DraftUnion
+from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 probabilities = st.floats(0, 1)
 
 
+def draft_of(
+    node_id: str,
+    prefix_len: int,
+    tokens: Sequence[int],
+    confidences: Sequence[float],
+    parents: Sequence[int] = (),
+    score: PromptScore = NO_HINDSIGHT,
+    *,
+    trunk: int = 0,
+) -> DrafterTree:
+    """A drafter's draft; a chain without `parents`."""
+    size = len(tokens)
+    above = tuple(parents) or tuple(range(ROOT, size - 1))
+    tree = TokenTree(tuple(tokens), above, tuple(confidences), (0,) * size)
+    return DrafterTree(node_id, prefix_len, tree, score, trunk)
+
+
+def union(drafts: Sequence[DrafterTree], budget: int) -> TokenTree:
+    """The union of drafts whose confidences are taken as probabilities."""
+    return DraftUnion(drafts, [draft.tree.confidences for draft in drafts]).tree(budget)
+
+
 @st.composite
-def chains(draw: st.DrawFn, drafter: int = 0) -> CalibratedDraft:
+def chains(draw: st.DrawFn, drafter: int = 0) -> DrafterTree:
     """One drafter's chain; few tokens, so that drafters agree often."""
-    tokens = tuple(draw(st.lists(st.integers(0, 2), max_size=6)))
-    shares = tuple(draw(probabilities) for _ in tokens)
-    return CalibratedDraft(drafter, tokens, shares)
+    tokens = draw(st.lists(st.integers(0, 2), max_size=6))
+    return draft_of(f"d{drafter}", 0, tokens, [draw(probabilities) for _ in tokens])
 
 
 @st.composite
-def wide_drafts(draw: st.DrawFn, drafter: int = 0) -> CalibratedDraft:
-    """One drafter's tree, in topological order; siblings may even hold the same token."""
-    tokens = tuple(draw(st.lists(st.integers(0, 2), max_size=8)))
-    parents = tuple(draw(st.integers(-1, node - 1)) for node in range(len(tokens)))
-    shares = tuple(draw(probabilities) for _ in tokens)
-    return CalibratedDraft(drafter, tokens, shares, parents)
+def wide_drafts(draw: st.DrawFn, drafter: int = 0) -> DrafterTree:
+    """One drafter's tree, in topological order."""
+    nodes: list[tuple[int, int]] = []
+    for _ in range(draw(st.integers(0, 8))):
+        node = draw(st.integers(ROOT, len(nodes) - 1)), draw(st.integers(0, 2))
+        if node not in nodes:
+            nodes.append(node)
+    parents, tokens = [above for above, _ in nodes], [token for _, token in nodes]
+    return draft_of(f"d{drafter}", 0, tokens, [draw(probabilities) for _ in nodes], parents)
 
 
 @st.composite
-def rounds(draw: st.DrawFn) -> list[CalibratedDraft]:
+def rounds(draw: st.DrawFn) -> list[DrafterTree]:
     """The drafts of up to four drafters."""
     size = draw(st.integers(0, 4))
-    return [draw(chains(bit) | wide_drafts(bit)) for bit in range(size)]
+    return [draw(chains(number) | wide_drafts(number)) for number in range(size)]

@@ -1,4 +1,4 @@
-"""Routing: how often a drafter is right, for everybody and for one request."""
+"""Acceptance rates of a drafter, over all requests and within one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.fusion.acceptance_rates import (
-    FIRST_GUESS,
+    FIRST_RATE,
     REQUEST_MEMORY,
     AcceptanceRate,
     DrafterRecord,
@@ -17,7 +17,7 @@ counts = st.integers(0, 200)
 
 
 @given(st.lists(st.tuples(counts, counts), max_size=20), st.floats(0, 1))
-def test_rate_is_between_the_prior_and_what_was_seen(
+def test_rate_is_between_the_prior_and_the_evidence(
     evidence: list[tuple[int, int]], prior: float
 ) -> None:
     rate = AcceptanceRate(memory=100.0)
@@ -39,19 +39,19 @@ def test_evidence_is_never_more_than_memory_and_the_last_round(
         assert rate.hits >= 0.0 <= rate.misses
 
 
-def test_rate_forgets_what_is_no_longer_so() -> None:
+def test_old_evidence_fades() -> None:
     rate = AcceptanceRate(REQUEST_MEMORY)
     for _ in range(100):
         rate.observe(3, 0)
-    assert rate.mean(FIRST_GUESS, 2.0) > 0.9
+    assert rate.mean(FIRST_RATE, 2.0) > 0.9
     for _ in range(200):
         rate.observe(0, 1)
-    assert rate.mean(FIRST_GUESS, 2.0) < 0.1
+    assert rate.mean(FIRST_RATE, 2.0) < 0.1
 
 
-def test_new_request_starts_from_what_all_requests_taught() -> None:
+def test_new_request_starts_from_the_record() -> None:
     record, rates = DrafterRecord(), RequestRates()
-    assert rates.estimate("d", record) == FIRST_GUESS
+    assert rates.estimate("d", record) == FIRST_RATE
     record.rate.observe(90, 10)
     assert rates.estimate("d", record) == record.prior > 0.8
     assert rates.evidence("d") == 0.0
@@ -66,7 +66,7 @@ def test_requests_own_rounds_outweigh_the_record() -> None:
     assert rates.estimate("another", record) == record.prior
 
 
-def test_row_of_misses_is_a_surprise_where_hits_were_the_rule_and_a_single_one_is_not() -> None:
+def test_improbable_run_of_misses_discards_hits() -> None:
     changed, even = AcceptanceRate(60.0), AcceptanceRate(60.0)
     for _ in range(100):
         changed.observe_change(4, 0)
@@ -79,4 +79,4 @@ def test_row_of_misses_is_a_surprise_where_hits_were_the_rule_and_a_single_one_i
     assert changed.mean(0.5, 2.0) < 0.3
     assert even.mean(0.5, 2.0) > 0.4
     changed.observe_change(4, 0)
-    assert changed.doubt == 1.0
+    assert changed.run_probability == 1.0

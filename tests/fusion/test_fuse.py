@@ -1,4 +1,4 @@
-"""The union of drafts: whole paths, within its budget, most probable first, in no order's debt."""
+"""The union of drafts: whole paths, within its budget, most probable first, in any order."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.fuse import CalibratedDraft, reaches, union
+from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.fuse import path_probabilities
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
-from tests.fusion.drafts import chains, probabilities, rounds
+from tests.fusion.drafts import chains, draft_of, probabilities, rounds, union
 from tests.protocol.wire.test_tree import trees
 
 budgets = st.integers(0, 24)
 
 
+def chain(node_id: str, tokens: tuple[int, ...], *shares: float, trunk: int = 0) -> DrafterTree:
+    return draft_of(node_id, 0, tokens, shares, trunk=trunk)
+
+
 def paths(tree: TokenTree) -> dict[tuple[int, ...], float]:
-    """Token paths of a tree's nodes and how probable they are."""
-    reach = reaches(tree)
+    """Token paths of a tree's nodes and their probabilities."""
+    found = path_probabilities(tree)
     return {
-        tuple(tree.tokens[below] for below in tree.path(node)): reach[node]
+        tuple(tree.tokens[below] for below in tree.path(node)): found[node]
         for node in range(len(tree))
     }
 
 
-def proposed(draft: CalibratedDraft) -> set[tuple[int, ...]]:
+def proposed(draft: DrafterTree) -> set[tuple[int, ...]]:
     """Token paths that a draft holds."""
-    found: list[tuple[int, ...]] = []
-    for node, token in enumerate(draft.tokens):
-        above = draft.parents[node] if draft.parents else node - 1
-        found.append((token,) if above == ROOT else (*found[above], token))
-    return set(found)
+    return set(paths(draft.tree))
 
 
 @given(rounds(), budgets)
-def test_union_respects_its_budget_and_holds_only_what_was_proposed(
-    drafts: list[CalibratedDraft], budget: int
+def test_union_respects_its_budget_and_holds_only_drafted_paths(
+    drafts: list[DrafterTree], budget: int
 ) -> None:
     everything = set().union(*(proposed(draft) for draft in drafts))
     tree = union(drafts, budget)
@@ -45,92 +46,86 @@ def test_union_respects_its_budget_and_holds_only_what_was_proposed(
 
 
 @given(st.lists(chains(), max_size=1), st.integers(-3, 0))
-def test_no_budget_gives_no_tree(drafts: list[CalibratedDraft], budget: int) -> None:
+def test_no_budget_gives_no_tree(drafts: list[DrafterTree], budget: int) -> None:
     assert len(union(drafts, budget)) == 0
 
 
-@given(rounds(), budgets, st.randoms(use_true_random=False))
+@given(rounds(), st.randoms(use_true_random=False))
 def test_union_is_the_same_for_any_order_of_drafts(
-    drafts: list[CalibratedDraft], budget: int, random: Random
+    drafts: list[DrafterTree], random: Random
 ) -> None:
     shuffled = list(drafts)
     random.shuffle(shuffled)
-    assert union(shuffled, budget) == union(drafts, budget)
+    assert paths(union(shuffled, 100)) == pytest.approx(paths(union(drafts, 100)))
 
 
 @given(rounds(), budgets)
-def test_cut_keeps_the_most_probable_nodes(drafts: list[CalibratedDraft], budget: int) -> None:
+def test_cut_keeps_the_most_probable_nodes(drafts: list[DrafterTree], budget: int) -> None:
     whole, kept = paths(union(drafts, 100)), paths(union(drafts, budget))
-    dropped = [reach for path, reach in whole.items() if path not in kept]
+    dropped = [probability for path, probability in whole.items() if path not in kept]
     assert max(dropped, default=0.0) <= min(kept.values(), default=1.0)
-    assert all(whole[path] == reach for path, reach in kept.items())
+    assert all(whole[path] == probability for path, probability in kept.items())
 
 
 @given(rounds(), budgets)
-def test_smaller_union_is_part_of_a_larger_one(drafts: list[CalibratedDraft], budget: int) -> None:
+def test_smaller_union_is_part_of_a_larger_one(drafts: list[DrafterTree], budget: int) -> None:
     assert set(paths(union(drafts, budget))) <= set(paths(union(drafts, budget + 1)))
 
 
 @given(trees())
-def test_reach_never_rises_along_a_path(tree: TokenTree) -> None:
-    reach = reaches(tree)
+def test_path_probability_never_rises_along_a_path(tree: TokenTree) -> None:
+    found = path_probabilities(tree)
     for node, parent in enumerate(tree.parents):
-        assert reach[node] <= (1.0 if parent == ROOT else reach[parent])
+        assert found[node] <= (1.0 if parent == ROOT else found[parent])
 
 
 @given(chains(), budgets)
-def test_union_of_one_chain_is_the_chain_cut(draft: CalibratedDraft, budget: int) -> None:
+def test_union_of_one_chain_is_the_chain_cut(draft: DrafterTree, budget: int) -> None:
     tree = union([draft], budget)
     assert tree.is_chain
-    assert tree.tokens == draft.tokens[:budget]
+    assert tree.tokens == draft.tree.tokens[:budget]
     assert set(tree.proposers) <= {1}
 
 
 @given(rounds())
-def test_proposers_are_those_whose_drafts_hold_the_node(drafts: list[CalibratedDraft]) -> None:
+def test_proposers_are_the_drafts_that_hold_the_node(drafts: list[DrafterTree]) -> None:
     tree = union(drafts, 100)
     for node in range(len(tree)):
         path = tuple(tree.tokens[below] for below in tree.path(node))
-        holders = sum(1 << draft.drafter for draft in drafts if path in proposed(draft))
+        holders = sum(1 << bit for bit, draft in enumerate(drafts) if path in proposed(draft))
         assert tree.proposers[node] == holders
 
 
 @given(chains(0), probabilities)
 def test_agreement_raises_a_node_and_disagreement_leaves_it(
-    draft: CalibratedDraft, share: float
+    draft: DrafterTree, share: float
 ) -> None:
-    witness = CalibratedDraft(1, draft.tokens, (share,) * len(draft.tokens))
+    tokens = draft.tree.tokens
+    witness = draft_of("d1", 0, tokens, (share,) * len(tokens))
     alone, agreed = union([draft], 24), union([draft, witness], 24)
     assert agreed.tokens == alone.tokens
     for before, after in zip(alone.confidences, agreed.confidences, strict=True):
         assert before <= after <= 1.0
-    stranger = CalibratedDraft(
-        1, tuple(token + 10 for token in draft.tokens), witness.probabilities
-    )
-    apart = paths(union([draft, stranger], 24))
-    assert all(apart[path] == reach for path, reach in paths(alone).items())
+    other = draft_of("d1", 0, [token + 10 for token in tokens], (share,) * len(tokens))
+    apart = paths(union([draft, other], 24))
+    assert all(apart[path] == probability for path, probability in paths(alone).items())
 
 
-def test_two_doubtful_witnesses_outweigh_a_surer_one() -> None:
-    drafts = [
-        CalibratedDraft(0, (1,), (0.5,)),
-        CalibratedDraft(1, (1,), (0.5,)),
-        CalibratedDraft(2, (2,), (0.7,)),
-    ]
+def test_two_uncertain_witnesses_outweigh_a_more_confident_one() -> None:
+    drafts = [chain("a", (1,), 0.5), chain("b", (1,), 0.5), chain("c", (2,), 0.7)]
     tree = union(drafts, 1)
     assert (tree.tokens, tree.proposers, tree.confidences) == ((1,), (0b011,), (0.75,))
 
 
-def test_nobody_is_believed_without_any_doubt() -> None:
-    assert union([CalibratedDraft(0, (1,), (1.0,))], 1).confidences[0] < 1.0
+def test_no_node_is_certain() -> None:
+    assert union([chain("a", (1,), 1.0)], 1).confidences[0] < 1.0
 
 
-def test_draft_is_no_witness_for_the_trunk_that_it_goes_on_from() -> None:
-    first = CalibratedDraft(0, (7,), (0.6,))
-    onward = CalibratedDraft(1, (7, 8), (0.9, 0.5), trunk=1)
-    tree = union([first, onward], 9)
+def test_draft_is_no_witness_for_its_trunk() -> None:
+    first = chain("a", (7,), 0.6)
+    tree = union([first, chain("b", (7, 8), 0.9, 0.5, trunk=1)], 9)
     assert tree.tokens == (7, 8)
     assert tree.confidences == pytest.approx((0.6, 0.5))
     assert tree.proposers == (1, 2)
-    again = union([first, CalibratedDraft(1, (7, 8), (0.9, 0.5))], 9)
+    again = union([first, chain("b", (7, 8), 0.9, 0.5)], 9)
     assert again.proposers == (3, 2)

@@ -1,25 +1,25 @@
-"""What drafters say of themselves counts as far as verdicts bore it out."""
+"""Self-reports count as far as verification results confirm them."""
 
 from __future__ import annotations
 
 from edgecosine.fusion.acceptance_rates import DrafterRecord, RequestRates, SelfReport
 
 
-def test_word_that_was_not_kept_is_discounted() -> None:
-    honest, boaster = DrafterRecord(), DrafterRecord()
+def test_over_reported_acceptance_is_discounted() -> None:
+    honest, over_confident = DrafterRecord(), DrafterRecord()
     for _ in range(20):
-        honest.word.observe(0.9, 9, 1)
-        boaster.word.observe(0.9, 1, 9)
-    assert honest.word.trust > 0.95
-    assert boaster.word.trust < 0.25
+        honest.self_report.observe(0.9, 9, 1)
+        over_confident.self_report.observe(0.9, 1, 9)
+    assert honest.self_report.trust > 0.95
+    assert over_confident.self_report.trust < 0.25
     rates = RequestRates()
-    rates.hear("d", 40, 0)
+    rates.observe_report("d", 40, 0)
     assert rates.estimate("d", honest) > 0.85
-    assert rates.estimate("d", boaster) < 0.35
+    assert rates.estimate("d", over_confident) < 0.35
 
 
-def test_nobody_is_trusted_beyond_what_it_claims() -> None:
-    word = SelfReport()
+def test_under_reporting_does_not_raise_trust_above_one() -> None:
+    report = SelfReport()
     for _ in range(20):
-        word.observe(0.1, 9, 1)
-    assert word.trust == 1.0
+        report.observe(0.1, 9, 1)
+    assert report.trust == 1.0

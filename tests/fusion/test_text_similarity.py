@@ -1,4 +1,4 @@
-"""Experience: texts of the same kind tell which drafter is good for a new one."""
+"""Similar texts predict the best drafter for a new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS = {"law": range(1000, 1040), "code": range(2000, 2040)}
 
 
 def text(subject: str, chance: random.Random, size: int = 60) -> list[int]:
-    """Common words for the most part, the rest of its subject."""
+    """A text of common tokens and some of its subject."""
     return [
         chance.choice(COMMON if chance.random() < 0.7 else SUBJECTS[subject]) for _ in range(size)
     ]
@@ -53,7 +53,7 @@ def test_expected_rates_are_between_those_that_were_seen(tokens: list[int], size
     assert all(0.2 - 1e-6 <= each.rate <= 0.8 + 1e-6 for each in expected.values())
 
 
-def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
+def test_drafter_with_few_judged_tokens_is_not_kept() -> None:
     experience = TextMemory()
     for _ in range(3):
         experience.add(features([1, 2]), {"d": (1.0, 1.0)})
@@ -61,8 +61,8 @@ def test_drafter_that_was_hardly_tried_taught_nothing() -> None:
 
 
 @pytest.mark.parametrize("num_texts", [2, 60, MEMORY + 40])
-def test_expectation_is_the_mean_weighted_by_likeness(num_texts: int) -> None:
-    """Nadaraya and Watson's estimator, written down as it is defined."""
+def test_expectation_is_the_mean_weighted_by_similarity(num_texts: int) -> None:
+    """Nadaraya and Watson's estimator by its definition."""
     chance = random.Random(4)
     texts = [features(text(chance.choice([*SUBJECTS]), chance)) for _ in range(num_texts)]
     rates = [chance.random() for _ in texts]
@@ -109,7 +109,7 @@ def test_memory_is_bounded() -> None:
     assert len(learned(MEMORY + 50, random.Random(3))) == MEMORY
 
 
-def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it() -> None:
+def test_similar_texts_set_the_prior_and_own_rounds_outweigh_it() -> None:
     chance = random.Random(4)
     rates = RequestRates(expected=learned(40, chance).expect(features(text("law", chance))))
     record = DrafterRecord()
@@ -121,7 +121,7 @@ def test_experience_sets_the_first_guess_and_the_requests_own_rounds_overrule_it
     assert rates.estimate("code", record) > rates.estimate("law", record) + 0.3
 
 
-def test_without_experience_the_record_decides() -> None:
+def test_record_decides_without_similar_texts() -> None:
     record = DrafterRecord()
     record.rate.observe(90, 10)
     assert RequestRates().estimate("d", record) == record.prior

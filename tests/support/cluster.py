@@ -1,7 +1,6 @@
-"""A target node without a network, and drafters under any weather, for whole sessions.
+"""A target node without a network, and drafters behind faulty links, for whole sessions.
 
-The balancer is told scripted pass times, so that whether speculation pays does not depend on the
-machine.
+The planner gets scripted pass times, so that its decisions do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftEngine,
 )
@@ -37,11 +37,11 @@ from edgecosine.protocol.wire.messages import (
 from tests.support.engines import NUM_TOKENS, ScriptedTarget, byte_codec
 
 PASS_S = 1.0
-"""What the balancer is told of each pass: so dear that any good draft pays."""
+"""Reported time of each pass, so long that any good draft pays."""
 
 
-class Weather(enum.Enum):
-    """What may befall one ask. Being late ends the wait at once, not after a second."""
+class LinkFault(enum.Enum):
+    """What happens to one draft request. A late one times out at once."""
 
     FINE = enum.auto()
     REQUEST_LATE = enum.auto()
@@ -62,18 +62,18 @@ class Weather(enum.Enum):
 class FakeLink:
     """A drafter in memory behind the real `DraftWorker`; implements `DrafterLink`.
 
-    A lost link stays away for `absence` looks at the links, and comes back to a drafter that has
-    forgotten everything. `held` keeps asks waiting until it is set.
+    A lost link is missing for `absence` calls of `look`, and returns to a drafter without state.
+    Requests wait until `held` is set.
     """
 
     def __init__(
         self,
-        drafting: DraftWorker,
-        weather: Iterable[Weather] = (Weather.FINE,),
+        worker: DraftWorker,
+        faults: Iterable[LinkFault] = (LinkFault.FINE,),
         *,
         absence: int = 2,
     ) -> None:
-        self._drafting, self._weather = drafting, itertools.cycle(weather)
+        self._worker, self._faults = worker, itertools.cycle(faults)
         self._absence, self._away = absence, 0
         self.max_context = 0
         self.asked: list[DraftRequest] = []
@@ -83,54 +83,54 @@ class FakeLink:
         self.held: asyncio.Event | None = None
 
     def look(self) -> bool:
-        """Whether the link is there now."""
+        """Whether the link is up."""
         self._away = max(0, self._away - 1)
         return not self._away
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         if self._away:
-            raise LinkLost("it is away")
+            raise LinkLost("the link is down")
         self.asked.append(request)
         self.is_asked.set()
         if self.held is not None:
             await self.held.wait()
-        weather = next(self._weather)
+        fault = next(self._faults)
         try:
-            answer = await self._answer(weather, request)
+            answer = await self._answer(fault, request)
         finally:
             self.num_answered += 1
         if isinstance(answer, OutOfStep):
             return answer
-        return _spoilt(weather, answer)
+        return _spoil(fault, answer)
 
     def send(self, message: AnyMessage) -> None:
         if self._away:
-            raise LinkLost("it is away")
+            raise LinkLost("the link is down")
         assert isinstance(message, Release)
         self.released.append(message.request_id)
-        self._drafting.on_request(message, lambda _: None)
+        self._worker.on_request(message, lambda _: None)
 
     def lose(self) -> None:
         """The link is cut."""
         self._away = self._absence
-        self._drafting.forget_all()
+        self._worker.drop_all()
 
-    async def _answer(self, weather: Weather, request: DraftRequest) -> Draft | OutOfStep:
-        match weather:
-            case Weather.REQUEST_LATE:
+    async def _answer(self, fault: LinkFault, request: DraftRequest) -> Draft | OutOfStep:
+        match fault:
+            case LinkFault.REQUEST_LATE:
                 raise TimeoutError
-            case Weather.LINK_LOST:
+            case LinkFault.LINK_LOST:
                 self.lose()
                 raise LinkLost("cut")
-            case Weather.LINK_LOST_UNSEEN:
-                self._drafting.forget_all()
-            case Weather.FORGOTTEN:
-                self._drafting.on_request(Release(request.request_id), lambda _: None)
-            case Weather.ALWAYS_OUT_OF_STEP:
+            case LinkFault.LINK_LOST_UNSEEN:
+                self._worker.drop_all()
+            case LinkFault.FORGOTTEN:
+                self._worker.on_request(Release(request.request_id), lambda _: None)
+            case LinkFault.ALWAYS_OUT_OF_STEP:
                 return OutOfStep(request.request_id, request.round, 0)
-            case Weather.CLAIMS_TO_HAVE_MORE:
+            case LinkFault.CLAIMS_TO_HAVE_MORE:
                 return OutOfStep(request.request_id, request.round, 1 << 20)
-            case Weather.SLOW:
+            case LinkFault.SLOW:
                 for _ in range(5):
                     await asyncio.sleep(0)
         answer: asyncio.Future[AnyMessage] = asyncio.get_running_loop().create_future()
@@ -139,26 +139,26 @@ class FakeLink:
             if not answer.done():
                 answer.set_result(message)
 
-        self._drafting.on_request(request, reply)
-        if weather is Weather.ANSWER_LATE:
+        self._worker.on_request(request, reply)
+        if fault is LinkFault.ANSWER_LATE:
             raise TimeoutError
         message = await answer
         assert isinstance(message, Draft | OutOfStep)
         return message
 
 
-def _spoilt(weather: Weather, draft: Draft) -> Draft:
+def _spoil(fault: LinkFault, draft: Draft) -> Draft:
     num_tokens, tokens, confidences = len(draft.confidences), draft.tokens, draft.confidences
-    match weather:
-        case Weather.WRONG_TOKENS:
+    match fault:
+        case LinkFault.WRONG_TOKENS:
             tokens = pack_tokens([0] * num_tokens)
-        case Weather.BEYOND_THE_VOCABULARY:
+        case LinkFault.BEYOND_THE_VOCABULARY:
             tokens = pack_tokens([NUM_TOKENS + 5] * num_tokens)
-        case Weather.TOO_FEW_CONFIDENCES:
+        case LinkFault.TOO_FEW_CONFIDENCES:
             confidences = confidences[:-1]
-        case Weather.TOO_MANY_TOKENS:
+        case LinkFault.TOO_MANY_TOKENS:
             tokens, confidences = tokens + pack_tokens([7] * 60), confidences + bytes([255] * 60)
-        case Weather.NOTHING:
+        case LinkFault.NOTHING:
             tokens = confidences = b""
     return Draft(
         draft.request_id, draft.round, tokens, confidences, draft.parents, draft.compute_us
@@ -166,23 +166,23 @@ def _spoilt(weather: Weather, draft: Draft) -> Draft:
 
 
 @dataclass
-class House:
-    """A target node without a network."""
+class TargetHarness:
+    """A running target node without a network."""
 
-    serving: TextService
-    verifying: Verifier
+    service: TextService
+    verifier: Verifier
     target: ScriptedTarget
-    balancer: Planner
+    planner: Planner
     links: dict[str, FakeLink]
     drafters: list[DraftWorker]
 
     async def ask(self, request: Request) -> list[Progress]:
-        """Everything that a request yields."""
-        async with aclosing(self.serving.answer(request)) as steps:
+        """All progress that a request yields."""
+        async with aclosing(self.service.answer(request)) as steps:
             return [step async for step in steps]
 
     async def answer(self, request: Request) -> Answer:
-        """The request's answer, which comes once, last, after deltas that make up its text."""
+        """The request's answer; checks that it comes last, after deltas that make up its text."""
         steps = await self.ask(request)
         answers = [step for step in steps if isinstance(step, Answer)]
         assert answers == steps[-1:]
@@ -193,41 +193,41 @@ class House:
 
 
 @dataclass
-class Neighbour:
-    """A drafter of a house."""
+class Drafter:
+    """A drafter of a harness, and the faults of its link in turn."""
 
     engine: DraftEngine
-    weather: Sequence[Weather] = field(default=(Weather.FINE,))
+    faults: Sequence[LinkFault] = field(default=(LinkFault.FINE,))
 
 
 @dataclass(frozen=True)
 class SteadyCosts:
-    """Tells a balancer that every pass takes as long, whatever the machine does."""
+    """Reports the same time for every pass, whatever the machine does."""
 
-    balancer: Planner
+    statistics: Statistics
     pass_s: float
 
     def observe_pass(self, report: PassReport) -> None:
-        self.balancer.observe_pass(PassReport(report.num_rows, self.pass_s))
+        self.statistics.observe_pass(PassReport(report.num_rows, self.pass_s))
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        return self.balancer.hold_s(num_rows, latecomers)
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
+        return self.statistics.batch_wait_s(num_rows, arrivals)
 
 
 @asynccontextmanager
-async def house(
+async def harness(
     target: ScriptedTarget,
-    neighbours: Sequence[Neighbour] = (),
+    setups: Sequence[Drafter] = (),
     *,
     pass_s: float = PASS_S,
     max_sessions: int = 4,
     may_fail: bool = False,
-) -> AsyncIterator[House]:
-    """A running target with its drafters; everything has ended afterwards.
+) -> AsyncIterator[TargetHarness]:
+    """A running target with its drafters; all tasks have ended afterwards.
 
-    Where the engine `may_fail`, the house stands without it, so that those inside can be heard.
+    If the engine `may_fail`, the other tasks continue after its failure.
     """
-    balancer = Planner()
+    planner = Planner()
     links: dict[str, FakeLink] = {}
 
     def look() -> Mapping[str, DrafterLink]:
@@ -235,35 +235,35 @@ async def house(
 
     with ExitStack() as threads:
         thread = threads.enter_context(EngineThread("target"))
-        verifying = Verifier(
+        verifier = Verifier(
             engine=target,
             thread=thread,
             max_batch=max_sessions,
-            costs=SteadyCosts(balancer, pass_s),
+            costs=SteadyCosts(planner.statistics, pass_s),
         )
         drafters: list[DraftWorker] = []
-        for number, neighbour in enumerate(neighbours):
+        for number, setup in enumerate(setups):
             thread = threads.enter_context(EngineThread(f"drafter-{number}"))
-            drafters.append(DraftWorker(engine=neighbour.engine, thread=thread, max_batch=4))
-            links[f"drafter-{number}"] = FakeLink(drafters[-1], neighbour.weather)
-        serving = TextService(
+            drafters.append(DraftWorker(engine=setup.engine, thread=thread, max_batch=4))
+            links[f"drafter-{number}"] = FakeLink(drafters[-1], setup.faults)
+        service = TextService(
             model="scripted",
             codec=byte_codec(),
             max_context=target.max_context,
             max_sessions=max_sessions,
             exactness="bitwise",
-            verifying=verifying,
-            balancer=balancer,
+            verifier=verifier,
+            planner=planner,
             drafters=look,
         )
         async with asyncio.TaskGroup() as group:
-            loops = [_verify(verifying, may_fail), *(drafting.run() for drafting in drafters)]
-            tasks = [group.create_task(loop, name="house") for loop in loops]
-            yield House(serving, verifying, target, balancer, links, drafters)
+            loops = [_verify(verifier, may_fail), *(worker.run() for worker in drafters)]
+            tasks = [group.create_task(loop, name="harness") for loop in loops]
+            yield TargetHarness(service, verifier, target, planner, links, drafters)
             for task in tasks:
                 task.cancel()
 
 
-async def _verify(verifying: Verifier, may_fail: bool) -> None:
+async def _verify(verifier: Verifier, may_fail: bool) -> None:
     with suppress(*[EngineError] * may_fail):
-        await verifying.run()
+        await verifier.run()

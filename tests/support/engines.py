@@ -54,7 +54,7 @@ def babble(alphabet: str = "abcd", *, salt: int = 0, eos_every: int = 0) -> Lang
 
 
 def recital(prompt: str, text: bytes, *more: int) -> Language:
-    """After this prompt comes this text, then more tokens, then the end for ever."""
+    """This text after this prompt, then more tokens, then end tokens."""
     tokens, start = [*text, *more], len(prompt.encode())
 
     def next_token(so_far: Sequence[int], _: Sampling) -> int:
@@ -108,7 +108,7 @@ def byte_codec() -> TextCodec:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the target says alone."""
+    """The target's answer without drafters."""
 
     text: str
     tokens: tuple[int, ...]
@@ -199,25 +199,25 @@ class ScriptedTarget:
             so_far = [*work.tokens, *accepted]
             return draw(self._language, so_far, work.num_prompt, work.sampling)
 
-        verdict = walk(work.tree, token_after)
+        result = walk(work.tree, token_after)
         if work.top_logprobs is None:
-            return verdict
-        committed = [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+            return result
+        committed = [*(work.tree.tokens[node] for node in result.path), result.bonus]
         logprobs = tuple(
             tell([*work.tokens, *committed[:number]], token, work.top_logprobs)
             for number, token in enumerate(committed)
         )
-        return replace(verdict, logprobs=logprobs)
+        return replace(result, logprobs=logprobs)
 
 
 class ScriptedDrafter:
-    """Guesses a language, right in a share `hits` of positions; implements `DraftEngine`."""
+    """Drafts a language, right in a share `hits` of positions; implements `DraftEngine`."""
 
     def __init__(
-        self, language: Language, *, hits: float = 1.0, boast: float | None = None
+        self, language: Language, *, hits: float = 1.0, confidence: float | None = None
     ) -> None:
         self._language, self._hits = language, hits
-        self._confidence = hits if boast is None else boast
+        self._confidence = hits if confidence is None else confidence
         self.held: set[str] = set()
         self._released = threading.Condition()
         self.batches: list[list[DraftWork]] = []
@@ -252,7 +252,7 @@ class ScriptedDrafter:
 
 
 class TurnTaker(ScriptedDrafter):
-    """Right at every position whose parity is `turn`, and knows when it is wrong."""
+    """Right at positions whose parity is `turn`, with a low confidence at the others."""
 
     def __init__(self, language: Language, turn: int) -> None:
         super().__init__(language)

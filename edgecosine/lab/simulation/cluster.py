@@ -154,7 +154,7 @@ class VirtualCluster:
         answers, waiting = _Answers(), iter(range(load.requests))
         plans = POLICIES[load.policy].max_drafters > 0
         for target in self.targets:
-            target.verifying.round_s = self._costs.round_with(len(self.drafters) * plans)
+            target.verifier.round_s = self._costs.round_with(len(self.drafters) * plans)
         self._start_counting()
         async with asyncio.TaskGroup() as group:
             asking = [
@@ -180,13 +180,13 @@ class VirtualCluster:
         while self._spent()["num_tokens"] < num_tokens:
             passed = asyncio.Event()
             for target in self.targets:
-                target.verifying.on_pass = passed.set
+                target.verifier.on_pass = passed.set
             await passed.wait()
 
     def _start_counting(self) -> None:
         self._former = self._counters()
         for target in self.targets:
-            target.balancer.times.clear()
+            target.planner.times.clear()
 
     def _counters(self) -> dict[str, float]:
         each = [target.counters() for target in self.targets]
@@ -211,7 +211,7 @@ class VirtualCluster:
             answers=answers.tokens,
             num_accepted=answers.num_accepted,
             num_answer_rounds=answers.num_rounds,
-            decisions=_together(target.balancer.times for target in self.targets),
+            decisions=_together(target.planner.times for target in self.targets),
         )
 
     async def _ask_in_turn(

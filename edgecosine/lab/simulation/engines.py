@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
@@ -119,14 +119,14 @@ class RecallingDrafter(TransformerDrafter):
         return self._texts.guess(self._drafter, self._texts.text_of(tokens), tokens, path)
 
 
-class SimulatedVerifying(Verifier):
+class SimulatedVerifier(Verifier):
     """The target's passes by a table of costs, and the rounds' time on its event loop."""
 
     def __init__(
         self,
         *,
         engine: RecitingTarget,
-        balancer: Planner,
+        statistics: Statistics,
         max_batch: int,
         costs: Costs,
         core: Core,
@@ -136,7 +136,7 @@ class SimulatedVerifying(Verifier):
             engine=engine,
             thread=cast(Any, None),
             max_batch=max_batch,
-            costs=balancer,
+            costs=statistics,
         )
         self._charges, self._core, self._strand = costs, core, strand
         self.round_s = costs.round_s
@@ -176,7 +176,7 @@ class SimulatedVerifying(Verifier):
         self.on_pass()
 
 
-class SimulatedDrafting(DraftWorker):
+class SimulatedDraftWorker(DraftWorker):
     """A drafter's steps by a table of costs."""
 
     def __init__(

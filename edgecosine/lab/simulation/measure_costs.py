@@ -50,7 +50,7 @@ class EngineCosts:
     step_s: dict[int, float]
     work_s: float
     plan_s: dict[int, float]
-    """Of the planner, which is measured in the same process."""
+    """Of the planner; it is measured beside them."""
 
 
 def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) -> EngineCosts:
@@ -140,19 +140,20 @@ def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
     """Seconds of a plan by the number of drafters, which all differ."""
     found = {}
     for count in PLANNED:
-        balancer, rng = Planner(), random.Random(count)
+        planner, rng = Planner(), random.Random(count)
         for rows, seconds in pass_s.items():
-            balancer.observe_pass(PassReport(rows, seconds))
+            planner.statistics.observe_pass(PassReport(rows, seconds))
         names = [f"drafter-{number}" for number in range(count)]
         for name in names:
             compute_s = rng.uniform(0.001, 0.003)
-            balancer.observe_answer(name, compute_s + rng.uniform(0.001, 0.003), compute_s, 4)
-            balancer.drafter(name).record.rate.observe(rng.randint(5, 40), 15)
-        request = balancer.open("edgecosine")
+            elapsed_s = compute_s + rng.uniform(0.001, 0.003)
+            planner.statistics.observe_answer(name, elapsed_s, compute_s, 4)
+            planner.statistics.drafter(name).record.rate.observe(rng.randint(5, 40), 15)
+        request = planner.statistics.open("edgecosine")
         times = []
         for _ in range(10 * repeats):
             started = time.perf_counter()
-            balancer.plan(request, names, MAX_NODES)
+            planner.plan(request, names, MAX_NODES)
             times.append(time.perf_counter() - started)
         found[count] = _quick(times)
     return found

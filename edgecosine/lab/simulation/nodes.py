@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.decisions import TimedBalancer
+from edgecosine.lab.simulation.decisions import TimedPlanner
 from edgecosine.lab.simulation.engines import (
     RecallingDrafter,
     RecitingTarget,
-    SimulatedDrafting,
-    SimulatedVerifying,
+    SimulatedDraftWorker,
+    SimulatedVerifier,
 )
 from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
@@ -37,7 +37,7 @@ class DrafterNode:
     ) -> None:
         self.node_id = node_id
         self.strand = Strand(loop, node_id, core)
-        self.drafting = SimulatedDrafting(
+        self.worker = SimulatedDraftWorker(
             engine=RecallingDrafter(texts, texts.drafters.index(model), slots=slots),
             max_batch=slots,
             costs=costs,
@@ -47,12 +47,12 @@ class DrafterNode:
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors."""
-        return group.create_task(self.drafting.run(), context=self.strand.context)
+        return group.create_task(self.worker.run(), context=self.strand.context)
 
 
 class TargetNode:
     """A target: its event loop, its engine on the same processor or on a device of its own, its
-    balancer and its links."""
+    planner and its links."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class TargetNode:
     ) -> None:
         core = Core(loop)
         self.strand = Strand(loop, name, core)
-        self.balancer = TimedBalancer()
-        self.verifying = SimulatedVerifying(
+        self.planner = TimedPlanner()
+        self.verifier = SimulatedVerifier(
             engine=RecitingTarget(texts),
-            balancer=self.balancer,
+            statistics=self.planner.statistics,
             max_batch=slots,
             costs=costs,
             core=Core(loop) if has_device else core,
@@ -80,32 +80,32 @@ class TargetNode:
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
-            self.balancer.welcome(drafter.node_id)
+            self.planner.statistics.add_link(drafter.node_id)
             self._links[drafter.node_id] = VirtualLink(
                 loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
-                drafting=drafter.drafting, traffic_core=traffic_core,
+                worker=drafter.worker, traffic_core=traffic_core,
             )  # fmt: skip
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
         """Start the actors."""
-        return group.create_task(self.verifying.run(), context=self.strand.context)
+        return group.create_task(self.verifier.run(), context=self.strand.context)
 
     def session(self, request: Request, prompt: list[int]) -> Session:
         """A session for a request; it must run on this node's strand."""
         return Session(
             request=request, prompt=prompt, model="zoo", codec=self._codec,
-            verifying=self.verifying, balancer=self.balancer, drafters=lambda: self._links,
+            verifier=self.verifier, planner=self.planner, drafters=lambda: self._links,
         )  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:
         """Counts so far; times in virtual seconds."""
         return {
-            "pass_s": self.verifying.busy_s,
-            "num_passes": self.verifying.num_passes,
-            "num_rows": self.verifying.num_rows,
-            "num_rounds": self.verifying.num_verdicts,
-            "num_tokens": self.verifying.num_tokens,
-            "num_drafted": self.verifying.num_nodes,
+            "pass_s": self.verifier.busy_s,
+            "num_passes": self.verifier.num_passes,
+            "num_rows": self.verifier.num_rows,
+            "num_rounds": self.verifier.num_verdicts,
+            "num_tokens": self.verifier.num_tokens,
+            "num_drafted": self.verifier.num_nodes,
             "loop_s": self.strand.busy_s,
             "num_messages": sum(link.num_messages for link in self._links.values()),
         }

@@ -19,11 +19,11 @@ class VirtualLink:
         costs: Costs,
         target: Strand,
         drafter: Strand,
-        drafting: DraftWorker,
+        worker: DraftWorker,
         traffic_core: Core | None,
     ) -> None:
         self._loop, self._costs = loop, costs
-        self._target, self._drafter, self._drafting = target, drafter, drafting
+        self._target, self._drafter, self._worker = target, drafter, worker
         self._traffic_core = traffic_core
         self._asks = PendingRequests()
         self.num_messages = 0
@@ -50,7 +50,7 @@ class VirtualLink:
 
     def _arrive(self, message: DraftRequest | Release) -> None:
         self._drafter.charge(self._costs.request_s / 2)
-        self._drafting.on_request(message, self._answer)
+        self._worker.on_request(message, self._answer)
 
     def _answer(self, message: AnyMessage) -> None:
         self._drafter.charge(self._costs.request_s / 2)

@@ -1,9 +1,8 @@
-"""The actor around a draft engine: answers draft requests, many at once.
+"""The actor around a draft engine: answers draft requests in batches.
 
-It keeps each request's prefix as the target's messages tell it and hands whole prefixes to the
-engine. The newest round of a request replaces its older ones that still wait. Targets take turns,
-and none of them has a say in another one's requests. Whatever is raised while a prefix is drafted
-ends this draft, which is answered as nothing.
+It updates each request's prefix from the target's messages and passes whole prefixes to the engine.
+The newest round of a request replaces older ones that still wait. Targets take turns, and cannot
+affect each other's requests. An error during a draft ends that draft alone, with an empty answer.
 """
 
 from __future__ import annotations
@@ -39,27 +38,27 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 1024
-"""Requests whose prefixes are remembered; of the target with the most of them the least recently
-drafted one is forgotten first."""
+"""Requests whose prefixes are kept; the target with the most of them loses its least recently
+drafted one first."""
 
 MAX_TOKEN = 1 << 32
 
-_OF = "@"
-"""Stands in a key between request and target; no node's name holds it."""
+_SEPARATOR = "@"
+"""Separates request and target in a key; no node id contains it."""
 
-_NOTHING = DraftResult((), ())
+_EMPTY_DRAFT = DraftResult((), ())
 
 Reply = Callable[[AnyMessage], None]
-"""Sends an answer; may raise LinkError when the asker has gone."""
+"""Sends an answer; raises LinkError if the link has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
+class _WaitingRequest:
     key: str
     request: DraftRequest
     tokens: tuple[int, ...]
     tree: TokenTree | None
-    """What the target is verifying; None for an answer that it waits for."""
+    """The tree that the target is verifying; None if the target waits for the answer."""
     reply: Reply
 
 
@@ -77,15 +76,15 @@ class DraftWorker:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._num_vocabulary = num_vocabulary
         self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, bool], _Ask] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, bool], _WaitingRequest] = OrderedDict()
         self._is_awaited = False
-        """Whether the target waits for a draft; read by the engine's thread between steps."""
+        """Whether a target waits for a draft; read by the engine's thread between steps."""
         self._released: deque[str] = deque(maxlen=MAX_REQUESTS)
-        """Of more than so many the engine finds out by itself, when it needs their room."""
+        """Beyond its bound the engine reclaims the slots itself when it needs them."""
         self._arrived = asyncio.Event()
-        self._is_at_work = False
-        self._rested = asyncio.Event()
-        self._complaints = LogThrottle()
+        self._is_drafting = False
+        self._became_idle = asyncio.Event()
+        self._log_throttle = LogThrottle()
         self.num_tokens = 0
         self.num_stale = 0
         self.busy_s = 0.0
@@ -94,22 +93,22 @@ class DraftWorker:
         return f"<DraftWorker [{len(self._waiting)} waiting, {len(self._prefixes)} requests]>"
 
     def on_request(self, message: DraftRequest | Release, reply: Reply, target: str = "") -> None:
-        """Take a message of `target`; the answer goes to `reply`, at once or from `run`."""
-        key = f"{message.request_id}{_OF}{target}" if target else message.request_id
+        """Handle a message of `target`; the answer is passed to `reply`, at once or by `run`."""
+        key = f"{message.request_id}{_SEPARATOR}{target}" if target else message.request_id
         if isinstance(message, Release):
-            self._forget(key)
+            self._drop(key)
             return
         try:
-            self._take_in(key, message, reply)
-        except Exception as error:  # noqa: BLE001 -- it is this request's
-            self._complain(key, error)
-            _send(reply, _draft(message, _NOTHING, 0.0))
+            self._add(key, message, reply)
+        except Exception as error:  # noqa: BLE001 -- the error is this request's alone
+            self._log_failure(key, error)
+            _send(reply, _draft(message, _EMPTY_DRAFT, 0.0))
 
-    def _take_in(self, key: str, message: DraftRequest, reply: Reply) -> None:
+    def _add(self, key: str, message: DraftRequest, reply: Reply) -> None:
         prefix = self._prefixes.setdefault(key, Prefix())
         self._prefixes.move_to_end(key)
         if len(self._prefixes) > MAX_REQUESTS:
-            self._forget(self._to_be_forgotten())
+            self._drop(self._next_dropped())
         new_tokens = unpack_tokens(message.new_tokens)
         kept = message.prefix_len - len(new_tokens)
         is_known = all(token < self._num_vocabulary for token in new_tokens)
@@ -123,38 +122,40 @@ class DraftWorker:
             return
         tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(key, message.round)
-        self._waiting[key, message.is_ahead] = _Ask(key, message, tuple(prefix.tokens), tree, reply)
+        self._waiting[key, message.is_ahead] = _WaitingRequest(
+            key, message, tuple(prefix.tokens), tree, reply
+        )
         self._is_awaited |= not message.is_ahead
         self._arrived.set()
 
-    def forget_all(self) -> None:
-        """The target is gone: drop what waits and give all caches back."""
+    def drop_all(self) -> None:
+        """Drop all waiting requests, and free their caches."""
         for request_id in list(self._prefixes):
-            self._forget(request_id)
+            self._drop(request_id)
 
     async def idle(self) -> None:
-        """Wait until nothing is drafted and nobody waits."""
-        while self._waiting or self._is_at_work:
-            self._rested.clear()
-            await self._rested.wait()
+        """Wait until no request is drafted or waits."""
+        while self._waiting or self._is_drafting:
+            self._became_idle.clear()
+            await self._became_idle.wait()
 
     async def run(self) -> None:
-        """Draft as long as there are requests."""
+        """Draft until cancelled."""
         while True:
             self._arrived.clear()
             if not self._waiting and not self._released:
                 await self._arrived.wait()
-            self._is_at_work = True
+            self._is_drafting = True
             await self._step()
-            self._is_at_work = False
-            self._rested.set()
+            self._is_drafting = False
+            self._became_idle.set()
 
-    def _to_be_forgotten(self) -> str:
+    def _next_dropped(self) -> str:
         counts = Counter(map(_target_of, self._prefixes))
         most = max(counts, key=lambda target: counts[target])
         return next(key for key in self._prefixes if _target_of(key) == most)
 
-    def _forget(self, key: str) -> None:
+    def _drop(self, key: str) -> None:
         if self._prefixes.pop(key, None) is None:
             return
         for is_ahead in (False, True):
@@ -164,14 +165,14 @@ class DraftWorker:
 
     def _drop_stale(self, key: str, newest: int) -> None:
         for is_ahead in (False, True):
-            ask = self._waiting.get((key, is_ahead))
-            if ask is not None and ask.request.round < newest:
+            waiting = self._waiting.get((key, is_ahead))
+            if waiting is not None and waiting.request.round < newest:
                 del self._waiting[key, is_ahead]
                 self.num_stale += 1
 
-    def _take(self) -> list[_Ask]:
-        """The longest-waiting asks of those that a target waits for, else of those ahead; targets
-        take turns."""
+    def _take(self) -> list[_WaitingRequest]:
+        """The next batch, oldest requests first: those that a target waits for, else those ahead;
+        targets take turns."""
         awaited = [key for key in self._waiting if not key[1]]
         self._is_awaited = False
         keys = _in_turn(awaited or list(self._waiting))[: self._max_batch]
@@ -181,35 +182,35 @@ class DraftWorker:
         batch = self._take()
         released = list(self._released)
         self._released.clear()
-        works = [_work(ask) for ask in batch]
-        proposals, elapsed_s = await self._propose(works, released)
+        works = [_work(each) for each in batch]
+        results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
-        for ask, proposal in zip(batch, proposals, strict=True):
-            self.num_tokens += len(proposal.tokens)
-            _send(ask.reply, self._answer(ask.request, proposal, elapsed_s))
+        for each, result in zip(batch, results, strict=True):
+            self.num_tokens += len(result.tokens)
+            _send(each.reply, self._answer(each.request, result, elapsed_s))
 
-    def _answer(self, request: DraftRequest, proposal: DraftResult, elapsed_s: float) -> Draft:
+    def _answer(self, request: DraftRequest, result: DraftResult, elapsed_s: float) -> Draft:
         try:
-            return _draft(request, proposal, elapsed_s)
-        except Exception as error:  # noqa: BLE001 -- an engine may propose what cannot be told
-            self._complain(request.request_id, error)
-            return _draft(request, _NOTHING, elapsed_s)
+            return _draft(request, result, elapsed_s)
+        except Exception as error:  # noqa: BLE001 -- a draft may not fit the wire format
+            self._log_failure(request.request_id, error)
+            return _draft(request, _EMPTY_DRAFT, elapsed_s)
 
-    async def _propose(
+    async def _draft_batch(
         self, works: list[DraftWork], released: list[str]
     ) -> tuple[list[DraftResult], float]:
-        """The engine's proposals; of works that fail together, each one's own."""
+        """Run a batch; if it fails, run its works one by one."""
         try:
             return await self._run_engine(works, released)
-        except Exception as error:  # noqa: BLE001 -- whose it is remains to be seen
+        except Exception as error:  # noqa: BLE001 -- any work may be its cause
             if len(works) <= 1:
-                self._complain(works[0].key if works else "none", error)
-                return [_NOTHING] * len(works), 0.0
-        alone = [await self._propose([work], []) for work in works]
-        return [proposal for [proposal], _ in alone], sum(elapsed_s for _, elapsed_s in alone)
+                self._log_failure(works[0].key if works else "none", error)
+                return [_EMPTY_DRAFT] * len(works), 0.0
+        alone = [await self._draft_batch([work], []) for work in works]
+        return [result for [result], _ in alone], sum(elapsed_s for _, elapsed_s in alone)
 
-    def _complain(self, key: str, error: Exception) -> None:
-        if self._complaints.is_due(type(error).__name__, time.monotonic()):
+    def _log_failure(self, key: str, error: Exception) -> None:
+        if self._log_throttle.is_due(type(error).__name__, time.monotonic()):
             logger.error("draft failed: request=%s cause=%s", key, cause_of(error))
 
     async def _run_engine(
@@ -222,7 +223,7 @@ class DraftWorker:
 
 
 def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | None:
-    """The tree of a request ahead; one that makes no sense is taken as empty."""
+    """The tree of a request ahead; an invalid one counts as empty."""
     if not message.is_ahead:
         return None
     tree = read_tree(message.tree_tokens, message.tree_parents, message.tree_confidences)
@@ -231,12 +232,12 @@ def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | No
 
 
 def _target_of(key: str) -> str:
-    _, of, target = key.rpartition(_OF)
-    return target if of else ""
+    _, separator, target = key.rpartition(_SEPARATOR)
+    return target if separator else ""
 
 
 def _in_turn(keys: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """The first of each target, then the second of each, and so on."""
+    """The first key of each target, then the second of each, and so on."""
     places, so_far = list[int](), Counter[str]()
     for key, _ in keys:
         target = _target_of(key)
@@ -249,41 +250,41 @@ def _send(reply: Reply, message: AnyMessage) -> None:
     try:
         reply(message)
     except LinkError:
-        logger.debug("answer dropped, its asker has gone")
+        logger.debug("link ended before the answer")
 
 
-def _work(ask: _Ask) -> DraftWork:
-    request = ask.request
+def _work(waiting: _WaitingRequest) -> DraftWork:
+    request = waiting.request
     return DraftWork(
-        key=ask.key,
-        tokens=ask.tokens,
+        key=waiting.key,
+        tokens=waiting.tokens,
         num_tokens=request.num_tokens,
         width=request.width,
         noise=request.coupling,
-        ahead=ask.tree,
-        shares=_shares(ask),
+        ahead=waiting.tree,
+        shares=_shares(waiting),
     )
 
 
-def _shares(ask: _Ask) -> tuple[float, ...]:
-    """Weights of the outcomes; none where they do not fit the tree."""
-    shares = ask.request.outcome_shares
-    if ask.tree is None or len(shares) != 1 + len(ask.tree):
+def _shares(waiting: _WaitingRequest) -> tuple[float, ...]:
+    """Weights of the acceptance endpoints; empty if they do not fit the tree."""
+    shares = waiting.request.outcome_shares
+    if waiting.tree is None or len(shares) != 1 + len(waiting.tree):
         return ()
     return tuple(byte / 255 for byte in shares)
 
 
-def _draft(request: DraftRequest, proposal: DraftResult, compute_s: float) -> Draft:
+def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draft:
     return Draft(
         request_id=request.request_id,
         round=request.round,
-        tokens=pack_tokens(proposal.tokens),
-        confidences=pack_shares(proposal.confidences),
-        parents=bytes(parent + 1 for parent in proposal.parents),
+        tokens=pack_tokens(result.tokens),
+        confidences=pack_shares(result.confidences),
+        parents=bytes(parent + 1 for parent in result.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
-        foretold=bytes(proposal.prompt_score.foretold),
-        surprise=min(MAX_SURPRISE, proposal.prompt_score.surprise),
+        foretold=bytes(result.prompt_score.foretold),
+        surprise=min(MAX_SURPRISE, result.prompt_score.surprise),
     )
 
 
@@ -296,5 +297,5 @@ def _timed_draft(
     for key in released:
         engine.release(key)
     start = time.perf_counter()
-    proposals = engine.draft(works, is_awaited) if works else []
-    return proposals, time.perf_counter() - start
+    results = engine.draft(works, is_awaited) if works else []
+    return results, time.perf_counter() - start

@@ -87,7 +87,7 @@ class Gateway:
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._max_queued = max_queued
-        self.admission = AdmissionControl(num_places=service.max_sessions, max_queued=max_queued)
+        self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=max_queued)
         self._journal = journal or NoJournal()
         self.sharing = QueueCoordinator(
             broker=broker,

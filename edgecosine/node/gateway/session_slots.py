@@ -105,7 +105,7 @@ class SessionSlots:
 
     def _start(self) -> None:
         if self._suspects:
-            if not self._admission.num_at_work:
+            if not self._admission.num_running:
                 for turn in self._suspects[0]:
                     self._admission.take(turn.job, _now())
                     turn.begin()

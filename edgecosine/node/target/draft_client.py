@@ -1,6 +1,6 @@
-"""One session's talk with its drafters: asks them, keeps them in step, times them.
+"""Requests drafts for one session, keeps the drafters' prefixes in step and measures their times.
 
-What a drafter says is checked here and never believed: a draft that makes no sense is an empty one.
+Drafts are checked here. An invalid draft counts as an empty one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Planner
+from edgecosine.balance.statistics import Statistics
 from edgecosine.errors import LinkError
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.wire.messages import (
@@ -37,8 +37,8 @@ from edgecosine.protocol.wire.tree import TokenTree
 
 logger = logging.getLogger(__name__)
 
-LONGEST_ASKED = MAX_PREFIX_TOKENS - MAX_DRAFT_TOKENS
-"""Tokens of a sequence that fit into a request, with a trunk behind them."""
+LONGEST_PREFIX = MAX_PREFIX_TOKENS - MAX_DRAFT_TOKENS
+"""Tokens of a sequence that fit into a draft request, with a trunk behind them."""
 
 
 class DrafterLink(Protocol):
@@ -46,7 +46,7 @@ class DrafterLink(Protocol):
 
     @property
     def max_context(self) -> int:
-        """Tokens that the drafter's sequences may have; 0 where it did not say."""
+        """Longest sequence of the drafter in tokens; 0 if unknown."""
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         """Raises LinkLost when the link ends."""
@@ -56,13 +56,13 @@ class DrafterLink(Protocol):
 
 
 DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
-"""Gives the drafters that are linked now, by node id."""
+"""Returns the drafters that are linked now, by node id."""
 
-DraftTask = asyncio.Task[Proposal | None]
+DraftTask = asyncio.Task[DrafterTree | None]
 
 
 class DraftClient:
-    """Asks drafters what may follow a sequence that grows. One for each session."""
+    """Requests drafts that continue a growing sequence. One for each session."""
 
     def __init__(
         self,
@@ -72,27 +72,27 @@ class DraftClient:
         coupling: SharedNoise,
         num_vocabulary: int,
         links: DrafterLinks,
-        balancer: Planner,
-        tally: RequestMetrics,
+        statistics: Statistics,
+        metrics: RequestMetrics,
     ) -> None:
         self._key, self._sequence, self._coupling = key, sequence, coupling
         self._num_vocabulary, self._links = num_vocabulary, links
-        self._balancer, self._tally = balancer, tally
-        self._held: dict[str, int] = {}
-        """Tokens of the sequence that each drafter was told, by node id."""
+        self._statistics, self._metrics = statistics, metrics
+        self._num_sent: dict[str, int] = {}
+        """Tokens of the sequence that each drafter has, by node id."""
         self._round = 0
-        self._outgrown: dict[str, str] = {}
-        """Why drafters are left out for good, by node id."""
+        self._too_short: dict[str, str] = {}
+        """Why drafters cannot read the sequence any more, by node id."""
 
     def __repr__(self) -> str:
-        return f"<DraftClient {self._key} [round {self._round}, {len(self._held)} drafters told]>"
+        return f"<DraftClient {self._key} [round {self._round}, {len(self._num_sent)} drafters]>"
 
     @property
     def linked(self) -> Collection[str]:
-        """Drafters that are linked now and can read the whole sequence, by node id."""
+        """Node ids of the linked drafters that can read the whole sequence."""
         able = []
         for node_id, link in self._links().items():
-            most = min(link.max_context or LONGEST_ASKED, LONGEST_ASKED)
+            most = min(link.max_context or LONGEST_PREFIX, LONGEST_PREFIX)
             if len(self._sequence) > most:
                 self._leave_out(node_id, most)
             else:
@@ -100,28 +100,28 @@ class DraftClient:
         return able
 
     def explain(self, plan: Plan) -> Plan:
-        """The plan, which also says who could not be part of it where nobody is."""
-        if plan.drafters or not self._outgrown:
+        """The plan; one without drafters also names those that cannot read the sequence."""
+        if plan.drafters or not self._too_short:
             return plan
-        return replace(plan, reason="; ".join([plan.reason, *self._outgrown.values()]))
+        return replace(plan, reason="; ".join([plan.reason, *self._too_short.values()]))
 
     def _leave_out(self, node_id: str, max_context: int) -> None:
-        """Say once that a drafter cannot read the sequence any more."""
-        if node_id in self._outgrown:
+        """Log once that a drafter cannot read the sequence any more."""
+        if node_id in self._too_short:
             return
         reason = f"{node_id} reads {max_context} tokens at most, the text has {len(self._sequence)}"
-        self._outgrown[node_id] = reason
-        logger.info("not asked: request=%s peer=%s reason=%s", self._key, node_id, reason)
+        self._too_short[node_id] = reason
+        logger.info("drafter left out: request=%s peer=%s reason=%s", self._key, node_id, reason)
 
     def begin_round(self) -> None:
-        """Answers to what was asked before are of no use any more."""
+        """Start a round; drafts of earlier requests become stale."""
         self._round += 1
 
-    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[Proposal]:
-        """What the plan's drafters propose, after the sequence and `trunk`, before its deadline."""
+    async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[DrafterTree]:
+        """The drafts of the plan's drafters after the sequence and `trunk`, before its deadline."""
         async with asyncio.TaskGroup() as group:
-            asks = self.start(group, plan, trunk=trunk)
-        return answers(asks)
+            tasks = self.start(group, plan, trunk=trunk)
+        return drafts_of(tasks)
 
     def start(
         self,
@@ -131,71 +131,70 @@ class DraftClient:
         trunk: Sequence[int] = (),
         ahead: TokenTree | None = None,
     ) -> list[DraftTask]:
-        """Ask the plan's drafters; with `ahead`, for what comes after that tree's outcomes."""
+        """Request drafts from the plan's drafters; with `ahead`, after that tree's endpoints."""
         links = self._links()
         chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
         return [
-            group.create_task(self._ask(node_id, link, plan, trunk, ahead), name=f"ask {node_id}")
+            group.create_task(self._draft(node_id, link, plan, trunk, ahead), name=f"ask {node_id}")
             for node_id, link in chosen
         ]
 
     def release(self) -> None:
-        """The session is over: whoever was told of it may forget it."""
+        """The session has ended: tell the drafters to drop its prefix."""
         links = self._links()
-        for node_id in self._held:
+        for node_id in self._num_sent:
             if node_id in links:
                 try:
                     links[node_id].send(Release(self._key))
                 except LinkError:
-                    logger.debug("drafter gone before release: peer=%s", node_id)
+                    logger.debug("link ended before release: peer=%s", node_id)
 
-    async def _ask(
+    async def _draft(
         self,
         node_id: str,
         link: DrafterLink,
         plan: Plan,
         trunk: Sequence[int],
         ahead: TokenTree | None,
-    ) -> Proposal | None:
-        """One drafter's proposal, or None when it is late or lost."""
+    ) -> DrafterTree | None:
+        """One drafter's draft; None if it is late or the link is lost."""
         started = now()
         prefix_len = len(self._sequence) + len(trunk)
         try:
             async with asyncio.timeout(plan.deadline_s):
-                draft = await self._draft_from(node_id, link, plan, trunk, ahead)
+                draft = await self._request_draft(node_id, link, plan, trunk, ahead)
         except TimeoutError:
-            self._tally.late[node_id] += 1
-            self._balancer.observe_late(node_id, plan.deadline_s)
+            self._metrics.late[node_id] += 1
+            self._statistics.observe_late(node_id, plan.deadline_s)
             return None
         except LinkError:
-            self._held.pop(node_id, None)
+            self._num_sent.pop(node_id, None)
             return None
         elapsed_s = now() - started
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
-        proposal = self._proposal(node_id, prefix_len, draft)
+        tree = self._checked(node_id, prefix_len, draft)
         if ahead is None:
-            num_tokens = min(plan.gamma, len(proposal))
-            is_disturbed = plan.is_trial or len(plan.drafters) > 1
-            self._balancer.observe_answer(
+            num_tokens = min(plan.gamma, len(tree))
+            is_disturbed = plan.is_probe or len(plan.drafters) > 1
+            self._statistics.observe_answer(
                 node_id, elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed
             )
         elif draft is not None:
-            self._balancer.observe_ahead(node_id, compute_s, plan.gamma)
-        return proposal
+            self._statistics.observe_ahead(node_id, compute_s, plan.gamma)
+        return tree
 
-    def _proposal(self, node_id: str, prefix_len: int, draft: Draft | None) -> Proposal:
-        """What a drafter's answer says; one that makes no sense says nothing."""
+    def _checked(self, node_id: str, prefix_len: int, draft: Draft | None) -> DrafterTree:
+        """The tree of a draft; an empty one if the draft is missing or invalid."""
         if draft is None:
-            return Proposal(node_id, prefix_len, (), ())
+            return DrafterTree(node_id, prefix_len)
         tree = read_tree(draft.tokens, draft.parents, draft.confidences)
         if tree is None or max(tree.tokens, default=0) >= self._num_vocabulary:
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
-            return Proposal(node_id, prefix_len, (), ())
-        hindsight = PromptScore(tuple(map(bool, draft.foretold)), draft.surprise)
-        shares, parents = tree.confidences, tree.parents
-        return Proposal(node_id, prefix_len, tree.tokens, shares, parents, hindsight)
+            return DrafterTree(node_id, prefix_len)
+        score = PromptScore(tuple(map(bool, draft.foretold)), draft.surprise)
+        return DrafterTree(node_id, prefix_len, tree, score)
 
-    async def _draft_from(
+    async def _request_draft(
         self,
         node_id: str,
         link: DrafterLink,
@@ -203,28 +202,28 @@ class DraftClient:
         trunk: Sequence[int],
         ahead: TokenTree | None,
     ) -> Draft | None:
-        """Ask once; a drafter that is out of step is told what it lacks and asked again."""
+        """One drafter's answer; a drafter that lacks tokens gets a second request with them."""
         asked = now()
         draft: Draft | None = None
         try:
             for attempt in range(2):
                 if attempt:
-                    self._balancer.observe_asked_again()
+                    self._statistics.observe_retry()
                 reply = await link.ask(self._request(node_id, plan, trunk, ahead))
                 if isinstance(reply, Draft):
                     draft = reply
                     break
-                self._held[node_id] = min(reply.have, self._held[node_id])
+                self._num_sent[node_id] = min(reply.have, self._num_sent[node_id])
         finally:
-            self._tally.trace.drafted(node_id, asked, draft)
+            self._metrics.trace.drafted(node_id, asked, draft)
         return draft
 
     def _request(
         self, node_id: str, plan: Plan, trunk: Sequence[int], ahead: TokenTree | None
     ) -> DraftRequest:
-        held = self._held.get(node_id, 0)
-        self._held[node_id] = len(self._sequence)
-        new_tokens = [*self._sequence.tokens[held:], *trunk]
+        num_sent = self._num_sent.get(node_id, 0)
+        self._num_sent[node_id] = len(self._sequence)
+        new_tokens = [*self._sequence.tokens[num_sent:], *trunk]
         tree = ahead or TokenTree()
         return DraftRequest(
             request_id=self._key,
@@ -243,7 +242,7 @@ class DraftClient:
         )
 
 
-def answers(asks: Iterable[DraftTask]) -> list[Proposal]:
-    """What was said by those who answered."""
-    done = (ask.result() for ask in asks if not ask.cancelled())
-    return [proposal for proposal in done if proposal is not None]
+def drafts_of(tasks: Iterable[DraftTask]) -> list[DrafterTree]:
+    """The drafts of the tasks that were not cancelled, late or lost."""
+    done = (task.result() for task in tasks if not task.cancelled())
+    return [draft for draft in done if draft is not None]

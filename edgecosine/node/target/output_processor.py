@@ -1,6 +1,6 @@
-"""The answer so far, as tokens and as text: where it ends, and what may be shown of it.
+"""Turns committed tokens into text, finds the end of the answer, and decides what may be sent.
 
-Text that could be the beginning of a stop string is held back until it is certain.
+Text that may be the beginning of a stop string is held back until it is final.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from edgecosine.protocol.api.request import (
 
 
 class OutputProcessor:
-    """Takes committed tokens one round at a time; their text is that behind `prompt`."""
+    """Takes committed tokens one round at a time and detokenizes them as text after `prompt`."""
 
     def __init__(self, request: Request, codec: TextCodec, prompt: Sequence[int] = ()) -> None:
         self._request, self._codec = request, codec
         eos_tokens = frozenset[int]() if request.ignore_eos else codec.eos_tokens
-        # The name of a special token is in no text, so such a stop string ends by the token.
+        # A special token has no text, so its name as a stop string means the token.
         named = {codec.special_token(stop) for stop in request.stop} - {None}
         self._end_tokens = eos_tokens.union(request.sampling.stop_token_ids, named)
         self._detokenizer = Detokenizer(codec, prompt)
-        self._shown = 0
+        self._num_final = 0
         self._exempt = 0
-        """Characters of the first `min_tokens` tokens, in which no stop string ends."""
+        """Characters of the first `min_tokens` tokens, in which no stop string may end."""
         self._logprobs: list[TokenLogprobs] = []
         self.tokens: list[int] = []
         self.text = ""
@@ -38,20 +38,20 @@ class OutputProcessor:
 
     @property
     def room(self) -> int:
-        """Tokens that may still come."""
+        """Tokens that the answer may still have."""
         return self._request.max_tokens - len(self.tokens)
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[Logprobs] = ()) -> str:
-        """Add a round's tokens up to the end of the answer; returns the text to show.
+        """Add a round's tokens up to the end of the answer; returns the text that became final.
 
-        `logprobs` has an entry for each token where the request asks for them.
+        `logprobs` has an entry for each token if the request asks for them.
         """
         for number, token in enumerate(tokens):
             if token in self._end_tokens and not self._is_exempt:
                 self.finish_reason = "stop"
                 break
             if self._request.top_logprobs is not None:
-                self._logprobs.append(self._spell(token, logprobs[number]))
+                self._logprobs.append(self._with_text(token, logprobs[number]))
             self.tokens.append(token)
             self.text += self._detokenizer.push([token])
             if len(self.tokens) <= self._request.sampling.min_tokens:
@@ -64,16 +64,16 @@ class OutputProcessor:
         if self.finish_reason and not self._is_cut:
             self.text += self._detokenizer.finish()
             self._cut_at_stop()
-        return self._show()
+        return self._final_text()
 
     def choice(self) -> Choice:
-        """The whole text, once it has ended. Tokens count whose text a stop string cut."""
+        """The complete answer, after its end; includes tokens whose text a stop string cut."""
         assert self.finish_reason is not None
         wants = self._request.top_logprobs is not None
         logprobs = tuple(self._logprobs) if wants else None
         return Choice(self.text, tuple(self.tokens), self.finish_reason, logprobs)
 
-    def _spell(self, token: int, logprobs: Logprobs) -> TokenLogprobs:
+    def _with_text(self, token: int, logprobs: Logprobs) -> TokenLogprobs:
         return TokenLogprobs(
             token=ScoredToken(*self._codec.spelling(token), logprobs.drawn),
             top=tuple(
@@ -85,7 +85,7 @@ class OutputProcessor:
 
     @property
     def _is_exempt(self) -> bool:
-        """Whether too few tokens have come for anything to be the end."""
+        """Whether the answer has fewer than `min_tokens` tokens."""
         return len(self.tokens) < self._request.sampling.min_tokens
 
     @property
@@ -104,16 +104,16 @@ class OutputProcessor:
         self.finish_reason = "stop"
         return True
 
-    def _show(self) -> str:
+    def _final_text(self) -> str:
         end = len(self.text)
         if self.finish_reason is None:
             end -= self._held_back()
-        piece = self.text[self._shown : end]
-        self._shown = max(self._shown, end)
+        piece = self.text[self._num_final : end]
+        self._num_final = max(self._num_final, end)
         return piece
 
     def _held_back(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """Number of last characters that may be the beginning of a stop string."""
         longest = min(len(self.text), max(map(len, self._request.stop), default=1) - 1)
         for size in range(longest, 0, -1):
             tail = self.text[-size:]

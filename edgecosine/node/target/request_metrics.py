@@ -1,4 +1,4 @@
-"""Counts one request's rounds into the metrics of its answer."""
+"""Metrics of one request, counted by round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgecosine.protocol.wire.tree import TokenTree
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Draft tokens proposed and accepted, by drafter; times in seconds."""
+    """Counts of rounds, and of draft tokens by drafter; times in seconds."""
 
     by_length: Counter[int] = field(default_factory=Counter)
     num_draft_tokens: int = 0
@@ -26,14 +26,14 @@ class RequestMetrics:
     late: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     led: Counter[str] = field(default_factory=Counter)
     first: str = ""
-    """Who led the first round that had drafters."""
+    """The first drafter of the first plan with drafters."""
     plan: str = ""
     trace: RoundTrace = field(default_factory=RoundTrace)
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
     def count_plan(self, plan: Plan, *, is_ready: bool) -> None:
-        """Count the plan of a round; `is_ready` says that nobody has to be asked for it."""
+        """Count the plan of a round; `is_ready` if its drafts were made ahead."""
         self.plan = plan.reason
         if plan.drafters:
             self.num_speculative_rounds += 1
@@ -42,12 +42,12 @@ class RequestMetrics:
             self.led[plan.drafters[0]] += 1
 
     def count_round(
-        self, tree: TokenTree, drafters: Sequence[str], verdict: VerificationResult
+        self, tree: TokenTree, drafters: Sequence[str], result: VerificationResult
     ) -> None:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
-        self.by_length[len(verdict.path)] += 1
+        self.by_length[len(result.path)] += 1
         self.num_draft_tokens += len(tree)
-        accepted = set(verdict.path)
+        accepted = set(result.path)
         for node, proposers in enumerate(tree.proposers):
             for bit, drafter in enumerate(drafters):
                 if proposers >> bit & 1:
@@ -55,7 +55,7 @@ class RequestMetrics:
                     self.accepted[drafter] += node in accepted
 
     def metrics(self) -> Metrics:
-        """The counts as a frozen value."""
+        """The counts as an immutable value."""
         longest = max(self.by_length, default=0)
         names = sorted({*self.proposed, *self.late, *self.led})
         return Metrics(

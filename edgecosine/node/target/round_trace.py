@@ -1,4 +1,4 @@
-"""The course of one request's rounds, where the request asks for it; a few idle calls where not."""
+"""Times of one request's rounds, recorded if the request asks for a trace."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from edgecosine.protocol.api.request import DraftTimes, RoundTimes
 from edgecosine.protocol.wire.messages import Draft
 
 MAX_ROUNDS = 512
-"""Rounds that are recorded at most, so that a final message stays within its bounds."""
+"""Most rounds of a trace, so that a final message stays within its bounds."""
 
 
 class RoundTrace:
-    """Told of each event as it happens; its clock starts with the session."""
+    """Records events as they happen; times are in seconds since the start of the session."""
 
     def __init__(self, *, is_on: bool = False) -> None:
         self._is_on = is_on
@@ -22,23 +22,23 @@ class RoundTrace:
         self.rounds: list[RoundTimes] = []
 
     def begin(self) -> None:
-        """A round begins; the prefill is one, too."""
+        """A round begins; the prefill is the first."""
         self._started_s, self._deadline_s = self._now_s(), 0.0
 
     def plan(self, deadline_s: float) -> None:
-        """Drafts of the round are waited for no longer than this."""
+        """The round waits for its drafts until this deadline."""
         self._deadline_s = deadline_s
 
     def submit(self) -> None:
-        """The tree goes to the target."""
+        """The tree is submitted to the target."""
         self._submitted_s = self._now_s()
 
     def verified(self, pass_s: float) -> None:
-        """The verdict is there; its pass took so long."""
+        """The verification result has arrived; its pass took `pass_s`."""
         self._verified_s, self._pass_s = self._now_s(), pass_s
 
     def drafted(self, drafter: str, asked: float, draft: Draft | None) -> None:
-        """A drafter answered, or was given up; `asked` by the performance counter."""
+        """A drafter answered, or its request ended without an answer (None); `asked` by `now`."""
         if self._is_on:
             self._drafts.append(
                 DraftTimes(
@@ -51,7 +51,7 @@ class RoundTrace:
             )
 
     def end(self, num_nodes: int, num_accepted: int, plan: str) -> None:
-        """The round is over, and nobody drafts for it any more; `plan` is why it was as it was."""
+        """The round and its drafts have ended; `plan` is the reason of its plan."""
         drafts, self._drafts = self._drafts, []
         if self._is_on and len(self.rounds) < MAX_ROUNDS:
             self.rounds.append(
@@ -73,5 +73,5 @@ class RoundTrace:
 
 
 def _rounded(seconds: float) -> float:
-    """Microseconds are enough, and short to write."""
+    """Round to microseconds."""
     return round(seconds, 6)

@@ -1,9 +1,9 @@
-"""The life of one request on the target node, top to bottom.
+"""One request on the target node: plan, draft, fuse, verify, commit, until the answer ends or the
+client leaves.
 
-Plan, draft, fuse, verify, commit, until the target stops or the asker leaves. While the target
-verifies, drafters guess what comes after any outcome, so that the next tree is mostly there with
-the verdict. The verdict of a round reaches the drafters inside the next round's request; whoever is
-late is not in the tree.
+While the target verifies a tree, drafters draft ahead after all of its acceptance endpoints, so
+that most of the next tree is there with the verification result. The result of a round reaches the
+drafters inside the next round's draft request. Drafts that are late are not in the tree.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import AsyncGenerator
 
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.round import Round
 from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
-from edgecosine.fusion.proposal import Proposal
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, answers
+from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
 from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
@@ -43,12 +44,11 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 logger = logging.getLogger(__name__)
 
 FIRST_GRACE_S = 0.01
-"""How long the first drafts may take after the target has read the prompt."""
+"""Longest wait for the first drafts after the prefill."""
 
-TELL_EVERY_S = 0.02
-"""Tokens and text of rounds that end sooner after the last ones that were told go with the next
-ones: no reader sees the difference, and a message and a record of the journal cost the target as
-much as some rows of a pass."""
+YIELD_EVERY_S = 0.02
+"""Shortest time between two yields: tokens and text of quicker rounds go with later ones. A reader
+sees no difference, while a message and a journal record cost as much as some rows of a pass."""
 
 
 class Session:
@@ -61,32 +61,33 @@ class Session:
         prompt: list[int],
         model: str,
         codec: TextCodec,
-        verifying: Verifier,
-        balancer: Planner,
+        verifier: Verifier,
+        planner: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._request, self._model = request, model
-        self._verifying, self._balancer = verifying, balancer
+        self._verifier, self._planner = verifier, planner
+        self._statistics = planner.statistics
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
-        self._num_told = len(request.said.tokens)
+        self._num_yielded = len(request.said.tokens)
         """Tokens of the answer that were yielded."""
-        self._committing = 0.0
-        """When the last round's verdict was there, and nobody drafted any more."""
+        self._round_ended_s = 0.0
+        """When the last round's verification result and its drafts ahead had arrived."""
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
-        """Of the answer's tokens, where the request asks for them."""
-        self._transcript = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
-        self._tally = RequestMetrics(trace=RoundTrace(is_on=request.trace))
-        self._consulting = DraftClient(
+        """Of the answer's tokens, if the request asks for them."""
+        self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
+        self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace))
+        self._draft_client = DraftClient(
             key=request.key,
             sequence=self._sequence,
             coupling=coupling_of(request.sampling),
             num_vocabulary=codec.num_tokens,
             links=drafters,
-            balancer=balancer,
-            tally=self._tally,
+            statistics=self._statistics,
+            metrics=self._metrics,
         )
-        self._state = balancer.open(
+        self._state = self._statistics.open(
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
         )
 
@@ -94,132 +95,139 @@ class Session:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
 
     async def run(self) -> AsyncGenerator[Progress, None]:
-        """Yield `Started`, the deltas as they are certain, and the `Answer` last.
+        """Yield `Started`, then deltas of final text and committed tokens, and the `Answer` last.
 
-        What was said in a former life is shown again, from the first character on. Tokens do not
-        wait for text that is held back.
+        A resumed request yields its text again from the first character on. Tokens are yielded
+        without the text that a stop string may still cut.
         """
-        index, told_at = 0, 0.0
+        index, yielded_s = 0, 0.0
         with contextlib.ExitStack() as ending:
-            ending.callback(self._consulting.release)
-            ending.callback(self._verifying.release, self._request.key)
-            ending.callback(self._balancer.close, self._state)
+            ending.callback(self._draft_client.release)
+            ending.callback(self._verifier.release, self._request.key)
+            ending.callback(self._statistics.close, self._state)
             yield Started()
             started = prefilled = now()
-            ready: list[Proposal] | None = None
-            self._balancer.observe_text(self._state, self._sequence.tokens)
-            unsent = self._show()
+            ahead: list[DrafterTree] | None = None
+            self._statistics.acceptance.observe_text(self._state, self._sequence.tokens)
+            unsent = self._new_text()
             if unsent:
                 yield Delta(index, unsent)
-                index, unsent, told_at = index + 1, "", now()
-            while self._transcript.finish_reason is None:
-                if ready is None:
-                    ready = await self._prefill()
+                index, unsent, yielded_s = index + 1, "", now()
+            while self._output.finish_reason is None:
+                if ahead is None:
+                    ahead = await self._prefill()
                     prefilled = now()
                 else:
-                    ready = await self._play_round(ready)
-                unsent += self._show()
-                is_over = self._transcript.finish_reason is not None
+                    ahead = await self._run_round(ahead)
+                unsent += self._new_text()
+                is_over = self._output.finish_reason is not None
                 moment = now()
-                if not is_over and moment - told_at < TELL_EVERY_S:
+                if not is_over and moment - yielded_s < YIELD_EVERY_S:
                     continue
-                told_at = moment
+                yielded_s = moment
                 if unsent:
-                    yield Delta(index, unsent, committed=self._untold())
+                    yield Delta(index, unsent, committed=self._new_tokens())
                     index, unsent = index + 1, ""
                 else:
-                    yield self._untold()
-            self._tally.prefill_s = prefilled - started
-            self._tally.decode_s = now() - prefilled
+                    yield self._new_tokens()
+            self._metrics.prefill_s = prefilled - started
+            self._metrics.decode_s = now() - prefilled
             yield self._answer()
 
-    def _show(self) -> str:
-        """The text that is certain now."""
-        seen = len(self._transcript.tokens)
+    def _new_text(self) -> str:
+        """The text that has become final."""
+        seen = len(self._output.tokens)
         tokens = self._sequence.tokens[self._num_prompt + seen :]
-        return self._transcript.push(tokens, self._logprobs[seen:])
+        return self._output.push(tokens, self._logprobs[seen:])
 
-    def _untold(self) -> Committed:
-        """The answer's tokens since the last ones that were told."""
-        told = self._num_told
-        tokens = tuple(self._sequence.tokens[self._num_prompt + told :])
-        self._num_told += len(tokens)
-        return Committed(tokens, tuple(self._logprobs[told:]))
+    def _new_tokens(self) -> Committed:
+        """The answer's tokens that were not yielded yet."""
+        start = self._num_yielded
+        tokens = tuple(self._sequence.tokens[self._num_prompt + start :])
+        self._num_yielded += len(tokens)
+        return Committed(tokens, tuple(self._logprobs[start:]))
 
-    async def _prefill(self) -> list[Proposal]:
-        """Feed the prompt and draw the first token, while drafters read the prompt and go on."""
-        linked, room = self._consulting.linked, self._transcript.room
-        plan = self._balancer.first_plan(self._state, linked, room)
-        verdict, _, said = await self._verify_beside(EMPTY_TREE, Plan(), plan, FIRST_GRACE_S)
-        return self._commit(verdict, EMPTY_TREE, said, [])
+    async def _prefill(self) -> list[DrafterTree]:
+        """Read the prompt and draw the first token, while drafters read the prompt and draft."""
+        linked, room = self._draft_client.linked, self._output.room
+        probe = self._planner.first_plan(self._state, linked, room)
+        result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
+        return self._commit(result, EMPTY_TREE, probed, [])
 
-    async def _play_round(self, ready: list[Proposal]) -> list[Proposal]:
-        """Draft, unless enough is there already; fuse, verify, commit, learn. Returns what is there
-        for the next round."""
-        self._consulting.begin_round()
-        self._tally.trace.begin()
+    async def _run_round(self, ahead: list[DrafterTree]) -> list[DrafterTree]:
+        """Draft, unless the drafts made ahead suffice; fuse, verify, commit, learn. Returns the
+        drafts made ahead for the next round."""
+        self._draft_client.begin_round()
+        self._metrics.trace.begin()
         started = now()
-        linked, room = self._consulting.linked, self._transcript.room
-        plan = self._consulting.explain(self._balancer.plan(self._state, linked, room))
-        self._tally.trace.plan(plan.deadline_s)
-        is_ready = self._balancer.is_enough(self._state, ready, plan)
-        self._tally.count_plan(plan, is_ready=is_ready)
-        asked = now()
-        drafts = ready if is_ready else await self._draft(plan, ready)
+        linked, room = self._draft_client.linked, self._output.room
+        plan = self._draft_client.explain(self._planner.plan(self._state, linked, room))
+        self._metrics.trace.plan(plan.deadline_s)
+        current = self._planner.start_round(self._state, plan, ahead)
+        self._metrics.count_plan(plan, is_ready=current.is_ready)
+        planned = now()
+        if not current.is_ready:
+            current = current.with_drafts(await self._draft(current))
         drafted = now()
         waited_s = drafted - started
-        tree = self._balancer.fuse(self._state, drafts, room - 1, waited_s)
-        ahead = self._balancer.ahead(self._state, linked, plan, tree)
-        trial = self._balancer.trial(self._state, linked, plan)
-        busy_s = (now() - drafted) + (asked - self._committing)
-        self._balancer.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
-        verdict, foreseen, tried = await self._verify_beside(tree, ahead, trial)
-        drafters = [draft.node_id for draft in drafts]
-        self._tally.count_round(tree, drafters, verdict)
+        tree = self._planner.fuse(self._state, current, room - 1, waited_s)
+        plan_ahead = self._planner.ahead(self._state, linked, plan, tree)
+        probe = self._planner.probe(self._state, linked, plan)
+        busy_s = (now() - drafted) + (planned - self._round_ended_s)
+        self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
+        result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
+        drafters = [draft.node_id for draft in current.drafts]
+        self._metrics.count_round(tree, drafters, result)
         logger.debug(
             "round: request=%s drafters=%s nodes=%d accepted=%d plan=%s",
-            self._request.key, drafters, len(tree), len(verdict.path), plan.reason,
+            self._request.key, drafters, len(tree), len(result.path), plan.reason,
         )  # fmt: skip
         if plan.drafters:
-            self._balancer.observe_round(
-                self._state, plan, was_ready=is_ready, num_accepted=len(verdict.path)
+            self._statistics.observe_round(
+                self._state,
+                plan,
+                waited_s=waited_s,
+                was_ready=current.is_ready,
+                num_accepted=len(result.path),
             )
-        return self._commit(verdict, tree, [*drafts, *tried], foreseen)
+        return self._commit(result, tree, [*current.drafts, *probed], next_drafts)
 
-    async def _draft(self, plan: Plan, ready: list[Proposal]) -> list[Proposal]:
-        """Fresh drafts, and what is there of those who did not answer."""
-        self._verifying.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
+    async def _draft(self, current: Round) -> list[DrafterTree]:
+        """Fresh drafts, and those made ahead by drafters that did not answer."""
+        plan = current.plan
+        self._verifier.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
         asked = now()
         if plan.interval:
-            drafts = await gather_by_steps(self._consulting, self._balancer, self._state, plan)
+            acceptance = self._statistics.acceptance
+            drafts = await gather_by_steps(self._draft_client, acceptance, self._state, plan)
         else:
-            drafts = await self._consulting.gather(plan)
-        self._balancer.observe_wait(plan, now() - asked)
+            drafts = await self._draft_client.gather(plan)
+        self._statistics.observe_wait(plan, now() - asked)
         answered = {draft.node_id for draft in drafts}
-        return [*drafts, *(draft for draft in ready if draft.node_id not in answered)]
+        return [*drafts, *(draft for draft in current.drafts if draft.node_id not in answered)]
 
     async def _verify_beside(
-        self, tree: TokenTree, ahead: Plan, trial: Plan, grace_s: float = 0.0
-    ) -> tuple[VerificationResult, list[Proposal], list[Proposal]]:
-        """The target's verdict, and what drafters said meanwhile to the plans `ahead` and `trial`;
-        to the latter until `grace_s` after the verdict."""
-        self._tally.trace.submit()
+        self, tree: TokenTree, plan_ahead: Plan, probe: Plan, grace_s: float = 0.0
+    ) -> tuple[VerificationResult, list[DrafterTree], list[DrafterTree]]:
+        """The verification result, and the drafts that arrived meanwhile for both plans; for
+        `probe` until `grace_s` after the result."""
+        self._metrics.trace.submit()
         try:
             async with asyncio.TaskGroup() as group:
-                asks = self._consulting.start(group, ahead, ahead=tree)
-                tries = self._consulting.start(group, trial)
-                verdict = await self._verify(tree)
-                patience_s = self._balancer.patience_s(ahead)
-                self._verifying.expect(self._request.key, patience_s, 1 + len(tree))
-                await _settle(asks, patience_s)
-                await _settle(tries, grace_s)
-                for ask in (*asks, *tries):
-                    ask.cancel()
+                tasks = self._draft_client.start(group, plan_ahead, ahead=tree)
+                probes = self._draft_client.start(group, probe)
+                result = await self._verify(tree)
+                patience_s = self._planner.patience_s(plan_ahead)
+                self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
+                await _wait_for_any(tasks, patience_s)
+                await _wait_for_any(probes, grace_s)
+                for task in (*tasks, *probes):
+                    task.cancel()
         except BaseExceptionGroup as failures:
             raise root_of(failures) from None
-        self._tally.trace.end(len(tree), len(verdict.path), self._tally.plan)
-        self._committing = now()
-        return verdict, answers(asks), answers(tries)
+        self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
+        self._round_ended_s = now()
+        return result, drafts_of(tasks), drafts_of(probes)
 
     async def _verify(self, tree: TokenTree) -> VerificationResult:
         work = VerifyWork(
@@ -230,48 +238,48 @@ class Session:
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
         )
-        verdict = await self._verifying.verify(work)
-        self._tally.trace.verified(self._verifying.last_pass_s)
-        return verdict
+        result = await self._verifier.verify(work)
+        self._metrics.trace.verified(self._verifier.last_pass_s)
+        return result
 
     def _commit(
         self,
-        verdict: VerificationResult,
+        result: VerificationResult,
         tree: TokenTree,
-        proposals: list[Proposal],
-        foreseen: list[Proposal],
-    ) -> list[Proposal]:
-        """Take the verdict over and learn from it what the proposals were worth; returns what they,
-        and those that foresaw it, say beyond it."""
-        self._sequence.extend([*(tree.tokens[node] for node in verdict.path), verdict.bonus])
-        self._logprobs.extend(verdict.logprobs)
+        drafts: list[DrafterTree],
+        ahead: list[DrafterTree],
+    ) -> list[DrafterTree]:
+        """Append the accepted tokens and learn from them; returns what is left of all drafts after
+        the longer sequence."""
+        self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
+        self._logprobs.extend(result.logprobs)
         committed = self._sequence.tokens
-        self._balancer.observe_truth(self._state, proposals, committed)
-        self._balancer.observe_text(self._state, committed)
+        self._statistics.acceptance.observe_truth(self._state, drafts, committed)
+        self._statistics.acceptance.observe_text(self._state, committed)
         if not self._state.policy.width:
-            foreseen = [proposal.chain() for proposal in foreseen]
-        newest = {proposal.node_id: proposal for proposal in (*proposals, *foreseen)}
-        left = [proposal.after(committed) for proposal in newest.values()]
-        return [proposal for proposal in left if proposal is not None]
+            ahead = [draft.chain() for draft in ahead]
+        newest = {draft.node_id: draft for draft in (*drafts, *ahead)}
+        left = [draft.after(committed) for draft in newest.values()]
+        return [draft for draft in left if draft is not None]
 
     def _answer(self) -> Answer:
         return Answer(
-            choices=(self._transcript.choice(),),
+            choices=(self._output.choice(),),
             num_prompt_tokens=self._num_prompt,
             seed=self._request.sampling.seed,
             model=self._model,
-            metrics=self._tally.metrics(),
+            metrics=self._metrics.metrics(),
         )
 
 
-async def _settle(asks: list[DraftTask], patience_s: float) -> None:
-    """Wait a little for answers that may be on their way, unless there is one already."""
-    if asks and patience_s > 0.0 and not any(ask.done() for ask in asks):
-        await asyncio.wait(asks, timeout=patience_s)
+async def _wait_for_any(tasks: list[DraftTask], patience_s: float) -> None:
+    """Wait for drafts that may be on their way, unless one is there already."""
+    if tasks and patience_s > 0.0 and not any(task.done() for task in tasks):
+        await asyncio.wait(tasks, timeout=patience_s)
 
 
 def coupling_of(sampling: Sampling) -> SharedNoise:
-    """What drafters must know of it."""
+    """The sampling parameters that drafters need to draw the target's tokens."""
     if sampling.is_greedy:
         return SharedNoise()
     return SharedNoise(

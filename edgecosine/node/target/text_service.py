@@ -1,4 +1,4 @@
-"""The target's sessions behind the gateway's `Service`: checks prompts, runs, counts."""
+"""Implements the gateway's `Service` on a target: checks requests, runs and counts sessions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class TextService:
         max_context: int,
         max_sessions: int,
         exactness: str,
-        verifying: Verifier,
-        balancer: Planner,
+        verifier: Verifier,
+        planner: Planner,
         drafters: DrafterLinks,
     ) -> None:
         self._model, self._codec, self._max_context = model, codec, max_context
         self._max_sessions, self._exactness = max_sessions, exactness
-        self._verifying, self._balancer, self._drafters = verifying, balancer, drafters
+        self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -47,9 +47,9 @@ class TextService:
         self.num_speculative = 0
         """Rounds whose plan had drafters."""
         self.num_ahead = 0
-        """Those of them whose drafts had been made ahead."""
+        """Of these, rounds whose drafts had been made ahead."""
         self.num_late = 0
-        """Drafts that came after their deadline."""
+        """Drafts that missed their deadline."""
 
     def __repr__(self) -> str:
         return (
@@ -58,7 +58,7 @@ class TextService:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What is served."""
+        """The model, limits and policies, as published by the gateway."""
         return {
             "models": [self._model],
             "max_context": self._max_context,
@@ -69,18 +69,18 @@ class TextService:
 
     @property
     def max_sessions(self) -> int:
-        """Sessions that may be at work at one time."""
+        """Most sessions that run at one time."""
         return self._max_sessions
 
     @property
     def has_broken(self) -> bool:
-        """Whether the engine failed in a pass."""
-        return self._verifying.has_failed
+        """Whether the engine has failed."""
+        return self._verifier.has_failed
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
-        """Run a session.
+        """Run a session and yield its progress.
 
-        Raises RequestError when the prompt does not fit the model.
+        Raises RequestError if the request does not fit the model.
         """
         started = time.perf_counter()
         prompt = self._prompt_tokens(request)
@@ -90,8 +90,8 @@ class TextService:
             prompt=prompt,
             model=self._model,
             codec=self._codec,
-            verifying=self._verifying,
-            balancer=self._balancer,
+            verifier=self._verifier,
+            planner=self._planner,
             drafters=self._drafters,
         )
         self._sessions[request.key] = session
@@ -124,7 +124,7 @@ class TextService:
         return prompt
 
     def _check_text(self, request: Request) -> None:
-        """Refuse at small cost what is far too long; nobody is served while a text is encoded."""
+        """Refuse texts that are far too long before they are encoded in the event loop."""
         if isinstance(request.prompt, str):
             texts = [request.prompt]
         else:
@@ -137,7 +137,7 @@ class TextService:
             )
 
     def _fitted(self, request: Request, num_prompt: int) -> Request:
-        """The request within the context that its prompt leaves."""
+        """The request, with a default `max_tokens` cut to the context that the prompt leaves."""
         room = self._max_context - num_prompt
         if request.max_tokens <= room:
             return request

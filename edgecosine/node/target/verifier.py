@@ -1,9 +1,9 @@
-"""The actor around the target engine: one batched pass for all sessions that are ready.
+"""The actor around the target engine: one batched forward pass for all sessions that are ready.
 
-It knows batches and passes, not drafts nor users. A session in prefill stays in the batch, chunk by
-chunk beside the others' rounds, until its own verdict is there. A pass is held back a little for
-sessions that are about to come, where that saves one. Of a pass that fails the works are tried one
-by one: what fails alone is that session's, unless the engine then fails at everything.
+A session in prefill stays in the batch, chunk by chunk beside the rounds of others, until it has
+its verification result. A pass waits a little for sessions that are expected soon, if that saves a
+pass. If a pass fails, its works run one by one: a work that fails alone fails its session, unless
+the engine then fails at every work.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE
 logger = logging.getLogger(__name__)
 
 NEXT_ROUND_S = 0.001
-"""How soon a session with a verdict is expected again, unless it says otherwise."""
+"""When a session with a result is expected again, unless it calls `expect`."""
 GRACE_S = 0.001
-"""How much later than expected whoever a pass is held back for may come."""
+"""How much later than expected a session may arrive at a pass that waits for it."""
 
 
 _PROBE = VerifyWork("probe", (1,), 1, EMPTY_TREE, Sampling())
-"""What every engine can do that is not broken."""
+"""Succeeds on every engine that works."""
 
 
 class PassCosts(Protocol):
-    """Learns what passes cost, and tells when one is worth holding back."""
+    """Measures passes, and decides how long one waits for more sessions."""
 
     def observe_pass(self, report: PassReport) -> None:
-        """A pass is over."""
+        """Learn from a pass."""
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        """How long to hold a pass back for latecomers; None to start it at once."""
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
+        """How long to delay a pass for expected arrivals; None to start it at once."""
 
 
 Waiting = Envelope[VerifyWork, VerificationResult]
@@ -73,20 +73,20 @@ class Verifier:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._costs = costs
-        self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifying", 4 * max_batch)
+        self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifier", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._released: list[str] = []
         self._expected: dict[str, tuple[float, int]] = {}
-        """When sessions that had a verdict are to come again, and with how many rows."""
+        """When sessions with a result are expected again, and with how many rows."""
         self.num_passes = 0
         self.busy_s = 0.0
         """Seconds in passes."""
         self.idle_s = 0.0
-        """Seconds between the end of each pass and that of the next one, outside of it."""
+        """Seconds between passes."""
         self.last_pass_s = 0.0
-        """Seconds of the pass that gave the latest verdicts."""
+        """Seconds of the latest pass."""
         self.has_failed = False
-        """Whether the engine failed at works, which any of them may have caused."""
+        """Whether the engine failed; any of the works may have caused it."""
         self._ended = 0.0
 
     def __repr__(self) -> str:
@@ -99,26 +99,26 @@ class Verifier:
         return len(self._mailbox) + len(self._batch)
 
     async def verify(self, work: VerifyWork) -> VerificationResult:
-        """The target's verdict on a tree.
+        """The verification result of a tree.
 
-        Raises ActorStopped when the engine has ended, and what the engine does at this work alone.
+        Raises ActorStopped when the engine has ended, and the engine's error with this work alone.
         """
         return await self._mailbox.ask(work)
 
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
-        """The session will ask again in so many seconds, with about so many rows."""
+        """The session is expected in `in_s` seconds, with about `num_rows` rows."""
         if key in self._expected:
             self._expected[key] = (now() + in_s, num_rows)
 
     def release(self, key: str) -> None:
-        """The session has ended; its slot is given back before the next pass."""
+        """The session has ended; its KV slot is freed before the next pass."""
         self._expected.pop(key, None)
         self._released.append(key)
 
     async def run(self) -> None:
-        """Measure what passes cost, then run them as long as there are works.
+        """Profile passes, then run them until cancelled.
 
-        Raises EngineError when the engine does not run any more.
+        Raises EngineError when the engine has failed.
         """
         try:
             for num_rows, elapsed_s in (await self._profile()).items():
@@ -131,12 +131,12 @@ class Verifier:
         finally:
             self._mailbox.close()
             for envelope in self._batch:
-                envelope.fail(ActorStopped("verifying has stopped"))
+                envelope.fail(ActorStopped("the verifier has stopped"))
 
     async def _gather_batch(self) -> None:
-        """The works still in prefill, those that came meanwhile, and those worth waiting for.
+        """Collect the works in prefill, those that have arrived, and those worth a wait.
 
-        Whoever is taken is in the batch at once, so that all hear of it when the actor ends.
+        A work enters the batch at once, so that it fails with the others if the actor ends.
         """
         ends = math.inf
         while True:
@@ -145,10 +145,10 @@ class Verifier:
                 self._batch = await self._mailbox.take(self._max_batch)
             self._batch += self._mailbox.take_nowait(self._max_batch - len(self._batch))
             moment = now()
-            held_s = self._hold_s(moment)
-            if held_s is None:
+            wait_s = self._batch_wait_s(moment)
+            if wait_s is None:
                 break
-            ends = min(ends, moment + held_s + GRACE_S)
+            ends = min(ends, moment + wait_s + GRACE_S)
             if not await self._mailbox.arrival(ends - moment):
                 self._give_up(ends)
                 self._batch = [envelope for envelope in self._batch if envelope.is_open]
@@ -156,24 +156,24 @@ class Verifier:
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
 
-    def _hold_s(self, moment: float) -> float | None:
+    def _batch_wait_s(self, moment: float) -> float | None:
         here = {envelope.message.key for envelope in self._batch}
-        latecomers = [
+        arrivals = [
             ExpectedArrival(at - moment, num_rows)
             for key, (at, num_rows) in self._expected.items()
             if key not in here
         ]
-        if not latecomers or len(self._batch) == self._max_batch:
+        if not arrivals or len(self._batch) == self._max_batch:
             return None
         num_rows = sum(self._num_rows(envelope.message) for envelope in self._batch)
-        return self._costs.hold_s(num_rows, latecomers)
+        return self._costs.batch_wait_s(num_rows, arrivals)
 
     def _num_rows(self, work: VerifyWork) -> int:
         is_prefill = work.key not in self._expected
         return 1 + len(work.tree) + (len(work.tokens) if is_prefill else 0)
 
     def _give_up(self, until: float) -> None:
-        """Whoever should have been there by now is not waited for again."""
+        """Sessions that missed their expected time are not waited for again."""
         here = {envelope.message.key for envelope in self._batch}
         for key, (at, num_rows) in self._expected.items():
             if key not in here and at <= until:
@@ -187,7 +187,7 @@ class Verifier:
         except EngineError:
             self.has_failed = True
             raise
-        except Exception as error:  # noqa: BLE001 -- whose fault it is remains to be seen
+        except Exception as error:  # noqa: BLE001 -- any work may be its cause
             result = await self._one_by_one(works, error)
             self.num_passes += 1
             return result
@@ -202,9 +202,9 @@ class Verifier:
         return result
 
     async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> StepResult:
-        """The works of a pass that failed with `error`, each in a pass of its own.
+        """Run the works of a pass that failed with `error`, each in a pass of its own.
 
-        Raises EngineError when it is the engine that fails.
+        Raises EngineError if the engine fails at a trivial work, too.
         """
         logger.warning("pass failed: works=%d cause=%s", len(works), cause_of(error))
         outcomes = [
@@ -216,7 +216,7 @@ class Verifier:
             if isinstance(probe, FailedWork):
                 self.has_failed = True
                 reason = cause_of(probe.error)
-                raise EngineError(f"the engine does not run any more: {reason}")
+                raise EngineError(f"the engine has failed: {reason}")
         return StepResult(outcomes, 0)
 
     async def _alone(self, work: VerifyWork) -> Outcome:
@@ -225,7 +225,7 @@ class Verifier:
         except EngineError:
             self.has_failed = True
             raise
-        except Exception as error:  # noqa: BLE001 -- it is this work's
+        except Exception as error:  # noqa: BLE001 -- this work is its cause
             return FailedWork(error)
         return result.outcomes[0]
 
@@ -239,7 +239,7 @@ class Verifier:
         return await self._thread.run(call)
 
     def _settle(self, result: StepResult) -> list[Waiting]:
-        """Give out the verdicts; returns who is still in prefill."""
+        """Deliver the results; returns the works that are still in prefill."""
         prefilling = []
         for envelope, outcome in zip(self._batch, result.outcomes, strict=True):
             if isinstance(outcome, Prefilling):
@@ -254,12 +254,12 @@ class Verifier:
 
 
 def _report(result: StepResult, elapsed_s: float, cycle_s: float) -> PassReport:
-    verdicts = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
+    verified = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
     return PassReport(
         num_rows=result.num_rows,
         elapsed_s=elapsed_s,
         cycle_s=cycle_s,
-        num_tokens=sum(1 + len(verdict.path) for verdict in verdicts),
+        num_tokens=sum(1 + len(outcome.path) for outcome in verified),
         is_prefill=any(isinstance(outcome, Prefilling) for outcome in result.outcomes),
     )
 

@@ -1,4 +1,4 @@
-"""Drafting: answers the newest question of each request, many at once, and keeps in step."""
+"""The draft worker: batches requests, answers their newest rounds, keeps prefixes in step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ask(
 
 
 class Post:
-    """Takes answers; somebody may wait for a number of them."""
+    """Collects answers; a test may wait for a number of them."""
 
     def __init__(self) -> None:
         self.answers: list[AnyMessage] = []
@@ -72,15 +72,15 @@ class Post:
 
 
 @asynccontextmanager
-async def at_work(drafting: DraftWorker) -> AsyncIterator[None]:
+async def at_work(worker: DraftWorker) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(drafting.run())
+        task = group.create_task(worker.run())
         yield
         task.cancel()
 
 
 class PatientDrafter(ScriptedDrafter):
-    """Drafts ahead until somebody waits."""
+    """Drafts ahead until a target waits."""
 
     def __init__(self, language: Language) -> None:
         super().__init__(language)
@@ -100,13 +100,13 @@ def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4)
     return DraftWorker(engine=engine, thread=thread, max_batch=max_batch)
 
 
-def test_draft_continues_the_prefix_as_the_engine_says() -> None:
+def test_draft_is_the_engines_continuation_of_the_prefix() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE, boast=0.5), thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX, number=7), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE, confidence=0.5), thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX, number=7), post)
                 [draft] = await post.drafts(1)
         sequence = list(PREFIX)
         for token in unpack_tokens(draft.tokens):
@@ -115,28 +115,28 @@ def test_draft_continues_the_prefix_as_the_engine_says() -> None:
         assert (draft.request_id, draft.round, draft.is_ahead) == ("r", 7, False)
         assert draft.confidences == bytes([128] * 3)
         assert draft.parents == b""
-        assert drafting.num_tokens == 3
+        assert worker.num_tokens == 3
 
     run(main())
 
 
-def test_drafter_out_of_step_says_what_it_has_and_recovers() -> None:
+def test_drafter_out_of_step_reports_its_prefix_and_recovers() -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask([*PREFIX, 1, 2], held=5), post)
-            drafting.on_request(ask(PREFIX), post)
-            drafting.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
-            drafting.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask([*PREFIX, 1, 2], held=5), post)
+            worker.on_request(ask(PREFIX), post)
+            worker.on_request(ask([*PREFIX, 1, 2], held=7, number=1), post)
+            worker.on_request(ask([*PREFIX[:-1], 9, 1], held=5, number=2), post)
             assert post.answers == [
                 OutOfStep("r", 0, 0),
                 OutOfStep("r", 1, 5),
                 OutOfStep("r", 2, 0),
             ]
             post.answers.clear()
-            async with at_work(drafting):
-                drafting.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
+            async with at_work(worker):
+                worker.on_request(ask([*PREFIX, 1, 2], held=5, number=3), post)
                 [draft] = await post.drafts(1)
                 assert draft.round == 3
 
@@ -147,26 +147,26 @@ def test_newer_round_replaces_older_ones_that_wait() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(4):
-                drafting.on_request(ask([*PREFIX, number], number=number), post)
-            async with at_work(drafting):
+                worker.on_request(ask([*PREFIX, number], number=number), post)
+            async with at_work(worker):
                 [draft] = await post.drafts(1)
             assert draft.round == 3
-            assert drafting.num_stale == 3
+            assert worker.num_stale == 3
             assert sum(map(len, engine.batches)) == 1
 
     run(main())
 
 
-def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> None:
+def test_awaited_requests_are_drafted_before_requests_ahead() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for key in "abc":
-                drafting.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
-            async with at_work(drafting):
+                worker.on_request(ask(PREFIX, key=key, is_ahead=key != "c"), post)
+            async with at_work(worker):
                 drafts = await post.drafts(3)
         assert [(draft.request_id, draft.is_ahead) for draft in drafts] == [
             ("c", False),
@@ -178,15 +178,15 @@ def test_what_the_target_waits_for_is_drafted_before_what_it_asks_ahead() -> Non
     run(main())
 
 
-def test_drafting_ahead_is_told_when_the_target_waits() -> None:
+def test_draft_ahead_ends_when_a_target_waits() -> None:
     async def main() -> None:
         post, engine = Post(), PatientDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX, is_ahead=True), post)
+            worker = drafting_with(engine, thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX, is_ahead=True), post)
                 await asyncio.get_running_loop().run_in_executor(None, engine.begun.wait)
-                drafting.on_request(ask([*PREFIX, 1], held=5, number=1), post)
+                worker.on_request(ask([*PREFIX, 1], held=5, number=1), post)
                 drafts = await post.drafts(2)
         assert [draft.round for draft in drafts] == [0, 1]
 
@@ -194,17 +194,17 @@ def test_drafting_ahead_is_told_when_the_target_waits() -> None:
 
 
 @pytest.mark.parametrize("tokens", [[5, 1 << 30], [5, 6, 7], [5, 5]])
-def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
+def test_invalid_tree_counts_as_empty(tokens: list[int]) -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = DraftWorker(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
+            worker = DraftWorker(engine=engine, thread=thread, max_batch=1, num_vocabulary=300)
             asked = msgspec.structs.replace(
                 ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens(tokens),
                 tree_parents=bytes(2), tree_confidences=bytes(2),
             )  # fmt: skip
-            async with at_work(drafting):
-                drafting.on_request(asked, post)
+            async with at_work(worker):
+                worker.on_request(asked, post)
                 await post.drafts(1)
         assert engine.batches[0][0].ahead == EMPTY_TREE
 
@@ -214,33 +214,33 @@ def test_tree_that_makes_no_sense_is_taken_as_none(tokens: list[int]) -> None:
 @pytest.mark.parametrize(
     ("shares", "expected"), [(b"\xff\x00\x33", (1.0, 0.0, 0.2)), (b"\xff", ()), (b"", ())]
 )
-def test_shares_of_outcomes_reach_the_engine_where_they_fit_the_tree(
+def test_endpoint_shares_are_passed_on_if_they_fit_the_tree(
     shares: bytes, expected: tuple[float, ...]
 ) -> None:
     async def main() -> None:
         with EngineThread("drafter") as thread:
             engine, post = ScriptedDrafter(LANGUAGE), Post()
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             message = msgspec.structs.replace(
                 ask(PREFIX, is_ahead=True), tree_tokens=pack_tokens([97, 98]),
                 tree_confidences=b"\xff\xff", outcome_shares=shares,
             )  # fmt: skip
-            async with at_work(drafting):
-                drafting.on_request(message, post)
+            async with at_work(worker):
+                worker.on_request(message, post)
                 await post.drafts(1)
         assert engine.batches[0][0].shares == expected
 
     run(main())
 
 
-def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
+def test_waiting_requests_are_batched_oldest_first() -> None:
     async def main() -> None:
         post, engine = Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread, max_batch=4)
+            worker = drafting_with(engine, thread, max_batch=4)
             for number in range(6):
-                drafting.on_request(ask([*PREFIX, number], key=str(number)), post)
-            async with at_work(drafting):
+                worker.on_request(ask([*PREFIX, number], key=str(number)), post)
+            async with at_work(worker):
                 drafts = await post.drafts(6)
         assert [draft.request_id for draft in drafts] == list("012345")
         assert [[work.key for work in batch] for batch in engine.batches] == [
@@ -251,20 +251,20 @@ def test_requests_that_wait_are_drafted_together_the_oldest_first() -> None:
     run(main())
 
 
-def test_answer_to_a_link_that_is_gone_harms_nobody() -> None:
+def test_answer_to_an_ended_link_is_dropped() -> None:
     def gone(_: AnyMessage) -> None:
         raise LinkLost("gone")
 
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask(PREFIX, key="away"), gone)
-            drafting.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
-            drafting.on_request(ask(PREFIX, key="here"), post)
-            async with at_work(drafting):
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask(PREFIX, key="away"), gone)
+            worker.on_request(ask([*PREFIX, 1], key="lost", held=5), gone)
+            worker.on_request(ask(PREFIX, key="here"), post)
+            async with at_work(worker):
                 [draft] = await post.drafts(1)
-                drafting.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
+                worker.on_request(ask([*draft_sequence(draft), 1], key="here", number=1), post)
                 await post.drafts(2)
 
     run(main())
@@ -275,22 +275,22 @@ def draft_sequence(draft: Draft) -> list[int]:
 
 
 @pytest.mark.parametrize("is_link_lost", [True, False])
-def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
+def test_ended_request_leaves_no_state(is_link_lost: bool) -> None:
     async def main() -> None:
         ended, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX), post)
+            worker = drafting_with(engine, thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX), post)
                 await post.drafts(1)
                 assert engine.held == {"r"}
-                drafting.on_request(ask([*PREFIX, 1], number=1), ended)
+                worker.on_request(ask([*PREFIX, 1], number=1), ended)
                 if is_link_lost:
-                    drafting.forget_all()
+                    worker.drop_all()
                 else:
-                    drafting.on_request(Release("r"), ended)
-                assert repr(drafting) == "<DraftWorker [0 waiting, 0 requests]>"
-                drafting.on_request(ask(PREFIX, key="next"), post)
+                    worker.on_request(Release("r"), ended)
+                assert repr(worker) == "<DraftWorker [0 waiting, 0 requests]>"
+                worker.on_request(ask(PREFIX, key="next"), post)
                 await post.drafts(2)
             assert ended.answers == []
             assert engine.held == {"next"}
@@ -299,75 +299,75 @@ def test_request_that_ended_leaves_nothing_behind(is_link_lost: bool) -> None:
 
 
 @pytest.mark.parametrize("is_in_step", [True, False])
-def test_least_recently_used_request_is_forgotten_first(is_in_step: bool) -> None:
-    """A stranger's requests, in step or not, cannot fill the memory."""
+def test_least_recently_used_request_is_dropped_first(is_in_step: bool) -> None:
+    """Requests of any peer, in step or not, use bounded memory."""
 
     async def main() -> None:
         post, many = Post(), Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
-            drafting.on_request(ask(PREFIX, key="old"), post)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker.on_request(ask(PREFIX, key="old"), post)
             for number in range(rules.MAX_REQUESTS + 5):
                 if number == rules.MAX_REQUESTS - 5:
-                    drafting.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
-                drafting.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
-            assert f"{rules.MAX_REQUESTS} requests" in repr(drafting)
+                    worker.on_request(ask(PREFIX, key="0", held=5 * is_in_step), many)
+                worker.on_request(ask(PREFIX, key=str(number), held=5 * (not is_in_step)), many)
+            assert f"{rules.MAX_REQUESTS} requests" in repr(worker)
             late = Post()
-            drafting.on_request(ask([*PREFIX, 1], key="old", held=5), late)
+            worker.on_request(ask([*PREFIX, 1], key="old", held=5), late)
             assert late.answers == [OutOfStep("old", 0, 0)]
-            drafting.on_request(ask([*PREFIX, 1], key="0", held=5), late)
+            worker.on_request(ask([*PREFIX, 1], key="0", held=5), late)
             assert len(late.answers) == 1
 
     run(main())
 
 
-def test_a_target_with_many_requests_keeps_no_other_waiting_or_forgotten() -> None:
+def test_target_with_many_requests_does_not_displace_others() -> None:
     async def main() -> None:
-        crowd, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
+        many, post, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(rules.MAX_REQUESTS - 1):
-                drafting.on_request(ask(PREFIX, key=str(number)), crowd, "hostile")
-            drafting.on_request(ask(PREFIX, key="r"), post, "honest")
+                worker.on_request(ask(PREFIX, key=str(number)), many, "hostile")
+            worker.on_request(ask(PREFIX, key="r"), post, "honest")
             for number in range(2 * rules.MAX_REQUESTS):
-                drafting.on_request(ask(PREFIX, key=f"more-{number}"), crowd, "hostile")
-            async with at_work(drafting):
+                worker.on_request(ask(PREFIX, key=f"more-{number}"), many, "hostile")
+            async with at_work(worker):
                 await post.drafts(1)
                 assert engine.batches[0][0].key == "r@honest"
-                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                worker.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
                 await post.drafts(2)
 
     run(main())
 
 
-def test_a_target_cannot_touch_the_requests_of_another() -> None:
+def test_target_cannot_affect_the_requests_of_another() -> None:
     async def main() -> None:
         post, other, engine = Post(), Post(), ScriptedDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
-            drafting.on_request(ask(PREFIX), post, "honest")
-            drafting.on_request(ask([9, 9, 9], number=5), other, "hostile")
-            drafting.on_request(Release("r"), other, "hostile")
-            async with at_work(drafting):
+            worker = drafting_with(engine, thread)
+            worker.on_request(ask(PREFIX), post, "honest")
+            worker.on_request(ask([9, 9, 9], number=5), other, "hostile")
+            worker.on_request(Release("r"), other, "hostile")
+            async with at_work(worker):
                 await post.drafts(1)
-                drafting.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
+                worker.on_request(ask([*PREFIX, 1], held=len(PREFIX), number=1), post, "honest")
                 await post.drafts(2)
         assert not other.answers
 
     run(main())
 
 
-def test_flood_of_releases_is_no_work() -> None:
+def test_flood_of_releases_runs_no_draft() -> None:
     async def main() -> None:
         post, engine = Post(), CountingDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(engine, thread)
+            worker = drafting_with(engine, thread)
             for number in range(2 * rules.MAX_REQUESTS):
-                drafting.on_request(Release(f"unknown-{number}"), post)
-                drafting.on_request(ask(PREFIX, key=f"known-{number}"), post)
-                drafting.on_request(Release(f"known-{number}"), post)
-            async with at_work(drafting):
-                drafting.on_request(ask(PREFIX), post)
+                worker.on_request(Release(f"unknown-{number}"), post)
+                worker.on_request(ask(PREFIX, key=f"known-{number}"), post)
+                worker.on_request(Release(f"known-{number}"), post)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX), post)
                 await post.drafts(1)
         assert len(engine.released) == rules.MAX_REQUESTS
         assert all(key.startswith("known") for key in engine.released)
@@ -376,7 +376,7 @@ def test_flood_of_releases_is_no_work() -> None:
 
 
 class CountingDrafter(ScriptedDrafter):
-    """Keeps what it was told to release."""
+    """Records released keys."""
 
     def __init__(self, language: Language) -> None:
         super().__init__(language)
@@ -387,57 +387,57 @@ class CountingDrafter(ScriptedDrafter):
         super().release(key)
 
 
-def test_tokens_beyond_the_vocabulary_never_reach_the_model() -> None:
+def test_tokens_beyond_the_vocabulary_are_never_passed_to_the_model() -> None:
     async def main() -> None:
         replies: list[AnyMessage] = []
         engine = ScriptedDrafter(babble())
         with EngineThread("test") as thread:
-            drafting = DraftWorker(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
-            drafting.on_request(ask([1, 2, 50]), replies.append)
+            worker = DraftWorker(engine=engine, thread=thread, max_batch=4, num_vocabulary=50)
+            worker.on_request(ask([1, 2, 50]), replies.append)
             assert [type(reply) for reply in replies] == [OutOfStep]
-            drafting.on_request(ask([1, 2, 49]), replies.append)
+            worker.on_request(ask([1, 2, 49]), replies.append)
             assert len(replies) == 1
 
     run(main())
 
 
 class FailingDrafter(ScriptedDrafter):
-    """Fails at some requests, whoever is beside them, and tells of others what is no number."""
+    """Fails at some requests in any batch, and returns NaN confidences for others."""
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
         if any(work.key == "bad" for work in batch):
             raise StopIteration if len(batch) == 1 else IndexError
-        proposals = super().draft(batch)
+        drafts = super().draft(batch)
         no_number = DraftResult((1,), (float("nan"),))
         return [
             no_number if work.key == "nan" else proposal
-            for work, proposal in zip(batch, proposals, strict=True)
+            for work, proposal in zip(batch, drafts, strict=True)
         ]
 
 
-def test_draft_that_fails_is_nothing_and_those_beside_it_are_as_ever(
+def test_failed_draft_is_empty_and_others_are_unchanged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(FailingDrafter(LANGUAGE), thread)
+            worker = drafting_with(FailingDrafter(LANGUAGE), thread)
             for number in range(2):
                 for key in ("a", "bad", "b", "nan"):
-                    drafting.on_request(ask(PREFIX, key=key, number=number), post)
-                async with at_work(drafting):
+                    worker.on_request(ask(PREFIX, key=key, number=number), post)
+                async with at_work(worker):
                     drafts = await post.drafts(4)
                 lengths = {draft.request_id: len(draft.confidences) for draft in drafts}
                 assert lengths == {"a": 3, "b": 3, "bad": 0, "nan": 0}
                 post.answers.clear()
 
     run(main())
-    assert len(caplog.records) == 2  # one of a kind
+    assert len(caplog.records) == 2  # one per kind of error
 
 
-def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
+def test_message_that_fails_on_arrival_gets_an_empty_draft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> list[int]:
@@ -446,10 +446,10 @@ def test_message_that_fails_where_it_comes_in_is_answered_with_nothing(
     async def main() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = drafting_with(ScriptedDrafter(LANGUAGE), thread)
+            worker = drafting_with(ScriptedDrafter(LANGUAGE), thread)
             with monkeypatch.context() as patch:
                 patch.setattr(rules, "unpack_tokens", fail)
-                drafting.on_request(ask(PREFIX), post)
+                worker.on_request(ask(PREFIX), post)
             [draft] = await post.drafts(1)
             assert draft.tokens == b""
 

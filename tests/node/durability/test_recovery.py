@@ -29,7 +29,7 @@ from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
@@ -114,7 +114,7 @@ def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def admission(service: Service) -> AdmissionControl:
     """Room for a few."""
-    return AdmissionControl(num_places=service.max_sessions, max_queued=16)
+    return AdmissionControl(num_slots=service.max_sessions, max_queued=16)
 
 
 async def live(
@@ -156,13 +156,13 @@ async def live(
 async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
     """Ask once, be killed as often as told, then live on; the whole thing with drafters."""
     world = World()
-    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.6))]
+    setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.6))]
     for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
-        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
             journal = MortalJournal(directory, dies_at, is_late=is_late)
             # Whoever was never told that the request is accepted asks again.
             asks = number == 0 or not world.states
-            await live(home.serving, journal, world, request, asks=asks)
+            await live(home.service, journal, world, request, asks=asks)
     return world
 
 
@@ -192,7 +192,7 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", tell_every_s)
 
     async def story() -> None:
         for dies_at in range(NEVER):
@@ -210,7 +210,7 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
 def test_killed_several_times_it_ends_as_it_would_have(
     deaths: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
 
     async def story() -> None:
         for request in REQUESTS:
@@ -325,10 +325,10 @@ def test_resumed_request_has_a_place_as_every_other(tmp_path: Path) -> None:
             await at.expect_state("running")
         async with desk(tmp_path, holding()) as at:
             await at.expect_state("running")
-            assert at.admission.num_at_work == 2
+            assert at.admission.num_running == 2
         async with desk(tmp_path) as at:
             await at.expect(FINAL)
-            assert at.admission.num_at_work == at.admission.num_queued == 0
+            assert at.admission.num_running == at.admission.num_queued == 0
 
     run(story())
 
@@ -414,7 +414,7 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             )  # fmt: skip
             assert final["error"]["retry_after_s"] > 0
             assert not service.requests
-            assert at.admission.num_at_work == 0
+            assert at.admission.num_running == 0
             await at.reception.idle()
             at.journal.store.write = write  # type: ignore[method-assign]
             at.take()

@@ -19,7 +19,7 @@ from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
@@ -37,7 +37,7 @@ class Desk:
             service,
             topics=HOME,
             send=self._send,
-            admission=AdmissionControl(num_places=service.max_sessions, max_queued=4),
+            admission=AdmissionControl(num_slots=service.max_sessions, max_queued=4),
         )
 
     def _send(self, message: Outgoing) -> None:
@@ -99,15 +99,18 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
     language = babble(eos_every=40)
     asked = request(n, sampling=Sampling(temperature=temperature, seed=3), max_tokens=60)
     said = [alone(language, choice) for choice in choices_of(asked)]
-    neighbours = [
-        Neighbour(ScriptedDrafter(language)),
-        Neighbour(ScriptedDrafter(language, hits=0.5), [Weather.FINE, Weather.LINK_LOST]),
-        Neighbour(ScriptedDrafter(language, hits=0.0, boast=1.0)),
+    setups = [
+        Drafter(ScriptedDrafter(language)),
+        Drafter(ScriptedDrafter(language, hits=0.5), [LinkFault.FINE, LinkFault.LINK_LOST]),
+        Drafter(ScriptedDrafter(language, hits=0.0, confidence=1.0)),
     ]
 
     async def story() -> None:
         target = ScriptedTarget(language)
-        async with house(target, neighbours, max_sessions=5) as home, desk(home.serving) as at:
+        async with (
+            harness(target, setups, max_sessions=5) as home,
+            desk(home.service) as at,
+        ):
             final = await at.answer(asked)
             choices = final["choices"]
             assert [choice["index"] for choice in choices] == list(range(n))
@@ -121,7 +124,7 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
             assert final["usage"]["total_tokens"] == num_tokens + 5
             assert len({choice["text"] for choice in choices}) == (n if temperature else 1)
             assert max(map(len, target.batches)) >= min(n, 2)
-            assert home.serving.num_answers == n
+            assert home.service.num_answers == n
 
     run(story())
 

@@ -27,7 +27,7 @@ def test_killed_askers_request_is_cancelled_and_its_place_is_free() -> None:
             [request] = home.service.requests
             await home.listener.expect_state(request.request_id, "cancelled")
             assert home.service.num_closed == 1
-            assert home.gateway.admission.num_at_work == 0
+            assert home.gateway.admission.num_running == 0
 
     run(story())
 

@@ -88,12 +88,12 @@ def test_drafting_is_idle_when_nobody_waits() -> None:
     async def story() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
-            drafting = DraftWorker(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
-            await drafting.idle()
-            async with at_work(drafting), asyncio.TaskGroup() as group:
+            worker = DraftWorker(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
+            await worker.idle()
+            async with at_work(worker), asyncio.TaskGroup() as group:
                 for number in range(3):
-                    drafting.on_request(ask_drafter(PREFIX, key=f"r{number}"), post)
-                group.create_task(drafting.idle())
+                    worker.on_request(ask_drafter(PREFIX, key=f"r{number}"), post)
+                group.create_task(worker.idle())
             assert len(post.answers) == 3
 
     run(story())

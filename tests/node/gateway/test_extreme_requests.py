@@ -19,7 +19,7 @@ from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Request
 from tests.engine.models import VOCABULARY, build
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedTarget
 
 SMALLEST = 5e-324
@@ -68,7 +68,7 @@ def test_text_at_the_ends_of_all_ranges_is_the_targets_alone(asked: list[dict[st
     drafter = TransformerDrafter(model_of("drafter"), slots=4, max_context=96)
 
     async def main() -> None:
-        async with house(cast(ScriptedTarget, target), [Neighbour(drafter)]) as home:
+        async with harness(cast(ScriptedTarget, target), [Drafter(drafter)]) as home:
             texts: dict[str, list[Any]] = {}
             for policy in ("target-alone", "edgecosine"):
                 async with asyncio.TaskGroup() as group:

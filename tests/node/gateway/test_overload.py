@@ -15,7 +15,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.request import Request
-from tests.support.cluster import house as engine_house
+from tests.support.cluster import harness as engine_house
 from tests.support.engines import ScriptedTarget, alone, babble
 from tests.support.mqtt import HOME, Listener, free_port, listening, needs_mosquitto, run, running
 
@@ -53,7 +53,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
         ) as engine,
     ):
         gateway = Gateway(
-            engine.serving, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="t1",
+            engine.service, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="t1",
             max_queued=MAX_QUEUED,
         )  # fmt: skip
         try:
@@ -118,7 +118,7 @@ def test_what_is_too_much_is_refused_and_the_rest_is_answered_as_ever() -> None:
             # Its share of the queue, beside the places at work.
             assert codes == {"overloaded": len(hog) - MAX_SESSIONS - MAX_QUEUED // 2}
             assert all(ends[topic][0]["choices"][0]["text"] == TEXT for topic in polite)
-            assert gateway.admission.num_queued == gateway.admission.num_at_work == 0
+            assert gateway.admission.num_queued == gateway.admission.num_running == 0
             after = ask(listener, "polite", 99)
             assert (await listener.expect_json(after))["choices"][0]["text"] == TEXT
 

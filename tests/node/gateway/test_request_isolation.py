@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, StepResult, VerifyWork
+from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.node.durability.journal import DiskJournal
@@ -37,7 +39,7 @@ from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
-from tests.support.cluster import House, Neighbour, house
+from tests.support.cluster import Drafter, TargetHarness, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 from tests.support.mqtt import run
 
@@ -89,16 +91,16 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "started": (RequestRunner, "start", by_first),
     "begun": (DiskJournal, "begin", by_first),
     "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
-    "opened": (Planner, "open", by_task),
+    "opened": (Statistics, "open", by_task),
     "first plan": (Planner, "first_plan", by_task),
     "plan": (Planner, "plan", by_task),
     "asked": (DraftClient, "_request", by_key),
-    "draft": (DraftClient, "_proposal", by_key),
+    "draft": (DraftClient, "_checked", by_key),
     "fuse": (Planner, "fuse", by_task),
     "ahead": (Planner, "ahead", by_task),
     "verify": (Verifier, "verify", by_first),
     "commit": (Session, "_commit", by_task),
-    "learned": (Planner, "observe_truth", by_task),
+    "learned": (AcceptanceStatistics, "observe_truth", by_task),
     "text": (OutputProcessor, "push", by_task),
     "tokens journalled": (DiskJournal, "commit", by_first),
     "stream": (ReplyPublisher, "part", by_first),
@@ -107,7 +109,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "cost": (SessionSlots, "learn", by_second),
     "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
     "last part": (ReplyPublisher, "last_part", by_first),
-    "closed": (Planner, "close", by_task),
+    "closed": (Statistics, "close", by_task),
     "released": (DraftClient, "release", by_key),
 }
 
@@ -116,7 +118,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
 class Desk:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
-    home: House
+    home: TargetHarness
     reception: RequestManager
     admission: AdmissionControl
     journal: DiskJournal
@@ -158,12 +160,12 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
         sent.append(message)
         news.set()
 
-    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7))]
-    async with house(target, neighbours, max_sessions=2) as home:
+    setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.7))]
+    async with harness(target, setups, max_sessions=2) as home:
         journal = DiskJournal(directory)
-        admission = AdmissionControl(num_places=2, max_queued=8)
+        admission = AdmissionControl(num_slots=2, max_queued=8)
         reception = RequestManager(
-            home.serving, topics=HOME, send=send, admission=admission, journal=journal
+            home.service, topics=HOME, send=send, admission=admission, journal=journal
         )
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
@@ -203,12 +205,12 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
     for name in ("next", "another"):
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
     await at.reception.idle()
-    assert at.admission.num_at_work == at.admission.num_queued == 0
-    assert repr(at.home.serving).startswith("<TextService scripted [0 sessions")
-    assert at.home.balancer._at_work == set()
-    await at.home.verifying.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
+    assert at.admission.num_running == at.admission.num_queued == 0
+    assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
+    assert at.home.planner.statistics.num_active == 0
+    await at.home.verifier.verify(VerifyWork("probe", (1, 2), 2, EMPTY_TREE, Sampling()))
     assert set(at.home.target.fed) <= {"probe"}
-    assert "[0 waiting" in repr(at.home.verifying)
+    assert "[0 waiting" in repr(at.home.verifier)
     lines = [record for record in caplog.records if record.levelname == "ERROR"]
     assert all("request=a/bad" in line.getMessage() for line in lines)
     assert all(line.exc_info is None for line in lines)
@@ -218,7 +220,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
 def test_failure_at_a_stage_is_its_requests_alone(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
     owner, name, is_bad = STAGES[stage]
     before, num_raised = getattr(owner, name), [0]
 
@@ -284,11 +286,11 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
             raise Injected("pass")
 
     async def story() -> None:
-        async with house(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
+        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
             asked = Request("a", "bad", "ask", "x")
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
-            assert home.verifying.has_failed
+            assert home.verifier.has_failed
 
     run(story())
 
@@ -301,8 +303,11 @@ def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
             return super().draft(batch)
 
     async def story() -> None:
-        neighbours = [Neighbour(FailingDrafter(LANGUAGE)), Neighbour(ScriptedDrafter(LANGUAGE))]
-        async with house(ScriptedTarget(LANGUAGE), neighbours) as home:
+        setups = [
+            Drafter(FailingDrafter(LANGUAGE)),
+            Drafter(ScriptedDrafter(LANGUAGE)),
+        ]
+        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
             for name in ("bad", "good"):
                 asked = Request("a", name, "ask", "x", max_tokens=LENGTH)
                 answer = await home.answer(asked)
@@ -326,9 +331,9 @@ def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() ->
             raise Injected("canary")
 
     async def story() -> None:
-        async with house(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
-                passes=home.verifying, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
+                passes=home.verifier, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
             )
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(readiness.run())

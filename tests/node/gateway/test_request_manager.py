@@ -28,7 +28,7 @@ class Desk:
     def __init__(self, service: ScriptedService) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
-        self.admission = AdmissionControl(num_places=service.max_sessions, max_queued=4)
+        self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=4)
         self.reception = RequestManager(
             service, topics=HOME, send=self._send, admission=self.admission
         )
@@ -164,7 +164,7 @@ def test_bug_in_the_service_is_the_end_of_its_request_alone(
         assert desk.finals("2") == ["internal_error"]
         assert words in str(desk.sent)
         assert desk.finals("1") == ["text"]
-        assert desk.admission.num_at_work == desk.admission.num_queued == 0
+        assert desk.admission.num_running == desk.admission.num_queued == 0
 
     run(story())
     [line] = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -18,7 +18,7 @@ REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)
 @pytest.mark.parametrize("num_said", [0, 90])
 def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
     async def story() -> tuple[float, float]:
-        admission = AdmissionControl(num_places=1, max_queued=1)
+        admission = AdmissionControl(num_slots=1, max_queued=1)
         places = SessionSlots(admission)
         request = replace(REQUEST, said=Committed((1,) * num_said))
         [turn] = places.book([request])
@@ -26,7 +26,7 @@ def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
         answer = Answer((Choice("x", (1,) * 95, "stop"),), 1, 0, "m")
         async with turn:
             places.learn(turn, request, answer, elapsed_s=95.0 - num_said)
-        return admission.pace.token_s, admission.num_at_work
+        return admission.pace.token_s, admission.num_running
 
     token_s, num_at_work = run(story())
     assert token_s == pytest.approx(1.0)
@@ -35,7 +35,7 @@ def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
 
 def test_cancelled_in_the_queue_gives_its_place_up() -> None:
     async def story() -> None:
-        admission = AdmissionControl(num_places=1, max_queued=1)
+        admission = AdmissionControl(num_slots=1, max_queued=1)
         places = SessionSlots(admission)
         [first] = places.book([REQUEST])
         [second] = places.book([REQUEST])
@@ -49,14 +49,14 @@ def test_cancelled_in_the_queue_gives_its_place_up() -> None:
             await asyncio.sleep(0)
             assert admission.num_queued == 1
             waiting.cancel()
-        assert admission.num_queued == admission.num_at_work == 0
+        assert admission.num_queued == admission.num_running == 0
 
     run(story())
 
 
 def test_suspects_come_first_and_alone_whoever_leaves() -> None:
     async def story() -> None:
-        admission = AdmissionControl(num_places=3, max_queued=9)
+        admission = AdmissionControl(num_slots=3, max_queued=9)
         places = SessionSlots(admission)
         [before] = places.book([REQUEST])
         first = places.book([REQUEST, REQUEST], is_suspect=True)
@@ -72,7 +72,7 @@ def test_suspects_come_first_and_alone_whoever_leaves() -> None:
         places.leave([before])
         assert at_work()[1:] == [True, True, *[False] * 4]
         places.leave(first[:1])
-        assert admission.num_at_work == 1
+        assert admission.num_running == 1
         second.begun.cancel()  # its asker has left and is about to say so
         places.leave(first[1:])
         assert at_work()[4:] == [False] * 3
@@ -81,6 +81,6 @@ def test_suspects_come_first_and_alone_whoever_leaves() -> None:
         places.leave([third])
         assert at_work()[5:] == [True, True]
         places.leave(others)
-        assert admission.num_queued == admission.num_at_work == 0
+        assert admission.num_queued == admission.num_running == 0
 
     run(story())

@@ -1,4 +1,4 @@
-"""What is done again is counted where people look: asks put again, starts, requests resumed."""
+"""Counters of second draft requests, of starts and of resumed requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 from tests.support.fakes import ScriptedService
 
@@ -29,23 +29,23 @@ def test_starts_on_one_journal_are_counted(tmp_path: Path) -> None:
         journal.store.close()
 
 
-def test_drafter_that_lacks_tokens_is_asked_again_and_that_is_counted() -> None:
+def test_second_request_to_a_drafter_that_lacks_tokens_is_counted() -> None:
     language = babble()
 
-    async def counted(*weather: Weather) -> int:
-        neighbour = Neighbour(ScriptedDrafter(language), weather)
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+    async def counted(*fault: LinkFault) -> int:
+        setup = Drafter(ScriptedDrafter(language), fault)
+        async with harness(ScriptedTarget(language), [setup]) as home:
             await home.answer(Request("a", "1", "ask", "To be", max_tokens=20))
-            return home.balancer.num_asked_again
+            return home.planner.statistics.num_retries
 
     async def main() -> None:
-        assert await counted(Weather.FINE) == 0
-        assert await counted(Weather.FINE, Weather.FINE, Weather.FORGOTTEN) > 0
+        assert await counted(LinkFault.FINE) == 0
+        assert await counted(LinkFault.FINE, LinkFault.FINE, LinkFault.FORGOTTEN) > 0
 
     run(main())
 
 
-def test_request_that_goes_on_after_a_start_is_counted() -> None:
+def test_resumed_request_is_counted() -> None:
     async def main() -> None:
         service, counters, is_sent = ScriptedService(), Counters(), asyncio.Event()
 
@@ -57,7 +57,7 @@ def test_request_that_goes_on_after_a_start_is_counted() -> None:
         job = RecoveredRequest(ticket, Request("a", "1", "completion", "x"), 1.0, {})
         reception = RequestManager(
             service, topics=HOME, send=send, counters=counters, past=RecoveredState(jobs=(job,)),
-            admission=AdmissionControl(num_places=1, max_queued=4),
+            admission=AdmissionControl(num_slots=1, max_queued=4),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())

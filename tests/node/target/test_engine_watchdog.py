@@ -1,4 +1,4 @@
-"""Readiness is the engine's own word: a frozen engine thread is noticed, told, and forgiven."""
+"""The watchdog: a frozen engine thread is detected and reported, and so is its recovery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.target.engine_watchdog import CANARY, EngineWatchdog
 from edgecosine.protocol.api.request import Answer, Request
 from tests.node.gateway.test_overload import ask
-from tests.support.cluster import House, house
+from tests.support.cluster import TargetHarness, harness
 from tests.support.engines import ScriptedTarget, babble
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 
@@ -27,8 +27,8 @@ PROMPT = list(b"there?")
 STALL_S = 0.2
 
 
-class Frost:
-    """Freezes the engine's thread from its next pass on, until it thaws."""
+class EngineFreeze:
+    """Freezes the engine's thread from its next pass on, until `thaw`."""
 
     def __init__(self) -> None:
         self.is_frozen = threading.Event()
@@ -47,7 +47,7 @@ class Frost:
         self._freezes = True
 
     async def canaries(self, count: int) -> None:
-        """Wait for so many more passes with a canary."""
+        """Wait for more passes with a canary."""
         for _ in range(count):
             assert await asyncio.to_thread(self._canaries.acquire, timeout=20)
 
@@ -56,8 +56,8 @@ class Frost:
         self._thawed.set()
 
 
-class Told:
-    """What readiness said, for tests that wait for it."""
+class ReportedChanges:
+    """Changes that the watchdog reported."""
 
     def __init__(self) -> None:
         self.reasons: list[str | None] = []
@@ -68,7 +68,7 @@ class Told:
         self._news.set()
 
     async def changes(self, count: int) -> str | None:
-        """The change of this number, from 1."""
+        """Wait for the change of this number, from 1."""
         while len(self.reasons) < count:
             self._news.clear()
             await self._news.wait()
@@ -77,61 +77,61 @@ class Told:
 
 @asynccontextmanager
 async def watched(
-    frost: Frost, told: Told, *, period_s: float = 60.0
-) -> AsyncIterator[tuple[House, EngineWatchdog]]:
-    """A target under watch."""
-    async with house(ScriptedTarget(LANGUAGE, before_pass=frost)) as home:
-        readiness = EngineWatchdog(
-            passes=home.verifying, prompt=PROMPT, is_exact=True, on_change=told,
+    freeze: EngineFreeze, reported: ReportedChanges, *, period_s: float = 60.0
+) -> AsyncIterator[tuple[TargetHarness, EngineWatchdog]]:
+    """A target with a watchdog."""
+    async with harness(ScriptedTarget(LANGUAGE, before_pass=freeze)) as home:
+        watchdog = EngineWatchdog(
+            passes=home.verifier, prompt=PROMPT, is_exact=True, on_change=reported,
             period_s=period_s, stall_s=STALL_S,
         )  # fmt: skip
         try:
-            async with running(readiness.run()):
-                yield home, readiness
+            async with running(watchdog.run()):
+                yield home, watchdog
         finally:
-            frost.thaw()
+            freeze.thaw()
 
 
 def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
     async def story() -> None:
-        frost, told = Frost(), Told()
-        frost.fall()
-        async with watched(frost, told) as (home, readiness):
-            await asyncio.to_thread(frost.is_frozen.wait, 20)
-            assert told.reasons == []
-            assert readiness.reason is not None
-            frost.thaw()
-            assert await told.changes(1) is None
+        freeze, reported = EngineFreeze(), ReportedChanges()
+        freeze.fall()
+        async with watched(freeze, reported) as (home, watchdog):
+            await asyncio.to_thread(freeze.is_frozen.wait, 20)
+            assert reported.reasons == []
+            assert watchdog.reason is not None
+            freeze.thaw()
+            assert await reported.changes(1) is None
             assert [CANARY] in home.target.batches
 
     run(story())
 
 
-def test_canaries_are_sent_at_rest_and_harm_nobody() -> None:
+def test_canaries_are_sent_at_rest_and_harm_no_session() -> None:
     async def story() -> None:
-        frost, told = Frost(), Told()
-        async with watched(frost, told, period_s=0.05) as (home, _):
-            await frost.canaries(4)
+        freeze, reported = EngineFreeze(), ReportedChanges()
+        async with watched(freeze, reported, period_s=0.05) as (home, _):
+            await freeze.canaries(4)
             answer = await home.answer(Request("me", "1", "completion", "hm", max_tokens=2))
             assert isinstance(answer, Answer)
-            assert told.reasons == [None]
+            assert reported.reasons == [None]
 
     run(story())
 
 
-def test_frozen_engine_is_unavailable_until_it_goes_on() -> None:
+def test_frozen_engine_is_unavailable_until_it_continues() -> None:
     async def story() -> None:
-        frost, told = Frost(), Told()
-        async with watched(frost, told) as (home, readiness), asyncio.TaskGroup() as group:
-            assert await told.changes(1) is None
-            frost.fall()
+        freeze, reported = EngineFreeze(), ReportedChanges()
+        async with watched(freeze, reported) as (home, watchdog), asyncio.TaskGroup() as group:
+            assert await reported.changes(1) is None
+            freeze.fall()
             asked = group.create_task(
                 home.answer(Request("me", "1", "completion", "hm", max_tokens=2))
             )
-            assert "no pass" in str(await told.changes(2))
-            assert readiness.reason is not None
-            frost.thaw()
-            assert await told.changes(3) is None
+            assert "no pass" in str(await reported.changes(2))
+            assert watchdog.reason is not None
+            freeze.thaw()
+            assert await reported.changes(3) is None
             assert (await asked).num_tokens == 2
 
     run(story())
@@ -139,11 +139,11 @@ def test_frozen_engine_is_unavailable_until_it_goes_on() -> None:
 
 def test_freeze_at_rest_is_found_by_a_canary() -> None:
     async def story() -> None:
-        frost, told = Frost(), Told()
-        async with watched(frost, told, period_s=0.05):
-            assert await told.changes(1) is None
-            frost.fall()
-            assert "no pass" in str(await told.changes(2))
+        freeze, reported = EngineFreeze(), ReportedChanges()
+        async with watched(freeze, reported, period_s=0.05):
+            assert await reported.changes(1) is None
+            freeze.fall()
+            assert "no pass" in str(await reported.changes(2))
 
     run(story())
 
@@ -166,40 +166,41 @@ class FickleEngine:
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
-def test_engine_that_changes_its_mind_is_unavailable_where_equal_bits_are_promised(
-    *, is_exact: bool
-) -> None:
+def test_exact_engine_that_draws_another_token_is_unavailable(*, is_exact: bool) -> None:
     async def story() -> None:
-        engine, told = FickleEngine(), Told()
-        readiness = EngineWatchdog(
-            passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=told, period_s=0.02
+        engine, reported = FickleEngine(), ReportedChanges()
+        watchdog = EngineWatchdog(
+            passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=reported, period_s=0.02
         )
-        async with running(readiness.run()):
+        async with running(watchdog.run()):
             if is_exact:
-                assert "said 1 before" in str(await told.changes(2))
+                assert "drew 1 before" in str(await reported.changes(2))
             await engine.has_changed.wait()
-        assert is_exact or told.reasons == [None]
+        assert is_exact or reported.reasons == [None]
 
     run(story())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
-def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
+def test_frozen_target_refuses_requests_and_publishes_why() -> None:
     async def story() -> None:
-        frost, told = Frost(), Told()
-        async with EmbeddedBroker(port=free_port()) as broker, watched(frost, told) as (home, _):
+        freeze, reported = EngineFreeze(), ReportedChanges()
+        async with (
+            EmbeddedBroker(port=free_port()) as broker,
+            watched(freeze, reported) as (home, _),
+        ):
             address = BrokerAddress.parse(broker.url)
-            gateway = Gateway(home.serving, broker=address, cluster="home", node_id="t1")
+            gateway = Gateway(home.service, broker=address, cluster="home", node_id="t1")
             presence = NodeStatusPublisher(broker=address, cluster="home", node_id="t1")
             async with (
                 running(gateway.run()), running(presence.run()), listening(broker) as listener,
             ):  # fmt: skip
                 await gateway.connected()
-                await told.changes(1)
-                frost.fall()
+                await reported.changes(1)
+                freeze.fall()
                 ask(listener, "me", 1)
-                reason = await told.changes(2)
+                reason = await reported.changes(2)
                 gateway.heed(reason)
                 states = await listener.expect(HOME.job_state("me-1"), 4)
                 assert "no pass" in json.loads(states[-1].payload)["stall"]
@@ -207,10 +208,10 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
                 error = (await listener.expect_json(ask(listener, "me", 2)))["error"]
                 assert (error["code"], error["status"]) == ("unavailable", 503)
                 assert error["retry_after_s"] > 0
-                said = await listener.expect(HOME.node_status("t1"), 2)
-                assert b"no pass" in said[-1].payload
-                frost.thaw()
-                assert await told.changes(3) is None
+                published = await listener.expect(HOME.node_status("t1"), 2)
+                assert b"no pass" in published[-1].payload
+                freeze.thaw()
+                assert await reported.changes(3) is None
                 gateway.heed(None)
                 states = await listener.expect(HOME.job_state("me-1"), 5)
                 assert "stall" not in json.loads(states[-1].payload)

@@ -1,4 +1,4 @@
-"""Whom a pass may be held back for: sessions that are at work, and nobody who has gone."""
+"""A pass may wait for running sessions, but not for ended ones."""
 
 from __future__ import annotations
 
@@ -13,90 +13,90 @@ from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifier
 from tests.node.links.wire_fixtures import run
-from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, verdict, work
+from tests.node.target.test_verifier import LANGUAGE, Costs, Gate, holding, result, work
 from tests.support.engines import ScriptedTarget
 
 
 class Noting(Costs):
-    """Notes in how many seconds whom it was asked to wait for was expected."""
+    """Records the expected arrivals."""
 
-    def __init__(self, hold_s: float = 0.0) -> None:
-        super().__init__(hold_s)
+    def __init__(self, batch_wait_s: float = 0.0) -> None:
+        super().__init__(batch_wait_s)
         self.waits: list[list[float]] = []
 
-    def hold_s(self, num_rows: int, latecomers: Sequence[ExpectedArrival]) -> float | None:
-        self.waits.append([late.in_s for late in latecomers])
-        return super().hold_s(num_rows, latecomers)
+    def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
+        self.waits.append([late.in_s for late in arrivals])
+        return super().batch_wait_s(num_rows, arrivals)
 
 
 @asynccontextmanager
 async def batching(target: ScriptedTarget, costs: Costs) -> AsyncIterator[Verifier]:
-    """Verifying at work."""
+    """A running verifier."""
     with EngineThread("target") as thread:
-        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(verifying.run())
-            yield verifying
+            running = group.create_task(verifier.run())
+            yield verifier
             running.cancel()
 
 
-def test_session_with_a_verdict_is_expected_until_it_ends() -> None:
+def test_session_with_a_result_is_expected_until_it_ends() -> None:
     async def main() -> None:
-        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
-            await verifying.verify(work("a"))
-            assert "1 expected" in repr(verifying)
-            verifying.release("a")
-            assert "0 expected" in repr(verifying)
-            verifying.expect("a", 0.1, 4)
-            assert "0 expected" in repr(verifying)
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
+            await verifier.verify(work("a"))
+            assert "1 expected" in repr(verifier)
+            verifier.release("a")
+            assert "0 expected" in repr(verifier)
+            verifier.expect("a", 0.1, 4)
+            assert "0 expected" in repr(verifier)
 
     run(main())
 
 
 @pytest.mark.parametrize("is_released_first", [True, False])
-def test_session_that_gives_up_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
-    """Its asker leaves; the session gives its key back at once, or in a moment."""
+def test_session_cancelled_during_its_pass_is_not_expected(*, is_released_first: bool) -> None:
+    """Its client leaves; the session releases its key at once, or in a moment."""
 
     async def main() -> None:
         gate = Gate()
         target = ScriptedTarget(LANGUAGE, before_pass=gate)
-        async with batching(target, Costs()) as verifying, asyncio.TaskGroup() as group:
-            leaver = group.create_task(verifying.verify(work("leaver")))
+        async with batching(target, Costs()) as verifier, asyncio.TaskGroup() as group:
+            leaver = group.create_task(verifier.verify(work("leaver")))
             await gate.reached()
             leaver.cancel()
             await asyncio.wait([leaver])
             if is_released_first:
-                verifying.release("leaver")
+                verifier.release("leaver")
             gate.open()
-            assert await verifying.verify(work("stayer")) == verdict(work("stayer"))
-            assert "1 expected" in repr(verifying)
+            assert await verifier.verify(work("stayer")) == result(work("stayer"))
+            assert "1 expected" in repr(verifier)
             if not is_released_first:
-                verifying.release("leaver")
-            verifying.release("stayer")
-            assert "0 expected" in repr(verifying)
+                verifier.release("leaver")
+            verifier.release("stayer")
+            assert "0 expected" in repr(verifier)
 
     run(main())
 
 
-def test_pass_is_not_held_back_for_a_session_that_has_ended() -> None:
+def test_pass_does_not_wait_for_an_ended_session() -> None:
     async def main() -> None:
-        async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
-            await verifying.verify(work("gone"))
-            verifying.release("gone")
-            assert await verifying.verify(work("here")) == verdict(work("here"))
+        async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
+            await verifier.verify(work("gone"))
+            verifier.release("gone")
+            assert await verifier.verify(work("here")) == result(work("here"))
             assert not costs.is_holding.is_set()
 
     run(main())
 
 
-def test_who_was_waited_for_in_vain_is_not_waited_for_again() -> None:
-    costs = Noting(hold_s=0.01)
+def test_session_that_missed_its_time_is_not_waited_for_again() -> None:
+    costs = Noting(batch_wait_s=0.01)
 
     async def main() -> None:
-        async with batching(ScriptedTarget(LANGUAGE), costs) as verifying:
-            await verifying.verify(work("late"))
-            await verifying.verify(work("a"))
-            await verifying.verify(work("a", 5))
+        async with batching(ScriptedTarget(LANGUAGE), costs) as verifier:
+            await verifier.verify(work("late"))
+            await verifier.verify(work("a"))
+            await verifier.verify(work("a", 5))
 
     run(main())
     assert costs.waits[0][0] < 1.0

@@ -1,4 +1,4 @@
-"""What a session's rounds tell drafters and the balancer, and what it ends when it is over."""
+"""What a session's rounds report to the statistics and send to drafters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from edgecosine.balance.plan import Plan
-from edgecosine.balance.planner import Planner
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import House, Neighbour, house
+from tests.support.cluster import Drafter, TargetHarness, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
@@ -22,38 +21,38 @@ def asked(policy: str = "edgecosine", max_tokens: int = 40) -> Request:
     return Request("a", "1", "ask", "To be", max_tokens=max_tokens, policy=policy)
 
 
-def drafters(count: int) -> list[Neighbour]:
-    return [Neighbour(ScriptedDrafter(LANGUAGE)) for _ in range(count)]
+def drafters(count: int) -> list[Drafter]:
+    return [Drafter(ScriptedDrafter(LANGUAGE)) for _ in range(count)]
 
 
 @dataclass
 class Call:
-    """A call of the balancer."""
+    """A recorded call."""
 
     args: tuple[Any, ...]
     terms: dict[str, Any]
 
 
-def listen(balancer: Planner, name: str) -> list[Call]:
-    """All calls of one of the balancer's methods, which goes on as before."""
+def record_calls(owner: object, name: str) -> list[Call]:
+    """Record all calls of a method, which still runs."""
     calls: list[Call] = []
-    method = getattr(balancer, name)
+    method = getattr(owner, name)
 
     def note(*args: Any, **terms: Any) -> Any:
         calls.append(Call(args, terms))
         return method(*args, **terms)
 
-    setattr(balancer, name, note)
+    setattr(owner, name, note)
     return calls
 
 
-def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
-    """A drafter that never answers is not late: its ask was taken back, not waited for."""
+def test_requests_without_a_wait_end_with_the_result() -> None:
+    """A drafter that never answers is not late if no round waited for it."""
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
             home.links["drafter-0"].held = asyncio.Event()
-            late = listen(home.balancer, "observe_late")
+            late = record_calls(home.planner.statistics, "observe_late")
             answer = await home.answer(asked(max_tokens=2))
             assert home.links["drafter-0"].asked
             assert late == []
@@ -62,11 +61,11 @@ def test_asks_that_nobody_waits_for_end_with_the_verdict() -> None:
     run(main())
 
 
-def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes() -> None:
+def test_drafters_that_draft_ahead_together_get_endpoint_shares() -> None:
     async def shares(policy: str) -> list[dict[int, bytes]]:
-        """Of each drafter, by round, where the tree has outcomes beside its root."""
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            home.balancer.plan = lambda *_: Plan(  # type: ignore[method-assign]
+        """Of each drafter, by round, if the tree has endpoints beside its root."""
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            home.planner.plan = lambda *_: Plan(  # type: ignore[method-assign]
                 ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
             )
             await home.answer(asked(policy))
@@ -83,17 +82,17 @@ def test_drafters_that_go_ahead_together_are_sent_their_shares_of_the_outcomes()
         rounds = one.keys() & other.keys()
         assert rounds
         assert all(one[number] and one[number] != other[number] for number in rounds)
-        for told in await shares("edgecosine-without-fanout"):
-            assert told
-            assert not any(told.values())
+        for observed in await shares("edgecosine-without-fanout"):
+            assert observed
+            assert not any(observed.values())
 
     run(main())
 
 
-def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
+def test_wait_for_several_drafters_is_observed() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            waits = listen(home.balancer, "observe_wait")
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            waits = record_calls(home.planner.statistics, "observe_wait")
             await home.answer(asked("specinfer"))
             assert waits
             for call in waits:
@@ -105,45 +104,44 @@ def test_waiting_for_several_drafters_is_told_to_who_learns_from_it() -> None:
 
 
 @pytest.mark.parametrize(("policy", "is_disturbed"), [("specinfer", True), ("colocated", False)])
-def test_answers_beside_others_are_told_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
-    """First impressions and trials always are, drafts that a round waits for where it asks more
-    than one drafter."""
+def test_concurrent_answers_are_observed_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
+    """Probes always are; drafts that a round waits for are if it asks more than one drafter."""
 
-    async def heard(home: House) -> list[bool]:
-        calls = listen(home.balancer, "observe_answer")
+    async def observations(home: TargetHarness) -> list[bool]:
+        calls = record_calls(home.planner.statistics, "observe_answer")
         await home.answer(asked(policy))
         return [call.terms["is_disturbed"] for call in calls]
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            told = await heard(home)
-            assert all(told[:2])
+        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
+            observed = await observations(home)
+            assert all(observed[:2])
             if is_disturbed:
-                assert all(told)
+                assert all(observed)
             else:
-                assert False in told[2:]
+                assert False in observed[2:]
 
     run(main())
 
 
-def test_first_impression_of_a_lone_drafter_is_disturbed_too() -> None:
-    """Nobody else is asked, but the target reads the prompt meanwhile."""
+def test_first_answer_of_a_lone_drafter_is_disturbed() -> None:
+    """The target reads the prompt at the same time."""
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.balancer, "observe_answer")
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = record_calls(home.planner.statistics, "observe_answer")
             await home.answer(asked())
-            told = [call.terms["is_disturbed"] for call in calls]
-            assert told[0]
-            assert False in told
+            observed = [call.terms["is_disturbed"] for call in calls]
+            assert observed[0]
+            assert False in observed
 
     run(main())
 
 
-def test_each_round_tells_what_it_cost_the_event_loop() -> None:
+def test_bookkeeping_of_each_round_is_observed() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), drafters(1)) as home:
-            calls = listen(home.balancer, "observe_bookkeeping")
+        async with harness(ScriptedTarget(LANGUAGE), drafters(1)) as home:
+            calls = record_calls(home.planner.statistics, "observe_bookkeeping")
             answer = await home.answer(asked())
             assert len(calls) == answer.metrics.num_rounds
             assert all(call.args[0] > 0.0 for call in calls)

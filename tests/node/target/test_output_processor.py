@@ -1,4 +1,4 @@
-"""Transcripts: the same text however tokens are grouped, and nothing shown that is taken back."""
+"""The output processor: the same text for any grouping of tokens, and no text taken back."""
 
 from __future__ import annotations
 
@@ -40,59 +40,61 @@ requests = st.builds(
 
 
 @given(answers, requests, st.data())
-def test_text_is_the_same_however_tokens_come(
+def test_text_is_the_same_for_any_division_into_rounds(
     tokens: list[int], asked: Request, data: st.DataObject
 ) -> None:
     def language(so_far: Sequence[int], _: Sampling) -> int:
         return dict(enumerate(tokens, start=1)).get(len(so_far), EOS)
 
-    said, how = alone(language, asked), asked.sampling
+    expected, how = alone(language, asked), asked.sampling
     committed = [draw(language, [0] * (1 + n), 1, how) for n in range(asked.max_tokens)]
-    transcript, shown = OutputProcessor(asked, byte_codec()), ""
-    while transcript.finish_reason is None:
-        start = len(transcript.tokens)
+    output, shown = OutputProcessor(asked, byte_codec()), ""
+    while output.finish_reason is None:
+        start = len(output.tokens)
         size = data.draw(st.integers(1, 6))
-        shown += transcript.push(committed[start : start + size])
-        assert said.text.startswith(shown)
-    assert (transcript.text, shown) == (said.text, said.text)
-    assert tuple(transcript.tokens) == said.tokens
-    assert transcript.finish_reason == said.finish_reason
-    assert transcript.room == asked.max_tokens - len(said.tokens)
+        shown += output.push(committed[start : start + size])
+        assert expected.text.startswith(shown)
+    assert (output.text, shown) == (expected.text, expected.text)
+    assert tuple(output.tokens) == expected.tokens
+    assert output.finish_reason == expected.finish_reason
+    assert output.room == asked.max_tokens - len(expected.tokens)
 
 
-def test_what_can_be_no_stop_any_more_is_shown_at_once() -> None:
+def test_text_that_cannot_become_a_stop_string_is_final_at_once() -> None:
     asked = Request("a", "1", "ask", "x", stop=("stop it",))
-    transcript = OutputProcessor(asked, byte_codec())
-    assert [transcript.push([letter]) for letter in b"a stop on"] == [
+    output = OutputProcessor(asked, byte_codec())
+    assert [output.push([letter]) for letter in b"a stop on"] == [
         "a", " ", "", "", "", "", "", "stop o", "n",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("min_tokens", "said"),
+    ("min_tokens", "expected"),
     [(0, "a"), (2, "a"), (3, "a-"), (4, "a--- b"), (7, "a--- b"), (8, "a--- b-"), (9, "a--- b---")],
 )
-def test_stop_string_counts_when_it_ends_after_the_first_tokens(min_tokens: int, said: str) -> None:
+def test_stop_string_counts_when_it_ends_after_the_first_tokens(
+    min_tokens: int, expected: str
+) -> None:
     how = Sampling(min_tokens=min_tokens)
     asked = Request("a", "1", "ask", "x", stop=("--",), max_tokens=9, sampling=how)
-    transcript = OutputProcessor(asked, byte_codec())
-    transcript.push(b"a--- b---")
-    assert transcript.text == said
+    output = OutputProcessor(asked, byte_codec())
+    output.push(b"a--- b---")
+    assert output.text == expected
 
 
-def test_log_probabilities_say_where_their_tokens_begin_in_the_text() -> None:
+def test_log_probabilities_have_text_offsets() -> None:
     asked = Request("a", "1", "ask", "x", max_tokens=5, top_logprobs=1)
-    transcript = OutputProcessor(asked, byte_codec())
-    told = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]
+    output = OutputProcessor(asked, byte_codec())
+    given = [Logprobs(-0.5 * n, ((ord("b"), -0.25),)) for n in range(5)]
     tokens = "a€b".encode()
-    transcript.push(tokens[:3], told[:3])
-    transcript.push(tokens[3:], told[3:])
-    logprobs = transcript.choice().logprobs
+    output.push(tokens[:3], given[:3])
+    output.push(tokens[3:], given[3:])
+    logprobs = output.choice().logprobs
     assert logprobs is not None
     assert [each.text_offset for each in logprobs] == [0, 1, 1, 1, 2]
     assert b"".join(each.token.utf8 for each in logprobs) == tokens
     assert [each.token.text for each in logprobs[:2]] == ["a", "bytes:\\xe2"]
-    assert [each.token.logprob for each in logprobs] == [each.drawn for each in told]
+    assert [each.token.logprob for each in logprobs] == [each.drawn for each in given]
     assert {each.top for each in logprobs} == {(ScoredToken("b", b"b", -0.25),)}
 
 
@@ -110,7 +112,7 @@ def test_stop_string_that_names_a_special_token_ends_the_answer_by_it(
         "a", "1", "ask", "x", stop=("no", "<|endoftext|>"), ignore_eos=True, sampling=how
     )
     [special], [a], [b] = map(codec.encode, ("<|endoftext|>", "a", "b"))
-    transcript = OutputProcessor(asked, codec)
-    transcript.push([a, special, b, special, b])
-    assert (transcript.text, transcript.finish_reason) == (text, "stop")
-    assert len(transcript.tokens) == num_tokens
+    output = OutputProcessor(asked, codec)
+    output.push([a, special, b, special, b])
+    assert (output.text, output.finish_reason) == (text, "stop")
+    assert len(output.tokens) == num_tokens

@@ -1,4 +1,4 @@
-"""Traces: the course of every round, for requests that ask for it and for no others."""
+"""Traces: the times of every round, for requests that ask for a trace."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgecosine.node.target.round_trace import MAX_ROUNDS, RoundTrace
 from edgecosine.protocol.api.request import Answer, Metrics, Request
 from edgecosine.protocol.wire.messages import Draft
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
 PASS_S = 0.002
 
 
-def _answer(asked: Request, weathers: Sequence[Sequence[Weather]]) -> Answer:
+def _answer(asked: Request, fault_sequences: Sequence[Sequence[LinkFault]]) -> Answer:
     target = ScriptedTarget(LANGUAGE, before_pass=lambda *_: time.sleep(PASS_S))
-    neighbours = [Neighbour(ScriptedDrafter(LANGUAGE, hits=0.7), tuple(w)) for w in weathers]
+    setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.7), tuple(w)) for w in fault_sequences]
 
     async def main() -> Answer:
-        async with house(target, neighbours) as home:
+        async with harness(target, setups) as home:
             return await home.answer(asked)
 
     return run(main())
@@ -40,12 +40,12 @@ def _request(policy: str, *, trace: bool) -> Request:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from([*POLICIES]),
-    st.lists(st.lists(st.sampled_from(list(Weather)), min_size=1, max_size=4), max_size=3),
+    st.lists(st.lists(st.sampled_from(list(LinkFault)), min_size=1, max_size=4), max_size=3),
 )
 def test_rounds_follow_each_other_and_hold_their_drafts(
-    policy: str, weathers: list[list[Weather]]
+    policy: str, fault_sequences: list[list[LinkFault]]
 ) -> None:
-    metrics: Metrics = _answer(_request(policy, trace=True), weathers).metrics
+    metrics: Metrics = _answer(_request(policy, trace=True), fault_sequences).metrics
     prefill, *rounds = metrics.rounds
     assert prefill.num_nodes == 0
     assert len(rounds) == metrics.num_rounds
@@ -67,13 +67,13 @@ def test_rounds_follow_each_other_and_hold_their_drafts(
 
 
 @pytest.mark.parametrize("policy", ["edgecosine", "cosine-paper"])
-def test_nothing_is_recorded_for_who_does_not_ask(policy: str) -> None:
-    metrics = _answer(_request(policy, trace=False), [[Weather.FINE]]).metrics
+def test_no_trace_without_a_request_for_it(policy: str) -> None:
+    metrics = _answer(_request(policy, trace=False), [[LinkFault.FINE]]).metrics
     assert metrics.num_accepted_tokens > 0
     assert metrics.rounds == ()
 
 
-def test_draft_tells_the_drafters_own_time_and_silence_is_no_token() -> None:
+def test_trace_holds_the_drafters_compute_time() -> None:
     trace = RoundTrace(is_on=True)
     draft = Draft("a/1", 1, b"\0" * 8, b"\xff" * 4, compute_us=1500)
     trace.begin()

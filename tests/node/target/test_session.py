@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
-from edgecosine.node.target.draft_client import LONGEST_ASKED, DraftClient
+from edgecosine.node.target.draft_client import LONGEST_PREFIX, DraftClient
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.api.request import (
     Answer,
@@ -29,7 +29,7 @@ from edgecosine.protocol.api.request import (
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import House, Neighbour, Weather, house
+from tests.support.cluster import Drafter, LinkFault, TargetHarness, harness
 from tests.support.engines import (
     Language,
     ScriptedDrafter,
@@ -80,44 +80,46 @@ languages = st.builds(
     salt=st.integers(0, 1000),
     eos_every=st.sampled_from([0, 10, 40]),
 )
-weathers = st.just((Weather.FINE,)) | st.lists(
-    st.sampled_from(list(Weather)), min_size=1, max_size=6
+fault_sequences = st.just((LinkFault.FINE,)) | st.lists(
+    st.sampled_from(list(LinkFault)), min_size=1, max_size=6
 ).map(tuple)
 
 
 @few
 @given(st.data(), languages, requests, st.sampled_from([1.0, 1e-5]))
-def test_text_is_the_targets_alone_for_any_drafters_in_any_weather(
+def test_text_is_the_targets_alone_for_any_drafters_and_link_faults(
     data: st.DataObject, language: Language, asked: Request, pass_s: float
 ) -> None:
-    neighbours = [
-        Neighbour(
-            ScriptedDrafter(language, hits=hits, boast=boast),
-            data.draw(weathers),
+    setups = [
+        Drafter(
+            ScriptedDrafter(language, hits=hits, confidence=confidence),
+            data.draw(fault_sequences),
         )
-        for hits, boast in data.draw(
+        for hits, confidence in data.draw(
             st.lists(st.tuples(st.sampled_from([0.0, 0.6, 1.0]), st.floats(0, 1)), max_size=4)
         )
     ]
-    said = alone(language, asked)
+    expected = alone(language, asked)
 
     async def main() -> None:
         target = ScriptedTarget(language, chunk=data.draw(st.integers(1, 64)))
-        async with house(target, neighbours, pass_s=pass_s) as home:
+        async with harness(target, setups, pass_s=pass_s) as home:
             answer = await home.answer(asked)
-            assert answer.text == said.text
-            assert answer.tokens == said.tokens
-            assert answer.finish_reason == said.finish_reason
-            assert told(answer) == (said.logprobs if asked.top_logprobs is not None else None)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 1 done]>"
-            for link, drafting in zip(home.links.values(), home.drafters, strict=True):
+            assert answer.text == expected.text
+            assert answer.tokens == expected.tokens
+            assert answer.finish_reason == expected.finish_reason
+            assert logprobs_of(answer) == (
+                expected.logprobs if asked.top_logprobs is not None else None
+            )
+            assert repr(home.service) == "<TextService scripted [0 sessions, 1 done]>"
+            for link, worker in zip(home.links.values(), home.drafters, strict=True):
                 link.lose() if not link.look() else None
-                assert repr(drafting) == IDLE
+                assert repr(worker) == IDLE
 
     run(main())
 
 
-def told(answer: Answer) -> tuple[Logprobs, ...] | None:
+def logprobs_of(answer: Answer) -> tuple[Logprobs, ...] | None:
     """The log-probabilities of an answer by token; tokens are bytes here."""
     logprobs = answer.choices[0].logprobs
     if logprobs is None:
@@ -128,12 +130,12 @@ def told(answer: Answer) -> tuple[Logprobs, ...] | None:
     )
 
 
-def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
-    """A request's answer in a house of its own."""
+def answer_of(language: Language, asked: Request, *setups: Drafter) -> Answer:
+    """A request's answer by a harness of its own."""
 
     async def main() -> Answer:
         target = ScriptedTarget(language)
-        async with house(target, neighbours) as home:
+        async with harness(target, setups) as home:
             return await home.answer(asked)
 
     return run(main())
@@ -143,7 +145,7 @@ def say(language: Language, asked: Request, *neighbours: Neighbour) -> Answer:
 def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     language = babble()
     asked = request(max_tokens=120, sampling=Sampling(temperature=temperature, seed=7))
-    answer = say(language, asked, Neighbour(ScriptedDrafter(language)))
+    answer = answer_of(language, asked, Drafter(ScriptedDrafter(language)))
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_rounds < 30
     assert answer.metrics.num_accepted_tokens > 80
@@ -152,24 +154,26 @@ def test_perfect_drafter_saves_most_rounds(temperature: float) -> None:
     assert share.proposed == share.accepted
 
 
-@pytest.mark.parametrize("weather", [Weather.FORGOTTEN, Weather.LINK_LOST_UNSEEN])
-def test_drafter_that_forgot_everything_is_told_again_in_the_same_round(weather: Weather) -> None:
+@pytest.mark.parametrize("fault", [LinkFault.FORGOTTEN, LinkFault.LINK_LOST_UNSEEN])
+def test_drafter_without_the_prefix_gets_it_in_the_same_round(fault: LinkFault) -> None:
     language = babble()
-    answer = say(language, request(max_tokens=120), Neighbour(ScriptedDrafter(language), [weather]))
+    answer = answer_of(
+        language, request(max_tokens=120), Drafter(ScriptedDrafter(language), [fault])
+    )
     assert answer.metrics.num_rounds < 30
 
 
-def test_drafter_that_remembers_is_told_only_what_is_new() -> None:
+def test_drafter_with_the_prefix_gets_only_new_tokens() -> None:
     language = babble()
 
     async def main() -> None:
-        async with house(
-            ScriptedTarget(language), [Neighbour(ScriptedDrafter(language, hits=0.8))]
+        async with harness(
+            ScriptedTarget(language), [Drafter(ScriptedDrafter(language, hits=0.8))]
         ) as home:
             answer = await home.answer(request("x" * 50, max_tokens=60))
-            told = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
-            assert told[0] == 50
-            assert sum(told) <= 50 + answer.num_tokens
+            lengths = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            assert lengths[0] == 50
+            assert sum(lengths) <= 50 + answer.num_tokens
 
     run(main())
 
@@ -178,7 +182,7 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
     language = babble(eos_every=30)
     for salt in range(5):
         asked = request(f"salt {salt}", max_tokens=60, ignore_eos=True)
-        answer = say(language, asked, Neighbour(ScriptedDrafter(language, hits=0.7)))
+        answer = answer_of(language, asked, Drafter(ScriptedDrafter(language, hits=0.7)))
         metrics = answer.metrics
         assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
 
@@ -186,47 +190,47 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
 def test_expert_is_found_among_useless_drafters() -> None:
     language, another = babble(), babble(salt=1)
     asked = request(max_tokens=150)
-    answer = say(
+    answer = answer_of(
         language,
         asked,
-        Neighbour(ScriptedDrafter(another)),
-        Neighbour(ScriptedDrafter(language)),
-        Neighbour(ScriptedDrafter(another)),
+        Drafter(ScriptedDrafter(another)),
+        Drafter(ScriptedDrafter(language)),
+        Drafter(ScriptedDrafter(another)),
     )
     assert answer.metrics.num_rounds < 50
     assert answer.metrics.drafters["drafter-1"].accepted > 90
 
 
 @pytest.mark.parametrize(
-    "weather",
+    "fault",
     [
-        Weather.NOTHING,
-        Weather.BEYOND_THE_VOCABULARY,
-        Weather.TOO_FEW_CONFIDENCES,
-        Weather.ALWAYS_OUT_OF_STEP,
-        Weather.REQUEST_LATE,
-        Weather.ANSWER_LATE,
-        Weather.WRONG_TOKENS,
+        LinkFault.NOTHING,
+        LinkFault.BEYOND_THE_VOCABULARY,
+        LinkFault.TOO_FEW_CONFIDENCES,
+        LinkFault.ALWAYS_OUT_OF_STEP,
+        LinkFault.REQUEST_LATE,
+        LinkFault.ANSWER_LATE,
+        LinkFault.WRONG_TOKENS,
     ],
 )
-def test_drafter_that_never_helps_is_hardly_asked(weather: Weather) -> None:
+def test_useless_drafter_is_hardly_asked(fault: LinkFault) -> None:
     language = babble()
 
     async def main() -> int:
-        neighbour = Neighbour(ScriptedDrafter(language), [weather])
-        async with house(ScriptedTarget(language), [neighbour], pass_s=1e-7) as home:
+        setup = Drafter(ScriptedDrafter(language), [fault])
+        async with harness(ScriptedTarget(language), [setup], pass_s=1e-7) as home:
             await home.answer(request(max_tokens=400))
             return len(home.links["drafter-0"].asked)
 
-    assert run(main()) < 150  # of 400 rounds, and one that is out of step is asked twice
+    assert run(main()) < 150  # of 400 rounds; a drafter out of step is asked twice
 
 
-def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
+def test_drafter_linked_during_a_request_is_used() -> None:
     language = babble()
 
     async def main() -> Answer:
-        neighbour = Neighbour(ScriptedDrafter(language))
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+        setup = Drafter(ScriptedDrafter(language))
+        async with harness(ScriptedTarget(language), [setup]) as home:
             home.links["drafter-0"]._absence = 30
             home.links["drafter-0"].lose()
             return await home.answer(request(max_tokens=200))
@@ -235,12 +239,12 @@ def test_drafter_that_comes_in_the_middle_is_taken_up() -> None:
     assert 20 < answer.metrics.num_rounds < 80
 
 
-def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further() -> None:
+def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None:
     language = babble()
 
     async def main() -> tuple[list[int], Answer]:
-        neighbour = Neighbour(ScriptedDrafter(language))
-        async with house(ScriptedTarget(language), [neighbour]) as home:
+        setup = Drafter(ScriptedDrafter(language))
+        async with harness(ScriptedTarget(language), [setup]) as home:
             link = home.links["drafter-0"]
             link.max_context = 40
             answer = await home.answer(request(max_tokens=100))
@@ -251,39 +255,40 @@ def test_a_drafter_is_asked_up_to_its_context_and_the_answer_says_why_no_further
     assert "drafter-0 reads 40 tokens at most, the text has" in answer.metrics.plan
 
 
-@pytest.mark.parametrize("told", [0, 1 << 30])
-def test_a_text_that_no_request_can_carry_is_drafted_by_nobody(told: int) -> None:
+@pytest.mark.parametrize("max_context", [0, 1 << 30])
+def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(babble()), [Neighbour(ScriptedDrafter(babble()))]) as home:
-            home.links["drafter-0"].max_context = told
-            sequence = Prefix(range(LONGEST_ASKED))
-            consulting = DraftClient(
+        async with harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home:
+            home.links["drafter-0"].max_context = max_context
+            sequence = Prefix(range(LONGEST_PREFIX))
+            draft_client = DraftClient(
                 key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
-                links=lambda: home.links, balancer=home.balancer, tally=RequestMetrics(),
+                links=lambda: home.links, statistics=home.planner.statistics,
+                metrics=RequestMetrics(),
             )  # fmt: skip
-            assert list(consulting.linked) == ["drafter-0"]
+            assert list(draft_client.linked) == ["drafter-0"]
             sequence.extend([1])
-            assert not consulting.linked
+            assert not draft_client.linked
 
     run(main())
 
 
-def test_a_drafter_whose_context_is_not_known_is_asked_for_any_length() -> None:
+def test_drafter_with_unknown_context_is_asked_for_any_length() -> None:
     language = babble()
 
     async def main() -> list[int]:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(ScriptedDrafter(language))]) as home:
             await home.answer(request(max_tokens=100))
             return [asked.prefix_len for asked in home.links["drafter-0"].asked]
 
     assert max(run(main())) > 80
 
 
-def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
+def test_policy_target_alone_gives_the_same_text_without_drafters() -> None:
     language = babble()
 
     async def main() -> None:
-        async with house(ScriptedTarget(language), [Neighbour(ScriptedDrafter(language))]) as home:
+        async with harness(ScriptedTarget(language), [Drafter(ScriptedDrafter(language))]) as home:
             asked = request(policy="target-alone", max_tokens=20)
             answer = await home.answer(asked)
             assert answer.text == alone(language, asked).text
@@ -297,14 +302,14 @@ def test_policy_target_alone_asks_nobody_and_says_the_same() -> None:
 def test_every_policy_speculates(policy: str) -> None:
     language = babble()
     asked = request(policy=policy, max_tokens=120)
-    neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
-    answer = say(language, asked, *neighbours)
+    setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
+    answer = answer_of(language, asked, *setups)
     assert answer.text == alone(language, asked).text
     assert answer.metrics.num_accepted_tokens > 60
 
 
 @pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
-def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
+def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
     policy: str, *, is_ahead: bool
 ) -> None:
     language = babble()
@@ -324,7 +329,7 @@ def test_next_tree_is_there_with_the_verdict_when_drafters_go_ahead(
 
         loop = asyncio.get_running_loop()
         target = ScriptedTarget(language, before_pass=outlast_the_drafts)
-        async with house(target, [Neighbour(ScriptedDrafter(language))], pass_s=0.001) as home:
+        async with harness(target, [Drafter(ScriptedDrafter(language))], pass_s=0.001) as home:
             answer = await home.answer(request(policy=policy, max_tokens=600))
             asked = home.links["drafter-0"].asked
             waited_for = [each for each in asked if not each.is_ahead]
@@ -341,8 +346,8 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
     language = babble()
 
     async def main() -> None:
-        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language)) for _ in range(2)]
+        async with harness(ScriptedTarget(language), setups) as home:
             await home.answer(request(policy="cosine-paper", max_tokens=60))
             asked = home.links["drafter-0"].asked[1:]
             assert {each.num_tokens for each in asked} == {1}
@@ -353,12 +358,12 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
     run(main())
 
 
-def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_same() -> None:
+def test_drafters_continue_a_common_trunk_and_the_text_stays_the_same() -> None:
     language = babble()
 
     async def answer(policy: str) -> Answer:
-        neighbours = [Neighbour(TurnTaker(language, turn)) for turn in (0, 1)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(TurnTaker(language, turn)) for turn in (0, 1)]
+        async with harness(ScriptedTarget(language), setups) as home:
             return await home.answer(request(max_tokens=200, policy=policy, trace=True))
 
     stepping, plain = run(answer("edgecosine")), run(answer("edgecosine-without-steps"))
@@ -369,7 +374,7 @@ def test_drafters_that_take_turns_go_on_from_each_other_and_the_text_stays_the_s
     assert stepping.metrics.num_rounds < 0.7 * plain.metrics.num_rounds
 
 
-def test_sessions_side_by_side_say_what_each_would_alone() -> None:
+def test_concurrent_sessions_give_the_texts_of_each_alone() -> None:
     language = babble()
     asked = [
         request(
@@ -382,8 +387,8 @@ def test_sessions_side_by_side_say_what_each_would_alone() -> None:
     ]
 
     async def main() -> list[Answer]:
-        neighbours = [Neighbour(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (1.0, 0.5)]
+        async with harness(ScriptedTarget(language), setups) as home:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(home.answer(each)) for each in asked]
             assert max(map(len, home.target.batches)) > 1
@@ -393,7 +398,7 @@ def test_sessions_side_by_side_say_what_each_would_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "changes", "said", "reason"),
+    ("text", "changes", "expected", "reason"),
     [
         ("plain", {}, "plain", "stop"),
         ("plain", {"max_tokens": 3}, "pla", "length"),
@@ -416,25 +421,25 @@ def test_sessions_side_by_side_say_what_each_would_alone() -> None:
 )
 @pytest.mark.parametrize("hits", [0.0, 1.0])
 def test_text_ends_where_it_should(
-    text: str, changes: dict[str, Any], said: str, reason: str, hits: float
+    text: str, changes: dict[str, Any], expected: str, reason: str, hits: float
 ) -> None:
     language = recital("To be", text.encode())
-    answer = say(language, request(**changes), Neighbour(ScriptedDrafter(language, hits=hits)))
-    assert (answer.text, answer.finish_reason) == (said, reason)
+    answer = answer_of(language, request(**changes), Drafter(ScriptedDrafter(language, hits=hits)))
+    assert (answer.text, answer.finish_reason) == (expected, reason)
 
 
 def test_end_token_is_no_end_when_it_is_ignored() -> None:
     language = recital("To be", b"one", 256, *b"two")
-    answer = say(language, request(ignore_eos=True, max_tokens=7))
+    answer = answer_of(language, request(ignore_eos=True, max_tokens=7))
     assert (answer.text, answer.finish_reason, answer.num_tokens) == ("onetwo", "length", 7)
 
 
-def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
+def test_text_is_yielded_once_it_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
     language = recital("To be", "s€ stay stop".encode())
 
     async def main() -> list[str]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(request(stop=("stop",)))
             assert isinstance(steps[0], Started)
             return [step.text for step in steps if isinstance(step, Delta)]
@@ -442,52 +447,52 @@ def test_text_is_shown_when_it_is_certain_and_not_before(monkeypatch: pytest.Mon
     assert run(main()) == ["s€", " ", "sta", "y", " "]
 
 
-def test_text_of_quick_rounds_goes_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", math.inf)
+def test_text_of_quick_rounds_is_yielded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", math.inf)
     language = recital("To be", b"one and all")
 
     async def main() -> list[str]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(request(max_tokens=11))
             return [step.text for step in steps if isinstance(step, Delta)]
 
     assert run(main()) == ["one and all"]
 
 
-@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
-def test_every_token_is_told_once(tell_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+@pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
+def test_every_token_is_yielded_once(yield_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
 
     async def main() -> tuple[list[tuple[int, ...]], Answer]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             steps = await home.ask(asked)
-            told = [
+            committed = [
                 step.committed if isinstance(step, Delta) else step
                 for step in steps
                 if isinstance(step, Delta | Committed)
             ]
             answer = steps[-1]
             assert isinstance(answer, Answer)
-            return [committed.tokens for committed in told], answer
+            return [step.tokens for step in committed], answer
 
     rounds, answer = run(main())
-    assert len(rounds) == (1 if tell_every_s else answer.num_tokens)
+    assert len(rounds) == (1 if yield_every_s else answer.num_tokens)
     assert [token for tokens in rounds for token in tokens] == list(alone(language, asked).tokens)
 
 
-@pytest.mark.parametrize("tell_every_s", [0.0, math.inf])
-def test_resumed_session_shows_all_text_whenever_it_goes_out(
-    tell_every_s: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("yield_every_s", [0.0, math.inf])
+def test_resumed_session_yields_all_text(
+    yield_every_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", tell_every_s)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
     asked = request(max_tokens=12, ignore_eos=True)
     whole = alone(language, asked)
 
     async def main(num_said: int) -> list[Delta]:
-        async with house(ScriptedTarget(language)) as home:
+        async with harness(ScriptedTarget(language)) as home:
             said = Committed(tuple(whole.tokens[:num_said]))
             steps = await home.ask(replace(asked, said=said))
             return [step for step in steps if isinstance(step, Delta)]
@@ -498,15 +503,15 @@ def test_resumed_session_shows_all_text_whenever_it_goes_out(
         assert [delta.index for delta in deltas] == list(range(len(deltas)))
 
 
-def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
+def test_session_releases_everything_wherever_it_is_cancelled() -> None:
     """Cancel before the first, second, ... resumption of a session, until it ends by itself."""
     language = babble()
-    neighbours = 2
+    setups = 2
 
     async def cancelled_after(num_turns: int) -> bool:
-        engines = [ScriptedDrafter(language) for _ in range(neighbours)]
+        engines = [ScriptedDrafter(language) for _ in range(setups)]
         target = ScriptedTarget(language)
-        async with house(target, [Neighbour(engine) for engine in engines]) as home:
+        async with harness(target, [Drafter(engine) for engine in engines]) as home:
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(home.answer(request(max_tokens=30)))
                 for _ in range(num_turns):
@@ -523,13 +528,13 @@ def test_session_gives_everything_back_wherever_it_is_cancelled() -> None:
     run(main())
 
 
-def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
+def test_session_closed_between_deltas_releases_everything() -> None:
     language = babble()
 
     async def main() -> None:
         engine = ScriptedDrafter(language)
-        async with house(ScriptedTarget(language), [Neighbour(engine)]) as home:
-            async with aclosing(home.serving.answer(request(max_tokens=40))) as steps:
+        async with harness(ScriptedTarget(language), [Drafter(engine)]) as home:
+            async with aclosing(home.service.answer(request(max_tokens=40))) as steps:
                 async for step in steps:
                     if isinstance(step, Delta) and step.index == 2:
                         break
@@ -539,29 +544,29 @@ def test_session_that_is_closed_between_deltas_gives_everything_back() -> None:
     run(main())
 
 
-async def assert_nothing_is_held(home: House, engines: list[ScriptedDrafter]) -> None:
-    """The next request of another name finds every slot free but its own."""
-    assert [repr(drafting) for drafting in home.drafters] == [IDLE] * len(engines)
-    assert repr(home.serving).startswith("<TextService scripted [0 sessions")
-    newcomer = home.balancer.open("edgecosine")
-    assert replace(home.balancer._company(newcomer), bookkeeping_s=0.0) == ALONE
-    home.balancer.close(newcomer)
+async def assert_nothing_is_held(home: TargetHarness, engines: list[ScriptedDrafter]) -> None:
+    """Check that all slots are free for the next request."""
+    assert [repr(worker) for worker in home.drafters] == [IDLE] * len(engines)
+    assert repr(home.service).startswith("<TextService scripted [0 sessions")
+    newcomer = home.planner.statistics.open("edgecosine")
+    assert replace(home.planner.statistics.co_batched(newcomer), bookkeeping_s=0.0) == ALONE
+    home.planner.statistics.close(newcomer)
     await home.answer(request("another", request_id="2", max_tokens=12))
     assert set(home.target.fed) <= {"a/2"}
-    assert "[0 waiting, 0 expected" in repr(home.verifying)
+    assert "[0 waiting, 0 expected" in repr(home.verifier)
     for engine in engines:
-        # A thread of its own gives slots back, when it comes to it.
+        # The engine thread frees slots with its next pass.
         await asyncio.get_running_loop().run_in_executor(None, engine.wait_until_held_by, {"a/2"})
 
 
-def test_drafter_that_keeps_silent_is_not_waited_for_beyond_the_deadline() -> None:
+def test_silent_drafter_is_waited_for_until_the_deadline() -> None:
     language = babble()
 
     async def main() -> Answer:
-        neighbours = [Neighbour(ScriptedDrafter(language)) for _ in range(2)]
-        async with house(ScriptedTarget(language), neighbours) as home:
+        setups = [Drafter(ScriptedDrafter(language)) for _ in range(2)]
+        async with harness(ScriptedTarget(language), setups) as home:
             for node_id in home.links:
-                home.balancer.observe_answer(node_id, 0.001, 0.001, 4)
+                home.planner.statistics.observe_answer(node_id, 0.001, 0.001, 4)
             home.links["drafter-0"].held = asyncio.Event()
             answer = await home.answer(request(max_tokens=60))
             assert home.links["drafter-0"].released == ["a/1"]

@@ -1,4 +1,4 @@
-"""Serving: what cannot be served is refused with the reason, before it reaches the engine."""
+"""The text service: refuses requests that do not fit, before they are passed to the engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.request import Answer, ChatMessage, Request, Sampling
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import house
+from tests.support.cluster import harness
 from tests.support.engines import NUM_TOKENS, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
@@ -59,11 +59,11 @@ def test_request_that_cannot_be_served_is_refused_with_the_reason(
 ) -> None:
     async def main() -> None:
         target = ScriptedTarget(LANGUAGE, max_context=64)
-        async with house(target) as home:
+        async with harness(target) as home:
             with pytest.raises(RequestError, match=words) as refusal:
                 await home.answer(request(**changes))
             assert (refusal.value.code, refusal.value.parameter) == (code, parameter)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
+            assert repr(home.service) == "<TextService scripted [0 sessions, 0 done]>"
             assert (await home.answer(request())).text == alone(LANGUAGE, request()).text
 
     run(main())
@@ -75,8 +75,8 @@ def test_prompt_with_a_token_that_the_model_cannot_read_is_refused(kind: str) ->
     asked = request(kind=kind, prompt=prompt)
 
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE)) as home:
-            codec = home.serving._codec
+        async with harness(ScriptedTarget(LANGUAGE)) as home:
+            codec = home.service._codec
             codec.num_rows = 0x7F
             codec._tokenizer.chat_template = "a template"
             codec._tokenizer.apply_chat_template = lambda turns, **_: turns[0]["content"]
@@ -91,22 +91,20 @@ def test_request_as_long_as_the_context_is_served() -> None:
     asked = request(max_tokens=59)
 
     async def main() -> Answer:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             return await home.answer(asked)
 
     assert run(main()).text == alone(LANGUAGE, asked).text
 
 
 @pytest.mark.parametrize(("num_prompt", "num_tokens"), [(5, 59), (63, 1)])
-def test_length_that_nobody_named_is_what_the_context_leaves(
-    num_prompt: int, num_tokens: int
-) -> None:
+def test_default_length_is_what_the_context_leaves(num_prompt: int, num_tokens: int) -> None:
     asked = request(
         prompt="x" * num_prompt, max_tokens=128, is_default_length=True, ignore_eos=True
     )
 
     async def main() -> Answer:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             return await home.answer(asked)
 
     answer = run(main())
@@ -121,11 +119,9 @@ def test_length_that_nobody_named_is_what_the_context_leaves(
         ({"prompt": "x" * 60, "sampling": Sampling(min_tokens=5)}, "max_tokens"),
     ],
 )
-def test_length_that_nobody_named_does_not_make_room(
-    changes: dict[str, Any], parameter: str
-) -> None:
+def test_default_length_needs_room_in_the_context(changes: dict[str, Any], parameter: str) -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE, max_context=64)) as home:
+        async with harness(ScriptedTarget(LANGUAGE, max_context=64)) as home:
             with pytest.raises(RequestError) as refusal:
                 await home.answer(request(is_default_length=True, max_tokens=128, **changes))
             assert refusal.value.code == "context_length_exceeded"
@@ -134,27 +130,27 @@ def test_length_that_nobody_named_does_not_make_room(
     run(main())
 
 
-def test_answers_are_counted_and_told() -> None:
+def test_answers_are_counted_and_logged() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
-            serving = home.serving
-            assert serving.max_sessions == 3
-            assert serving.info["models"] == ["scripted"]
-            assert tuple(serving.info["policies"]) == tuple(POLICIES)
-            assert serving.info["max_context"] == 4096
+        async with harness(ScriptedTarget(LANGUAGE), max_sessions=3) as home:
+            service = home.service
+            assert service.max_sessions == 3
+            assert service.info["models"] == ["scripted"]
+            assert tuple(service.info["policies"]) == tuple(POLICIES)
+            assert service.info["max_context"] == 4096
             for number in range(3):
                 await home.answer(request(request_id=str(number)))
-            assert (serving.num_answers, serving.num_tokens, serving.num_rounds) == (3, 30, 27)
+            assert (service.num_answers, service.num_tokens, service.num_rounds) == (3, 30, 27)
 
     run(main())
 
 
-def test_request_whose_asker_leaves_is_not_counted() -> None:
+def test_cancelled_request_is_not_counted() -> None:
     async def main() -> None:
-        async with house(ScriptedTarget(LANGUAGE)) as home:
-            async with aclosing(home.serving.answer(request())) as steps:
+        async with harness(ScriptedTarget(LANGUAGE)) as home:
+            async with aclosing(home.service.answer(request())) as steps:
                 await anext(steps)
-                assert "[1 sessions, 0 done]" in repr(home.serving)
-            assert repr(home.serving) == "<TextService scripted [0 sessions, 0 done]>"
+                assert "[1 sessions, 0 done]" in repr(home.service)
+            assert repr(home.service) == "<TextService scripted [0 sessions, 0 done]>"
 
     run(main())

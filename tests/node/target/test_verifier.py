@@ -1,4 +1,4 @@
-"""Verifying: batches of who is ready, prefills beside rounds, and an end that all hear of."""
+"""The verifier: batches ready sessions, prefills beside rounds, fails all works at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Neighbour, house
+from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 
 LANGUAGE = babble()
@@ -29,31 +29,31 @@ def work(key: str, size: int = 4) -> VerifyWork:
     return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
 
 
-def verdict(asked: VerifyWork) -> VerificationResult:
-    """What the target says to an empty tree."""
+def result(asked: VerifyWork) -> VerificationResult:
+    """The target's result for an empty tree."""
     return VerificationResult((), LANGUAGE(asked.tokens, Sampling()))
 
 
 class Costs:
-    """Records what passes cost; never holds one back unless it is told how long."""
+    """Records passes; delays them only by a given time."""
 
-    def __init__(self, hold_s: float = 0.0) -> None:
+    def __init__(self, batch_wait_s: float = 0.0) -> None:
         self.seen: list[PassReport] = []
         self.is_holding = asyncio.Event()
-        self._hold_s = hold_s
+        self._batch_wait_s = batch_wait_s
 
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
 
-    def hold_s(self, _num_rows: int, _latecomers: Sequence[ExpectedArrival]) -> float | None:
-        if not self._hold_s:
+    def batch_wait_s(self, _num_rows: int, _arrivals: Sequence[ExpectedArrival]) -> float | None:
+        if not self._batch_wait_s:
             return None
         self.is_holding.set()
-        return self._hold_s
+        return self._batch_wait_s
 
 
 class Gate:
-    """Holds the engine's thread before passes of real works until it is opened."""
+    """Blocks the engine's thread before passes of real works until `open`."""
 
     def __init__(self) -> None:
         self.entered, self._open = threading.Event(), threading.Event()
@@ -68,33 +68,33 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 10)
 
     def open(self) -> None:
-        """Let all passes go."""
+        """Let all passes run."""
         self._open.set()
 
 
-def test_works_that_come_during_a_pass_share_the_next_one() -> None:
+def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     gate, costs = Gate(), Costs()
     target = ScriptedTarget(LANGUAGE, before_pass=gate)
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = Verifier(
+            verifier = Verifier(
                 engine=target,
                 thread=thread,
                 max_batch=3,
                 costs=costs,
             )
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                tasks = [group.create_task(verifying.verify(work("0")))]
+                running = group.create_task(verifier.run())
+                tasks = [group.create_task(verifier.verify(work("0")))]
                 await gate.reached()
-                tasks += [group.create_task(verifying.verify(work(str(n)))) for n in range(1, 6)]
+                tasks += [group.create_task(verifier.verify(work(str(n)))) for n in range(1, 6)]
                 await asyncio.sleep(0)
                 gate.open()
                 for number, task in enumerate(tasks):
-                    assert await task == verdict(work(str(number)))
+                    assert await task == result(work(str(number)))
                 running.cancel()
-            assert verifying.num_passes == 3
+            assert verifier.num_passes == 3
 
     run(main())
     batches = [batch for batch in target.batches if batch != ["profile"]]
@@ -134,7 +134,7 @@ def test_each_cycle_is_split_into_busy_and_idle_time() -> None:
 def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> None:
     async def main() -> list[list[str]]:
         target = ScriptedTarget(LANGUAGE, chunk=4)
-        async with house(target) as home:
+        async with harness(target) as home:
             short = Request("a", "short", "ask", "x", max_tokens=12)
             long = Request("a", "long", "ask", "y" * 24, max_tokens=2)
             async with asyncio.TaskGroup() as group:
@@ -149,25 +149,25 @@ def test_prefilling_session_stays_in_the_batch_beside_the_others_rounds() -> Non
     assert all("a/short" in batch for batch in during_prefill)
 
 
-def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
+def test_work_of_a_cancelled_session_is_in_no_further_pass() -> None:
     gate = Gate()
     target = ScriptedTarget(LANGUAGE, chunk=1, before_pass=gate)
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(target, thread)
+            verifier = _verifier(target, thread)
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                leaver = group.create_task(verifying.verify(work("leaver", 50)))
+                running = group.create_task(verifier.run())
+                leaver = group.create_task(verifier.verify(work("leaver", 50)))
                 await gate.reached()
-                waiting = group.create_task(verifying.verify(work("waiting")))
-                stayer = group.create_task(verifying.verify(work("stayer")))
+                waiting = group.create_task(verifier.verify(work("waiting")))
+                stayer = group.create_task(verifier.verify(work("stayer")))
                 await asyncio.sleep(0)
                 leaver.cancel()
                 waiting.cancel()
-                verifying.release("leaver")
+                verifier.release("leaver")
                 gate.open()
-                assert await stayer == verdict(work("stayer"))
+                assert await stayer == result(work("stayer"))
                 running.cancel()
 
     run(main())
@@ -178,7 +178,7 @@ def test_work_whose_session_has_left_is_in_no_further_pass() -> None:
 
 
 @pytest.mark.parametrize("is_profile", [True, False])
-def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
+def test_failed_engine_leaves_no_session_waiting(is_profile: bool) -> None:
     gate = Gate()
 
     def fail(number: int, keys: list[str]) -> None:
@@ -191,16 +191,16 @@ def test_engine_that_fails_leaves_nobody_waiting(is_profile: bool) -> None:
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE, before_pass=fail), thread)
 
             async def refused(key: str) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work(key))
+                    await verifier.verify(work(key))
 
             async def broken() -> None:
                 with pytest.raises(EngineError):
-                    await verifying.run()
-                assert verifying.has_failed is not is_profile
+                    await verifier.run()
+                assert verifier.has_failed is not is_profile
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(refused("in the pass"))
@@ -221,8 +221,8 @@ def test_session_ends_with_a_plain_error_when_the_engine_fails(num_passes: int) 
 
     async def main() -> None:
         asked = Request("a", "1", "ask", "x", max_tokens=50)
-        neighbour = Neighbour(ScriptedDrafter(LANGUAGE, hits=0.0))
-        async with house(target, [neighbour], may_fail=True) as home:
+        setup = Drafter(ScriptedDrafter(LANGUAGE, hits=0.0))
+        async with harness(target, [setup], may_fail=True) as home:
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
             assert home.links["drafter-0"].released == ["a/1"]
@@ -242,19 +242,19 @@ def _failing_after(num_passes: int) -> Callable[[int, list[str]], None]:
     return before_pass
 
 
-def test_stopped_verifying_leaves_nobody_waiting() -> None:
+def test_stopped_verifier_leaves_no_session_waiting() -> None:
     gate = Gate()
 
     async def main() -> None:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
 
             async def refused(key: str) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work(key))
+                    await verifier.verify(work(key))
 
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
+                running = group.create_task(verifier.run())
                 group.create_task(refused("in the pass"))
                 await gate.reached()
                 group.create_task(refused("in the mailbox"))
@@ -272,10 +272,10 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
 
     async def main() -> VerificationResult:
         with EngineThread("target") as thread:
-            verifying = _verifying(ScriptedTarget(LANGUAGE), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE), thread)
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(verifying.run())
-                given = await verifying.verify(
+                running = group.create_task(verifier.run())
+                given = await verifier.verify(
                     VerifyWork("tree", asked.tokens, len(asked.tokens), tree, Sampling())
                 )
                 running.cancel()
@@ -284,60 +284,62 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
     assert run(main()) == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
 
 
-def _verifying(target: ScriptedTarget, thread: EngineThread) -> Verifier:
+def _verifier(target: ScriptedTarget, thread: EngineThread) -> Verifier:
     return Verifier(engine=target, thread=thread, max_batch=4, costs=Costs())
 
 
 @asynccontextmanager
-async def holding(hold_s: float, target: ScriptedTarget) -> AsyncIterator[tuple[Verifier, Costs]]:
-    """Passes are held back for whoever has had a verdict and is not there again."""
-    costs = Costs(hold_s)
+async def holding(
+    batch_wait_s: float, target: ScriptedTarget
+) -> AsyncIterator[tuple[Verifier, Costs]]:
+    """A verifier whose passes wait for sessions that had a result."""
+    costs = Costs(batch_wait_s)
     with EngineThread("target") as thread:
-        verifying = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
+        verifier = Verifier(engine=target, thread=thread, max_batch=4, costs=costs)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(verifying.run())
-            yield verifying, costs
+            running = group.create_task(verifier.run())
+            yield verifier, costs
             running.cancel()
 
 
-def test_pass_is_held_back_for_who_is_about_to_come() -> None:
+def test_pass_waits_for_expected_sessions() -> None:
     target = ScriptedTarget(LANGUAGE)
 
     async def main() -> None:
-        async with holding(30.0, target) as (verifying, costs), asyncio.TaskGroup() as group:
-            await verifying.verify(work("late"))
-            group.create_task(verifying.verify(work("early")))
+        async with holding(30.0, target) as (verifier, costs), asyncio.TaskGroup() as group:
+            await verifier.verify(work("late"))
+            group.create_task(verifier.verify(work("early")))
             await costs.is_holding.wait()
             again = work("late", 5)
-            assert await verifying.verify(again) == verdict(again)
+            assert await verifier.verify(again) == result(again)
 
     run(main())
     batches = [batch for batch in target.batches if batch != ["profile"]]
     assert batches == [["late"], ["early", "late"]]
 
 
-def test_who_does_not_come_is_given_up_and_who_leaves_is_not_expected() -> None:
+def test_pass_stops_waiting_for_late_and_ended_sessions() -> None:
     async def main() -> None:
-        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifying, _):
-            await verifying.verify(work("gone"))
-            assert await verifying.verify(work("here")) == verdict(work("here"))
-            verifying.release("gone")
-            assert "1 expected" in repr(verifying)
+        async with holding(0.01, ScriptedTarget(LANGUAGE)) as (verifier, _):
+            await verifier.verify(work("gone"))
+            assert await verifier.verify(work("here")) == result(work("here"))
+            verifier.release("gone")
+            assert "1 expected" in repr(verifier)
 
     run(main())
 
 
-def test_who_is_in_a_pass_that_is_held_back_hears_of_the_end() -> None:
+def test_works_of_a_waiting_pass_fail_with_the_verifier() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
 
-            async def ask(verifying: Verifier) -> None:
+            async def ask(verifier: Verifier) -> None:
                 with pytest.raises(ActorStopped):
-                    await verifying.verify(work("early"))
+                    await verifier.verify(work("early"))
 
-            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifying, costs):
-                await verifying.verify(work("late"))
-                group.create_task(ask(verifying))
+            async with holding(30.0, ScriptedTarget(LANGUAGE)) as (verifier, costs):
+                await verifier.verify(work("late"))
+                group.create_task(ask(verifier))
                 await costs.is_holding.wait()
 
     run(main())

@@ -1,4 +1,4 @@
-"""A second drafter is asked where it covers what the first one misses, and pays for its rows."""
+"""A second drafter joins if its coverage is worth its rows."""
 
 from __future__ import annotations
 
@@ -7,73 +7,74 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.plan import (
-    add_rescuers,
     choose_plan,
-    expected_of_two,
     expected_tokens,
 )
+from edgecosine.balance.second_drafter import add_drafters, expected_of_two
 from tests.balance.test_plan import MEMORY_BOUND, candidate
 
 LEAD, OTHER, THIRD = candidate("a", 0.7), candidate("b", 0.5), candidate("c", 0.5)
 COMPUTE_BOUND = [0.004 * (1 + rows) for rows in range(26)]
 
 
-def planned(rescue: float, most: int, pass_s: list[float]) -> tuple[str, ...]:
+def planned(conditional: float, most: int, pass_s: list[float]) -> tuple[str, ...]:
     drafters = [LEAD, OTHER, THIRD]
     plan = choose_plan(drafters, pass_s, 100)
-    return add_rescuers(plan, drafters, lambda _lead, _other: rescue, most, pass_s).drafters
+    return add_drafters(plan, drafters, lambda _lead, _other: conditional, most, pass_s).drafters
 
 
 @pytest.mark.parametrize(
-    ("rescue", "most", "expected"),
+    ("conditional", "most", "expected"),
     [(0.0, 3, 1), (0.5, 1, 1), (0.5, 2, 2), (0.5, 3, 3)],
 )
-def test_as_many_are_asked_as_add_something(rescue: float, most: int, expected: int) -> None:
-    chosen = planned(rescue, most, MEMORY_BOUND)
+def test_drafters_join_while_they_add_coverage(
+    conditional: float, most: int, expected: int
+) -> None:
+    chosen = planned(conditional, most, MEMORY_BOUND)
     assert chosen[0] == "a"
     assert len(chosen) == expected
 
 
-def test_nobody_joins_where_rows_are_dear() -> None:
+def test_no_drafter_joins_if_rows_are_expensive() -> None:
     assert len(planned(0.2, 3, COMPUTE_BOUND)) <= 1
 
 
-def test_nobody_covers_more_than_he_knows() -> None:
+def test_coverage_is_at_most_the_drafters_own_rate() -> None:
     drafters = [LEAD, candidate("b", 0.01)]
     plan = choose_plan(drafters, MEMORY_BOUND, 100)
-    assert add_rescuers(plan, drafters, lambda *_: 0.9, 2, MEMORY_BOUND).drafters == ("a",)
+    assert add_drafters(plan, drafters, lambda *_: 0.9, 2, MEMORY_BOUND).drafters == ("a",)
 
 
-def test_plan_without_drafters_stays_so() -> None:
+def test_plan_without_drafters_stays_plain() -> None:
     plan = choose_plan([], MEMORY_BOUND, 100)
-    assert add_rescuers(plan, [], lambda *_: 0.9, 2, MEMORY_BOUND) is plan
+    assert add_drafters(plan, [], lambda *_: 0.9, 2, MEMORY_BOUND) is plan
 
 
-def test_hidden_drafts_allow_longer_ones_over_slow_links() -> None:
+def test_overlap_raises_the_speed_over_slow_links() -> None:
     far = candidate("far", 0.8, overhead_s=0.03)
     asked = choose_plan([far], MEMORY_BOUND, 100)
-    ahead = choose_plan([far], MEMORY_BOUND, 100, hidden=1.0)
+    ahead = choose_plan([far], MEMORY_BOUND, 100, overlap=1.0)
     assert ahead.speed > asked.speed
 
 
 rates = st.floats(0.0, 0.99)
 
 
-@given(lead=rates, other=rates, rescue=rates, gamma=st.floats(0.0, 12.0))
-def test_two_give_no_less_than_the_lead_and_no_more_than_if_both_always_helped(
-    lead: float, other: float, rescue: float, gamma: float
+@given(lead=rates, other=rates, conditional=rates, gamma=st.floats(0.0, 12.0))
+def test_two_drafters_give_between_the_lead_alone_and_both_at_every_token(
+    lead: float, other: float, conditional: float, gamma: float
 ) -> None:
     lead, other = max(lead, other), min(lead, other)
-    rescue = min(rescue, other)
-    found = expected_of_two(lead, other, rescue, gamma)
-    joint = lead + (1 - lead) * rescue
+    conditional = min(conditional, other)
+    found = expected_of_two(lead, other, conditional, gamma)
+    joint = lead + (1 - lead) * conditional
     assert expected_tokens(lead, int(gamma)) - 1e-9 <= found
     assert found <= expected_tokens(joint, int(gamma) + 1) + 1e-9
 
 
 @given(lead=rates, other=rates, gamma=st.integers(0, 6))
 def test_two_chains_are_counted_path_by_path(lead: float, other: float, gamma: int) -> None:
-    """Two that err independently, and differ wherever one errs."""
+    """Two drafters that err independently, and differ wherever one errs."""
 
     def walk(left: int, is_lead_on: bool, is_other_on: bool) -> float:
         if not left or not (is_lead_on or is_other_on):

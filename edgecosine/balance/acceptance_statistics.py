@@ -1,0 +1,149 @@
+"""Learns from committed tokens: acceptance rates of drafters, alone, in pairs and by text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from edgecosine.balance.drafter_table import DrafterTable
+from edgecosine.balance.request_state import RequestState
+from edgecosine.fusion.acceptance_rates import (
+    RECORD_MEMORY,
+    AcceptanceRate,
+    ConditionalAcceptance,
+    PromptScoreGain,
+    RequestRates,
+    predicted_rates,
+)
+from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.text_similarity import TextMemory, features
+from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
+
+TEXT_INTERVAL = 48
+"""Tokens after which a text's features are computed anew, since its subject may have changed."""
+
+
+class AcceptanceStatistics:
+    """Compares drafts with committed tokens."""
+
+    def __init__(self, drafters: DrafterTable) -> None:
+        self._drafters = drafters
+        self.conditional = ConditionalAcceptance()
+        self.most_confident_rate = AcceptanceRate(RECORD_MEMORY)
+        """Of the most confident of several drafts, at its first token."""
+        self._prompt_gain = {True: PromptScoreGain(), False: PromptScoreGain()}
+        """By whether the request is greedy."""
+        self._texts = TextMemory()
+
+    def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
+        """Learn what a request is about, from its prompt and again as its text grows."""
+        if len(tokens) - request.text_length < TEXT_INTERVAL and request.text is not None:
+            return
+        if request.text is None:
+            request.first_length = len(tokens)
+        else:
+            request.rates.predicted_weight /= 2
+        self.keep_text(request)
+        request.text, request.text_length = features(tokens), len(tokens)
+        request.text_rates = RequestRates()
+        if request.policy.compares_texts:
+            request.rates.expected = self._texts.expect(request.text)
+
+    def keep_text(self, request: RequestState) -> None:
+        """Keep the rates on a request's current text for similar texts."""
+        if request.text is not None:
+            rates = request.text_rates.rates.items()
+            outcomes = {node_id: (rate.hits, rate.misses) for node_id, rate in rates}
+            self._texts.add(request.text, outcomes)
+            request.text = None
+
+    def observe_truth(
+        self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
+    ) -> None:
+        """Learn from drafts whose tokens the target has accepted or rejected."""
+        owned = [own for draft in drafts if (own := draft.own(committed)) is not None]
+        for draft in owned:
+            self._observe_draft(request, draft, committed[draft.prefix_len :])
+        self._predict(request)
+        if len(owned) > 1:
+            self._observe_most_confident(request, owned, committed)
+            self._observe_pairs(owned, committed)
+
+    def most_confident(self, request: RequestState, drafts: Sequence[DrafterTree]) -> DrafterTree:
+        """The draft with the most confident first token, calibrated if the policy says so."""
+        return max(drafts, key=lambda draft: self._first_confidence(request, draft))
+
+    def _first_confidence(self, request: RequestState, draft: DrafterTree) -> float:
+        first = draft.tree.confidences[0]
+        if not request.policy.is_calibrated:
+            return first
+        state = self._drafters.get(draft.node_id)
+        return state.calibration(is_greedy=request.is_greedy).probability(first)
+
+    def _observe_draft(
+        self, request: RequestState, draft: DrafterTree, truth: Sequence[int]
+    ) -> None:
+        node_id = draft.node_id
+        hits, misses = draft.hits_and_misses(truth)
+        state = self._drafters.get(node_id)
+        request.rates.observe(node_id, hits, misses)
+        request.text_rates.observe(node_id, hits, misses)
+        state.record.rate.observe(hits, misses)
+        if node_id == request.best_by_nll:
+            self._prompt_gain[request.is_greedy].rate.observe(hits, misses)
+        reported = request.rates.reported_rate(node_id)
+        if reported is not None:
+            state.record.self_report.observe(reported, hits, misses)
+        _observe_score(request, draft)
+        calibration = state.calibration(is_greedy=request.is_greedy)
+        for judged in draft.judged(truth):
+            calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
+
+    def _observe_most_confident(
+        self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
+    ) -> None:
+        at: dict[int, list[DrafterTree]] = {}
+        for draft in drafts:
+            if len(draft) and len(committed) > draft.prefix_len:
+                at.setdefault(draft.prefix_len, []).append(draft)
+        for prefix_len, rivals in at.items():
+            if len(rivals) > 1:
+                best = max(rivals, key=lambda draft: self._first_confidence(request, draft))
+                is_right = best.tree.tokens[0] == committed[prefix_len]
+                for rate in (request.most_confident, self.most_confident_rate):
+                    rate.observe(int(is_right), int(not is_right))
+
+    def _observe_pairs(self, drafts: Sequence[DrafterTree], committed: Sequence[int]) -> None:
+        for one, other in itertools.permutations(drafts, 2):
+            if one.prefix_len != other.prefix_len:
+                continue
+            truth = committed[one.prefix_len :]
+            right = one.covers(truth)
+            if right < len(truth):
+                is_accepted = other.covers(truth) > right
+                self.conditional.observe(one.node_id, other.node_id, is_accepted=is_accepted)
+
+    def _predict(self, request: RequestState) -> None:
+        """Predict rates from the NLLs of drafters whose self-reports are trusted."""
+        trusted = {
+            node_id: nll
+            for node_id, nll in request.nlls.items()
+            if self._drafters.get(node_id).record.self_report.is_trusted
+        }
+        request.best_by_nll = min(trusted, key=lambda node_id: trusted[node_id], default=None)
+        best_rate = self._prompt_gain[request.is_greedy].expected
+        request.rates.predicted = predicted_rates(trusted, best_rate)
+
+
+def _observe_score(request: RequestState, draft: DrafterTree) -> None:
+    """Learn from a drafter's score of tokens that it has read for this draft."""
+    agreement = draft.score.foretold
+    num_answer = max(0, draft.prefix_len - request.num_prompt)
+    of_answer = agreement[max(0, len(agreement) - num_answer) :]
+    if of_answer and request.policy.uses_self_reports:
+        hits = sum(of_answer)
+        request.rates.observe_report(draft.node_id, hits, len(of_answer) - hits)
+    is_whole = len(agreement) == min(MAX_FORETOLD, request.first_length - 1)
+    is_of_prompt = is_whole and draft.prefix_len == request.first_length
+    if agreement and is_of_prompt and request.policy.scores_prompts:
+        request.nlls[draft.node_id] = draft.score.surprise

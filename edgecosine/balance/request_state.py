@@ -1,0 +1,47 @@
+"""What the planner and its statistics keep about one active request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgecosine.balance.policy import POLICIES, Policy
+from edgecosine.balance.speculation_switch import Speed
+from edgecosine.fusion.acceptance_rates import REQUEST_MEMORY, AcceptanceRate, RequestRates
+from edgecosine.fusion.text_similarity import Features
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One active request. `rows` and `tokens` are the size of its last tree with the root, and the
+    tokens expected of it; other requests' plans count on the same in their next pass."""
+
+    policy: Policy = POLICIES["edgecosine"]
+    is_greedy: bool = True
+    num_prompt: int = 0
+    number: int = 0
+    """Of the requests that this node has opened; random routing is seeded with it."""
+    nlls: dict[str, float] = field(default_factory=dict)
+    """NLL of the text before the first round, by the drafters that have read all of it."""
+    best_by_nll: str | None = None
+    """The drafter with the lowest NLL among those whose self-reports are trusted."""
+    first_length: int = 0
+    """Tokens of the text before the first round."""
+    rates: RequestRates = field(default_factory=RequestRates)
+    num_probes: int = 0
+    rounds_since_probe: int = 0
+    rows: int = 1
+    tokens: float = 1.0
+    overlap: float = 0.5
+    """Share of rounds whose drafts were complete when the verification result arrived."""
+    text: Features | None = None
+    """Features of the text at `text_length` tokens."""
+    text_length: int = 0
+    text_rates: RequestRates = field(default_factory=RequestRates)
+    """Evidence since then."""
+    accepted: float | None = None
+    """Accepted tokens per round, smoothed."""
+    most_confident: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(REQUEST_MEMORY))
+    """How often the most confident of several drafts was right at its first token."""
+    fused_once: Speed = field(default_factory=Speed)
+    """Tokens per second of its rounds whose drafts were fused once."""
+    rounds_since_fused_once: int = 0

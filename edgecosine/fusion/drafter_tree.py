@@ -1,0 +1,143 @@
+"""One drafter's draft for a request, and its comparison with the tokens that the target commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedToken:
+    """A draft token whose parent was accepted, and whether it was accepted itself."""
+
+    confidence: float
+    is_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterTree:
+    """A draft tree after the first `prefix_len` tokens of a sequence, siblings in falling order of
+    confidence."""
+
+    node_id: str
+    prefix_len: int
+    tree: TokenTree = EMPTY_TREE
+    score: PromptScore = NO_HINDSIGHT
+    """Of the newest of the `prefix_len` tokens."""
+    trunk: int = 0
+    """Number of its first tokens that come from other drafters' drafts, which it continues."""
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def after(self, committed: Sequence[int]) -> DrafterTree | None:
+        """The subtree below a longer committed text; None if there is none."""
+        at = ROOT
+        for token in committed[self.prefix_len :]:
+            child = self.tree.child(at, token)
+            if child is None:
+                return None
+            at = child
+        index, kept, parents = {at: ROOT}, list[int](), list[int]()
+        for node, parent in enumerate(self.tree.parents[at + 1 :], at + 1):
+            above = index.get(parent)
+            if above is not None:
+                index[node] = len(kept)
+                kept.append(node)
+                parents.append(above)
+        if not kept:
+            return None
+        trunk = max(0, self.trunk - len(committed) + self.prefix_len)
+        tree = self._part(kept, parents)
+        return DrafterTree(self.node_id, len(committed), tree, trunk=trunk)
+
+    def own(self, committed: Sequence[int]) -> DrafterTree | None:
+        """The part below the trunk; None if the committed text is shorter than the trunk or differs
+        from it."""
+        if not self.trunk:
+            return self
+        end = self.prefix_len + self.trunk
+        return self.after(committed[:end]) if len(committed) >= end else None
+
+    def chain(self, max_length: int | None = None) -> DrafterTree:
+        """The best path, without siblings, of at most `max_length` tokens."""
+        path = list[int]()
+        at = self._best_child(ROOT)
+        while at is not None:
+            path.append(at)
+            at = self._best_child(at)
+        path = path[:max_length]
+        tree = self._part(path, range(ROOT, len(path) - 1))
+        return DrafterTree(self.node_id, self.prefix_len, tree, trunk=self.trunk)
+
+    def below(self, trunk: DrafterTree) -> DrafterTree:
+        """A chain drafted after the sequence and `trunk`, as a draft after the sequence alone."""
+        tokens = (*trunk.tree.tokens, *self.tree.tokens)
+        confidences = (*trunk.tree.confidences, *self.tree.confidences)
+        parents = tuple(range(ROOT, len(tokens) - 1))
+        tree = TokenTree(tokens, parents, confidences, (0,) * len(tokens))
+        return DrafterTree(self.node_id, self.prefix_len - len(trunk), tree, trunk=len(trunk))
+
+    def hits_and_misses(self, truth: Sequence[int]) -> tuple[int, int]:
+        """Accepted tokens of the best path, and 1 if a rejection followed, else 0.
+
+        Tokens below a rejection, or beyond the end of `truth`, do not count. An empty draft is a
+        miss.
+        """
+        at, hits = ROOT, 0
+        for token in truth:
+            best = self._best_child(at)
+            if best is None:
+                return hits, 0 if hits else 1
+            if self.tree.tokens[best] != token:
+                return hits, 1
+            hits, at = hits + 1, best
+        return hits, 0
+
+    def judged(self, truth: Sequence[int]) -> list[JudgedToken]:
+        """All nodes whose parent was accepted, up to the end of `truth`."""
+        at, found, tree = ROOT, list[JudgedToken](), self.tree
+        for token in truth:
+            found += [
+                JudgedToken(tree.confidences[node], tree.tokens[node] == token)
+                for node in self._children(at)
+            ]
+            child = tree.child(at, token)
+            if child is None:
+                break
+            at = child
+        return found
+
+    def covers(self, truth: Sequence[int]) -> int:
+        """How many tokens of `truth` lie on a path from the root."""
+        at = ROOT
+        for depth, token in enumerate(truth):
+            child = self.tree.child(at, token)
+            if child is None:
+                return depth
+            at = child
+        return len(truth)
+
+    def _part(self, nodes: Sequence[int], parents: Sequence[int]) -> TokenTree:
+        tokens, confidences = self.tree.tokens, self.tree.confidences
+        return TokenTree(
+            tokens=tuple([tokens[node] for node in nodes]),
+            parents=tuple(parents),
+            confidences=tuple([confidences[node] for node in nodes]),
+            proposers=(0,) * len(nodes),
+        )
+
+    def _children(self, at: int) -> Iterator[int]:
+        node = at
+        while True:
+            try:
+                node = self.tree.parents.index(at, node + 1)
+            except ValueError:
+                return
+            yield node
+
+    def _best_child(self, at: int) -> int | None:
+        return next(self._children(at), None)
