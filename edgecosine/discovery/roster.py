@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.contact import Contact, misfit_of
 from edgecosine.discovery.events import (
     Dial,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from edgecosine.backoff import Backoff
 from edgecosine.counters import Counters
 from edgecosine.errors import BrokerLost
 from edgecosine.log_throttle import LogThrottle
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 _MAX_UNACKNOWLEDGED = 16
 """Below paho's own window of 20, so that paho never reorders what we send."""
 _FAREWELL_TIMEOUT_S = 3.0
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
+_BACKOFF = Backoff(first_s=0.075, longest_s=7.5, jitter=2 / 3)
+"""Delays of 0.05 s to 5 s, give or take half."""
 _SHOWN = 256
 _QUIET_S = 10.0
 """A connection that lasted this long was a good one; two nodes of one name never have it."""
@@ -146,7 +146,7 @@ class ReconnectingClient:
         self._refusals = RefusedMessages()
         self._announced: Outgoing | None = None
         """What was sent on arrival and not yet acknowledged."""
-        self._pause_s = _FIRST_PAUSE_S
+        self._num_failures = 0
         self._complaints = LogThrottle()
         self._has_connected = False
         self._version: Version | None = None
@@ -197,10 +197,9 @@ class ReconnectingClient:
 
     async def run(self) -> NoReturn:
         """Stay connected until cancelled."""
-        loop = asyncio.get_running_loop()
-        self._pause_s = _FIRST_PAUSE_S
+        self._num_failures = 0
         while True:
-            begun = loop.time()
+            begun = _now()
             try:
                 async with connect(
                     self._address,
@@ -214,11 +213,10 @@ class ReconnectingClient:
                     await self._attend(connection)
             except BrokerLost as error:
                 self._note_failure(error)
-            if loop.time() - begun > _QUIET_S:
-                self._pause_s = _FIRST_PAUSE_S
-            # Jitter, so that a house full of nodes does not come back in one moment.
-            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.5))
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            if _now() - begun > _QUIET_S:
+                self._num_failures = 0
+            self._num_failures += 1
+            await asyncio.sleep(_BACKOFF.delay_s(self._num_failures))
 
     def _note_failure(self, error: BrokerLost) -> None:
         # Said once, and not at each attempt.
@@ -269,7 +267,7 @@ class ReconnectingClient:
         self._announced = None
         if alone is not None and self._refusals.lost(alone, _now(), loss.reason_code):
             self._outbox.give_up(alone)
-            self._pause_s = _FIRST_PAUSE_S
+            self._num_failures = 0
             self._give_up(alone, f"the broker ended the connection for it twice: {loss}")
 
     def _give_up(self, message: Outgoing, reason: str) -> None:

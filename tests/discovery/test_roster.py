@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.contact import MAX_DIALS_AFTER_GOODBYE, MAX_ENDPOINTS
 from edgecosine.discovery.events import (
     Dial,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, assert_never
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,

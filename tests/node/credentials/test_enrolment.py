@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
 from edgecosine.node.credentials.ca_client import join, renew, watch

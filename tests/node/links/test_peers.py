@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.events import PeerGone, PeerSeen
 from edgecosine.discovery.peer import Address, Advert
 from edgecosine.node.links.heartbeat import Timing
