@@ -19,8 +19,9 @@ from edgecosine.backoff import Backoff
 from edgecosine.counters import Counters
 from edgecosine.errors import BrokerLost
 from edgecosine.log_throttle import LogThrottle
+from edgecosine.mqtt.aiomqtt_client import Version
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.connection import Connection, Version, connect
+from edgecosine.mqtt.connection import Connection, connect
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.outbox import Outbox
 from edgecosine.mqtt.refused_messages import RefusedMessages
@@ -361,7 +362,7 @@ class ReconnectingClient:
 
     async def _leave(self, connection: Connection, until: float) -> None:
         """Send what is left, then the farewell, as far as the time allows."""
-        connection.look()
+        connection.poll()
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout_at(until):
                 while self._outbox:
