@@ -37,7 +37,7 @@ from edgecosine.fusion.calibration import Calibration
 from edgecosine.fusion.fuse import DraftUnion
 from edgecosine.fusion.proposal import Proposal
 from edgecosine.fusion.text_similarity import Features, TextMemory, features
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
 FIRST_REST = 24
 LONGEST_REST = 64 * FIRST_REST
@@ -334,16 +334,16 @@ class Statistics:
 
     def _hear(self, request: RequestState, proposal: Proposal) -> None:
         """Take in what a drafter says of tokens that it has read for this proposal."""
-        foretold = proposal.hindsight.foretold
+        top1_matches = proposal.hindsight.top1_matches
         num_answer = max(0, proposal.prefix_len - request.num_prompt)
-        of_answer = foretold[max(0, len(foretold) - num_answer) :]
+        of_answer = top1_matches[max(0, len(top1_matches) - num_answer) :]
         if of_answer and request.policy.hears_reports:
             hits = sum(of_answer)
             request.rates.hear(proposal.node_id, hits, len(of_answer) - hits)
-        is_whole = len(foretold) == min(MAX_FORETOLD, request.first_length - 1)
+        is_whole = len(top1_matches) == min(MAX_SCORED_TOKENS, request.first_length - 1)
         is_of_prompt = is_whole and proposal.prefix_len == request.first_length
-        if foretold and is_of_prompt and request.policy.scores_prompts:
-            request.surprises[proposal.node_id] = proposal.hindsight.surprise
+        if top1_matches and is_of_prompt and request.policy.scores_prompts:
+            request.surprises[proposal.node_id] = proposal.hindsight.nll
 
     def _foresee(self, request: RequestState) -> None:
         """What the surprises at the prompt let expect, of drafters whose word is good."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import ROOT
 
 
@@ -27,7 +27,7 @@ class Proposal:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
-    hindsight: PromptScore = NO_HINDSIGHT
+    hindsight: PromptScore = NO_PROMPT_SCORE
     """Of the newest of the `prefix_len` tokens."""
     trunk: int = 0
     """Its first tokens that are not its own: it goes on from what others said."""

@@ -19,14 +19,14 @@ from edgecosine.engine.forward_pass import PassModel
 from edgecosine.engine.gumbel import noise_seed
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import ROOT
 
 GUESSES = 4
 """Continuations that are kept of each node."""
 TREE_ROOM = 256
 """Cells of a slot for nodes; a request whose growth has filled them is not explored further."""
-MAX_SURPRISE = 16.0
+MAX_NLL = 16.0
 """Nats that a token counts at most; those outside a shortlist would be infinite."""
 PLAIN_NODES = 48
 """Nodes of an answer that somebody waits for."""
@@ -36,13 +36,13 @@ PLAIN_NODES = 48
 class PromptReading:
     """What a model would have said of tokens while it read them."""
 
-    foretold: list[bool] = field(default_factory=list)
-    surprise: float = 0.0
+    top1_matches: list[bool] = field(default_factory=list)
+    nll: float = 0.0
     """Sum of -log q over them."""
 
     def hindsight(self) -> PromptScore:
-        count = len(self.foretold)
-        return PromptScore(tuple(self.foretold), self.surprise / count) if count else NO_HINDSIGHT
+        count = len(self.top1_matches)
+        return PromptScore(tuple(self.top1_matches), self.nll / count) if count else NO_PROMPT_SCORE
 
 
 @dataclass(slots=True)
@@ -267,7 +267,8 @@ class TransformerDrafter:
         told += (
             ScoredRow(drafting, position, first_row + position - start - 1)
             for position in range(
-                max(start + 1, len(tokens) - MAX_FORETOLD), min(len(tokens), len(slot.tokens) + 1)
+                max(start + 1, len(tokens) - MAX_SCORED_TOKENS),
+                min(len(tokens), len(slot.tokens) + 1),
             )
         )
         if not drafting.pending:
@@ -289,8 +290,8 @@ class TransformerDrafter:
         of_truth = logits.gather(1, torch.tensor(truth, device=logits.device)[:, None])[:, 0]
         surprises = (torch.logsumexp(logits, 1) - of_truth).tolist()
         for at, token, found, surprise in zip(told, truth, guesses, surprises, strict=True):
-            at.drafting.reading.foretold.append(found.tokens[0] == token)
-            at.drafting.reading.surprise += min(max(0.0, surprise), MAX_SURPRISE)
+            at.drafting.reading.top1_matches.append(found.tokens[0] == token)
+            at.drafting.reading.nll += min(max(0.0, surprise), MAX_NLL)
 
 
 def _position(growth: DraftTree, node: int) -> int:

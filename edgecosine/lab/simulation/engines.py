@@ -99,10 +99,10 @@ class RecallingDrafter(TransformerDrafter):
             growth.add_guesses(head.node, self._recall(head.drafting.work.tokens, path))
         for token in told:
             tokens, reading = token.drafting.work.tokens, token.drafting.reading
-            reading.foretold.append(self._foretells(tokens, token.position))
+            reading.top1_matches.append(self._foretells(tokens, token.position))
             # The same for every token, so that their mean is what was recorded.
             text = self._texts.text_of(tokens)
-            reading.surprise += float(self._texts.surprises[self._drafter, text])
+            reading.nll += float(self._texts.surprises[self._drafter, text])
 
     def _foretells(self, tokens: Sequence[int], position: int) -> bool:
         """Whether a token of the answer was the first guess; of prompts nothing was recorded."""

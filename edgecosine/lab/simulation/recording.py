@@ -77,7 +77,7 @@ def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """At a prompt that the drafter has not read yet, in nats per token."""
     [said] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
-    return said.hindsight.surprise
+    return said.hindsight.nll
 
 
 def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Said:

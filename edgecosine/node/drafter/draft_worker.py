@@ -22,7 +22,7 @@ from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.wire.messages import (
-    MAX_SURPRISE,
+    MAX_NLL,
     AnyMessage,
     Draft,
     DraftRequest,
@@ -282,8 +282,8 @@ def _draft(request: DraftRequest, proposal: DraftResult, compute_s: float) -> Dr
         parents=bytes(parent + 1 for parent in proposal.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
-        foretold=bytes(proposal.hindsight.foretold),
-        surprise=min(MAX_SURPRISE, proposal.hindsight.surprise),
+        top1_matches=bytes(proposal.hindsight.top1_matches),
+        nll=min(MAX_NLL, proposal.hindsight.nll),
     )
 
 

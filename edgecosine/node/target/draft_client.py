@@ -191,7 +191,7 @@ class DraftClient:
         if tree is None or max(tree.tokens, default=0) >= self._num_vocabulary:
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
             return Proposal(node_id, prefix_len, (), ())
-        hindsight = PromptScore(tuple(map(bool, draft.foretold)), draft.surprise)
+        hindsight = PromptScore(tuple(map(bool, draft.top1_matches)), draft.nll)
         shares, parents = tree.confidences, tree.parents
         return Proposal(node_id, prefix_len, tree.tokens, shares, parents, hindsight)
 

@@ -19,7 +19,7 @@ from edgecosine.protocol.wire.tree import TokenTree
 PROTOCOL_VERSION = 1
 
 MAX_DRAFT_TOKENS = 128
-MAX_SURPRISE = 1e3
+MAX_NLL = 1e3
 MAX_PREFIX_TOKENS = 1 << 18
 MAX_VOCABULARY_BLOCKS = 8192
 VOCABULARY_BLOCK_TOKENS = 256
@@ -151,10 +151,10 @@ class Draft(Message, frozen=True, tag="draft"):
     compute_us: Count = 0
     """Time from taking the request up to the answer, without waiting in the queue."""
     is_ahead: bool = False
-    foretold: DraftBytes = b""
+    top1_matches: DraftBytes = b""
     """One byte per token, for the newest of those that were read for this draft: 1 where it was
     the drafter's first guess, else 0."""
-    surprise: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_SURPRISE)] = 0.0
+    nll: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_NLL)] = 0.0
     """Mean of -log q over the same tokens, in nats."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_FORETOLD = 64
+MAX_SCORED_TOKENS = 64
 """Tokens that it is about, at most."""
 
 
@@ -16,8 +16,8 @@ class PromptScore:
     surprise    mean of -log q(token), in nats per token
     """
 
-    foretold: tuple[bool, ...] = ()
-    surprise: float = 0.0
+    top1_matches: tuple[bool, ...] = ()
+    nll: float = 0.0
 
 
-NO_HINDSIGHT = PromptScore()
+NO_PROMPT_SCORE = PromptScore()

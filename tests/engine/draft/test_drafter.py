@@ -15,7 +15,7 @@ from edgecosine.engine.draft.drafter import PLAIN_NODES, TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
 from edgecosine.engine.forward_pass import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
@@ -75,7 +75,7 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 def _bare(proposal: DraftResult) -> DraftResult:
     """What is proposed, whatever was read for it."""
-    return replace(proposal, hindsight=NO_HINDSIGHT)
+    return replace(proposal, hindsight=NO_PROMPT_SCORE)
 
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
@@ -222,12 +222,12 @@ def test_tokens_that_were_read_are_judged_as_they_would_have_been_guessed() -> N
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
     said = _drafter().draft([_work("a", own, 2)])[0].hindsight
-    assert len(said.foretold) == len(own) - 1
-    assert all(said.foretold[len(prompt) - 1 :])
+    assert len(said.top1_matches) == len(own) - 1
+    assert all(said.top1_matches[len(prompt) - 1 :])
     strange = [*prompt, *prompt_of(12, seed=9)]
     other = _drafter().draft([_work("a", strange, 2)])[0].hindsight
-    assert not all(other.foretold[len(prompt) - 1 :])
-    assert other.surprise > said.surprise > 0
+    assert not all(other.top1_matches[len(prompt) - 1 :])
+    assert other.nll > said.nll > 0
 
 
 def test_only_tokens_that_are_new_are_judged() -> None:
@@ -237,14 +237,14 @@ def test_only_tokens_that_are_new_are_judged() -> None:
     # The first new token was not read before, but guessed; those behind a wrong guess are read.
     wrong = (truth[0] + 1) % VOCABULARY
     [said] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert len(said.hindsight.foretold) == 5
+    assert len(said.hindsight.top1_matches) == 5
     [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert again.hindsight == NO_HINDSIGHT
+    assert again.hindsight == NO_PROMPT_SCORE
 
 
 def test_what_is_told_of_a_long_text_is_bounded() -> None:
     [said] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(said.hindsight.foretold) == MAX_FORETOLD
+    assert len(said.hindsight.top1_matches) == MAX_SCORED_TOKENS
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])

@@ -87,7 +87,7 @@ def test_kernels_and_python_grow_the_same_from_a_shortlist(coupling: SharedNoise
     assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), coupling)
     guessed = {token for proposal in native for token in proposal.tokens}
     assert guessed <= set(SHORTLIST.tolist()) | set(range(7, 14))
-    assert all(math.isfinite(proposal.hindsight.surprise) for proposal in native)
+    assert all(math.isfinite(proposal.hindsight.nll) for proposal in native)
 
 
 def test_draws_that_are_cut_are_left_to_python() -> None:
