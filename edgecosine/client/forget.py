@@ -29,7 +29,7 @@ async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
     there or does not let us.
     """
     topics = Topics(cluster)
-    about = (topics.node_status(node_id), topics.node_state(node_id), topics.standing(node_id))
+    about = (topics.node_status(node_id), topics.node_state(node_id), topics.membership(node_id))
     name = f"edgecosine-forget-{secrets.token_hex(16)}"
     mark = topics.response(name, "mark")
     async with connect(broker, client_id=name) as connection:

@@ -16,10 +16,10 @@ from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 
-StandingState = Literal["ready", "unavailable", "draining", "left", "lost"]
+MembershipState = Literal["ready", "unavailable", "draining", "left", "lost"]
 """`left` was said by the target itself, `lost` by the broker in its name."""
 
-KEEP_STANDING_S: Final = 3600
+KEEP_MEMBERSHIP_S: Final = 3600
 """After so long a broker forgets a target that says nothing any more."""
 KEEP_CLAIM_S: Final = 86400
 """After so long a broker forgets the claim of a cluster that never came back."""
@@ -36,7 +36,7 @@ class MembershipStatus(msgspec.Struct, frozen=True):
     identity: str
     model: str
     since: float
-    state: StandingState
+    state: MembershipState
 
 
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
@@ -100,10 +100,10 @@ _inbox: msgspec.msgpack.Decoder[ClaimAck | Echo | StatusRequest] = msgspec.msgpa
 )
 
 
-def standing_notice(topics: Topics, standing: MembershipStatus) -> Outgoing:
+def membership_notice(topics: Topics, standing: MembershipStatus) -> Outgoing:
     """How a target stands, for all who come later, too."""
-    topic = topics.standing(standing.node)
-    return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_STANDING_S)
+    topic = topics.membership(standing.node)
+    return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_MEMBERSHIP_S)
 
 
 def claim_notice(topics: Topics, claim: Claim) -> Outgoing:
@@ -129,7 +129,7 @@ def inbox_note(topics: Topics, node_id: str, note: ClaimAck | Echo | StatusReque
     return Outgoing(topics.inbox(node_id), _encode(note), qos=0)
 
 
-def read_standing(payload: bytes) -> MembershipStatus | None:
+def read_membership(payload: bytes) -> MembershipStatus | None:
     """None when it is unreadable, as of another version."""
     try:
         return _standing(payload)

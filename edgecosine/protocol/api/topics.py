@@ -216,7 +216,7 @@ class Topics:
         """Retained: which target has taken a request. Like the next two, for targets alone."""
         return f"{self.root}/work/{client_id}/{request_id}"
 
-    def standing(self, node_id: str) -> str:
+    def membership(self, node_id: str) -> str:
         """Retained: how a target stands."""
         return f"{self.root}/target/{node_id}/standing"
 
