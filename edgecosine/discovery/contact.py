@@ -32,7 +32,7 @@ class Contact:
     endpoints: tuple[Address, ...]
     advert: Advert | None = None
     node_id: str | None = None
-    standing: PeerState = "waiting"
+    state: PeerState = "waiting"
     reason: str = "not dialled yet"
     attempts: int = 0
     dial_at: float = -math.inf
@@ -54,7 +54,7 @@ class Contact:
     @property
     def is_spare(self) -> bool:
         """Whether it may make room for others: it was tried in vain, or need not be tried."""
-        return not self.is_known and (self.attempts > 0 or self.standing in ("refused", "left out"))
+        return not self.is_known and (self.attempts > 0 or self.state in ("refused", "left out"))
 
     def also_at(self, endpoints: tuple[Address, ...]) -> None:
         """Another claim says that the node is there; the newest ones are kept."""
@@ -70,7 +70,7 @@ class Contact:
         return tuple(dict.fromkeys((*first, *then)))
 
 
-def misfit_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[PeerState, str] | None:
+def mismatch_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[PeerState, str] | None:
     """Why a node is not ours to dial, from what is announced; None when it is."""
     if advert.protocol != ours.protocol:
         reason = f"protocol {advert.protocol} there, {ours.protocol} here: install one release"

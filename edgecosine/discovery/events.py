@@ -36,11 +36,11 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The last link to a node ended; `is_farewell` when the node itself said that it ends."""
+    """The last link to a node ended; `is_disconnect` when the node itself said that it ends."""
 
     node_id: str
     reason: str
-    is_farewell: bool = False
+    is_disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Explained:
 
     contact: str
     reason: str
-    standing: PeerState
+    state: PeerState
 
 
 RosterAction = Dial | Explained
@@ -90,7 +90,7 @@ class Explanation:
     """Where a peer stands, for status and doctor."""
 
     peer: str
-    standing: PeerState
+    state: PeerState
     reason: str
     endpoints: tuple[Address, ...] = ()
     is_foreign: bool = False

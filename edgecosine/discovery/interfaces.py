@@ -47,7 +47,7 @@ def is_everywhere(listening: Iterable[str]) -> bool:
     return any(host in _UNSPECIFIED for host in listening)
 
 
-def addresses_to_tell(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:
+def addresses_to_announce(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:
     """Numeric addresses at which others reach a node that listens on these hosts.
 
     Loopback is told only when there is nothing else, for it means somebody else elsewhere.

@@ -22,11 +22,11 @@ import zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.interfaces import Interface, addresses_to_tell, by_reach, interfaces
+from edgecosine.discovery.interfaces import Interface, addresses_to_announce, by_reach, interfaces
 from edgecosine.discovery.peer import MAX_ADDRESSES, Advert, HostileAdvert, from_txt, to_txt
 
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
-HEARING_S: Final = 5.0
+SELF_TEST_S: Final = 5.0
 LOOK_S: Final = 2.0
 """Between two looks at the machine's interfaces."""
 MAX_NAMES: Final = 1024
@@ -46,8 +46,8 @@ class Mdns:
 
     `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
     included, so that nodes of one machine find each other without any network.
-    `heard_itself` is set when our own announcement came back, the proof that multicast works;
-    when it is not within `hearing_s` seconds, a warning is given. Every `look_s` seconds the
+    `received_own` is set when our own announcement came back, the proof that multicast works;
+    when it is not within `self_test_s` seconds, a warning is given. Every `look_s` seconds the
     machine's interfaces are looked at.
     """
 
@@ -56,11 +56,11 @@ class Mdns:
         *,
         interfaces: Sequence[str] | None = None,
         service_type: str = SERVICE_TYPE,
-        hearing_s: float = HEARING_S,
+        self_test_s: float = SELF_TEST_S,
         look_s: float = LOOK_S,
     ) -> None:
-        self.heard_itself = asyncio.Event()
-        self._hearing_s, self._look_s = hearing_s, look_s
+        self.received_own = asyncio.Event()
+        self._self_test_s, self._look_s = self_test_s, look_s
         self._interfaces, self._service_type = interfaces, service_type
         self._names: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
@@ -82,19 +82,19 @@ class Mdns:
             logger.warning("no network yet, no interface has an address; waiting for one")
             await self._until_network_changes()
         try:
-            voice = self._open()
+            responder = self._open()
         except (OSError, RuntimeError) as error:
             _warn(str(error))
             return
         try:
-            await self._announce_and_listen(voice, advert, on_event)
+            await self._announce_and_listen(responder, advert, on_event)
         except zeroconf.Error as error:
             _warn(f"{type(error).__name__} {error}")
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_S):
-                    await voice.async_unregister_all_services()
-                    await voice.async_close()
+                    await responder.async_unregister_all_services()
+                    await responder.async_close()
 
     async def _until_network_changes(self) -> None:
         """Wait until this machine has other interfaces, or other addresses, than it had."""
@@ -107,8 +107,8 @@ class Mdns:
 
     def _info(self, advert: Advert) -> AsyncServiceInfo:
         """The records of a node, with the addresses that it has now."""
-        told = advert.addresses or addresses_to_tell([""], self._own)[:MAX_ADDRESSES]
-        return service_info(replace(advert, addresses=tuple(told)), self._service_type)
+        announced = advert.addresses or addresses_to_announce([""], self._own)[:MAX_ADDRESSES]
+        return service_info(replace(advert, addresses=tuple(announced)), self._service_type)
 
     def _open(self) -> AsyncZeroconf:
         own = {address for interface in self._own for address in interface.addresses}
@@ -125,50 +125,50 @@ class Mdns:
             return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.V4Only)
 
     async def _announce_and_listen(
-        self, voice: AsyncZeroconf, advert: Advert, on_event: OnEvent
+        self, responder: AsyncZeroconf, advert: Advert, on_event: OnEvent
     ) -> None:
         def changed(*, name: str, state_change: zeroconf.ServiceStateChange, **_: object) -> None:
             if name == info.name:
-                self.heard_itself.set()
+                self.received_own.set()
             else:
-                self._name_changed(voice, name, state_change, on_event)
+                self._name_changed(responder, name, state_change, on_event)
 
         def browse() -> AsyncServiceBrowser:
-            return AsyncServiceBrowser(voice.zeroconf, [self._service_type], handlers=[changed])
+            return AsyncServiceBrowser(responder.zeroconf, [self._service_type], handlers=[changed])
 
         info = self._info(advert)
         browser = browse()
         try:
-            await (await voice.async_register_service(info, cooperating_responders=True))
+            await (await responder.async_register_service(info, cooperating_responders=True))
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._warn_if_deaf(), name=f"{advert.node_id}.hearing")
+                group.create_task(self._warn_if_multicast_fails(), name=f"{advert.node_id}.hearing")
                 for number in range(_NUM_RESOLVERS):
                     group.create_task(
-                        self._resolve_names(voice, on_event),
+                        self._resolve_names(responder, on_event),
                         name=f"{advert.node_id}.resolver-{number}",
                     )
                 while True:
                     await self._until_network_changes()
                     info = self._info(advert)
-                    told = ",".join(info.parsed_addresses())
-                    logger.info("network changed: addresses=%s", told)
-                    await voice.zeroconf.async_update_interfaces()
-                    await (await voice.async_update_service(info))
+                    announced = ",".join(info.parsed_addresses())
+                    logger.info("network changed: addresses=%s", announced)
+                    await responder.zeroconf.async_update_interfaces()
+                    await (await responder.async_update_service(info))
                     await browser.async_cancel()
                     browser = browse()
         finally:
             await browser.async_cancel()
 
-    async def _warn_if_deaf(self) -> None:
+    async def _warn_if_multicast_fails(self) -> None:
         try:
-            async with asyncio.timeout(self._hearing_s):
-                await self.heard_itself.wait()
+            async with asyncio.timeout(self._self_test_s):
+                await self.received_own.wait()
         except TimeoutError:
             _warn(f"our own announcement did not come back within {self._hearing_s:g} s")
 
     def _name_changed(
         self,
-        voice: AsyncZeroconf,
+        responder: AsyncZeroconf,
         name: str,
         change: zeroconf.ServiceStateChange,
         on_event: OnEvent,
@@ -180,23 +180,23 @@ class Mdns:
             return
         # Nodes tell all at once; who has to be asked waits behind others, who may never answer.
         info = AsyncServiceInfo(self._service_type, name)
-        if info.load_from_cache(voice.zeroconf):
+        if info.load_from_cache(responder.zeroconf):
             self._take(name, info, on_event)
         elif name not in self._queued and len(self._queued) < MAX_NAMES:
             self._queued.add(name)
             self._names.put_nowait(name)
 
-    async def _resolve_names(self, voice: AsyncZeroconf, on_event: OnEvent) -> None:
+    async def _resolve_names(self, responder: AsyncZeroconf, on_event: OnEvent) -> None:
         while True:
             name = await self._names.get()
             self._queued.discard(name)
             info = AsyncServiceInfo(self._service_type, name)
             try:
-                is_told = await info.async_request(voice.zeroconf, _RESOLVE_MS)
+                is_resolved = await info.async_request(responder.zeroconf, _RESOLVE_MS)
             except (zeroconf.Error, UnicodeError) as error:
                 self._ignore(name, error)
                 continue
-            if is_told:
+            if is_resolved:
                 self._take(name, info, on_event)
 
     def _take(self, name: str, info: AsyncServiceInfo, on_event: OnEvent) -> None:
@@ -217,8 +217,8 @@ class Mdns:
         logger.warning("announcement ignored: name=%a reason=%s", name[:80], error)
 
 
-async def hears_itself(
-    interfaces: Sequence[str] | None = None, hearing_s: float = HEARING_S
+async def multicast_works(
+    interfaces: Sequence[str] | None = None, self_test_s: float = SELF_TEST_S
 ) -> bool:
     """Whether multicast works here: announce something that no node cares for, and listen."""
     node_id = f"doctor-{secrets.token_hex(8)}"
@@ -226,11 +226,13 @@ async def hears_itself(
     mdns = Mdns(interfaces=interfaces, service_type=_PROBE_TYPE)
     async with asyncio.TaskGroup() as group:
         life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
-        heard = group.create_task(mdns.heard_itself.wait(), name="doctor.hearing")
-        await asyncio.wait({life, heard}, timeout=hearing_s, return_when=asyncio.FIRST_COMPLETED)
+        received = group.create_task(mdns.received_own.wait(), name="doctor.hearing")
+        await asyncio.wait(
+            {life, received}, timeout=self_test_s, return_when=asyncio.FIRST_COMPLETED
+        )
         life.cancel()
-        heard.cancel()
-    return mdns.heard_itself.is_set()
+        received.cancel()
+    return mdns.received_own.is_set()
 
 
 def service_info(advert: Advert, service_type: str = SERVICE_TYPE) -> AsyncServiceInfo:

@@ -26,7 +26,7 @@ from edgecosine.security.files import check_private, make_private_directory
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import new_secret
 from edgecosine.security.ledger import (
-    make_ledger,
+    make_database,
     reading,
     writing,
 )
@@ -88,7 +88,7 @@ class Authority:
         make_private_directory(directory)
         make_private_directory(directory / FOLDER)
         path = directory / FOLDER / _FILE
-        make_ledger(path)
+        make_database(path)
         with writing(path) as ledger:
             ledger.set_fact("cluster", cluster)
             ledger.set_fact("listen", listen)

@@ -156,7 +156,7 @@ class AuthorityDatabase:
         self._database.execute("DELETE FROM certificate WHERE not_after < ?", (before,))
 
 
-def make_ledger(path: Path) -> None:
+def make_database(path: Path) -> None:
     """A new, empty ledger that only its owner may read."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     with closing(sqlite3.connect(path)) as database:

@@ -51,7 +51,7 @@ WORK_BY_SENDER: Final[Mapping[Role, frozenset[type[AnyMessage]]]] = {
 }
 
 
-def misfit(ours: Hello, theirs: Hello) -> str | None:
+def mismatch(ours: Hello, theirs: Hello) -> str | None:
     """Why the two nodes can never be linked as they are, and what to do; None when they fit.
 
     Vocabularies are compared by `vocabulary_refusal`.
@@ -140,7 +140,7 @@ class Handshake:
     def _take_hello(self, hello: Hello) -> HandshakeState:
         self.peer = hello
         self._work = WORK_BY_SENDER[hello.role]
-        reason = self._objection(hello) or misfit(self._ours, hello)
+        reason = self._objection(hello) or mismatch(self._ours, hello)
         if reason is not None:
             self.refusal = Refuse(reason[:MAX_REASON_CHARACTERS])
         else:
