@@ -143,48 +143,48 @@ class ActiveRequests:
         """
         request = replace(request, client_id=self._client_id)
         self._check_contract()
-        asking = self._open(request)
+        active = self._open(request)
         try:
-            self._send(asking)
-            while not asking.is_over:
-                if (delta := asking.take()) is not None:
+            self._send(active)
+            while not active.is_over:
+                if (delta := active.take()) is not None:
                     yield delta
                     continue
-                await self._news(asking)
-            yield asking.result()
+                await self._news(active)
+            yield active.result()
         finally:
             del self._by_id[request.request_id]
-            if not asking.is_over:
+            if not active.is_over:
                 self._cancel(request.request_id)
 
     def take_piece(self, request_id: str, payload: bytes) -> None:
         """A part of an answer has come."""
-        asking = self._by_id.get(request_id)
-        if asking is None:
+        active = self._by_id.get(request_id)
+        if active is None:
             return
         try:
-            asking.take_piece(parse_piece(payload))
+            active.take_piece(parse_piece(payload))
         except ValueError as error:
             logger.warning("unreadable piece: request=%s reason=%s", request_id, error)
 
     def take_final(self, request_id: str, payload: bytes) -> None:
         """The final message of an answer has come."""
-        asking = self._by_id.get(request_id)
-        if asking is None:
+        active = self._by_id.get(request_id)
+        if active is None:
             return
         try:
-            asking.finish(parse_final(payload))
+            active.finish(parse_final(payload))
         except RequestError as error:
-            asking.fail(error)
+            active.fail(error)
         except ValueError as error:
             logger.warning("unreadable final message: request=%s reason=%s", request_id, error)
 
     def undeliverable(self, message: Outgoing, reason: str) -> None:
         """The broker does not take a message of ours, perhaps a request."""
         request_id = read_facts(message.payload).get("id")
-        asking = self._by_id.get(request_id) if isinstance(request_id, str) else None
-        if asking is not None:
-            asking.fail(
+        active = self._by_id.get(request_id) if isinstance(request_id, str) else None
+        if active is not None:
+            active.fail(
                 RequestError(
                     f"the broker does not take the request: {reason}",
                     code="broker_refused",
@@ -194,11 +194,11 @@ class ActiveRequests:
 
     def on_gateway(self) -> None:
         """A gateway has come or gone."""
-        for asking in self._by_id.values():
+        for active in self._by_id.values():
             # It may be another gateway, or the same one that has forgotten nothing.
             if self._watch.is_online:
-                self._send(asking)
-            asking.wake()
+                self._send(active)
+            active.wake()
 
     def _check_contract(self) -> None:
         """Whether we can read what the gateway will say."""
@@ -220,46 +220,50 @@ class ActiveRequests:
         num_bytes, limit = len(render_body(request)), self._max_request_bytes
         if num_bytes > limit:
             raise too_large(num_bytes, limit).error()
-        asking = ActiveRequest(request)
-        self._by_id[request.request_id] = asking
-        return asking
+        active = ActiveRequest(request)
+        self._by_id[request.request_id] = active
+        return active
 
     @property
     def _max_request_bytes(self) -> int:
         """As the gateway tells it; at most what MQTT carries."""
         limits = self._watch.info().get("limits")
-        told = limits.get("max_request_bytes") if isinstance(limits, dict) else None
-        return min(told, MAX_PAYLOAD_BYTES) if isinstance(told, int) else MAX_PAYLOAD_BYTES
+        announced_limit = limits.get("max_request_bytes") if isinstance(limits, dict) else None
+        return (
+            min(announced_limit, MAX_PAYLOAD_BYTES)
+            if isinstance(announced_limit, int)
+            else MAX_PAYLOAD_BYTES
+        )
 
-    async def _news(self, asking: ActiveRequest) -> None:
+    async def _news(self, active: ActiveRequest) -> None:
         """Wait for something to happen to a request; the end of patience is something, too."""
-        until = self._until(asking)
+        until = self._until(active)
         try:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
-                await asking.news()
+                await active.news()
         except TimeoutError:
-            if asyncio.get_running_loop().time() < asking.since + asking.request.deadline_s:
-                asking.fail(no_gateway(self._topics.cluster))
+            if asyncio.get_running_loop().time() < active.since + active.request.deadline_s:
+                active.fail(no_gateway(self._topics.cluster))
             else:
-                asking.fail(too_late())
+                active.fail(too_late())
 
-    def _until(self, asking: ActiveRequest) -> float:
+    def _until(self, active: ActiveRequest) -> float:
         # The gateway keeps the deadline; its word on that comes a little later.
-        late = asking.since + asking.request.deadline_s + _GRACE_S
+        late = active.since + active.request.deadline_s + _GRACE_S
         if self._watch.is_online:
             return late
         return min(late, self._watch.offline_since + self._patience_s)
 
-    def _send(self, asking: ActiveRequest) -> None:
-        if asking.num_sendings >= _MAX_SENDINGS:
-            asking.fail(no_gateway(self._topics.cluster))
+    def _send(self, active: ActiveRequest) -> None:
+        if active.num_sendings >= _MAX_SENDINGS:
+            active.fail(no_gateway(self._topics.cluster))
             return
-        asking.num_sendings += 1
-        kind = asking.request.kind
+        active.num_sendings += 1
+        kind = active.request.kind
         self._publish(
             Outgoing(
                 self._topics.request("chat" if kind == "chat" else "completion"),
-                render_body(asking.request),
+                render_body(active.request),
                 content_type=JSON_TYPE,
             )
         )

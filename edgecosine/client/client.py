@@ -64,22 +64,22 @@ class Client:
         connection = f"cli-{secrets.token_hex(6)}"
         if client_id is not None and not is_identifier(client_id):
             raise ConfigError("client_id", client_id, "1 to 64 letters, digits, '_', '.' or '-'")
-        self.client_id = client_id or _known_as(address) or connection
-        self._is_alone = self.client_id in (client_id, connection)
+        self.client_id = client_id or _topic_name(address) or connection
+        self._owns_client_id = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
         self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
         self._on_standstill = on_standstill
         self._standstill: str | None = None
         """What was told last."""
-        self._num_asking = 0
+        self._num_running = 0
         self._watch = ClusterView()
         self._lapse: asyncio.TimerHandle | None = None
         """When the gateway's last word holds no more."""
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
-        self._courier = ReconnectingClient(
+        self._mqtt = ReconnectingClient(
             address,
             name=self.client_id,
             receive=self._receive,
@@ -90,7 +90,7 @@ class Client:
                 topics.node_state("+"),
                 topics.response(self.client_id, "+"),
                 topics.stream(self.client_id, "+"),
-                *([topics.client_status(self.client_id)] if self._is_alone else []),
+                *([topics.client_status(self.client_id)] if self._owns_client_id else []),
             ),
             will=self._presence(OFFLINE),
             announce=self._arrive,
@@ -98,23 +98,23 @@ class Client:
             lost=self._lose,
             refused=self._give_up,
         )
-        self._askings = ActiveRequests(
+        self._requests = ActiveRequests(
             topics=topics,
             client_id=self.client_id,
             watch=self._watch,
-            send=self._courier.send,
+            send=self._mqtt.send,
             patience_s=patience_s,
         )
 
     def __repr__(self) -> str:
-        return f"<Client {self.client_id} {len(self._askings)} asked {self._courier!r}>"
+        return f"<Client {self.client_id} {len(self._requests)} asked {self._mqtt!r}>"
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
-        self._task = self._group.create_task(self._courier.run(), name=f"{self.client_id}.courier")
+        self._task = self._group.create_task(self._mqtt.run(), name=f"{self.client_id}.courier")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._courier.reached()
+                await self._mqtt.reached()
         except BaseException as error:
             await self._end()
             if isinstance(error, TimeoutError):
@@ -136,17 +136,17 @@ class Client:
         Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
         RequestError, also when no gateway is there, and BrokerLost.
         """
-        self._num_asking += 1
-        self._tell_standstill()
+        self._num_running += 1
+        self._report_standstill()
         try:
-            async with contextlib.aclosing(self._ask_again_and_again(request)) as steps:
+            async with contextlib.aclosing(self._ask_with_retries(request)) as steps:
                 async for step in steps:
                     yield step
         finally:
-            self._num_asking -= 1
-            self._tell_standstill()
+            self._num_running -= 1
+            self._report_standstill()
 
-    async def _ask_again_and_again(
+    async def _ask_with_retries(
         self, request: Request
     ) -> AsyncGenerator[Delta | FinalMessage, None]:
         retrying = RetryPolicy(request, self._retry_patience_s)
@@ -163,7 +163,7 @@ class Client:
 
     async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
         left_s = request.deadline_s - await self._gateway(request.deadline_s)
-        steps = self._askings.ask(replace(request, deadline_s=left_s))
+        steps = self._requests.ask(replace(request, deadline_s=left_s))
         async with contextlib.aclosing(steps):
             async for step in steps:
                 yield step
@@ -223,9 +223,9 @@ class Client:
             raise too_late() if now() >= late else no_gateway(self._topics.cluster) from None
         return now() - begun
 
-    def _tell_standstill(self) -> None:
+    def _report_standstill(self) -> None:
         """Tell why our requests do not move, if that is news."""
-        reason = self._why_still() if self._num_asking else None
+        reason = self._why_still() if self._num_running else None
         if reason != self._standstill:
             self._standstill = reason
             self._on_standstill(reason)
@@ -259,24 +259,24 @@ class Client:
 
         Who shares a user's name is not alone under it, and cannot say so for the others.
         """
-        if not self._is_alone:
+        if not self._owns_client_id:
             return None
         return Outgoing(self._topics.client_status(self.client_id), payload)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case StreamTopic(_, request_id):
-                self._askings.take_piece(request_id, message.payload)
+                self._requests.take_piece(request_id, message.payload)
             case ResponseTopic(_, request_id) if (
                 request_id == self._mark_id and not message.payload
             ):
                 self._watch.take_mark()
             case ResponseTopic(_, request_id):
-                self._askings.take_final(request_id, message.payload)
+                self._requests.take_final(request_id, message.payload)
             case ClientStatusTopic():
                 if message.payload == OFFLINE:
                     # The will of a former connection, which the broker missed only now.
-                    self._courier.send(Outgoing(message.topic, ONLINE))
+                    self._mqtt.send(Outgoing(message.topic, ONLINE))
             case StatusTopic():
                 self._take_status(message.payload, message.expiry_s)
             case topic:
@@ -284,7 +284,7 @@ class Client:
                 left_s = KEEP_S if message.expiry_s is None else message.expiry_s
                 age_s = max(0.0, KEEP_S - left_s) if message.retain else 0.0
                 self._watch.take(topic, message.payload, age_s)
-                self._tell_standstill()
+                self._report_standstill()
 
     def _take_status(self, payload: bytes, left_s: float | None = None) -> None:
         """The cluster said whether it is there, and for how long that holds where it is renewed."""
@@ -295,18 +295,18 @@ class Client:
             loop = asyncio.get_running_loop()
             self._lapse = loop.call_later(min(left_s, KEEP_ONLINE_S), self._take_status, b"")
         if self._watch.take_status(payload):
-            self._askings.on_gateway()
-            self._tell_standstill()
+            self._requests.on_gateway()
+            self._report_standstill()
 
     def _give_up(self, message: Outgoing, reason: str) -> None:
         """The broker does not take a message."""
-        self._askings.undeliverable(message, reason)
+        self._requests.undeliverable(message, reason)
 
     def _lose(self) -> None:
         """The connection broke."""
         if self._watch.lose():
-            self._askings.on_gateway()
-            self._tell_standstill()
+            self._requests.on_gateway()
+            self._report_standstill()
 
     async def _end(self) -> None:
         if self._lapse is not None:
@@ -316,7 +316,7 @@ class Client:
         await self._group.__aexit__(None, None, None)
 
 
-def _known_as(address: BrokerAddress) -> str | None:
+def _topic_name(address: BrokerAddress) -> str | None:
     """Who we are to the broker, where that can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None

@@ -50,7 +50,7 @@ class ClusterView:
         """Nodes that say that they cannot work now, and why."""
         self._info = b"{}"
         self._node_messages: dict[str, dict[str, bytes]] = {}
-        self._said_at: dict[str, float] = {}
+        self._seen_at: dict[str, float] = {}
         """When each node said its status last, in the loop's time."""
         self._is_complete = asyncio.Event()
         self._comes_online = asyncio.Event()
@@ -162,12 +162,12 @@ class ClusterView:
             return False
         if age_s is not None:
             was_silent = node_id in self._silent(LEASE_S)
-            self._said_at[node_id] = _now() - age_s
+            self._seen_at[node_id] = _now() - age_s
         else:
             was_silent = False
-        said = self._node_messages.setdefault(node_id, {})
-        is_news = said.get(which) != payload or was_silent
-        said[which] = payload
+        messages = self._node_messages.setdefault(node_id, {})
+        is_news = messages.get(which) != payload or was_silent
+        messages[which] = payload
         return is_news
 
     def _targets(self) -> Collection[str]:
@@ -178,10 +178,10 @@ class ClusterView:
     def _silent(self, for_s: float) -> set[str]:
         """Nodes that said nothing for so long."""
         since = _now() - for_s
-        return {node_id for node_id, said_at in self._said_at.items() if said_at < since}
+        return {node_id for node_id, seen_at in self._seen_at.items() if seen_at < since}
 
     def _forget(self, node_id: str) -> None:
-        for known in (self._node_messages, self._said_at, self._unavailable):
+        for known in (self._node_messages, self._seen_at, self._unavailable):
             known.pop(node_id, None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgecosine.protocol.api.retained_topics import NodeView
 
-_SAID = ("unavailable", "draining", "lost", "starting")
+_UNHEALTHY = ("unavailable", "draining", "lost", "starting")
 """What a node may be that calls for attention; `offline` is somebody's wish."""
 
 
@@ -19,7 +19,7 @@ def concerns(*, is_online: bool, is_draining: bool, nodes: Mapping[str, NodeView
     elif is_draining:
         found.append("the gateway takes no more requests, for it is going")
     for name, view in nodes.items():
-        if view.status is not None and view.status.state in _SAID:
+        if view.status is not None and view.status.state in _UNHEALTHY:
             why = f": {view.status.reason}" if view.status.reason else ""
             found.append(f"{name} is {view.status.state}{why}")
         if view.is_here and view.state.get("role") == "target":

@@ -52,10 +52,10 @@ def addresses_to_announce(listening: Sequence[str], own: Iterable[Interface]) ->
 
     Loopback is told only when there is nothing else, for it means somebody else elsewhere.
     """
-    told = [host for host in listening if host not in _UNSPECIFIED]
-    if len(told) < len(listening):
-        told += [address for interface in own for address in interface.addresses]
-    ordered = by_reach(told)
+    announced = [host for host in listening if host not in _UNSPECIFIED]
+    if len(announced) < len(listening):
+        announced += [address for interface in own for address in interface.addresses]
+    ordered = by_reach(announced)
     far = [address for address in ordered if not ipaddress.ip_address(_bare(address)).is_loopback]
     return far or ordered
 

@@ -164,7 +164,7 @@ class Mdns:
             async with asyncio.timeout(self._self_test_s):
                 await self.received_own.wait()
         except TimeoutError:
-            _warn(f"our own announcement did not come back within {self._hearing_s:g} s")
+            _warn(f"our own announcement did not come back within {self._self_test_s:g} s")
 
     def _name_changed(
         self,

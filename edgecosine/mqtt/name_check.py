@@ -31,7 +31,7 @@ async def check_name(broker: BrokerAddress, cluster: str, node_id: str) -> None:
     check = _Check(broker, cluster, node_id)
     is_taken = False
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(check.courier.run(), name=f"{node_id}.name")
+        running = group.create_task(check.client.run(), name=f"{node_id}.name")
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout(_CONNECT_S):
                 is_taken = await check.is_taken()
@@ -43,9 +43,9 @@ async def check_name(broker: BrokerAddress, cluster: str, node_id: str) -> None:
         )  # fmt: skip
 
 
-def is_question(said: NodeStatus, session: str) -> bool:
+def is_question(status: NodeStatus, session: str) -> bool:
     """Whether another node than that of this session asks for the name."""
-    return said.reason == _QUESTION and said.session != session
+    return status.reason == _QUESTION and status.session != session
 
 
 class _Check:
@@ -60,7 +60,7 @@ class _Check:
         """Whether the broker knows of one who is at work, or died without a word."""
         self._is_taken = asyncio.Event()
         self._has_asked = asyncio.Event()
-        self.courier = ReconnectingClient(
+        self.client = ReconnectingClient(
             broker,
             name=f"edgecosine-{cluster}-{node_id}-{self._session}",
             receive=self._receive,
@@ -73,7 +73,7 @@ class _Check:
 
         Raises BrokerLost.
         """
-        await self.courier.reached()
+        await self.client.reached()
         await self._has_asked.wait()
         if not self._is_claimed:
             return False
@@ -84,14 +84,14 @@ class _Check:
             return False
 
     def _receive(self, message: Incoming) -> None:
-        said = read_node_status(message.payload)
-        if said is None:
+        status = read_node_status(message.payload)
+        if status is None:
             return
-        if said.session == self._session:
+        if status.session == self._session:
             self._has_asked.set()
-        elif is_question(said, self._session) and self._has_asked.is_set():
+        elif is_question(status, self._session) and self._has_asked.is_set():
             return  # who asked after us is told by us
-        elif said.state in _AT_WORK:
+        elif status.state in _AT_WORK:
             self._is_claimed = True
             if not message.retain:
                 self._is_taken.set()

@@ -59,56 +59,56 @@ class NodeStatusPublisher:
         self._presence: NodePresence = "starting"
         self._reason = ""
         self._state: NodeState | None = None
-        self._said = self._status(self._presence)
+        self._announcement = self._status(self._presence)
         """Sent again and again as it is, so that who watches sees no change."""
         name = f"edgecosine-{cluster}-{node_id}"
-        self._courier = ReconnectingClient(
+        self._mqtt = ReconnectingClient(
             broker,
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
             filters=(self._topics.node_status(node_id),),
             will=self._status("lost"),
-            announce=self._announcement,
+            announce=self._announcements,
             farewell=self._farewell,
             counters=counters,
         )
 
     def __repr__(self) -> str:
-        return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._courier!r}>"
+        return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._mqtt!r}>"
 
     async def run(self) -> NoReturn:
         """Be seen until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._courier.run(), name=f"{self._node_id}.presence")
-            group.create_task(self._tell_if_unheard(), name=f"{self._node_id}.presence.first")
+            group.create_task(self._mqtt.run(), name=f"{self._node_id}.presence")
+            group.create_task(self._warn_if_no_broker(), name=f"{self._node_id}.presence.first")
             while True:
                 await asyncio.sleep(RENEW_S)
-                if self._courier.is_connected:
-                    self._courier.send(self._said)
+                if self._mqtt.is_connected:
+                    self._mqtt.send(self._announcement)
         raise AssertionError("a presence ends by an exception")
 
     async def connected(self) -> None:
         """Wait until the broker is there."""
-        await self._courier.connected()
+        await self._mqtt.connected()
 
     def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
         """Say how the node is, and why it is not ready. Who drains is not ready again."""
         if self._presence == "draining":
             return
         self._presence, self._reason = presence, reason
-        self._said = self._status(presence)
-        self._courier.send(self._said)
+        self._announcement = self._status(presence)
+        self._mqtt.send(self._announcement)
 
     def publish_state(self, state: NodeState) -> None:
         """Tell what the node is and how it does; told again to a broker that forgot."""
         self._state = state
-        self._courier.send(node_state_notice(self._topics, self._node_id, state))
+        self._mqtt.send(node_state_notice(self._topics, self._node_id, state))
 
-    async def _tell_if_unheard(self) -> None:
+    async def _warn_if_no_broker(self) -> None:
         """Say in the log what to do if the broker is not there at first."""
         try:
-            await self._courier.reached()
+            await self._mqtt.reached()
         except BrokerLost as error:
             logger.warning(
                 "no broker, trying on: broker=%s reason=%s advice=start one by `edgecosine "
@@ -120,9 +120,13 @@ class NodeStatusPublisher:
         who would have our name."""
         if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
             return
-        said = read_node_status(message.payload)
-        if said is None or said.state in ("lost", "offline") or is_question(said, self._session):
-            self._courier.send(self._said)
+        status = read_node_status(message.payload)
+        if (
+            status is None
+            or status.state in ("lost", "offline")
+            or is_question(status, self._session)
+        ):
+            self._mqtt.send(self._announcement)
 
     def _status(self, presence: NodePresence) -> Outgoing:
         return node_status_notice(
@@ -134,10 +138,10 @@ class NodeStatusPublisher:
             reason=self._reason if presence == self._presence else "",
         )
 
-    def _announcement(self) -> Sequence[Outgoing]:
+    def _announcements(self) -> Sequence[Outgoing]:
         if self._state is None:
-            return (self._said,)
-        return (node_state_notice(self._topics, self._node_id, self._state), self._said)
+            return (self._announcement,)
+        return (node_state_notice(self._topics, self._node_id, self._state), self._announcement)
 
     def _farewell(self) -> Sequence[Outgoing]:
         return (
@@ -148,11 +152,11 @@ class NodeStatusPublisher:
 
 async def publish_state(presence: NodeStatusPublisher, state: Callable[[], NodeState]) -> NoReturn:
     """Tell the node's state when it changes, looking once a period, until cancelled."""
-    told: NodeState | None = None
-    told_at = 0.0
+    published: NodeState | None = None
+    published_at = 0.0
     while True:
         now, now_s = state(), time.monotonic()
-        if now != told or now_s - told_at > _STATE_AGAIN_S:
+        if now != published or now_s - published_at > _STATE_AGAIN_S:
             presence.publish_state(now)
-            told, told_at = now, now_s
+            published, published_at = now, now_s
         await asyncio.sleep(STATE_PERIOD_S)

@@ -127,22 +127,22 @@ class Credentials:
         """
         return make_trust(self.identity, self.node_file, self.authorities_pem, self.revoked_pem)
 
-    def with_trust(self, told: TrustList) -> Credentials:
+    def with_trust(self, trust: TrustList) -> Credentials:
         """Keep what the authority tells, unless it is older than what it told before.
 
         Raises EnrolmentError when it cannot be used; nothing is kept then.
         """
-        if told.revision < self.revision:
+        if trust.revision < self.revision:
             return self
         changed = replace(
             self,
-            authorities_pem=told.authorities,
-            revoked_pem=told.revoked,
-            revision=told.revision,
-            current=told.current,
+            authorities_pem=trust.authorities,
+            revoked_pem=trust.revoked,
+            revision=trust.revision,
+            current=trust.current,
         )
         changed.trust()
-        _write_trust(self.directory, told, self.endpoints)
+        _write_trust(self.directory, trust, self.endpoints)
         return changed
 
     def renewed(self, enrolling: Enrolling, admission: Certificate) -> Credentials:
@@ -192,10 +192,10 @@ class Enrolling:
         _identity(leaf)
 
 
-def _write_trust(directory: Path, told: TrustList, endpoints: Sequence[str]) -> None:
-    facts = _Facts(list(endpoints), told.revision, told.current)
-    write_private(directory / AUTHORITIES_FILE, told.authorities)
-    write_private(directory / REVOKED_FILE, told.revoked)
+def _write_trust(directory: Path, trust: TrustList, endpoints: Sequence[str]) -> None:
+    facts = _Facts(list(endpoints), trust.revision, trust.current)
+    write_private(directory / AUTHORITIES_FILE, trust.authorities)
+    write_private(directory / REVOKED_FILE, trust.revoked)
     write_private(directory / _FACTS_FILE, msgspec.json.encode(facts).decode())
 
 

@@ -59,10 +59,10 @@ def read_token(text: str) -> JoinToken:
 
     Raises ConfigError, which does not repeat the token.
     """
-    word = text.strip()
-    if not word.startswith(PREFIX) or len(word) > MAX_TOKEN_CHARACTERS:
-        raise ConfigError("TOKEN", f"{word[:5]}…", _ALLOWED)
-    body = word.removeprefix(PREFIX)
+    token_text = text.strip()
+    if not token_text.startswith(PREFIX) or len(token_text) > MAX_TOKEN_CHARACTERS:
+        raise ConfigError("TOKEN", f"{token_text[:5]}…", _ALLOWED)
+    body = token_text.removeprefix(PREFIX)
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         if _check(raw[_CHECK_BYTES:]) != raw[:_CHECK_BYTES]:

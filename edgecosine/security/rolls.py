@@ -110,6 +110,6 @@ def digest_of(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-def seconds(moment: datetime) -> int:
+def seconds(time: datetime) -> int:
     """A moment as the ledger has it."""
-    return int(moment.timestamp())
+    return int(time.timestamp())

@@ -85,13 +85,13 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
             "queue_s": metrics.queue_s,
             "prefill_s": metrics.prefill_s,
             "decode_s": metrics.decode_s,
-            **_course(metrics),
+            **_rounds(metrics),
         },
     }
     return msgspec.json.encode(body)
 
 
-def _course(metrics: Metrics) -> dict[str, Any]:
+def _rounds(metrics: Metrics) -> dict[str, Any]:
     if not metrics.rounds:
         return {}
     rounds = [asdict(times) for times in metrics.rounds]
@@ -204,7 +204,7 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
 def _scored(token: ScoredToken) -> dict[str, Any]:
     return {
         "token": token.text,
-        "logprob": _sayable(token.logprob),
+        "logprob": _finite(token.logprob),
         "bytes": list(token.utf8),
     }
 
@@ -212,7 +212,7 @@ def _scored(token: ScoredToken) -> dict[str, Any]:
 def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
     return {
         "tokens": [each.token.text for each in logprobs],
-        "token_logprobs": [_sayable(each.token.logprob) for each in logprobs],
+        "token_logprobs": [_finite(each.token.logprob) for each in logprobs],
         "top_logprobs": [_top(each) for each in logprobs],
         "text_offset": [each.text_offset for each in logprobs],
     }
@@ -221,11 +221,11 @@ def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
 def _top(logprobs: TokenLogprobs) -> dict[str, float]:
     """By text; the generated token is among them always, the most probable one of equal texts."""
     ranked = sorted((*logprobs.top, logprobs.token), key=lambda each: each.logprob)
-    best = {each.text: _sayable(each.logprob) for each in ranked}
+    best = {each.text: _finite(each.logprob) for each in ranked}
     return dict(reversed(best.items()))
 
 
-def _sayable(logprob: float) -> float:
+def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 

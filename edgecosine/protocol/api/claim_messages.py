@@ -93,17 +93,17 @@ class StatusRequest(msgspec.Struct, frozen=True, tag="call"):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_standing = msgspec.msgpack.Decoder(MembershipStatus).decode
+_membership_of = msgspec.msgpack.Decoder(MembershipStatus).decode
 _work: msgspec.msgpack.Decoder[Claim | KnownRequest] = msgspec.msgpack.Decoder(Claim | KnownRequest)
 _inbox: msgspec.msgpack.Decoder[ClaimAck | Echo | StatusRequest] = msgspec.msgpack.Decoder(
     ClaimAck | Echo | StatusRequest
 )
 
 
-def membership_notice(topics: Topics, standing: MembershipStatus) -> Outgoing:
+def membership_notice(topics: Topics, status: MembershipStatus) -> Outgoing:
     """How a target stands, for all who come later, too."""
-    topic = topics.membership(standing.node)
-    return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_MEMBERSHIP_S)
+    topic = topics.membership(status.node)
+    return Outgoing(topic, _encode(status), retain=True, expiry_s=KEEP_MEMBERSHIP_S)
 
 
 def claim_notice(topics: Topics, claim: Claim) -> Outgoing:
@@ -132,7 +132,7 @@ def inbox_note(topics: Topics, node_id: str, note: ClaimAck | Echo | StatusReque
 def read_membership(payload: bytes) -> MembershipStatus | None:
     """None when it is unreadable, as of another version."""
     try:
-        return _standing(payload)
+        return _membership_of(payload)
     except msgspec.MsgspecError:
         return None
 

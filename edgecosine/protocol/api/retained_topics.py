@@ -146,11 +146,11 @@ def view_nodes(
     return {
         node_id: NodeView(
             node_id,
-            read_node_status(said.get("status", b"")),
-            _believed(read_facts(said.get("state", b"")), not targets or node_id in targets),
+            read_node_status(payloads.get("status", b"")),
+            _believed(read_facts(payloads.get("state", b"")), not targets or node_id in targets),
         )
-        for node_id, said in sorted(messages.items())
-        if any(said.values())
+        for node_id, payloads in sorted(messages.items())
+        if any(payloads.values())
     }
 
 

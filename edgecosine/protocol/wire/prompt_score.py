@@ -12,8 +12,8 @@ MAX_SCORED_TOKENS = 64
 class PromptScore:
     """About the newest tokens of a prefix that a drafter had not guessed but read.
 
-    foretold    for each, oldest first, whether it was the drafter's own first guess there
-    surprise    mean of -log q(token), in nats per token
+    top1_matches  for each, oldest first, whether it was the drafter's own first guess there
+    nll           mean of -log q(token), in nats per token
     """
 
     top1_matches: tuple[bool, ...] = ()
