@@ -1,7 +1,7 @@
-"""The requests that a client has at work: sent, sent again to whoever takes over, and read.
+"""The active requests of a client: sent, sent again to a new gateway, and their answers read.
 
-A request goes out again when a gateway comes back, under its id, so it is not run twice. Nothing is
-waited for without end: neither a gateway that went away nor an answer beyond its deadline.
+A request is sent again under its id when a gateway comes back, so it is not run twice. Every wait
+is bounded, for a gateway by the client's patience and for an answer by the deadline.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ from edgecosine.protocol.api.topics import Topics
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 10.0
-"""How much later than the deadline the gateway's word on it may come."""
+"""Seconds after the deadline in which the gateway's error may still arrive."""
 _MAX_SENDINGS = 5
 
 
 class ActiveRequest:
-    """A request that was sent."""
+    """A request that was sent, the text received so far, and its result.
+
+    Stream parts may repeat or have gaps, as after a broken connection; the final message supplies
+    the missing text.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -40,28 +44,28 @@ class ActiveRequest:
         self.num_sendings = 0
         self._num_taken = 0
         self._texts = [""] * request.n
-        """Of each choice."""
+        """Received text of each choice."""
         self._lengths_taken = [0] * request.n
         self._result: FinalMessage | RequestError | None = None
         self._news = asyncio.Event()
 
     @property
     def is_over(self) -> bool:
-        """Whether the end has come and all text was taken."""
+        """Whether the result has arrived and all text was taken."""
         if self._result is None:
             return False
         return isinstance(self._result, RequestError) or self._choice_with_text is None
 
     @property
     def _choice_with_text(self) -> int | None:
-        """A choice with text that was not taken."""
+        """A choice with text that was not taken yet."""
         if not self.request.stream:
             return None
         lengths = enumerate(zip(self._texts, self._lengths_taken, strict=True))
         return next((choice for choice, (text, taken) in lengths if len(text) > taken), None)
 
     def take(self) -> Delta | None:
-        """Text of one choice that came since the last call, if any came."""
+        """New text of one choice since the last call; None if there is none."""
         choice = self._choice_with_text
         if choice is None:
             return None
@@ -72,8 +76,8 @@ class ActiveRequest:
         return delta
 
     def take_piece(self, piece: StreamPart) -> None:
-        """Add a part; its index says where. What comes again changes nothing, gaps are left open,
-        and a part that contradicts what came is believed, since it is a new gateway's."""
+        """Add a part at its index. A repeated part changes nothing, a part after a gap is ignored,
+        and a part that contradicts earlier text replaces it, since a new gateway sent it."""
         choice = piece.choice or 0
         if piece.is_last or not 0 <= choice < len(self._texts):
             return
@@ -84,14 +88,14 @@ class ActiveRequest:
         self.wake()
 
     def finish(self, final: FinalMessage) -> None:
-        """The final message came."""
+        """Set the final message as the result, unless there is one."""
         if self._result is None:
             self._result = final
             self._texts[: len(final.texts)] = final.texts[: self.request.n]
             self.wake()
 
     def fail(self, error: RequestError) -> None:
-        """There will be no answer."""
+        """Set an error as the result, unless there is one."""
         if self._result is None:
             self._result = error
             self.wake()
@@ -99,26 +103,26 @@ class ActiveRequest:
     def result(self) -> FinalMessage:
         """The final message.
 
-        Raises the RequestError that came instead.
+        Raises the RequestError that arrived instead.
         """
         if isinstance(self._result, RequestError):
             raise self._result
         if self._result is None:
-            raise RuntimeError("the request is still at work")
+            raise RuntimeError("the request is still active")
         return self._result
 
     def wake(self) -> None:
-        """Something has happened."""
+        """Wake the task in `news`."""
         self._news.set()
 
     async def news(self) -> None:
-        """Wait until something happens."""
+        """Wait for a change."""
         await self._news.wait()
         self._news.clear()
 
 
 class ActiveRequests:
-    """What one client has asked of one cluster; `watch` says whether a gateway is there."""
+    """The active requests of one client to one cluster; `watch` knows whether a gateway is online."""
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class ActiveRequests:
         return len(self._by_id)
 
     async def ask(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
-        """Send a request once and yield what comes; leaving early cancels it.
+        """Send a request and yield its text and final message; closing early cancels it.
 
         Raises RequestError.
         """
@@ -158,17 +162,17 @@ class ActiveRequests:
                 self._cancel(request.request_id)
 
     def take_piece(self, request_id: str, payload: bytes) -> None:
-        """A part of an answer has come."""
+        """Handle a part of an answer."""
         active = self._by_id.get(request_id)
         if active is None:
             return
         try:
             active.take_piece(parse_piece(payload))
         except ValueError as error:
-            logger.warning("unreadable piece: request=%s reason=%s", request_id, error)
+            logger.warning("unreadable stream part: request=%s reason=%s", request_id, error)
 
     def take_final(self, request_id: str, payload: bytes) -> None:
-        """The final message of an answer has come."""
+        """Handle the final message of an answer."""
         active = self._by_id.get(request_id)
         if active is None:
             return
@@ -180,32 +184,32 @@ class ActiveRequests:
             logger.warning("unreadable final message: request=%s reason=%s", request_id, error)
 
     def undeliverable(self, message: Outgoing, reason: str) -> None:
-        """The broker does not take a message of ours, perhaps a request."""
+        """Handle a message that the broker refuses; if it is a request, fail it."""
         request_id = read_facts(message.payload).get("id")
         active = self._by_id.get(request_id) if isinstance(request_id, str) else None
         if active is not None:
             active.fail(
                 RequestError(
-                    f"the broker does not take the request: {reason}",
+                    f"the broker refuses the request: {reason}",
                     code="broker_refused",
                     status=502,
                 )
             )
 
     def on_gateway(self) -> None:
-        """A gateway has come or gone."""
+        """Handle a change of whether a gateway is online."""
         for active in self._by_id.values():
-            # It may be another gateway, or the same one that has forgotten nothing.
+            # The gateway may be a new one; a known one ignores the repetition.
             if self._watch.is_online:
                 self._send(active)
             active.wake()
 
     def _check_contract(self) -> None:
-        """Whether we can read what the gateway will say."""
+        """Raises RequestError when the gateway uses a newer MQTT contract."""
         theirs = self._watch.info().get("contract")
         if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
             raise RequestError(
-                f"the gateway speaks version {theirs} of the MQTT contract, this client "
+                f"the gateway uses version {theirs} of the MQTT contract, this client "
                 f"{CONTRACT_VERSION}: install the gateway's release here",
                 code="contract_mismatch",
                 status=505,
@@ -215,7 +219,10 @@ class ActiveRequests:
         check_identifier("id", request.request_id)
         if request.request_id in self._by_id:
             raise RequestError(
-                "this id is at work already", code="duplicate_id", parameter="id", status=409
+                "a request with this id is active already",
+                code="duplicate_id",
+                parameter="id",
+                status=409,
             )
         num_bytes, limit = len(render_body(request)), self._max_request_bytes
         if num_bytes > limit:
@@ -226,7 +233,7 @@ class ActiveRequests:
 
     @property
     def _max_request_bytes(self) -> int:
-        """As the gateway tells it; at most what MQTT carries."""
+        """The gateway's limit, at most that of MQTT."""
         limits = self._watch.info().get("limits")
         announced_limit = limits.get("max_request_bytes") if isinstance(limits, dict) else None
         return (
@@ -236,7 +243,7 @@ class ActiveRequests:
         )
 
     async def _news(self, active: ActiveRequest) -> None:
-        """Wait for something to happen to a request; the end of patience is something, too."""
+        """Wait for a change of a request, or fail it when its time is over."""
         until = self._until(active)
         try:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
@@ -248,7 +255,7 @@ class ActiveRequests:
                 active.fail(too_late())
 
     def _until(self, active: ActiveRequest) -> float:
-        # The gateway keeps the deadline; its word on that comes a little later.
+        # The gateway enforces the deadline; its error arrives a little later.
         late = active.since + active.request.deadline_s + _GRACE_S
         if self._watch.is_online:
             return late
@@ -279,12 +286,12 @@ class ActiveRequests:
 
 
 def too_late() -> RequestError:
-    """The deadline has passed, and nobody said so."""
+    """The error for a request whose deadline passed without an answer."""
     return RequestError("no answer in time", code="deadline_exceeded", status=408)
 
 
 def no_gateway(cluster: str) -> RequestError:
-    """Why nobody can be asked."""
+    """The error for a cluster without an online gateway."""
     return RequestError(
         f"no gateway of cluster {cluster!r} is online on this broker",
         code="gateway_offline",

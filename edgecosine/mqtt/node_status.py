@@ -1,7 +1,7 @@
-"""A node's own word on MQTT: that it is there, what it is, and, by its will, that it is lost.
+"""Publishes a node's status and state on MQTT, and by its will that the node is lost.
 
-Every node has one, the target beside its gateway. A connection has one will, so this one is the
-node's, and the gateway's connection carries the cluster's.
+A connection has one will. So each node has this connection for its own status, and a target has a
+second one, in its gateway, for the cluster's.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
 _STATE_AGAIN_S = 600.0
-"""Well before a broker forgets a state that has not changed."""
+"""Shorter than the expiry of a retained state."""
 
 
 class NodeStatusPublisher:
-    """One node on one broker. `run` until cancelled; it leaves cleanly and clears its state."""
+    """Publishes for one node on one broker; at cancellation it sends `offline` and clears its state."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class NodeStatusPublisher:
         self._reason = ""
         self._state: NodeState | None = None
         self._announcement = self._status(self._presence)
-        """Sent again and again as it is, so that who watches sees no change."""
+        """Renewed unchanged, so that observers see no change."""
         name = f"edgecosine-{cluster}-{node_id}"
         self._mqtt = ReconnectingClient(
             broker,
@@ -78,7 +78,7 @@ class NodeStatusPublisher:
         return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._mqtt!r}>"
 
     async def run(self) -> NoReturn:
-        """Be seen until cancelled."""
+        """Publish and renew the status until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mqtt.run(), name=f"{self._node_id}.presence")
             group.create_task(self._warn_if_no_broker(), name=f"{self._node_id}.presence.first")
@@ -86,14 +86,14 @@ class NodeStatusPublisher:
                 await asyncio.sleep(RENEW_S)
                 if self._mqtt.is_connected:
                     self._mqtt.send(self._announcement)
-        raise AssertionError("a presence ends by an exception")
+        raise AssertionError("the publisher ends by an exception")
 
     async def connected(self) -> None:
-        """Wait until the broker is there."""
+        """Wait until the broker is connected."""
         await self._mqtt.connected()
 
     def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
-        """Say how the node is, and why it is not ready. Who drains is not ready again."""
+        """Publish the status, and why it is not `ready`. A draining node stays draining."""
         if self._presence == "draining":
             return
         self._presence, self._reason = presence, reason
@@ -101,23 +101,23 @@ class NodeStatusPublisher:
         self._mqtt.send(self._announcement)
 
     def publish_state(self, state: NodeState) -> None:
-        """Tell what the node is and how it does; told again to a broker that forgot."""
+        """Publish the node's state, and again after each reconnection."""
         self._state = state
         self._mqtt.send(node_state_notice(self._topics, self._node_id, state))
 
     async def _warn_if_no_broker(self) -> None:
-        """Say in the log what to do if the broker is not there at first."""
+        """Log advice if the first connection fails."""
         try:
             await self._mqtt.reached()
         except BrokerLost as error:
             logger.warning(
-                "no broker, trying on: broker=%s reason=%s advice=start one by `edgecosine "
+                "no broker, retrying: broker=%s reason=%s advice=start one by `edgecosine "
                 "broker`, or name yours by --broker", self._broker, error,
             )  # fmt: skip
 
     def _receive(self, message: Incoming) -> None:
-        """Correct what the will of a dead connection, or of a former life, says of us, and answer
-        who would have our name."""
+        """Correct a status from the will of an earlier connection or process, and answer a name
+        query."""
         if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
             return
         status = read_node_status(message.payload)
@@ -151,7 +151,7 @@ class NodeStatusPublisher:
 
 
 async def publish_state(presence: NodeStatusPublisher, state: Callable[[], NodeState]) -> NoReturn:
-    """Tell the node's state when it changes, looking once a period, until cancelled."""
+    """Publish the node's state when it changes, polled once a period, until cancelled."""
     published: NodeState | None = None
     published_at = 0.0
     while True:
