@@ -122,7 +122,7 @@ class ActiveRequest:
 
 
 class ActiveRequests:
-    """The active requests of one client to one cluster; `watch` knows whether a gateway is online."""
+    """One client's active requests to one cluster; `watch` knows whether a gateway is online."""
 
     def __init__(
         self,

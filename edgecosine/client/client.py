@@ -45,7 +45,8 @@ _MARK = "mark"
 class Client:
     """`async with Client(url, cluster) as client: async for step in client.ask(request): …`
 
-    With a username, answers go to topics of that name, which a broker may protect. Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
+    With a username, answers go to topics of that name, which a broker may protect.
+    Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Client:
         retry_patience_s: float = RETRY_PATIENCE_S,
         on_standstill: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        """`on_standstill` receives the reason why requests do not progress, None when they do again."""
+        """`on_standstill` receives why requests do not progress, and None when they do again."""
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         if client_id is not None and not is_identifier(client_id):

@@ -50,7 +50,7 @@ class Inbox:
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._lane, self._on_drop = lane, on_drop
         self._waiting: list[tuple[float, int, Qos, str, Incoming]] = []
-        """Sorted by negative virtual time and number, so that the next message is the last entry."""
+        """Sorted by negative virtual time and number: the next message is the last entry."""
         self._lanes: dict[str, _Lane] = {}
         self._now = 0.0
         self._number = self._num_bytes = self._num_qos_0 = 0

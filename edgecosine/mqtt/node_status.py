@@ -38,7 +38,7 @@ _STATE_AGAIN_S = 600.0
 
 
 class NodeStatusPublisher:
-    """Publishes for one node on one broker; at cancellation it sends `offline` and clears its state."""
+    """Publishes for one node; at cancellation it sends `offline` and clears its state."""
 
     def __init__(
         self,

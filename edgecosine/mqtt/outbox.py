@@ -36,7 +36,7 @@ class Outbox:
         """Numbers of waiting retained messages, by topic."""
         self._in_flight: dict[int, Outgoing] = {}
         self._alone_until = 0
-        """Messages up to this number are sent one at a time: a connection ended with them in flight."""
+        """Messages up to this number are sent one at a time after a lost connection."""
         self._last_number = 0
         self._num_bytes = 0
         self._num_dropped = 0
