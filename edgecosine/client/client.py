@@ -94,7 +94,7 @@ class Client:
             ),
             will=self._presence(OFFLINE),
             announce=self._arrive,
-            farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
+            disconnect_messages=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
             refused=self._give_up,
         )

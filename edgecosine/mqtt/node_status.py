@@ -70,7 +70,7 @@ class NodeStatusPublisher:
             filters=(self._topics.node_status(node_id),),
             will=self._status("lost"),
             announce=self._announcements,
-            farewell=self._farewell,
+            disconnect_messages=self._disconnect_messages,
             counters=counters,
         )
 
@@ -143,7 +143,7 @@ class NodeStatusPublisher:
             return (self._announcement,)
         return (node_state_notice(self._topics, self._node_id, self._state), self._announcement)
 
-    def _farewell(self) -> Sequence[Outgoing]:
+    def _disconnect_messages(self) -> Sequence[Outgoing]:
         return (
             node_state_notice(self._topics, self._node_id, None),
             self._status("offline"),

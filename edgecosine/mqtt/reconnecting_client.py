@@ -104,7 +104,7 @@ class _Work:
 class ReconnectingClient:
     """A connection to the broker that is renewed until cancelled.
 
-    `announce` and `farewell` give the messages to send after each connect and before a clean
+    `announce` and `disconnect_messages` give the messages to send after each connect and before a clean
     disconnect. `lost` is called when an established connection ends, `delivered` for each message
     that the broker has accepted, `refused` for each that is given up, with the reason. With
     `session_s` the broker keeps messages while we are away, and each must be acknowledged.
@@ -122,7 +122,7 @@ class ReconnectingClient:
         filters: Sequence[str] = (),
         will: Outgoing | None = None,
         announce: Callable[[], Sequence[Outgoing]] = tuple,
-        farewell: Callable[[], Sequence[Outgoing]] = tuple,
+        disconnect_messages: Callable[[], Sequence[Outgoing]] = tuple,
         lost: Callable[[], None] = lambda: None,
         counters: Counters | None = None,
         delivered: Callable[[Outgoing], None] = lambda _: None,
@@ -138,7 +138,7 @@ class ReconnectingClient:
         self._filters = filters
         self._will = will
         self._announce = announce
-        self._farewell = farewell
+        self._disconnect_messages = disconnect_messages
         self._lost, self._session_s = lost, session_s
         self._delivered, self._refused = delivered, refused
         self._counters = counters or Counters()
@@ -362,13 +362,13 @@ class ReconnectingClient:
         return objection is not None
 
     async def _leave(self, connection: Connection, until: float) -> None:
-        """Send the rest of the outbox, then the farewell, until `until`."""
+        """Send the rest of the outbox, then the disconnect messages, until `until`."""
         connection.poll()
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout_at(until):
                 while self._outbox:
                     await self._publish(connection, *await self._outbox.take())
-                for message in self._farewell():
+                for message in self._disconnect_messages():
                     if not self._is_refused(connection, message):
                         await connection.publish(message)
 

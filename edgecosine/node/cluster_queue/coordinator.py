@@ -112,7 +112,7 @@ class QueueCoordinator:
             filters=(topics.membership("+"), topics.inbox(node_id), topics.work("+", "+")),
             will=self._standing("lost"),
             announce=self._arrive,
-            farewell=lambda: (self._standing("left"),),
+            disconnect_messages=lambda: (self._standing("left"),),
             lost=self._lose,
             refused=self._give_up_claim,
             counters=counters,
