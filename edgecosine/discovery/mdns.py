@@ -1,8 +1,8 @@
-"""Tells the local network about this node, and hears about others, by multicast DNS.
+"""Announces this node on the local network and finds others, by multicast DNS.
 
-The only file that knows zeroconf. What it hears are hints; what it cannot parse it ignores. Where
-multicast does not work it says so once and the node lives on with the peers it was given. The
-machine's interfaces are looked at every two seconds, for networks come later, and addresses change.
+The only file that imports zeroconf. Received adverts are hints; invalid ones are ignored. Where
+multicast fails, one warning is logged and only static peers are used. The machine's interfaces are
+polled, since networks appear later and addresses change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgecosine.discovery.peer import MAX_ADDRESSES, Advert, HostileAdvert, from
 SERVICE_TYPE: Final = "_edgecosine._tcp.local."
 SELF_TEST_S: Final = 5.0
 LOOK_S: Final = 2.0
-"""Between two looks at the machine's interfaces."""
+"""Period of polling the machine's interfaces."""
 MAX_NAMES: Final = 1024
 _PROBE_TYPE: Final = "_ecs-doctor._tcp.local."
 _NUM_RESOLVERS: Final = 4
@@ -42,13 +42,13 @@ logger = logging.getLogger(__name__)
 
 
 class Mdns:
-    """This node's voice and ear in the local network.
+    """This node's mDNS responder and browser.
 
     `interfaces` are numeric addresses of the interfaces to use, None for all of them, loopback
     included, so that nodes of one machine find each other without any network.
-    `received_own` is set when our own announcement came back, the proof that multicast works;
-    when it is not within `self_test_s` seconds, a warning is given. Every `look_s` seconds the
-    machine's interfaces are looked at.
+    `received_own` is set when our own announcement comes back, which proves that multicast works;
+    a warning is logged if it does not within `self_test_s` seconds. `look_s` is the period of
+    polling the machine's interfaces.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Mdns:
         self._node_ids: dict[str, str] = {}
         self._ignored: set[str] = set()
         self._own: list[Interface] = []
-        """This machine's interfaces, as they were when we looked last."""
+        """This machine's interfaces at the last poll."""
 
     def __repr__(self) -> str:
         return f"<Mdns {len(self._node_ids)} nodes, {len(self._ignored)} ignored>"
@@ -75,7 +75,7 @@ class Mdns:
     async def run(self, advert: Advert, on_event: OnEvent) -> None:
         """Announce `advert` and report the others until cancelled; then say good-bye.
 
-        Returns, after a warning, when multicast does not work here.
+        Returns, after a warning, when multicast does not work.
         """
         self._own = interfaces()
         if not self._own:
@@ -97,7 +97,7 @@ class Mdns:
                     await responder.async_close()
 
     async def _until_network_changes(self) -> None:
-        """Wait until this machine has other interfaces, or other addresses, than it had."""
+        """Wait for a change of this machine's interfaces or addresses."""
         while True:
             await asyncio.sleep(self._look_s)
             own = interfaces()
@@ -106,7 +106,7 @@ class Mdns:
                 return
 
     def _info(self, advert: Advert) -> AsyncServiceInfo:
-        """The records of a node, with the addresses that it has now."""
+        """The records of the advert, with this machine's current addresses."""
         announced = advert.addresses or addresses_to_announce([""], self._own)[:MAX_ADDRESSES]
         return service_info(replace(advert, addresses=tuple(announced)), self._service_type)
 
@@ -114,14 +114,14 @@ class Mdns:
         own = {address for interface in self._own for address in interface.addresses}
         missing = sorted(set(self._interfaces or ()) - own)
         if missing:
-            # zeroconf finds out too late to close the sockets that it has opened by then
+            # zeroconf would raise too late to close the sockets that it has opened
             raise OSError(f"no interface has the address {missing[0]}")
         everywhere = zeroconf.InterfaceChoice.All
         chosen = everywhere if self._interfaces is None else list(self._interfaces)
         try:
             return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.All)
         except OSError:
-            # a kernel without IPv6 refuses the double socket
+            # a kernel without IPv6 refuses a dual-stack socket
             return AsyncZeroconf(interfaces=chosen, ip_version=zeroconf.IPVersion.V4Only)
 
     async def _announce_and_listen(
@@ -141,7 +141,9 @@ class Mdns:
         try:
             await (await responder.async_register_service(info, cooperating_responders=True))
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._warn_if_multicast_fails(), name=f"{advert.node_id}.hearing")
+                group.create_task(
+                    self._warn_if_multicast_fails(), name=f"{advert.node_id}.self-test"
+                )
                 for number in range(_NUM_RESOLVERS):
                     group.create_task(
                         self._resolve_names(responder, on_event),
@@ -178,7 +180,7 @@ class Mdns:
             if node_id is not None:
                 on_event(PeerGone(node_id))
             return
-        # Nodes tell all at once; who has to be asked waits behind others, who may never answer.
+        # Most announcements are complete; the others are resolved later, with a timeout.
         info = AsyncServiceInfo(self._service_type, name)
         if info.load_from_cache(responder.zeroconf):
             self._take(name, info, on_event)
@@ -206,7 +208,7 @@ class Mdns:
             self._ignore(name, error)
             return
         if name not in self._node_ids and len(self._node_ids) >= MAX_NAMES:
-            del self._node_ids[next(iter(self._node_ids))]  # whose good-bye will not be heard
+            del self._node_ids[next(iter(self._node_ids))]  # its good-bye will be ignored
         self._node_ids[name] = advert.node_id
         on_event(PeerSeen(advert))
 
@@ -220,13 +222,13 @@ class Mdns:
 async def multicast_works(
     interfaces: Sequence[str] | None = None, self_test_s: float = SELF_TEST_S
 ) -> bool:
-    """Whether multicast works here: announce something that no node cares for, and listen."""
+    """Whether multicast works: whether a test announcement comes back."""
     node_id = f"doctor-{secrets.token_hex(8)}"
     probe = Advert(node_id, 0, "doctor", 0, "drafter", "", "", ("127.0.0.1",), 1)
     mdns = Mdns(interfaces=interfaces, service_type=_PROBE_TYPE)
     async with asyncio.TaskGroup() as group:
         life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
-        received = group.create_task(mdns.received_own.wait(), name="doctor.hearing")
+        received = group.create_task(mdns.received_own.wait(), name="doctor.self-test")
         await asyncio.wait(
             {life, received}, timeout=self_test_s, return_when=asyncio.FIRST_COMPLETED
         )
@@ -238,7 +240,7 @@ async def multicast_works(
 def service_info(advert: Advert, service_type: str = SERVICE_TYPE) -> AsyncServiceInfo:
     """The records that announce a node.
 
-    The instance name is for human eyes and unlike any other node's; the node id is in the TXT.
+    The instance name is readable and unique; the node id is in the TXT record.
     """
     readable = re.sub(r"[^A-Za-z0-9-]", "-", advert.node_id)[:_LABEL_CHARACTERS]
     whole = f"{advert.cluster}/{advert.node_id}".encode()
@@ -259,7 +261,7 @@ def _advert_of(info: AsyncServiceInfo) -> Advert:
 
 
 def _is_reachable(address: str) -> bool:
-    """Whether an address can be dialled: link-local IPv6 needs the interface it was heard on."""
+    """Whether an address can be dialled: link-local IPv6 needs its interface."""
     ip = ipaddress.ip_address(address)
     return ip.version == 4 or not ip.is_link_local or "%" in address
 

@@ -1,12 +1,11 @@
-"""Who is here, who should be linked, and why somebody is not: events in, effects out.
+"""Decides which peers to dial and explains why others are not linked. Pure: events in, actions out.
 
-It does no input, no output and reads no clock. mDNS is believed about who exists and never about
-who lives; links are believed about who lives. Every peer that is seen but not linked has a reason.
+mDNS is trusted for the existence of nodes only; links show which nodes are alive. Every peer that
+is announced but not linked has a reason.
 
-A peer that fits and is not linked is dialled, and dialled again after a growing pause. One that
-can never be linked as it is waits until it tells something new about itself. Static peers are
-dialled for ever. Of two lives of a node the newer one counts, unless the newer one has long gone.
-What is announced in a node's name ends no link to it and hides it from nobody who was linked.
+A compatible peer without a link is dialled, with back-off. An incompatible one waits for a new
+advert. Static peers are dialled without end. Of two processes of a node the newer one counts,
+unless its advert is stale. No announcement ends a link or replaces a proven address.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from edgecosine.protocol.wire.messages import Hello
 
 MAX_PEERS: Final = 1024
 STABLE_S: Final = 5.0
-"""A link that lasted this long was no accident: the next dial starts without a pause."""
+"""A link that lasted this long resets the back-off."""
 STALE_LIFE_S: Final = 30.0
-"""After so long an older life is no echo, but a node whose clock went back."""
+"""Seconds after which an older incarnation counts: the node's clock may have gone back."""
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class _Linked:
 
 
 class Roster:
-    """The state behind the decisions; `handle` is the only way to change it."""
+    """The known peers and links; `handle` is the only method that changes them."""
 
     def __init__(
         self,
@@ -72,12 +71,12 @@ class Roster:
 
     @property
     def wake_at(self) -> float | None:
-        """When the next dial is due; None when only an event can change anything."""
+        """Time of the next dial; None when only an event can cause one."""
         due = [c.dial_at for c in self._contacts.values() if c.state == "waiting"]
         return min(due, default=None)
 
     def explain(self) -> list[Explanation]:
-        """Every peer that is known, and where it stands."""
+        """The state of every known peer."""
         return [
             Explanation(
                 c.key,
@@ -90,7 +89,7 @@ class Roster:
         ]
 
     def handle(self, event: Event, now: float) -> list[RosterAction]:
-        """Take one event at `now` (seconds of any steady clock); gives what is to be done."""
+        """Handle an event at `now` (seconds of any monotonic clock); returns the actions to take."""
         effects: list[RosterAction] = []
         match event:
             case PeerSeen(advert):
@@ -135,7 +134,7 @@ class Roster:
         return []
 
     def _has_room(self) -> bool:
-        """Whether one more peer can be known; who was tried in vain makes room."""
+        """Whether one more peer can be stored; a peer whose dials failed is dropped for it."""
         if len(self._contacts) < MAX_PEERS:
             return True
         spare = next((c for c in self._contacts.values() if self._is_spare(c)), None)
@@ -147,7 +146,7 @@ class Roster:
         return contact.is_spare and not self._is_linked(contact)
 
     def _has_nothing_new(self, known: Contact, advert: Advert, now: float) -> bool:
-        """Whether a claim changes nothing but where else to look for the node."""
+        """Whether an advert adds at most new endpoints."""
         if known.advert is None:
             return False
         if known.advert == advert:
@@ -166,7 +165,7 @@ class Roster:
         return mismatch_of(self._ours, advert, dials_seen=self._dials_seen)
 
     def _judge(self, contact: Contact) -> None:
-        """Decide whether the contact is ours to dial, from what is told about it."""
+        """Set the contact's state if its advert rules out a dial."""
         mismatch = None if contact.advert is None else self._mismatch(contact.advert)
         if mismatch is not None:
             contact.state, contact.reason = mismatch
@@ -213,7 +212,7 @@ class Roster:
         if contact is None or contact.state != "dialling":
             return
         if contact.advert is not None and self._is_linked(contact):
-            contact.state, contact.reason = "linked", ""  # the claim of another life was false
+            contact.state, contact.reason = "linked", ""  # the advert of another process was false
             return
         self._wait(contact, reason, now)
         if contact.is_given_up:

@@ -104,9 +104,9 @@ class _Work:
 class ReconnectingClient:
     """A connection to the broker that is renewed until cancelled.
 
-    `announce` and `disconnect_messages` give the messages to send after each connect and before a clean
-    disconnect. `lost` is called when an established connection ends, `delivered` for each message
-    that the broker has accepted, `refused` for each that is given up, with the reason. With
+    `announce` gives the messages to send after each connect, `disconnect_messages` those before a
+    clean disconnect. `lost` is called when an established connection ends, `delivered` for each
+    message that the broker accepted, `refused` for each that is given up, with the reason. With
     `session_s` the broker keeps messages while we are away, and each must be acknowledged.
 
     A broker gives a session to any connection with its `client_id`, so this is a secret, drawn by
