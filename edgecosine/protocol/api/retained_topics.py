@@ -34,7 +34,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Errors of reading untrusted JSON; RecursionError where it is nested too deeply."""
 
 NodePresence = Literal["starting", "ready", "unavailable", "draining", "offline", "lost"]
-"""`offline` is sent by the node, `lost` by its will. `unavailable` is a target whose engine stalls."""
+"""`offline` is sent by the node, `lost` by its will. An `unavailable` target's engine stalls."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
