@@ -1,6 +1,6 @@
-"""The settings of a node: validated once at the door, frozen behind it.
+"""The settings of a node, validated once and then frozen.
 
-Command line first, then environment (EDGECOSINE_…), then the TOML file, then defaults.
+Precedence: command line, environment (EDGECOSINE_…), TOML file, defaults.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class NodeConfig:
 
     gguf         a file in the directory or hub model that `model` names
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
-    state_dir    where a target keeps its journal; None: it keeps none
-    identity_dir where a node keeps the secret that names it to the broker; None: `state_dir`, and
-                 without that it is drawn at each start
-    keep_answers seconds for which answers are kept for those who ask again
-    credentials  what `edgecosine cluster join` wrote; None: links stay on this machine
+    state_dir    directory of a target's journal; None: no journal
+    identity_dir directory of the secret in MQTT client ids; None: `state_dir`, and without that the
+                 secret is drawn at each start
+    keep_answers seconds for which answers are kept for repeated requests
+    credentials  directory written by `edgecosine cluster join`; None: links stay on this machine
     """
 
     role: Role
@@ -88,7 +88,7 @@ class NodeConfig:
         if self.tensor_parallel > 1:
             self._check_tensor_parallel()
         if self.role == "drafter" and self.exactness != "auto":
-            allowed = "auto for a drafter; no guess can change an answer"
+            allowed = "auto for a drafter; drafts never change an answer"
             raise ConfigError("exactness", self.exactness, allowed)
         if self.max_sessions > self.slots:
             raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
@@ -109,7 +109,7 @@ class NodeConfig:
 
 
 def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """Settings of a TOML file, by option name.
+    """Read the settings of a TOML file, by option name.
 
     Raises ConfigError for a file that cannot be read and for keys that are not `known`.
     """

@@ -1,4 +1,4 @@
-"""What was refused, lost or done again since the node began, for people who ask how it is."""
+"""Counts of refusals, losses and repetitions since the node started, for status reports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Event = Literal[
     "undeliverable", "stalls", "late_drafts", "stale_drafts", "floods", "asked_again", "restarts",
     "resumed", "unread_messages", "unsaid_refusals",
 ]  # fmt: skip
-"""Requests refused or failed (by error code) and asked twice; broker connections made anew; works
-of a target that went; links that ended; messages that found no room in the outbox, or that no
-broker takes; engines that stopped answering; drafts that came after their deadline, and drafts
-given up for a newer round; peers that sent more messages than they were asked for; drafters asked
-again because they lacked tokens; starts of this node after its first one, as far as its journal
-knows, and requests that went on after one; messages of QoS 0 that were dropped for their sender's
-others, and refusals that found no room."""
+"""Requests refused or failed (by error code) and repeated; broker reconnections; requests taken
+over from another target; links that ended; messages dropped by the outbox, or refused by the
+broker; engines that stopped answering; drafts that came after their deadline, and drafts given up
+for a newer round; peers that sent more messages than requested; draft requests repeated because
+they lacked tokens; starts of this node after its first one, as far as its journal knows, and
+requests that went on after one; messages of QoS 0 that were dropped for their sender's others, and
+refusals that found no room."""
 
 
 class Counters:
@@ -30,11 +30,11 @@ class Counters:
         return f"<Counters {self.view()}>"
 
     def count(self, event: Event, kind: str = "", by: int = 1) -> None:
-        """It has happened."""
+        """Add to the count of an event."""
         self._counts[event, kind] += by
 
     def view(self) -> dict[str, int | Mapping[str, int]]:
-        """Plain JSON values: a number by event, or numbers by kind. What never was is left out."""
+        """Plain JSON values: a number by event, or numbers by kind. Zero counts are omitted."""
         view: dict[str, int | Mapping[str, int]] = {}
         for event in sorted({event for event, _ in self._counts}):
             kinds = {kind: n for (each, kind), n in self._counts.items() if each == event and n}

@@ -1,29 +1,29 @@
-"""Every error that EdgeCoSine raises on purpose, named by whose fault it is.
+"""Every error that EdgeCoSine raises on purpose, by cause.
 
 EdgecosineError
-├── ConfigError            the operator's: a setting is wrong; says key, value and what is allowed
-│   └── AddressTaken       another program's: it listens where we were to; says where
-├── RequestError           the asker's: carries an OpenAI error code and the parameter at fault
-│   ├── Overloaded         nobody's: the door is full; says when to try again
-│   └── JournalUnavailable the disk's: the request could not be journalled; says when to try again
+├── ConfigError            a setting is wrong; has key, value and the allowed values
+│   └── AddressTaken       another program uses the address
+├── RequestError           a request is refused; has an OpenAI error code and the parameter
+│   ├── Overloaded         the cluster is at capacity; has a time to retry
+│   └── JournalUnavailable the request could not be journalled; has a time to retry
 ├── LinkError              a link between two nodes ended
-│   ├── LinkLost           the network's: end of file, reset, silence
-│   ├── LocalProtocolError ours: we tried to send what the protocol forbids
-│   └── RemoteProtocolError  the peer's: bytes, messages or an order that the protocol forbids
-│       ├── PeerFlooded    the peer sent more messages than it was asked for
-│       └── PeerRefused    the peer does not want us, or we do not want the peer; says why
-│           └── PeerMismatched  the two can never be linked as they are; says what to change
+│   ├── LinkLost           end of file, reset, or no heartbeat
+│   ├── LocalProtocolError this node tried to send what the protocol forbids
+│   └── RemoteProtocolError  the peer sent what the protocol forbids
+│       ├── PeerFlooded    the peer sent more messages than were requested
+│       └── PeerRefused    one side rejects the other; has the reason
+│           └── PeerMismatched  the settings rule out a link; has what to change
 ├── BrokerLost             the MQTT connection ended
-├── EnrolmentError         the cluster's authority cannot be reached, or is not the one it should be
-│   └── EnrolmentRefused   the authority says no; says why
+├── EnrolmentError         the cluster's authority is unreachable or a wrong one
+│   └── EnrolmentRefused   the authority refuses; has the reason
 ├── JournalLost            the journal cannot be written or read
-├── ActorStopped           the actor that was asked has ended
-├── LabError               the lab cannot make the network that it was told to; says why
+├── ActorStopped           the actor of a call has ended
+├── LabError               the lab cannot create its network; has the reason
 └── EngineError            a model cannot be loaded or run
-    ├── ModelUnavailable   no such model, or files are missing; says where it looked
-    ├── ModelUnsupported   this family or setting cannot be served exactly; says why
+    ├── ModelUnavailable   no such model, or files are missing; has the paths
+    ├── ModelUnsupported   this family or setting cannot be served exactly
     ├── NoLogits           the model gave NaN or infinite logits for one request
-    └── OutOfMemory        needs more than there is; says both figures
+    └── OutOfMemory        not enough memory; has both figures
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class ConfigError(EdgecosineError):
 
 
 class AddressTaken(ConfigError):
-    """Another program listens there at this moment."""
+    """Another program listens at the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not served, as a value that can be kept and shared.
+    """Why a request is refused, as a value that can be stored and shared.
 
-    A kept exception would also keep the frames, and the bodies in them, of every raise.
+    A stored exception would also keep the frames of every raise, with their data.
     The fields are those of RequestError.
     """
 
@@ -62,7 +62,7 @@ class Refusal:
     retry_after_s: float | None = None
 
     def error(self) -> RequestError:
-        """A new exception that says the same."""
+        """A new exception with these fields."""
         return RequestError(
             self.message,
             code=self.code,
@@ -73,11 +73,11 @@ class Refusal:
 
 
 class RequestError(EdgecosineError):
-    """A request cannot be served as it was put. It is made anew for each raise; `Refusal` is kept.
+    """A request cannot be served. Create one for each raise; store a `Refusal`.
 
     `code` is an OpenAI error code, `parameter` the field at fault, `status` the HTTP number that
-    rule engines branch on. `retry_after_s` says in how many seconds the same request may be served;
-    None where asking again is of no use.
+    rule engines branch on. `retry_after_s` is the number of seconds until a retry may succeed;
+    None if a retry is useless.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RequestError(EdgecosineError):
 
     @property
     def refusal(self) -> Refusal:
-        """What it says, without where it was raised."""
+        """The fields, without the traceback."""
         return Refusal(self.message, self.code, self.parameter, self.status, self.retry_after_s)
 
 
@@ -119,7 +119,7 @@ class Overloaded(RequestError):
 
 
 class JournalUnavailable(RequestError):
-    """The request could not be made to outlive this process, so it was not accepted."""
+    """The request could not be journalled, so it was not accepted."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(
@@ -136,7 +136,7 @@ class LinkError(EdgecosineError):
 
 
 class LinkLost(LinkError):
-    """The network took the link away."""
+    """The network connection of the link ended."""
 
 
 class LocalProtocolError(LinkError):
@@ -148,15 +148,15 @@ class RemoteProtocolError(LinkError):
 
 
 class PeerFlooded(RemoteProtocolError):
-    """The peer sent more messages than it was asked for."""
+    """The peer sent more messages than were requested."""
 
 
 class PeerRefused(RemoteProtocolError):
-    """One side does not want the other; the message says why."""
+    """One side rejects the other, for the reason in the message."""
 
 
 class PeerMismatched(PeerRefused):
-    """The two nodes can never be linked as they are; the message says what to change."""
+    """The nodes' settings rule out a link; the message says what to change."""
 
 
 class BrokerLost(EdgecosineError):
@@ -168,11 +168,11 @@ class BrokerLost(EdgecosineError):
 
 
 class EnrolmentError(EdgecosineError):
-    """The cluster's authority cannot be reached, or somebody else answers in its place."""
+    """The cluster's authority cannot be reached, or another endpoint answers in its place."""
 
 
 class EnrolmentRefused(EnrolmentError):
-    """The cluster's authority does not admit, renew or tell; the message says why."""
+    """The cluster's authority refuses, for the reason in the message."""
 
 
 class JournalLost(EdgecosineError):
@@ -180,11 +180,11 @@ class JournalLost(EdgecosineError):
 
 
 class ActorStopped(EdgecosineError):
-    """The actor that was asked has ended."""
+    """The actor of a call has ended."""
 
 
 class LabError(EdgecosineError):
-    """The lab cannot do what it was told."""
+    """The lab cannot perform its task."""
 
 
 class EngineError(EdgecosineError):
@@ -211,7 +211,7 @@ class OutOfMemory(EngineError):
 
 
 def root_of(error: BaseException) -> BaseException:
-    """The first plain error in what task groups have raised."""
+    """The first plain error inside nested exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""Complaints about strangers, each kind at most once a minute, so that nobody can fill the log."""
+"""Limits warnings to one a minute for each subject, so that a peer cannot flood the log."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Final
 
 _QUIET_S: Final = 60.0
 _MAX_KINDS: Final = 256
-"""Also the most complaints in a minute, of whatever kinds."""
+"""Also the largest number of warnings in a minute."""
 
 
 class LogThrottle:
-    """When what was last complained about, such as a host or an error code."""
+    """Times of the last warnings by subject, such as a host or an error code."""
 
     def __init__(self) -> None:
         self._made_at: dict[str, float] = {}
 
     def is_due(self, about: str, now: float) -> bool:
-        """Whether to complain at `now` (seconds of any steady clock); then it is taken as done."""
+        """Whether to log at `now` (seconds of any monotonic clock); True records a warning."""
         if now < self._made_at.get(about, -_QUIET_S) + _QUIET_S:
             return False
         if len(self._made_at) >= _MAX_KINDS:

@@ -1,7 +1,6 @@
-"""Where a user's files lie: by the XDG variables, else below the home directory, if there is one.
+"""The user's directories: by the XDG variables, else below the home directory, if there is one.
 
-A container's user may have neither a home nor a name; then there is no such place, and who asks
-does without or says what to set.
+A container's user may have neither a home nor a name; then there is no such directory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _BELOW_HOME: Final = {"CONFIG": ".config", "CACHE": ".cache", "STATE": ".local/s
 
 
 def user_directory(kind: Literal["CONFIG", "CACHE", "STATE"]) -> Path | None:
-    """EdgeCoSine's own directory among the user's; it need not exist. None: there is no place."""
+    """EdgeCoSine's directory of a kind, which need not exist; None if there is no home."""
     base = os.environ.get(f"XDG_{kind}_HOME", "")
     if os.path.isabs(base):  # noqa: PTH117 -- an empty text is no path
         return Path(base) / "edgecosine"
@@ -24,7 +23,7 @@ def user_directory(kind: Literal["CONFIG", "CACHE", "STATE"]) -> Path | None:
 
 
 def home_directory() -> Path | None:
-    """The user's home, if he has one."""
+    """The user's home directory; None if there is none."""
     home = os.environ.get("HOME", "")
     if not home:
         try:

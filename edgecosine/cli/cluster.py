@@ -19,7 +19,7 @@ from edgecosine.cli.broker_config import ConfigTarget, broker_config
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
-from edgecosine.discovery.interfaces import addresses_to_tell, interfaces
+from edgecosine.discovery.interfaces import addresses_to_announce, interfaces
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address
 from edgecosine.errors import ConfigError
@@ -272,7 +272,7 @@ def _listen_address(listen: str) -> Address:
 
 def _own_addresses(authority: Authority) -> list[str]:
     host, port = _listen_address(authority.listen)
-    told = addresses_to_tell([host], interfaces())
+    told = addresses_to_announce([host], interfaces())
     return [str(Address(address, port)) for address in told][:_MAX_ADDRESSES]
 
 

@@ -1,7 +1,7 @@
-"""The requests that a client has at work: sent, sent again to whoever takes over, and read.
+"""The active requests of a client: sent, sent again to a new gateway, and their answers read.
 
-A request goes out again when a gateway comes back, under its id, so it is not run twice. Nothing is
-waited for without end: neither a gateway that went away nor an answer beyond its deadline.
+A request is sent again under its id when a gateway comes back, so it is not run twice. Every wait
+is bounded, for a gateway by the client's patience and for an answer by the deadline.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from dataclasses import replace
 
 import msgspec
 
-from edgecosine.client.active_request import ActiveRequest
 from edgecosine.client.cluster_view import ClusterView
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.answers import FinalMessage, parse_final, parse_piece
+from edgecosine.protocol.api.answers import FinalMessage, StreamPart, parse_final, parse_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.openai import check_identifier, render_body
 from edgecosine.protocol.api.parse_request import too_large
@@ -28,12 +27,102 @@ from edgecosine.protocol.api.topics import Topics
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 10.0
-"""How much later than the deadline the gateway's word on it may come."""
+"""Seconds after the deadline in which the gateway's error may still arrive."""
 _MAX_SENDINGS = 5
 
 
+class ActiveRequest:
+    """A request that was sent, the text received so far, and its result.
+
+    Stream parts may repeat or have gaps, as after a broken connection; the final message supplies
+    the missing text.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.since = asyncio.get_running_loop().time()
+        self.num_sendings = 0
+        self._num_taken = 0
+        self._texts = [""] * request.n
+        """Received text of each choice."""
+        self._lengths_taken = [0] * request.n
+        self._result: FinalMessage | RequestError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the result has arrived and all text was taken."""
+        if self._result is None:
+            return False
+        return isinstance(self._result, RequestError) or self._choice_with_text is None
+
+    @property
+    def _choice_with_text(self) -> int | None:
+        """A choice with text that was not taken yet."""
+        if not self.request.stream:
+            return None
+        lengths = enumerate(zip(self._texts, self._lengths_taken, strict=True))
+        return next((choice for choice, (text, taken) in lengths if len(text) > taken), None)
+
+    def take(self) -> Delta | None:
+        """New text of one choice since the last call; None if there is none."""
+        choice = self._choice_with_text
+        if choice is None:
+            return None
+        text = self._texts[choice]
+        delta = Delta(self._num_taken, text[self._lengths_taken[choice] :], choice)
+        self._lengths_taken[choice] = len(text)
+        self._num_taken += 1
+        return delta
+
+    def take_piece(self, piece: StreamPart) -> None:
+        """Add a part at its index. A repeated part changes nothing, a part after a gap is ignored,
+        and a part that contradicts earlier text replaces it, since a new gateway sent it."""
+        choice = piece.choice or 0
+        if piece.is_last or not 0 <= choice < len(self._texts):
+            return
+        text = self._texts[choice]
+        if piece.index > len(text) or text.startswith(piece.text, piece.index):
+            return
+        self._texts[choice] = text[: piece.index] + piece.text
+        self.wake()
+
+    def finish(self, final: FinalMessage) -> None:
+        """Set the final message as the result, unless there is one."""
+        if self._result is None:
+            self._result = final
+            self._texts[: len(final.texts)] = final.texts[: self.request.n]
+            self.wake()
+
+    def fail(self, error: RequestError) -> None:
+        """Set an error as the result, unless there is one."""
+        if self._result is None:
+            self._result = error
+            self.wake()
+
+    def result(self) -> FinalMessage:
+        """The final message.
+
+        Raises the RequestError that arrived instead.
+        """
+        if isinstance(self._result, RequestError):
+            raise self._result
+        if self._result is None:
+            raise RuntimeError("the request is still active")
+        return self._result
+
+    def wake(self) -> None:
+        """Wake the task in `news`."""
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait for a change."""
+        await self._news.wait()
+        self._news.clear()
+
+
 class ActiveRequests:
-    """What one client has asked of one cluster; `watch` says whether a gateway is there."""
+    """One client's active requests to one cluster; `watch` knows whether a gateway is online."""
 
     def __init__(
         self,
@@ -52,75 +141,75 @@ class ActiveRequests:
         return len(self._by_id)
 
     async def ask(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
-        """Send a request once and yield what comes; leaving early cancels it.
+        """Send a request and yield its text and final message; closing early cancels it.
 
         Raises RequestError.
         """
         request = replace(request, client_id=self._client_id)
         self._check_contract()
-        asking = self._open(request)
+        active = self._open(request)
         try:
-            self._send(asking)
-            while not asking.is_over:
-                if (delta := asking.take()) is not None:
+            self._send(active)
+            while not active.is_over:
+                if (delta := active.take()) is not None:
                     yield delta
                     continue
-                await self._news(asking)
-            yield asking.result()
+                await self._news(active)
+            yield active.result()
         finally:
             del self._by_id[request.request_id]
-            if not asking.is_over:
+            if not active.is_over:
                 self._cancel(request.request_id)
 
     def take_piece(self, request_id: str, payload: bytes) -> None:
-        """A part of an answer has come."""
-        asking = self._by_id.get(request_id)
-        if asking is None:
+        """Handle a part of an answer."""
+        active = self._by_id.get(request_id)
+        if active is None:
             return
         try:
-            asking.take_piece(parse_piece(payload))
+            active.take_piece(parse_piece(payload))
         except ValueError as error:
-            logger.warning("unreadable piece: request=%s reason=%s", request_id, error)
+            logger.warning("unreadable stream part: request=%s reason=%s", request_id, error)
 
     def take_final(self, request_id: str, payload: bytes) -> None:
-        """The final message of an answer has come."""
-        asking = self._by_id.get(request_id)
-        if asking is None:
+        """Handle the final message of an answer."""
+        active = self._by_id.get(request_id)
+        if active is None:
             return
         try:
-            asking.finish(parse_final(payload))
+            active.finish(parse_final(payload))
         except RequestError as error:
-            asking.fail(error)
+            active.fail(error)
         except ValueError as error:
             logger.warning("unreadable final message: request=%s reason=%s", request_id, error)
 
     def undeliverable(self, message: Outgoing, reason: str) -> None:
-        """The broker does not take a message of ours, perhaps a request."""
+        """Handle a message that the broker refuses; if it is a request, fail it."""
         request_id = read_facts(message.payload).get("id")
-        asking = self._by_id.get(request_id) if isinstance(request_id, str) else None
-        if asking is not None:
-            asking.fail(
+        active = self._by_id.get(request_id) if isinstance(request_id, str) else None
+        if active is not None:
+            active.fail(
                 RequestError(
-                    f"the broker does not take the request: {reason}",
+                    f"the broker refuses the request: {reason}",
                     code="broker_refused",
                     status=502,
                 )
             )
 
     def on_gateway(self) -> None:
-        """A gateway has come or gone."""
-        for asking in self._by_id.values():
-            # It may be another gateway, or the same one that has forgotten nothing.
+        """Handle a change of whether a gateway is online."""
+        for active in self._by_id.values():
+            # The gateway may be a new one; a known one ignores the repetition.
             if self._watch.is_online:
-                self._send(asking)
-            asking.wake()
+                self._send(active)
+            active.wake()
 
     def _check_contract(self) -> None:
-        """Whether we can read what the gateway will say."""
+        """Raises RequestError when the gateway uses a newer MQTT contract."""
         theirs = self._watch.info().get("contract")
         if isinstance(theirs, int) and theirs > CONTRACT_VERSION:
             raise RequestError(
-                f"the gateway speaks version {theirs} of the MQTT contract, this client "
+                f"the gateway uses version {theirs} of the MQTT contract, this client "
                 f"{CONTRACT_VERSION}: install the gateway's release here",
                 code="contract_mismatch",
                 status=505,
@@ -130,51 +219,58 @@ class ActiveRequests:
         check_identifier("id", request.request_id)
         if request.request_id in self._by_id:
             raise RequestError(
-                "this id is at work already", code="duplicate_id", parameter="id", status=409
+                "a request with this id is active already",
+                code="duplicate_id",
+                parameter="id",
+                status=409,
             )
         num_bytes, limit = len(render_body(request)), self._max_request_bytes
         if num_bytes > limit:
             raise too_large(num_bytes, limit).error()
-        asking = ActiveRequest(request)
-        self._by_id[request.request_id] = asking
-        return asking
+        active = ActiveRequest(request)
+        self._by_id[request.request_id] = active
+        return active
 
     @property
     def _max_request_bytes(self) -> int:
-        """As the gateway tells it; at most what MQTT carries."""
+        """The gateway's limit, at most that of MQTT."""
         limits = self._watch.info().get("limits")
-        told = limits.get("max_request_bytes") if isinstance(limits, dict) else None
-        return min(told, MAX_PAYLOAD_BYTES) if isinstance(told, int) else MAX_PAYLOAD_BYTES
+        announced_limit = limits.get("max_request_bytes") if isinstance(limits, dict) else None
+        return (
+            min(announced_limit, MAX_PAYLOAD_BYTES)
+            if isinstance(announced_limit, int)
+            else MAX_PAYLOAD_BYTES
+        )
 
-    async def _news(self, asking: ActiveRequest) -> None:
-        """Wait for something to happen to a request; the end of patience is something, too."""
-        until = self._until(asking)
+    async def _news(self, active: ActiveRequest) -> None:
+        """Wait for a change of a request, or fail it when its time is over."""
+        until = self._until(active)
         try:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
-                await asking.news()
+                await active.news()
         except TimeoutError:
-            if asyncio.get_running_loop().time() < asking.since + asking.request.deadline_s:
-                asking.fail(no_gateway(self._topics.cluster))
+            if asyncio.get_running_loop().time() < active.since + active.request.deadline_s:
+                active.fail(no_gateway(self._topics.cluster))
             else:
-                asking.fail(too_late())
+                active.fail(too_late())
 
-    def _until(self, asking: ActiveRequest) -> float:
-        # The gateway keeps the deadline; its word on that comes a little later.
-        late = asking.since + asking.request.deadline_s + _GRACE_S
+    def _until(self, active: ActiveRequest) -> float:
+        # The gateway enforces the deadline; its error arrives a little later.
+        late = active.since + active.request.deadline_s + _GRACE_S
         if self._watch.is_online:
             return late
         return min(late, self._watch.offline_since + self._patience_s)
 
-    def _send(self, asking: ActiveRequest) -> None:
-        if asking.num_sendings >= _MAX_SENDINGS:
-            asking.fail(no_gateway(self._topics.cluster))
+    def _send(self, active: ActiveRequest) -> None:
+        if active.num_sendings >= _MAX_SENDINGS:
+            active.fail(no_gateway(self._topics.cluster))
             return
-        asking.num_sendings += 1
-        kind = asking.request.kind
+        active.num_sendings += 1
+        kind = active.request.kind
         self._publish(
             Outgoing(
                 self._topics.request("chat" if kind == "chat" else "completion"),
-                render_body(asking.request),
+                render_body(active.request),
                 content_type=JSON_TYPE,
             )
         )
@@ -190,12 +286,12 @@ class ActiveRequests:
 
 
 def too_late() -> RequestError:
-    """The deadline has passed, and nobody said so."""
+    """The error for a request whose deadline passed without an answer."""
     return RequestError("no answer in time", code="deadline_exceeded", status=408)
 
 
 def no_gateway(cluster: str) -> RequestError:
-    """Why nobody can be asked."""
+    """The error for a cluster without an online gateway."""
     return RequestError(
         f"no gateway of cluster {cluster!r} is online on this broker",
         code="gateway_offline",

@@ -1,8 +1,8 @@
-"""The other side of the door: asks a cluster over MQTT, for people and for tools.
+"""The Python client of a cluster, over MQTT.
 
-One connection carries any number of requests at once. A broken connection is survived: requests are
-sent again under their ids, which the gateway answers without running them twice. A refusal that
-tells when to come again is heeded. That no gateway is there is said, never waited for without end.
+One connection carries any number of requests at once. After a broken connection, requests are sent
+again under their ids, which the gateway answers without running them twice. A refusal that names a
+time to retry is retried then. Every wait for a gateway is bounded.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from edgecosine.protocol.api.topics import (
 
 CONNECT_TIMEOUT_S = 10.0
 PATIENCE_S = 300.0
-"""How long a request waits for a gateway or a broker that went away: a restart loads the model."""
+"""Seconds that a request waits for a gateway or broker to return: a restart loads the model."""
 _MARK = "mark"
 
 
 class Client:
     """`async with Client(url, cluster) as client: async for step in client.ask(request): …`
 
-    Where a username is given, answers go to topics of that name, which a broker may keep from
-    others. Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
+    With a username, answers go to topics of that name, which a broker may protect.
+    Entering raises BrokerLost when there is no broker, ConfigError when the URL is wrong.
     """
 
     def __init__(
@@ -59,27 +59,27 @@ class Client:
         retry_patience_s: float = RETRY_PATIENCE_S,
         on_standstill: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        """`on_standstill` is told why requests of ours do not move; None: they do again."""
+        """`on_standstill` receives why requests do not progress, and None when they do again."""
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         connection = f"cli-{secrets.token_hex(6)}"
         if client_id is not None and not is_identifier(client_id):
             raise ConfigError("client_id", client_id, "1 to 64 letters, digits, '_', '.' or '-'")
-        self.client_id = client_id or _known_as(address) or connection
-        self._is_alone = self.client_id in (client_id, connection)
+        self.client_id = client_id or _topic_name(address) or connection
+        self._owns_client_id = self.client_id in (client_id, connection)
         self._mark_id = f"{_MARK}-{connection}"
         self._topics = Topics(cluster)
         self._patience_s, self._retry_patience_s = patience_s, retry_patience_s
         self._on_standstill = on_standstill
         self._standstill: str | None = None
-        """What was told last."""
-        self._num_asking = 0
+        """The reason that was reported last."""
+        self._num_running = 0
         self._watch = ClusterView()
         self._lapse: asyncio.TimerHandle | None = None
-        """When the gateway's last word holds no more."""
+        """Fires when the gateway's last status expires."""
         self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[Any] | None = None
         topics = self._topics
-        self._courier = ReconnectingClient(
+        self._mqtt = ReconnectingClient(
             address,
             name=self.client_id,
             receive=self._receive,
@@ -90,31 +90,31 @@ class Client:
                 topics.node_state("+"),
                 topics.response(self.client_id, "+"),
                 topics.stream(self.client_id, "+"),
-                *([topics.client_status(self.client_id)] if self._is_alone else []),
+                *([topics.client_status(self.client_id)] if self._owns_client_id else []),
             ),
             will=self._presence(OFFLINE),
             announce=self._arrive,
-            farewell=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
+            disconnect_messages=lambda: tuple(filter(None, [self._presence(OFFLINE)])),
             lost=self._lose,
             refused=self._give_up,
         )
-        self._askings = ActiveRequests(
+        self._requests = ActiveRequests(
             topics=topics,
             client_id=self.client_id,
             watch=self._watch,
-            send=self._courier.send,
+            send=self._mqtt.send,
             patience_s=patience_s,
         )
 
     def __repr__(self) -> str:
-        return f"<Client {self.client_id} {len(self._askings)} asked {self._courier!r}>"
+        return f"<Client {self.client_id} {len(self._requests)} asked {self._mqtt!r}>"
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
-        self._task = self._group.create_task(self._courier.run(), name=f"{self.client_id}.courier")
+        self._task = self._group.create_task(self._mqtt.run(), name=f"{self.client_id}.mqtt")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._courier.reached()
+                await self._mqtt.reached()
         except BaseException as error:
             await self._end()
             if isinstance(error, TimeoutError):
@@ -131,22 +131,22 @@ class Client:
         await self._end()
 
     async def ask(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
-        """Yield the text as it comes, when the request says so, and the final message last.
+        """Yield text as it is generated, where the request streams, and the final message last.
 
-        Leaving early cancels the request; `contextlib.aclosing` does that at once. Raises
-        RequestError, also when no gateway is there, and BrokerLost.
+        Closing the generator early cancels the request; `contextlib.aclosing` does so at once.
+        Raises RequestError, also when no gateway is online, and BrokerLost.
         """
-        self._num_asking += 1
-        self._tell_standstill()
+        self._num_running += 1
+        self._report_standstill()
         try:
-            async with contextlib.aclosing(self._ask_again_and_again(request)) as steps:
+            async with contextlib.aclosing(self._ask_with_retries(request)) as steps:
                 async for step in steps:
                     yield step
         finally:
-            self._num_asking -= 1
-            self._tell_standstill()
+            self._num_running -= 1
+            self._report_standstill()
 
-    async def _ask_again_and_again(
+    async def _ask_with_retries(
         self, request: Request
     ) -> AsyncGenerator[Delta | FinalMessage, None]:
         retrying = RetryPolicy(request, self._retry_patience_s)
@@ -163,13 +163,13 @@ class Client:
 
     async def _ask_once(self, request: Request) -> AsyncGenerator[Delta | FinalMessage, None]:
         left_s = request.deadline_s - await self._gateway(request.deadline_s)
-        steps = self._askings.ask(replace(request, deadline_s=left_s))
+        steps = self._requests.ask(replace(request, deadline_s=left_s))
         async with contextlib.aclosing(steps):
             async for step in steps:
                 yield step
 
     async def nodes(self) -> dict[str, NodeView]:
-        """What the broker holds about every node of the cluster.
+        """The retained status and state of every node of the cluster, by node id.
 
         Raises BrokerLost.
         """
@@ -177,7 +177,7 @@ class Client:
         return self._watch.nodes()
 
     async def info(self) -> Mapping[str, Any]:
-        """What the cluster says that it serves; empty when it never said.
+        """The cluster's info, parsed from JSON; empty when there is none.
 
         Raises BrokerLost.
         """
@@ -185,7 +185,7 @@ class Client:
         return self._watch.info()
 
     async def is_online(self) -> bool:
-        """Whether a gateway is there.
+        """Whether a gateway is online.
 
         Raises BrokerLost.
         """
@@ -193,7 +193,7 @@ class Client:
         return await self._watch.online()
 
     async def concerns(self) -> list[str]:
-        """What is not as it should be in the cluster, in words.
+        """The cluster's problems, one sentence each; empty when it is healthy.
 
         Raises BrokerLost.
         """
@@ -203,9 +203,9 @@ class Client:
         )
 
     async def _gateway(self, deadline_s: float) -> float:
-        """Wait for a gateway that was there before; how many seconds that took.
+        """Wait for a gateway that was online before; returns the seconds waited.
 
-        Raises RequestError, and BrokerLost.
+        Raises RequestError and BrokerLost.
         """
         now = asyncio.get_running_loop().time
         begun = now()
@@ -223,9 +223,9 @@ class Client:
             raise too_late() if now() >= late else no_gateway(self._topics.cluster) from None
         return now() - begun
 
-    def _tell_standstill(self) -> None:
-        """Tell why our requests do not move, if that is news."""
-        reason = self._why_still() if self._num_asking else None
+    def _report_standstill(self) -> None:
+        """Report why our requests do not progress, if the reason has changed."""
+        reason = self._why_still() if self._num_running else None
         if reason != self._standstill:
             self._standstill = reason
             self._on_standstill(reason)
@@ -238,11 +238,11 @@ class Client:
         return next((f"{name} is unavailable: {reason}" for name, reason in stalls), None)
 
     async def changed(self) -> None:
-        """Wait until anything that `nodes`, `info` or `is_online` tell has changed."""
+        """Wait for a change in the results of `nodes`, `info` or `is_online`."""
         await self._watch.changed()
 
     async def _complete(self) -> None:
-        """Wait until the broker has sent what it held when we came."""
+        """Wait until the broker has sent all retained messages."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._watch.complete()
@@ -250,44 +250,44 @@ class Client:
             raise BrokerLost("the broker does not answer") from error
 
     def _arrive(self) -> tuple[Outgoing, ...]:
-        """Our presence, and a message to ourselves: when that arrives, the retained ones have."""
+        """Our status, and a message to ourselves, which arrives after all retained messages."""
         mark = Outgoing(self._topics.response(self.client_id, self._mark_id), b"")
         return tuple(filter(None, [self._presence(ONLINE), mark]))
 
     def _presence(self, payload: bytes) -> Outgoing | None:
-        """Whether we are here, by which a gateway learns who waits for answers no more.
+        """Our status, by which a gateway cancels the requests of clients that are gone.
 
-        Who shares a user's name is not alone under it, and cannot say so for the others.
+        None where several clients share the id of their user.
         """
-        if not self._is_alone:
+        if not self._owns_client_id:
             return None
         return Outgoing(self._topics.client_status(self.client_id), payload)
 
     def _receive(self, message: Incoming) -> None:
         match self._topics.parse(message.topic):
             case StreamTopic(_, request_id):
-                self._askings.take_piece(request_id, message.payload)
+                self._requests.take_piece(request_id, message.payload)
             case ResponseTopic(_, request_id) if (
                 request_id == self._mark_id and not message.payload
             ):
                 self._watch.take_mark()
             case ResponseTopic(_, request_id):
-                self._askings.take_final(request_id, message.payload)
+                self._requests.take_final(request_id, message.payload)
             case ClientStatusTopic():
                 if message.payload == OFFLINE:
-                    # The will of a former connection, which the broker missed only now.
-                    self._courier.send(Outgoing(message.topic, ONLINE))
+                    # The will of an earlier connection, whose end the broker noticed only now.
+                    self._mqtt.send(Outgoing(message.topic, ONLINE))
             case StatusTopic():
                 self._take_status(message.payload, message.expiry_s)
             case topic:
-                # A broker that knows MQTT 5 tells how much is left of what it held.
+                # With MQTT 5, a retained message carries the rest of its expiry interval.
                 left_s = KEEP_S if message.expiry_s is None else message.expiry_s
                 age_s = max(0.0, KEEP_S - left_s) if message.retain else 0.0
                 self._watch.take(topic, message.payload, age_s)
-                self._tell_standstill()
+                self._report_standstill()
 
     def _take_status(self, payload: bytes, left_s: float | None = None) -> None:
-        """The cluster said whether it is there, and for how long that holds where it is renewed."""
+        """Handle the cluster's status, which expires after `left_s` seconds, if it expires."""
         if self._lapse is not None:
             self._lapse.cancel()
             self._lapse = None
@@ -295,18 +295,18 @@ class Client:
             loop = asyncio.get_running_loop()
             self._lapse = loop.call_later(min(left_s, KEEP_ONLINE_S), self._take_status, b"")
         if self._watch.take_status(payload):
-            self._askings.on_gateway()
-            self._tell_standstill()
+            self._requests.on_gateway()
+            self._report_standstill()
 
     def _give_up(self, message: Outgoing, reason: str) -> None:
-        """The broker does not take a message."""
-        self._askings.undeliverable(message, reason)
+        """Handle a message that the broker refuses."""
+        self._requests.undeliverable(message, reason)
 
     def _lose(self) -> None:
-        """The connection broke."""
+        """Handle the loss of the connection."""
         if self._watch.lose():
-            self._askings.on_gateway()
-            self._tell_standstill()
+            self._requests.on_gateway()
+            self._report_standstill()
 
     async def _end(self) -> None:
         if self._lapse is not None:
@@ -316,7 +316,7 @@ class Client:
         await self._group.__aexit__(None, None, None)
 
 
-def _known_as(address: BrokerAddress) -> str | None:
-    """Who we are to the broker, where that can be a level of a topic."""
+def _topic_name(address: BrokerAddress) -> str | None:
+    """The username, where it can be a level of a topic."""
     name = address.username
     return name if name and is_identifier(name) else None

@@ -1,7 +1,7 @@
-"""What the broker holds about a cluster, kept up to date: its status, its info, its nodes.
+"""A live view of a cluster's retained messages: its status, its info and its nodes.
 
-It knows when everything that was held has arrived: a message to ourselves, sent after subscribing,
-comes after the retained ones.
+The view is complete once a message to ourselves, sent after subscribing, has arrived: it comes
+after the retained ones.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from edgecosine.protocol.api.topics import (
 )
 
 MAX_NODES = 1024
-_SILENT = "it says nothing any more"
+_SILENT = "it stopped renewing its status"
 _GRACE_S = 1.0
-"""How long after the mark a slow broker may still send a retained message."""
+"""Seconds after our own message in which a slow broker may still send a retained one."""
 
 
 class ClusterView:
@@ -43,25 +43,25 @@ class ClusterView:
     def __init__(self) -> None:
         self.is_online = False
         self.is_draining = False
-        """Whether the gateway that is there lets nobody else in."""
+        """Whether the gateway accepts no new requests."""
         self.offline_since = math.inf
-        """In the loop's time; infinite when the gateway was never seen."""
+        """Loop time in seconds; infinite when no gateway was ever online."""
         self._unavailable: dict[str, str] = {}
-        """Nodes that say that they cannot work now, and why."""
+        """Reasons of nodes whose status is `unavailable`, by node id."""
         self._info = b"{}"
         self._node_messages: dict[str, dict[str, bytes]] = {}
-        self._said_at: dict[str, float] = {}
-        """When each node said its status last, in the loop's time."""
+        self._seen_at: dict[str, float] = {}
+        """Loop time at which each node sent its last status."""
         self._is_complete = asyncio.Event()
         self._comes_online = asyncio.Event()
         self._has_changed = asyncio.Event()
 
     async def complete(self) -> None:
-        """Wait until all that the broker held has arrived."""
+        """Wait until all retained messages have arrived."""
         await self._is_complete.wait()
 
     async def online(self) -> bool:
-        """Whether a gateway is there, a short time granted for saying so."""
+        """Whether a gateway is online, after a short wait for its status."""
         await self.complete()
         if not self.is_online:
             try:
@@ -72,7 +72,7 @@ class ClusterView:
         return self.is_online
 
     async def changed(self) -> None:
-        """Wait for a change since the last call; that a node falls silent is one."""
+        """Wait for a change since the last call, such as a node whose lease expires."""
         silent = self._silent(LEASE_S)
         while not self._has_changed.is_set() and self._silent(LEASE_S) == silent:
             try:
@@ -84,7 +84,7 @@ class ClusterView:
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Targets that say that they cannot work now, and why."""
+        """Reasons of unavailable targets, by node id."""
         targets = self._targets()
         return {
             node_id: reason
@@ -93,9 +93,9 @@ class ClusterView:
         }
 
     def nodes(self) -> dict[str, NodeView]:
-        """Every node of which anything is held, and which was not silent for too long.
+        """Every node with retained messages that have not expired.
 
-        A node that says nothing any more is lost, even where no will has said so: it may have died
+        A node that stops renewing its status is lost, even without a will: it may have failed
         together with its broker.
         """
         for node_id in self._silent(KEEP_S):
@@ -109,15 +109,15 @@ class ClusterView:
         return views
 
     def info(self) -> Mapping[str, Any]:
-        """What the cluster says that it serves; empty when it says nothing that can be read."""
+        """The cluster's info; empty when there is none or it is unreadable."""
         return read_facts(self._info)
 
     def take_mark(self) -> None:
-        """The message to ourselves has come."""
+        """Handle the message to ourselves."""
         self._is_complete.set()
 
     def take_status(self, payload: bytes) -> bool:
-        """The cluster said whether it is there; True when that is news."""
+        """Handle the cluster's status; returns whether it changed."""
         self.is_draining = payload == DRAINING
         is_online = payload in (ONLINE, DRAINING)
         if is_online == self.is_online:
@@ -132,7 +132,7 @@ class ClusterView:
         return True
 
     def take(self, topic: AnyTopic | None, payload: bytes, age_s: float = 0.0) -> None:
-        """Any other retained message came, which was said so long ago, as far as is known."""
+        """Handle any other retained message, sent `age_s` seconds ago as far as is known."""
         match topic:
             case InfoTopic():
                 self._info = payload
@@ -145,7 +145,7 @@ class ClusterView:
         self._has_changed.set()
 
     def lose(self) -> bool:
-        """The connection broke, so nothing is known; True when a gateway had been there."""
+        """Handle the loss of the connection; returns whether a gateway was online."""
         self._is_complete.clear()
         return self.take_status(b"")
 
@@ -157,31 +157,31 @@ class ClusterView:
             self._unavailable.pop(node_id, None)
 
     def _take_node(self, node_id: str, which: str, payload: bytes, age_s: float | None) -> bool:
-        """Keep what was said by or of a node; whether that is news."""
+        """Store a node's message; returns whether it changed anything."""
         if node_id not in self._node_messages and len(self._node_messages) >= MAX_NODES:
             return False
         if age_s is not None:
             was_silent = node_id in self._silent(LEASE_S)
-            self._said_at[node_id] = _now() - age_s
+            self._seen_at[node_id] = _now() - age_s
         else:
             was_silent = False
-        said = self._node_messages.setdefault(node_id, {})
-        is_news = said.get(which) != payload or was_silent
-        said[which] = payload
+        messages = self._node_messages.setdefault(node_id, {})
+        is_news = messages.get(which) != payload or was_silent
+        messages[which] = payload
         return is_news
 
     def _targets(self) -> Collection[str]:
-        """Who is a target, as the cluster says where drafters may not write; else empty."""
+        """The targets' ids, from the cluster's info, which drafters cannot write; else empty."""
         targets = self.info().get("targets")
         return targets if isinstance(targets, list) else ()
 
     def _silent(self, for_s: float) -> set[str]:
-        """Nodes that said nothing for so long."""
+        """Nodes without a status for so many seconds."""
         since = _now() - for_s
-        return {node_id for node_id, said_at in self._said_at.items() if said_at < since}
+        return {node_id for node_id, seen_at in self._seen_at.items() if seen_at < since}
 
     def _forget(self, node_id: str) -> None:
-        for known in (self._node_messages, self._said_at, self._unavailable):
+        for known in (self._node_messages, self._seen_at, self._unavailable):
             known.pop(node_id, None)
 
 

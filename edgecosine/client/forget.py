@@ -1,7 +1,7 @@
-"""Clear what a broker holds of a node that is gone. A node that lives is left alone.
+"""Clears a broker's retained messages of a node that is gone; a live node is left alone.
 
-A node that died together with its broker looks alive there, so it is watched for as long as what it
-said holds: who lives says it again within that time.
+A node that failed together with its broker looks alive there, so it is watched for one lease: a
+live node renews its status within that time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ANSWER_S: Final = 5.0
 async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
     """Clear a node's retained messages.
 
-    Raises ConfigError when no such node is known or it lives, BrokerLost when the broker is not
-    there or does not let us.
+    Raises ConfigError when the node is unknown or alive, BrokerLost when the broker is offline or
+    refuses.
     """
     topics = Topics(cluster)
-    about = (topics.node_status(node_id), topics.node_state(node_id), topics.standing(node_id))
+    about = (topics.node_status(node_id), topics.node_state(node_id), topics.membership(node_id))
     name = f"edgecosine-forget-{secrets.token_hex(16)}"
     mark = topics.response(name, "mark")
     async with connect(broker, client_id=name) as connection:
@@ -37,10 +37,12 @@ async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
         await connection.publish(Outgoing(mark, b""))
         held = await _until(connection, mark)
         if not any(message.payload for message in held):
-            allowed = f"a node of which the broker of cluster {cluster} holds anything"
+            allowed = f"a node with retained messages at the broker of cluster {cluster}"
             raise ConfigError("NODE", node_id, allowed)
         if not _is_gone(held, topics.node_status(node_id)) and await _lives(connection):
-            raise ConfigError("NODE", node_id, "a node that is gone; this one lives: stop it first")
+            raise ConfigError(
+                "NODE", node_id, "a node that is gone; this one is alive: stop it first"
+            )
         for topic in about:
             await connection.publish(Outgoing(topic, b"", retain=True))
         await connection.publish(Outgoing(mark, b""))
@@ -50,12 +52,12 @@ async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
 
 
 _NOT_ALLOWED: Final = (
-    "the broker does not let us clear a node's messages: use the credentials of a target"
+    "the broker does not allow clearing a node's messages: use the credentials of a target"
 )
 
 
 async def _until(connection: Connection, last: str) -> list[Incoming]:
-    """All that comes before a message on the topic `last`.
+    """All messages before the first one on the topic `last`.
 
     Raises BrokerLost when none comes.
     """
@@ -75,7 +77,7 @@ async def _until(connection: Connection, last: str) -> list[Incoming]:
 
 
 def _is_gone(held: Iterable[Incoming], status_topic: str) -> bool:
-    """Whether the node, or its broker in its name, has said so, or it was silent for too long."""
+    """Whether the node's status is offline or lost, or its lease has expired."""
     if any(not message.retain for message in held):
         return False
     statuses = [message for message in held if message.topic == status_topic]
@@ -89,7 +91,7 @@ def _is_gone(held: Iterable[Incoming], status_topic: str) -> bool:
 
 
 async def _lives(connection: Connection) -> bool:
-    """Whether the node says anything while what it said before holds."""
+    """Whether the node sends a message within one lease."""
     with contextlib.suppress(TimeoutError):
         async with (
             asyncio.timeout(LEASE_S),

@@ -1,4 +1,4 @@
-"""Is the cluster well, and if not, why: read from what its broker holds. Pure."""
+"""A cluster's problems, derived from its retained messages. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from edgecosine.protocol.api.retained_topics import NodeView
 
-_SAID = ("unavailable", "draining", "lost", "starting")
-"""What a node may be that calls for attention; `offline` is somebody's wish."""
+_UNHEALTHY = ("unavailable", "draining", "lost", "starting")
+"""Node states that need attention; `offline` is intended."""
 
 
 def concerns(*, is_online: bool, is_draining: bool, nodes: Mapping[str, NodeView]) -> list[str]:
-    """What is not as it should be, in words; none when the cluster is healthy."""
+    """One sentence for each problem; empty when the cluster is healthy."""
     found = []
     if not is_online:
-        found.append("no gateway is online, so nobody is answered")
+        found.append("no gateway is online, so no request is answered")
     elif is_draining:
-        found.append("the gateway takes no more requests, for it is going")
+        found.append("the gateway is draining and accepts no new requests")
     for name, view in nodes.items():
-        if view.status is not None and view.status.state in _SAID:
+        if view.status is not None and view.status.state in _UNHEALTHY:
             why = f": {view.status.reason}" if view.status.reason else ""
             found.append(f"{name} is {view.status.state}{why}")
         if view.is_here and view.state.get("role") == "target":
@@ -32,7 +32,7 @@ def _of_target(state: Mapping[str, Any]) -> list[str]:
     if state.get("is_full"):
         found.append(f"the queue is full, {state.get('queued')} wait")
     if state.get("is_congested"):
-        found.append("the broker takes less than there is to say; parts of answers are left out")
+        found.append("the broker is slower than the answers; stream parts are dropped")
     if not state.get("drafters"):
         found.append("no drafter is linked, so it decodes alone")
     not_linked = state.get("not_linked")
@@ -42,7 +42,7 @@ def _of_target(state: Mapping[str, Any]) -> list[str]:
 
 
 def counted(nodes: Mapping[str, NodeView]) -> list[str]:
-    """What each node has counted, in words; nothing of nodes that had nothing to count."""
+    """A line for each node with counters, which lists them."""
     lines = []
     for name, view in nodes.items():
         counters = view.state.get("counters")

@@ -1,4 +1,4 @@
-"""Whether and when a refused request is put again: as the refusal says, while patience lasts."""
+"""Whether and when a refused request is sent again: as its refusal says, for a bounded time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from edgecosine.errors import RequestError
 from edgecosine.protocol.api.request import Request
 
 RETRY_PATIENCE_S = 30.0
-"""How long a request is put again and again to a cluster that says when to come again."""
-_CROWD = 0.25
-"""Of a pause, at most, is added by chance, so that the refused do not come back in one moment."""
+"""Seconds for which a request is retried where refusals name a time to retry."""
+_JITTER = 0.25
+"""Largest share that is added to a pause at random, so that clients do not retry in step."""
 _RETURN_S = 1.0
 
 
@@ -28,20 +28,20 @@ class RetryPolicy:
 
     @property
     def request(self) -> Request:
-        """The request as it is to be put now: its deadline has come nearer."""
+        """The request to send now, with the rest of its deadline."""
         left_s = self._asked.deadline_s - (self._clock() - self._begun)
         return replace(self._asked, deadline_s=left_s)
 
     def pause_s(self, refusal: RequestError) -> float:
         """Seconds until the next attempt.
 
-        Raises the refusal when there is no use in another one, or no time.
+        Raises the refusal when a retry is useless or the time is over.
         """
         self._is_draining |= refusal.code == "draining"
         if refusal.retry_after_s is not None:
-            pause_s = refusal.retry_after_s * (1 + _CROWD * random.random())
+            pause_s = refusal.retry_after_s * (1 + _JITTER * random.random())
         elif self._is_draining and refusal.code == "gateway_offline":
-            pause_s = _RETURN_S  # what was draining comes back
+            pause_s = _RETURN_S  # a draining gateway restarts
         else:
             raise refusal
         if self._clock() - self._begun + pause_s > self._patience_s:

@@ -1,7 +1,7 @@
-"""Somebody whom we may dial, and where: what is claimed about it, and what has proved true.
+"""A node that may be dialled, with its claimed and proven addresses.
 
-Anybody can announce any name. So no claim takes away what another one told, or what led to the
-node before: a dial tries them all, and the node that answers proves who it is.
+Announcements are not authenticated. So a new one removes no address of an earlier one, nor a proven
+address: a dial tries all of them, and the node that answers proves its identity.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ MAX_DIALS_AFTER_GOODBYE: Final = 3
 
 @dataclass(slots=True)
 class Contact:
-    """An advert's node, or a static address.
+    """An announced node, or a static address.
 
-    advert     the claim that counts; None of a static address
-    endpoints  where the claims say that it is, the one that counts first
-    proven     where they said so when a dial led to the node
-    has_left   whether a good-bye was said in its name
+    advert     the current advert; None for a static address
+    endpoints  announced addresses, the current advert's first
+    proven     the endpoints at the last successful dial
+    has_left   whether a good-bye was received in its name
     """
 
     key: str
     endpoints: tuple[Address, ...]
     advert: Advert | None = None
     node_id: str | None = None
-    standing: PeerState = "waiting"
+    state: PeerState = "waiting"
     reason: str = "not dialled yet"
     attempts: int = 0
     dial_at: float = -math.inf
@@ -43,35 +43,35 @@ class Contact:
 
     @property
     def is_known(self) -> bool:
-        """Whether an operator named it, or a dial has led to it before."""
+        """Whether its address is static, or a dial has reached it before."""
         return self.advert is None or bool(self.proven)
 
     @property
     def is_given_up(self) -> bool:
-        """Whether a good-bye was said in its name and nobody answers any more."""
+        """Whether a good-bye was received in its name and dials fail."""
         return self.has_left and self.attempts >= MAX_DIALS_AFTER_GOODBYE
 
     @property
     def is_spare(self) -> bool:
-        """Whether it may make room for others: it was tried in vain, or need not be tried."""
-        return not self.is_known and (self.attempts > 0 or self.standing in ("refused", "left out"))
+        """Whether it may be dropped for another one: its dials failed, or are not needed."""
+        return not self.is_known and (self.attempts > 0 or self.state in ("refused", "left out"))
 
     def also_at(self, endpoints: tuple[Address, ...]) -> None:
-        """Another claim says that the node is there; the newest ones are kept."""
+        """Add endpoints of an earlier advert, up to the limit."""
         self.endpoints = tuple(dict.fromkeys((*self.endpoints, *endpoints)))[:MAX_ENDPOINTS]
 
     def prove(self) -> None:
-        """A dial has led to the node."""
+        """Record that a dial has reached the node."""
         self.proven = self.endpoints[:MAX_ADDRESSES]
 
     def where(self, *, is_linked: bool) -> tuple[Address, ...]:
-        """Where to dial: beside a link only a new place is of interest, else the proven one is."""
+        """Endpoints to dial: new ones while linked, otherwise the proven ones first."""
         first, then = (self.endpoints, ()) if is_linked else (self.proven, self.endpoints)
         return tuple(dict.fromkeys((*first, *then)))
 
 
-def misfit_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[PeerState, str] | None:
-    """Why a node is not ours to dial, from what is announced; None when it is."""
+def mismatch_of(ours: Hello, advert: Advert, *, dials_seen: bool) -> tuple[PeerState, str] | None:
+    """Why an announced node is not dialled, as a state and a reason; None if it is."""
     if advert.protocol != ours.protocol:
         reason = f"protocol {advert.protocol} there, {ours.protocol} here: install one release"
         return "refused", reason

@@ -1,4 +1,4 @@
-"""What happens to the roster, what it wants done, and how it explains itself: plain values."""
+"""Events, actions and explanations of the roster, as plain values."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal
 from edgecosine.discovery.peer import Address, Advert
 
 PeerState = Literal["linked", "dialling", "waiting", "refused", "left out"]
-"""Where a peer stands: refused is a mismatch, left out is as it should be."""
+"""The state of a peer: `refused` for a mismatch, `left out` where no link is intended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSeen:
-    """mDNS told about a node, or something new about it."""
+    """mDNS reports a new or changed advert."""
 
     advert: Advert
 
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """mDNS says that a node has said good-bye."""
+    """mDNS reports a node's good-bye."""
 
     node_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A link is ready; `contact` is that of our dial, None when the peer dialled."""
+    """A link is ready; `contact` is the one that we dialled, None when the peer dialled."""
 
     node_id: str
     incarnation: int
@@ -36,16 +36,16 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The last link to a node ended; `is_farewell` when the node itself said that it ends."""
+    """The last link to a node ended; `is_disconnect` when the node announced the end."""
 
     node_id: str
     reason: str
-    is_farewell: bool = False
+    is_disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DialFailed:
-    """A dial came to nothing; `is_final` when the peer can never be linked as it is."""
+    """A dial failed; `is_final` when the peer's settings rule out a link."""
 
     contact: str
     reason: str
@@ -62,9 +62,9 @@ Event = PeerSeen | PeerGone | LinkUp | LinkDown | DialFailed | Ticked
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Dial a contact; `node_id` is who should be there, None when nobody knows.
+    """Dial a contact; `node_id` is the expected node, None when it is unknown.
 
-    Who is known was there before, or was named by an operator; others are only said to be there.
+    `is_known` for a static address and for a node that was reached before.
     """
 
     contact: str
@@ -75,11 +75,11 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A peer is not linked, for a reason not told before."""
+    """A peer is not linked, for a new reason."""
 
     contact: str
     reason: str
-    standing: PeerState
+    state: PeerState
 
 
 RosterAction = Dial | Explained
@@ -87,11 +87,11 @@ RosterAction = Dial | Explained
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where a peer stands, for status and doctor."""
+    """A peer's state and reason, for `status` and `doctor`."""
 
     peer: str
-    standing: PeerState
+    state: PeerState
     reason: str
     endpoints: tuple[Address, ...] = ()
     is_foreign: bool = False
-    """Whether it was only announced, and for another cluster."""
+    """Whether it announces another cluster."""

@@ -1,4 +1,4 @@
-"""Which numeric addresses this machine has, and which of them to tell the others."""
+"""The numeric addresses of this machine, and those to announce."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Final
 import ifaddr
 
 _STATES: Final = Path("/sys/class/net")
-"""On Linux: a folder for each interface."""
-_UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")  # noqa: S104 -- to be told apart
+"""On Linux, a directory for each interface."""
+_UNSPECIFIED: Final = ("", "*", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface, its numeric addresses, and where the system tells, whether it is up."""
+    """A network interface, its numeric addresses, and its `operstate` where known."""
 
     name: str
     addresses: tuple[str, ...]
@@ -42,26 +42,26 @@ def _state(name: str) -> str:
 
 
 def is_everywhere(listening: Iterable[str]) -> bool:
-    """Whether a node that listens on these hosts is reached at every address of its machine, those
-    to come included."""
+    """Whether the hosts include an unspecified address, which covers all present and future
+    addresses of the machine."""
     return any(host in _UNSPECIFIED for host in listening)
 
 
-def addresses_to_tell(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:
-    """Numeric addresses at which others reach a node that listens on these hosts.
+def addresses_to_announce(listening: Sequence[str], own: Iterable[Interface]) -> list[str]:
+    """Numeric addresses at which other nodes reach a node that listens on these hosts.
 
-    Loopback is told only when there is nothing else, for it means somebody else elsewhere.
+    Loopback is included only when there is no other address.
     """
-    told = [host for host in listening if host not in _UNSPECIFIED]
-    if len(told) < len(listening):
-        told += [address for interface in own for address in interface.addresses]
-    ordered = by_reach(told)
+    announced = [host for host in listening if host not in _UNSPECIFIED]
+    if len(announced) < len(listening):
+        announced += [address for interface in own for address in interface.addresses]
+    ordered = by_reach(announced)
     far = [address for address in ordered if not ipaddress.ip_address(_bare(address)).is_loopback]
     return far or ordered
 
 
 def by_reach(addresses: Iterable[str]) -> list[str]:
-    """Distinct addresses, those first that are most likely to be reached from anywhere."""
+    """Distinct addresses, the most widely reachable first."""
     return sorted(dict.fromkeys(addresses), key=_distance)
 
 

@@ -1,7 +1,7 @@
-"""What a node tells about itself by mDNS, as a value, and its form in a TXT record.
+"""A node's mDNS advert as a value, and its TXT record.
 
-An advert is a hint by a stranger: it is validated and bounded here, and nothing else believes it
-further than dialling the address to hear a Hello.
+An advert is unauthenticated: it is validated and bounded here, and used only to dial the address,
+where the node's Hello follows.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Address(NamedTuple):
 
 
 class HostileAdvert(ValueError):
-    """A TXT record that no node of ours would write; says which entry."""
+    """An invalid TXT record; the message names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advert:
-    """One node, as it tells about itself.
+    """A node's announcement of itself.
 
-    vocabulary  short digest of its vocabulary; empty when it takes any
-    addresses   numeric, in the order in which to try them; empty in a node's own advert where it is
-                reached at whatever addresses its machine has
+    vocabulary  short digest of its vocabulary; empty when it accepts any
+    addresses   numeric, in the order of dials; empty in a node's own advert that stands for all
+                addresses of its machine
     """
 
     node_id: str
@@ -65,7 +65,7 @@ class Advert:
 
 
 def advert_of(hello: Hello, addresses: Sequence[str], port: int) -> Advert:
-    """What a node that greets with `hello` tells by mDNS."""
+    """The advert of the node whose greeting is `hello`."""
     return Advert(
         node_id=hello.node_id,
         incarnation=hello.incarnation,
@@ -80,7 +80,7 @@ def advert_of(hello: Hello, addresses: Sequence[str], port: int) -> Advert:
 
 
 def to_txt(advert: Advert) -> dict[str, str]:
-    """The TXT record; addresses and port travel in records of their own."""
+    """The entries of the TXT record; addresses and port have records of their own."""
     return {
         "protocol": str(advert.protocol),
         "cluster": advert.cluster,
@@ -95,7 +95,7 @@ def to_txt(advert: Advert) -> dict[str, str]:
 def from_txt(
     txt: Mapping[bytes, bytes | None], addresses: Sequence[str], port: int | None
 ) -> Advert:
-    """The advert that a peer's records hold; unknown entries are ignored.
+    """Parse the advert in a peer's records; unknown entries are ignored.
 
     Raises HostileAdvert when an entry is missing, too long or malformed.
     """
@@ -126,7 +126,7 @@ def _text(txt: Mapping[bytes, bytes | None], key: str) -> str:
     try:
         text = value.decode()
     except UnicodeDecodeError as error:
-        raise HostileAdvert(f"{key} is no text") from error
+        raise HostileAdvert(f"{key} is not UTF-8") from error
     if not text.isprintable():
         raise HostileAdvert(f"{key} is not printable")
     return text

@@ -1,12 +1,11 @@
-"""Who is here, who should be linked, and why somebody is not: events in, effects out.
+"""Decides which peers to dial and explains why others are not linked. Pure: events in, actions out.
 
-It does no input, no output and reads no clock. mDNS is believed about who exists and never about
-who lives; links are believed about who lives. Every peer that is seen but not linked has a reason.
+mDNS is trusted for the existence of nodes only; links show which nodes are alive. Every peer that
+is announced but not linked has a reason.
 
-A peer that fits and is not linked is dialled, and dialled again after a growing pause. One that
-can never be linked as it is waits until it tells something new about itself. Static peers are
-dialled for ever. Of two lives of a node the newer one counts, unless the newer one has long gone.
-What is announced in a node's name ends no link to it and hides it from nobody who was linked.
+A compatible peer without a link is dialled, with back-off. An incompatible one waits for a new
+advert. Static peers are dialled without end. Of two processes of a node the newer one counts,
+unless its advert is stale. No announcement ends a link or replaces a proven address.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from edgecosine.discovery.backoff import Backoff
-from edgecosine.discovery.contact import Contact, misfit_of
+from edgecosine.backoff import Backoff
+from edgecosine.discovery.contact import Contact, mismatch_of
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
@@ -37,9 +36,9 @@ from edgecosine.protocol.wire.messages import Hello
 
 MAX_PEERS: Final = 1024
 STABLE_S: Final = 5.0
-"""A link that lasted this long was no accident: the next dial starts without a pause."""
+"""A link that lasted this long resets the back-off."""
 STALE_LIFE_S: Final = 30.0
-"""After so long an older life is no echo, but a node whose clock went back."""
+"""Seconds after which an older incarnation counts: the node's clock may have gone back."""
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class _Linked:
 
 
 class Roster:
-    """The state behind the decisions; `handle` is the only way to change it."""
+    """The known peers and links; `handle` is the only method that changes them."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class Roster:
         self._dials_seen = ours.role == "target" if dials_seen is None else dials_seen
         self._backoff, self._chance = backoff or Backoff(), chance
         self._linked: dict[str, _Linked] = {}
-        self._told: dict[str, str] = {}
+        self._explained: dict[str, str] = {}
         self._contacts = {str(address): Contact(str(address), (address,)) for address in static}
 
     def __repr__(self) -> str:
@@ -72,16 +71,16 @@ class Roster:
 
     @property
     def wake_at(self) -> float | None:
-        """When the next dial is due; None when only an event can change anything."""
-        due = [c.dial_at for c in self._contacts.values() if c.standing == "waiting"]
+        """Time of the next dial; None when only an event can cause one."""
+        due = [c.dial_at for c in self._contacts.values() if c.state == "waiting"]
         return min(due, default=None)
 
     def explain(self) -> list[Explanation]:
-        """Every peer that is known, and where it stands."""
+        """The state of every known peer."""
         return [
             Explanation(
                 c.key,
-                c.standing,
+                c.state,
                 c.reason,
                 c.endpoints,
                 is_foreign=c.advert is not None and c.advert.cluster != self._ours.cluster,
@@ -90,7 +89,7 @@ class Roster:
         ]
 
     def handle(self, event: Event, now: float) -> list[RosterAction]:
-        """Take one event at `now` (seconds of any steady clock); gives what is to be done."""
+        """Handle an event at `now` (seconds of any monotonic clock); returns the actions."""
         effects: list[RosterAction] = []
         match event:
             case PeerSeen(advert):
@@ -99,8 +98,8 @@ class Roster:
                 self._leave(node_id)
             case LinkUp(node_id, incarnation, key):
                 self._link_up(node_id, incarnation, key, now)
-            case LinkDown(node_id, reason, is_farewell):
-                self._link_down(node_id, reason, now, is_farewell=is_farewell)
+            case LinkDown(node_id, reason, is_disconnect):
+                self._link_down(node_id, reason, now, is_disconnect=is_disconnect)
             case DialFailed(key, reason, is_final):
                 self._dial_failed(key, reason, is_final, now)
             case Ticked():
@@ -114,12 +113,12 @@ class Roster:
             if advert.incarnation <= self._ours.incarnation:
                 return []
             reason = "another node announces our name: give each node its own"
-            return self._tell_once(advert.node_id, reason, "refused")
+            return self._explain_once(advert.node_id, reason, "refused")
         known = self._contacts.get(advert.node_id)
         if known is None and not self._has_room():
             reason = f"more than {MAX_PEERS} peers are announced"
-            return self._tell_once("other peers", reason, "left out")
-        if known is not None and self._tells_nothing_new(known, advert, now):
+            return self._explain_once("other peers", reason, "left out")
+        if known is not None and self._has_nothing_new(known, advert, now):
             return []
         contact = Contact(advert.node_id, advert.endpoints, advert, advert.node_id)
         contact.seen_at = contact.dial_at = now
@@ -131,11 +130,11 @@ class Roster:
         self._judge(contact)
         linked = self._linked.get(contact.key)
         if linked is not None and linked.incarnation >= advert.incarnation:
-            contact.standing, contact.reason = "linked", ""
+            contact.state, contact.reason = "linked", ""
         return []
 
     def _has_room(self) -> bool:
-        """Whether one more peer can be known; who was tried in vain makes room."""
+        """Whether one more peer can be stored; a peer whose dials failed is dropped for it."""
         if len(self._contacts) < MAX_PEERS:
             return True
         spare = next((c for c in self._contacts.values() if self._is_spare(c)), None)
@@ -146,14 +145,14 @@ class Roster:
     def _is_spare(self, contact: Contact) -> bool:
         return contact.is_spare and not self._is_linked(contact)
 
-    def _tells_nothing_new(self, known: Contact, advert: Advert, now: float) -> bool:
-        """Whether a claim changes nothing but where else to look for the node."""
+    def _has_nothing_new(self, known: Contact, advert: Advert, now: float) -> bool:
+        """Whether an advert adds at most new endpoints."""
         if known.advert is None:
             return False
         if known.advert == advert:
             known.seen_at, known.has_left = now, False
             return True
-        was_fit, is_fit = (self._misfit(each) is None for each in (known.advert, advert))
+        was_fit, is_fit = (self._mismatch(each) is None for each in (known.advert, advert))
         is_less = (is_fit, advert.incarnation) < (was_fit, known.advert.incarnation)
         is_settled = known.is_known or self._is_linked(known)
         if is_less and (is_settled or now - known.seen_at < STALE_LIFE_S):
@@ -162,14 +161,14 @@ class Roster:
             return True
         return False
 
-    def _misfit(self, advert: Advert) -> tuple[PeerState, str] | None:
-        return misfit_of(self._ours, advert, dials_seen=self._dials_seen)
+    def _mismatch(self, advert: Advert) -> tuple[PeerState, str] | None:
+        return mismatch_of(self._ours, advert, dials_seen=self._dials_seen)
 
     def _judge(self, contact: Contact) -> None:
-        """Decide whether the contact is ours to dial, from what is told about it."""
-        misfit = None if contact.advert is None else self._misfit(contact.advert)
-        if misfit is not None:
-            contact.standing, contact.reason = misfit
+        """Set the contact's state if its advert rules out a dial."""
+        mismatch = None if contact.advert is None else self._mismatch(contact.advert)
+        if mismatch is not None:
+            contact.state, contact.reason = mismatch
 
     def _leave(self, node_id: str) -> None:
         known = self._contacts.get(node_id)
@@ -182,7 +181,7 @@ class Roster:
 
     def _forget(self, contact: Contact) -> None:
         del self._contacts[contact.key]
-        self._told.pop(contact.key, None)
+        self._explained.pop(contact.key, None)
 
     def _link_up(self, node_id: str, incarnation: int, key: str | None, now: float) -> None:
         self._linked[node_id] = _Linked(incarnation, now)
@@ -191,16 +190,16 @@ class Roster:
             dialled.node_id = node_id
             dialled.prove()
         for contact in self._of(node_id):
-            contact.standing, contact.reason = "linked", ""
-            self._told.pop(contact.key, None)
+            contact.state, contact.reason = "linked", ""
+            self._explained.pop(contact.key, None)
 
-    def _link_down(self, node_id: str, reason: str, now: float, *, is_farewell: bool) -> None:
+    def _link_down(self, node_id: str, reason: str, now: float, *, is_disconnect: bool) -> None:
         linked = self._linked.pop(node_id, None)
         was_stable = linked is not None and now - linked.since >= STABLE_S
         for contact in self._of(node_id):
-            if contact.standing != "linked":
+            if contact.state != "linked":
                 continue
-            if contact.has_left and is_farewell:
+            if contact.has_left and is_disconnect:
                 self._forget(contact)
                 continue
             if was_stable:
@@ -210,26 +209,26 @@ class Roster:
 
     def _dial_failed(self, key: str, reason: str, is_final: bool, now: float) -> None:
         contact = self._contacts.get(key)
-        if contact is None or contact.standing != "dialling":
+        if contact is None or contact.state != "dialling":
             return
         if contact.advert is not None and self._is_linked(contact):
-            contact.standing, contact.reason = "linked", ""  # the claim of another life was false
+            contact.state, contact.reason = "linked", ""  # the advert of another process was false
             return
         self._wait(contact, reason, now)
         if contact.is_given_up:
             self._forget(contact)
         elif is_final and contact.advert is not None:
-            contact.standing = "refused"
+            contact.state = "refused"
 
     def _wait(self, contact: Contact, reason: str, now: float) -> None:
         contact.attempts += 1
-        contact.standing, contact.reason = "waiting", reason
+        contact.state, contact.reason = "waiting", reason
         contact.dial_at = now + self._backoff.delay_s(contact.attempts, self._chance())
 
     def _dial_due(self, now: float) -> list[RosterAction]:
-        due = [c for c in self._contacts.values() if c.standing == "waiting" and c.dial_at <= now]
+        due = [c for c in self._contacts.values() if c.state == "waiting" and c.dial_at <= now]
         for contact in due:
-            contact.standing, contact.dialled_at = "dialling", now
+            contact.state, contact.dialled_at = "dialling", now
         return [self._dial(contact) for contact in due]
 
     def _dial(self, contact: Contact) -> Dial:
@@ -240,16 +239,16 @@ class Roster:
     def _explain_anew(self) -> list[RosterAction]:
         effects: list[RosterAction] = []
         for contact in self._contacts.values():
-            has_failed = contact.standing == "waiting" and contact.attempts > 0
-            if has_failed or contact.standing in ("refused", "left out"):
-                effects += self._tell_once(contact.key, contact.reason, contact.standing)
+            has_failed = contact.state == "waiting" and contact.attempts > 0
+            if has_failed or contact.state in ("refused", "left out"):
+                effects += self._explain_once(contact.key, contact.reason, contact.state)
         return effects
 
-    def _tell_once(self, key: str, reason: str, standing: PeerState) -> list[RosterAction]:
-        if self._told.get(key) == reason:
+    def _explain_once(self, key: str, reason: str, state: PeerState) -> list[RosterAction]:
+        if self._explained.get(key) == reason:
             return []
-        self._told[key] = reason
-        return [Explained(key, reason, standing)]
+        self._explained[key] = reason
+        return [Explained(key, reason, state)]
 
     def _of(self, node_id: str) -> list[Contact]:
         return [c for c in self._contacts.values() if node_id in (c.node_id, c.key)]

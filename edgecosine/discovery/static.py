@@ -1,8 +1,8 @@
-"""Addresses that an operator writes down: HOST:PORT, or [IPV6]:PORT."""
+"""Parses addresses in settings: HOST:PORT, or [IPV6]:PORT."""
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 -- looked up here, not amid a later look-up without rights
+import encodings.idna  # noqa: F401 -- loaded now, since a later look-up may lack the rights
 import re
 
 from edgecosine.discovery.peer import MAX_PORT, Address
@@ -17,7 +17,7 @@ HOST_ALLOWED = "a host name whose parts have 1 to 63 letters each, or a numeric 
 
 
 def is_host(name: str) -> bool:
-    """Whether a name can be looked up; Python's look-up raises for one that cannot."""
+    """Whether a host name can be encoded for DNS; Python's look-up raises for others."""
     try:
         name.encode("idna")
     except UnicodeError:
@@ -26,9 +26,9 @@ def is_host(name: str) -> bool:
 
 
 def parse_address(text: str, *, key: str = "peer") -> Address:
-    """The address that the setting `key` names.
+    """Parse the address in the setting `key`.
 
-    Raises ConfigError when the text is no address.
+    Raises ConfigError when it is invalid.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None or not 1 <= int(match["port"]) <= MAX_PORT:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edgecosine.protocol.api.request import Logprobs, Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import TokenTree
 
 
@@ -125,7 +125,7 @@ class DraftResult:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
-    prompt_score: PromptScore = NO_HINDSIGHT
+    prompt_score: PromptScore = NO_PROMPT_SCORE
 
 
 def never() -> bool:

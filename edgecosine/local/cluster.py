@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgecosine.backoff import Backoff
 from edgecosine.client.client import Client
 from edgecosine.config import Exactness
-from edgecosine.discovery.backoff import Backoff
 from edgecosine.errors import BrokerLost, ConfigError, EngineError
 from edgecosine.local import child_processes as processes
 from edgecosine.local.embedded_broker import EmbeddedBroker

@@ -22,7 +22,7 @@ from typing import Final
 
 from edgecosine import models
 from edgecosine.discovery.interfaces import Interface, interfaces
-from edgecosine.discovery.mdns import hears_itself
+from edgecosine.discovery.mdns import multicast_works
 from edgecosine.engine.loading.control_groups import group_memory
 from edgecosine.engine.loading.model_files import (
     fault_of,
@@ -137,7 +137,7 @@ def check_interfaces(found: Sequence[Interface] | None = None) -> Check:
 
 async def check_multicast(used: Sequence[str] | None = None) -> Check:
     """Whether nodes can find each other: our own announcement must come back."""
-    if await hears_itself(used):
+    if await multicast_works(used):
         return Check("multicast", "our own announcement was heard")
     return Check(
         "multicast",

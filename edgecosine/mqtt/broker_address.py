@@ -1,4 +1,4 @@
-"""Where an MQTT broker is, read from its URL, and how each proves to the other who it is."""
+"""The address of an MQTT broker, read from a URL, with credentials and TLS settings."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PASSWORD = re.compile(r"\A((?:[a-z]+://)?+[^:@/]*):.+@", re.IGNORECASE | re.DOT
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is and how we prove who we are.
+    """A broker's address and our credentials.
 
-    ca_file           whose certificates to believe; None: the system's
-    certificate_file  our own certificate with its key, for brokers that ask for one
-    keepalive_s       after one and a half times this without a word we count as lost
+    ca_file           trusted certificates; None: the system's
+    certificate_file  our certificate with its key, for brokers that require one
+    keepalive_s       the broker declares us offline after 1.5 times this without a packet
     """
 
     host: str
@@ -49,8 +49,8 @@ class BrokerAddress:
     ) -> Self:
         """Read `mqtt://[user:password@]host[:port]`, or `mqtts://` for TLS.
 
-        Username and password of their own come before those in the URL. Raises ConfigError, which
-        does not repeat the password.
+        `username` and `password` override those in the URL. Raises ConfigError, whose message
+        never contains the password.
         """
         shown = without_password(url)
         try:
@@ -84,9 +84,9 @@ class BrokerAddress:
         return f"{self.host}:{self.port}"
 
     def tls(self) -> ssl.SSLContext | None:
-        """TLS settings for a connection now, from the files as they are now; None for plain text.
+        """TLS settings from the current content of the files; None for plain text.
 
-        Raises BrokerLost when a file cannot be used: it may be there the next time.
+        Raises BrokerLost when a file cannot be used, since it may be present at the next attempt.
         """
         if not self.is_encrypted:
             return None
@@ -101,10 +101,10 @@ class BrokerAddress:
 
 
 def holds_password(url: str) -> bool:
-    """Whether a URL, or what was meant as one, has a password in it."""
+    """Whether a URL, even a malformed one, contains a password."""
     return _PASSWORD.match(url) is not None
 
 
 def without_password(url: str, mark: str = ":…") -> str:
-    """A URL as it may be shown, with a mark in the place of a password."""
+    """The URL with `mark` in place of a password, for display."""
     return _PASSWORD.sub(rf"\1{mark}@", url)

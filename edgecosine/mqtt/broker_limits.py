@@ -1,4 +1,4 @@
-"""What one broker takes, as it says when it lets us in (MQTT 5). Values only, no connection."""
+"""The limits that a broker announces in its CONNACK (MQTT 5). Pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from edgecosine.protocol.api.mqtt_message import Outgoing, Qos
 from edgecosine.protocol.api.topics import can_publish_to
 
 _LARGEST_PACKET: Final = 268_435_460
-"""Of any broker: MQTT has no way to write a greater length."""
+"""The largest packet that MQTT can encode."""
 _HEADER_BYTES: Final = 16
-"""At most: type, lengths of the packet, the topic and the properties, the packet's number."""
+"""At most: type, lengths of the packet, the topic and the properties, the packet id."""
 _PROPERTY_BYTES: Final = 5
 """At most: a property's name and the lengths of its values."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """The limits of a broker; by default those of a broker that told none.
+    """The limits of a broker; the defaults are those of a broker that announces none.
 
-    max_in_flight  messages of QoS 1 that it acknowledges at one time
+    max_in_flight  unacknowledged messages of QoS 1
     """
 
     max_packet_bytes: int = _LARGEST_PACKET
@@ -29,7 +29,7 @@ class BrokerLimits:
     max_in_flight: int = 65_535
 
     def fit(self, message: Outgoing) -> Outgoing:
-        """The message, without a wish that this broker would end the connection for."""
+        """The message, with QoS and retain flag lowered to what the broker supports."""
         if message.qos > self.max_qos or (message.retain and not self.keeps_retained):
             return replace(
                 message,
@@ -39,16 +39,16 @@ class BrokerLimits:
         return message
 
     def objection(self, message: Outgoing) -> str | None:
-        """Why the broker would end the connection for this message; None when it would not."""
+        """Why the broker would end the connection for this message; None if it accepts it."""
         if not can_publish_to(message.topic):
             return "MQTT forbids the topic"
         if (size := packet_bytes(message)) > self.max_packet_bytes:
-            return f"{size} bytes are more than the {self.max_packet_bytes} that the broker takes"
+            return f"{size} bytes exceed the broker's limit of {self.max_packet_bytes}"
         return None
 
 
 def packet_bytes(message: Outgoing) -> int:
-    """How long the message is as a packet of MQTT 5, rounded up by a few bytes."""
+    """Size of the message as an MQTT 5 packet, an upper bound by a few bytes."""
     texts = (message.response_topic, message.content_type, *sum(message.user, ()))
     properties = [len(text.encode()) for text in texts if text is not None]
     if message.correlation is not None:

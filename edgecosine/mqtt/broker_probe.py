@@ -1,4 +1,5 @@
-"""What stands at a broker's address that does not answer as it should: TLS, or plain MQTT?"""
+"""Finds out whether a broker that does not answer speaks TLS where plain MQTT was tried, or the
+reverse."""
 
 from __future__ import annotations
 
@@ -9,17 +10,17 @@ from typing import Final
 
 from edgecosine.mqtt.broker_address import BrokerAddress
 
-_PATIENCE_S: Final = 1.0
-_HELLO: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
-"""CONNECT of MQTT 3.1.1, from nobody in particular."""
-_ANSWERS: Final = b"\x20"
+_TIMEOUT_S: Final = 1.0
+_CONNECT: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+"""CONNECT of MQTT 3.1.1, with an empty client id."""
+_CONNACK: Final = b"\x20"
 
 
-async def other_way(address: BrokerAddress) -> str:
-    """What to try instead, where somebody is there who speaks the other way; else nothing."""
+async def other_scheme(address: BrokerAddress) -> str:
+    """A hint to try the other URL scheme, where the broker answers it; else an empty string."""
     answers = _answers_plainly if address.is_encrypted else _answers_encrypted
     with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             if await answers(address):
                 if address.is_encrypted:
                     return "it speaks plain text there: mqtt:// instead of mqtts://?"
@@ -30,18 +31,18 @@ async def other_way(address: BrokerAddress) -> str:
 async def _answers_plainly(address: BrokerAddress) -> bool:
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
-        writer.write(_HELLO)
-        return await reader.read(1) == _ANSWERS
+        writer.write(_CONNECT)
+        return await reader.read(1) == _CONNACK
     finally:
         writer.close()
 
 
 async def _answers_encrypted(address: BrokerAddress) -> bool:
-    anybody = ssl.create_default_context()
-    # Nothing is said to whoever answers.
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    context = ssl.create_default_context()
+    # The probe sends no data, so the certificate need not be verified.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        _, writer = await asyncio.open_connection(address.host, address.port, ssl=anybody)
+        _, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
     except ssl.SSLError as error:
         return "ALERT" in (error.reason or "")
     writer.close()

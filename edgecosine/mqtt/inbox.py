@@ -1,8 +1,8 @@
-"""Messages that have come and were not looked at: bounded, and read in turns of their senders.
+"""A bounded queue of received messages that is fair among senders.
 
-They are read as they came, but for those of a sender that is ahead of its share by more than a
-burst: these wait for their turns (start-time fair queueing of Goyal, Vin and Cheng, 1996, by
-messages and bytes). What finds no room is what would be read last, of QoS 0 before others.
+Messages are taken in order of arrival, except those of a sender that exceeds its share by more than
+a burst (start-time fair queueing of Goyal, Vin and Cheng, 1996, by messages and bytes). When the
+queue is full, the message that would be taken last is dropped, QoS 0 first.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from edgecosine.protocol.api.mqtt_message import Incoming, Qos
 
 MAX_MESSAGES: Final = 10_000
 MAX_BYTES: Final = 32 << 20
-_BYTES_A_TURN: Final = 4096
-"""So many bytes cost as much as it costs to look at a message at all."""
+_BYTES_PER_MESSAGE: Final = 4096
+"""Payload bytes that cost as much as a message itself."""
 _BURST: Final = 128.0
-"""Messages, or so many times 4 KiB, that a sender may be ahead of its share."""
+"""Cost by which a sender may exceed its share."""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """One sender's messages that wait."""
+    """The waiting messages of one sender."""
 
     last: float
-    """The virtual time in which the last of them is read."""
+    """Virtual time of the last one."""
     count: int = 0
 
 
 class Inbox:
-    """A queue with one taker.
+    """A queue with one consumer.
 
-    `lane` names the sender by topic, payload and user property `client`. `on_drop` is given each
-    message of QoS 1 that found no room, and None for one of QoS 0.
+    `lane` gives the sender from topic, payload and user property `client`. `on_drop` receives each
+    dropped message of QoS 1, and None for one of QoS 0.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Inbox:
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._lane, self._on_drop = lane, on_drop
         self._waiting: list[tuple[float, int, Qos, str, Incoming]] = []
-        """Virtual times, numbers, both negative, and the rest: what is read first comes last."""
+        """Sorted by negative virtual time and number: the next message is the last entry."""
         self._lanes: dict[str, _Lane] = {}
         self._now = 0.0
         self._number = self._num_bytes = self._num_qos_0 = 0
@@ -63,37 +63,37 @@ class Inbox:
         return f"<Inbox {len(self)} waiting of {len(self._lanes)} senders>"
 
     def put(self, message: Incoming, qos: Qos) -> None:
-        """Take a message in; whatever finds no room is dropped."""
+        """Add a message; drop messages while the inbox is over its limits."""
         name = self._lane(message.topic, message.payload, message.client)
         lane = self._lanes.setdefault(name, _Lane(self._now))
-        turn = self._turn(lane, message.payload)
+        virtual_time = self._virtual_time(lane, message.payload)
         lane.last = max(lane.last, self._now) + _cost(message.payload)
         lane.count += 1
         self._number += 1
         self._num_bytes += len(message.payload)
         self._num_qos_0 += qos == 0
-        insort(self._waiting, (-turn, -self._number, qos, name, message))
+        insort(self._waiting, (-virtual_time, -self._number, qos, name, message))
         while len(self._waiting) > self._max_messages or self._num_bytes > self._max_bytes:
             self._evict()
         self._news.set()
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether one more message would put no other one out."""
+        """Whether one more message fits without dropping another one."""
         is_short = len(self._waiting) < self._max_messages
         return is_short and self._num_bytes + num_bytes <= self._max_bytes
 
     def wants(self, topic: str, payload: bytes | bytearray) -> bool:
-        """Whether a message of QoS 0 is to be put where there is no room: not as the last one."""
+        """Whether a message of QoS 0 would be kept in a full inbox: it would not be taken last."""
         lane = self._lanes.get(self._lane(topic, payload, None)) or _Lane(self._now)
         last, _, qos, *_ = self._waiting[self._last()]
-        return qos == 0 and self._turn(lane, payload) < -last
+        return qos == 0 and self._virtual_time(lane, payload) < -last
 
     def leave_out(self) -> None:
-        """A message that was not wanted is not put."""
+        """Record the drop of an unwanted message of QoS 0."""
         self._on_drop(None)
 
     def take(self) -> Incoming | None:
-        """The message whose turn it is, if any waits."""
+        """The next message; None if the inbox is empty."""
         if not self._waiting:
             return None
         at, *_, message = self._waiting[-1]
@@ -102,27 +102,27 @@ class Inbox:
         return message
 
     async def arrival(self) -> None:
-        """Wait until a message waits, or `wake` is called."""
+        """Wait for a message or a call of `wake`."""
         if not self._waiting:
             self._news.clear()
             await self._news.wait()
 
     def wake(self) -> None:
-        """Let the taker look."""
+        """Wake the consumer."""
         self._news.set()
 
     def clear(self) -> None:
-        """Forget what waits: a new connection brings it again, or nobody does."""
+        """Drop all messages; the broker sends unacknowledged ones again."""
         self._waiting.clear()
         self._lanes.clear()
         self._num_bytes = self._num_qos_0 = 0
 
-    def _turn(self, lane: _Lane, payload: bytes | bytearray) -> float:
-        """The virtual time in which the lane's next message is read."""
+    def _virtual_time(self, lane: _Lane, payload: bytes | bytearray) -> float:
+        """Virtual time of the lane's next message."""
         return max(self._now, lane.last + _cost(payload) - _BURST)
 
     def _last(self) -> int:
-        """Where the message stands that is dropped first."""
+        """Index of the message that is dropped first."""
         if not self._num_qos_0:
             return 0
         return next(n for n, (_, _, qos, *_) in enumerate(self._waiting) if qos == 0)
@@ -145,4 +145,4 @@ class Inbox:
 
 
 def _cost(payload: bytes | bytearray) -> float:
-    return 1.0 + len(payload) / _BYTES_A_TURN
+    return 1.0 + len(payload) / _BYTES_PER_MESSAGE

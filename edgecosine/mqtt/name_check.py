@@ -1,8 +1,8 @@
-"""Whether a name is free: two nodes of one name would say different things on the same topics.
+"""Checks at start that no other node uses the same name, since both would write the same topics.
 
-Who starts asks on the topic of his own status. A node that is at work under this name answers; what
-a broker kept of a dead one does not. Of two that ask at once the one whose question came first goes
-on: the broker tells both in one order.
+A starting node publishes a query on its status topic. A running node of this name answers; a
+retained message of a dead one does not. Of two nodes that query at once, the one whose query the
+broker delivers first continues: both receive the queries in one order.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from edgecosine.protocol.api.topics import Topics
 _PATIENCE_S: Final = 1.5
 _CONNECT_S: Final = 10.0
 _QUESTION: Final = "asks whether its name is free"
-_AT_WORK: Final = frozenset({"starting", "ready", "unavailable"})
+_RUNNING: Final = frozenset({"starting", "ready", "unavailable"})
 
 
 async def check_name(broker: BrokerAddress, cluster: str, node_id: str) -> None:
-    """Raises ConfigError when another node of this name is at work; without a broker nobody is."""
+    """Raises ConfigError when another node of this name is running; passes without a broker."""
     check = _Check(broker, cluster, node_id)
     is_taken = False
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(check.courier.run(), name=f"{node_id}.name")
+        running = group.create_task(check.client.run(), name=f"{node_id}.name")
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout(_CONNECT_S):
                 is_taken = await check.is_taken()
         running.cancel()
     if is_taken:
         raise ConfigError(
-            "node_id", node_id, "a name that no other node of the cluster has; one of this name is "
-            "at work: stop that one, or choose another --node-id",
+            "node_id", node_id, "a name that no other node of the cluster uses; a node of this "
+            "name is running: stop it, or choose another --node-id",
         )  # fmt: skip
 
 
-def is_question(said: NodeStatus, session: str) -> bool:
-    """Whether another node than that of this session asks for the name."""
-    return said.reason == _QUESTION and said.session != session
+def is_question(status: NodeStatus, session: str) -> bool:
+    """Whether the status is a name query of another session."""
+    return status.reason == _QUESTION and status.session != session
 
 
 class _Check:
@@ -57,10 +57,10 @@ class _Check:
             reason=_QUESTION,
         )  # fmt: skip
         self._is_claimed = False
-        """Whether the broker knows of one who is at work, or died without a word."""
+        """Whether the broker holds the status of a node that runs, or failed without a will."""
         self._is_taken = asyncio.Event()
         self._has_asked = asyncio.Event()
-        self.courier = ReconnectingClient(
+        self.client = ReconnectingClient(
             broker,
             name=f"edgecosine-{cluster}-{node_id}-{self._session}",
             receive=self._receive,
@@ -69,11 +69,11 @@ class _Check:
         )
 
     async def is_taken(self) -> bool:
-        """Ask, and wait for an answer where there may be one.
+        """Send the query, and wait for an answer where one is possible.
 
         Raises BrokerLost.
         """
-        await self.courier.reached()
+        await self.client.reached()
         await self._has_asked.wait()
         if not self._is_claimed:
             return False
@@ -84,14 +84,14 @@ class _Check:
             return False
 
     def _receive(self, message: Incoming) -> None:
-        said = read_node_status(message.payload)
-        if said is None:
+        status = read_node_status(message.payload)
+        if status is None:
             return
-        if said.session == self._session:
+        if status.session == self._session:
             self._has_asked.set()
-        elif is_question(said, self._session) and self._has_asked.is_set():
-            return  # who asked after us is told by us
-        elif said.state in _AT_WORK:
+        elif is_question(status, self._session) and self._has_asked.is_set():
+            return  # that node sees our query first
+        elif status.state in _RUNNING:
             self._is_claimed = True
             if not message.retain:
                 self._is_taken.set()

@@ -1,7 +1,7 @@
-"""A node's own word on MQTT: that it is there, what it is, and, by its will, that it is lost.
+"""Publishes a node's status and state on MQTT, and by its will that the node is lost.
 
-Every node has one, the target beside its gateway. A connection has one will, so this one is the
-node's, and the gateway's connection carries the cluster's.
+A connection has one will. So each node has this connection for its own status, and a target has a
+second one, in its gateway, for the cluster's.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 STATE_PERIOD_S = 1.0
 _STATE_AGAIN_S = 600.0
-"""Well before a broker forgets a state that has not changed."""
+"""Shorter than the expiry of a retained state."""
 
 
 class NodeStatusPublisher:
-    """One node on one broker. `run` until cancelled; it leaves cleanly and clears its state."""
+    """Publishes for one node; at cancellation it sends `offline` and clears its state."""
 
     def __init__(
         self,
@@ -59,70 +59,74 @@ class NodeStatusPublisher:
         self._presence: NodePresence = "starting"
         self._reason = ""
         self._state: NodeState | None = None
-        self._said = self._status(self._presence)
-        """Sent again and again as it is, so that who watches sees no change."""
+        self._announcement = self._status(self._presence)
+        """Renewed unchanged, so that observers see no change."""
         name = f"edgecosine-{cluster}-{node_id}"
-        self._courier = ReconnectingClient(
+        self._mqtt = ReconnectingClient(
             broker,
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
             filters=(self._topics.node_status(node_id),),
             will=self._status("lost"),
-            announce=self._announcement,
-            farewell=self._farewell,
+            announce=self._announcements,
+            disconnect_messages=self._disconnect_messages,
             counters=counters,
         )
 
     def __repr__(self) -> str:
-        return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._courier!r}>"
+        return f"<NodeStatusPublisher {self._node_id} {self._presence} {self._mqtt!r}>"
 
     async def run(self) -> NoReturn:
-        """Be seen until cancelled."""
+        """Publish and renew the status until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._courier.run(), name=f"{self._node_id}.presence")
-            group.create_task(self._tell_if_unheard(), name=f"{self._node_id}.presence.first")
+            group.create_task(self._mqtt.run(), name=f"{self._node_id}.presence")
+            group.create_task(self._warn_if_no_broker(), name=f"{self._node_id}.presence.first")
             while True:
                 await asyncio.sleep(RENEW_S)
-                if self._courier.is_connected:
-                    self._courier.send(self._said)
-        raise AssertionError("a presence ends by an exception")
+                if self._mqtt.is_connected:
+                    self._mqtt.send(self._announcement)
+        raise AssertionError("the publisher ends by an exception")
 
     async def connected(self) -> None:
-        """Wait until the broker is there."""
-        await self._courier.connected()
+        """Wait until the broker is connected."""
+        await self._mqtt.connected()
 
     def publish_presence(self, presence: NodePresence, reason: str = "") -> None:
-        """Say how the node is, and why it is not ready. Who drains is not ready again."""
+        """Publish the status, and why it is not `ready`. A draining node stays draining."""
         if self._presence == "draining":
             return
         self._presence, self._reason = presence, reason
-        self._said = self._status(presence)
-        self._courier.send(self._said)
+        self._announcement = self._status(presence)
+        self._mqtt.send(self._announcement)
 
     def publish_state(self, state: NodeState) -> None:
-        """Tell what the node is and how it does; told again to a broker that forgot."""
+        """Publish the node's state, and again after each reconnection."""
         self._state = state
-        self._courier.send(node_state_notice(self._topics, self._node_id, state))
+        self._mqtt.send(node_state_notice(self._topics, self._node_id, state))
 
-    async def _tell_if_unheard(self) -> None:
-        """Say in the log what to do if the broker is not there at first."""
+    async def _warn_if_no_broker(self) -> None:
+        """Log advice if the first connection fails."""
         try:
-            await self._courier.reached()
+            await self._mqtt.reached()
         except BrokerLost as error:
             logger.warning(
-                "no broker, trying on: broker=%s reason=%s advice=start one by `edgecosine "
+                "no broker, retrying: broker=%s reason=%s advice=start one by `edgecosine "
                 "broker`, or name yours by --broker", self._broker, error,
             )  # fmt: skip
 
     def _receive(self, message: Incoming) -> None:
-        """Correct what the will of a dead connection, or of a former life, says of us, and answer
-        who would have our name."""
+        """Correct a status from the will of an earlier connection or process, and answer a name
+        query."""
         if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
             return
-        said = read_node_status(message.payload)
-        if said is None or said.state in ("lost", "offline") or is_question(said, self._session):
-            self._courier.send(self._said)
+        status = read_node_status(message.payload)
+        if (
+            status is None
+            or status.state in ("lost", "offline")
+            or is_question(status, self._session)
+        ):
+            self._mqtt.send(self._announcement)
 
     def _status(self, presence: NodePresence) -> Outgoing:
         return node_status_notice(
@@ -134,12 +138,12 @@ class NodeStatusPublisher:
             reason=self._reason if presence == self._presence else "",
         )
 
-    def _announcement(self) -> Sequence[Outgoing]:
+    def _announcements(self) -> Sequence[Outgoing]:
         if self._state is None:
-            return (self._said,)
-        return (node_state_notice(self._topics, self._node_id, self._state), self._said)
+            return (self._announcement,)
+        return (node_state_notice(self._topics, self._node_id, self._state), self._announcement)
 
-    def _farewell(self) -> Sequence[Outgoing]:
+    def _disconnect_messages(self) -> Sequence[Outgoing]:
         return (
             node_state_notice(self._topics, self._node_id, None),
             self._status("offline"),
@@ -147,12 +151,12 @@ class NodeStatusPublisher:
 
 
 async def publish_state(presence: NodeStatusPublisher, state: Callable[[], NodeState]) -> NoReturn:
-    """Tell the node's state when it changes, looking once a period, until cancelled."""
-    told: NodeState | None = None
-    told_at = 0.0
+    """Publish the node's state when it changes, polled once a period, until cancelled."""
+    published: NodeState | None = None
+    published_at = 0.0
     while True:
         now, now_s = state(), time.monotonic()
-        if now != told or now_s - told_at > _STATE_AGAIN_S:
+        if now != published or now_s - published_at > _STATE_AGAIN_S:
             presence.publish_state(now)
-            told, told_at = now, now_s
+            published, published_at = now, now_s
         await asyncio.sleep(STATE_PERIOD_S)

@@ -1,8 +1,8 @@
-"""Publications that wait for a broker: in order, bounded, kept until the broker has them.
+"""A bounded send queue: in order, with messages kept until the broker acknowledges them.
 
-What must arrive, such as a final message, is never left out, so whoever makes more of it waits for
-`room` first. A retained message takes the place of an older one on its topic. Of QoS 0, such as the
-parts of an answer, is left out what finds no room: the final message has all text.
+Messages of QoS 1, such as final messages, are never dropped, so their producers wait for `room`
+first. A retained message replaces an older one on its topic. Messages of QoS 0, such as stream
+parts, are dropped when the queue is full: the final message has the whole text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_BYTES = 16 << 20
 
 
 class Outbox:
-    """A queue with one taker. `put` never waits, so no session ever waits for a slow broker."""
+    """A queue with one consumer. `put` never waits, so a slow broker delays no session."""
 
     def __init__(
         self,
@@ -31,12 +31,12 @@ class Outbox:
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._on_drop = on_drop
         self._waiting: dict[int, Outgoing] = {}
-        """By number, in the order in which they leave."""
+        """By number, in sending order."""
         self._retained: dict[str, int] = {}
-        """Numbers of the retained ones that wait, by topic."""
+        """Numbers of waiting retained messages, by topic."""
         self._in_flight: dict[int, Outgoing] = {}
         self._alone_until = 0
-        """Numbers up to this one leave one at a time: a connection ended with them in flight."""
+        """Messages up to this number are sent one at a time after a lost connection."""
         self._last_number = 0
         self._num_bytes = 0
         self._num_dropped = 0
@@ -54,7 +54,7 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether only what must arrive finds room."""
+        """Whether messages of QoS 0 are dropped."""
         return len(self) >= self._max_messages or self._num_bytes >= self._max_bytes
 
     async def room(self) -> None:
@@ -64,7 +64,7 @@ class Outbox:
             await self._has_left.wait()
 
     def put(self, message: Outgoing) -> None:
-        """Queue a message; in a full outbox QoS 0 is dropped."""
+        """Queue a message; a full outbox drops QoS 0."""
         if message.retain and (older := self._retained.pop(message.topic, None)) is not None:
             self._forget(self._waiting.pop(older))
         if message.qos == 0 and self.is_full:
@@ -74,7 +74,7 @@ class Outbox:
         self._add(self._last_number, message)
 
     async def take(self) -> tuple[int, Outgoing]:
-        """Wait for the next message; `settle` or `rewind` ends its time in flight."""
+        """Wait for the next message and its number; it is in flight until `settle` or `rewind`."""
         while not self._waiting or self._is_held:
             self._may_leave.clear()
             await self._may_leave.wait()
@@ -86,22 +86,22 @@ class Outbox:
         return number, message
 
     def settle(self, number: int) -> None:
-        """The broker has message `number`."""
+        """Remove message `number`, which the broker has answered."""
         message = self._in_flight.pop(number, None)
         if message is not None:
             self._forget(message)
             self._may_leave.set()
 
     def lose(self) -> Outgoing | None:
-        """The connection broke: what was in flight with QoS 1 is sent again, one at a time, until
-        the broker has it. Gives the message that was alone in flight, or None."""
+        """After a lost connection, queue the QoS 1 messages in flight again, to be sent one at a
+        time. Returns the message that was alone in flight, or None."""
         in_flight = {number: each for number, each in self._in_flight.items() if each.qos}
         self._alone_until = max(in_flight, default=self._alone_until)
         self.rewind()
         return next(iter(in_flight.values())) if len(in_flight) == 1 else None
 
     def give_up(self, message: Outgoing) -> None:
-        """Send a message that waits, or a newer one in its place, no more."""
+        """Remove a waiting message, or a retained one that replaced it."""
         for number, each in self._waiting.items():
             if each == message or (message.retain and each.topic == message.topic):
                 del self._waiting[number]
@@ -111,7 +111,7 @@ class Outbox:
                 return
 
     def rewind(self) -> None:
-        """We leave: what was in flight with QoS 1 is sent again, in its old order."""
+        """Queue the QoS 1 messages in flight again, in their old order."""
         later, self._waiting = self._waiting, {}
         in_flight, self._in_flight = self._in_flight, {}
         self._retained.clear()
@@ -125,7 +125,7 @@ class Outbox:
 
     @property
     def _is_held(self) -> bool:
-        """Whether one that leaves alone is in flight, or is next while others are."""
+        """Whether a message that is sent alone is in flight, or is next while others are."""
         return bool(self._in_flight) and (
             min(*self._in_flight, next(iter(self._waiting))) <= self._alone_until
         )

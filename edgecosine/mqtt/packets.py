@@ -1,23 +1,31 @@
-"""MQTT control packets out of a stream, and whose message a packet carries before it is decoded."""
+"""Reads MQTT control packets from a stream, and drops unwanted messages before they are decoded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
+from edgecosine.mqtt.inbox import Inbox
+
 PUBLISH: Final = 3
+_CHUNK_BYTES: Final = 256 << 10
+_SMALL_CHUNK_BYTES: Final = 64 << 10
+_MANY: Final = 32
+"""Packets in a chunk from which on chunks are small, and unwanted messages in a chunk after which
+the rest is dropped without a look at its sender."""
 _HIGH: Final = 0x80
 _MAX_LENGTH_BYTES: Final = 4
 
 
 class Packets:
-    """Cuts a stream, in whatever pieces it comes, into packets."""
+    """Cuts a stream, in pieces of any size, into packets."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._position = 0
 
     def feed(self, data: bytes) -> None:
-        """Take what came in."""
+        """Append bytes of the stream."""
         del self._buffer[: self._position]
         self._position = 0
         self._buffer += data
@@ -44,8 +52,46 @@ class Packets:
         return buffer[start], buffer[body:end]
 
 
+class PacketReader:
+    """Reads packets from the chunks of a stream, without the messages of QoS 0 for which the inbox
+    has no room."""
+
+    def __init__(self, inbox: Inbox, *, has_properties: bool) -> None:
+        self._inbox, self._has_properties = inbox, has_properties
+        self._packets = Packets()
+        self._num_read = self._num_unwanted = 0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes to read next: fewer while many small messages come, so that other tasks run."""
+        return _CHUNK_BYTES if self._num_read < _MANY else _SMALL_CHUNK_BYTES
+
+    def read(self, chunk: bytes) -> Iterator[tuple[int, bytearray]]:
+        """First byte and body of each whole packet that is wanted.
+
+        Raises ValueError for a length that MQTT forbids.
+        """
+        self._packets.feed(chunk)
+        self._num_read = self._num_unwanted = 0
+        while (packet := self._packets.next()) is not None:
+            self._num_read += 1
+            if self._is_wanted(*packet):
+                yield packet
+            else:
+                self._num_unwanted += 1
+                self._inbox.leave_out()
+
+    def _is_wanted(self, command: int, body: bytearray) -> bool:
+        if not is_qos_0(command) or self._inbox.has_room(len(body)):
+            return True
+        if self._num_unwanted >= _MANY:
+            return False
+        message = peek(body, has_properties=self._has_properties)
+        return message is None or self._inbox.wants(*message)
+
+
 def is_qos_0(command: int) -> bool:
-    """Whether a packet is a message that nobody acknowledges."""
+    """Whether the packet is a PUBLISH of QoS 0."""
     return command >> 4 == PUBLISH and not command & 0x06
 
 
@@ -60,7 +106,7 @@ def peek(body: bytearray, *, has_properties: bool) -> tuple[str, bytearray] | No
 
 
 def _length(buffer: bytearray, position: int) -> tuple[int, int] | None:
-    """The length that is written from `position` on, and where it ends; None if it is cut off."""
+    """The length encoded at `position`, and the position behind it; None if it is incomplete."""
     value = 0
     for number, byte in enumerate(buffer[position : position + _MAX_LENGTH_BYTES]):
         value |= (byte & ~_HIGH) << 7 * number

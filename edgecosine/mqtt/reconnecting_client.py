@@ -1,8 +1,8 @@
-"""Keeps one MQTT connection through all its lives.
+"""An MQTT client that reconnects.
 
-Who has a courier gives it messages with `send`, which never waits, and gets messages by a plain
-call. A lost broker is weather here: the courier comes back with jittered back-off, subscribes and
-announces again, and sends what is still in the outbox. On the way out it empties the outbox.
+`send` queues a message and never waits; received messages are passed to a callback. After a lost
+connection the client reconnects with jittered back-off, subscribes and announces again, and sends
+the rest of its outbox. When cancelled, it empties the outbox before it disconnects.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from edgecosine.backoff import Backoff
 from edgecosine.counters import Counters
 from edgecosine.errors import BrokerLost
 from edgecosine.log_throttle import LogThrottle
+from edgecosine.mqtt.aiomqtt_client import Version
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.connection import Connection, Version, connect
+from edgecosine.mqtt.connection import Connection, connect
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.outbox import Outbox
 from edgecosine.mqtt.refused_messages import RefusedMessages
@@ -30,21 +31,21 @@ logger = logging.getLogger(__name__)
 
 _MAX_UNACKNOWLEDGED = 16
 """Below paho's own window of 20, so that paho never reorders what we send."""
-_FAREWELL_TIMEOUT_S = 3.0
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
-_SHOWN = 256
+_DISCONNECT_TIMEOUT_S = 3.0
+_BACKOFF = Backoff(first_s=0.075, longest_s=7.5, jitter=2 / 3)
+"""Delays of 0.05 s to 5 s, give or take half."""
+_SHOWN_CHARACTERS = 256
 _QUIET_S = 10.0
-"""A connection that lasted this long was a good one; two nodes of one name never have it."""
+"""A connection that lasted this long resets the back-off; with two nodes of one name none does."""
 
 
 class _Work:
-    """The tasks of one connection, and how the first of them lost the broker."""
+    """The tasks of one connection, and the first loss of the broker that one of them reports."""
 
     def __init__(self, name: str) -> None:
         self.is_over = False
         self.has_arrived = asyncio.Event()
-        """Our arrival is prepared: what came with the subscriptions may be looked at."""
+        """The announcement is prepared, so received messages may be read."""
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -53,8 +54,8 @@ class _Work:
     def start(
         self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> asyncio.Task[None]:
-        """Let a task of the group do some work."""
-        task = group.create_task(self._do(work), name=f"{self._name}.courier")
+        """Start a task of the group."""
+        task = group.create_task(self._do(work), name=f"{self._name}.mqtt")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -62,15 +63,15 @@ class _Work:
     def deliver(
         self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        """Let a task of the group send a message, and hear that the broker has it."""
+        """Start a task of the group that sends a message and waits for its acknowledgement."""
         task = self.start(group, work)
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
     async def finish(self, until: float) -> None:
-        """Take and send nothing more, and hear of what is on its way.
+        """Stop reading and sending, and wait for acknowledgements until `until`.
 
-        What the broker has and we do not know of would be sent again.
+        A message without acknowledgement would be sent again.
         """
         self.is_over = True
         for task in self._tasks - self._deliveries:
@@ -79,14 +80,14 @@ class _Work:
             await asyncio.wait(self._deliveries, timeout=max(0.0, until - _now()))
 
     async def lost(self) -> BrokerLost:
-        """Wait until a task loses the broker."""
+        """Wait until a task reports the loss of the broker."""
         return await self._loss
 
     def end(self) -> None:
         """End all tasks.
 
-        `is_over` is for those that do not hear it: aiomqtt waits by `asyncio.wait_for`, which
-        forgets a cancellation that comes together with what it waits for (fixed in Python 3.12).
+        `is_over` stops a task that misses its cancellation: aiomqtt waits by `asyncio.wait_for`,
+        which drops one that arrives together with its result (fixed in Python 3.12).
         """
         self.is_over = True
         for task in self._tasks:
@@ -101,15 +102,15 @@ class _Work:
 
 
 class ReconnectingClient:
-    """One actor's connection to the broker.
+    """A connection to the broker that is renewed until cancelled.
 
-    `announce` and `farewell` give the retained messages for each arrival and for a clean leave;
-    `lost` is called when a connection that stood has broken, `delivered` for each message of ours
-    that the broker has, `refused` for each that it never will have, and why. With `session_s` the
-    broker keeps what comes while we are away, and each incoming message is to be acknowledged.
+    `announce` gives the messages to send after each connect, `disconnect_messages` those before a
+    clean disconnect. `lost` is called when an established connection ends, `delivered` for each
+    message that the broker accepted, `refused` for each that is given up, with the reason. With
+    `session_s` the broker keeps messages while we are away, and each must be acknowledged.
 
-    A broker gives a session to whoever comes with its `client_id`, so that is a secret; unless told
-    otherwise it is drawn. `name` is for people.
+    A broker gives a session to any connection with its `client_id`, so this is a secret, drawn by
+    default. `name` is for logs.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class ReconnectingClient:
         filters: Sequence[str] = (),
         will: Outgoing | None = None,
         announce: Callable[[], Sequence[Outgoing]] = tuple,
-        farewell: Callable[[], Sequence[Outgoing]] = tuple,
+        disconnect_messages: Callable[[], Sequence[Outgoing]] = tuple,
         lost: Callable[[], None] = lambda: None,
         counters: Counters | None = None,
         delivered: Callable[[Outgoing], None] = lambda _: None,
@@ -137,7 +138,7 @@ class ReconnectingClient:
         self._filters = filters
         self._will = will
         self._announce = announce
-        self._farewell = farewell
+        self._disconnect_messages = disconnect_messages
         self._lost, self._session_s = lost, session_s
         self._delivered, self._refused = delivered, refused
         self._counters = counters or Counters()
@@ -145,8 +146,8 @@ class ReconnectingClient:
         self._outbox = Outbox(on_drop=partial(self._counters.count, "dropped_messages"))
         self._refusals = RefusedMessages()
         self._announced: Outgoing | None = None
-        """What was sent on arrival and not yet acknowledged."""
-        self._pause_s = _FIRST_PAUSE_S
+        """The announcement in flight, if any."""
+        self._num_failures = 0
         self._complaints = LogThrottle()
         self._has_connected = False
         self._version: Version | None = None
@@ -160,30 +161,31 @@ class ReconnectingClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the broker is there, with our subscriptions and announcements in place."""
+        """Whether the broker is connected, with our subscriptions and announcements in place."""
         return self._is_connected.is_set()
 
     @property
     def is_congested(self) -> bool:
-        """Whether the broker takes less than we have to say."""
+        """Whether the broker is slower than our messages, so that QoS 0 is dropped."""
         return self._outbox.is_full
 
     @property
     def version(self) -> Version | None:
-        """The MQTT version that the broker speaks, once known."""
+        """The broker's MQTT version, once known."""
         return self._version
 
     def send(self, message: Outgoing) -> None:
-        """Queue a message; it is sent when the broker is there.
+        """Queue a message; it is sent once the broker is connected.
 
-        Raises ValueError when it is so large that a broker would hang up on it, again and again.
+        Raises ValueError for a payload over `MAX_PAYLOAD_BYTES`, for which a broker would end each
+        connection.
         """
         if len(message.payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"{len(message.payload)} bytes are too many for {message.topic}")
         self._outbox.put(message)
 
     async def connected(self) -> None:
-        """Wait until the broker is there."""
+        """Wait until the broker is connected."""
         await self._is_connected.wait()
 
     async def reached(self) -> None:
@@ -197,10 +199,9 @@ class ReconnectingClient:
 
     async def run(self) -> NoReturn:
         """Stay connected until cancelled."""
-        loop = asyncio.get_running_loop()
-        self._pause_s = _FIRST_PAUSE_S
+        self._num_failures = 0
         while True:
-            begun = loop.time()
+            begun = _now()
             try:
                 async with connect(
                     self._address,
@@ -214,21 +215,20 @@ class ReconnectingClient:
                     await self._attend(connection)
             except BrokerLost as error:
                 self._note_failure(error)
-            if loop.time() - begun > _QUIET_S:
-                self._pause_s = _FIRST_PAUSE_S
-            # Jitter, so that a house full of nodes does not come back in one moment.
-            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.5))
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            if _now() - begun > _QUIET_S:
+                self._num_failures = 0
+            self._num_failures += 1
+            await asyncio.sleep(_BACKOFF.delay_s(self._num_failures))
 
     def _note_failure(self, error: BrokerLost) -> None:
-        # Said once, and not at each attempt.
+        # Only the first failed attempt is a warning.
         level = logging.WARNING if self._failure is None else logging.DEBUG
         logger.log(level, "broker lost: name=%s reason=%s", self._name, error)
         if self._is_connected.is_set():
             self._is_connected.clear()
             self._lost()
         else:
-            # Another broker may stand there next time, and speak another version.
+            # The next attempt may reach another broker, with another version.
             self._version = None
         self._failure = error
         self._has_tried.set()
@@ -250,7 +250,7 @@ class ReconnectingClient:
                     work.start(group, partial(self._arrive_and_write, connection, group, work))
                     loss = await work.lost()
                 except asyncio.CancelledError:
-                    leave_until = _now() + _FAREWELL_TIMEOUT_S
+                    leave_until = _now() + _DISCONNECT_TIMEOUT_S
                     await work.finish(leave_until)
                     raise
                 finally:
@@ -265,26 +265,26 @@ class ReconnectingClient:
         raise BrokerLost(str(loss)) from loss
 
     def _blame(self, alone: Outgoing | None, loss: BrokerLost) -> None:
-        """Give up the message that was alone on its way, if it was so at the last loss, too."""
+        """Give up the message that was alone in flight, if it was so at the last loss, too."""
         self._announced = None
         if alone is not None and self._refusals.lost(alone, _now(), loss.reason_code):
             self._outbox.give_up(alone)
-            self._pause_s = _FIRST_PAUSE_S
+            self._num_failures = 0
             self._give_up(alone, f"the broker ended the connection for it twice: {loss}")
 
     def _give_up(self, message: Outgoing, reason: str) -> None:
         self._counters.count("undeliverable")
-        # Some are told again every second.
+        # Some messages are renewed every second.
         if self._complaints.is_due(message.topic, _now()):
             logger.warning(
                 "message given up: name=%s topic=%r bytes=%d reason=%s",
-                self._name, message.topic[:_SHOWN], len(message.payload), reason,
+                self._name, message.topic[:_SHOWN_CHARACTERS], len(message.payload), reason,
             )  # fmt: skip
         self._refused(message, reason)
 
     def _note_success(self, connection: Connection) -> None:
         logger.info(
-            "broker found: name=%s broker=%s mqtt=%s",
+            "connected to broker: name=%s broker=%s mqtt=%s",
             self._name,
             self._address,
             connection.version,
@@ -299,7 +299,7 @@ class ReconnectingClient:
     async def _read(self, connection: Connection, work: _Work) -> None:
         await work.has_arrived.wait()
         async for message in connection.messages():
-            # Whatever comes in may call for an answer, and answers must find room.
+            # A received message may need an answer, which needs room in the outbox.
             await self._outbox.room()
             self._receive(message)
 
@@ -347,13 +347,13 @@ class ReconnectingClient:
             self._delivered(message)
 
     def _note(self, message: Outgoing, refusal: str | None) -> None:
-        """The broker has answered to a message."""
+        """Record the broker's answer to a message."""
         self._refusals.taken(message)
         if refusal is not None:
             self._give_up(message, refusal)
 
     def _is_refused(self, connection: Connection, message: Outgoing) -> bool:
-        """Whether the broker would end the connection for a message, which is then given up."""
+        """Whether the broker would end the connection for a message; if so, it is given up."""
         objection = connection.limits.objection(message) or self._refusals.objection(
             message, _now()
         )
@@ -362,13 +362,13 @@ class ReconnectingClient:
         return objection is not None
 
     async def _leave(self, connection: Connection, until: float) -> None:
-        """Send what is left, then the farewell, as far as the time allows."""
-        connection.look()
+        """Send the rest of the outbox, then the disconnect messages, until `until`."""
+        connection.poll()
         with contextlib.suppress(BrokerLost, TimeoutError):
             async with asyncio.timeout_at(until):
                 while self._outbox:
                     await self._publish(connection, *await self._outbox.take())
-                for message in self._farewell():
+                for message in self._disconnect_messages():
                     if not self._is_refused(connection, message):
                         await connection.publish(message)
 

@@ -1,8 +1,7 @@
-"""Which message a broker refuses for good: it ends the connection whenever that one comes.
+"""Detects messages for which a broker ends the connection, so that they cannot block others.
 
-Pure; times are seconds of any steady clock. What is told: which message was alone on its way when a
-connection ended, and what the broker has taken. Twice in a row is once too often, so that no
-message can keep the others waiting.
+Pure; times are seconds of any monotonic clock. A message is given up when a connection ends twice
+in a row with that message alone in flight.
 """
 
 from __future__ import annotations
@@ -13,27 +12,26 @@ from typing import Final
 from edgecosine.protocol.api.mqtt_message import Outgoing
 
 RETRY_S: Final = 60.0
-"""After so long a retained message is tried again: the network may have been to blame."""
+"""Seconds after which a refused topic is tried again: the network may have been the cause."""
 _MAX_TOPICS: Final = 64
-_NOT_ITS_FAULT: Final = frozenset((137, 139, 141, 142, 152, 156, 157))
-"""Reasons of MQTT 5 that no message is to blame for: busy, shutting down, silence, another
-connection under our name, an administrator, another server."""
+_UNRELATED: Final = frozenset((137, 139, 141, 142, 152, 156, 157))
+"""MQTT 5 reasons that no message causes: server busy, shutting down, keep-alive timeout, session
+taken over, administrative action, another server."""
 
 
 class RefusedMessages:
-    """What one broker has refused."""
+    """The refusals of one broker."""
 
     def __init__(self) -> None:
         self._suspect: str | Outgoing | None = None
         self._topics: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """Topics on which a retained message was refused, how long it was, and until when that
-        counts."""
+        """Topics with a refused retained message, its size in bytes, and the end of the refusal."""
 
     def lost(self, alone: Outgoing | None, now: float, reason_code: int | None = None) -> bool:
-        """A connection ended; whether to give up the message that was `alone` on its way then."""
-        if alone is None or reason_code in _NOT_ITS_FAULT:
+        """Record a lost connection; returns whether to give up the message `alone` in flight."""
+        if alone is None or reason_code in _UNRELATED:
             return False
-        # A newer retained message takes the place of the one before it, and its fault.
+        # A newer retained message replaces an older one, and is suspected in its place.
         name = alone.topic if alone.retain else alone
         if name != self._suspect:
             self._suspect = name
@@ -46,13 +44,13 @@ class RefusedMessages:
         return True
 
     def taken(self, message: Outgoing) -> None:
-        """The broker has a message."""
+        """Record that the broker has accepted or refused a message."""
         if self._suspect in (message, message.topic):
             self._suspect = None
 
     def objection(self, message: Outgoing, now: float) -> str | None:
-        """Why not to send a retained message again that is told anew every now and then."""
+        """Why a renewed retained message must not be sent now; None if it may."""
         length, until = self._topics.get(message.topic, (0, now))
         if now >= until or len(message.payload) < length:
             return None
-        return "the broker ended the connection for one like it"
+        return "the broker ended the connection for a similar message"

@@ -72,7 +72,7 @@ def target_state(
 
 def _is_amiss(peer: Explanation) -> bool:
     """Whether a peer should be linked and is not; another cluster's nodes should not."""
-    return peer.standing not in ("linked", "left out") and not peer.is_foreign
+    return peer.state not in ("linked", "left out") and not peer.is_foreign
 
 
 def _counts(counters: Counters, **more: int) -> dict[str, Any]:

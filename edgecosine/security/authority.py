@@ -1,9 +1,8 @@
-"""The cluster's authority: decides who is a node. It lives in a directory on one machine.
+"""The cluster's certificate authority, stored in a directory on one machine.
 
-A node is let in by an invitation that works once, is known by its certificate from then on, and is
-put out by revocation, which touches nobody else. The authority's own key can be replaced while the
-cluster works: the new key is certified by the old one, so that a node with either knows the other.
-The clock is the caller's; nothing here waits or talks.
+A node is admitted by an invitation that works once, identified by its certificate afterwards, and
+excluded by revocation. The authority's key can be replaced while the cluster runs: the old key
+certifies the new one, so that a node with either trusts the other. The caller passes the time.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from edgecosine.security.files import check_private, make_private_directory
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import new_secret
 from edgecosine.security.ledger import (
-    make_ledger,
+    make_database,
     reading,
     writing,
 )
@@ -46,7 +45,7 @@ from edgecosine.security.trust import fingerprint
 
 MAX_TTL: Final = timedelta(days=7)
 _REMEMBERED: Final = timedelta(days=7)
-"""How long what expired is kept, so that whoever comes late is told why."""
+"""How long expired entries are kept, so that a late request gets the reason."""
 FOLDER: Final = "authority"
 _FILE: Final = "ledger.db"
 
@@ -73,12 +72,12 @@ class Authority:
 
     @staticmethod
     def is_in(directory: Path) -> bool:
-        """Whether an authority lives there."""
+        """Whether the directory holds an authority."""
         return (directory / FOLDER / _FILE).exists()
 
     @classmethod
     def make(cls, directory: Path, cluster: str, listen: str, now: datetime) -> Self:
-        """A new authority whose endpoint is to listen at HOST:PORT.
+        """Create an authority whose endpoint listens at HOST:PORT.
 
         Raises ConfigError when there is one.
         """
@@ -88,7 +87,7 @@ class Authority:
         make_private_directory(directory)
         make_private_directory(directory / FOLDER)
         path = directory / FOLDER / _FILE
-        make_ledger(path)
+        make_database(path)
         with writing(path) as ledger:
             ledger.set_fact("cluster", cluster)
             ledger.set_fact("listen", listen)
@@ -97,18 +96,18 @@ class Authority:
 
     @property
     def revision(self) -> int:
-        """Grows with every change of whom to trust."""
+        """Number of the trust list; grows with every change."""
         with reading(self._path) as ledger:
             return ledger.revision
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of the certificate of the authority that signs now."""
+        """SHA-256 of the current signer's certificate."""
         with reading(self._path) as ledger:
             return fingerprint(ledger.authorities()[-1].certificate)
 
     def invite(self, role: Role, ttl: timedelta, now: datetime, node_id: str = "") -> bytes:
-        """The secret of a new invitation; with a `node_id` it is for a node of that name only.
+        """Create an invitation, with a `node_id` for that node only; returns its secret.
 
         Raises ConfigError.
         """
@@ -122,7 +121,7 @@ class Authority:
         return secret
 
     def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Certificate:
-        """Let a node in that was invited; the invitation works no more.
+        """Certify an invited node and use up its invitation.
 
         Raises EnrolmentRefused.
         """
@@ -134,7 +133,7 @@ class Authority:
             if invitation.used_by:
                 raise EnrolmentRefused(
                     f"the token was used already, by {invitation.used_by}: a token works once; if "
-                    f"that was somebody else, revoke {invitation.used_by}"
+                    f"that was another machine, revoke {invitation.used_by}"
                 )
             if invitation.expires_at <= seconds(now):
                 raise EnrolmentRefused("the token has expired: ask for another one")
@@ -151,7 +150,7 @@ class Authority:
         return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Certificate:
-        """Let a node of the authority's own machine in.
+        """Certify a node on the authority's machine.
 
         Raises EnrolmentRefused.
         """
@@ -173,12 +172,12 @@ class Authority:
         return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def check_member(self, serial: int) -> None:
-        """Raises EnrolmentRefused when the certificate with this number counts no more."""
+        """Raises EnrolmentRefused when the certificate with this serial number is not valid."""
         with reading(self._path) as ledger:
             known_certificate(ledger, serial)
 
     def revoke(self, node_id: str, now: datetime) -> None:
-        """Put a node out for good; one of the same name may be invited anew.
+        """Revoke a node's certificates; a node of the same name may be invited again.
 
         Raises ConfigError when there is no such node.
         """
@@ -191,12 +190,12 @@ class Authority:
             ledger.revise()
 
     def members(self, now: datetime) -> list[ClusterMember]:
-        """Every node that was ever let in and is not long forgotten."""
+        """Every node with a stored certificate."""
         with reading(self._path) as ledger:
             return members_of(ledger, now)
 
     def trust_list(self, now: datetime) -> TrustList:
-        """Whom nodes are to trust."""
+        """The current trust list."""
         with reading(self._path) as ledger:
             revision, rows = ledger.revision, ledger.authorities()
             revoked = [row for row in ledger.certificates() if row.revoked_at is not None]
@@ -210,9 +209,9 @@ class Authority:
         return TrustList(revision, "".join(certificates), "".join(lists), rows[-1].name)
 
     def rotate(self, now: datetime) -> str:
-        """Sign with a new key from now on; the old one stays trusted. Gives the new one's name.
+        """Sign with a new key; the old one stays trusted. Returns the new signer's name.
 
-        Raises ConfigError when the last change is not finished.
+        Raises ConfigError when the last rotation is not finished.
         """
         with writing(self._path) as ledger:
             rows = ledger.authorities()
@@ -227,9 +226,9 @@ class Authority:
         return signer.name
 
     def finish_rotation(self, now: datetime, *, is_forced: bool = False) -> None:
-        """Trust the old key no more.
+        """Stop trusting the old key.
 
-        Raises ConfigError when nothing is to be finished, and, unless forced, when nodes still have
+        Raises ConfigError when no rotation is in progress and, unless forced, when nodes still have
         certificates by the old key only.
         """
         with writing(self._path) as ledger:

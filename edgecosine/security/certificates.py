@@ -1,7 +1,6 @@
-"""How keys, certificates and revocation lists of a cluster are made.
+"""Creates keys, certificates and revocation lists of a cluster.
 
-`trust` and `credentials` read what is made here. Keys are
-P-256, which every TLS library and Mosquitto know. The clock is the caller's.
+Keys are P-256, which every TLS library and Mosquitto support. The caller passes the time.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from edgecosine.errors import EnrolmentRefused
 from edgecosine.security.identity import NodeIdentity
 
 ENROLMENT_NAME: Final = "enrolment.edgecosine"
-"""Only the authority's own endpoint has a certificate with this DNS name, so that no node, be its
-certificate ever so valid, can pose as the endpoint and collect the secrets of invitations."""
+"""DNS name in the certificate of the authority's endpoint only, so that no node with a valid
+certificate can impersonate the endpoint and collect invitation secrets."""
 
 AUTHORITY_LIFE: Final = timedelta(days=3650)
 NODE_LIFE: Final = timedelta(days=30)
 BROKER_LIFE: Final = timedelta(days=397)
 LIST_LIFE: Final = timedelta(days=90)
 _BACKDATED: Final = timedelta(days=1)
-"""Small machines wake up with clocks that are behind."""
+"""Small machines may start with clocks that are behind."""
 
 _BOTH_ENDS: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _SERVER: Final = (ExtendedKeyUsageOID.SERVER_AUTH,)
@@ -41,7 +40,7 @@ PrivateKey = ec.EllipticCurvePrivateKey
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A certificate for somebody who is no authority, with what links it to older authorities."""
+    """An end-entity certificate, with the chain to older authorities."""
 
     serial: int
     not_after: datetime
@@ -52,7 +51,7 @@ class Leaf:
 class Signer:
     """An authority's key and certificate.
 
-    cross  the same key certified by the authority before it, for those who trust only that one
+    cross  the same key certified by the previous authority, for nodes that trust only that one
     """
 
     key: PrivateKey
@@ -61,7 +60,7 @@ class Signer:
 
     @classmethod
     def new(cls, cluster: str, now: datetime, before: Signer | None = None) -> Self:
-        """A new authority, vouched for by the one `before` it."""
+        """Create an authority, cross-signed by the one `before` it."""
         key = new_key()
         name = x509.Name(
             [
@@ -87,7 +86,7 @@ class Signer:
 
     @property
     def name(self) -> str:
-        """The authority's common name, unlike any other's."""
+        """The authority's unique common name."""
         return common_name(self.certificate.subject)
 
     def issue_node(
@@ -158,7 +157,7 @@ def new_key() -> PrivateKey:
 
 
 def key_pem(key: PrivateKey) -> str:
-    """A private key as unencrypted PEM: whoever stores it protects the file."""
+    """A private key as unencrypted PEM, to be stored in a private file."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -177,19 +176,19 @@ def certificate_pem(certificate: x509.Certificate) -> str:
 
 
 def common_name(name: x509.Name) -> str:
-    """What somebody is called."""
+    """The common name in `name`."""
     return str(name.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
 def signing_request(key: PrivateKey) -> str:
-    """Proof that we hold a key, as PEM. It names nobody: names are the authority's to give."""
+    """A certificate signing request as PEM, without a name: the authority assigns names."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     signed = request.sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def requested_key(request_pem: str) -> ec.EllipticCurvePublicKey:
-    """The public key of a signing request whose author holds the private one.
+    """The public key of a signing request, whose signature is verified.
 
     Raises EnrolmentRefused.
     """
@@ -202,7 +201,7 @@ def requested_key(request_pem: str) -> ec.EllipticCurvePublicKey:
     if not is_signed:
         raise EnrolmentRefused("the signing request is not signed by its key")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise EnrolmentRefused("the signing request has another kind of key than P-256")
+        raise EnrolmentRefused("the key of the signing request is not P-256")
     return key
 
 

@@ -1,7 +1,7 @@
-"""The names under which a node connects to a broker: lasting, and known to nobody else.
+"""A node's MQTT client ids: stable over restarts, and secret.
 
-A broker gives a connection's place, and the session that it keeps, to whoever comes with its client
-id, whatever password or certificate that one has. So an id ends with what only the node knows.
+A broker gives a session to any connection with its client id, whatever its password or certificate.
+So an id ends with a keyed hash that only the node can compute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEX: Final = re.compile(rb"[0-9a-f]{32}\n")
 
 
 class ClientIds:
-    """Client ids made with one secret, which is drawn unless it is given."""
+    """Client ids derived from one secret, drawn by default."""
 
     def __init__(self, secret: bytes = b"") -> None:
         self._secret = secret or secrets.token_bytes(_SECRET_BYTES)
@@ -30,7 +30,7 @@ class ClientIds:
 
     @classmethod
     def kept_in(cls, directory: Path) -> Self:
-        """Those that a node had in its former lives; the secret is drawn in the first.
+        """Client ids from the secret stored in `directory`, which is created at first use.
 
         Raises OSError when the directory cannot be used.
         """
@@ -47,6 +47,6 @@ class ClientIds:
         return cls(secret)
 
     def of(self, name: str) -> str:
-        """The client id of the connection of that name; tells nothing about the others'."""
+        """The client id of the connection `name`; it reveals nothing about other ids."""
         tail = hashlib.blake2b(name.encode(), key=self._secret, digest_size=16)
         return f"{name}-{tail.hexdigest()}"

@@ -1,6 +1,6 @@
-"""What proves that this node belongs to a cluster: its key and certificate, and whom to trust.
+"""A node's credentials: its key and certificate, and its trust list.
 
-A directory of four files, all for their owner's eyes only. The key is made here and never leaves.
+A directory of four files that only their owner may read. The key is created here and stays here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ AUTHORITIES_FILE: Final = "authorities.pem"
 REVOKED_FILE: Final = "revoked.pem"
 _FACTS_FILE: Final = "cluster.json"
 _RENEWED_AT: Final = 2 / 3
-"""Share of its life after which a certificate is renewed."""
+"""Share of a certificate's lifetime after which it is renewed."""
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """Where the authority's endpoint is, and what it said last."""
+    """The authority's endpoints, and its last trust list."""
 
     endpoints: Annotated[list[str], msgspec.Meta(max_length=8)]
     revision: int
@@ -48,8 +48,8 @@ class _Facts(msgspec.Struct, frozen=True):
 class Credentials:
     """A node's credentials in `directory`.
 
-    issuer, current  common names of the authority that signed ours, and of the one that signs now
-    endpoints        HOST:PORT of the authority's endpoint, in the order in which to try them
+    issuer, current  common names of our certificate's signer, and of the current one
+    endpoints        HOST:PORT of the authority's endpoint, in the order of attempts
     """
 
     directory: Path
@@ -65,12 +65,12 @@ class Credentials:
 
     @staticmethod
     def are_in(directory: Path) -> bool:
-        """Whether a node's credentials lie there, as far as this user can see."""
+        """Whether the directory holds credentials that this user can see."""
         return os.access(directory / NODE_FILE, os.F_OK)
 
     @staticmethod
     def check_place(directory: Path) -> None:
-        """Raises ConfigError when a directory is no place for credentials."""
+        """Raises ConfigError when credentials cannot be stored in the directory."""
         check_unshared(directory, "credentials")
         check_not_there(directory, (AUTHORITIES_FILE, REVOKED_FILE, _FACTS_FILE), "credentials")
 
@@ -78,7 +78,7 @@ class Credentials:
     def load(cls, directory: Path) -> Self:
         """Read the credentials.
 
-        Raises ConfigError when they are not there, can be read by others or are broken.
+        Raises ConfigError when they are missing, broken, or readable by others.
         """
         path = directory / NODE_FILE
         try:
@@ -115,50 +115,50 @@ class Credentials:
 
     @property
     def renew_at(self) -> datetime:
-        """When to ask for a new certificate; the beginning of its life if the authority changed."""
+        """Time of renewal; the start of validity if the authority has changed."""
         if self.issuer != self.current:
             return self.not_before
         return self.not_before + _RENEWED_AT * (self.not_after - self.not_before)
 
     def trust(self) -> Trust:
-        """Whom to believe, as far as the authority has told.
+        """The trust that the stored files describe.
 
-        Raises EnrolmentError when the files do not fit together.
+        Raises EnrolmentError when the files do not match.
         """
         return make_trust(self.identity, self.node_file, self.authorities_pem, self.revoked_pem)
 
-    def with_trust(self, told: TrustList) -> Credentials:
-        """Keep what the authority tells, unless it is older than what it told before.
+    def with_trust(self, trust: TrustList) -> Credentials:
+        """Store a trust list, unless it is older than the present one.
 
-        Raises EnrolmentError when it cannot be used; nothing is kept then.
+        Raises EnrolmentError, without a change, when it cannot be used.
         """
-        if told.revision < self.revision:
+        if trust.revision < self.revision:
             return self
         changed = replace(
             self,
-            authorities_pem=told.authorities,
-            revoked_pem=told.revoked,
-            revision=told.revision,
-            current=told.current,
+            authorities_pem=trust.authorities,
+            revoked_pem=trust.revoked,
+            revision=trust.revision,
+            current=trust.current,
         )
         changed.trust()
-        _write_trust(self.directory, told, self.endpoints)
+        _write_trust(self.directory, trust, self.endpoints)
         return changed
 
     def renewed(self, enrolling: Enrolling, admission: Certificate) -> Credentials:
-        """Keep a new key with its new certificate, and what the authority told with it.
+        """Store a new key with its certificate and trust list.
 
-        Raises EnrolmentError when they do not fit; nothing is kept then.
+        Raises EnrolmentError, without a change, when they do not match.
         """
         enrolling.check(admission)
-        # News may have come while the authority was asked, so what counts is in the files.
+        # The files may have a newer trust list than this value.
         Credentials.load(self.directory).with_trust(admission.trust)
         enrolling.store_key(self.directory, admission)
         return Credentials.load(self.directory)
 
 
 class Enrolling:
-    """A key that waits for its certificate."""
+    """A new key and its certificate signing request."""
 
     def __init__(self) -> None:
         self._key = new_key()
@@ -167,9 +167,9 @@ class Enrolling:
     def store(
         self, directory: Path, admission: Certificate, endpoints: Sequence[str]
     ) -> Credentials:
-        """Keep the key, the certificate and whom to trust.
+        """Store the key, its certificate and the trust list.
 
-        Raises EnrolmentError when the certificate is not for this key; nothing is kept then.
+        Raises EnrolmentError, without a change, when the certificate is not for this key.
         """
         self.check(admission)
         make_private_directory(directory)
@@ -178,11 +178,11 @@ class Enrolling:
         return Credentials.load(directory)
 
     def store_key(self, directory: Path, admission: Certificate) -> None:
-        """Keep the key and its certificate, in one file so that they never part."""
+        """Store the key and its certificate in one file, so that they always match."""
         write_private(directory / NODE_FILE, key_pem(self._key) + admission.chain)
 
     def check(self, admission: Certificate) -> None:
-        """Raises EnrolmentError when the certificate is not for this key, or no node's."""
+        """Raises EnrolmentError when the certificate is not for this key, or not for a node."""
         try:
             leaf = x509.load_pem_x509_certificates(admission.chain.encode())[0]
         except (ValueError, IndexError) as error:
@@ -192,20 +192,20 @@ class Enrolling:
         _identity(leaf)
 
 
-def _write_trust(directory: Path, told: TrustList, endpoints: Sequence[str]) -> None:
-    facts = _Facts(list(endpoints), told.revision, told.current)
-    write_private(directory / AUTHORITIES_FILE, told.authorities)
-    write_private(directory / REVOKED_FILE, told.revoked)
+def _write_trust(directory: Path, trust: TrustList, endpoints: Sequence[str]) -> None:
+    facts = _Facts(list(endpoints), trust.revision, trust.current)
+    write_private(directory / AUTHORITIES_FILE, trust.authorities)
+    write_private(directory / REVOKED_FILE, trust.revoked)
     write_private(directory / _FACTS_FILE, msgspec.json.encode(facts).decode())
 
 
 def _identity(leaf: x509.Certificate) -> NodeIdentity:
-    """Whose certificate it is.
+    """The node that a certificate names.
 
-    Raises EnrolmentError when it is no node's.
+    Raises EnrolmentError when it names none.
     """
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
         if (identity := NodeIdentity.parse(uri)) is not None:
             return identity
-    raise EnrolmentError("the certificate is no node's")
+    raise EnrolmentError("the certificate names no node")

@@ -1,6 +1,6 @@
-"""What a node and its cluster's authority say to each other.
+"""Messages between a node and its cluster's authority.
 
-One request and one answer, each a line of JSON, inside TLS.
+One request and one answer, each a line of JSON, over TLS.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class _Line(msgspec.Struct, frozen=True, tag_field="type"):
 
 
 class Introduce(_Line, frozen=True, tag="introduce"):
-    """Who is the authority? Asked before anything can be verified; the answer is public."""
+    """Requests the authority's public certificate, before the connection can be verified."""
 
 
 class Join(_Line, frozen=True, tag="join"):
-    """Let me in. Only ever sent inside a connection whose other end was verified."""
+    """Requests admission; sent only over a connection whose other end is verified."""
 
     secret: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     node_id: Annotated[str, msgspec.Meta(max_length=64)]
@@ -37,24 +37,24 @@ class Join(_Line, frozen=True, tag="join"):
 
 
 class Renew(_Line, frozen=True, tag="renew"):
-    """A new certificate for whom the connection's certificate names."""
+    """Requests a new certificate for the node of the connection's certificate."""
 
     signing_request: Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class WatchTrust(_Line, frozen=True, tag="watch"):
-    """Whom to trust, as soon as it is something else than revision `known`."""
+    """Requests the trust list, as soon as its revision differs from `known`."""
 
     known: int
 
 
 class TrustList(_Line, frozen=True, tag="trust"):
-    """Whom to trust.
+    """The trusted authorities.
 
     revision     grows with every change
     authorities  their certificates
     revoked      their signed revocation lists
-    current      common name of the authority that signs now
+    current      common name of the current signer
     """
 
     revision: int
@@ -64,7 +64,7 @@ class TrustList(_Line, frozen=True, tag="trust"):
 
 
 class Certificate(_Line, frozen=True, tag="admission"):
-    """A node's new certificate, the role it was given, and whom to trust."""
+    """A node's new certificate, its role, and the trust list."""
 
     chain: Pem
     role: str
@@ -72,7 +72,7 @@ class Certificate(_Line, frozen=True, tag="admission"):
 
 
 class Denial(_Line, frozen=True, tag="denial"):
-    """No."""
+    """A refusal."""
 
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
@@ -87,12 +87,12 @@ _answers: msgspec.json.Decoder[EnrolmentAnswer] = msgspec.json.Decoder(Enrolment
 
 
 def write_line(line: EnrolmentRequest | EnrolmentAnswer) -> bytes:
-    """A request or an answer as it travels."""
+    """Encode a request or an answer as a line."""
     return msgspec.json.encode(line) + b"\n"
 
 
 def read_request(line: bytes) -> EnrolmentRequest:
-    """Read what a node sent.
+    """Parse a node's request.
 
     Raises EnrolmentError.
     """
@@ -103,7 +103,7 @@ def read_request(line: bytes) -> EnrolmentRequest:
 
 
 def read_answer(line: bytes) -> EnrolmentAnswer:
-    """Read what an authority sent.
+    """Parse an authority's answer.
 
     Raises EnrolmentError.
     """

@@ -1,4 +1,4 @@
-"""Files that hold secrets: never readable by others, and never half written."""
+"""Files with secrets: readable by their owner only, and written atomically."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgecosine.errors import ConfigError
 from edgecosine.places import user_directory
 
 Owner = tuple[int, int]
-"""Numbers of a user and a group."""
+"""User id and group id."""
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def make_private_directory(path: Path, owner: Owner | None = None) -> None:
-    """A directory that only its owner may enter; one that is there is left as it is."""
+    """Create a directory that only its owner may enter; an existing one is not changed."""
     try:
         path.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -30,7 +30,7 @@ def make_private_directory(path: Path, owner: Owner | None = None) -> None:
 
 
 def check_unshared(path: Path, key: str) -> None:
-    """Raises ConfigError when anybody could put another file in the place of a secret one."""
+    """Raises ConfigError when any user could replace files in the directory."""
     mode = path.stat().st_mode if path.exists() else 0
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise ConfigError(key, str(path), f"a directory that not everybody may write: chmod o-w "
@@ -38,7 +38,7 @@ def check_unshared(path: Path, key: str) -> None:
 
 
 def check_not_there(path: Path, names: Iterable[str], key: str) -> None:
-    """Raises ConfigError when a directory has files of these names, which others wrote."""
+    """Raises ConfigError when the directory has files of these names."""
     for name in names:
         if (path / name).exists():
             raise ConfigError(
@@ -48,7 +48,7 @@ def check_not_there(path: Path, names: Iterable[str], key: str) -> None:
 
 
 def write_private(path: Path, text: str, owner: Owner | None = None) -> None:
-    """Write a file for its owner's eyes only; a crash leaves the old one or the new one."""
+    """Write a file that only its owner may read; a crash leaves the old or the new content."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -64,7 +64,7 @@ def write_private(path: Path, text: str, owner: Owner | None = None) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Raises ConfigError when others could have read the secret in a file."""
+    """Raises ConfigError when other users can access the file."""
     if path.stat().st_mode & _OTHERS:
         raise ConfigError(
             "credentials", str(path), f"a file for its owner only: chmod 600 {path}; if anybody "
@@ -73,6 +73,6 @@ def check_private(path: Path) -> None:
 
 
 def default_credentials(cluster: str) -> Path | None:
-    """Where this machine's credentials for a cluster lie unless told otherwise; None: nowhere."""
+    """The default directory of credentials for a cluster; None where the user has no home."""
     configuration = user_directory("CONFIG")
     return configuration / cluster if configuration else None

@@ -1,7 +1,7 @@
-"""Who a certificate says that its holder is: a node of a cluster with a role, or none.
+"""The node identity in a certificate: cluster, role and node id.
 
-The name stands in the certificate's alternative names as a URN; the standard library reads it there
-after a handshake. Nothing is believed here that a handshake has not verified.
+The identity is a URN among the certificate's alternative names, which the standard library reads
+after a verified handshake.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROLES: Final[Mapping[str, Role]] = {"target": "target", "drafter": "drafter"}
 class NodeIdentity:
     """One node of one cluster.
 
-    Raises ConfigError when a part cannot be a name.
+    Raises ConfigError when a part is invalid.
     """
 
     cluster: str
@@ -40,12 +40,12 @@ class NodeIdentity:
 
     @property
     def uri(self) -> str:
-        """The name in a certificate."""
+        """The URN in a certificate."""
         return f"{_PREFIX}:{self.cluster}:{self.role}:{self.node_id}"
 
     @classmethod
     def parse(cls, uri: str) -> Self | None:
-        """The identity that a URI names; None when it names none."""
+        """Parse a URN; None when it is not a node identity."""
         prefix, _, names = uri.partition(f"{_PREFIX}:")
         parts = names.split(":")
         if prefix or len(parts) != 3 or parts[1] not in _ROLES:
@@ -58,7 +58,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What a verified certificate of the other side says.
+    """The contents of a peer's verified certificate.
 
     issuer  common name of the authority that signed it
     """
@@ -69,7 +69,7 @@ class PeerCertificate:
 
     @classmethod
     def of(cls, peercert: Mapping[str, Any] | None) -> Self | None:
-        """Read what `ssl.SSLObject.getpeercert` gives; None when there was no certificate."""
+        """Parse the result of `ssl.SSLObject.getpeercert`; None without a certificate."""
         if not peercert:
             return None
         issuer = {name: value for part in peercert.get("issuer", ()) for name, value in part}

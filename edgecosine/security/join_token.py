@@ -1,6 +1,6 @@
-"""What an invited node needs to know, as one word that can be copied.
+"""The join token of an invited node, as one word to copy.
 
-Where the authority is, how to recognise it, and a secret that works once.
+It holds the authority's addresses and fingerprint, and a secret that works once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class JoinToken(msgspec.Struct, frozen=True, array_like=True):
     """An invitation.
 
     fingerprint  SHA-256 of the authority's certificate
-    addresses    HOST:PORT of its endpoint, in the order in which to try them
+    addresses    HOST:PORT of its endpoint, in the order of attempts
     """
 
     cluster: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -44,25 +44,25 @@ class JoinToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 def new_secret() -> bytes:
-    """A secret that nobody guesses."""
+    """A random secret of 128 bits."""
     return secrets.token_bytes(SECRET_BYTES)
 
 
 def write_token(token: JoinToken) -> str:
-    """The token as one word, with a checksum against slips of the hand."""
+    """Encode the token as one word, with a checksum against typing errors."""
     payload = msgspec.msgpack.encode(token)
     return PREFIX + base64.urlsafe_b64encode(_check(payload) + payload).decode().rstrip("=")
 
 
 def read_token(text: str) -> JoinToken:
-    """The token that `write_token` wrote.
+    """Decode a token of `write_token`.
 
     Raises ConfigError, which does not repeat the token.
     """
-    word = text.strip()
-    if not word.startswith(PREFIX) or len(word) > MAX_TOKEN_CHARACTERS:
-        raise ConfigError("TOKEN", f"{word[:5]}…", _ALLOWED)
-    body = word.removeprefix(PREFIX)
+    token_text = text.strip()
+    if not token_text.startswith(PREFIX) or len(token_text) > MAX_TOKEN_CHARACTERS:
+        raise ConfigError("TOKEN", f"{token_text[:5]}…", _ALLOWED)
+    body = token_text.removeprefix(PREFIX)
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         if _check(raw[_CHECK_BYTES:]) != raw[:_CHECK_BYTES]:

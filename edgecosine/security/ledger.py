@@ -1,7 +1,7 @@
-"""What an authority remembers: its keys, its invitations, whom it certified and whom it revoked.
+"""The authority's database: keys, invitations, certificates and revocations.
 
-One SQLite file, so that the command line and the endpoint may use it at the same time, and a crash
-leaves nothing half done. Times are seconds since 1970.
+One SQLite file, which the command line and the endpoint use at the same time, in transactions.
+Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -80,38 +80,38 @@ class AuthorityDatabase:
         return str(row[0]) if row else ""
 
     def set_fact(self, name: str, value: str) -> None:
-        """Keep a setting."""
+        """Store a setting."""
         self._database.execute("REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def revise(self) -> None:
-        """Whom to trust has changed."""
+        """Increase the revision after a change of the trust list."""
         self.set_fact("revision", str(self.revision + 1))
 
     @property
     def revision(self) -> int:
-        """Grows with every change of whom to trust."""
+        """Number of the trust list; grows with every change."""
         return int(self.fact("revision"))
 
     def authorities(self) -> list[AuthorityRow]:
-        """All that are trusted, the one that signs now last."""
+        """All trusted authorities, the current signer last."""
         query = "SELECT name, key, certificate, cross FROM authority ORDER BY made_at, rowid"
         return [AuthorityRow(*row) for row in self._database.execute(query)]
 
     def add_authority(self, row: AuthorityRow, made_at: int) -> None:
-        """From now on this one signs."""
+        """Add an authority, which becomes the signer."""
         self._database.execute(
             "INSERT INTO authority VALUES (?, ?, ?, ?, ?)",
             (row.name, row.key, row.certificate, row.cross, made_at),
         )
 
     def drop_authority(self, name: str) -> None:
-        """Trust it no more and forget its key."""
+        """Delete an authority, its key and its certificates."""
         self._database.execute("DELETE FROM authority WHERE name = ?", (name,))
         self._database.execute("DELETE FROM certificate WHERE issuer = ?", (name,))
         self._database.execute("UPDATE authority SET cross = ''")
 
     def add_invitation(self, digest: bytes, role: Role, node_id: str, expires_at: int) -> None:
-        """Keep an invitation by its secret's digest."""
+        """Store an invitation under its secret's digest."""
         self._database.execute(
             "INSERT INTO invitation (digest, role, node_id, expires_at) VALUES (?, ?, ?, ?)",
             (digest, role, node_id, expires_at),
@@ -124,16 +124,16 @@ class AuthorityDatabase:
         return Invitation(*row) if row else None
 
     def use_invitation(self, digest: bytes, node_id: str) -> None:
-        """It works no more."""
+        """Mark an invitation as used."""
         query = "UPDATE invitation SET used_by = ? WHERE digest = ?"
         self._database.execute(query, (node_id, digest))
 
     def forget_invitations(self, before: int) -> None:
-        """Those that expired long ago."""
+        """Delete invitations that expired before a time."""
         self._database.execute("DELETE FROM invitation WHERE expires_at < ?", (before,))
 
     def certificates(self) -> list[CertificateRow]:
-        """All that are known, oldest first."""
+        """All stored certificates, oldest first."""
         query = (
             "SELECT serial, node_id, role, issuer, not_after, revoked_at FROM certificate "
             "ORDER BY rowid"
@@ -142,22 +142,22 @@ class AuthorityDatabase:
         return [CertificateRow(int(serial, 16), *rest) for serial, *rest in rows]
 
     def add_certificate(self, row: CertificateRow) -> None:
-        """Keep what was issued."""
+        """Store an issued certificate."""
         values = (f"{row.serial:x}", row.node_id, row.role, row.issuer, row.not_after, None)
         self._database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def revoke(self, node_id: str, now: int) -> int:
-        """Revoke all of a node's certificates; how many that were."""
+        """Revoke a node's certificates; returns their number."""
         query = "UPDATE certificate SET revoked_at = ? WHERE node_id = ? AND revoked_at IS NULL"
         return self._database.execute(query, (now, node_id)).rowcount
 
     def forget_certificates(self, before: int) -> None:
-        """Those that expired long ago: their date alone keeps them out."""
+        """Delete certificates that expired before a time."""
         self._database.execute("DELETE FROM certificate WHERE not_after < ?", (before,))
 
 
-def make_ledger(path: Path) -> None:
-    """A new, empty ledger that only its owner may read."""
+def make_database(path: Path) -> None:
+    """Create an empty database that only its owner may read."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     with closing(sqlite3.connect(path)) as database:
         database.executescript(_SCHEMA)
@@ -165,21 +165,21 @@ def make_ledger(path: Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[AuthorityDatabase]:
-    """A look at the ledger as it is at one moment."""
+    """A read transaction."""
     with _transaction(path, "BEGIN") as ledger:
         yield ledger
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[AuthorityDatabase]:
-    """A change of the ledger, whole or not at all; others wait for it."""
+    """A write transaction; other writers wait for it."""
     with _transaction(path, "BEGIN IMMEDIATE") as ledger:
         yield ledger
 
 
 @contextlib.contextmanager
 def _transaction(path: Path, begin: str) -> Iterator[AuthorityDatabase]:
-    address = f"{path.absolute().as_uri()}?mode=rw"  # a ledger that has gone is not made anew
+    address = f"{path.absolute().as_uri()}?mode=rw"  # a missing file is not created
     with closing(
         sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
     ) as database:

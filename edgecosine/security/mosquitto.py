@@ -1,11 +1,11 @@
-"""A configuration for Mosquitto under which everybody may do what is theirs, and nothing else.
+"""A Mosquitto configuration with minimal rights for each user.
 
-Two listeners: people and tools come with a password each, nodes with the certificate that the
-cluster's authority gave them. Topics are read and written by name:
+Two listeners: clients have a password each, nodes the certificate of the cluster's authority.
+Rights by topic:
 
-client   asks, cancels, reads its own answers and what is public of the cluster
-drafter  tells its own presence and state
-target   everything of its cluster, for its gateway answers everybody
+client   sends and cancels requests, reads its own answers and the cluster's public topics
+drafter  publishes its own status and state
+target   all topics of its cluster, since its gateway answers all clients
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]{1,253}", re.ASCII)
 _MAIN: Final = "mosquitto.conf"
 _PASSWORDS: Final = "passwords"
 _ITERATIONS: Final = 101
-"""Mosquitto's own number; the passwords are drawn from 128 bits, so that nobody guesses them."""
+"""Mosquitto's default; it suffices for random passwords of 128 bits."""
 _MARK: Final = "# Made by `edgecosine cluster broker-config`"
 _ACCOUNTS: Final = ("mosquitto", "nobody")
-"""Whose rights Mosquitto takes when root starts it: the first of them that there is."""
+"""Users to which Mosquitto switches when root starts it: the first that exists."""
 _CONFIGURATION: Final = (
     _MARK
     + """, which may be run again to add clients or targets, to
@@ -79,10 +79,10 @@ acl_file {directory}/nodes.acl
 
 @dataclass(frozen=True, slots=True)
 class BrokerFiles:
-    """Everything that a configuration is made of; PEM texts.
+    """The inputs of a configuration; PEM texts.
 
     targets  node ids
-    clients  names of people and tools
+    clients  client ids
     """
 
     topics: Topics
@@ -97,7 +97,7 @@ class BrokerFiles:
 
 
 def check_host(host: str) -> str:
-    """A host that a broker's certificate may name.
+    """Return `host` if a broker's certificate may name it.
 
     Raises ConfigError.
     """
@@ -107,11 +107,11 @@ def check_host(host: str) -> str:
 
 
 def write_configuration(directory: Path, files: BrokerFiles) -> dict[str, str]:
-    """Write the configuration; gives the passwords of clients that are new, by name.
+    """Write the configuration; returns the passwords of new clients, by name.
 
-    Clients that are there already keep their passwords. What root writes belongs to the user that
-    Mosquitto becomes. Raises ConfigError for a client's name that cannot be a level of a topic, and
-    for a directory with files that are not from here.
+    Existing clients keep their passwords. Files that root writes belong to Mosquitto's user. Raises
+    ConfigError for a client's name that cannot be a level of a topic, and for a directory with
+    foreign files.
     """
     for name in files.clients:
         if not is_identifier(name):
@@ -124,7 +124,7 @@ def write_configuration(directory: Path, files: BrokerFiles) -> dict[str, str]:
     new = {name: secrets.token_urlsafe(16) for name in files.clients if name not in known}
     known |= {name: hash_password(password) for name, password in new.items()}
     contents = {
-        # The first one, for it tells whose directory this is.
+        # Written first, since it marks the directory as ours.
         _MAIN: _CONFIGURATION.format(
             directory=directory.absolute(),
             client_port=files.client_port,
@@ -144,7 +144,7 @@ def write_configuration(directory: Path, files: BrokerFiles) -> dict[str, str]:
 
 
 def broker_account() -> pwd.struct_passwd | None:
-    """The user that Mosquitto becomes when we start it; None: it stays who we are."""
+    """The user to which Mosquitto switches; None if it keeps the current one."""
     if os.geteuid() != 0:
         return None
     for name in _ACCOUNTS:
@@ -154,7 +154,7 @@ def broker_account() -> pwd.struct_passwd | None:
 
 
 def closed_to(account: pwd.struct_passwd, directory: Path) -> Path | None:
-    """The directory that keeps a user from working in `directory`, which may be this itself."""
+    """The first directory on the path whose mode denies the user access; None if there is none."""
     groups = os.getgrouplist(account.pw_name, account.pw_gid)
     for place in (*reversed(directory.absolute().parents), directory):
         status = place.stat()
@@ -187,7 +187,7 @@ def _is_marked(path: Path) -> bool:
 def client_rules(topics: Topics, clients: Sequence[str]) -> str:
     """What each client may read and write, as an ACL file.
 
-    The states of jobs are not among it: they name the requests of others.
+    States of requests are excluded, since they contain ids of other clients' requests.
     """
     return "\n".join(_client_rules(topics, name) for name in clients)
 
@@ -201,7 +201,7 @@ def node_rules(topics: Topics, targets: Sequence[str]) -> str:
 
 
 def hash_password(password: str) -> str:
-    """A password as Mosquitto keeps it: PBKDF2 with SHA-512 and a salt, format 7."""
+    """A password in Mosquitto's file format: PBKDF2 with SHA-512 and a salt, format 7."""
     salt = secrets.token_bytes(12)
     key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
     return f"$7${_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
@@ -221,7 +221,7 @@ def _client_rules(topics: Topics, name: str) -> str:
             topics.stream(name, "+"),
         )
     ]
-    # A client sends itself a message to learn that all retained ones have come before.
+    # A client sends itself a message, which arrives after all retained ones.
     lines += [f"topic readwrite {topics.response(name, '#')}"]
     return "\n".join(lines) + "\n"
 

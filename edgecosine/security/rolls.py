@@ -1,4 +1,4 @@
-"""Rules on an authority's ledger: who is in, whose name is free, whose certificate counts."""
+"""Rules over the authority's database: members, free names, valid certificates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClusterMember:
 
     @property
     def is_in(self) -> bool:
-        """Whether it is let in now."""
+        """Whether its certificate is valid."""
         return not (self.is_revoked or self.is_expired)
 
 
@@ -47,7 +47,7 @@ def members_of(ledger: AuthorityDatabase, now: datetime) -> list[ClusterMember]:
 
 
 def check_free(ledger: AuthorityDatabase, node_id: str, now: datetime) -> None:
-    """Raises EnrolmentRefused when a node of this name is in."""
+    """Raises EnrolmentRefused when a node of this name has a valid certificate."""
     for row in ledger.certificates():
         is_alive = row.revoked_at is None and row.not_after > seconds(now)
         if row.node_id == node_id and is_alive:
@@ -58,9 +58,9 @@ def check_free(ledger: AuthorityDatabase, node_id: str, now: datetime) -> None:
 
 
 def known_certificate(ledger: AuthorityDatabase, serial: int) -> CertificateRow:
-    """The certificate with this number.
+    """The certificate with this serial number.
 
-    Raises EnrolmentRefused when it counts no more.
+    Raises EnrolmentRefused when it is unknown or revoked.
     """
     row = next((row for row in ledger.certificates() if row.serial == serial), None)
     if row is None:
@@ -73,7 +73,7 @@ def known_certificate(ledger: AuthorityDatabase, serial: int) -> CertificateRow:
 def certified(
     ledger: AuthorityDatabase, signer: Signer, identity: NodeIdentity, leaf: Leaf
 ) -> Leaf:
-    """Keep what was issued."""
+    """Store an issued certificate; returns it."""
     ledger.add_certificate(
         CertificateRow(
             leaf.serial,
@@ -88,17 +88,17 @@ def certified(
 
 
 def current_signer(ledger: AuthorityDatabase) -> Signer:
-    """The signer of now."""
+    """The current signer."""
     return signer_of(ledger.authorities()[-1])
 
 
 def signer_of(row: AuthorityRow) -> Signer:
-    """A row as what can sign."""
+    """The signer in a row."""
     return Signer.load(row.key, row.certificate, row.cross)
 
 
 def row_of(signer: Signer) -> AuthorityRow:
-    """A signer as it is kept."""
+    """The row of a signer."""
     cross = certificate_pem(signer.cross) if signer.cross else ""
     return AuthorityRow(
         signer.name, key_pem(signer.key), certificate_pem(signer.certificate), cross
@@ -106,10 +106,10 @@ def row_of(signer: Signer) -> AuthorityRow:
 
 
 def digest_of(secret: bytes) -> bytes:
-    """What is kept of a secret."""
+    """The stored digest of a secret, SHA-256."""
     return hashlib.sha256(secret).digest()
 
 
-def seconds(moment: datetime) -> int:
-    """A moment as the ledger has it."""
-    return int(moment.timestamp())
+def seconds(time: datetime) -> int:
+    """A time in seconds since 1970."""
+    return int(time.timestamp())

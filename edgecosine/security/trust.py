@@ -1,8 +1,7 @@
-"""Whom a node believes, as a frozen value: made anew when the authority says something new.
+"""A node's trust as a frozen value, replaced when the authority publishes a new trust list.
 
-The handshake of TLS 1.3 proves that the other side holds the key of a certificate that the
-cluster's authority signed and that has not run out. The rest is asked here: is it revoked, and does
-the node that greets bear the name in it?
+The TLS 1.3 handshake proves that the peer holds the key of an unexpired certificate of the
+cluster's authority. Revocation and the match of Hello and certificate are checked here.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from edgecosine.security.identity import NodeIdentity, PeerCertificate
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Who we are and whom we believe.
+    """Our identity and the trusted authorities.
 
     listening, dialling  TLS settings for the two ends of a link
-    revoked              serial numbers of certificates that count no more
-    authorities          common names of those whose certificates count
+    revoked              serial numbers of revoked certificates
+    authorities          common names of trusted authorities
     """
 
     identity: NodeIdentity
@@ -39,7 +38,7 @@ class Trust:
     authorities: frozenset[str]
 
     def objection(self, peercert: Mapping[str, Any] | None, hello: Hello) -> str | None:
-        """Why this peer with this certificate is not to be linked; None when it is welcome."""
+        """Why a peer with this certificate must not be linked; None if it may."""
         certificate = PeerCertificate.of(peercert)
         if certificate is None or certificate.identity is None:
             return "no certificate of a node: run `edgecosine cluster join` there"
@@ -59,10 +58,9 @@ class Trust:
         return None
 
     def doubt(self, peercert: Mapping[str, Any] | None) -> str | None:
-        """Why a certificate that was good at its handshake counts no more; None when it does.
+        """Why a certificate that was valid at its handshake is not any more; None if it is.
 
-        At a handshake `objection` is to be asked: an authority that is vouched for by the one
-        before it may not be known yet.
+        At a handshake `objection` applies: a cross-signed authority may not be known yet.
         """
         certificate = PeerCertificate.of(peercert)
         if certificate is None:
@@ -78,9 +76,9 @@ class Trust:
 def make_trust(
     identity: NodeIdentity, certificate_file: Path, authorities_pem: str, revoked_pem: str
 ) -> Trust:
-    """Trust from the node's key and certificate in one file, and what its authority told.
+    """Trust from the node's key and certificate in one file, and its authority's trust list.
 
-    Raises EnrolmentError when these do not fit together.
+    Raises EnrolmentError when these do not match.
     """
     try:
         return Trust(
@@ -97,18 +95,18 @@ def make_trust(
 def listening_context(
     certificate_file: Path, authorities_pem: str, *, is_required: bool = True
 ) -> ssl.SSLContext:
-    """TLS settings of a listener that asks everybody for a certificate of the cluster."""
+    """TLS settings of a listener that requests a certificate of the cluster."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, authorities_pem)
     context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
-    # A resumed session would skip the look at the other side's certificate.
+    # A resumed session would skip the check of the peer's certificate.
     context.num_tickets = 0
     context.load_cert_chain(certificate_file)
     return context
 
 
 def dialling_context(certificate_file: Path, authorities_pem: str) -> ssl.SSLContext:
-    """TLS settings of a dialler. A node's address says nothing about who it is, so no host name is
-    compared; its Hello is, with its certificate."""
+    """TLS settings of a dialler. Host names are not checked, since addresses do not identify
+    nodes; the Hello is compared with the certificate instead."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, authorities_pem)
     context.check_hostname = False
     context.load_cert_chain(certificate_file)
@@ -116,10 +114,10 @@ def dialling_context(certificate_file: Path, authorities_pem: str) -> ssl.SSLCon
 
 
 def enrolment_context(authorities_pem: str, certificate_file: Path | None = None) -> ssl.SSLContext:
-    """TLS settings of a client of the authority's endpoint, which nobody else can pose as. To be
+    """TLS settings of a client of the authority's endpoint, which no node can impersonate. To be
     used with `ENROLMENT_NAME` as server name."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, authorities_pem)
-    # A node may be called anything, so the common name proves nothing.
+    # A node may have any name, so the common name proves nothing.
     context.hostname_checks_common_name = False
     assert context.check_hostname, ENROLMENT_NAME
     if certificate_file is not None:
@@ -128,8 +126,8 @@ def enrolment_context(authorities_pem: str, certificate_file: Path | None = None
 
 
 def unverified_context() -> ssl.SSLContext:
-    """TLS settings to ask for an authority's certificate, which is then held against its
-    fingerprint. Nothing secret goes through such a connection."""
+    """TLS settings to ask for an authority's certificate, which is then compared with its
+    fingerprint. No secret is sent over such a connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -138,7 +136,7 @@ def unverified_context() -> ssl.SSLContext:
 
 
 def pick_authority(authorities_pem: str, wanted: bytes) -> str:
-    """Of several certificates the one with this fingerprint, as PEM.
+    """The certificate with this fingerprint, as PEM.
 
     Raises EnrolmentError when it is not among them.
     """
@@ -147,8 +145,8 @@ def pick_authority(authorities_pem: str, wanted: bytes) -> str:
         if fingerprint(pem) == wanted:
             return pem
     raise EnrolmentError(
-        "somebody else answers in the authority's place: its certificate has not the fingerprint in"
-        " the token; nothing was told to it"
+        "another endpoint answers in the authority's place: its certificate does not have the"
+        " fingerprint in the token; no secret was sent to it"
     )
 
 
@@ -169,7 +167,7 @@ def authority_names(authorities_pem: str) -> frozenset[str]:
 def read_revoked(authorities_pem: str, revoked_pem: str) -> frozenset[int]:
     """Serial numbers in revocation lists, each signed by one of the authorities.
 
-    Raises EnrolmentError for a list that none of them signed, ValueError for what is no list.
+    Raises EnrolmentError for a list that none of them signed, ValueError for an unreadable one.
     """
     authorities = x509.load_pem_x509_certificates(authorities_pem.encode())
     serials: set[int] = set()

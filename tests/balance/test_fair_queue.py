@@ -48,10 +48,10 @@ def test_every_job_starts_once(history: list[FairJob | str]) -> None:
 @given(histories(), st.lists(JOBS, max_size=5).filter(lambda jobs: len({*jobs}) == len(jobs)))
 def test_order_predicts_the_starts(history: list[FairJob | str], more: list[FairJob]) -> None:
     queue, waiting, _ = play(history)
-    foretold = queue.order(more)
+    top1_matches = queue.order(more)
     for job in more:
         queue.add(job)
-    assert [queue.pop() for _ in [*waiting, *more]] == foretold
+    assert [queue.pop() for _ in [*waiting, *more]] == top1_matches
 
 
 @given(histories())

@@ -222,7 +222,7 @@ def test_one_id_is_one_request() -> None:
             home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
-            with pytest.raises(RequestError, match="at work"):
+            with pytest.raises(RequestError, match="is active"):
                 await whole(client, completion("1"))
             await steps.aclose()
 

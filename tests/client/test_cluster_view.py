@@ -52,7 +52,7 @@ def test_node_that_falls_silent_is_lost_and_forgotten_in_the_end(clock: list[flo
     assert presence(watch) == "lost"
     assert not watch.nodes()["d1"].is_here
     found = concerns(is_online=True, is_draining=False, nodes=watch.nodes())
-    assert found == ["d1 is lost: it says nothing any more"]
+    assert found == ["d1 is lost: it stopped renewing its status"]
     watch.take(NodeStatusTopic("d1"), said("ready"))
     assert presence(watch) == "ready"
     clock[0] += KEEP_S + 1

@@ -15,7 +15,7 @@ from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
-from edgecosine.protocol.api.claim_messages import MembershipStatus, standing_notice
+from edgecosine.protocol.api.claim_messages import MembershipStatus, membership_notice
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.retained_topics import KEEP_S, LEASE_S, NodePresence, NodeStatus
 from tests.mqtt.own_mosquitto import own_mosquitto
@@ -42,7 +42,7 @@ async def held(
         for message in (
             Outgoing(HOME.node_status("d1"), status, retain=True, expiry_s=expiry_s),
             Outgoing(HOME.node_state("d1"), b'{"role": "target"}', retain=True),
-            standing_notice(HOME, MembershipStatus("d1", "s", "x", "m", 0.0, "ready")),
+            membership_notice(HOME, MembershipStatus("d1", "s", "x", "m", 0.0, "ready")),
         ):
             listener.courier.send(message)
             await listener.expect(message.topic)
@@ -87,9 +87,9 @@ def test_node_that_lives_and_one_that_is_not_known_are_refused() -> None:
             presence = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
             async with running(presence.run()):
                 await presence.connected()
-                with pytest.raises(ConfigError, match="lives"):
+                with pytest.raises(ConfigError, match="alive"):
                     await forget(address, "home", "d1")
-                with pytest.raises(ConfigError, match="holds anything"):
+                with pytest.raises(ConfigError, match="retained messages"):
                     await forget(address, "home", "d2")
                 async with Client(address, "home") as client:
                     assert list(await client.nodes()) == ["d1"]

@@ -38,7 +38,7 @@ def test_cluster_at_work_is_healthy_and_so_is_one_whose_drafter_went_home() -> N
         ([node("t", "ready", **WELL), node("d", "draining")], "d is draining"),
         ([node("t", "ready", **(WELL | {"drafters": {}}))], "no drafter is linked"),
         ([node("t", "ready", **(WELL | {"is_full": True, "queued": 64}))], "full, 64 wait"),
-        ([node("t", "ready", **(WELL | {"is_congested": True}))], "left out"),
+        ([node("t", "ready", **(WELL | {"is_congested": True}))], "are dropped"),
         ([node("t", "ready", **(WELL | {"not_linked": ["d: protocol 2"]}))], "d: protocol 2"),
     ],
 )
@@ -60,7 +60,7 @@ def test_only_who_should_be_linked_and_is_not_is_amiss() -> None:
 
 def test_closed_doors_are_named() -> None:
     assert "no gateway" in found(is_online=False)
-    assert "no more requests" in found(is_draining=True)
+    assert "no new requests" in found(is_draining=True)
 
 
 def test_counts_are_told_by_kind_and_what_never_was_is_not() -> None:

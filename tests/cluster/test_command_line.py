@@ -63,7 +63,7 @@ def test_node_without_a_broker_logs_advice_and_keeps_running() -> None:
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if "no broker, trying on" in line:
+                if "no broker, retrying" in line:
                     break
             else:
                 pytest.fail("the node ended")

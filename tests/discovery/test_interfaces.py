@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgecosine.discovery.interfaces import (
     Interface,
-    addresses_to_tell,
+    addresses_to_announce,
     by_reach,
     interfaces,
     is_everywhere,
@@ -18,16 +18,16 @@ OWN = [
 
 def test_a_door_on_every_address_tells_all_but_loopback() -> None:
     for host in ("", "*", "0.0.0.0", "::"):  # noqa: S104
-        assert addresses_to_tell([host], OWN) == ["192.168.1.5", "fd00::5", "fe80::5"]
+        assert addresses_to_announce([host], OWN) == ["192.168.1.5", "fd00::5", "fe80::5"]
 
 
 def test_a_machine_without_a_network_tells_loopback() -> None:
-    assert addresses_to_tell([""], OWN[:1]) == ["127.0.0.1", "::1"]
-    assert addresses_to_tell(["127.0.0.1"], OWN) == ["127.0.0.1"]
+    assert addresses_to_announce([""], OWN[:1]) == ["127.0.0.1", "::1"]
+    assert addresses_to_announce(["127.0.0.1"], OWN) == ["127.0.0.1"]
 
 
 def test_a_door_on_some_addresses_tells_those() -> None:
-    assert addresses_to_tell(["fd00::5", "127.0.0.1"], OWN) == ["fd00::5"]
+    assert addresses_to_announce(["fd00::5", "127.0.0.1"], OWN) == ["fd00::5"]
 
 
 def test_a_node_that_listens_everywhere_has_whatever_addresses_come() -> None:

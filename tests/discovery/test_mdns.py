@@ -15,7 +15,7 @@ import zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from edgecosine.discovery.events import PeerGone, PeerSeen
-from edgecosine.discovery.mdns import MAX_NAMES, SERVICE_TYPE, Mdns, hears_itself, service_info
+from edgecosine.discovery.mdns import MAX_NAMES, SERVICE_TYPE, Mdns, multicast_works, service_info
 from edgecosine.discovery.peer import Advert
 from tests.discovery.adverts import advert
 
@@ -164,8 +164,8 @@ def test_false_records_of_many_names_are_bounded() -> None:
 
 
 def test_multicast_is_proved_by_hearing_oneself() -> None:
-    assert uvloop.run(hears_itself(LOOPBACK))
-    assert not uvloop.run(hears_itself(["203.0.113.77"]))
+    assert uvloop.run(multicast_works(LOOPBACK))
+    assert not uvloop.run(multicast_works(["203.0.113.77"]))
 
 
 def test_without_a_usable_interface_it_warns_and_returns(caplog: pytest.LogCaptureFixture) -> None:

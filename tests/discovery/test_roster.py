@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.contact import MAX_DIALS_AFTER_GOODBYE, MAX_ENDPOINTS
 from edgecosine.discovery.events import (
     Dial,
@@ -52,7 +52,7 @@ class Played:
         return self.roster.handle(event, self.now)
 
     def standing(self, peer: str = "drafter-1") -> tuple[str, str]:
-        found = [(e.standing, e.reason) for e in self.roster.explain() if e.peer == peer]
+        found = [(e.state, e.reason) for e in self.roster.explain() if e.peer == peer]
         assert len(found) == 1
         return found[0]
 
@@ -205,7 +205,7 @@ def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
     play(UP)
     assert play(PeerGone("drafter-1")) == []
     assert play.standing() == ("linked", "")
-    assert play(LinkDown("drafter-1", "stopped", is_farewell=True)) == []
+    assert play(LinkDown("drafter-1", "stopped", is_disconnect=True)) == []
     assert play.roster.explain() == []
 
 
@@ -388,5 +388,5 @@ def test_whatever_happens_nobody_is_dialled_who_should_not_be(
         assert due is None or due > play.now
         assert len(play.roster.explain()) <= 3
     for explanation in play.roster.explain():
-        is_told = explanation.reason != "" or explanation.standing == "linked"
+        is_told = explanation.reason != "" or explanation.state == "linked"
         assert is_told, explanation

@@ -15,8 +15,9 @@ import pytest
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt import connection as mqtt
+from edgecosine.mqtt.aiomqtt_client import Version
 from edgecosine.mqtt.broker_address import BrokerAddress
-from edgecosine.mqtt.connection import Version, connect
+from edgecosine.mqtt.connection import connect
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from tests.support.mqtt import free_port, needs_mosquitto, run
 

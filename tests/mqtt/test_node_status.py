@@ -33,7 +33,8 @@ NODE = """
 import sys, uvloop
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
-uvloop.run(NodeStatusPublisher(broker=BrokerAddress.parse(sys.argv[1]), cluster="home", node_id="d1").run())
+broker = BrokerAddress.parse(sys.argv[1])
+uvloop.run(NodeStatusPublisher(broker=broker, cluster="home", node_id="d1").run())
 """
 
 

@@ -55,7 +55,7 @@ def test_message_on_its_way_is_not_sent_again_by_who_leaves() -> None:
                 address,
                 name="leaving",
                 receive=lambda _: None,
-                farewell=lambda: (Outgoing("end", b""),),
+                disconnect_messages=lambda: (Outgoing("end", b""),),
             )
             async with running(leaving.run()) as task:
                 await leaving.connected()

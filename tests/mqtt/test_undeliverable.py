@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgecosine.backoff import Backoff
 from edgecosine.client.client import Client
 from edgecosine.counters import Counters
 from edgecosine.errors import RequestError
@@ -140,7 +141,7 @@ def test_announcement_that_the_broker_hangs_up_on_keeps_nobody_out(
     async def story() -> None:
         hang_up_on(monkeypatch)
         bad, good = Outgoing("a\uffff", b"", retain=True), Outgoing("good", b"", retain=True)
-        monkeypatch.setattr(courier, "_LONGEST_PAUSE_S", 0.1)
+        monkeypatch.setattr(courier, "_BACKOFF", Backoff(0.075, 0.15, jitter=2 / 3))
         counters = Counters()
         async with own_mosquitto(tmp_path) as url:
             actor = ReconnectingClient(

@@ -31,7 +31,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.gumbel import noise_seed
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.protocol.wire.messages import SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE
 from edgecosine.protocol.wire.tree import ROOT
 
 
@@ -199,7 +199,8 @@ class TransformerDrafter:
         scored += (
             ScoredToken(progress, position, first_row + position - start - 1)
             for position in range(
-                max(start + 1, len(tokens) - MAX_FORETOLD), min(len(tokens), len(slot.tokens) + 1)
+                max(start + 1, len(tokens) - MAX_SCORED_TOKENS),
+                min(len(tokens), len(slot.tokens) + 1),
             )
         )
         if not progress.pending:

@@ -77,7 +77,7 @@ def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """The drafter's negative log-likelihood of a prompt, in nats per token."""
     [drafted] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
     drafter.release("surprise")
-    return drafted.prompt_score.surprise
+    return drafted.prompt_score.nll
 
 
 def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Guesses:

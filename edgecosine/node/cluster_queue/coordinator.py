@@ -38,18 +38,18 @@ from edgecosine.protocol.api.claim_messages import (
     ClaimAck,
     Echo,
     KnownRequest,
+    MembershipState,
     MembershipStatus,
-    StandingState,
     StatusRequest,
     claim_notice,
     clearance,
     inbox_note,
     known_notice,
+    membership_notice,
     other_model,
+    read_membership,
     read_note,
-    read_standing,
     read_work,
-    standing_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.parse_request import ReplyAddress
@@ -109,10 +109,10 @@ class QueueCoordinator:
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
-            filters=(topics.standing("+"), topics.inbox(node_id), topics.work("+", "+")),
+            filters=(topics.membership("+"), topics.inbox(node_id), topics.work("+", "+")),
             will=self._standing("lost"),
             announce=self._arrive,
-            farewell=lambda: (self._standing("left"),),
+            disconnect_messages=lambda: (self._standing("left"),),
             lost=self._lose,
             refused=self._give_up_claim,
             counters=counters,
@@ -157,7 +157,7 @@ class QueueCoordinator:
         """The targets that are there beside us, and were heard lately."""
         return [node for node in self.book.others if self._leases.is_heard(node)]
 
-    def say(self, state: StandingState) -> None:
+    def say(self, state: MembershipState) -> None:
         """Tell the other targets how we stand. Who drains is not ready again."""
         if self.book.us.state not in ("draining", state):
             effects = self.book.say(state, _now())
@@ -279,7 +279,7 @@ class QueueCoordinator:
         us = self.book.us
         # What was cleared is of a target that somebody has forgotten.
         standing = (
-            read_standing(message.payload)
+            read_membership(message.payload)
             if message.payload
             else MembershipStatus(node, "", us.identity, us.model, 0.0, "left")
         )
@@ -385,8 +385,8 @@ class QueueCoordinator:
         us = self.book.us
         return inbox_note(self._topics, us.node, Echo(us.session, self._num_echoes))
 
-    def _standing(self, state: StandingState) -> Outgoing:
-        return standing_notice(self._topics, msgspec.structs.replace(self.book.us, state=state))
+    def _standing(self, state: MembershipState) -> Outgoing:
+        return membership_notice(self._topics, msgspec.structs.replace(self.book.us, state=state))
 
     def _send_held(self) -> None:
         for key in [key for key in self._held if self._is_sure(key)]:

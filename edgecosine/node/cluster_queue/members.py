@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgecosine.balance.rendezvous_hash import chosen
-from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
 
 GRACE_S: Final = 5.0
 """In which a target that was lost may come back to its work; as long as couriers pause at most."""
@@ -88,7 +88,7 @@ class Members:
             return False
         return since + GRACE_S <= now
 
-    def say(self, state: StandingState) -> None:
+    def say(self, state: MembershipState) -> None:
         """We stand otherwise."""
         self.us = msgspec.structs.replace(self.us, state=state)
 

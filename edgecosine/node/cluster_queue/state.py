@@ -31,7 +31,7 @@ from edgecosine.node.cluster_queue.members import Members
 from edgecosine.node.cluster_queue.own_claims import OwnClaims
 from edgecosine.node.cluster_queue.peer_claims import PeerClaims, rank
 from edgecosine.node.cluster_queue.unclaimed import UnclaimedRequests
-from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
 from edgecosine.protocol.api.parse_request import ReplyAddress
 
 UNCLAIMED_S: Final = 2.0
@@ -194,7 +194,7 @@ class QueueState:
             effects += self._ours.tell_all()
         return [*effects, *self._reconsider(now)]
 
-    def say(self, state: StandingState, now: float) -> list[QueueAction]:
+    def say(self, state: MembershipState, now: float) -> list[QueueAction]:
         """We stand otherwise."""
         self._standings.say(state)
         return self._reconsider(now)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.errors import EnrolmentError
 from edgecosine.node.credentials.ca_client import renew, watch
 from edgecosine.node.credentials.ca_server import utc_now

@@ -21,7 +21,7 @@ from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.wire.messages import (
-    MAX_SURPRISE,
+    MAX_NLL,
     AnyMessage,
     Draft,
     DraftRequest,
@@ -283,8 +283,8 @@ def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draf
         parents=bytes(parent + 1 for parent in result.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
-        foretold=bytes(result.prompt_score.foretold),
-        surprise=min(MAX_SURPRISE, result.prompt_score.surprise),
+        top1_matches=bytes(result.prompt_score.top1_matches),
+        nll=min(MAX_NLL, result.prompt_score.nll),
     )
 
 

@@ -135,7 +135,7 @@ class Gateway:
             ),
             will=status_notice(self._topics, OFFLINE),
             announce=self._announcement,
-            farewell=self._farewell,
+            disconnect_messages=self._farewell,
             counters=counters,
             delivered=self._reception.delivered,
             refused=self._reception.undeliverable,

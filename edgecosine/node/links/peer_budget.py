@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 
 BURST_MESSAGES: Final = 256
 """Messages that a peer may send without being asked: those of the handshake, and releases."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, assert_never
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.events import (
     Dial,
     DialFailed,
@@ -29,7 +29,7 @@ from edgecosine.discovery.events import (
     RosterAction,
     Ticked,
 )
-from edgecosine.discovery.interfaces import addresses_to_tell, is_everywhere
+from edgecosine.discovery.interfaces import addresses_to_announce, is_everywhere
 from edgecosine.discovery.peer import Address, Advert, advert_of
 from edgecosine.discovery.roster import Roster
 from edgecosine.errors import LinkError, LinkLost, PeerFlooded, PeerMismatched, PeerRefused
@@ -115,7 +115,7 @@ class Peers:
         try:
             if self._discover is not None:
                 hosts = [address.host for address in self._listener.addresses]
-                told = [] if is_everywhere(hosts) else addresses_to_tell(hosts, ())
+                told = [] if is_everywhere(hosts) else addresses_to_announce(hosts, ())
                 advert = advert_of(self._ours, told, self._listener.port)
                 self._start("discovery", self._discover(advert, self._take))
             self._take(Ticked())

@@ -191,7 +191,7 @@ class DraftClient:
         if tree is None or max(tree.tokens, default=0) >= self._num_vocabulary:
             logger.warning("draft refused: request=%s peer=%s", self._key, node_id)
             return DrafterTree(node_id, prefix_len)
-        score = PromptScore(tuple(map(bool, draft.foretold)), draft.surprise)
+        score = PromptScore(tuple(map(bool, draft.top1_matches)), draft.nll)
         return DrafterTree(node_id, prefix_len, tree, score)
 
     async def _request_draft(

@@ -1,7 +1,7 @@
-"""Answers as JSON: final messages, deltas and errors in OpenAI's shapes, written and read.
+"""Renders and parses answers as JSON: final messages, deltas and errors in OpenAI's format.
 
-The acceptance figures have the shape of vLLM's `metrics.speculative_decoding`; ratios of nothing
-are null. What only this cluster knows stands under `edgecosine`.
+The acceptance figures have the format of vLLM's `metrics.speculative_decoding`; a ratio without a
+denominator is null. EdgeCoSine's own figures are under `edgecosine`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from edgecosine.protocol.api.request import (
 
 _SERVER_FAULT = 500
 _LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON has no word for; vLLM's figure."""
+"""Replaces minus infinity, which JSON cannot express; vLLM's value."""
 _ERROR_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPart:
-    """One part of a streamed answer; the last one says so.
+    """One part of a streamed answer.
 
-    `index` is the number of characters (Unicode code points) of the same text before this part, so
-    that a part that comes again, or otherwise divided, after a restart is known for what it is: a
-    reader keeps `text[:index] + part`. Where an answer has several choices, `choice` names the one
-    that the text belongs to; the last part's index counts the characters of all choices.
+    `index` is the number of characters (Unicode code points) of the text before this part. After a
+    restart, parts may repeat or be divided differently: a reader keeps `text[:index] + part`. With
+    several choices, `choice` is the index of the text's choice; the last part's index counts the
+    characters of all choices.
     """
 
     index: int
@@ -46,23 +46,23 @@ class StreamPart:
 
 @dataclass(frozen=True, slots=True)
 class FinalMessage:
-    """A final message as its reader sees it; `body` is the whole object."""
+    """A parsed final message; `body` is the whole JSON object."""
 
     request_id: str
     texts: tuple[str, ...]
-    """Of each choice."""
+    """Text of each choice."""
     finish_reason: str
-    """Of the first choice."""
+    """Finish reason of the first choice."""
     body: Mapping[str, Any]
 
     @property
     def text(self) -> str:
-        """The first choice's."""
+        """Text of the first choice."""
         return self.texts[0]
 
 
 def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
-    """The whole answer; `created_s` in seconds since 1970."""
+    """The final message as JSON; `created_s` is in seconds since 1970."""
     metrics = answer.metrics
     body = {
         "id": request.request_id,
@@ -85,13 +85,13 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
             "queue_s": metrics.queue_s,
             "prefill_s": metrics.prefill_s,
             "decode_s": metrics.decode_s,
-            **_course(metrics),
+            **_rounds(metrics),
         },
     }
     return msgspec.json.encode(body)
 
 
-def _course(metrics: Metrics) -> dict[str, Any]:
+def _rounds(metrics: Metrics) -> dict[str, Any]:
     if not metrics.rounds:
         return {}
     rounds = [asdict(times) for times in metrics.rounds]
@@ -119,7 +119,7 @@ def speculation_figures(metrics: Metrics) -> dict[str, Any]:
 
 
 def render_error(error: RequestError | Refusal, request_id: str) -> bytes:
-    """The OpenAI error object, and the request that it is about."""
+    """OpenAI's error object with the request's id, as JSON."""
     default = "server_error" if error.status >= _SERVER_FAULT else "invalid_request_error"
     fault: dict[str, Any] = {
         "message": error.message,
@@ -134,7 +134,7 @@ def render_error(error: RequestError | Refusal, request_id: str) -> bytes:
 
 
 def render_piece(piece: StreamPart) -> bytes:
-    """One part of a streamed answer."""
+    """One part of a streamed answer, as JSON."""
     body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
     if piece.choice is not None:
         body["choice"] = piece.choice
@@ -154,7 +154,7 @@ def parse_piece(payload: bytes) -> StreamPart:
 
 
 def parse_final(payload: bytes) -> FinalMessage:
-    """Read a final message.
+    """Parse a final message.
 
     Raises the RequestError that it carries, and ValueError when it is no final message.
     """
@@ -204,7 +204,7 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
 def _scored(token: ScoredToken) -> dict[str, Any]:
     return {
         "token": token.text,
-        "logprob": _sayable(token.logprob),
+        "logprob": _finite(token.logprob),
         "bytes": list(token.utf8),
     }
 
@@ -212,20 +212,20 @@ def _scored(token: ScoredToken) -> dict[str, Any]:
 def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
     return {
         "tokens": [each.token.text for each in logprobs],
-        "token_logprobs": [_sayable(each.token.logprob) for each in logprobs],
+        "token_logprobs": [_finite(each.token.logprob) for each in logprobs],
         "top_logprobs": [_top(each) for each in logprobs],
         "text_offset": [each.text_offset for each in logprobs],
     }
 
 
 def _top(logprobs: TokenLogprobs) -> dict[str, float]:
-    """By text; the generated token is among them always, the most probable one of equal texts."""
+    """Log-probabilities by text, including the generated token; the highest one of equal texts."""
     ranked = sorted((*logprobs.top, logprobs.token), key=lambda each: each.logprob)
-    best = {each.text: _sayable(each.logprob) for each in ranked}
+    best = {each.text: _finite(each.logprob) for each in ranked}
     return dict(reversed(best.items()))
 
 
-def _sayable(logprob: float) -> float:
+def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 

@@ -1,4 +1,4 @@
-"""What is asked, as text: a completion's prompt, or the turns of a chat."""
+"""Parses the prompt of a completion and the messages of a chat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_prompt(body: Mapping[str, object]) -> str:
-    """The one prompt of a completion.
+    """Parse the single prompt of a completion.
 
     Raises RequestError.
     """
@@ -24,7 +24,7 @@ def read_prompt(body: Mapping[str, object]) -> str:
         _missing("prompt")
     if isinstance(prompt, list):
         if len(prompt) != 1:
-            invalid("prompt", "prompt is one text; send one request for each")
+            invalid("prompt", "prompt must be a single text; send one request for each")
         prompt = prompt[0]
     if not isinstance(prompt, str):
         wrong_type("prompt", "a string")
@@ -32,7 +32,7 @@ def read_prompt(body: Mapping[str, object]) -> str:
 
 
 def check_prompt(name: str, text: str) -> str:
-    """Return `text` when it is a prompt.
+    """Return `text` if it is a valid prompt.
 
     Raises RequestError.
     """
@@ -42,7 +42,7 @@ def check_prompt(name: str, text: str) -> str:
 
 
 def read_messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
-    """The turns of a chat.
+    """Parse the messages of a chat.
 
     Raises RequestError.
     """
@@ -53,10 +53,10 @@ def read_messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
         wrong_type("messages", "a list")
     if len(messages) > MAX_MESSAGES:
         invalid("messages", f"messages has at most {MAX_MESSAGES} entries")
-    turns = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(messages))
-    if not any(turn.content for turn in turns):
+    chat = tuple(_message(f"messages[{i}]", message) for i, message in enumerate(messages))
+    if not any(message.content for message in chat):
         raise RequestError("messages are empty", code="empty_prompt", parameter="messages")
-    return turns
+    return chat
 
 
 def _message(name: str, message: object) -> ChatMessage:
@@ -67,7 +67,7 @@ def _message(name: str, message: object) -> ChatMessage:
         invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
     content = message.get("content")
     if role == "assistant" and content is None:
-        # As clients keep turns that only called tools, or refused.
+        # Clients send this for messages that only called tools, or refused.
         refusal = message.get("refusal")
         content = "" if refusal is None else refusal
     return ChatMessage(role=str(role), content=_content(f"{name}.content", content))

@@ -1,7 +1,7 @@
-"""From one request to the requests of its choices, and from their answers to one answer.
+"""Splits a request with `n` choices into requests, and joins their answers.
 
-Each choice is a session like any other: it has a key and a seed of its own and knows nothing of the
-others. The first one has the request's own seed, so it is what the request without `n` would get.
+Each choice is an independent session with its own key and seed. The first one has the request's
+seed, so its text is that of the request without `n`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgecosine.protocol.api.request import Answer, DrafterShare, Metrics, Reque
 
 
 def choices_of(request: Request) -> tuple[Request, ...]:
-    """A request for each choice, in order."""
+    """One request for each choice, in order."""
     return tuple(
         replace(
             request,
@@ -28,7 +28,7 @@ def choices_of(request: Request) -> tuple[Request, ...]:
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """The 64 bits of a choice's seed; the first choice has the request's own."""
+    """The 64-bit seed of a choice; the first choice has the request's seed."""
     if not choice:
         return seed
     spelt = seed.to_bytes(8, "little") + choice.to_bytes(8, "little")
@@ -38,8 +38,8 @@ def choice_seed(seed: int, choice: int) -> int:
 def join_answers(answers: Sequence[Answer]) -> Answer:
     """The answer to the request, from the answers to its choices in order.
 
-    Counts are summed. Times are those of sessions side by side: until the first one started, and of
-    the longest one.
+    Counts are summed. Of times, as the sessions run in parallel, `queue_s` is the minimum and the
+    others are the maximum.
     """
     if len(answers) == 1:
         return answers[0]

@@ -1,7 +1,7 @@
-"""What targets of one cluster say to each other, so that each request is answered by one of them.
+"""Messages between the targets of a cluster, by which one of them claims each request.
 
-Retained on a request's work topic is the claim of the target that has taken it, and nothing once
-its final message was delivered. A claim holds all that the answer follows from.
+The claim is retained on the request's work topic until the final message was delivered. It contains
+everything that determines the answer.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 
-StandingState = Literal["ready", "unavailable", "draining", "left", "lost"]
-"""`left` was said by the target itself, `lost` by the broker in its name."""
+MembershipState = Literal["ready", "unavailable", "draining", "left", "lost"]
+"""`left` is sent by the target itself, `lost` by its will."""
 
-KEEP_STANDING_S: Final = 3600
-"""After so long a broker forgets a target that says nothing any more."""
+KEEP_MEMBERSHIP_S: Final = 3600
+"""Expiry of a target's retained membership status, in seconds."""
 KEEP_CLAIM_S: Final = 86400
-"""After so long a broker forgets the claim of a cluster that never came back."""
+"""Expiry of a retained claim, in seconds."""
 
 
 class MembershipStatus(msgspec.Struct, frozen=True):
-    """How a target stands. `session` names one life of it, `since` is seconds since 1970.
+    """A target's membership status. `session` identifies one process.
 
-    identity  what its texts depend on: only targets of one identity share their requests
+    identity  what its texts depend on: only targets of one identity share requests
+    since     start of the process, in seconds since 1970
     """
 
     node: str
@@ -36,15 +37,15 @@ class MembershipStatus(msgspec.Struct, frozen=True):
     identity: str
     model: str
     since: float
-    state: StandingState
+    state: MembershipState
 
 
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
-    """A target has taken a request.
+    """A target's claim to a request.
 
-    generation  how often the request was taken over; of two claims the later generation counts
-    taken_from  the target that had it, or empty
-    asked_s     when it was let in first, in seconds since 1970
+    generation  number of takeovers; of two claims the later generation counts
+    taken_from  the target that claimed it before, or empty
+    asked_s     first acceptance, in seconds since 1970
     """
 
     node: str
@@ -62,9 +63,9 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 
 
 class KnownRequest(msgspec.Struct, frozen=True, tag="known"):
-    """A target has answered the request, or refused it; nobody else need do so.
+    """A target has answered or refused the request, so that others need not.
 
-    digest  of a request without an id, which others call otherwise; else empty
+    digest  of a request without an id, which has another name at each target; else empty
     """
 
     node: str
@@ -72,7 +73,7 @@ class KnownRequest(msgspec.Struct, frozen=True, tag="known"):
 
 
 class ClaimAck(msgspec.Struct, frozen=True, tag="consent"):
-    """A target knows nothing that speaks against another one's claim."""
+    """A target acknowledges that another one's claim conflicts with none that it knows."""
 
     node: str
     key: str
@@ -80,65 +81,65 @@ class ClaimAck(msgspec.Struct, frozen=True, tag="consent"):
 
 
 class Echo(msgspec.Struct, frozen=True, tag="echo"):
-    """A target to itself: what was sent before has been heard."""
+    """A target's message to itself, which proves that earlier ones were delivered."""
 
     session: str
     number: int
 
 
 class StatusRequest(msgspec.Struct, frozen=True, tag="call"):
-    """A target that knows another one from the broker alone asks it to say how it stands."""
+    """Requests a new membership status from a target known by a retained one only."""
 
     node: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_standing = msgspec.msgpack.Decoder(MembershipStatus).decode
+_membership_of = msgspec.msgpack.Decoder(MembershipStatus).decode
 _work: msgspec.msgpack.Decoder[Claim | KnownRequest] = msgspec.msgpack.Decoder(Claim | KnownRequest)
 _inbox: msgspec.msgpack.Decoder[ClaimAck | Echo | StatusRequest] = msgspec.msgpack.Decoder(
     ClaimAck | Echo | StatusRequest
 )
 
 
-def standing_notice(topics: Topics, standing: MembershipStatus) -> Outgoing:
-    """How a target stands, for all who come later, too."""
-    topic = topics.standing(standing.node)
-    return Outgoing(topic, _encode(standing), retain=True, expiry_s=KEEP_STANDING_S)
+def membership_notice(topics: Topics, status: MembershipStatus) -> Outgoing:
+    """The retained publication of a target's membership status."""
+    topic = topics.membership(status.node)
+    return Outgoing(topic, _encode(status), retain=True, expiry_s=KEEP_MEMBERSHIP_S)
 
 
 def claim_notice(topics: Topics, claim: Claim) -> Outgoing:
-    """A claim, for all who come later, too."""
+    """The retained publication of a claim."""
     topic = topics.work(claim.ticket.client_id, claim.ticket.request_id)
     return Outgoing(topic, _encode(claim), retain=True, expiry_s=KEEP_CLAIM_S)
 
 
 def clearance(topics: Topics, client_id: str, request_id: str) -> Outgoing:
-    """The request is done with."""
+    """The publication that clears a claim."""
     return Outgoing(topics.work(client_id, request_id), b"", retain=True)
 
 
 def known_notice(topics: Topics, ticket: ReplyAddress, node_id: str) -> Outgoing:
-    """A request that one of us has answered or refused."""
+    """The publication that a request was answered or refused."""
     topic = topics.work(ticket.client_id, ticket.request_id)
     digest = b"" if ticket.is_named else ticket.digest
     return Outgoing(topic, _encode(KnownRequest(node_id, digest)))
 
 
 def inbox_note(topics: Topics, node_id: str, note: ClaimAck | Echo | StatusRequest) -> Outgoing:
-    """Something for one target; it is said again where it is lost."""
+    """A publication for one target, QoS 0: a lost one is repeated."""
     return Outgoing(topics.inbox(node_id), _encode(note), qos=0)
 
 
-def read_standing(payload: bytes) -> MembershipStatus | None:
-    """None when it is unreadable, as of another version."""
+def read_membership(payload: bytes) -> MembershipStatus | None:
+    """Parse a membership status; None when it is unreadable, as from another version."""
     try:
-        return _standing(payload)
+        return _membership_of(payload)
     except msgspec.MsgspecError:
         return None
 
 
 def read_work(payload: bytes) -> Claim | KnownRequest | None:
-    """None when it is unreadable."""
+    """Parse a message of a work topic; None when it is unreadable."""
     try:
         return _work.decode(payload)
     except msgspec.MsgspecError:
@@ -146,7 +147,7 @@ def read_work(payload: bytes) -> Claim | KnownRequest | None:
 
 
 def read_note(payload: bytes) -> ClaimAck | Echo | StatusRequest | None:
-    """None when it is unreadable."""
+    """Parse a message of a target's inbox; None when it is unreadable."""
     try:
         return _inbox.decode(payload)
     except msgspec.MsgspecError:
@@ -154,9 +155,9 @@ def read_note(payload: bytes) -> ClaimAck | Echo | StatusRequest | None:
 
 
 def other_model(cluster: str, node_id: str, model: str) -> ConfigError:
-    """Why a target cannot serve beside another one."""
+    """The error for a target whose model differs from that of another target."""
     allowed = (
         f"a cluster whose targets serve one model, in one dtype and one way; {node_id} serves "
-        f"{model} otherwise here: stop it or choose another --cluster"
+        f"{model} otherwise: stop it or choose another --cluster"
     )
     return ConfigError("cluster", cluster, allowed)

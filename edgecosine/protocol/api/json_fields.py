@@ -1,7 +1,7 @@
-"""Reading the fields of a JSON object that a stranger has sent.
+"""Validates the fields of an untrusted JSON object.
 
-Each method returns a value that holds, the default when the field is absent or null, or raises
-RequestError with the field's name. Text that is refused is never repeated in the message.
+Each method returns a valid value, or the default when the field is absent or null, or raises
+RequestError with the field's name. Messages never repeat refused text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class _Names(msgspec.Struct, frozen=True):
-    """The fields that say whose a request is and where its answer goes, unread."""
+    """The fields for client, id and reply topic, not yet decoded."""
 
     client: msgspec.Raw = _NULL
     id: msgspec.Raw = _NULL
@@ -33,7 +33,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_object(payload: bytes) -> dict[str, object]:
-    """The JSON object in `payload`; the literals NaN and Infinity come through as floats.
+    """Parse the JSON object in `payload`; the literals NaN and Infinity become floats.
 
     Raises RequestError.
     """
@@ -57,7 +57,7 @@ def read_object(payload: bytes) -> dict[str, object]:
 def read_names(payload: bytes | bytearray) -> dict[str, object]:
     """`client`, `id` and `reply_to` of a JSON object of any size; empty when it cannot be read.
 
-    Nothing else of it is kept, so it costs no memory.
+    The rest of the object is not stored.
     """
     try:
         names = _names(payload.removeprefix(_BOM))
@@ -83,7 +83,7 @@ def read_text(payload: bytes) -> str:
 
 
 def is_sound(text: str) -> bool:
-    """Whether the text can be encoded; JSON can spell halves of surrogate pairs, which cannot."""
+    """Whether the text can be encoded; JSON can contain single surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -148,7 +148,7 @@ class Fields:
         return tuple(value)
 
     def biases(self, name: str, *, max_entries: int, limit: float) -> tuple[tuple[int, float], ...]:
-        """A map from token ids, spelt as text, to numbers in [-limit, limit]; in order of ids."""
+        """A map from token ids in decimal text to numbers in [-limit, limit], sorted by id."""
         value = self._body.get(name)
         if value is None:
             return ()
@@ -168,7 +168,7 @@ class Fields:
 
 
 def check_text(name: str, value: object, *, max_length: int) -> str:
-    """Return `value` when it is text of 1 to `max_length` characters that can be encoded.
+    """Return `value` if it is text of 1 to `max_length` characters that can be encoded.
 
     Raises RequestError.
     """
@@ -182,12 +182,12 @@ def check_text(name: str, value: object, *, max_length: int) -> str:
 
 
 def wrong_type(name: str, expected: str) -> NoReturn:
-    """Refuse a field for its type."""
+    """Raise RequestError for a field's type."""
     raise RequestError(f"{name} is not {expected}", code="invalid_type", parameter=name)
 
 
 def invalid(name: str, message: str) -> NoReturn:
-    """Refuse a field for its value."""
+    """Raise RequestError for a field's value."""
     raise RequestError(message, code="invalid_value", parameter=name)
 
 
@@ -200,7 +200,7 @@ def _number(
         wrong_type(name, "a number")
     if value > high:
         _out_of_range(name, value, f"at most {high:.15g}", "decimal_above_max_value")
-    # Written so that NaN, which compares false with everything, is refused as well.
+    # In this form NaN, which compares false with everything, is refused too.
     if not (value > low if above else value >= low):
         bound = f"{'above' if above else 'at least'} {low:.15g}"
         _out_of_range(name, value, bound, "decimal_below_min_value")

@@ -1,4 +1,4 @@
-"""What goes over MQTT, as frozen values: the fields of a publication that we use, and no more."""
+"""MQTT publications as frozen values, with the fields that are used here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain; charset=utf-8"
 MAX_PAYLOAD_BYTES = 960 << 10
-"""Below the packet limit of the embedded broker (1 MiB), which hangs up on more."""
+"""Below the packet limit of the embedded broker, 1 MiB, over which it ends the connection."""
 
 
 def nothing() -> None:
-    """Nobody waits for an acknowledgement."""
+    """Acknowledge nothing: the default."""
 
 
 Qos = Literal[0, 1]
@@ -21,26 +21,26 @@ Qos = Literal[0, 1]
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A publication that reached us. All but the first three fields are MQTT 5 properties."""
+    """A received publication. All but the first three fields are MQTT 5 properties."""
 
     topic: str
     payload: bytes
     retain: bool = False
-    """True only when the broker had stored it before we subscribed."""
+    """Whether the broker stored it before we subscribed."""
     response_topic: str | None = None
     correlation: bytes | None = None
     expiry_s: float | None = None
-    """Seconds that are left."""
+    """Seconds until it expires."""
     content_type: str | None = None
     client: str | None = None
-    """The user property `client`: how the asker calls itself."""
+    """The user property `client`: the sender's client id."""
     acknowledge: Callable[[], None] = field(default=nothing, compare=False, repr=False)
-    """Tell a broker that keeps our session that it need not send this again."""
+    """Acknowledge it to a broker that keeps our session and would otherwise send it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A publication of ours. MQTT 3.1.1 carries the first four fields, MQTT 5 all."""
+    """A publication to send. MQTT 3.1.1 carries the first four fields, MQTT 5 all."""
 
     topic: str
     payload: bytes
@@ -54,5 +54,5 @@ class Outgoing:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes to keep: an asker may choose long correlation data and a long topic."""
+        """Bytes in memory; a client may choose long correlation data and a long topic."""
         return len(self.payload) + len(self.correlation or b"") + len(self.topic)

@@ -1,9 +1,9 @@
-"""Requests as OpenAI bodies: bytes to `Request`, and back for our own client.
+"""Converts OpenAI request bodies to `Request`, and back for our client.
 
-The standard fields under their standard names, plus vLLM's top_k, min_p, repetition_penalty,
-min_tokens, stop_token_ids, ignore_eos and priority, and our id, client, reply_to, deadline_ms,
-policy and trace. Fields that we do not know are ignored, since OpenAI clients send many; fields
-that we know and cannot honour are refused. A null field is an absent one.
+The standard fields have their standard names. vLLM adds top_k, min_p, repetition_penalty,
+min_tokens, stop_token_ids, ignore_eos and priority; EdgeCoSine adds id, client, reply_to,
+deadline_ms, policy and trace. Unknown fields are ignored, since OpenAI clients send many; known
+fields that are not supported are refused. A null field counts as absent.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a cluster takes. No `models` means that any name will do."""
+    """Limits of a cluster. Without `models` any model name is accepted."""
 
     models: frozenset[str] = frozenset()
     max_tokens: int = 1 << 18
@@ -65,7 +65,7 @@ def parse_request(
     limits: RequestLimits,
     draw_seed: Callable[[], int],
 ) -> Request:
-    """Make a request of a JSON body; `draw_seed` is asked when the body has no seed.
+    """Convert a JSON body to a request; `draw_seed` supplies a missing seed.
 
     Raises RequestError, whose `parameter` names the field at fault.
     """
@@ -99,7 +99,7 @@ def parse_request(
 def ask_request(
     text: str, *, client_id: str, request_id: str, limits: RequestLimits, seed: int
 ) -> Request:
-    """Make a request of a bare prompt, with the defaults for all else.
+    """Make a request from a plain prompt, with defaults for all other fields.
 
     Raises RequestError when the prompt is empty.
     """
@@ -115,7 +115,7 @@ def ask_request(
 
 
 def render_body(request: Request) -> bytes:
-    """The JSON body that `parse_request` reads as the same request."""
+    """The JSON body from which `parse_request` makes the same request."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "id": request.request_id,
@@ -161,7 +161,7 @@ def render_body(request: Request) -> bytes:
 
 
 def check_identifier(name: str, value: object) -> str | None:
-    """Return an identifier that the body gives; a whole number counts as its digits.
+    """Return the identifier `value`; an integer counts as its digits.
 
     Raises RequestError.
     """
@@ -177,7 +177,7 @@ def check_identifier(name: str, value: object) -> str | None:
 def _refuse_unsupported(body: Mapping[str, object]) -> None:
     for name, allowed in _ONLY_ALLOWED.items():
         value = body.get(name)
-        # False == 0 == 0.0 in Python, but a log-probability count of 0 is no refusal of them.
+        # False == 0 == 0.0 in Python, but these are different JSON values.
         if value is not None and not any(
             type(value) is type(each) and value == each for each in allowed
         ):
@@ -210,7 +210,7 @@ def _sampling(fields: Fields, max_tokens: int, draw_seed: Callable[[], int]) -> 
 
 
 def _top_logprobs(kind: RequestKind, fields: Fields) -> int | None:
-    """A chat says whether and how many, in two fields; a completion how many, in one."""
+    """Number of alternatives, from two fields of a chat or one of a completion; None for none."""
     if kind == "chat":
         num_top = fields.integer("top_logprobs", 0, low=0, high=MAX_TOP_LOGPROBS_CHAT)
         if fields.boolean("logprobs", default=False):
@@ -219,7 +219,9 @@ def _top_logprobs(kind: RequestKind, fields: Fields) -> int | None:
             invalid("top_logprobs", "top_logprobs needs logprobs to be true")
         return None
     if fields.get("top_logprobs"):
-        invalid("top_logprobs", "a completion says how many by logprobs; top_logprobs is a chat's")
+        invalid(
+            "top_logprobs", "a completion gives the number by logprobs; top_logprobs is for chats"
+        )
     if fields.get("logprobs") is None or fields.get("logprobs") is False:
         return None
     return fields.integer("logprobs", 0, low=0, high=MAX_TOP_LOGPROBS_COMPLETION)
@@ -233,7 +235,7 @@ def _seed(fields: Fields, draw_seed: Callable[[], int]) -> int:
 
 
 def _max_tokens(fields: Fields, limit: int) -> tuple[int, bool]:
-    """The longest answer, and whether the asker named none."""
+    """The limit of generated tokens, and whether it is the default."""
     given = [
         name for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None
     ]

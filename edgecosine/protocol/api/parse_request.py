@@ -1,9 +1,9 @@
-"""From a publication on a request topic to a request, or to a refusal that can be delivered.
+"""Parses a publication on a request topic into a request or a refusal. Pure.
 
-Pure. It decides who asks (user property `client`, else the body's `client`, else the client of the
-MQTT 5 Response Topic, else "anon"), what the request is called (the body's `id`, else the
-correlation data where it is an identifier, else a drawn name) and where the answer goes, in this
-order, so that even a refusal finds its reader.
+Three values are found first, so that a refusal can be delivered too: the client id (user property
+`client`, else the body's `client`, else the client of the MQTT 5 Response Topic, else "anon"), the
+request id (the body's `id`, else the correlation data where it is an identifier, else a drawn id)
+and the reply topic.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ANONYMOUS = "anon"
 
 @dataclass(frozen=True, slots=True)
 class ReplyAddress:
-    """Whose request it is and how it is answered."""
+    """The client of a request, and how it is answered."""
 
     client_id: str
     request_id: str
@@ -39,19 +39,19 @@ class ReplyAddress:
     correlation: bytes | None = None
     wants_stream: bool = False
     digest: bytes = b""
-    """Of kind and body: tells a request that came twice from another one of the same name."""
+    """Digest of kind and body: distinguishes a repetition from another request with the same id."""
     is_named: bool = True
-    """Whether the asker gave the id, so that everybody who hears the request calls it the same."""
+    """Whether the client gave the id, so that all targets have the same id for the request."""
 
     @property
     def key(self) -> str:
-        """Names the request in the whole cluster."""
+        """The request's unique name in the cluster."""
         return f"{self.client_id}/{self.request_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """The publication is a request."""
+    """A valid request."""
 
     ticket: ReplyAddress
     request: Request
@@ -59,19 +59,19 @@ class ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class RefusedRequest:
-    """The publication is none; the ticket says where the error goes."""
+    """An invalid request; `ticket` is where the error goes."""
 
     ticket: ReplyAddress
     error: Refusal
     cause: Exception | None = None
-    """What nobody foresaw, for the log."""
+    """An unexpected exception, for the log."""
 
 
 UNREAD = Refusal("the cluster failed to read this request", code="internal_error", status=500)
 
 
 class RequestParser:
-    """Reads requests for one cluster; `draw_id` and `draw_seed` are asked where a body has none."""
+    """Parses requests to one cluster; `draw_id` and `draw_seed` supply missing values."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class RequestParser:
     def read(
         self, kind: RequestKind, message: Incoming, limits: RequestLimits
     ) -> ParsedRequest | RefusedRequest:
-        """Make a request of a publication, or say what is wrong with it."""
+        """Parse a publication; a fault is returned as a refusal."""
         num_bytes = len(message.payload)
         if num_bytes > self.max_request_bytes:
             return self.refuse(kind, message, too_large(num_bytes, self.max_request_bytes))
@@ -104,7 +104,7 @@ class RequestParser:
                 body = read_object(message.payload)
         except RequestError as error:
             fault = error.refusal
-        except Exception as error:  # noqa: BLE001 -- its asker is told, and nobody else harmed
+        except Exception as error:  # noqa: BLE001 -- the client gets an error, other requests go on
             fault, cause = UNREAD, error
         ticket = self._ticket(kind, body, message)
         try:
@@ -122,7 +122,7 @@ class RequestParser:
         return ParsedRequest(replace(ticket, wants_stream=request.stream), request)
 
     def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> RefusedRequest:
-        """Refuse a publication unread; nothing of it is looked at but whose it is."""
+        """Refuse a publication; only its client, id and reply topic are parsed."""
         body = {} if kind == "ask" else read_names(message.payload)
         ticket = self._ticket(kind, body, message)
         try:
@@ -137,7 +137,7 @@ class RequestParser:
         client_id = message.client if message.client and is_identifier(message.client) else None
         client_id = client_id or _lenient("client", body)
         client_id = client_id or self._addressed(message.response_topic) or ANONYMOUS
-        name = _lenient("id", body) or _spelt(message.correlation)
+        name = _lenient("id", body) or _as_identifier(message.correlation)
         request_id = name or self._draw_id()
         return ReplyAddress(
             client_id=client_id,
@@ -149,7 +149,7 @@ class RequestParser:
         )
 
     def _addressed(self, response_topic: str | None) -> str | None:
-        """The client that an MQTT 5 tool names by its Response Topic alone."""
+        """The client in an MQTT 5 Response Topic; None if there is none."""
         match self._topics.parse(response_topic or ""):
             case ResponseTopic(client_id):
                 return client_id
@@ -165,7 +165,7 @@ class RequestParser:
         self._topics.check_reply(topic)
         own = self._topics.response(ticket.client_id, "")
         if not topic.startswith(own) or topic == own:
-            # One client could otherwise have the cluster publish answers to another one.
+            # Otherwise a client could make the cluster send answers to another client.
             raise RequestError(
                 f"the replies to this client go below {own}",
                 code="reply_topic_refused",
@@ -196,7 +196,7 @@ class RequestParser:
 
 
 def too_large(num_bytes: int, limit: int) -> Refusal:
-    """Nobody is let in with so long a body."""
+    """The refusal of a request over the size limit."""
     return Refusal(
         f"the request has {num_bytes} bytes; the cluster takes at most {limit}",
         code="request_too_large",
@@ -209,13 +209,13 @@ def _digest(kind: RequestKind, payload: bytes) -> bytes:
 
 
 def _lenient(name: str, body: Mapping[str, object]) -> str | None:
-    """An identifier of the body; None when it is none, which `parse_request` refuses later."""
+    """An identifier of the body; None when it is invalid, which `parse_request` refuses later."""
     try:
         return check_identifier(name, body.get(name))
     except RequestError:
         return None
 
 
-def _spelt(correlation: bytes | None) -> str | None:
+def _as_identifier(correlation: bytes | None) -> str | None:
     text = (correlation or b"").decode("ascii", "replace")
     return text if is_identifier(text) else None

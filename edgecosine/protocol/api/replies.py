@@ -1,4 +1,4 @@
-"""What the gateway publishes about one request: its states, its parts and its final message."""
+"""The gateway's publications about a request: its states, stream parts and final message."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _OK = "200"
 def state_message(
     topics: Topics, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
 ) -> Outgoing:
-    """Where a request stands; the topic names only the request, so the body names its asker.
+    """The state of a request; the body has the client id, which the topic lacks.
 
-    `stall` is why it does not move now.
+    `stall` is the reason why the request does not progress now.
     """
     body = {"id": ticket.request_id, "client": ticket.client_id, "state": state}
     if stall is not None:
@@ -37,7 +37,7 @@ def state_message(
 
 
 def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Outgoing:
-    """A part of a streamed answer. Only the last must arrive: the final message has all text."""
+    """A part of a streamed answer, QoS 0 but for the last: the final message has all text."""
     return Outgoing(
         topic=topics.stream(ticket.client_id, ticket.request_id),
         payload=render_piece(piece),
@@ -49,7 +49,7 @@ def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Ou
 def answer_message(
     ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
 ) -> Outgoing:
-    """The one final message of a request that was answered: bare text where bare text was asked."""
+    """The final message of an answered request: plain text for a plain prompt, otherwise JSON."""
     is_bare = ticket.kind == "ask"
     payload = (
         answer.text.encode() if is_bare else render_final(request, answer, created_s=created_s)
@@ -64,9 +64,9 @@ def answer_message(
 
 
 def undeliverable(final: Outgoing, error: RequestError | Refusal) -> Outgoing | None:
-    """What to say in place of a final message that no broker takes.
+    """The error to send in place of a final message that the broker refuses.
 
-    None for what is no final message, or is an error itself: there is nothing shorter to say.
+    None for other messages, and for a final message that is an error itself.
     """
     facts = dict(final.user)
     if facts.get("status") != _OK:
@@ -80,7 +80,7 @@ def undeliverable(final: Outgoing, error: RequestError | Refusal) -> Outgoing | 
 
 
 def error_message(ticket: ReplyAddress, error: RequestError | Refusal) -> Outgoing:
-    """The one final message of a request that was not answered."""
+    """The final message of a failed request."""
     return Outgoing(
         topic=ticket.reply_topic,
         payload=render_error(error, ticket.request_id),

@@ -1,4 +1,4 @@
-"""What a user asks and what a user gets, as frozen values. No transport knows more than these."""
+"""Requests and answers as frozen values, independent of any transport."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Sampling:
     """How the target chooses tokens; the parameters of the OpenAI API and of its common extensions.
 
     A temperature below `MIN_TEMPERATURE` is greedy. top_k 0, top_p 1 and min_p 0 cut nothing, and
-    nothing cuts the most probable token. Every field holds under speculation, because the target
-    samples for itself.
+    nothing cuts the most probable token. Every field has its full effect under speculation, because
+    the target samples each token itself.
     """
 
     temperature: float = 0.0
@@ -38,7 +38,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
-    """Before so many tokens nothing ends the answer: end and stop tokens are never drawn, and stop
+    """Tokens before which the answer cannot end: end and stop tokens are never drawn, and stop
     strings count only in the text after them."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer as the model's own end token does."""
@@ -94,7 +94,7 @@ RequestKind = Literal["chat", "completion", "ask"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing that a user asks. `prompt` is text, or the turns of a chat."""
+    """A request. `prompt` is text, or the messages of a chat."""
 
     client_id: str
     request_id: str
@@ -107,41 +107,41 @@ class Request:
     stream: bool = False
     model: str | None = None
     deadline_s: float = math.inf
-    """Seconds from acceptance until the answer is worth nothing."""
+    """Seconds from acceptance after which the request fails."""
     policy: str = DEFAULT_POLICY
-    """Who decides how much to speculate; the text is the same under every policy."""
+    """Name of the speculation policy; the text is the same under every policy."""
     top_logprobs: int | None = None
-    """Alternatives told beside each token's log-probability; None tells no log-probabilities."""
+    """Alternatives beside each token's log-probability; None for no log-probabilities."""
     n: int = 1
     """Choices wanted: independent samples, each from a seed of its own."""
     choice: int = 0
-    """Which of the choices a session makes; the asker's request has 0."""
+    """Index of the choice that a session generates; 0 in the client's request."""
     priority: int = 0
-    """Lower goes first, as in vLLM."""
+    """Lower values are served first, as in vLLM."""
     trace: bool = False
-    """Whether the answer tells the course of its rounds."""
+    """Whether the answer contains the timings of its rounds."""
     said: Committed = NOTHING
-    """What a session of a former process has committed; this one goes on behind it."""
+    """Tokens that a session of an earlier process committed, which this one continues."""
     is_default_length: bool = False
-    """Whether the asker named no length, so that `max_tokens` is cut where the context ends."""
+    """Whether the client gave no length, so that `max_tokens` is cut at the context's end."""
 
     @property
     def key(self) -> str:
-        """Names the request in the whole cluster: client and id, and the choice after the first."""
+        """Unique name in the cluster: client, id and, after the first, the choice."""
         key = f"{self.client_id}/{self.request_id}"
         return f"{key}/{self.choice}" if self.choice else key
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterShare:
-    """What one drafter did for one request, in draft tokens."""
+    """One drafter's contribution to one request, in draft tokens."""
 
     proposed: int = 0
     """Tokens of its drafts that were in a verified tree."""
     accepted: int = 0
     """Those of them that were committed."""
     late: int = 0
-    """Rounds in which its draft came after the deadline."""
+    """Rounds in which its draft arrived after the deadline."""
     led: int = 0
     """Rounds whose plan named it first."""
     first: int = 0
@@ -155,20 +155,20 @@ class DraftTimes:
     drafter: str
     asked_s: float
     ended_s: float
-    """Its draft came, or was given up."""
+    """When its draft arrived, or was given up."""
     compute_s: float = 0.0
-    """What the drafter itself spent on it; the rest is network, and waiting at the drafter."""
+    """Compute time at the drafter; the rest is network and queueing."""
     num_tokens: int = 0
     """0 when it was late, lost or silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTimes:
-    """The course of one round, the prefill being round 0; seconds since the session started.
+    """Timings of one round, the prefill being round 0; seconds since the session started.
 
-    Drafts are waited for from `started_s` to `submitted_s`; then the tree waits for its pass, which
-    takes the last `pass_s` before `verified_s`. Drafts that were asked for after `submitted_s` were
-    made beside the verification: ahead of its verdict, or on trial.
+    Drafts are awaited from `started_s` to `submitted_s`; then the tree waits for its forward pass,
+    which takes the last `pass_s` before `verified_s`. Drafts requested after `submitted_s` were
+    made during the verification: ahead of its result, or as probes.
     """
 
     started_s: float
@@ -179,14 +179,14 @@ class RoundTimes:
     num_accepted: int
     drafts: tuple[DraftTimes, ...] = ()
     deadline_s: float = 0.0
-    """How long the plan lets drafts take; 0 for a plain round."""
+    """Time that the plan allows for drafts; 0 without drafters."""
     plan: str = ""
-    """What was planned, and why; empty for the prefill."""
+    """The plan and its reason; empty for the prefill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How an answer was made.
+    """How an answer was generated.
 
     acceptance_histogram[n] counts the rounds in which n draft tokens were accepted, so that its sum
     is the number of rounds.
@@ -197,22 +197,22 @@ class Metrics:
     num_speculative_rounds: int = 0
     """Rounds whose plan had drafters."""
     num_ahead_rounds: int = 0
-    """Those of them whose drafts were there when they began, made beside the last verification."""
+    """Those whose drafts were ready at the start, made during the last verification."""
     drafters: Mapping[str, DrafterShare] = field(default_factory=dict)
     plan: str = ""
-    """The last plan and why it was made."""
+    """The last plan and its reason."""
     queue_s: float = 0.0
-    """From acceptance at the door to the start of the session."""
+    """From acceptance to the start of the session."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     rounds: tuple[RoundTimes, ...] = ()
-    """Empty unless the request asked for them; of the first choice."""
+    """Of the first choice; empty unless the request has `trace`."""
     began_s: float = 0.0
-    """The start of the session from which they count, by the target's performance counter."""
+    """Start of the session, from which the rounds count, by the target's performance counter."""
 
     @property
     def num_rounds(self) -> int:
-        """Target passes spent on the answer, the prefill not counted."""
+        """Target passes for the answer, without the prefill."""
         return sum(self.acceptance_histogram)
 
     @property
@@ -223,9 +223,9 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token as its reader sees it, and its natural log-probability.
+    """A token's text and natural log-probability.
 
-    `utf8` may hold a part of a character only; `text` then spells the bytes.
+    `utf8` may be part of a character; `text` then spells the bytes.
     """
 
     text: str
@@ -249,7 +249,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text. `logprobs` has an entry for each token, or is None where nobody asked."""
+    """One text. `logprobs` has an entry for each token, or is None where none were requested."""
 
     text: str
     tokens: tuple[int, ...]
@@ -259,7 +259,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The whole answer to one request: a session's one choice, or all choices, in order."""
+    """The complete answer to a request: a session's single choice, or all choices in order."""
 
     choices: tuple[Choice, ...]
     num_prompt_tokens: int
@@ -269,22 +269,22 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The first choice's."""
+        """The text of the first choice."""
         return self.choices[0].text
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The first choice's."""
+        """The tokens of the first choice."""
         return self.choices[0].tokens
 
     @property
     def finish_reason(self) -> FinishReason:
-        """The first choice's."""
+        """The finish reason of the first choice."""
         return self.choices[0].finish_reason
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that were generated, in all choices together."""
+        """Generated tokens of all choices together."""
         return sum(len(choice.tokens) for choice in self.choices)
 
 
@@ -301,7 +301,7 @@ class Delta:
     text: str
     choice: int = 0
     committed: Committed = NOTHING
-    """The tokens since the last ones that were told, the text's included."""
+    """Tokens since the last delta, those of the text included."""
 
 
 Progress = Started | Committed | Delta | Answer
@@ -309,4 +309,4 @@ Progress = Started | Committed | Delta | Answer
 text yet, and one `Answer` last."""
 
 NodeState = Mapping[str, Any]
-"""What a node tells about itself on its state topic; plain JSON values."""
+"""A node's report on its state topic; plain JSON values."""

@@ -1,4 +1,4 @@
-"""Retained publications: whether a cluster and its nodes are there, and what they are."""
+"""Retained publications: status and info of a cluster, status and state of its nodes."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.api.topics import Topics
 
 CONTRACT_VERSION = 1
-"""Of the topics and bodies; counts up when a reader must change."""
+"""Version of topics and bodies; grows when a reader must change."""
 ONLINE = b"online"
 OFFLINE = b"offline"
 DRAINING = b"draining"
-"""Online for those who have asked, and closed for others."""
+"""Running requests finish, new ones are refused."""
 
 RENEW_S: Final = 3.0
-"""How often a node says again whether it is there."""
+"""Period in which a node renews its status."""
 LEASE_S: Final = 10.0
-"""After so long in silence it is lost, whatever it has said."""
+"""Time without a renewal after which a node counts as lost."""
 KEEP_S: Final = 3600
-"""After so long a broker forgets a node that says nothing any more."""
+"""Expiry of a node's retained messages at the broker."""
 RENEW_ONLINE_S: Final = 20.0
 KEEP_ONLINE_S: Final = 60
-"""The same of the cluster's status: after so long in silence nobody is there."""
+"""Expiry of the cluster's status, which is renewed every `RENEW_ONLINE_S`."""
 
 _MAX_LEVELS: Final = 16
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What reading a stranger's JSON may raise; RecursionError where it is nested too deeply."""
+"""Errors of reading untrusted JSON; RecursionError where it is nested too deeply."""
 
 NodePresence = Literal["starting", "ready", "unavailable", "draining", "offline", "lost"]
-"""`offline` was said by the node, `lost` by the broker in its name. `unavailable` is a target whose
-engine does not answer."""
+"""`offline` is sent by the node, `lost` by its will. An `unavailable` target's engine stalls."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """Whether a node is there. `session` names one life of the node, `ts` is seconds since 1970."""
+    """A node's status. `session` identifies one process, `ts` is in seconds since 1970."""
 
     state: NodePresence
     session: str
@@ -49,7 +48,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 def status_notice(topics: Topics, payload: bytes) -> Outgoing:
-    """The cluster's `online`, `draining` or `offline`."""
+    """The publication of the cluster's status: `online`, `draining` or `offline`."""
     return Outgoing(
         topics.status,
         payload,
@@ -62,7 +61,7 @@ def status_notice(topics: Topics, payload: bytes) -> Outgoing:
 def info_notice(
     topics: Topics, *, version: str, info: Mapping[str, Any], limits: Mapping[str, int]
 ) -> Outgoing:
-    """What the cluster serves, within which limits, and on which topics."""
+    """The publication of the cluster's info: models, limits and topics."""
     body = {
         "version": version,
         "contract": CONTRACT_VERSION,
@@ -92,7 +91,7 @@ def node_status_notice(
     now_s: float,
     reason: str = "",
 ) -> Outgoing:
-    """Whether a node is there, for all who come later too."""
+    """The publication of a node's status."""
     return Outgoing(
         topics.node_status(node_id),
         msgspec.json.encode(NodeStatus(state, session, now_s, reason)),
@@ -103,7 +102,7 @@ def node_status_notice(
 
 
 def read_node_status(payload: bytes) -> NodeStatus | None:
-    """What a node said of itself; None when it is unreadable."""
+    """Parse a node's status; None when it is unreadable."""
     try:
         return msgspec.json.decode(payload, type=NodeStatus)
     except _UNREADABLE:
@@ -111,7 +110,7 @@ def read_node_status(payload: bytes) -> NodeStatus | None:
 
 
 def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> Outgoing:
-    """What a node is and how it does; None clears what the broker holds."""
+    """The publication of a node's state; None clears the retained one."""
     return Outgoing(
         topics.node_state(node_id),
         b"" if state is None else msgspec.json.encode(state),
@@ -123,7 +122,7 @@ def node_state_notice(topics: Topics, node_id: str, state: NodeState | None) -> 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What a broker holds about one node."""
+    """A node's retained status and state."""
 
     node_id: str
     status: NodeStatus | None
@@ -131,31 +130,31 @@ class NodeView:
 
     @property
     def is_here(self) -> bool:
-        """Whether the node, or its broker in its name, has not said that it is gone."""
+        """Whether the node is neither offline nor lost."""
         return self.status is None or self.status.state not in ("offline", "lost")
 
 
 def view_nodes(
     messages: Mapping[str, Mapping[str, bytes]], targets: Collection[str] = ()
 ) -> dict[str, NodeView]:
-    """Read each node's `status` and `state` payloads; what is unreadable counts as not said.
+    """Parse each node's `status` and `state` payloads; unreadable ones count as absent.
 
-    Where `targets` are known, from what targets alone may write, no other node is believed to be
-    one.
+    Where `targets` are known, from a topic that only targets may write, other nodes cannot claim
+    that role.
     """
     return {
         node_id: NodeView(
             node_id,
-            read_node_status(said.get("status", b"")),
-            _believed(read_facts(said.get("state", b"")), not targets or node_id in targets),
+            read_node_status(payloads.get("status", b"")),
+            _believed(read_facts(payloads.get("state", b"")), not targets or node_id in targets),
         )
-        for node_id, said in sorted(messages.items())
-        if any(said.values())
+        for node_id, payloads in sorted(messages.items())
+        if any(payloads.values())
     }
 
 
 def read_facts(payload: bytes) -> Mapping[str, Any]:
-    """The JSON object that a node or a gateway tells of itself; empty when it is unreadable."""
+    """Parse a JSON object of a node or gateway; empty when it is unreadable."""
     try:
         facts = msgspec.json.decode(payload)
     except _UNREADABLE:
@@ -170,7 +169,7 @@ def _believed(state: NodeState, may_be_target: bool) -> NodeState:
 
 
 def _is_shallow(value: object, levels: int = _MAX_LEVELS) -> bool:
-    """Whether the value can be shown, written and compared without running out of stack."""
+    """Whether the value can be shown, written and compared without a RecursionError."""
     if not isinstance(value, (dict, list)):
         return True
     parts = value.values() if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
-"""The MQTT topics of one cluster: their names, their meaning, which of them may carry a reply.
+"""The MQTT topics of a cluster: formatting, parsing, and the check of reply topics.
 
-Every topic begins with `edgecosine/<cluster>/`. Names are made and read here only. This module
-knows nothing of payloads, and never lets a name through that could reach another topic tree.
+Every topic begins with `edgecosine/<cluster>/`. Topic names are made and parsed here only, without
+knowledge of payloads. No accepted name can reach another topic tree.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from edgecosine.protocol.api.request import RequestKind
 
 PREFIX = "edgecosine"
 MAX_TOPIC_BYTES = 256
-"""Of a reply topic that an asker names."""
+"""Limit of a reply topic that a client names."""
 MAX_LEVELS: Final = 200
-"""Mosquitto hangs up on a message whose topic has more."""
+"""Mosquitto ends the connection for a topic with more levels."""
 _MQTT_TOPIC_BYTES: Final = 65_535
 REQUEST_KINDS: tuple[RequestKind, ...] = get_args(RequestKind)
 
@@ -34,12 +34,12 @@ surrogates and non-characters."""
 
 
 def is_identifier(name: str) -> bool:
-    """Whether `name` may name a cluster, a node, an asker or a request."""
+    """Whether `name` may name a cluster, a node, a client or a request."""
     return _IDENTIFIER.fullmatch(name) is not None
 
 
 def can_publish_to(topic: str) -> bool:
-    """Whether a broker takes a message to `topic`; many hang up on one to a topic that is none."""
+    """Whether MQTT allows a message to `topic`; for others, many brokers end the connection."""
     return (
         0 < len(topic) <= _MQTT_TOPIC_BYTES
         and _FORBIDDEN.search(topic) is None
@@ -50,52 +50,52 @@ def can_publish_to(topic: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RequestTopic:
-    """Somebody asks."""
+    """A client sends a request."""
 
     kind: RequestKind
 
 
 @dataclass(frozen=True, slots=True)
 class CancelTopic:
-    """Somebody wants a request to end."""
+    """A client cancels a request."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class StatusTopic:
-    """The cluster says whether it is there."""
+    """The cluster's status."""
 
 
 @dataclass(frozen=True, slots=True)
 class InfoTopic:
-    """The cluster says what it serves."""
+    """The cluster's info."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatusTopic:
-    """A node says whether it is there."""
+    """A node's status."""
 
     node_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStateTopic:
-    """A node tells about itself."""
+    """A node's state."""
 
     node_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClientStatusTopic:
-    """An asker says whether it is there."""
+    """A client's status."""
 
     client_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTopic:
-    """A final message, for whoever asked."""
+    """A final message for a client."""
 
     client_id: str
     request_id: str
@@ -103,7 +103,7 @@ class ResponseTopic:
 
 @dataclass(frozen=True, slots=True)
 class StreamTopic:
-    """A part of an answer, for whoever asked."""
+    """A part of an answer for a client."""
 
     client_id: str
     request_id: str
@@ -111,27 +111,27 @@ class StreamTopic:
 
 @dataclass(frozen=True, slots=True)
 class ClaimTopic:
-    """A target says which request it has taken, or that it is done."""
+    """A target claims a request, or clears its claim."""
 
     client_id: str
     request_id: str
 
     @property
     def key(self) -> str:
-        """The request's name in the whole cluster."""
+        """The request's unique name in the cluster."""
         return f"{self.client_id}/{self.request_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipTopic:
-    """A target tells the other targets how it stands."""
+    """A target's membership status."""
 
     node_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class InboxTopic:
-    """A target says something to one other target, or to itself."""
+    """A message for one target."""
 
     node_id: str
 
@@ -167,7 +167,7 @@ class Topics:
 
     @property
     def root(self) -> str:
-        """What all topics of the cluster begin with."""
+        """The prefix of all topics of the cluster, without a slash."""
         return f"{PREFIX}/{self.cluster}"
 
     @property
@@ -181,47 +181,47 @@ class Topics:
         return f"{self.root}/info"
 
     def node_status(self, node_id: str) -> str:
-        """Retained JSON: whether the node is there."""
+        """Retained JSON: the node's status."""
         return f"{self.root}/node/{node_id}/status"
 
     def node_state(self, node_id: str) -> str:
-        """Retained JSON: what the node is and how it does."""
+        """Retained JSON: the node's state."""
         return f"{self.root}/node/{node_id}/state"
 
     def request(self, kind: RequestKind) -> str:
-        """Where requests of one kind go."""
+        """Topic of requests of one kind."""
         return f"{self.root}/request/{kind}"
 
     def response(self, client_id: str, request_id: str) -> str:
-        """Where the final message goes when the asker names no other topic."""
+        """Topic of the final message, unless the client names another one."""
         return f"{self.root}/response/{client_id}/{request_id}"
 
     def stream(self, client_id: str, request_id: str) -> str:
-        """Where the parts of an answer go."""
+        """Topic of the parts of an answer."""
         return f"{self.root}/stream/{client_id}/{request_id}"
 
     def job_state(self, request_id: str) -> str:
-        """Where the states of a request go."""
+        """Topic of the states of a request."""
         return f"{self.root}/job/{request_id}/state"
 
     def job_cancel(self, request_id: str) -> str:
-        """Where an asker ends a request."""
+        """Topic on which a client cancels a request."""
         return f"{self.root}/job/{request_id}/cancel"
 
     def client_status(self, client_id: str) -> str:
-        """Where an asker, or its will, says `online` or `offline`; not retained."""
+        """Topic of a client's `online` or `offline`, also by its will; not retained."""
         return f"{self.root}/client/{client_id}/status"
 
     def work(self, client_id: str, request_id: str) -> str:
-        """Retained: which target has taken a request. Like the next two, for targets alone."""
+        """Retained: the claim to a request. Like the next two, between targets only."""
         return f"{self.root}/work/{client_id}/{request_id}"
 
-    def standing(self, node_id: str) -> str:
-        """Retained: how a target stands."""
+    def membership(self, node_id: str) -> str:
+        """Retained: a target's membership status."""
         return f"{self.root}/target/{node_id}/standing"
 
     def inbox(self, node_id: str) -> str:
-        """What is for one target only."""
+        """Topic of messages for one target."""
         return f"{self.root}/target/{node_id}/inbox"
 
     @property
@@ -235,7 +235,7 @@ class Topics:
         return self.job_cancel("+")
 
     def parse(self, topic: str) -> AnyTopic | None:
-        """What a topic means; None when it is not one of this cluster's."""
+        """The parsed topic; None when it is not one of this cluster's."""
         root = self.root + "/"
         if not topic.startswith(root):
             return None
@@ -266,10 +266,10 @@ class Topics:
                 return _between_targets(levels)
 
     def check_reply(self, topic: str) -> str:
-        """Return a reply topic that an asker has named, if it lies in the cluster's response tree.
+        """Return a reply topic that a client has named, if it is in the cluster's response tree.
 
-        Whoever may ask could otherwise make the cluster write to any topic that the cluster may
-        write to, such as a lock of the same house.
+        Otherwise a client could make the cluster publish to any topic that the cluster may write
+        to, such as that of a door lock at the same broker.
 
         Raises RequestError.
         """
@@ -282,7 +282,7 @@ class Topics:
             or len(topic.encode()) > MAX_TOPIC_BYTES
         ):
             raise RequestError(
-                f"a reply topic lies under {reply_root}, holds no wildcard, '$', control or "
+                f"a reply topic is below {reply_root}, holds no wildcard, '$', control or "
                 f"non-character, and has at most {MAX_TOPIC_BYTES} bytes and {MAX_LEVELS} levels",
                 code="reply_topic_refused",
                 parameter="reply_to",

@@ -1,8 +1,8 @@
-"""Messages to bytes and back. It knows no socket and no order of messages.
+"""Encodes and decodes messages, without regard to sockets or message order.
 
-Bytes of a peer pass three gates, the cheapest first: msgpack with a bound on every length, the
-typed conversion into one frozen message, and the relations between a message's fields. Whatever
-the bytes are, they give a message or a RemoteProtocolError.
+Bytes from a peer are checked in three steps, the cheapest first: msgpack with a bound on every
+length, conversion into a typed frozen message, and relations between the message's fields. Any
+bytes give a message or a RemoteProtocolError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgecosine.protocol.wire.messages import (
 
 TOKEN_BYTES: Final = 4
 MAX_ARRAYS: Final = 8
-"""Arrays in one message, nested ones included; a byte of input may not become a list of output."""
+"""Arrays in one message, nested ones included; otherwise each byte of input could become a list."""
 
 _BOUNDS: Final = {
     "max_str_len": 4 * MAX_REASON_CHARACTERS,
@@ -58,14 +58,14 @@ class _ArrayBudget:
 
 
 def tag_of(message: AnyMessage) -> str:
-    """The message's name on the wire."""
+    """The message's tag on the wire."""
     return str(message.__struct_config__.tag)
 
 
 def encode(message: AnyMessage) -> bytes:
     """The message as msgpack.
 
-    Raises LocalProtocolError when it holds what msgpack cannot carry.
+    Raises LocalProtocolError when a value cannot be encoded.
     """
     try:
         return _encoder.encode(message)
@@ -74,9 +74,9 @@ def encode(message: AnyMessage) -> bytes:
 
 
 def decode(payload: bytes) -> AnyMessage:
-    """The message that one frame holds.
+    """Decode the payload of one frame.
 
-    Raises RemoteProtocolError, and nothing else, when the bytes are no valid message.
+    Raises RemoteProtocolError, and no other error, when the bytes are no valid message.
     """
     try:
         items = msgpack.unpackb(
@@ -88,9 +88,9 @@ def decode(payload: bytes) -> AnyMessage:
         OverflowError,
         RecursionError,
     ) as error:
-        _refuse(f"bytes that are no bounded msgpack ({str(error) or type(error).__name__})")
+        _refuse(f"bytes that are not bounded msgpack ({str(error) or type(error).__name__})")
     if type(items) is not list or not items or type(items[0]) is not str:
-        _refuse("a message that is no array with a name first")
+        _refuse("a message that is not an array with its tag first")
     kind = _TYPES.get(items[0])
     if kind is None:
         _refuse(f"an unknown message {items[0][:32]!a}")
@@ -103,7 +103,7 @@ def decode(payload: bytes) -> AnyMessage:
 
 
 def _check(message: AnyMessage) -> None:
-    """Relations between fields, which no type can say."""
+    """Check relations between fields, which types cannot express."""
     if type(message) is Draft:
         _check_draft(message)
     elif type(message) is DraftRequest:
@@ -126,7 +126,7 @@ def _check_draft(draft: Draft) -> None:
     if len(draft.parents) != num_tokens:
         _refuse("a draft without one parent per token")
     if not all(map(operator.le, draft.parents, range(num_tokens))):
-        _refuse("a draft whose token stands before its parent")
+        _refuse("a draft with a token before its parent")
 
 
 def _refuse(what: str) -> NoReturn:

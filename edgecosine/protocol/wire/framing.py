@@ -1,7 +1,7 @@
-"""Frames: a length in four big-endian bytes, then that many bytes. It knows no message.
+"""Frames: a length in four big-endian bytes, then the payload.
 
-A frame is refused when it is announced, before any of it is kept; so a buffer never holds more
-than one frame and what came in with its end.
+A frame over the limit is refused by its length, before its payload is buffered, so a buffer holds
+at most one frame and the bytes received with its end.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from edgecosine.errors import LocalProtocolError, RemoteProtocolError
 HEADER_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 2 << 20
 MAX_GREETING_BYTES: Final = 256 << 10
-"""Cap on a frame until the peer has been accepted."""
+"""Limit of a frame until the peer is accepted."""
 MAX_ANSWER_BYTES: Final = 16 << 10
-"""Cap on a frame of a drafter, which sends answers only."""
+"""Limit of a frame from a drafter, which sends answers only."""
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
-"""How an alert and a handshake of TLS begin; as lengths they would be far beyond the cap."""
+"""First bytes of a TLS alert and handshake; as lengths they are far over the limit."""
 
 
 def frame(payload: bytes) -> bytes:
     """The payload with its length before it.
 
-    Raises LocalProtocolError when no peer would take a frame of this size.
+    Raises LocalProtocolError when the frame exceeds the limit of all peers.
     """
     if len(payload) > MAX_FRAME_BYTES:
         raise LocalProtocolError(
@@ -33,7 +33,7 @@ def frame(payload: bytes) -> bytes:
 
 
 class FrameBuffer:
-    """Turns a stream, in whatever pieces it comes, into frames.
+    """Splits a stream, in pieces of any size, into frames.
 
     `max_frame_bytes` may be raised between two frames.
     """
@@ -47,18 +47,18 @@ class FrameBuffer:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Take what came in; call `next_frame` until it gives None before feeding again."""
+        """Append received bytes; call `next_frame` until it returns None before the next call."""
         if self._refusal is None:
             self._buffer += data
 
     def clear(self) -> None:
-        """Forget what came in and was not taken."""
+        """Drop buffered bytes."""
         self._buffer.clear()
 
     def next_frame(self) -> bytes | None:
         """The next whole frame without its header, or None until more bytes have come.
 
-        Raises RemoteProtocolError, now and at every later call, when a frame exceeds the cap.
+        Raises RemoteProtocolError, now and at every later call, when a frame exceeds the limit.
         """
         if self._refusal is not None:
             raise RemoteProtocolError(self._refusal)

@@ -1,13 +1,13 @@
-"""Which message may come when on a link, and whether two nodes fit: a table, and five questions.
+"""The order of messages on a link, and the compatibility check of two nodes. Pure.
 
-Both sides send Hello at once. Who finds the other fit says so by its first Ping, and answers the
-other's by Pong; so whoever has a Pong knows that both agree, and may send work. A node that finds
-the other unfit sends Refuse and then only listens for the other's own Refuse, because its block
-names the first token in which the vocabularies differ.
+Both sides send Hello at once. A node that accepts the other sends a Ping and answers the other's
+Ping by a Pong. A received Pong therefore proves that both accept, and allows work messages. A node
+that rejects the other sends Refuse and then only waits for the other's Refuse, whose block gives
+the first token in which the vocabularies differ.
 
 GREETING → AGREED → READY → CLOSED          GREETING → REFUSING → CLOSED
 
-All transitions are in `_TABLE`; a message for which it has no entry is out of order.
+All transitions are in `_TABLE`; a message without an entry there is out of order.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from edgecosine.protocol.wire.vocabulary import Vocabulary
 
 
 class HandshakeState(Enum):
-    """What a link is waiting for."""
+    """The state of a link's handshake; the value is used in error messages."""
 
     GREETING = "before the greeting"
     AGREED = "before the first pong"
-    READY = "at work"
+    READY = "while ready"
     REFUSING = "after a refusal"
     CLOSED = "after the end"
 
@@ -51,8 +51,8 @@ WORK_BY_SENDER: Final[Mapping[Role, frozenset[type[AnyMessage]]]] = {
 }
 
 
-def misfit(ours: Hello, theirs: Hello) -> str | None:
-    """Why the two nodes can never be linked as they are, and what to do; None when they fit.
+def mismatch(ours: Hello, theirs: Hello) -> str | None:
+    """Why two nodes cannot be linked, and what to do; None if they can.
 
     Vocabularies are compared by `vocabulary_refusal`.
     """
@@ -80,7 +80,7 @@ def misfit(ours: Hello, theirs: Hello) -> str | None:
 
 
 def vocabulary_refusal(ours: Vocabulary, theirs: Hello) -> Refuse | None:
-    """The refusal of a peer with another vocabulary; None when it is equal or either takes any."""
+    """The refusal of a peer with another vocabulary; None if they match."""
     if not ours.digests or not theirs.vocabulary:
         return None
     index = ours.first_difference(theirs.vocabulary)
@@ -94,19 +94,19 @@ def vocabulary_refusal(ours: Vocabulary, theirs: Hello) -> Refuse | None:
 
 
 def anybody(_: Hello) -> str | None:
-    """Trust without proof."""
+    """Accept any peer without proof of identity."""
     return None
 
 
 class Handshake:
     """The order of messages on one link, from the greeting to the end.
 
-    state    what the link is waiting for
-    peer     the other node's Hello, as soon as it came
-    refusal  our own refusal, to be sent when the state becomes REFUSING
+    state    the current state
+    peer     the peer's Hello, once received
+    refusal  our refusal, to be sent when the state becomes REFUSING
     ending   why the link ends, from REFUSING on
 
-    `objection` tells why a peer is not who it says it is, None when it is.
+    `objection` returns why a peer's identity is not proven, None when it is.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Handshake:
         self._work: frozenset[type[AnyMessage]] = frozenset()
 
     def receive(self, message: AnyMessage) -> HandshakeState:
-        """Take the peer's next message and give the state after it.
+        """Handle the peer's next message; returns the new state.
 
         Raises RemoteProtocolError when the message is out of order.
         """
@@ -140,7 +140,7 @@ class Handshake:
     def _take_hello(self, hello: Hello) -> HandshakeState:
         self.peer = hello
         self._work = WORK_BY_SENDER[hello.role]
-        reason = self._objection(hello) or misfit(self._ours, hello)
+        reason = self._objection(hello) or mismatch(self._ours, hello)
         if reason is not None:
             self.refusal = Refuse(reason[:MAX_REASON_CHARACTERS])
         else:
@@ -172,7 +172,7 @@ class Handshake:
 
 
 def printable(text: str) -> str:
-    """A stranger's text, fit for a log or a terminal."""
+    """Untrusted text with unprintable characters replaced, for logs and terminals."""
     return "".join(mark if mark.isprintable() else "?" for mark in text)
 
 

@@ -1,7 +1,7 @@
-"""Every message between nodes, as frozen values, grouped by who receives it.
+"""Every message between nodes, as frozen values.
 
-Arrays of numbers travel as raw little-endian bytes. Fields are only ever appended, with defaults.
-No message carries a mask, a distribution, a position that can be derived, or code.
+Arrays of numbers are raw little-endian bytes. New fields are appended, with defaults. Messages
+contain no masks, distributions, derivable positions or code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgecosine.protocol.wire.tree import TokenTree
 PROTOCOL_VERSION = 1
 
 MAX_DRAFT_TOKENS = 128
-MAX_SURPRISE = 1e3
+MAX_NLL = 1e3
 MAX_PREFIX_TOKENS = 1 << 18
 MAX_VOCABULARY_BLOCKS = 8192
 VOCABULARY_BLOCK_TOKENS = 256
@@ -56,15 +56,15 @@ class Hello(Message, frozen=True, tag="hello"):
     cluster: Identifier
     node_id: Identifier
     incarnation: Incarnation
-    """Start of the process in milliseconds since 1970: of two lives, the later one counts."""
+    """Start of the process in milliseconds since 1970: of two processes, the later one counts."""
     role: Role
     model: Name
     quantization: Name
     vocabulary: VocabularyDigests
-    """Digests of the vocabulary's blocks, joined; empty for a node that takes any vocabulary."""
+    """Digests of the vocabulary's blocks, joined; empty for a node that accepts any vocabulary."""
     max_context: Count = 0
-    """Tokens that a sequence may have; a drafter is asked for no longer one. 0 where the node does
-    not say, as those before this field do not."""
+    """Longest sequence in tokens; a drafter gets no longer one. 0 for unknown, as from releases
+    before this field."""
 
 
 class Refuse(Message, frozen=True, tag="refuse"):
@@ -89,7 +89,7 @@ class Pong(Message, frozen=True, tag="pong"):
 
 
 class SharedNoise(msgspec.Struct, frozen=True, array_like=True):
-    """What a drafter must know to draw with the target's noise."""
+    """Sampling parameters by which a drafter draws with the target's Gumbel noise."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     top_k: Count = 0
@@ -104,17 +104,17 @@ class SharedNoise(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DraftRequest(Message, frozen=True, tag="draft?"):
-    """Make your sequence equal to this prefix, then propose what follows: `num_tokens` deep,
-    reading the `width` most probable continuations in each step.
+    """Requests a draft after a prefix: `num_tokens` deep, with the `width` most probable
+    continuations in each step.
 
     The prefix is the first `prefix_len - len(new_tokens)` tokens that the drafter holds for this
     request, followed by `new_tokens`; `prefix_digest` is that of the whole prefix. Accept, reject,
-    retry and resync are therefore one act: whatever the drafter holds beyond is dropped.
+    retry and resync are therefore one operation: the drafter drops all tokens beyond the prefix.
 
-    With `is_ahead` the target is verifying the tree of the three tree fields (in the form of a
-    `Draft`), and wants to know what follows any of its outcomes. Acceptance may end at the root or
-    at any node: `outcome_shares` has a byte for each of these, in this order, by which the drafter
-    weighs what comes after; empty where all count alike.
+    With `is_ahead` the target is verifying the tree in the three tree fields (as in a `Draft`), and
+    requests continuations of its acceptance endpoints. Acceptance may end at the root or at any
+    node: `outcome_shares` has a byte for each, in this order, by which the drafter weights the
+    continuations; empty for equal weights.
     """
 
     request_id: RequestKey
@@ -133,7 +133,7 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
 
 
 class Release(Message, frozen=True, tag="release"):
-    """The request has ended; its cache may go."""
+    """The request has ended; its KV cache may be freed."""
 
     request_id: RequestKey
 
@@ -149,17 +149,17 @@ class Draft(Message, frozen=True, tag="draft"):
     parents: DraftBytes = b""
     """One byte per token, its parent's index + 1; empty for a chain."""
     compute_us: Count = 0
-    """Time from taking the request up to the answer, without waiting in the queue."""
+    """Time from the start of work to the answer, without queueing."""
     is_ahead: bool = False
-    foretold: DraftBytes = b""
-    """One byte per token, for the newest of those that were read for this draft: 1 where it was
-    the drafter's first guess, else 0."""
-    surprise: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_SURPRISE)] = 0.0
+    top1_matches: DraftBytes = b""
+    """One byte for each of the newest tokens read for this draft: 1 where it was the drafter's
+    most probable token, else 0."""
+    nll: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_NLL)] = 0.0
     """Mean of -log q over the same tokens, in nats."""
 
 
 class OutOfStep(Message, frozen=True, tag="outofstep"):
-    """The prefix does not fit what the drafter holds: it has the first `have` tokens at most."""
+    """The prefix does not match the drafter's tokens; at most the first `have` are in common."""
 
     request_id: RequestKey
     round: Count
@@ -168,7 +168,7 @@ class OutOfStep(Message, frozen=True, tag="outofstep"):
 
 
 class Leave(Message, frozen=True, tag="leave"):
-    """The drafter is going: it is not to be asked any more, and answers what it was asked."""
+    """The drafter is shutting down: it answers pending requests and accepts no new ones."""
 
 
 AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep | Leave
@@ -196,7 +196,7 @@ def pack_shares(shares: Sequence[float]) -> bytes:
 
 
 def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
-    """The tree in the fields of a `Draft`, or None when they make none."""
+    """The tree in the fields of a `Draft`; None when they are invalid."""
     size = len(confidences)
     if len(tokens) != 4 * size or len(parents) not in {0, size}:
         return None
@@ -209,8 +209,9 @@ def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | 
 
 
 def prefix_digest(tokens: Sequence[int], known: int = 0) -> int:
-    """CRC-32 of a prefix, or of what follows a prefix whose digest is `known`.
+    """CRC-32 of a prefix, or of the tokens after a prefix whose digest is `known`.
 
-    It finds honest divergence cheaply; it is no signature, for a wrong draft can do no harm.
+    It detects divergence cheaply. A signature is not needed, since a wrong draft cannot change the
+    text.
     """
     return zlib.crc32(pack_tokens(tokens), known)

@@ -1,4 +1,4 @@
-"""A token sequence with the digest of each of its prefixes, kept on both ends of a link."""
+"""A token sequence with the digest of each prefix, kept at both ends of a link."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgecosine.protocol.wire.messages import pack_tokens, prefix_digest
 
 
 class Prefix:
-    """Tokens that grow and are cut back; the digest behind any of them costs nothing to look up."""
+    """Tokens that can be extended and truncated, with O(1) lookup of any prefix digest."""
 
     __slots__ = ("_digests", "tokens")
 
@@ -26,7 +26,7 @@ class Prefix:
         return self._digests[len(self.tokens) if length is None else length]
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Add tokens behind."""
+        """Append tokens."""
         packed, digest = pack_tokens(tokens), self._digests[-1]
         for at in range(0, len(packed), 4):
             digest = zlib.crc32(packed[at : at + 4], digest)
@@ -34,9 +34,9 @@ class Prefix:
         self.tokens.extend(tokens)
 
     def reconcile(self, kept: int, new_tokens: Sequence[int], digest: int) -> bool:
-        """Keep `kept` tokens, drop the rest, add `new_tokens`; the whole has this digest.
+        """Keep `kept` tokens, drop the rest and append `new_tokens`, if the result has `digest`.
 
-        False, and nothing changed, when that is not possible.
+        Returns False, without a change, otherwise.
         """
         if not 0 <= kept <= len(self.tokens):
             return False

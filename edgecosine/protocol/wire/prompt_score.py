@@ -1,23 +1,23 @@
-"""What a model would have said of tokens that it was told."""
+"""How well a drafter's model predicted tokens that it read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_FORETOLD = 64
-"""Tokens that it is about, at most."""
+MAX_SCORED_TOKENS = 64
+"""Largest number of scored tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptScore:
-    """About the newest tokens of a prefix that a drafter had not guessed but read.
+    """Scores of the newest prefix tokens that a drafter read and did not draft itself.
 
-    foretold    for each, oldest first, whether it was the drafter's own first guess there
-    surprise    mean of -log q(token), in nats per token
+    top1_matches  for each token, oldest first, whether it was the drafter's most probable one
+    nll           mean of -log q(token), in nats
     """
 
-    foretold: tuple[bool, ...] = ()
-    surprise: float = 0.0
+    top1_matches: tuple[bool, ...] = ()
+    nll: float = 0.0
 
 
-NO_HINDSIGHT = PromptScore()
+NO_PROMPT_SCORE = PromptScore()

@@ -1,7 +1,6 @@
-"""The token tree: drafts fused on shared prefixes, with the last committed token as its root.
+"""The token tree: drafts merged on shared prefixes, with the last committed token as its root.
 
-A value in topological order: a node's parent comes before it, and -1 is the root. It does not know
-who proposed what for which reason; `proposers` only says whose draft holds a node.
+Nodes are in topological order: a parent comes before its children, and -1 is the root.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class TokenTree:
         return self._children.get((node, token))
 
     def path(self, node: int) -> tuple[int, ...]:
-        """Nodes from below the root down to `node`."""
+        """Nodes from a child of the root down to `node`."""
         path: list[int] = []
         while node != ROOT:
             path.append(node)
@@ -82,7 +81,7 @@ def chain(
     confidences: tuple[float, ...] | None = None,
     proposers: int = 1,
 ) -> TokenTree:
-    """The tree of one draft."""
+    """The tree of a single sequence of tokens."""
     size = len(tokens)
     return TokenTree(
         tokens=tokens,

@@ -1,7 +1,7 @@
-"""A vocabulary as a value that two nodes compare by content without sending it.
+"""A vocabulary as a value that two nodes compare by digests.
 
-Tokens are taken in blocks of 256, each with a digest of 8 bytes. Two nodes exchange the digests;
-where a block differs they exchange the block, so that each can name the first token that differs.
+Tokens form blocks of 256, each with a digest of 8 bytes. Two nodes exchange the digests; where one
+differs they exchange the block, so that each can report the first token that differs.
 An empty token is an unused entry; unused entries at the end are padding and do not count.
 """
 
@@ -46,7 +46,7 @@ class Vocabulary:
     def of(cls, tokens: Iterable[bytes | str | None]) -> Self:
         """The vocabulary of a tokenizer's table, by id; None or an empty token is an unused entry.
 
-        Raises ValueError when the table is larger than a hello can tell.
+        Raises ValueError when the table is too large for a Hello.
         """
         table = [_as_bytes(token) for token in tokens]
         while table and not table[-1]:
@@ -78,13 +78,13 @@ class Vocabulary:
         )
 
     def block(self, index: int) -> list[bytes]:
-        """The tokens of a block, as a refusal carries them: very long ones are cut."""
+        """The tokens of a block as in a refusal: very long ones are cut."""
         start = index * VOCABULARY_BLOCK_TOKENS
         tokens = self.tokens[start : start + VOCABULARY_BLOCK_TOKENS]
         return [token[:MAX_NAMED_TOKEN_BYTES] for token in tokens]
 
     def difference(self, index: int, theirs: list[bytes]) -> TokenDifference | None:
-        """The first token that differs from the peer's block; None when the cut hides it."""
+        """The first token that differs from the peer's block; None if it is beyond a cut."""
         pairs = zip_longest(self.block(index), theirs, fillvalue=b"")
         for offset, (our_token, their_token) in enumerate(pairs):
             if our_token != their_token:
@@ -94,7 +94,7 @@ class Vocabulary:
 
 
 ANY_VOCABULARY: Final = Vocabulary()
-"""Of a node that takes any vocabulary, such as a drafter without a model."""
+"""Matches any vocabulary, for a drafter without a model."""
 
 
 def short_digest(digests: bytes) -> str:

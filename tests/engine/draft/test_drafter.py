@@ -16,7 +16,7 @@ from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD, NO_HINDSIGHT
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
@@ -76,7 +76,7 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 def _bare(proposal: DraftResult) -> DraftResult:
     """The draft without its prompt score."""
-    return replace(proposal, prompt_score=NO_HINDSIGHT)
+    return replace(proposal, prompt_score=NO_PROMPT_SCORE)
 
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
@@ -225,12 +225,12 @@ def test_prompt_score_compares_tokens_with_predictions() -> None:
     prompt = prompt_of(20)
     own = [*prompt, *_greedy(prompt, 12)]
     score = _drafter().draft([_work("a", own, 2)])[0].prompt_score
-    assert len(score.foretold) == len(own) - 1
-    assert all(score.foretold[len(prompt) - 1 :])
+    assert len(score.top1_matches) == len(own) - 1
+    assert all(score.top1_matches[len(prompt) - 1 :])
     strange = [*prompt, *prompt_of(12, seed=9)]
     other = _drafter().draft([_work("a", strange, 2)])[0].prompt_score
-    assert not all(other.foretold[len(prompt) - 1 :])
-    assert other.surprise > score.surprise > 0
+    assert not all(other.top1_matches[len(prompt) - 1 :])
+    assert other.nll > score.nll > 0
 
 
 def test_prompt_score_covers_new_tokens_only() -> None:
@@ -240,14 +240,14 @@ def test_prompt_score_covers_new_tokens_only() -> None:
     # The first new token follows read ones; those behind a wrong draft token are read now.
     wrong = (truth[0] + 1) % VOCABULARY
     [score] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert len(score.prompt_score.foretold) == 5
+    assert len(score.prompt_score.top1_matches) == 5
     [again] = drafter.draft([_work("a", [*prompt, wrong, *truth[1:6]], 2)])
-    assert again.prompt_score == NO_HINDSIGHT
+    assert again.prompt_score == NO_PROMPT_SCORE
 
 
 def test_prompt_score_of_a_long_text_is_bounded() -> None:
     [score] = _drafter(context=250).draft([_work("a", prompt_of(200), 2)])
-    assert len(score.prompt_score.foretold) == MAX_FORETOLD
+    assert len(score.prompt_score.top1_matches) == MAX_SCORED_TOKENS
 
 
 @pytest.mark.parametrize("ahead", [None, EMPTY_TREE], ids=["waited for", "ahead"])

@@ -88,7 +88,7 @@ def test_kernels_and_python_draft_equal_trees_from_a_shortlist(noise: SharedNois
     assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), noise)
     guessed = {token for proposal in native for token in proposal.tokens}
     assert guessed <= set(SHORTLIST.tolist()) | set(range(7, 14))
-    assert all(math.isfinite(proposal.prompt_score.surprise) for proposal in native)
+    assert all(math.isfinite(proposal.prompt_score.nll) for proposal in native)
 
 
 def test_truncated_sampling_is_left_to_python() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from edgecosine.node.cluster_queue.members import Members
-from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
+from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
 from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
 
 KEY = "u/1"
 
 
-def standing(node: str, state: StandingState = "ready", life: int = 0) -> MembershipStatus:
+def standing(node: str, state: MembershipState = "ready", life: int = 0) -> MembershipStatus:
     return MembershipStatus(node, f"{node}{life}", "x", "m", 0.0, state)
 
 

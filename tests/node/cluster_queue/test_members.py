@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.node.cluster_queue.members import FORGET_S, GRACE_S, Members
-from edgecosine.protocol.api.claim_messages import StandingState
+from edgecosine.protocol.api.claim_messages import MembershipState
 from tests.node.cluster_queue.claims import claim, joined, standing
 
 SOON_S = GRACE_S / 2
@@ -78,7 +78,7 @@ def test_who_claims_before_it_says_how_it_stands_has_grace_until_it_does() -> No
     [("ready", 0, False), ("ready", 1, True), ("lost", 0, True), ("left", 0, True)],
 )
 def test_who_has_come_or_come_back_is_told_of(
-    former: StandingState, life: int, has_come: bool
+    former: MembershipState, life: int, has_come: bool
 ) -> None:
     standings = Members(standing("a"))
     assert standings.hear(standing("b"), 0.0)

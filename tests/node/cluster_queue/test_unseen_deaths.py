@@ -21,10 +21,10 @@ from edgecosine.node.cluster_queue import state as workbook
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.claim_messages import (
     Claim,
+    MembershipState,
     MembershipStatus,
-    StandingState,
     claim_notice,
-    standing_notice,
+    membership_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.parse_request import ReplyAddress
@@ -57,10 +57,10 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbook, "UNCLAIMED_S", 1e6)
 
 
-def ghost(identity: str = "x", state: StandingState = "ready") -> Outgoing:
+def ghost(identity: str = "x", state: MembershipState = "ready") -> Outgoing:
     """What a target leaves that never said that it goes."""
     standing = MembershipStatus("ghost", "session", identity, "tiny", 0.0, state)
-    return standing_notice(HOME, standing)
+    return membership_notice(HOME, standing)
 
 
 @contextlib.asynccontextmanager
@@ -232,7 +232,7 @@ def test_ghost_that_was_forgotten_is_not_known_any_more() -> None:
             async with running(door.run()):
                 await door.connected()
                 assert not door.sharing.book.is_alone
-                listener.courier.send(Outgoing(HOME.standing("ghost"), b"", retain=True))
+                listener.courier.send(Outgoing(HOME.membership("ghost"), b"", retain=True))
                 async with asyncio.timeout(PATIENCE_S):
                     while not door.sharing.book.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)

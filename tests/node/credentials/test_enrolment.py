@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
 from edgecosine.node.credentials.ca_client import join, renew, watch
@@ -138,7 +138,7 @@ def test_impostor_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> No
     async def main() -> None:
         word = token(home)
         async with served(impostor) as address:
-            with pytest.raises(EnrolmentError, match="somebody else answers"):
+            with pytest.raises(EnrolmentError, match="another endpoint answers"):
                 await join(word, "kitchen", home.place("kitchen"), [address])
 
             true = home.authority.trust_list(home.now)

@@ -22,7 +22,7 @@ from edgecosine.mqtt.connection import Connection, connect
 from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.claim_messages import MembershipStatus, standing_notice
+from edgecosine.protocol.api.claim_messages import MembershipStatus, membership_notice
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Delta, Request
 from edgecosine.protocol.api.retained_topics import node_state_notice, node_status_notice
@@ -197,7 +197,7 @@ def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
         TOPICS.job_state("1"),
         TOPICS.client_status("alice"),
         TOPICS.work("bob", "1"),
-        TOPICS.standing("bob"),
+        TOPICS.membership("bob"),
         TOPICS.inbox("bob"),
         "zigbee2mqtt/lock/set",
     ],
@@ -217,7 +217,7 @@ def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
         (TOPICS.response("alice", "1"), False),
         (TOPICS.request("completion"), False),
         (TOPICS.work("alice", "1"), False),
-        (TOPICS.standing("drafter-1"), False),
+        (TOPICS.membership("drafter-1"), False),
         (TOPICS.inbox("target-1"), False),
     ],
 )
@@ -239,7 +239,7 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
                     node_state_notice(
                         TOPICS, "evil", {"role": "target", "model": "other", "is_full": True}
                     ),
-                    standing_notice(TOPICS, standing),
+                    membership_notice(TOPICS, standing),
                 ):
                     await mouth.publish(replace(lie, expiry_s=None))
             if is_revoked:

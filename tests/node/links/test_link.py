@@ -166,7 +166,7 @@ def test_a_target_cannot_send_drafts() -> None:
     async def main() -> None:
         async with door() as drafter:
             link = await connect(drafter.address, target_settings())
-            with pytest.raises(LocalProtocolError, match="a target sends no draft at work"):
+            with pytest.raises(LocalProtocolError, match="a target sends no draft while ready"):
                 link.send(Draft("a", 0, b"", b""))
             link.abort("done")
 

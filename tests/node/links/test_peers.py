@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgecosine.discovery.backoff import Backoff
+from edgecosine.backoff import Backoff
 from edgecosine.discovery.events import PeerGone, PeerSeen
 from edgecosine.discovery.peer import Address, Advert
 from edgecosine.node.links.heartbeat import Timing
@@ -141,7 +141,7 @@ def test_a_target_dials_every_drafter_that_it_hears_of() -> None:
             for link in target.peers.links.values():
                 assert link.is_dialled
                 assert await link.ask(request(1)) == draft_for(request(1))
-            assert {e.standing for e in target.peers.explain()} == {"linked"}
+            assert {e.state for e in target.peers.explain()} == {"linked"}
 
     run(main())
 
@@ -153,7 +153,7 @@ def test_static_peers_need_no_discovery() -> None:
             async with living(drafter_settings(), static=[address]) as drafter:
                 await target.until_linked("drafter-1")
                 await drafter.until_linked("target-1")
-                assert drafter.peers.explain()[0].standing == "linked"
+                assert drafter.peers.explain()[0].state == "linked"
             await target.until_linked()
             assert target.told == [("joined", "drafter-1"), ("lost", "drafter-1")]
 
@@ -190,7 +190,7 @@ def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
                     link = target.peers.links["drafter-1"]
                     assert await link.ask(request(1)) == draft_for(request(1))
                     await target.until(
-                        lambda: {e.standing for e in target.peers.explain()} == {"linked"}
+                        lambda: {e.state for e in target.peers.explain()} == {"linked"}
                     )
                     assert target.peers.links["drafter-1"] is link
                     assert target.told == [("joined", "drafter-1")]
@@ -298,7 +298,7 @@ def test_a_killed_node_is_gone_though_its_announcement_stays() -> None:
                 await target.until(lambda: ("lost", "drafter-1") in target.told)
             assert "drafter-1" in air.told
             await target.until_linked()
-            assert [e.standing for e in target.peers.explain()] != ["linked"]
+            assert [e.state for e in target.peers.explain()] != ["linked"]
 
     run(main())
 

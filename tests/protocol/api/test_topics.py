@@ -53,7 +53,7 @@ def test_every_name_can_be_read_again(client: str, request: str) -> None:
     assert HOME.parse(HOME.node_state(client)) == NodeStateTopic(client)
     assert HOME.parse(HOME.client_status(client)) == ClientStatusTopic(client)
     assert HOME.parse(HOME.work(client, request)) == ClaimTopic(client, request)
-    assert HOME.parse(HOME.standing(client)) == MembershipTopic(client)
+    assert HOME.parse(HOME.membership(client)) == MembershipTopic(client)
     assert HOME.parse(HOME.inbox(client)) == InboxTopic(client)
     assert HOME.parse(HOME.status) == StatusTopic()
     assert HOME.parse(HOME.info) == InfoTopic()

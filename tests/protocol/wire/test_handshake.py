@@ -92,7 +92,7 @@ def test_a_target_may_not_send_what_a_drafter_sends(name: str) -> None:
     handshake = Handshake(hello(**DRAFTER), ANY_VOCABULARY)
     for message in (hello(), Pong(0), SAMPLES["draft?"], SAMPLES["release"]):
         handshake.receive(message)
-    with pytest.raises(RemoteProtocolError, match="at work"):
+    with pytest.raises(RemoteProtocolError, match="while ready"):
         handshake.receive(SAMPLES[name])
 
 

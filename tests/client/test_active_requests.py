@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from edgecosine.client.active_request import ActiveRequest
+from edgecosine.client.active_requests import ActiveRequest
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.answers import FinalMessage, StreamPart
 from edgecosine.protocol.api.request import Delta, Request
