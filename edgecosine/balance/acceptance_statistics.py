@@ -17,7 +17,7 @@ from edgecosine.fusion.acceptance_rates import (
 )
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.fusion.text_similarity import TextMemory, features
-from edgecosine.protocol.wire.prompt_score import MAX_FORETOLD
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
 TEXT_INTERVAL = 48
 """Tokens after which a text's features are computed anew, since its subject may have changed."""
@@ -137,13 +137,13 @@ class AcceptanceStatistics:
 
 def _observe_score(request: RequestState, draft: DrafterTree) -> None:
     """Learn from a drafter's score of tokens that it has read for this draft."""
-    agreement = draft.score.foretold
+    agreement = draft.score.top1_matches
     num_answer = max(0, draft.prefix_len - request.num_prompt)
     of_answer = agreement[max(0, len(agreement) - num_answer) :]
     if of_answer and request.policy.uses_self_reports:
         hits = sum(of_answer)
         request.rates.observe_report(draft.node_id, hits, len(of_answer) - hits)
-    is_whole = len(agreement) == min(MAX_FORETOLD, request.first_length - 1)
+    is_whole = len(agreement) == min(MAX_SCORED_TOKENS, request.first_length - 1)
     is_of_prompt = is_whole and draft.prefix_len == request.first_length
     if agreement and is_of_prompt and request.policy.scores_prompts:
-        request.nlls[draft.node_id] = draft.score.surprise
+        request.nlls[draft.node_id] = draft.score.nll

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 
@@ -25,7 +25,7 @@ class DrafterTree:
     node_id: str
     prefix_len: int
     tree: TokenTree = EMPTY_TREE
-    score: PromptScore = NO_HINDSIGHT
+    score: PromptScore = NO_PROMPT_SCORE
     """Of the newest of the `prefix_len` tokens."""
     trunk: int = 0
     """Number of its first tokens that come from other drafters' drafts, which it continues."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.fusion.fuse import DraftUnion
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 probabilities = st.floats(0, 1)
@@ -20,7 +20,7 @@ def draft_of(
     tokens: Sequence[int],
     confidences: Sequence[float],
     parents: Sequence[int] = (),
-    score: PromptScore = NO_HINDSIGHT,
+    score: PromptScore = NO_PROMPT_SCORE,
     *,
     trunk: int = 0,
 ) -> DrafterTree:

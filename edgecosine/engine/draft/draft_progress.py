@@ -9,7 +9,7 @@ from edgecosine.engine.cpu.native_structs import CHILDREN
 from edgecosine.engine.draft.draft_tree import DraftTree
 from edgecosine.engine.kv_slots import KvSlot
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS
-from edgecosine.protocol.wire.prompt_score import NO_HINDSIGHT, PromptScore
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 
 TREE_ROOM = 256
 """KV positions of a slot for nodes; a tree that has used them is not explored further."""
@@ -29,7 +29,7 @@ class PromptReading:
 
     def prompt_score(self) -> PromptScore:
         count = len(self.is_top1)
-        return PromptScore(tuple(self.is_top1), self.nll / count) if count else NO_HINDSIGHT
+        return PromptScore(tuple(self.is_top1), self.nll / count) if count else NO_PROMPT_SCORE
 
 
 @dataclass(slots=True)

@@ -210,11 +210,11 @@ def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:
 
 DEAF = """
 import asyncio, uvloop
-from edgecosine.discovery.mdns import Mdns, hears_itself
+from edgecosine.discovery.mdns import Mdns, multicast_works
 from tests.discovery.adverts import advert
 
 async def main():
-    assert not await hears_itself(hearing_s=0.5)
+    assert not await multicast_works(hearing_s=0.5)
     try:
         async with asyncio.timeout(1.0):
             await Mdns(hearing_s=0.5).run(advert(addresses=("127.0.0.1",)), print)
