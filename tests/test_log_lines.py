@@ -14,8 +14,8 @@ import pytest
 import edgecosine
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.node.gateway.request_manager import RequestManager
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Neighbour, house
@@ -106,7 +106,7 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
                     "a", request_id, "completion", topics.response("a", request_id)
                 )
                 request = Request("a", request_id, "completion", "hm")
-                reception.take(ParsedRequest(ticket, request))
+                reception.take(RequestRecord(ticket, request))
                 await asyncio.sleep(0)
             reception.cancel("1", "a")
             await reception.idle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 
 @dataclass(frozen=True, slots=True)

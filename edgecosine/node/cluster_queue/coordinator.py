@@ -52,8 +52,8 @@ from edgecosine.protocol.api.claim_messages import (
     standing_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 from edgecosine.protocol.api.topics import ClaimTopic, InboxTopic, MembershipTopic, Topics
 from edgecosine.security.client_ids import ClientIds
 

@@ -22,7 +22,7 @@ from edgecosine.node.cluster_queue.actions import (
 )
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 CONSENT_S: Final = 0.5
 """How long a claim waits for another target, which is not waited for again until it speaks."""

@@ -14,7 +14,7 @@ import msgspec
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 MAX_KEPT: Final = 4096
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 
 class RequestStarter(Protocol):

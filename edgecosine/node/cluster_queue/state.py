@@ -32,7 +32,7 @@ from edgecosine.node.cluster_queue.own_claims import OwnClaims
 from edgecosine.node.cluster_queue.peer_claims import PeerClaims, rank
 from edgecosine.node.cluster_queue.unclaimed import UnclaimedRequests
 from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 UNCLAIMED_S: Final = 2.0
 """After so long a request that nobody claims is taken by whoever has heard it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 
 class UnclaimedRequests:

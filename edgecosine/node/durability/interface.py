@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
 from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 
 KEEP_ANSWERS_S: Final = 3600.0
 

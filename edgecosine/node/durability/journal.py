@@ -30,8 +30,8 @@ from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.interface import FinishedRecord, Then
 from edgecosine.node.durability.store import JournalStore, Statement
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,8 @@ from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
 from edgecosine.protocol.api.request import Committed, Logprobs, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 
 logger = logging.getLogger(__name__)
 

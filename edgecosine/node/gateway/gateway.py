@@ -34,7 +34,8 @@ from edgecosine.node.runtime.failures import CROWDED, cause_of
 from edgecosine.protocol.api.json_fields import read_names, read_object
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ANONYMOUS, ParsedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import ANONYMOUS, RequestParser
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.retained_topics import (
     DRAINING,
     OFFLINE,
@@ -278,7 +279,7 @@ class Gateway:
         match self._topics.parse(message.topic):
             case RequestTopic(kind) if not message.retain:
                 reading = self._intake.read(kind, message, self._limits())
-                if isinstance(reading, ParsedRequest):
+                if isinstance(reading, RequestRecord):
                     self._reception.take(reading, message.acknowledge)
                     return True
                 self._reception.refuse(reading.ticket, reading.error, reading.cause)

@@ -11,7 +11,8 @@ from edgecosine.node.durability.interface import Journal
 from edgecosine.node.gateway.request_table import RunningRequest
 from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import RequestStatus, piece_message, state_message
+from edgecosine.protocol.api.replies import piece_message, state_message
+from edgecosine.protocol.api.request_record import RequestStatus
 from edgecosine.protocol.api.topics import Topics
 
 _AT_WORK: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))

@@ -39,8 +39,8 @@ from edgecosine.node.runtime.failures import (
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import Outgoing, nothing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.replies import error_message, undeliverable
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class RequestManager:
         """Wait until no request is at work."""
         await self._answering.idle()
 
-    def take(self, reading: ParsedRequest, taken: Callable[[], None] = nothing) -> None:
+    def take(self, reading: RequestRecord, taken: Callable[[], None] = nothing) -> None:
         """Answer what was asked before; what is new is started here, or by another target.
 
         `taken` is called when the request need not come again.

@@ -33,8 +33,9 @@ from edgecosine.node.runtime.failures import (
 )
 from edgecosine.protocol.api.choices import choices_of, join_answers
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import RequestStatus, answer_message, error_message
+from edgecosine.protocol.api.replies import answer_message, error_message
 from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
+from edgecosine.protocol.api.request_record import RequestStatus
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from edgecosine.errors import RequestError
 from edgecosine.node.runtime.failures import DUPLICATE
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ANONYMOUS, ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
+from edgecosine.protocol.api.parse_request import ANONYMOUS
 from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20

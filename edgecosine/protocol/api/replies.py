@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import msgspec
 
 from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Answer, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 from edgecosine.protocol.api.topics import Topics
-
-RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
 
 _OK = "200"
 

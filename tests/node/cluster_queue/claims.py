@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim, MembershipStatus, StandingState
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 KEY = "u/1"
 

@@ -24,8 +24,8 @@ from edgecosine.node.cluster_queue.actions import (
 from edgecosine.node.cluster_queue.members import GRACE_S
 from edgecosine.node.cluster_queue.state import UNCLAIMED_S, QueueState
 from edgecosine.protocol.api.claim_messages import Claim, KnownRequest, MembershipStatus
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 NAMES = ("a", "b", "c")
 

@@ -27,8 +27,8 @@ from edgecosine.protocol.api.claim_messages import (
     standing_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress
 from tests.cluster.test_outliving import Broker, Mortal
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.node.cluster_queue.test_coordinator import gateway

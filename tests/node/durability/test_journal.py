@@ -24,8 +24,8 @@ from edgecosine.node.durability.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES,
 from edgecosine.node.durability.recovery import MAX_STARTS, RecoveredState, read_past
 from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress
 from tests.support.mqtt import run, running
 
 MODEL = "tiny"

@@ -26,8 +26,8 @@ from edgecosine.node.gateway.request_manager import RequestManager, model_of
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, house
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
@@ -139,7 +139,7 @@ async def live(
             running = group.create_task(reception.run())
             await asyncio.sleep(0)
             if asks:
-                reception.take(ParsedRequest(ticket, request))
+                reception.take(RequestRecord(ticket, request))
             while not (journal.is_dead or world.finals):
                 journal.news.clear()
                 await journal.news.wait()
@@ -247,7 +247,7 @@ class Desk:
         is_stream = fields.get("stream", False)
         ticket = ReplyAddress("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
         request = Request("a", name, "completion", prompt, **fields)
-        self.reception.take(ParsedRequest(ticket, request))
+        self.reception.take(RequestRecord(ticket, request))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
         while len(found := [m for m in self.sent if m.topic == topic]) < count:

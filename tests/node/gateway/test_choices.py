@@ -16,8 +16,8 @@ from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, Weather, house
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
@@ -59,7 +59,7 @@ class Desk:
         ticket = ReplyAddress(
             "a", "1", request.kind, HOME.response("a", "1"), wants_stream=request.stream
         )
-        self.reception.take(ParsedRequest(ticket, request))
+        self.reception.take(RequestRecord(ticket, request))
 
     @property
     def final(self) -> Any:
@@ -186,7 +186,7 @@ def test_choices_wait_for_places_one_by_one() -> None:
         gate = service.hold("hm")
         async with desk(service) as at:
             other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
-            at.reception.take(ParsedRequest(other, Request("b", "2", "completion", "hm")))
+            at.reception.take(RequestRecord(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))
             await service.begun(2)
             assert [each.key for each in service.requests] == ["b/2", "a/1"]

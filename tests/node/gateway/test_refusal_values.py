@@ -15,7 +15,8 @@ from edgecosine import errors
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ParsedRequest, RefusedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RefusedRequest, RequestParser
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.node.gateway.test_request_manager import Desk
 from tests.support.fakes import ScriptedService
@@ -34,7 +35,7 @@ def ask(desk: Desk, payload: bytes) -> None:
     """What the gateway does with a publication."""
     message = Incoming(HOME.request("completion"), payload)
     match INTAKE.read("completion", message, RequestLimits()):
-        case ParsedRequest() as reading:
+        case RequestRecord() as reading:
             desk.reception.take(reading)
         case RefusedRequest(ticket, error):
             desk.reception.refuse(ticket, error)

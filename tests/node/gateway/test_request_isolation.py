@@ -33,8 +33,9 @@ from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api import parse_request as intake
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RequestParser
 from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.support.cluster import House, Neighbour, house
@@ -135,7 +136,7 @@ class Desk:
         }  # fmt: skip
         message = Incoming(HOME.request("completion"), json.dumps(body).encode())
         reading = self.intake.read("completion", message, RequestLimits())
-        if isinstance(reading, ParsedRequest):
+        if isinstance(reading, RequestRecord):
             self.reception.take(reading)
         else:
             self.reception.refuse(reading.ticket, reading.error, reading.cause)

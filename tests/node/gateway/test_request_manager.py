@@ -13,8 +13,8 @@ from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import NoLogits
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
@@ -55,7 +55,7 @@ class Desk:
         reply = HOME.response("a", request_id)
         ticket = ReplyAddress("a", request_id, "completion", reply, wants_stream=wants_stream)
         request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
-        self.reception.take(ParsedRequest(ticket, request))
+        self.reception.take(RequestRecord(ticket, request))
 
     def finals(self, request_id: str) -> list[str]:
         """Codes of the errors that a request got, `text` for an answer."""

@@ -12,8 +12,8 @@ from edgecosine.node.gateway.request_table import (
     RequestTable,
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 FINAL = Outgoing("t", b"text")
 

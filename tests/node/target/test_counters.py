@@ -11,8 +11,8 @@ from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import RecoveredRequest, RecoveredState
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Neighbour, Weather, house
