@@ -168,7 +168,7 @@ async def house(
             absence_s=absence_s,
         )
         task = await stack.enter_async_context(running(gateway.run()))
-        await gateway.connected()
+        await gateway.client.connected()
         listener = await stack.enter_async_context(listening(broker, name=f"listener-{node_id}"))
         yield House(broker, service, gateway, listener, task)
 

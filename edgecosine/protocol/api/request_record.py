@@ -60,6 +60,8 @@ class RequestRecord:
     state: RequestStatus = "accepted"
     accepted_at: float = 0.0
     """Moment of the first acceptance, by the event loop's clock."""
+    is_valid: bool = False
+    """Whether the service has checked the request."""
     is_cancelled: bool = False
     is_elsewhere: bool = False
     """Whether another target owns the request."""

@@ -29,6 +29,6 @@ def joined(*others: str) -> Members:
     """Ours, beside these, who are ready, at 0 s."""
     standings = Members(standing("a"))
     for node in others:
-        standings.hear(standing(node), 0.0)
+        standings.update(standing(node), 0.0)
     standings.join(0.0)
     return standings

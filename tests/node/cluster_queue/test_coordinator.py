@@ -59,7 +59,7 @@ class Hall:
     async def alone(self, name: str) -> None:
         """Wait until a gateway knows that it has no company."""
         async with asyncio.timeout(PATIENCE_S):
-            while self.gateways[name].sharing.others:  # noqa: ASYNC110 -- no event
+            while self.gateways[name].queue.active_peers:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.01)
 
 
@@ -81,9 +81,9 @@ async def hall(gate: asyncio.Event | None = None) -> AsyncIterator[Hall]:
         for name in NAMES:
             tasks[name] = await stack.enter_async_context(running(gateways[name].run()))
         for name in NAMES:
-            await gateways[name].connected()
+            await gateways[name].client.connected()
             async with asyncio.timeout(PATIENCE_S):
-                while not gateways[name].sharing.others:  # noqa: ASYNC110 -- no event
+                while not gateways[name].queue.active_peers:  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.01)
         listener = await stack.enter_async_context(listening(broker))
         yield Hall(broker, gateways, services, tasks, listener)

@@ -7,7 +7,7 @@ from tests.node.cluster_queue.claims import standing
 
 
 def states(leases: Leases, now: float) -> list[tuple[str, str]]:
-    return [(each.node, each.state) for each in leases.silent(now)]
+    return [(each.node, each.state) for each in leases.expire(now)]
 
 
 def test_who_falls_silent_is_unavailable_and_then_lost_and_each_is_told_once() -> None:
@@ -17,42 +17,42 @@ def test_who_falls_silent_is_unavailable_and_then_lost_and_each_is_told_once() -
     assert states(leases, STALE_S / 2) == []
     leases.renew(standing("c"), STALE_S / 2)
     assert states(leases, STALE_S) == [("b", "unavailable")]
-    assert not leases.is_heard("b")
-    assert leases.is_heard("c")
+    assert not leases.is_fresh("b")
+    assert leases.is_fresh("c")
     assert states(leases, STALE_S) == []
     leases.renew(standing("c", "draining"), LEASE_S)
     assert states(leases, LEASE_S) == [("b", "lost")]
     assert states(leases, LEASE_S + STALE_S) == [("c", "unavailable")]
 
 
-def test_who_speaks_again_is_heard_again() -> None:
+def test_who_speaks_again_is_fresh_again() -> None:
     leases = Leases()
     leases.renew(standing("b"), 0.0)
     assert states(leases, STALE_S)
     leases.renew(standing("b"), LEASE_S)
     assert states(leases, LEASE_S) == []
-    assert leases.is_heard("b")
+    assert leases.is_fresh("b")
 
 
 def test_what_was_held_counts_once_it_is_said_again() -> None:
     leases = Leases()
-    assert leases.is_sure
-    leases.find(standing("b"))
-    leases.find(standing("c"))
-    assert leases.was_found("b")
-    assert not leases.is_heard("b")
+    assert leases.all_confirmed
+    leases.add_retained(standing("b"))
+    leases.add_retained(standing("c"))
+    assert leases.is_unconfirmed("b")
+    assert not leases.is_fresh("b")
     leases.renew(standing("b"), 0.0)
-    assert not leases.is_sure
+    assert not leases.all_confirmed
     assert [(each.node, each.state) for each in leases.give_up()] == [("c", "lost")]
-    assert leases.is_sure
-    assert leases.is_heard("b")
+    assert leases.all_confirmed
+    assert leases.is_fresh("b")
 
 
 def test_who_is_called_has_less_time() -> None:
     leases = Leases()
     for node in "bc":
         leases.renew(standing(node), 0.0)
-    leases.call(0.0)
+    leases.expect_renewal(0.0)
     leases.renew(standing("c"), CALL_S / 2)
     assert states(leases, CALL_S) == [("b", "unavailable")]
 
@@ -60,13 +60,13 @@ def test_who_is_called_has_less_time() -> None:
 def test_who_is_gone_and_what_is_of_a_former_connection_is_forgotten() -> None:
     leases = Leases()
     leases.renew(standing("b"), 0.0)
-    leases.find(standing("c"))
+    leases.add_retained(standing("c"))
     leases.end("b")
     leases.end("c")
-    assert leases.is_sure
+    assert leases.all_confirmed
     assert states(leases, LEASE_S) == []
     leases.renew(standing("b"), 0.0)
-    leases.start()
+    leases.reset()
     assert states(leases, LEASE_S) == []
 
 
@@ -74,6 +74,6 @@ def test_there_is_room_for_so_many() -> None:
     leases = Leases()
     for number in range(MAX_KEPT):
         assert leases.renew(standing(str(number)), 0.0)
-        leases.find(standing(str(number)))
+        leases.add_retained(standing(str(number)))
     assert not leases.renew(standing("b"), 0.0)
     assert leases.renew(standing("1"), 0.0)

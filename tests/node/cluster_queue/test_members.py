@@ -13,13 +13,13 @@ SOON_S = GRACE_S / 2
 
 def test_new_requests_are_for_who_is_ready_and_else_for_who_is_there() -> None:
     standings = joined("b", "c")
-    standings.hear(standing("b", "draining"), 0.0)
+    standings.update(standing("b", "draining"), 0.0)
     assert sorted(standings.eligible()) == ["a", "c"]
-    standings.say("unavailable")
-    standings.hear(standing("c", "unavailable"), 0.0)
+    standings.set_status("unavailable")
+    standings.update(standing("c", "unavailable"), 0.0)
     assert sorted(standings.eligible()) == ["a", "b", "c"]
-    assert not standings.has_stand_in
-    standings.hear(standing("b", "lost"), 0.0)
+    assert not standings.has_ready_peer
+    standings.update(standing("b", "lost"), 0.0)
     assert sorted(standings.eligible()) == ["a", "c"]
 
 
@@ -29,22 +29,22 @@ def test_who_is_there_keeps_its_claims() -> None:
 
 def test_who_left_is_waited_for_no_more() -> None:
     standings = joined("b")
-    standings.hear(standing("b", "left"), 0.0)
+    standings.update(standing("b", "left"), 0.0)
     assert standings.is_gone(claim("b"), 0.0)
     assert standings.is_alone
 
 
 def test_grace_begins_when_a_target_is_lost_however_often_that_is_said() -> None:
     standings = joined("b")
-    standings.hear(standing("b", "lost"), 0.0)
-    standings.hear(standing("b", "lost"), SOON_S)
+    standings.update(standing("b", "lost"), 0.0)
+    standings.update(standing("b", "lost"), SOON_S)
     assert not standings.is_gone(claim("b"), SOON_S)
     assert standings.is_gone(claim("b"), GRACE_S)
 
 
 def test_grace_begins_anew_with_our_connection() -> None:
     standings = joined("b")
-    standings.lose(0.0)
+    standings.disconnect(0.0)
     assert standings.others == []
     standings.join(SOON_S)
     assert not standings.is_gone(claim("b"), GRACE_S)
@@ -54,8 +54,8 @@ def test_grace_begins_anew_with_our_connection() -> None:
 @pytest.mark.parametrize("again_s", [SOON_S, 2 * GRACE_S])
 def test_who_lives_anew_has_the_grace_to_go_on_with_its_former_claims(again_s: float) -> None:
     standings = joined("b")
-    standings.hear(standing("b", life=1), again_s)
-    standings.hear(standing("b", "draining", life=1), again_s + SOON_S)
+    standings.update(standing("b", life=1), again_s)
+    standings.update(standing("b", "draining", life=1), again_s + SOON_S)
     assert not standings.is_gone(claim("b"), again_s + SOON_S)
     assert standings.is_gone(claim("b"), again_s + GRACE_S)
     assert not standings.is_gone(claim("b", life=1), again_s + GRACE_S)
@@ -63,13 +63,13 @@ def test_who_lives_anew_has_the_grace_to_go_on_with_its_former_claims(again_s: f
 
 def test_who_claims_before_it_says_how_it_stands_has_grace_until_it_does() -> None:
     standings = joined()
-    standings.meet("b", 0.0)
-    standings.meet("b", SOON_S)
+    standings.add_claimant("b", 0.0)
+    standings.add_claimant("b", SOON_S)
     assert not standings.is_gone(claim("b"), SOON_S)
     assert standings.is_gone(claim("b"), GRACE_S)
-    standings.hear(standing("b"), SOON_S)
+    standings.update(standing("b"), SOON_S)
     assert not standings.is_gone(claim("b"), GRACE_S)
-    standings.hear(standing("b", "left"), SOON_S)
+    standings.update(standing("b", "left"), SOON_S)
     assert standings.is_gone(claim("b"), SOON_S)
 
 
@@ -81,24 +81,24 @@ def test_who_has_come_or_come_back_is_told_of(
     former: StandingState, life: int, has_come: bool
 ) -> None:
     standings = Members(standing("a"))
-    assert standings.hear(standing("b"), 0.0)
-    standings.hear(standing("b", former), 0.0)
-    assert standings.hear(standing("b", "draining", life), 0.0) is has_come
+    assert standings.update(standing("b"), 0.0)
+    standings.update(standing("b", former), 0.0)
+    assert standings.update(standing("b", "draining", life), 0.0) is has_come
 
 
 def test_who_is_silent_is_not_asked_until_it_consents() -> None:
     standings = joined("b", "c")
-    standings.silence(["b", "nobody"])
-    assert standings.to_ask() == {"c"}
-    standings.consents("b")
-    assert standings.to_ask() == {"b", "c"}
+    standings.set_unresponsive(["b", "nobody"])
+    assert standings.claim_voters() == {"c"}
+    standings.set_responsive("b")
+    assert standings.claim_voters() == {"b", "c"}
 
 
 def test_who_was_lost_long_ago_is_forgotten() -> None:
     standings = joined("b", "c")
-    standings.hear(standing("b", "lost"), 0.0)
+    standings.update(standing("b", "lost"), 0.0)
     standings.forget(FORGET_S / 2)
-    standings.hear(standing("c", "left"), FORGET_S / 2)
+    standings.update(standing("c", "left"), FORGET_S / 2)
     assert not standings.is_alone
     standings.forget(FORGET_S)
     assert standings.is_alone

@@ -22,9 +22,9 @@ def test_of_two_claims_the_same_counts_in_whatever_order_they_come(is_in_order: 
     theirs = PeerClaims(standings)
     low, high = sorted([claim("b"), claim("c")], key=rank)
     for each in (low, high) if is_in_order else (high, low):
-        theirs.put(each, 0.0)
+        theirs.add(each, 0.0)
     for node in "bc":
-        standings.hear(standing(node, "left"), 0.0)
+        standings.update(standing(node, "left"), 0.0)
     assert abandoned(theirs) == [high]
 
 
@@ -37,16 +37,16 @@ def test_lesser_claim_counts_where_the_other_claimant_is_gone() -> None:
     low, high = sorted([claim("b"), claim("c")], key=rank)
     standings = joined(low.node, high.node)
     theirs = PeerClaims(standings)
-    theirs.put(high, 0.0)
-    standings.hear(standing(high.node, "left"), 0.0)
-    theirs.put(low, 0.0)
+    theirs.add(high, 0.0)
+    standings.update(standing(high.node, "left"), 0.0)
+    theirs.add(low, 0.0)
     assert abandoned(theirs) == []
     assert KEY in theirs
 
 
 def test_request_that_came_again_is_handed_over_under_its_new_ticket() -> None:
     theirs = PeerClaims(joined())
-    theirs.put(claim("b"), 0.0)
+    theirs.add(claim("b"), 0.0)
     theirs.renew(ticket(reply_topic="elsewhere"))
     theirs.renew(ticket(digest=b"another body", reply_topic="nowhere"))
     [found] = abandoned(theirs)
@@ -57,7 +57,7 @@ def test_request_that_came_again_is_handed_over_under_its_new_ticket() -> None:
 def test_settled_request_is_claimed_no_more_and_known_for_a_while(is_cleared: bool) -> None:
     standings = joined("b")
     theirs = PeerClaims(standings)
-    theirs.put(claim("b"), 0.0)
+    theirs.add(claim("b"), 0.0)
     if is_cleared:
         theirs.clear(KEY, 1.0)
     else:
@@ -65,13 +65,13 @@ def test_settled_request_is_claimed_no_more_and_known_for_a_while(is_cleared: bo
     assert KEY not in theirs
     assert theirs.is_settled(KEY, 0.5)
     assert not theirs.is_settled(KEY, 1.0)
-    standings.hear(standing("b", "left"), 1.0)
+    standings.update(standing("b", "left"), 1.0)
     assert not theirs.is_settled(KEY, 0.5)
 
 
 def test_what_one_has_refused_another_may_still_claim() -> None:
     theirs = PeerClaims(joined("b", "c"))
-    theirs.put(claim("b"), 0.0)
+    theirs.add(claim("b"), 0.0)
     theirs.settle(KEY, "c", 0.0)
     assert KEY in theirs
 
@@ -79,7 +79,7 @@ def test_what_one_has_refused_another_may_still_claim() -> None:
 def test_claims_that_the_broker_no_longer_holds_are_forgotten() -> None:
     theirs = PeerClaims(joined("b"))
     for key in ("u/1", "u/2"):
-        theirs.put(claim("b", key), 0.0)
+        theirs.add(claim("b", key), 0.0)
     theirs.keep_only({"u/2", "u/3"})
     assert ("u/1" in theirs, "u/2" in theirs, len(theirs)) == (False, True, 1)
 
@@ -87,5 +87,5 @@ def test_claims_that_the_broker_no_longer_holds_are_forgotten() -> None:
 def test_the_oldest_claim_gives_way() -> None:
     theirs = PeerClaims(joined("b"))
     for number in range(MAX_KEPT + 1):
-        theirs.put(claim("b", f"u/{number}"), 0.0)
+        theirs.add(claim("b", f"u/{number}"), 0.0)
     assert ("u/0" in theirs, len(theirs)) == (False, MAX_KEPT)

@@ -45,7 +45,7 @@ class Node:
 
     def __post_init__(self) -> None:
         standing = MembershipStatus(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
-        self.book = QueueState(standing, knows=self.answered.__contains__)
+        self.book = QueueState(standing, has_finished=self.answered.__contains__)
 
 
 @dataclass
@@ -70,8 +70,8 @@ class World:
         if before is not None and journal:
             node.answered |= before.answered
             for key in sorted(before.at_work):
-                self.do(node, node.book.resume(self.offer(node, key), self.now))
-        node.book.arrive(self.now)
+                self.do(node, node.book.own.claim(self.offer(node, key), self.now))
+        node.book.on_connected(self.now)
         self.publish("standing", node.book.us)
         self.standings[name] = node.book.us
         for standing in self.standings.values():
@@ -164,17 +164,17 @@ class World:
                 if key in node.answered:
                     self.do(node, book.repeat(self.offer(node, key).ticket))
                 elif key not in node.at_work:
-                    self.do(node, book.hear(self.offer(node, key), now))
+                    self.do(node, book.on_request(self.offer(node, key), now))
             case (("claim" | "retained"), Claim() as claim):
-                self.do(node, book.claimed(claim, now, is_retained=kind == "retained"))
+                self.do(node, book.on_claim(claim, now, is_retained=kind == "retained"))
             case "clear", str(key):
-                self.do(node, book.cleared(key, now))
+                self.do(node, book.on_claim_cleared(key, now))
             case "known", (str(key), KnownRequest() as said):
-                self.do(node, book.known(key, said.node, said.digest, now))
+                self.do(node, book.on_known(key, said.node, said.digest, now))
             case "consent", (str(other), Claim() as claim):
-                self.do(node, book.consented(other, claim.key, claim.generation))
+                self.do(node, book.on_ack(other, claim.key, claim.generation))
             case "standing", MembershipStatus() as standing if standing.node != name:
-                self.do(node, book.stands(standing, now))
+                self.do(node, book.on_status(standing, now))
             case "echo", _:
                 self.do(node, book.join(now, is_remembered=True))
 
@@ -182,11 +182,11 @@ class World:
         """A target ends its first request, if it is sure that it is its own."""
         node = self.nodes[name]
         for key in sorted(node.at_work):
-            if node.is_alive and node.book.is_ours(key):
+            if node.is_alive and node.book.own.is_acknowledged(key):
                 node.at_work.discard(key)
                 node.answered.add(key)
                 self.finals[key] += 1
-                self.do(node, node.book.finish(key))
+                self.do(node, node.book.own.finish(key))
                 return
 
     def settle(self) -> None:
@@ -202,7 +202,7 @@ class World:
             self.now += GRACE_S / 2
             for node in self.nodes.values():
                 if node.is_alive:
-                    self.do(node, node.book.tick(self.now))
+                    self.do(node, node.book.on_tick(self.now))
             self.settle()
             for name in self.nodes:
                 while self.nodes[name].at_work and self.nodes[name].is_alive:
@@ -273,7 +273,7 @@ def test_who_comes_back_does_not_run_again_what_was_taken(returns_early: bool) -
     here.kill("a")
     here.settle()
     here.now += GRACE_S
-    here.do(here.nodes["b"], here.nodes["b"].book.tick(here.now))
+    here.do(here.nodes["b"], here.nodes["b"].book.on_tick(here.now))
     if not returns_early:
         here.come_to_rest()
         assert here.finals == {key: 1}
@@ -290,9 +290,9 @@ def test_who_wakes_up_gives_up_what_was_taken() -> None:
     here.ask(key)
     here.settle()
     a, b = here.nodes["a"], here.nodes["b"]
-    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="lost"), here.now))
+    here.do(b, b.book.on_status(msgspec.structs.replace(a.book.us, state="lost"), here.now))
     here.now += GRACE_S
-    here.do(b, b.book.tick(here.now))
+    here.do(b, b.book.on_tick(here.now))
     assert b.at_work == {key}
     here.settle()
     assert a.at_work == set()
@@ -304,14 +304,14 @@ def test_who_leaves_hands_over_at_once() -> None:
         here.ask(key)
     here.settle()
     a, b = here.nodes["a"], here.nodes["b"]
-    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="left"), here.now))
+    here.do(b, b.book.on_status(msgspec.structs.replace(a.book.us, state="left"), here.now))
     assert b.at_work == set(KEYS)
 
 
 def test_who_drains_gets_nothing_new() -> None:
     here = world("a", "b")
     a = here.nodes["a"]
-    here.do(a, a.book.say("draining", here.now))
+    here.do(a, a.book.set_status("draining", here.now))
     for key in KEYS:
         here.ask(key)
     here.publish("standing", a.book.us)
@@ -327,7 +327,10 @@ def test_request_without_an_id_is_answered_once() -> None:
         for node, book in zip("ab", books, strict=True):
             claim = here.offer(here.nodes[node], f"anon/{node}{number}")
             ticket = dataclasses.replace(claim.ticket, is_named=False, digest=b"%d" % (number % 3))
-            here.do(here.nodes[node], book.hear(msgspec.structs.replace(claim, ticket=ticket), 0.0))
+            here.do(
+                here.nodes[node],
+                book.on_request(msgspec.structs.replace(claim, ticket=ticket), 0.0),
+            )
     here.come_to_rest()
     assert sum(here.finals.values()) == 20
 
@@ -336,10 +339,10 @@ def test_unclaimed_request_is_taken_in_the_end() -> None:
     here = world("a", "b")
     a, b = here.nodes["a"], here.nodes["b"]
     key = next(key for key in KEYS if owner(key, "a", "b") == "a")
-    here.do(b, b.book.hear(here.offer(b, key), here.now))
-    here.do(b, b.book.tick(here.now + UNCLAIMED_S / 2))
+    here.do(b, b.book.on_request(here.offer(b, key), here.now))
+    here.do(b, b.book.on_tick(here.now + UNCLAIMED_S / 2))
     assert not here.claims
-    here.do(b, b.book.tick(here.now + UNCLAIMED_S))
+    here.do(b, b.book.on_tick(here.now + UNCLAIMED_S))
     here.settle()
     assert b.at_work == {key}
     assert a.at_work == set()

@@ -88,12 +88,12 @@ def test_target_serves_beside_a_ghost_and_leaves_it_nothing(identity: str) -> No
         async with haunted(ghost(identity)) as (broker, listener):
             door = gateway(broker, "a", ScriptedService(), "x")
             async with running(door.run()):
-                await door.connected()
+                await door.client.connected()
                 for each in IDS:
                     ask(listener, each)
                 for each in IDS:
                     assert (await final(listener, each))["choices"]
-                assert door.sharing.others == []
+                assert door.queue.active_peers == []
 
     run(story())
 
@@ -103,11 +103,9 @@ def test_target_of_another_model_is_refused_while_the_first_one_lives() -> None:
         async with haunted(ghost("z")) as (broker, listener):
             first = gateway(broker, "b", ScriptedService(), "x")
             # Clocks may differ: who was there first is not told by them.
-            first.sharing.book._standings.us = MembershipStatus(
-                "b", "s", "x", "tiny", 1e12, "ready"
-            )
+            first.queue.state.members.us = MembershipStatus("b", "s", "x", "tiny", 1e12, "ready")
             async with running(first.run()):
-                await first.connected()
+                await first.client.connected()
                 with pytest.raises(ExceptionGroup) as refusal:
                     await gateway(broker, "a", ScriptedService(), "y").run()
                 assert refusal.value.subgroup(ConfigError)
@@ -160,8 +158,8 @@ def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_p
             await stack.enter_async_context(running(door.run()))
             listener = await stack.enter_async_context(listening(broker))  # type: ignore[arg-type]
             async with asyncio.timeout(PATIENCE_S):
-                await door.connected()
-                while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                await door.client.connected()
+                while not door.queue.active_peers:  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.01)
             for each in IDS:
                 ask(listener, each, "hm")
@@ -187,16 +185,16 @@ def test_target_that_falls_silent_without_a_will_is_lost(monkeypatch: pytest.Mon
         async with haunted() as (broker, listener):
             door = gateway(broker, "a", ScriptedService(), "x")
             async with running(door.run()):
-                await door.connected()
+                await door.client.connected()
                 listener.courier.send(ghost())
                 async with asyncio.timeout(PATIENCE_S):
-                    while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                    while not door.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
                     for each in IDS:
                         ask(listener, each)
                     for each in IDS:
                         assert (await final(listener, each))["choices"]
-                    while door.sharing.book.others:  # noqa: ASYNC110 -- no event
+                    while door.queue.state.members.others:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
     run(story())
@@ -209,7 +207,7 @@ def test_target_that_must_stop_beside_a_ghost_leaves_it_nothing() -> None:
         async with haunted(ghost()) as (broker, listener):
             door = gateway(broker, "a", service, "x")
             async with running(door.run()) as task:
-                await door.connected()
+                await door.client.connected()
                 for each in IDS[:4]:
                     ask(listener, each, "hm")
                 for each in IDS[:4]:
@@ -230,11 +228,11 @@ def test_ghost_that_was_forgotten_is_not_known_any_more() -> None:
         async with haunted(ghost()) as (broker, listener):
             door = gateway(broker, "a", ScriptedService(), "x")
             async with running(door.run()):
-                await door.connected()
-                assert not door.sharing.book.is_alone
+                await door.client.connected()
+                assert not door.queue.state.members.is_alone
                 listener.courier.send(Outgoing(HOME.standing("ghost"), b"", retain=True))
                 async with asyncio.timeout(PATIENCE_S):
-                    while not door.sharing.book.is_alone:  # noqa: ASYNC110 -- no event
+                    while not door.queue.state.members.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
     run(story())
@@ -256,8 +254,8 @@ def test_claim_that_is_too_long_for_the_broker_is_told_shortly(tmp_path: Path) -
             await stack.enter_async_context(running(listener.courier.run()))
             async with asyncio.timeout(PATIENCE_S):
                 for door in doors:
-                    await door.connected()
-                    while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                    await door.client.connected()
+                    while not door.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
                 await listener.courier.connected()
             for each in IDS[:4]:
@@ -265,6 +263,6 @@ def test_claim_that_is_too_long_for_the_broker_is_told_shortly(tmp_path: Path) -
             for each in IDS[:4]:
                 assert (await final(listener, each))["choices"]
             assert sum(len(service.requests) for service in services) == 4
-            assert all(door.sharing.book._heard._kept == {} for door in doors)
+            assert all(door.queue.state._unclaimed._kept == {} for door in doors)
 
     run(story())

@@ -19,11 +19,10 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.durability import journal as journal_module
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import MAX_STARTS, read_past
+from edgecosine.node.durability.recovery import MAX_STARTS, recover
 from edgecosine.node.durability.store import Statement
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.node.gateway.request_manager import RequestManager, model_of
-from edgecosine.node.gateway.service import Service
+from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
@@ -31,7 +30,7 @@ from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, house
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, acknowledge, request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
@@ -126,20 +125,18 @@ async def live(
         if not journal.is_dead:
             world.see(message)
             journal.news.set()
-            reception.delivered(message)
+            acknowledge(manager, message)
 
-    past = read_past(journal, model_of(service), BootTime.now())
-    reception = RequestManager(
-        service, topics=HOME, send=send, admission=admission(service), journal=journal, past=past
-    )
+    past = recover(journal, model_of(service), BootTime.now())
+    manager = request_manager(service, send, admission(service), journal=journal, recovered=past)
     ticket = ReplyAddress("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
     try:
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await asyncio.sleep(0)
             if asks:
-                reception.take(RequestRecord(ticket, request))
+                manager.accept(RequestRecord(ticket, request))
             while not (journal.is_dead or world.finals):
                 journal.news.clear()
                 await journal.news.wait()
@@ -230,16 +227,15 @@ class Desk:
         self.is_acknowledging = True
         self._news = asyncio.Event()
         self.admission = admission(service)
-        past = read_past(self.journal, model_of(service), BootTime.now())
-        self.reception = RequestManager(
-            service, topics=HOME, send=self._send, admission=self.admission,
-            journal=self.journal, past=past,
-        )  # fmt: skip
+        past = recover(self.journal, model_of(service), BootTime.now())
+        self.manager = request_manager(
+            service, self._send, self.admission, journal=self.journal, recovered=past
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
         if self.is_acknowledging:
-            self.reception.delivered(message)
+            acknowledge(self.manager, message)
         self._news.set()
 
     def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
@@ -247,7 +243,7 @@ class Desk:
         is_stream = fields.get("stream", False)
         ticket = ReplyAddress("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
         request = Request("a", name, "completion", prompt, **fields)
-        self.reception.take(RequestRecord(ticket, request))
+        self.manager.accept(RequestRecord(ticket, request))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
         while len(found := [m for m in self.sent if m.topic == topic]) < count:
@@ -268,7 +264,7 @@ async def desk(directory: Path, service: ScriptedService | None = None) -> Async
     at = Desk(directory, service or ScriptedService())
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(at.journal.run())
-        open_ = group.create_task(at.reception.run())
+        open_ = group.create_task(at.manager.run())
         await asyncio.sleep(0)
         yield at
         await at.journal.settled()
@@ -305,15 +301,15 @@ def test_drain_that_is_out_of_time_leaves_the_rest_to_the_next(tmp_path: Path) -
         async with desk(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
-            at.reception.drain()
+            at.manager.drain()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await at.reception.idle()
+                    await at.manager.runner.idle()
         assert not await at.expect(FINAL, 0)
         async with desk(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["choices"][0]["text"] == "to be"
-            await at.reception.idle()
+            await at.manager.runner.idle()
 
     run(story())
 
@@ -415,7 +411,7 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             assert final["error"]["retry_after_s"] > 0
             assert not service.requests
             assert at.admission.num_at_work == 0
-            await at.reception.idle()
+            await at.manager.runner.idle()
             at.journal.store.write = write  # type: ignore[method-assign]
             at.take()
             finals = await at.expect(FINAL, 2)
@@ -439,13 +435,13 @@ def test_answer_whose_end_the_disk_refuses_is_not_sent_before_a_kill_and_again_a
             raise JournalLost("full")
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in (at.journal.run(), at.reception.run())]
+            tasks = [group.create_task(work) for work in (at.journal.run(), at.manager.run())]
             await asyncio.sleep(0)
             at.take()
             await at.expect_state("running")
             at.journal.store.write = refuse  # type: ignore[method-assign]
             gate.set()
-            await at.reception.idle()
+            await at.manager.runner.idle()
             await at.journal.settled()
             assert not await at.expect(FINAL, 0)
             assert "done" not in [body["state"] for body in await at.expect(HOME.job_state("1"))]
@@ -551,7 +547,7 @@ def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
             sent += at.sent
             assert all(len(each) == 1 for each in service.beside)
         async with desk(tmp_path, DeadlyService()) as at:
-            await at.reception.idle()
+            await at.manager.runner.idle()
         bodies = {m.topic: json.loads(m.payload) for m in [*sent, *at.sent]}
         finals = [bodies[HOME.response("a", name)] for name in ("1", "2", "3", "4", "5", "new")]
         assert finals[0]["error"]["code"] == "internal_error"
@@ -573,7 +569,7 @@ def test_requests_that_had_new_tokens_or_only_waited_are_no_suspects(tmp_path: P
         service = holding()
         async with desk(tmp_path, service) as at:
             await service.begun(service.max_sessions)
-            at.reception.cancel("0", "a")
+            at.manager.cancel("0", "a")
             await service.begun(service.max_sessions + 1)
 
     run(story())
@@ -592,7 +588,7 @@ def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path
             await service.begun(2)
             await at.expect(HOME.response("a", "2"))
             assert {request.request_id for request in service.requests} == {"1"}
-            at.reception.cancel("1", "a")
+            at.manager.cancel("1", "a")
             await at.expect(HOME.response("a", "1"))
             await at.expect_state("running", "3")
 
@@ -636,14 +632,14 @@ def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -
             ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
             node_id="t1", journal=journal,
         )  # fmt: skip
-        gateway.sharing.book.join(0.0, is_remembered=False)
+        gateway.queue.state.join(0.0, is_remembered=False)
         is_acknowledged = asyncio.Event()
         message = Incoming(
             HOME.request("completion"), b'{"id": "1", "prompt": "hm"}',
             acknowledge=is_acknowledged.set,
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
-            open_ = group.create_task(gateway._reception.run())
+            open_ = group.create_task(gateway._manager.run())
             await asyncio.sleep(0)
             gateway._receive(message)
             for _ in range(20):

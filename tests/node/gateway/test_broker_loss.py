@@ -51,7 +51,7 @@ def test_running_request_is_answered_after_the_broker_came_back() -> None:
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 client = await stack.enter_async_context(Client(home.url, "home"))
                 steps = await stack.enter_async_context(contextlib.aclosing(client.ask(HELD)))
                 assert await anext(steps) == Delta(0, "to")
@@ -76,7 +76,7 @@ def test_answer_that_was_ready_meanwhile_is_kept() -> None:
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker() as broker:
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 async with listening(broker) as listener:
                     listener.send(HOME.request("completion"), {"id": "1", "prompt": "hm"})
                     await listener.expect_state("1", "running")
@@ -95,7 +95,7 @@ def test_client_says_when_nothing_comes_back() -> None:
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 client = await stack.enter_async_context(Client(home.url, "home", patience_s=0.5))
                 steps = await stack.enter_async_context(contextlib.aclosing(client.ask(HELD)))
                 await anext(steps)
@@ -111,7 +111,7 @@ def test_gateway_waits_for_a_broker_that_is_not_there_yet() -> None:
     async def story() -> None:
         home = Home()
         async with home.gateway() as gateway, home.broker(), Client(home.url, "home") as client:
-            await gateway.connected()
+            await gateway.client.connected()
             home.gate.set()
             steps = [step async for step in client.ask(HELD)]
             assert isinstance(steps[-1], FinalMessage)

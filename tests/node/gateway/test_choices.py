@@ -12,7 +12,6 @@ import pytest
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import ActorStopped
-from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
@@ -21,7 +20,7 @@ from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Neighbour, Weather, house
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
@@ -33,12 +32,8 @@ class Desk:
     def __init__(self, service: Service) -> None:
         self.sent: list[Outgoing] = []
         self.finished = asyncio.Event()
-        self.reception = RequestManager(
-            service,
-            topics=HOME,
-            send=self._send,
-            admission=AdmissionControl(num_places=service.max_sessions, max_queued=4),
-        )
+        admission = AdmissionControl(num_places=service.max_sessions, max_queued=4)
+        self.manager = request_manager(service, self._send, admission)
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -59,7 +54,7 @@ class Desk:
         ticket = ReplyAddress(
             "a", "1", request.kind, HOME.response("a", "1"), wants_stream=request.stream
         )
-        self.reception.take(RequestRecord(ticket, request))
+        self.manager.accept(RequestRecord(ticket, request))
 
     @property
     def final(self) -> Any:
@@ -83,7 +78,7 @@ async def desk(service: Service) -> AsyncIterator[Desk]:
     """An open reception."""
     at = Desk(service)
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(at.reception.run())
+        running = group.create_task(at.manager.run())
         await asyncio.sleep(0)
         yield at
         running.cancel()
@@ -145,7 +140,7 @@ def test_cancel_ends_all_choices() -> None:
         async with desk(service) as at:
             at.take(request(3, "hm"))
             await service.begun(3)
-            at.reception.cancel("1", "a")
+            at.manager.cancel("1", "a")
             await at.finished.wait()
             assert at.final["error"]["code"] == "cancelled"
             assert service.num_closed == 3
@@ -175,7 +170,7 @@ def test_failure_of_one_choice_ends_the_others() -> None:
             final = await at.answer(request(3, "hm"))
             assert final["error"]["code"] == "internal_error"
             assert len(service.requests) == service.num_closed == 2
-            assert "0 at work" in repr(at.reception)
+            assert "0 active" in repr(at.manager)
 
     run(story())
 
@@ -186,7 +181,7 @@ def test_choices_wait_for_places_one_by_one() -> None:
         gate = service.hold("hm")
         async with desk(service) as at:
             other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
-            at.reception.take(RequestRecord(other, Request("b", "2", "completion", "hm")))
+            at.manager.accept(RequestRecord(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))
             await service.begun(2)
             assert [each.key for each in service.requests] == ["b/2", "a/1"]

@@ -25,7 +25,7 @@ def flood(home: House, number: int, client: str = "flood") -> list[Incoming]:
 
 
 def inbox_of(home: House) -> Inbox:
-    return home.gateway._courier._inbox
+    return home.gateway.client._inbox
 
 
 def test_others_are_read_before_the_rest_of_a_flood() -> None:

@@ -309,7 +309,7 @@ def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
             await home.listener.expect_state("1", "running")
             # The broker throws out the older of two connections with one name.
             address = BrokerAddress.parse(home.broker.url)
-            async with connect(address, client_id=home.gateway._courier._client_id):
+            async with connect(address, client_id=home.gateway.client._client_id):
                 pass
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen][:3] == [b"online", b"offline", b"online"]

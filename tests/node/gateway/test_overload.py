@@ -58,7 +58,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
         )  # fmt: skip
         try:
             async with running(gateway.run()):
-                await gateway.connected()
+                await gateway.client.connected()
                 async with listening(broker) as listener:
                     yield gateway, listener, brake
         finally:

@@ -36,9 +36,9 @@ def ask(desk: Desk, payload: bytes) -> None:
     message = Incoming(HOME.request("completion"), payload)
     match INTAKE.read("completion", message, RequestLimits()):
         case RequestRecord() as reading:
-            desk.reception.take(reading)
+            desk.manager.accept(reading)
         case RefusedRequest(ticket, error):
-            desk.reception.refuse(ticket, error)
+            desk.manager.refusals.send(ticket, error)
 
 
 def kept_bytes(desk: Desk, **fields: object) -> int:
@@ -62,7 +62,7 @@ def test_refused_requests_with_large_bodies_leave_nothing() -> None:
         service = ScriptedService()
         desk = Desk(service)
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(desk.reception.run())
+            task = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             service.hold("hm")
             ask(desk, b'{"client": "a", "id": "1", "prompt": "hm"}')
@@ -70,9 +70,9 @@ def test_refused_requests_with_large_bodies_leave_nothing() -> None:
             large = "x" * _BODY_BYTES
             assert kept_bytes(desk, client="a", id="1", prompt=large) < _MAX_KEPT_BYTES
             assert kept_bytes(desk, client="a", id="2", prompt=[large, large]) < _MAX_KEPT_BYTES
-            desk.reception.heed("its engine stands still")
+            desk.manager.set_unavailable("its engine stands still")
             assert kept_bytes(desk, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
-            desk.reception.drain()
+            desk.manager.drain()
             assert kept_bytes(desk, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
             assert len(service.requests) == 1
             task.cancel()

@@ -40,6 +40,7 @@ from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.support.cluster import House, Neighbour, house
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.support.fakes import request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
@@ -83,10 +84,10 @@ def by_second(owner: Any, _: Any, what: Any, *__: Any) -> bool:
 STAGES: dict[str, tuple[Any, str, Found]] = {
     "read": (intake, "parse_request", lambda *_, **given: given["request_id"] == "bad"),
     "recalled": (RequestTable, "recall", by_first),
-    "admitted": (RequestTable, "admit", by_first),
+    "admitted": (RequestTable, "add", by_first),
     "booked": (SessionSlots, "book", by_first),
     "journalled": (DiskJournal, "accept", by_first),
-    "accepted": (ReplyPublisher, "state", by_first),
+    "accepted": (ReplyPublisher, "send_state", by_first),
     "started": (RequestRunner, "start", by_first),
     "begun": (DiskJournal, "begin", by_first),
     "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
@@ -102,12 +103,12 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "learned": (Planner, "observe_truth", by_task),
     "text": (OutputProcessor, "push", by_task),
     "tokens journalled": (DiskJournal, "commit", by_first),
-    "stream": (ReplyPublisher, "part", by_first),
+    "stream": (ReplyPublisher, "send_part", by_first),
     "counted": (TextService, "_count", by_first),
     "answer": (Session, "_answer", by_task),
     "cost": (SessionSlots, "learn", by_second),
-    "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
-    "last part": (ReplyPublisher, "last_part", by_first),
+    "message": (answering, "answer_reply", lambda ticket, *_, **__: ticket.key == BAD),
+    "last part": (ReplyPublisher, "send_last_part", by_first),
     "closed": (Planner, "close", by_task),
     "released": (DraftClient, "release", by_key),
 }
@@ -118,7 +119,7 @@ class Desk:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
     home: House
-    reception: RequestManager
+    manager: RequestManager
     admission: AdmissionControl
     journal: DiskJournal
     sent: list[Outgoing]
@@ -137,9 +138,9 @@ class Desk:
         message = Incoming(HOME.request("completion"), json.dumps(body).encode())
         reading = self.intake.read("completion", message, RequestLimits())
         if isinstance(reading, RequestRecord):
-            self.reception.take(reading)
+            self.manager.accept(reading)
         else:
-            self.reception.refuse(reading.ticket, reading.error, reading.cause)
+            self.manager.refusals.send(reading.ticket, reading.error, reading.cause)
 
     async def final(self, name: str) -> Any:
         """The one final message."""
@@ -163,14 +164,12 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
     async with house(target, neighbours, max_sessions=2) as home:
         journal = DiskJournal(directory)
         admission = AdmissionControl(num_places=2, max_queued=8)
-        reception = RequestManager(
-            home.serving, topics=HOME, send=send, admission=admission, journal=journal
-        )
+        manager = request_manager(home.serving, send, admission, journal=journal)
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await asyncio.sleep(0)
-            yield Desk(home, reception, admission, journal, sent, news)
+            yield Desk(home, manager, admission, journal, sent, news)
             await journal.settled()
             assert journal.store.read("SELECT key FROM jobs") == []
             running.cancel()
@@ -203,7 +202,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
         at.take(name, f"the {name}")
     for name in ("next", "another"):
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
-    await at.reception.idle()
+    await at.manager.runner.idle()
     assert at.admission.num_at_work == at.admission.num_queued == 0
     assert repr(at.home.serving).startswith("<TextService scripted [0 sessions")
     assert at.home.balancer._at_work == set()

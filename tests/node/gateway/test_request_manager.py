@@ -6,18 +6,19 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
 from edgecosine.balance.admission import AdmissionControl
-from edgecosine.errors import NoLogits
-from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.errors import NoLogits, RequestError
+from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.request import Progress, Request
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
-from tests.support.fakes import ScriptedService
-from tests.support.mqtt import run
+from tests.support.fakes import ScriptedService, request_manager
+from tests.support.mqtt import run, running
 
 HOME = Topics("home")
 
@@ -25,13 +26,11 @@ HOME = Topics("home")
 class Desk:
     """A reception and all that it sent."""
 
-    def __init__(self, service: ScriptedService) -> None:
+    def __init__(self, service: ScriptedService, journal: DiskJournal | None = None) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
         self.admission = AdmissionControl(num_places=service.max_sessions, max_queued=4)
-        self.reception = RequestManager(
-            service, topics=HOME, send=self._send, admission=self.admission
-        )
+        self.manager = request_manager(service, self._send, self.admission, journal=journal)
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -50,12 +49,13 @@ class Desk:
         deadline_s: float = 60.0,
         *,
         wants_stream: bool = False,
+        n: int = 1,
     ) -> None:
-        """Ask."""
+        """Send a request."""
         reply = HOME.response("a", request_id)
         ticket = ReplyAddress("a", request_id, "completion", reply, wants_stream=wants_stream)
-        request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
-        self.reception.take(RequestRecord(ticket, request))
+        request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s, n=n)
+        self.manager.accept(RequestRecord(ticket, request))
 
     def finals(self, request_id: str) -> list[str]:
         """Codes of the errors that a request got, `text` for an answer."""
@@ -88,7 +88,7 @@ def test_deadline_is_a_deadline_whatever_went_on_inside(service: ScriptedService
         service.hold("hm")
         desk = Desk(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             desk.take("1", "hm", deadline_s=0.05)
             await desk.expect_final("1")
@@ -104,14 +104,14 @@ def test_request_of_the_last_moment_is_told_so_and_a_later_one_to_come_again() -
         service.hold("hm")
         desk = Desk(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             desk.take("1", "hm")
             running.cancel()
         desk.take("2")
         assert desk.finals("1") == ["shutting_down"]
         assert desk.finals("2") == ["draining"]
-        assert "0 at work" in repr(desk.reception)
+        assert "0 active" in repr(desk.manager)
 
     run(story())
 
@@ -120,12 +120,70 @@ def test_answer_too_large_for_mqtt_is_an_error() -> None:
     async def story() -> None:
         desk = Desk(ScriptedService(words=("x" * MAX_PAYLOAD_BYTES,)))
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             desk.take("1")
             await desk.expect_final("1")
             running.cancel()
         assert desk.finals("1") == ["answer_too_large"]
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestError("too long", code="context_length_exceeded"), "context_length_exceeded"),
+        (ValueError("bug"), "internal_error"),
+        (BaseException("panic"), "internal_error"),
+    ],
+)
+def test_invalid_request_is_refused_before_journal_and_queue(
+    error: BaseException, code: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        service.invalid["hm"] = error
+        journal = DiskJournal(tmp_path)
+        desk = Desk(service, journal)
+        async with running(journal.run()), running(desk.manager.run()):
+            await asyncio.sleep(0)
+            desk.take("1", "hm")
+            await journal.settled()
+            assert journal.store.read("SELECT key FROM jobs") == []
+            await desk.expect_final("1")
+            desk.take("2")
+            await desk.expect_final("2")
+        assert (desk.finals("1"), desk.finals("2")) == ([code], ["text"])
+        assert service.requests[0].request_id == "2"
+
+    run(story())
+
+
+def test_request_with_more_choices_than_sessions_is_refused() -> None:
+    async def story() -> None:
+        desk = Desk(ScriptedService(max_sessions=3))
+        async with running(desk.manager.run()):
+            await asyncio.sleep(0)
+            desk.take("1", n=4)
+        assert desk.finals("1") == ["invalid_value"]
+        assert "n is 4" in str(desk.sent)
+
+    run(story())
+
+
+def test_invalid_request_costs_no_check_while_the_queue_is_full() -> None:
+    async def story() -> None:
+        service = ScriptedService(max_sessions=1)
+        service.hold("hm")
+        service.invalid["bad"] = RequestError("bad")
+        desk = Desk(service)
+        async with running(desk.manager.run()):
+            await asyncio.sleep(0)
+            for number in range(5):
+                desk.take(str(number), "hm")
+            desk.take("6", "bad")
+            assert desk.finals("6") == ["overloaded"]
 
     run(story())
 
@@ -153,7 +211,7 @@ def test_bug_in_the_service_is_the_end_of_its_request_alone(
         held = service.hold("hm")
         desk = Desk(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             desk.take("1", "hm")
             desk.take("2", "bug")
@@ -181,10 +239,10 @@ def test_request_whose_end_cannot_be_told_as_it_should_has_a_plain_one(
     async def story() -> None:
         desk = Desk(ScriptedService())
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(desk.manager.run())
             await asyncio.sleep(0)
             with monkeypatch.context() as patch:
-                patch.setattr("edgecosine.node.gateway.reply_publisher.piece_message", fail)
+                patch.setattr("edgecosine.node.gateway.reply_sink.piece_message", fail)
                 desk.take("1", wants_stream=True)
                 await desk.expect_final("1")
             desk.take("2", wants_stream=True)

@@ -69,7 +69,7 @@ def test_stopped_subscriber_stalls_nobody() -> None:
             for number in range(20):
                 final = await answer(home, str(number))
                 assert len(final["choices"][0]["text"]) == NUM_WORDS * len(WORD)
-            assert not home.gateway.is_congested
+            assert not home.gateway.client.is_congested
 
     run(story())
 

@@ -195,12 +195,12 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
             async with (
                 running(gateway.run()), running(presence.run()), listening(broker) as listener,
             ):  # fmt: skip
-                await gateway.connected()
+                await gateway.client.connected()
                 await told.changes(1)
                 frost.fall()
                 ask(listener, "me", 1)
                 reason = await told.changes(2)
-                gateway.heed(reason)
+                gateway.set_unavailable(reason)
                 states = await listener.expect(HOME.job_state("me-1"), 4)
                 assert "no pass" in json.loads(states[-1].payload)["stall"]
                 presence.publish_presence("unavailable", reason or "")
@@ -211,7 +211,7 @@ def test_asker_of_a_frozen_target_is_told_and_so_is_everybody_else() -> None:
                 assert b"no pass" in said[-1].payload
                 frost.thaw()
                 assert await told.changes(3) is None
-                gateway.heed(None)
+                gateway.set_unavailable(None)
                 states = await listener.expect(HOME.job_state("me-1"), 5)
                 assert "stall" not in json.loads(states[-1].payload)
                 assert "choices" in await listener.expect_json(HOME.response("me", "me-1"))
