@@ -112,7 +112,7 @@ def test_drain_waits_for_the_work_and_only_so_long() -> None:
             await drain.run()
         return str(reason.value)
 
-    assert "nothing is at work" in run(story(60.0, is_done=True))
+    assert "the node is idle" in run(story(60.0, is_done=True))
     assert "did not end" in run(story(0.01, is_done=False))
 
 
