@@ -1,4 +1,4 @@
-"""The journal: a crash keeps a prefix of what was told; a bad disk is said, and loses no answer."""
+"""The journal: a crash keeps a prefix of the records; a failing disk loses no final."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Told:
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Records are told, written in batches, refused by the disk, and cut off by crashes."""
+    """Records are made, written in batches, refused by the disk, and lost in crashes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def _write_all(journal: DiskJournal) -> None:
         assert journal._write(batch) is None
 
 
-def test_answers_are_kept_in_number_bytes_and_time(tmp_path: Path) -> None:
+def test_kept_finals_are_bounded_in_number_bytes_and_time(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.finish(kept("a/old", until=NOW.wall_s + 5))
     for number in range(MAX_KEPT_ANSWERS + 3):
@@ -249,9 +249,7 @@ def test_answers_are_kept_in_number_bytes_and_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
-def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
-    step_s: float, tmp_path: Path
-) -> None:
+def test_step_of_the_wall_clock_changes_no_retention(step_s: float, tmp_path: Path) -> None:
     def after(boot_s: float) -> BootTime:
         return replace(NOW, wall_s=NOW.wall_s + step_s, boot_s=NOW.boot_s + boot_s)
 
@@ -269,7 +267,7 @@ def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
     again.store.close()
 
 
-def test_other_boot_is_reckoned_by_the_wall_clock(tmp_path: Path) -> None:
+def test_time_across_boots_is_taken_from_the_wall_clock(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.finish(kept("a/1", until=journal.wall_s() + 60))
     _write_all(journal)
@@ -281,7 +279,7 @@ def test_other_boot_is_reckoned_by_the_wall_clock(tmp_path: Path) -> None:
     again.store.close()
 
 
-def test_log_probabilities_are_read_again(tmp_path: Path) -> None:
+def test_log_probabilities_are_recovered(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.accept(ticket("a/1"), request("a/1"), MODEL, lambda _: None)
     said = Committed((5, 7), (Logprobs(-0.1, ((5, -0.1), (3, -2.5))), Logprobs(float("-inf"))))
@@ -292,7 +290,7 @@ def test_log_probabilities_are_read_again(tmp_path: Path) -> None:
     journal.store.close()
 
 
-def test_second_node_is_kept_out_of_the_directory(tmp_path: Path) -> None:
+def test_second_node_cannot_use_the_directory(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path)
     with pytest.raises(ConfigError, match="another node uses this one"):
         DiskJournal(tmp_path)
@@ -300,19 +298,19 @@ def test_second_node_is_kept_out_of_the_directory(tmp_path: Path) -> None:
     DiskJournal(tmp_path).store.close()
 
 
-def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_unusable_directory_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state_dir"):
         DiskJournal(tmp_path / "file" / "state")
 
 
-def test_journal_is_for_its_owner_only(tmp_path: Path) -> None:
+def test_journal_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     DiskJournal(tmp_path / "state").store.close()
     assert (tmp_path / "state").stat().st_mode & 0o77 == 0
     assert (tmp_path / "state" / FILE_NAME).stat().st_mode & 0o77 == 0
 
 
-def test_newer_journal_is_left_alone(tmp_path: Path) -> None:
+def test_newer_journal_is_refused_unchanged(tmp_path: Path) -> None:
     hold(tmp_path, "a/1")
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
         database.execute("PRAGMA user_version = 99")
@@ -349,7 +347,7 @@ def test_damaged_journal_is_set_aside(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
-def test_torn_log_keeps_what_came_before(share: float, tmp_path: Path) -> None:
+def test_torn_log_keeps_earlier_records(share: float, tmp_path: Path) -> None:
     """A machine that lost power may leave a part of the write-ahead log."""
     journal = DiskJournal(tmp_path / "whole", now=lambda: NOW)
     keys = [f"a/{number}" for number in range(30)]
@@ -370,7 +368,7 @@ def test_torn_log_keeps_what_came_before(share: float, tmp_path: Path) -> None:
     torn.store.close()
 
 
-def test_request_of_another_model_or_that_kills_is_not_run(tmp_path: Path) -> None:
+def test_request_of_another_model_or_with_crashes_is_not_run(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.accept(ticket("a/1"), request("a/1"), "other", lambda _: None)
     for key in ("a/2", "b/1"):
@@ -385,7 +383,7 @@ def test_request_of_another_model_or_that_kills_is_not_run(tmp_path: Path) -> No
     journal.store.close()
 
 
-def test_age_is_told_by_the_clock_that_nobody_sets() -> None:
+def test_age_is_taken_from_the_boot_clock() -> None:
     then = BootTime(1000.0, "boot", 50.0)
     assert BootTime(9999.0, "boot", 53.0).since(then) == 3.0
     assert BootTime(10.0, "boot", 53.0).since(then) == 3.0
@@ -402,7 +400,7 @@ async def writing(journal: DiskJournal) -> AsyncIterator[DiskJournal]:
         yield journal
 
 
-def test_full_disk_refuses_requests_and_keeps_answers_for_later(tmp_path: Path) -> None:
+def test_full_disk_refuses_requests_and_delays_ends(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
@@ -427,7 +425,7 @@ def test_full_disk_refuses_requests_and_keeps_answers_for_later(tmp_path: Path) 
     run(story())
 
 
-def test_what_must_keep_is_written_when_there_is_room_though_nobody_asks(
+def test_unwritten_ends_are_retried_without_a_new_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgecosine.node.durability.journal._CHECK_S", 0.01)
@@ -446,7 +444,7 @@ def test_what_must_keep_is_written_when_there_is_room_though_nobody_asks(
     run(story())
 
 
-def test_what_must_keep_is_written_before_the_journal_ends(tmp_path: Path) -> None:
+def test_unwritten_ends_are_written_before_the_journal_ends(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
@@ -460,7 +458,7 @@ def test_what_must_keep_is_written_before_the_journal_ends(tmp_path: Path) -> No
     run(story())
 
 
-def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Path) -> None:
+def test_once_kept_waits_for_the_disk_up_to_a_limit(tmp_path: Path) -> None:
     """In order, behind an end that the disk refused; in the end without it."""
 
     async def story() -> None:
@@ -490,7 +488,7 @@ def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Pa
     run(story())
 
 
-def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+def test_hanging_disk_blocks_no_callback(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, stuck_s=0.2)
         is_answering = threading.Event()
@@ -516,7 +514,7 @@ def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
     run(story())
 
 
-def test_order_of_what_is_told_is_kept(tmp_path: Path) -> None:
+def test_callbacks_keep_the_order_of_records(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)
         heard: list[int] = []
@@ -531,7 +529,7 @@ def test_order_of_what_is_told_is_kept(tmp_path: Path) -> None:
     run(story())
 
 
-def test_step_that_fails_behind_the_journal_keeps_nobody_else_waiting(
+def test_failing_callback_does_not_block_the_next_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:

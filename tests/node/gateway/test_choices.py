@@ -1,4 +1,4 @@
-"""Choices at the door: sessions side by side, one final message for all of them."""
+"""Requests with several choices: concurrent sessions and one final."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.mqtt import run
 HOME = Topics("home")
 
 
-class Desk:
-    """A reception, and what it sends about its one request."""
+class Harness:
+    """A request manager, and what it sends about its one request."""
 
     def __init__(self, service: Service) -> None:
         self.sent: list[Outgoing] = []
@@ -74,9 +74,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(service: Service) -> AsyncIterator[Desk]:
-    """An open reception."""
-    at = Desk(service)
+async def harness(service: Service) -> AsyncIterator[Harness]:
+    """A running request manager."""
+    at = Harness(service)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(at.manager.run())
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ def request(n: int, prompt: str = "To be", **fields: Any) -> Request:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> None:
+def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) -> None:
     language = babble(eos_every=40)
     asked = request(n, sampling=Sampling(temperature=temperature, seed=3), max_tokens=60)
     said = [alone(language, choice) for choice in choices_of(asked)]
@@ -102,7 +102,7 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
 
     async def story() -> None:
         target = ScriptedTarget(language)
-        async with house(target, neighbours, max_sessions=5) as home, desk(home.serving) as at:
+        async with house(target, neighbours, max_sessions=5) as home, harness(home.serving) as at:
             final = await at.answer(asked)
             choices = final["choices"]
             assert [choice["index"] for choice in choices] == list(range(n))
@@ -122,9 +122,9 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_parts_name_their_choice_only_among_several(n: int) -> None:
+def test_parts_name_their_choice_only_if_there_are_several(n: int) -> None:
     async def story() -> None:
-        async with desk(ScriptedService()) as at:
+        async with harness(ScriptedService()) as at:
             await at.answer(request(n))
             *pieces, _ = at.bodies(HOME.stream("a", "1"))
             assert {piece.get("choice") for piece in pieces} == ({None} if n == 1 else {0, 1})
@@ -137,7 +137,7 @@ def test_cancel_ends_all_choices() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             at.take(request(3, "hm"))
             await service.begun(3)
             at.manager.cancel("1", "a")
@@ -166,7 +166,7 @@ def test_failure_of_one_choice_ends_the_others() -> None:
     async def story() -> None:
         service = LameService()
         service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             final = await at.answer(request(3, "hm"))
             assert final["error"]["code"] == "internal_error"
             assert len(service.requests) == service.num_closed == 2
@@ -175,11 +175,11 @@ def test_failure_of_one_choice_ends_the_others() -> None:
     run(story())
 
 
-def test_choices_wait_for_places_one_by_one() -> None:
+def test_choices_wait_for_slots_one_by_one() -> None:
     async def story() -> None:
         service = ScriptedService(max_sessions=2)
         gate = service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
             at.manager.accept(RequestRecord(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))

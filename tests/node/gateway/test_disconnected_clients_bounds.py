@@ -1,4 +1,4 @@
-"""Clients that are away: a bounded number is remembered, and who comes back wants its answers."""
+"""Grace periods of disconnected clients: their number is bounded, and reconnection ends them."""
 
 from __future__ import annotations
 

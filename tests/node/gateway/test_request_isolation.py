@@ -1,4 +1,4 @@
-"""Whatever is raised at a request, at any stage of its life, is the end of this request alone."""
+"""An exception at any stage of a request ends only this request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LENGTH = 40
 
 
 class Injected(Exception):
-    """What nobody foresaw."""
+    """An unexpected exception."""
 
 
 Found = Callable[..., bool]
@@ -115,7 +115,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
 
 
 @dataclass
-class Desk:
+class Harness:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
     home: House
@@ -152,7 +152,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
+async def harness(target: ScriptedTarget, directory: Path) -> AsyncIterator[Harness]:
     """Two sessions at a time, and a drafter."""
     sent, news = list[Outgoing](), asyncio.Event()
 
@@ -169,7 +169,7 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
             writing = group.create_task(journal.run())
             running = group.create_task(manager.run())
             await asyncio.sleep(0)
-            yield Desk(home, manager, admission, journal, sent, news)
+            yield Harness(home, manager, admission, journal, sent, news)
             await journal.settled()
             assert journal.store.read("SELECT key FROM jobs") == []
             running.cancel()
@@ -191,7 +191,7 @@ def said(name: str, prompt: str) -> str:
     return alone(LANGUAGE, request).text
 
 
-async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def assert_only_the_bad_one_fails(at: Harness, caplog: pytest.LogCaptureFixture) -> None:
     """A request beside the bad one, and two after it, which need all places and slots."""
     at.take("good", "one of the good")
     at.take("bad", "a bad one")
@@ -215,7 +215,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_failure_at_a_stage_is_its_requests_alone(
+def test_exception_at_any_stage_ends_only_its_request(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.TELL_EVERY_S", 0.0)
@@ -231,7 +231,7 @@ def test_failure_at_a_stage_is_its_requests_alone(
         return before(*given, **named)
 
     async def story() -> None:
-        async with desk(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
+        async with harness(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
             monkeypatch.setattr(owner, name, step)
             await assert_only_the_bad_one_fails(at, caplog)
 
@@ -261,7 +261,7 @@ class FailingTarget(ScriptedTarget):
 
 @pytest.mark.parametrize("fails_alone", [True, False])
 @pytest.mark.parametrize("num_tokens", [0, 1, 7])
-def test_failure_of_the_engine_at_one_request_is_that_requests_alone(
+def test_engine_failure_at_one_request_ends_only_that_request(
     num_tokens: int, fails_alone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the prompt is read, at the first draw, and at a later tree."""
@@ -271,14 +271,14 @@ def test_failure_of_the_engine_at_one_request_is_that_requests_alone(
         target = FailingTarget(
             lambda work: not num_tokens or len(work.tokens) >= length, fails_alone=fails_alone
         )
-        async with desk(target, tmp_path) as at:
+        async with harness(target, tmp_path) as at:
             await assert_only_the_bad_one_fails(at, caplog)
 
     run(story())
     assert any("Injected" in record.getMessage() for record in caplog.records)
 
 
-def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Path) -> None:
+def test_engine_that_always_fails_ends_the_node(tmp_path: Path) -> None:
     def fail(_number: int, keys: list[str]) -> None:
         if keys != ["profile"]:
             raise Injected("pass")
@@ -293,7 +293,7 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
     run(story())
 
 
-def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
+def test_exception_at_a_draft_changes_no_text(tmp_path: Path) -> None:
     class FailingDrafter(ScriptedDrafter):
         def draft(self, batch: Sequence[DraftWork], *_: Any) -> list[DraftResult]:
             if any(work.key == BAD for work in batch):
@@ -312,14 +312,14 @@ def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
     run(story())
 
 
-def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() -> None:
-    told: list[str] = []
-    is_told = asyncio.Event()
+def test_failed_canary_makes_the_target_unavailable() -> None:
+    reasons: list[str] = []
+    has_reason = asyncio.Event()
 
     def tell(reason: str | None) -> None:
         if reason is not None:
-            told.append(reason)
-            is_told.set()
+            reasons.append(reason)
+            has_reason.set()
 
     def fail(_number: int, keys: list[str]) -> None:
         if keys == [CANARY]:
@@ -332,8 +332,8 @@ def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() ->
             )
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(readiness.run())
-                await is_told.wait()
+                await has_reason.wait()
                 watching.cancel()
 
     run(story())
-    assert "Injected" in told[0]
+    assert "Injected" in reasons[0]

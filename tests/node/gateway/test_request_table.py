@@ -1,4 +1,4 @@
-"""The table: bounded, each name one request, states only forward."""
+"""The request table: bounded, one request for each key, states only advance."""
 
 from __future__ import annotations
 
