@@ -13,14 +13,13 @@ import pytest
 
 import edgecosine
 from edgecosine.balance.admission import AdmissionControl
-from edgecosine.node.gateway.request_manager import RequestManager
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, request_manager
 
 FORMAT = re.compile(r"[^=%]+(: (\w+=%[^ =]+)( \w+=%[^ =]+)*( advice=.*)?|: advice=.*)?", re.DOTALL)
 """Words, then keys with a value each; advice comes last, in words of its own."""
@@ -97,7 +96,7 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
         service, topics = ScriptedService(max_sessions=1), Topics("home")
         service.hold("hm")
         admission = AdmissionControl(num_slots=1, max_queued=0)
-        reception = RequestManager(service, topics=topics, send=lambda _: None, admission=admission)
+        reception = request_manager(service, lambda _: None, admission)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())
             await asyncio.sleep(0)
@@ -106,10 +105,10 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
                     "a", request_id, "completion", topics.response("a", request_id)
                 )
                 request = Request("a", request_id, "completion", "hm")
-                reception.take(ParsedRequest(ticket, request))
+                reception.accept(RequestRecord(ticket, request))
                 await asyncio.sleep(0)
             reception.cancel("1", "a")
-            await reception.idle()
+            await reception.runner.idle()
             running.cancel()
 
     with caplog.at_level(logging.INFO, logger="edgecosine"):

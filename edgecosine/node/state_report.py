@@ -38,7 +38,7 @@ def target_state(
         "exactness": loaded.exactness,
         "dtype": loaded.dtype,
         "identity": identity,
-        "beside": sorted(gateway.sharing.others),
+        "beside": sorted(gateway.queue.active_peers),
         "parameters": loaded.num_parameters,
         "answers": service.num_answers,
         "acceptance": round(service.num_accepted / rounds, 2),
@@ -54,7 +54,7 @@ def target_state(
         "at_work": admission.num_running,
         "queued": admission.num_queued,
         "is_full": admission.is_full,
-        "is_congested": gateway.is_congested,
+        "is_congested": gateway.client.is_congested,
         "counters": _counts(
             counters, late_drafts=service.num_late, asked_again=planner.statistics.num_retries
         ),

@@ -25,9 +25,9 @@ from edgecosine.node.common import (
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import NO_PAST, read_past
+from edgecosine.node.durability.recovery import NOTHING_RECOVERED, recover
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.node.gateway.request_manager import model_of
+from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
 from edgecosine.node.links.peers import Peers
 from edgecosine.node.runtime.drain import Drain
@@ -95,7 +95,9 @@ async def run_target(
         planner=planner,
         drafters=lambda: _drafters(peers),
     )
-    past = read_past(journal, model_of(service), BootTime.now()) if journal else NO_PAST
+    recovered = (
+        recover(journal, model_of(service), BootTime.now()) if journal else NOTHING_RECOVERED
+    )
     client_ids = client_ids_of(config)
     gateway = Gateway(
         service,
@@ -104,7 +106,7 @@ async def run_target(
         node_id=config.node_id,
         counters=counters,
         journal=journal,
-        past=past,
+        recovered=recovered,
         keep_answers_s=config.keep_answers,
         identity=identity,
         client_ids=client_ids,
@@ -116,7 +118,7 @@ async def run_target(
 
     def on_readiness(reason: str | None) -> None:
         presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
-        gateway.heed(reason)
+        gateway.set_unavailable(reason)
         if reason is not None:
             counters.count("stalls")
 

@@ -122,7 +122,7 @@ def test_amqtt_carries_a_request() -> None:
                 node_id="t1",
             )
             async with running(gateway.run()):
-                await gateway.connected()
+                await gateway.client.connected()
                 async with Client(broker.url, "home") as client:
                     request = Request("", "1", "completion", "or not", stream=True)
                     *deltas, final = [step async for step in client.ask(request)]

@@ -66,7 +66,7 @@ def test_session_waits_for_the_next_life_and_for_nobody_else(tmp_path: Path) -> 
 
             first = gateway()
             async with running(first.run()):
-                await first.connected()
+                await first.client.connected()
             async with listening(broker) as listener:
                 body = {"client": "cli", "id": "1", "prompt": "or not"}
                 listener.send(HOME.request("completion"), body)

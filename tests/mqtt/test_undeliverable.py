@@ -23,9 +23,10 @@ from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import NO_PAST, read_past
+from edgecosine.node.durability.recovery import NOTHING_RECOVERED, recover
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.topics import Topics
 from tests.mqtt.own_mosquitto import own_mosquitto
@@ -52,10 +53,10 @@ async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
     counters, journal = Counters(), DiskJournal(directory)
     door = Gateway(
         Service(), broker=BrokerAddress.parse(url), cluster="home", node_id="t1",
-        counters=counters, journal=journal, past=read_past(journal, "tiny", BootTime.now()),
+        counters=counters, journal=journal, recovered=recover(journal, "tiny", BootTime.now()),
     )  # fmt: skip
     async with running(door.run()):
-        await door.connected()
+        await door.client.connected()
         yield counters
 
 
@@ -123,10 +124,10 @@ def test_topic_that_the_broker_hangs_up_on_is_given_up(
                 # The error in its place goes to the same topic.
                 assert counters.view()["undeliverable"] == 2
             journal = DiskJournal(tmp_path / "state")
-            past = read_past(journal, "tiny", BootTime.now())
+            past = recover(journal, "tiny", BootTime.now())
             journal.store.close()
-            assert past.jobs == NO_PAST.jobs
-            assert all(each.is_delivered for each in past.answers)
+            assert past.requests == NOTHING_RECOVERED.requests
+            assert all(each.is_delivered for each in past.finals)
             async with gateway(url, tmp_path / "state") as counters:
                 ask(listener, "after", "little")
                 assert (await final(listener, "after"))["choices"]
@@ -251,7 +252,7 @@ def test_asker_is_told_that_the_broker_does_not_take_the_request(tmp_path: Path)
 def test_final_of_a_former_life_that_no_broker_takes_holds_nobody_up(tmp_path: Path) -> None:
     async def story() -> None:
         topic = HOME.root + "/response/cli/\uffff"
-        old = Outgoing(topic, b"{}", user=(("status", "200"), ("id", "old")))
+        old = FinalReply("old", topic, b"{}")
         journal = DiskJournal(tmp_path / "state")
         async with running(journal.run()):
             journal.finish(FinishedRecord("cli/old", b"", "done", old, journal.wall_s() + 3600))

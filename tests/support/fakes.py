@@ -1,11 +1,22 @@
-"""Stand-ins for the other rooms of the house."""
+"""Fakes for what surrounds a gateway: a service, a queue without peers, a reply transport."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
+from edgecosine.balance.admission import AdmissionControl
+from edgecosine.counters import Counters
+from edgecosine.node.durability.interface import Journal, NoJournal
+from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
+from edgecosine.node.gateway.reply_sink import MqttReplySink
+from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.node.gateway.service import Service
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.replies import read_final
 from edgecosine.protocol.api.request import (
     Answer,
     Choice,
@@ -16,12 +27,86 @@ from edgecosine.protocol.api.request import (
     Request,
     Started,
 )
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.topics import Topics
+
+
+class LoneQueue:
+    """The queue of a target without peers."""
+
+    has_ready_peer = False
+
+    def __init__(self) -> None:
+        self._start: Callable[[Claim], None] = lambda _: None
+
+    def attach(
+        self,
+        *,
+        start: Callable[[Claim], None],
+        abandon: Callable[[str], None],
+        has_finished: Callable[[str], bool],
+    ) -> None:
+        self._start = start
+
+    def has_other(self, ticket: ReplyAddress) -> bool:
+        return False
+
+    def is_chosen(self, ticket: ReplyAddress) -> bool:
+        return True
+
+    def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
+        return True
+
+    def resume(self, record: RequestRecord) -> None:
+        self._start(Claim("", "", record.ticket, record.request, time.time() - record.age_s))
+
+    def repeat(self, ticket: ReplyAddress) -> None: ...
+
+    def withdraw(self, ticket: ReplyAddress) -> None: ...
+
+    def expect_delivery(self, key: str) -> None: ...
+
+    def when_owned(self, key: str, send: Callable[[], None]) -> None:
+        send()
+
+    def is_held(self, key: str) -> bool:
+        return False
+
+    def finish(self, key: str) -> None: ...
+
+
+def request_manager(
+    service: Service,
+    publish: Callable[[Outgoing], None],
+    admission: AdmissionControl,
+    *,
+    journal: Journal | None = None,
+    counters: Counters | None = None,
+    recovered: RecoveredState = NOTHING_RECOVERED,
+) -> RequestManager:
+    """A lone target's request manager, which publishes in the cluster `home`."""
+    return RequestManager(
+        service,
+        MqttReplySink(Topics("home"), publish),
+        admission=admission,
+        journal=journal or NoJournal(),
+        queue=LoneQueue(),
+        counters=counters or Counters(),
+        recovered=recovered,
+    )
+
+
+def acknowledge(manager: RequestManager, message: Outgoing) -> None:
+    """Report a publication as delivered, as the gateway does."""
+    if (final := read_final(message)) is not None:
+        manager.delivered(final)
 
 
 class ScriptedService:
     """Answers every request with the same words, one delta each.
 
-    A prompt in `held` is answered only after `release` was called; one in `errors` never is.
+    A prompt in `held` waits for its event, one in `errors` raises during its session, and one in
+    `invalid` is refused by `check`.
     """
 
     def __init__(self, words: tuple[str, ...] = ("to", " be"), max_sessions: int = 4) -> None:
@@ -29,6 +114,7 @@ class ScriptedService:
         self.max_sessions = max_sessions
         self.held: dict[str, asyncio.Event] = {}
         self.errors: dict[str, BaseException] = {}
+        self.invalid: dict[str, BaseException] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
         self.has_broken = False
@@ -48,10 +134,14 @@ class ScriptedService:
             self._news.clear()
             await self._news.wait()
 
+    def check(self, request: Request) -> None:
+        if (error := self.invalid.get(_text(request))) is not None:
+            raise error
+
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         self.requests.append(request)
         self._news.set()
-        prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
+        prompt = _text(request)
         try:
             yield Started()
             yield Delta(0, self.words[0])
@@ -78,3 +168,7 @@ class ScriptedService:
                 plan="K=2",
             ),
         )
+
+
+def _text(request: Request) -> str:
+    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content

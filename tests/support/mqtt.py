@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def run(story: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine as a node runs, under a time limit; no callback may fail."""
+    """Run a coroutine as a node runs, under a time limit. No callback may fail."""
     failures: list[dict[str, Any]] = []
 
     async def limited() -> T:
@@ -52,12 +52,12 @@ def run(story: Coroutine[Any, Any, T]) -> T:
 
 
 def run_patiently(story: Coroutine[Any, Any, T]) -> T:
-    """Run a story of whole processes, which take seconds to start; within pytest's limit."""
+    """Run a coroutine that starts whole processes, under pytest's time limit only."""
     return uvloop.run(story)
 
 
 def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -65,7 +65,7 @@ def free_port() -> int:
 
 
 class Listener:
-    """Collects what comes in, so that a test can wait for what it expects."""
+    """Collects messages, so that a test can wait for expected ones."""
 
     def __init__(self, broker: BrokerAddress, filters: tuple[str, ...], name: str) -> None:
         self.received: list[Incoming] = []
@@ -96,7 +96,7 @@ class Listener:
                 await self._news.wait()
 
     def states(self, request_id: str) -> list[str]:
-        """All states that a request was said to be in, in order."""
+        """Return all published states of a request, in order."""
         return [
             json.loads(message.payload)["state"]
             for message in self.received
@@ -104,7 +104,7 @@ class Listener:
         ]
 
     def send(self, topic: str, payload: bytes | str | dict[str, Any], **fields: Any) -> None:
-        """Publish; a dict goes as JSON."""
+        """Publish a payload; a dict is sent as JSON."""
         if isinstance(payload, dict):
             payload = json.dumps(payload)
         if isinstance(payload, str):
@@ -116,7 +116,7 @@ class Listener:
 async def listening(
     broker: EmbeddedBroker, *filters: str, name: str = "listener"
 ) -> AsyncIterator[Listener]:
-    """A listener on some topics, by default on all of the cluster."""
+    """Run a listener on these topics, by default on all of the cluster."""
     listener = Listener(BrokerAddress.parse(broker.url), filters or (f"{HOME.root}/#",), name)
     async with running(listener.courier.run()):
         await listener.courier.connected()
@@ -125,7 +125,7 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def running(actor: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
-    """Run an actor for as long as the block lasts, and end it as a node would."""
+    """Run an actor within the block, and cancel it afterwards."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(actor)
         yield task
@@ -134,7 +134,7 @@ async def running(actor: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task
 
 @dataclass
 class House:
-    """A broker, a gateway with its service, and somebody who listens to everything."""
+    """A broker, a gateway with its service, and a listener on all topics."""
 
     broker: EmbeddedBroker
     service: ScriptedService
@@ -153,7 +153,7 @@ async def house(
     max_request_bytes: int = MAX_REQUEST_BYTES,
     absence_s: float = GRACE_S,
 ) -> AsyncIterator[House]:
-    """A whole house, torn down at the end; on a broker that stands, when one is given."""
+    """Run a gateway and a listener, on the given broker or a new one."""
     service = service or ScriptedService()
     async with contextlib.AsyncExitStack() as stack:
         if broker is None:
@@ -168,7 +168,7 @@ async def house(
             absence_s=absence_s,
         )
         task = await stack.enter_async_context(running(gateway.run()))
-        await gateway.connected()
+        await gateway.client.connected()
         listener = await stack.enter_async_context(listening(broker, name=f"listener-{node_id}"))
         yield House(broker, service, gateway, listener, task)
 

@@ -31,7 +31,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.gumbel import noise_seed
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
 from edgecosine.protocol.wire.messages import SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 from edgecosine.protocol.wire.tree import ROOT
 
 

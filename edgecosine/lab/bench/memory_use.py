@@ -12,7 +12,7 @@ from typing import Any
 from edgecosine import zoo
 from edgecosine.engine.base import TargetEngine, VerifyWork
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.options import LoadOptions, Loaded
+from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.process_memory import give_back_memory
 from edgecosine.lab.engine_calls import forked_tree, prefill
 from edgecosine.protocol.api.request import Sampling

@@ -30,8 +30,9 @@ from edgecosine.lab.fuzz.mutations import (
 from edgecosine.protocol.api.answers import parse_final, parse_piece, render_error, render_piece
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import RequestLimits, render_body
-from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RequestParser
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.retained_topics import view_nodes
 from edgecosine.protocol.api.topics import REQUEST_KINDS, InfoTopic, can_publish_to
 from edgecosine.protocol.wire.codec import decode, encode
@@ -253,14 +254,14 @@ def _take(message: Incoming, kind: str) -> bool:
     _require(can_publish_to(topic), "an answer that a broker hangs up on")
     own = seeds.HOME.response(reading.ticket.client_id, "")
     _require(topic.startswith(own), "an answer to another client")
-    if not isinstance(reading, ParsedRequest):
+    if not isinstance(reading, RequestRecord):
         render_error(reading.error, reading.ticket.request_id)
         return False
     request = reading.request
     if kind != "ask":
         again = _INTAKE.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
-        _require(isinstance(again, ParsedRequest), "what was written cannot be read")
-        assert isinstance(again, ParsedRequest)
+        _require(isinstance(again, RequestRecord), "what was written cannot be read")
+        assert isinstance(again, RequestRecord)
         _require(_timeless(again.request) == _timeless(request), "a request comes back as another")
         _require(math.isclose(again.request.deadline_s, request.deadline_s), "another deadline")
     return True

@@ -1,51 +1,51 @@
-"""What a `QueueState` wants done."""
+"""The actions that a `QueueState` returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 
 @dataclass(frozen=True, slots=True)
 class PublishClaim:
-    """Publish our claim."""
+    """Publish a claim of ours, or the claim that overrides it."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
 class ClearClaim:
-    """Clear the claim that is published."""
+    """Clear a retained claim."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class PublishKnown:
-    """Tell all that the request was answered or refused here."""
+    """Publish that a request was answered or refused here."""
 
     ticket: ReplyAddress
 
 
 @dataclass(frozen=True, slots=True)
 class AcknowledgeClaim:
-    """Consent to a claim."""
+    """Acknowledge the claim of another target."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """The request is ours: have it answered."""
+    """Start a request that is ours now."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonRequest:
-    """The request is another target's: drop whatever there is of it."""
+    """Drop a request that another target owns."""
 
     key: str
 

@@ -1,10 +1,10 @@
-"""How the other targets stand as long as they keep saying so.
+"""The statuses of the other targets, each valid only while its target renews it.
 
-What a broker holds may be years old: a target that died together with its broker has left a word
-that no will ever took back. So what was held before we came counts once it is said again, and a
-target that says nothing any more stands as unavailable at first, and then as lost.
+A retained status may be years old: if a target and its broker die together, no last will replaces
+it. A status from before our arrival therefore counts only once it is renewed. A silent target
+becomes unavailable first, and lost later.
 
-Pure; times are seconds of our own steady clock, so nobody else's clock matters.
+Pure. Times are seconds of our own monotonic clock, so the clocks of other machines are irrelevant.
 """
 
 from __future__ import annotations
@@ -17,93 +17,93 @@ import msgspec
 from edgecosine.protocol.api.claim_messages import MembershipStatus
 
 RENEW_S: Final = 1.0
-"""How often a target says how it stands."""
+"""Period of a target's status messages."""
 STALE_S: Final = 3.5
-"""After so long in silence a target is given nothing new."""
+"""Silence after which a target gets no new requests."""
 LEASE_S: Final = 10.0
-"""After so long it is lost; sooner than that it sends no final any more if it is cut off itself."""
+"""Silence after which a target is lost. A target that is cut off stops sending finals sooner."""
 CALL_S: Final = 1.5
-"""How long who is called may take to answer."""
+"""Time that a target has to answer a status request."""
 MAX_KEPT: Final = 256
 
 
 @dataclass(slots=True)
 class _Lease:
-    """What a target said last, when, and whether it is taken for unavailable since."""
+    """The last status of a target and its time; `is_stale` once it was reported unavailable."""
 
-    standing: MembershipStatus
-    said_at: float
+    status: MembershipStatus
+    renewed_at: float
     is_stale: bool = False
 
 
 class Leases:
-    """The words of the other targets, and how long they hold."""
+    """The leases of the other targets."""
 
     def __init__(self) -> None:
         self._leases: dict[str, _Lease] = {}
-        self._unsure: dict[str, MembershipStatus] = {}
-        """What was held when we came and was not said again yet."""
+        self._unconfirmed: dict[str, MembershipStatus] = {}
+        """Retained statuses that were not renewed yet."""
 
-    def start(self) -> None:
-        """A connection stands, in which everything is to be said again."""
+    def reset(self) -> None:
+        """Forget everything: a new connection starts, and all statuses come again."""
         self._leases.clear()
-        self._unsure.clear()
+        self._unconfirmed.clear()
 
-    def find(self, standing: MembershipStatus) -> None:
-        """The broker held this before we came."""
-        if len(self._unsure) < MAX_KEPT:
-            self._unsure[standing.node] = standing
+    def add_retained(self, status: MembershipStatus) -> None:
+        """Add a status that the broker retained."""
+        if len(self._unconfirmed) < MAX_KEPT:
+            self._unconfirmed[status.node] = status
 
-    def renew(self, standing: MembershipStatus, now: float) -> bool:
-        """A target has said this; False when there is no room for its lease."""
-        self._unsure.pop(standing.node, None)
-        if standing.node not in self._leases and len(self._leases) >= MAX_KEPT:
+    def renew(self, status: MembershipStatus, now: float) -> bool:
+        """Renew a lease. Returns False if there is no room for a new one."""
+        self._unconfirmed.pop(status.node, None)
+        if status.node not in self._leases and len(self._leases) >= MAX_KEPT:
             return False
-        self._leases[standing.node] = _Lease(standing, now)
+        self._leases[status.node] = _Lease(status, now)
         return True
 
     def end(self, node: str) -> None:
-        """A target is gone, or the broker has said so in its name."""
-        self._unsure.pop(node, None)
+        """End the lease of a target that left or was lost."""
+        self._unconfirmed.pop(node, None)
         self._leases.pop(node, None)
 
-    def was_found(self, node: str) -> bool:
-        """Whether a target was there before us, as far as the broker knows."""
-        return node in self._unsure
+    def is_unconfirmed(self, node: str) -> bool:
+        """Whether only a retained status of a target is known."""
+        return node in self._unconfirmed
 
     @property
-    def is_sure(self) -> bool:
-        """Whether all that was held has been said again."""
-        return not self._unsure
+    def all_confirmed(self) -> bool:
+        """Whether every retained status was renewed."""
+        return not self._unconfirmed
 
     def give_up(self) -> list[MembershipStatus]:
-        """Those that were called and did not answer, as lost."""
-        found, self._unsure = self._unsure, {}
-        return [_lost(standing) for standing in found.values()]
+        """Drop the unconfirmed statuses and return them as lost."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        return [_lost(status) for status in unconfirmed.values()]
 
-    def call(self, now: float) -> None:
-        """All are called: who does not answer soon counts as silent."""
+    def expect_renewal(self, now: float) -> None:
+        """Shorten all leases: a target that does not answer a status request soon is stale."""
         for lease in self._leases.values():
-            lease.said_at = min(lease.said_at, now - STALE_S + CALL_S)
+            lease.renewed_at = min(lease.renewed_at, now - STALE_S + CALL_S)
 
-    def silent(self, now: float) -> list[MembershipStatus]:
-        """What is to be taken for said by those who were silent for too long."""
-        said = []
+    def expire(self, now: float) -> list[MembershipStatus]:
+        """Return the new statuses of targets that have been silent for too long."""
+        statuses = []
         for node, lease in list(self._leases.items()):
-            silent_s = now - lease.said_at
+            silent_s = now - lease.renewed_at
             if silent_s >= LEASE_S:
                 del self._leases[node]
-                said.append(_lost(lease.standing))
+                statuses.append(_lost(lease.status))
             elif silent_s >= STALE_S and not lease.is_stale:
                 lease.is_stale = True
-                said.append(msgspec.structs.replace(lease.standing, state="unavailable"))
-        return said
+                statuses.append(msgspec.structs.replace(lease.status, state="unavailable"))
+        return statuses
 
-    def is_heard(self, node: str) -> bool:
-        """Whether a target was not silent for long."""
+    def is_fresh(self, node: str) -> bool:
+        """Whether a target has renewed its lease lately."""
         lease = self._leases.get(node)
         return lease is not None and not lease.is_stale
 
 
-def _lost(standing: MembershipStatus) -> MembershipStatus:
-    return msgspec.structs.replace(standing, state="lost")
+def _lost(status: MembershipStatus) -> MembershipStatus:
+    return msgspec.structs.replace(status, state="lost")

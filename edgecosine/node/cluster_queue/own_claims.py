@@ -1,6 +1,6 @@
-"""The requests that are ours: claimed, started once the others consent, answered, or still owed.
+"""The requests of this target: claimed, acknowledged and started, finished, or undelivered.
 
-Pure; times are seconds of any steady clock.
+Pure. Times are seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -22,192 +22,197 @@ from edgecosine.node.cluster_queue.actions import (
 )
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
-CONSENT_S: Final = 0.5
-"""How long a claim waits for another target, which is not waited for again until it speaks."""
+ACK_TIMEOUT_S: Final = 0.5
+"""How long a claim waits for an acknowledgement, before its target counts as unresponsive."""
 MAX_DONE: Final = 16384
 
 
 @dataclass(slots=True)
-class _Work:
-    """A request of ours. `waiting` are the targets whose consent is missing, `until` when."""
+class _OwnClaim:
+    """A claim of ours, which waits for `missing_acks` until `ack_deadline`."""
 
     claim: Claim
-    waiting: set[str]
-    until: float
+    missing_acks: set[str]
+    ack_deadline: float
     is_started: bool = False
-    is_told: bool = False
+    is_published: bool = False
+
+    def publish(self) -> list[QueueAction]:
+        self.is_published = True
+        return [PublishClaim(self.claim)]
 
 
 class OwnClaims:
-    """What is ours of the queue. `knows` tells whether a request was answered here."""
+    """Our claims. `has_finished` returns whether the final of a request is kept here."""
 
-    def __init__(self, standings: Members, knows: Callable[[str], bool]) -> None:
-        self._standings, self._knows = standings, knows
-        self._works: dict[str, _Work] = {}
+    def __init__(self, members: Members, has_finished: Callable[[str], bool]) -> None:
+        self._members, self._has_finished = members, has_finished
+        self._claims: dict[str, _OwnClaim] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
-        """Keys of what was answered here, of more than answers are kept."""
-        self._owed: dict[str, bool] = {}
-        """Answers of our former life, and whether they are still ours to give."""
+        """Keys of requests finished here; their number exceeds that of the kept finals."""
+        self._undelivered: dict[str, bool] = {}
+        """Finals of a former process, and whether they are certainly ours to send."""
 
     def __contains__(self, key: str) -> bool:
-        return key in self._works
+        return key in self._claims
 
     def __len__(self) -> int:
-        return len(self._works)
+        return len(self._claims)
 
     def get(self, key: str) -> Claim | None:
-        """Our claim to a request."""
-        work = self._works.get(key)
-        return None if work is None else work.claim
+        """Return our claim to a request."""
+        own = self._claims.get(key)
+        return None if own is None else own.claim
 
-    def is_sure(self, key: str) -> bool:
-        """Whether a request is ours as far as can be known: all others agree."""
-        if key in self._owed:
-            return self._owed[key]
-        if self._standings.is_alone:
-            return self._standings.has_joined
-        work = self._works.get(key)
-        is_free = work is not None and work.is_started and not work.waiting
-        return self._standings.is_joined and is_free
+    def is_acknowledged(self, key: str) -> bool:
+        """Whether a request is certainly ours: no other target can send a final of it."""
+        if key in self._undelivered:
+            return self._undelivered[key]
+        if self._members.is_alone:
+            return self._members.has_joined
+        own = self._claims.get(key)
+        is_free = own is not None and own.is_started and not own.missing_acks
+        return self._members.is_joined and is_free
 
     def is_pending(self, key: str) -> bool:
         """Whether a request is claimed and not yet started."""
-        work = self._works.get(key)
-        return work is not None and not work.is_started
+        own = self._claims.get(key)
+        return own is not None and not own.is_started
 
-    def is_answered(self, key: str) -> bool:
-        """Whether a request was answered here."""
-        return key in self._done or self._knows(key)
+    def is_finished(self, key: str) -> bool:
+        """Whether a request was finished here."""
+        return key in self._done or self._has_finished(key)
 
-    def take(self, claim: Claim, now: float) -> list[QueueAction]:
-        """Claim a request; it starts at once where nobody is to be asked."""
-        standings = self._standings
-        work = _Work(claim, standings.to_ask(), now + CONSENT_S)
-        self._works[claim.key] = work
-        is_heard = standings.is_joined and not standings.is_alone
-        effects = _tell(work) if is_heard else []
-        return [*effects, *self._start_if_free(work)]
+    def claim(self, claim: Claim, now: float) -> list[QueueAction]:
+        """Claim a request; it starts at once if no acknowledgement is needed."""
+        members = self._members
+        own = _OwnClaim(claim, members.claim_voters(), now + ACK_TIMEOUT_S)
+        self._claims[claim.key] = own
+        actions = own.publish() if members.is_joined and not members.is_alone else []
+        return [*actions, *self._start_if_free(own)]
 
     def renew(self, ticket: ReplyAddress) -> None:
-        """A request of ours came again: it is answered as its asker wishes by now."""
-        work = self._works[ticket.key]
-        work.claim = msgspec.structs.replace(work.claim, ticket=ticket)
+        """Update the reply address of a repeated request."""
+        own = self._claims[ticket.key]
+        own.claim = msgspec.structs.replace(own.claim, ticket=ticket)
 
     def reopen(self, key: str) -> None:
-        """A request comes anew whose answer is no longer kept."""
+        """Accept a finished request as a new one, since its final is no longer kept."""
         self._done.pop(key, None)
 
     def drop(self, key: str) -> bool:
-        """Claim a request no more; whether the others were told of the claim."""
-        work = self._works.pop(key, None)
-        return work is not None and work.is_told
+        """Drop a claim. Returns whether it was published."""
+        own = self._claims.pop(key, None)
+        return own is not None and own.is_published
 
     def finish(self, key: str) -> list[QueueAction]:
-        """The broker has the final message."""
-        if self._owed.pop(key, None) is not None:
-            return [] if self._standings.is_alone else [ClearClaim(key)]
-        if key not in self._works:
+        """Drop the claim to a request whose final was delivered."""
+        if self._undelivered.pop(key, None) is not None:
+            return [] if self._members.is_alone else [ClearClaim(key)]
+        if key not in self._claims:
             return []
         self._done[key] = None
         if len(self._done) > MAX_DONE:
             self._done.popitem(last=False)
         return [ClearClaim(key)] if self.drop(key) else []
 
-    def tell(self, key: str) -> list[QueueAction]:
-        """Another target claims what is ours."""
-        return _tell(self._works[key])
+    def republish(self, key: str) -> list[QueueAction]:
+        """Publish a claim of ours again, against a lesser one."""
+        return self._claims[key].publish()
 
-    def tell_again(self, key: str) -> list[QueueAction]:
-        """A claim to this was cleared, perhaps ours."""
-        work = self._works.get(key)
-        return _tell(work) if work is not None and work.is_told else []
+    def on_cleared(self, key: str) -> list[QueueAction]:
+        """Publish a claim again that was cleared by mistake."""
+        own = self._claims.get(key)
+        return own.publish() if own is not None and own.is_published else []
 
-    def tell_all(self) -> list[QueueAction]:
-        """A target has come that knows no claims."""
-        return [effect for work in self._works.values() for effect in _tell(work)]
+    def republish_all(self) -> list[QueueAction]:
+        """Publish all claims for a target that is new."""
+        return [action for own in self._claims.values() for action in own.publish()]
 
-    def hear_own(self, claim: Claim, now: float) -> list[QueueAction]:
-        """Our own word comes back, or that of a former life of ours."""
-        key, session = claim.key, self._standings.us.session
-        work = self._works.get(key)
+    def on_own_claim(self, claim: Claim, now: float) -> list[QueueAction]:
+        """Handle a published claim of this process, or of a former one on this node."""
+        key, session = claim.key, self._members.us.session
+        own = self._claims.get(key)
         if claim.session == session:
-            return [ClearClaim(key)] if work is None and key in self._done else []
-        if work is None:
-            if key in self._owed:
+            return [ClearClaim(key)] if own is None and key in self._done else []
+        if own is None:
+            if key in self._undelivered:
                 return []
-            if self.is_answered(key):
+            if self.is_finished(key):
                 return [ClearClaim(key)]
-            return self.take(msgspec.structs.replace(claim, session=session), now)
-        if claim.generation > work.claim.generation:
-            work.claim = msgspec.structs.replace(work.claim, generation=claim.generation)
-        return _tell(work)
+            return self.claim(msgspec.structs.replace(claim, session=session), now)
+        if claim.generation > own.claim.generation:
+            own.claim = msgspec.structs.replace(own.claim, generation=claim.generation)
+        return own.publish()
 
-    def consented(self, node: str, key: str, generation: int) -> list[QueueAction]:
-        """Another target agrees to our claim."""
-        work = self._works.get(key)
-        if work is None or work.claim.generation != generation:
+    def on_ack(self, node: str, key: str, generation: int) -> list[QueueAction]:
+        """Handle the acknowledgement of a claim by another target."""
+        own = self._claims.get(key)
+        if own is None or own.claim.generation != generation:
             return []
-        work.waiting.discard(node)
-        return self._start_if_free(work)
+        own.missing_acks.discard(node)
+        return self._start_if_free(own)
 
     def overdue(self, now: float) -> set[str]:
-        """Whose consent was waited for long enough."""
-        works = self._works.values()
-        return {node for work in works if work.until <= now for node in work.waiting}
+        """Return the targets whose acknowledgements are overdue."""
+        claims = self._claims.values()
+        return {node for own in claims if own.ack_deadline <= now for node in own.missing_acks}
 
-    def go_without(self, nodes: Iterable[str]) -> list[QueueAction]:
-        """Wait for the consent of these no more."""
-        effects: list[QueueAction] = []
-        for work in self._works.values():
-            if work.waiting:
-                work.waiting.difference_update(nodes)
-                effects += self._start_if_free(work)
-        return effects
+    def proceed_without(self, nodes: Iterable[str]) -> list[QueueAction]:
+        """Stop waiting for the acknowledgements of these targets."""
+        actions: list[QueueAction] = []
+        for own in self._claims.values():
+            if own.missing_acks:
+                own.missing_acks.difference_update(nodes)
+                actions += self._start_if_free(own)
+        return actions
 
-    def ask_again(self, now: float) -> list[QueueAction]:
-        """A connection stands anew: whoever is there is asked again for all that is ours."""
-        for work in self._works.values():
-            work.waiting, work.until = self._standings.to_ask(), now + CONSENT_S
-        effects = [] if self._standings.is_alone else self.tell_all()
-        for work in self._works.values():
-            effects += self._start_if_free(work)
-        return effects
+    def reclaim_all(self, now: float) -> list[QueueAction]:
+        """Claim all requests again in a new connection."""
+        for own in self._claims.values():
+            own.missing_acks = self._members.claim_voters()
+            own.ack_deadline = now + ACK_TIMEOUT_S
+        actions = [] if self._members.is_alone else self.republish_all()
+        for own in self._claims.values():
+            actions += self._start_if_free(own)
+        return actions
 
-    def owe(self, key: str) -> None:
-        """Our former life has answered a request, and the broker may not have the answer."""
-        self._owed[key] = False
+    def expect_delivery(self, key: str) -> None:
+        """Register a final of a former process that may be undelivered."""
+        self._undelivered[key] = False
 
-    def owes(self, key: str) -> bool:
-        """Whether that is so."""
-        return key in self._owed
+    def is_undelivered(self, key: str) -> bool:
+        """Whether a final of a former process may be undelivered."""
+        return key in self._undelivered
 
-    def insist(self, ticket: ReplyAddress) -> list[QueueAction]:
-        """Another target claims what our former life has answered, so it did not answer it."""
-        self._owed[ticket.key] = True
+    def on_rival_of_undelivered(self, ticket: ReplyAddress) -> list[QueueAction]:
+        """Keep a final of a former process that another target claims, and so has not sent."""
+        self._undelivered[ticket.key] = True
         return [PublishKnown(ticket)]
 
-    def settle_owed(self, claimed: Collection[str], *, is_remembered: bool) -> list[QueueAction]:
-        """All that the broker holds has come, with claims to these requests."""
-        effects: list[QueueAction] = []
-        is_alone = self._standings.is_alone
-        for key, is_ours in list(self._owed.items()):
-            # Where others are, what was ours is on the broker, unless one of them has answered.
+    def settle_undelivered(
+        self, claimed: Collection[str], *, is_remembered: bool
+    ) -> list[QueueAction]:
+        """Decide which finals of a former process are ours to send.
+
+        `claimed` are the keys of all retained claims. `is_remembered` tells whether the broker
+        still had our own retained status.
+        """
+        actions: list[QueueAction] = []
+        is_alone = self._members.is_alone
+        for key, is_ours in list(self._undelivered.items()):
+            # Beside other targets our claim is retained, unless one of them has sent a final.
             if is_ours or is_alone or not is_remembered or key in claimed:
-                self._owed[key] = True
+                self._undelivered[key] = True
             else:
-                del self._owed[key]
-                effects.append(AbandonRequest(key))
-        return effects
+                del self._undelivered[key]
+                actions.append(AbandonRequest(key))
+        return actions
 
-    def _start_if_free(self, work: _Work) -> list[QueueAction]:
-        if work.is_started or work.waiting or not self._standings.is_joined:
+    def _start_if_free(self, own: _OwnClaim) -> list[QueueAction]:
+        if own.is_started or own.missing_acks or not self._members.is_joined:
             return []
-        work.is_started = True
-        return [StartRequest(work.claim)]
-
-
-def _tell(work: _Work) -> list[QueueAction]:
-    work.is_told = True
-    return [PublishClaim(work.claim)]
+        own.is_started = True
+        return [StartRequest(own.claim)]

@@ -1,7 +1,7 @@
-"""Requests that another target is to claim, kept until it has. Pure and bounded.
+"""Requests that another target has to claim, kept until it does. Pure and bounded.
 
-Requests without an id are called otherwise by each target that hears them, so those are matched
-with claims by their bodies, in whatever order the two come.
+Each target gives a request without an id another name. Such requests are matched with claims by the
+digest of their bodies, in whichever order the two arrive.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 
 class UnclaimedRequests:
-    """What was heard and not yet claimed."""
+    """At most `max_kept` requests that were received and not yet claimed."""
 
     def __init__(self, max_kept: int) -> None:
         self._max_kept = max_kept
         self._kept: OrderedDict[str, tuple[Claim, float]] = OrderedDict()
         self._unnamed: dict[bytes, list[str]] = {}
-        """Our names of requests that have none, by their bodies' digests."""
-        self._claimed: Counter[bytes] = Counter()
-        """Claims to such requests that we have not heard yet."""
+        """Our keys of requests without an id, by the digest of the body."""
+        self._early_claims: Counter[bytes] = Counter()
+        """Claims to requests without an id that came before the request, by digest."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept
@@ -30,44 +30,44 @@ class UnclaimedRequests:
         return len(self._kept)
 
     def all(self) -> list[tuple[Claim, float]]:
-        """What we would claim, and since when it waits; oldest first."""
+        """Return the claims that we would make and the times of the requests, oldest first."""
         return list(self._kept.values())
 
-    def keep(self, claim: Claim, now: float) -> None:
-        """Another target is to claim this."""
+    def add(self, claim: Claim, now: float) -> None:
+        """Add a request, by the claim that we would make."""
         self._kept[claim.key] = (claim, now)
         if not claim.ticket.is_named:
             self._unnamed.setdefault(claim.ticket.digest, []).append(claim.key)
         if len(self._kept) > self._max_kept:
             self.drop(next(iter(self._kept)))
 
-    def is_claimed(self, ticket: ReplyAddress) -> bool:
-        """Whether a request without an id was claimed before we heard it; true once a claim."""
-        if ticket.is_named or not self._claimed[ticket.digest]:
+    def use_early_claim(self, ticket: ReplyAddress) -> bool:
+        """Whether a request without an id was claimed before it arrived; uses up that claim."""
+        if ticket.is_named or not self._early_claims[ticket.digest]:
             return False
-        self._claimed[ticket.digest] -= 1
+        self._early_claims[ticket.digest] -= 1
         return True
 
-    def claim(self, ticket: ReplyAddress) -> None:
-        """A target has claimed a request."""
+    def on_claim(self, ticket: ReplyAddress) -> None:
+        """Remove a request that a target has claimed."""
         if ticket.is_named:
             self.drop(ticket.key)
             return
         if self.settle(ticket.key, ticket.digest):
             return
-        self._claimed[ticket.digest] += 1
-        if len(self._claimed) > self._max_kept:
-            self._claimed.clear()
+        self._early_claims[ticket.digest] += 1
+        if len(self._early_claims) > self._max_kept:
+            self._early_claims.clear()
 
     def settle(self, key: str, digest: bytes) -> bool:
-        """A target has a request, under this or another name; whether we have heard it."""
+        """Remove a request by its key or else its digest. Returns whether it was kept."""
         if self.drop(key):
             return True
         ours = self._unnamed.get(digest)
         return ours is not None and self.drop(ours[0])
 
     def drop(self, key: str) -> bool:
-        """Forget a request; whether it was kept."""
+        """Remove a request. Returns whether it was kept."""
         if (kept := self._kept.pop(key, None)) is None:
             return False
         digest = kept[0].ticket.digest

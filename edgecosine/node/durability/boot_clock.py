@@ -1,7 +1,7 @@
-"""Moments that outlive a process: how long ago something was, also after a restart.
+"""Time that outlives a process: how long ago something happened, also after a restart.
 
-Wall clocks are stepped. Within one boot of a machine its own clock counts, which goes on while it
-sleeps and cannot be set; only across boots, or on another machine, is the wall clock believed.
+Wall clocks are stepped. Within one boot the machine's own clock counts, which includes sleep and
+cannot be set. Across boots, or on another machine, the wall clock is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class BootTime:
-    """`wall_s` in seconds since 1970, `boot_s` since the machine's boot `boot`."""
+    """A moment: `wall_s` in seconds since 1970, `boot_s` in seconds since the boot `boot`."""
 
     wall_s: float
     boot: str
@@ -25,11 +25,11 @@ class BootTime:
 
     @classmethod
     def now(cls) -> Self:
-        """This moment, here."""
+        """Return this moment on this machine."""
         return cls(time.time(), _boot(), _boot_s())
 
     def since(self, earlier: BootTime) -> float:
-        """Seconds that have passed; never below 0, for a clock that was set back tells nothing."""
+        """Return the seconds from `earlier` to this moment, at least 0: clocks are set back."""
         if self.boot and self.boot == earlier.boot:
             return max(0.0, self.boot_s - earlier.boot_s)
         return max(0.0, self.wall_s - earlier.wall_s)

@@ -1,4 +1,4 @@
-"""What a reception tells a journal, and the journal of those who keep none."""
+"""The journal as the gateway uses it, and the journal of a node that keeps none."""
 
 from __future__ import annotations
 
@@ -8,86 +8,89 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
+from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 
 KEEP_ANSWERS_S: Final = 3600.0
 
-Then = Callable[[bool], None]
-"""Called in the loop, with whether the record was written."""
+OnWritten = Callable[[bool], None]
+"""Called in the event loop with whether the record was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRecord:
-    """The end of a request, and when it may be forgotten, by the journal's `wall_s`."""
+    """The end of a request. `kept_until` is a moment of the journal's `wall_s`."""
 
     key: str
     digest: bytes
     state: RequestStatus
-    final: Outgoing
+    final: FinalReply
     kept_until: float
     is_delivered: bool = False
-    """Whether the broker has it."""
     parts: tuple[Outgoing, ...] = ()
-    """The whole text for readers of its stream, who may lack the end of it until then."""
+    """The whole stream, kept until delivery because its readers may lack the end of it."""
 
 
 class Journal(Protocol):
-    """What a reception tells; nothing here waits or raises."""
+    """Records requests, tokens and finals. No method but `settled` and `run` waits or raises."""
 
     is_durable: bool
 
     def wall_s(self) -> float:
-        """Seconds since 1970, by a clock that is not stepped where there is one."""
+        """Return seconds since 1970, by a clock that is not stepped if there is one."""
 
-    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
-        """A request was let in; it is accepted once this is written."""
+    def accept(
+        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+    ) -> None:
+        """Record a new request, which is accepted once this is written."""
 
     def readdress(self, ticket: ReplyAddress) -> None:
-        """The same request came again and is to be answered elsewhere."""
+        """Record a new reply address of a repeated request."""
 
     def begin(self, key: str) -> None:
-        """The request's sessions begin."""
+        """Record that a request's sessions start."""
 
     def leave(self, key: str) -> None:
-        """The request's sessions end with this process, which ends in order."""
+        """Record that a request's sessions end because this process ends in order."""
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
-        """One choice has more tokens, behind `position` others."""
+        """Record new tokens of a choice, which follow `position` earlier ones."""
 
     def finish(self, kept: FinishedRecord) -> None:
-        """The request has had its final message."""
+        """Record the end of a request."""
 
     def deliver(self, key: str) -> None:
-        """The broker has the final message."""
+        """Record that the final of a request was delivered."""
 
     def forget(self, key: str) -> None:
-        """The request was not accepted after all, or another target answers it."""
+        """Remove a request that was refused after all, or that another target owns."""
 
     def then(self, call: Callable[[], None]) -> None:
-        """Call when all that was told before is written, or cannot be."""
+        """Call once all earlier records are written or have failed."""
 
     def once_kept(self, call: Callable[[], None]) -> None:
-        """Call when the ends that were told before are written, or were not in a long while."""
+        """Call once all earlier ends of requests are written, or have failed for a long time."""
 
     async def settled(self) -> None:
-        """Wait until all that was told is written, or cannot be."""
+        """Wait until all earlier records are written or have failed."""
 
     async def run(self) -> None:
         """Write until cancelled."""
 
 
 class NoJournal:
-    """Forgets everything, at once."""
+    """Records nothing, at once."""
 
     is_durable = False
 
     def wall_s(self) -> float:
         return time.time()
 
-    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
-        then(True)
+    def accept(
+        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+    ) -> None:
+        on_written(True)
 
     def readdress(self, ticket: ReplyAddress) -> None: ...
 

@@ -1,11 +1,11 @@
-"""What the gateway must not forget: requests at work, their committed tokens, answers given.
+"""The durable journal: active requests, their committed tokens, and finals.
 
-A thread writes in batches; the loop only appends to a queue and is never blocked. What the world
-may see of a request waits until all that it follows from is written (the output commit of
-Elnozahy et al., ACM Computing Surveys 2002, §2.6): `then` keeps that order. Where the disk refuses
-or does not answer, new requests are refused and those at work go on without a journal; their final
-messages wait a while for the disk (`once_kept`), since an end that is not written comes twice, with
-other times, if the process is killed before it is.
+A thread writes in batches; the event loop only appends to a queue and never blocks. A reply is sent
+after the records that it depends on are written (output commit: Elnozahy et al., ACM Computing
+Surveys 2002, section 2.6): `then` keeps that order. If the disk fails or hangs, new requests are
+refused and active ones continue without a journal. Their finals wait some time for the disk
+(`once_kept`): if the process is killed before an end is written, the client gets a second final
+with other times.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ import msgspec
 
 from edgecosine.errors import JournalLost
 from edgecosine.node.durability.boot_clock import BootTime
-from edgecosine.node.durability.interface import FinishedRecord, Then
+from edgecosine.node.durability.interface import FinishedRecord, OnWritten
 from edgecosine.node.durability.store import JournalStore, Statement
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.replies import final_message
 from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 logger = logging.getLogger(__name__)
 
 MAX_KEPT_ANSWERS: Final = 1024
 MAX_KEPT_BYTES: Final = 16 << 20
 _MAX_WAITING = 10_000
-"""Records that wait for the disk; beyond, requests are refused and tokens are not journalled."""
+"""Unwritten records beyond which requests are refused and tokens are not journalled."""
 _MAX_BATCH = 256
-_MAX_OWED = 4096
-"""Ends of requests that are kept for a disk that refuses them."""
+_MAX_UNWRITTEN = 4096
+"""Ends of requests that are kept for a disk that fails."""
 _STUCK_S = 5.0
 _HOLD_S = 10.0
-"""How long the final message of a request waits for a disk that refuses its end."""
-_LOOK_S = 1.0
+"""How long a final waits for a disk that fails to write the end of its request."""
+_CHECK_S = 1.0
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Statements that are written together. An `is_owed` one is tried again until it is written."""
+    """Statements of one transaction. A record that `must_keep` is retried until it is written."""
 
     number: int
     statements: tuple[Statement, ...]
     is_lasting: bool = False
-    is_owed: bool = False
+    must_keep: bool = False
 
 
 class DiskJournal:
@@ -78,16 +79,16 @@ class DiskJournal:
     ) -> None:
         self.store = JournalStore(directory)
         self.failure: str | None = None
-        """Why nothing can be written now."""
+        """Why records cannot be written now; None if they can."""
         self._now, self._stuck_s, self._hold_s = now, stuck_s, hold_s
         self._first = self.store.first_moment(now())
         self.num_starts = self.store.count_start()
-        """How often a node has begun on this journal."""
+        """How often a node has started with this journal, including this time."""
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
-        self._owed: deque[_Record] = deque(maxlen=_MAX_OWED)
-        self._num_told = self._num_written = self._num_kept = 0
-        """Records told; those of them that the disk has answered; up to where nothing is owed."""
-        self._waiting: deque[tuple[int, float, Then]] = deque()
+        self._unwritten: deque[_Record] = deque(maxlen=_MAX_UNWRITTEN)
+        self._num_records = self._num_written = self._num_kept = 0
+        """Records so far; those written or failed; those before the first unwritten end."""
+        self._waiting: deque[tuple[int, float, OnWritten]] = deque()
         self._held: deque[tuple[int, float, Callable[[], None]]] = deque()
         self._is_stuck = False
         self._crash: BaseException | None = None
@@ -95,60 +96,62 @@ class DiskJournal:
         self._loop: asyncio.AbstractEventLoop | None = None
         if self.store.damage is not None:
             logger.error(
-                "journal damaged and set aside, requests of before are lost: file=%s",
+                "journal damaged and set aside, its requests are lost: file=%s",
                 self.store.damage,
             )
 
     def __repr__(self) -> str:
-        num_waiting = self._num_told - self._num_written
+        num_waiting = self._num_records - self._num_written
         return f"<DiskJournal {self.store.path} [{num_waiting} waiting]>"
 
     def wall_s(self, now: BootTime | None = None) -> float:
-        """Seconds since 1970 that no step of the wall clock changes, until the machine boots."""
+        """Return seconds since 1970; steps of the wall clock change nothing until a reboot."""
         return self._first.wall_s + (now or self._now()).since(self._first)
 
-    def accept(self, ticket: ReplyAddress, request: Request, model: str, then: Then) -> None:
-        """A request was let in; it is accepted once this is written."""
+    def accept(
+        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+    ) -> None:
+        """Record a new request, which is accepted once this is written."""
         if self._is_full:
-            then(False)
+            on_written(False)
             return
         values = (ticket.key, model, *map(_encode, (self._now(), ticket, request)))
-        self._tell(
+        self._record(
             (("DELETE FROM rounds WHERE key = ?", (ticket.key,)),
              ("INSERT OR REPLACE INTO jobs (key, model, moment, ticket, request) "
               "VALUES (?, ?, ?, ?, ?)", values),),
             is_lasting=True,
         )  # fmt: skip
-        self._wait(then)
+        self._wait(on_written)
 
     def readdress(self, ticket: ReplyAddress) -> None:
-        """The same request came again and is to be answered elsewhere."""
+        """Record a new reply address of a repeated request."""
         values = (_encode(ticket), ticket.key)
-        self._tell((("UPDATE jobs SET ticket = ? WHERE key = ?", values),))
+        self._record((("UPDATE jobs SET ticket = ? WHERE key = ?", values),))
 
     def begin(self, key: str) -> None:
-        """The request's sessions begin. Counted since the last token, to know deadly requests."""
-        self._tell(((_BEGIN, (key, key, key)),))
+        """Count a start of a request's sessions since its last token, to detect crashes."""
+        self._record(((_BEGIN, (key, key, key)),))
 
     def leave(self, key: str) -> None:
-        """The request's sessions end with this process, which ends in order."""
-        self._tell((("UPDATE jobs SET num_starts = 0 WHERE key = ?", (key,)),))
+        """Record that a request's sessions end because this process ends in order."""
+        self._record((("UPDATE jobs SET num_starts = 0 WHERE key = ?", (key,)),))
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
-        """One choice has more tokens, behind `position` others."""
+        """Record new tokens of a choice, which follow `position` earlier ones."""
         if not self._is_full:
             values = (key, choice, position, _encode(committed))
-            self._tell((("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", values),))
+            self._record((("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", values),))
 
     def finish(self, kept: FinishedRecord) -> None:
-        """The request has had its final message, which is kept."""
-        final = _encode(kept.final)
+        """Record the end of a request, and keep its final."""
+        final = _encode(final_message(kept.final))
         parts = _encode(kept.parts)
         values = (
             kept.key, kept.digest, kept.state, kept.kept_until, False, len(final), final, parts
         )  # fmt: skip
         now = self.wall_s()
-        self._tell(
+        self._record(
             (
                 *_end(kept.key),
                 ("INSERT OR REPLACE INTO answers (key, digest, state, kept_until, is_delivered, "
@@ -156,38 +159,38 @@ class DiskJournal:
                 ("DELETE FROM answers WHERE kept_until < ?", (now,)),
                 (_TRIM, (MAX_KEPT_ANSWERS, MAX_KEPT_BYTES)),
             ),
-            is_owed=True,
+            must_keep=True,
         )  # fmt: skip
 
     def deliver(self, key: str) -> None:
-        """The broker has the final message."""
+        """Record that the final of a request was delivered."""
         sql = "UPDATE answers SET is_delivered = 1, parts = x'90' WHERE key = ?"
-        self._tell(((sql, (key,)),), is_owed=True)
+        self._record(((sql, (key,)),), must_keep=True)
 
     def forget(self, key: str) -> None:
-        """The request was not accepted after all, or another target answers it."""
+        """Remove a request that was refused after all, or that another target owns."""
         answer = ("DELETE FROM answers WHERE key = ?", (key,))
-        self._tell((*_end(key), answer), is_owed=True)
+        self._record((*_end(key), answer), must_keep=True)
 
     def then(self, call: Callable[[], None]) -> None:
-        """Call when all that was told before is written, or cannot be."""
-        if self._num_told == self._num_written and not self._waiting:
+        """Call once all earlier records are written or have failed."""
+        if self._num_records == self._num_written and not self._waiting:
             call()
         else:
             self._wait(lambda _: call())
 
     def once_kept(self, call: Callable[[], None]) -> None:
-        """Call when the ends that were told before are written, or were not in a long while.
+        """Call once all earlier ends of requests are written, or have failed for a long time.
 
-        Never called when this process ends before: the next one goes on with such requests.
+        If this process ends before, the call never comes: the next process continues the requests.
         """
-        if self._num_kept == self._num_told and not (self._waiting or self._held):
+        if self._num_kept == self._num_records and not (self._waiting or self._held):
             call()
         else:
-            self._held.append((self._num_told, time.monotonic(), call))
+            self._held.append((self._num_records, time.monotonic(), call))
 
     async def settled(self) -> None:
-        """Wait until all that was told is written, or cannot be."""
+        """Wait until all earlier records are written or have failed."""
         is_settled = asyncio.Event()
         self.then(is_settled.set)
         await is_settled.wait()
@@ -200,14 +203,14 @@ class DiskJournal:
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S):
+                    async with asyncio.timeout(_CHECK_S):
                         await self._has_crashed.wait()
                 if self._crash is not None:
                     raise self._crash
-                self._look()
+                self._check_disk()
         finally:
             self._records.put(None)
-            # A disk that does not answer is not waited for.
+            # The wait is bounded, since the disk may hang.
             thread.join(self._stuck_s)
             if not thread.is_alive():
                 self.store.close()
@@ -218,31 +221,31 @@ class DiskJournal:
 
     @property
     def _is_full(self) -> bool:
-        return self._num_told - self._num_written >= _MAX_WAITING
+        return self._num_records - self._num_written >= _MAX_WAITING
 
-    def _tell(
+    def _record(
         self,
         statements: tuple[Statement, ...],
         *,
         is_lasting: bool = False,
-        is_owed: bool = False,
+        must_keep: bool = False,
     ) -> None:
-        self._num_told += 1
-        self._records.put(_Record(self._num_told, statements, is_lasting, is_owed))
+        self._num_records += 1
+        self._records.put(_Record(self._num_records, statements, is_lasting, must_keep))
 
-    def _wait(self, then: Then) -> None:
+    def _wait(self, on_written: OnWritten) -> None:
         if self._is_stuck:
-            then(False)
+            on_written(False)
         else:
-            self._waiting.append((self._num_told, time.monotonic(), then))
+            self._waiting.append((self._num_records, time.monotonic(), on_written))
 
-    def _look(self) -> None:
-        """Wait no longer for a disk that does not answer; try one again that owes something."""
-        if self._owed and self._num_told == self._num_written:
-            self._tell(())
+    def _check_disk(self) -> None:
+        """Release what waits for a disk that hangs, and retry a disk that failed."""
+        if self._unwritten and self._num_records == self._num_written:
+            self._record(())
         if self._waiting and time.monotonic() - self._waiting[0][1] > self._stuck_s:
             self._is_stuck = True
-            self._release(self._num_told, f"no answer from the disk in {self._stuck_s:.0f} s")
+            self._release(self._num_records, f"no answer from the disk in {self._stuck_s:.0f} s")
         self._send_held()
 
     def _written(self, number: int, failure: str | None) -> None:
@@ -256,27 +259,27 @@ class DiskJournal:
         if failure is not None and self.failure is None:
             logger.error("journal lost, requests are refused until it is back: reason=%s", failure)
         elif failure is None and self.failure is not None:
-            logger.info("journal found")
+            logger.info("journal writable again")
         self.failure = failure
         while self._waiting and self._waiting[0][0] <= number:
-            _, _, then = self._waiting.popleft()
-            _call(partial(then, failure is None))
+            _, _, on_written = self._waiting.popleft()
+            _call(partial(on_written, failure is None))
 
     def _send_held(self) -> None:
-        """Call what waits for ends that are written by now, or has waited for long enough."""
+        """Call what waits for ends that are written now, or has waited for `hold_s` seconds."""
         latest = time.monotonic() - self._hold_s
         while self._held and (self._held[0][0] <= self._num_kept or self._held[0][1] <= latest):
             _call(self._held.popleft()[2])
 
     def _work(self) -> None:
-        """The thread: one transaction for all that has come."""
+        """Write in a thread, in one transaction for all records that are queued."""
         assert self._loop is not None
         try:
             while (batch := self._take()) is not None:
                 failure = self._write(batch)
                 self._loop.call_soon_threadsafe(self._written, batch[-1].number, failure)
-            if self._owed and (failure := self._write([])) is not None:
-                logger.error("ends of requests were not written: reason=%s", failure)
+            if self._unwritten and (failure := self._write([])) is not None:
+                logger.error("ends of requests not written: reason=%s", failure)
         except Exception as error:  # noqa: BLE001 -- it ends the actor, in the loop
             self._crash = error
             self._loop.call_soon_threadsafe(self._has_crashed.set)
@@ -294,25 +297,25 @@ class DiskJournal:
         return batch or None
 
     def _write(self, batch: list[_Record]) -> str | None:
-        """Why the batch was not written; what is owed of it comes with the next one."""
-        records = [*self._owed, *batch]
+        """Write a batch, and return why that failed; records to keep come with the next batch."""
+        records = [*self._unwritten, *batch]
         try:
             self.store.write(
                 (each for record in records for each in record.statements),
                 is_lasting=any(record.is_lasting for record in records),
             )
         except JournalLost as error:
-            self._owed.extend(record for record in batch if record.is_owed)
+            self._unwritten.extend(record for record in batch if record.must_keep)
             return str(error)
-        self._owed.clear()
+        self._unwritten.clear()
         return None
 
 
-def _call(step: Callable[[], None]) -> None:
+def _call(callback: Callable[[], None]) -> None:
     try:
-        step()
-    except Exception as error:  # noqa: BLE001 -- the others wait for the disk alone
-        logger.error("step behind the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
+        callback()
+    except Exception as error:  # noqa: BLE001 -- the other callbacks must run
+        logger.error("callback of the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
 
 
 _BEGIN = """

@@ -1,4 +1,4 @@
-"""What a journal tells a node that starts again: requests to go on with, answers to give again."""
+"""Reads what a former process left in the journal: unfinished requests and kept finals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,59 +17,45 @@ from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
+from edgecosine.protocol.api.replies import read_final
 from edgecosine.protocol.api.request import Committed, Logprobs, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, RequestStatus
 
 logger = logging.getLogger(__name__)
 
-MAX_STARTS = 5
-"""Starts without a new token after which a request is taken for what ends the process."""
+MAX_STARTS: Final = 5
+"""Starts without a new token after which a request is taken for the cause of the crashes."""
 
 _OTHER_MODEL = Refusal(
     "the cluster was restarted with another model", code="model_changed", status=503
 )
 DEADLY = Refusal(
-    f"the target ended {MAX_STARTS} times at this request", code="internal_error", status=500
+    f"the target crashed {MAX_STARTS} times while processing this request",
+    code="internal_error",
+    status=500,
 )
 _ticket = msgspec.msgpack.Decoder(ReplyAddress).decode
 _request = msgspec.msgpack.Decoder(Request).decode
 _moment = msgspec.msgpack.Decoder(BootTime).decode
 _committed = msgspec.msgpack.Decoder(Committed).decode
-_outgoing = msgspec.msgpack.Decoder(Outgoing).decode
-_parts = msgspec.msgpack.Decoder(tuple[Outgoing, ...]).decode
+_message = msgspec.msgpack.Decoder(Outgoing).decode
+_messages = msgspec.msgpack.Decoder(tuple[Outgoing, ...]).decode
 _state = msgspec.json.Decoder(RequestStatus).decode
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveredRequest:
-    """A request that was accepted and has had no final message."""
-
-    ticket: ReplyAddress
-    request: Request
-    age_s: float
-    said: dict[int, Committed]
-    """By choice."""
-    has_begun: bool = False
-    num_deaths: int = 0
-    """Processes that ended while it was at work, since its last new token."""
-    fault: Refusal | None = None
-    """Why it cannot go on."""
-
-
-@dataclass(frozen=True, slots=True)
 class RecoveredState:
-    """All that a journal tells, oldest first."""
+    """The content of a journal, oldest first."""
 
-    jobs: tuple[RecoveredRequest, ...] = ()
-    answers: tuple[FinishedRecord, ...] = ()
-
-
-NO_PAST = RecoveredState()
+    requests: tuple[RequestRecord, ...] = ()
+    finals: tuple[FinishedRecord, ...] = ()
 
 
-def read_past(journal: DiskJournal, model: str, now: BootTime) -> RecoveredState:
-    """What a former process left; `model` is what this one serves.
+NOTHING_RECOVERED = RecoveredState()
+
+
+def recover(journal: DiskJournal, model: str, now: BootTime) -> RecoveredState:
+    """Return what a former process left; requests for another model than `model` have a fault.
 
     Raises JournalLost.
     """
@@ -77,26 +63,26 @@ def read_past(journal: DiskJournal, model: str, now: BootTime) -> RecoveredState
     rounds: dict[str, dict[int, list[tuple[int, bytes]]]] = defaultdict(lambda: defaultdict(list))
     for key, choice, position, committed in read("SELECT * FROM rounds ORDER BY position"):
         rounds[key][choice].append((position, committed))
-    jobs, answers = list[RecoveredRequest](), list[FinishedRecord]()
+    requests, finals = list[RequestRecord](), list[FinishedRecord]()
     for key, *row in read(
         "SELECT key, model, moment, ticket, request, num_starts, num_rounds_then FROM jobs "
         "ORDER BY number"
     ):
-        with _giving_up(journal, key):
-            jobs.append(_job(row, rounds[key], model, now))
+        with _forgetting_unreadable(journal, key):
+            requests.append(_read_request(row, rounds[key], model, now))
     for key, *row in read(
         "SELECT key, digest, state, final, kept_until, is_delivered, parts FROM answers "
         "WHERE kept_until >= ? ORDER BY number",
         (journal.wall_s(now),),
     ):
-        with _giving_up(journal, key):
-            answers.append(_kept(key, row))
-    return RecoveredState(tuple(jobs), tuple(answers))
+        with _forgetting_unreadable(journal, key):
+            finals.append(_read_final(key, row))
+    return RecoveredState(tuple(requests), tuple(finals))
 
 
 @contextlib.contextmanager
-def _giving_up(journal: DiskJournal, key: str) -> Iterator[None]:
-    """What cannot be read is forgotten: it must not keep the node from starting, ever again."""
+def _forgetting_unreadable(journal: DiskJournal, key: str) -> Iterator[None]:
+    """Remove an unreadable request, which must not prevent any start of the node."""
     try:
         yield
     except msgspec.MsgspecError as error:
@@ -104,38 +90,44 @@ def _giving_up(journal: DiskJournal, key: str) -> Iterator[None]:
         journal.forget(key)
 
 
-def _job(
+def _read_request(
     row: list[Any], rounds: dict[int, list[tuple[int, bytes]]], model: str, now: BootTime
-) -> RecoveredRequest:
-    then, moment, ticket, request, num_starts, num_rounds_then = row
+) -> RequestRecord:
+    former_model, moment, ticket, request, num_starts, num_rounds_then = row
     num_rounds = sum(map(len, rounds.values()))
-    num_deaths = num_starts if num_rounds == num_rounds_then else 0
+    num_crashes = num_starts if num_rounds == num_rounds_then else 0
     fault = None
-    if then != model:
+    if former_model != model:
         fault = _OTHER_MODEL
-    elif num_deaths >= MAX_STARTS:
+    elif num_crashes >= MAX_STARTS:
         fault = DEADLY
-    return RecoveredRequest(
+    return RequestRecord(
         _ticket(ticket),
         _request(request),
-        now.since(_moment(moment)),
-        {choice: join(parts) for choice, parts in rounds.items()},
-        has_begun=num_starts + num_rounds > 0,
-        num_deaths=num_deaths,
+        age_s=now.since(_moment(moment)),
+        resumed={choice: join(parts) for choice, parts in rounds.items()},
+        num_crashes=num_crashes,
         fault=fault,
+        state="queued" if num_starts + num_rounds else "accepted",
     )
 
 
-def _kept(key: str, row: list[Any]) -> FinishedRecord:
-    digest, state, final, kept_until, is_delivered, parts = row
+def _read_final(key: str, row: list[Any]) -> FinishedRecord:
+    digest, state, message, kept_until, is_delivered, parts = row
+    final = read_final(_message(message))
+    if final is None:
+        raise msgspec.ValidationError("the message is no final")
     return FinishedRecord(
-        key, digest, _state(f'"{state}"'), _outgoing(final), kept_until,
-        is_delivered=bool(is_delivered), parts=_parts(parts),
+        key, digest, _state(f'"{state}"'), final, kept_until,
+        is_delivered=bool(is_delivered), parts=_messages(parts),
     )  # fmt: skip
 
 
 def join(parts: list[tuple[int, bytes]]) -> Committed:
-    """One choice's tokens up to the first gap, which a full disk may have left."""
+    """Return the tokens of one choice up to the first gap, which a full disk may have left.
+
+    `parts` are pairs of the number of earlier tokens and an encoded `Committed`, in order.
+    """
     tokens: list[int] = []
     logprobs: list[Logprobs] = []
     for position, part in parts:

@@ -1,8 +1,8 @@
 """The journal on disk: an SQLite file in WAL mode.
 
-Statements come in batches, each one transaction. A process that is killed loses nothing that was
-written; a machine that loses power loses nothing that was written with `is_lasting`. The file holds
-prompts and answers, so only its owner may read it.
+Each batch of statements is one transaction. What is written survives the death of the process, and
+with `is_lasting` a loss of power. The file holds prompts and answers, so only its owner may read
+it.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _BOOTS = """
     )
 """
 _STARTS = "CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY, count INTEGER NOT NULL)"
-"""Beside the schema: versions that do not know these leave them alone."""
+"""Tables outside the schema version: versions that do not know them ignore them."""
 
 
 class JournalStore:
-    """One file, held by one process. Calls block, and come from one thread at a time.
+    """One file, locked by one process. Calls block, and only one thread calls at a time.
 
-    Raises ConfigError when the directory cannot be used, or another node uses it.
+    Raises ConfigError if the directory cannot be used, or if another node uses it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -69,7 +69,7 @@ class JournalStore:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock(directory)
             self.damage: Path | None = None
-            """Where a file lies that could not be read."""
+            """Where an unreadable file was moved."""
             self._database = self._open()
         except OSError as error:
             self.close()
@@ -85,8 +85,7 @@ class JournalStore:
         return f"<JournalStore {self.path}>"
 
     def write(self, statements: Iterable[Statement], *, is_lasting: bool) -> None:
-        """Run all statements or none; when it returns they outlive this process, and the machine's
-        power where `is_lasting`.
+        """Run all statements or none, durably; with `is_lasting` they survive a loss of power.
 
         Raises JournalLost.
         """
@@ -106,7 +105,7 @@ class JournalStore:
             raise JournalLost(f"{self.path}: {error}") from error
 
     def read(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query.
+        """Return all rows of a query.
 
         Raises JournalLost.
         """
@@ -116,7 +115,7 @@ class JournalStore:
             raise JournalLost(f"{self.path}: {error}") from error
 
     def first_moment(self, now: BootTime) -> BootTime:
-        """The first moment of this boot of the machine that was ever asked about; maybe `now`.
+        """Return the first moment of this boot that was passed to this method; maybe `now`.
 
         Raises JournalLost.
         """
@@ -132,7 +131,7 @@ class JournalStore:
         return now
 
     def count_start(self) -> int:
-        """How often a node has begun on this file, this time included.
+        """Count a start of a node with this file, and return the number of starts so far.
 
         Raises JournalLost.
         """
@@ -144,7 +143,7 @@ class JournalStore:
         return sum(count for (count,) in self.read("SELECT count FROM starts"))
 
     def close(self) -> None:
-        """Let go of the file; what was written is there."""
+        """Close and unlock the file."""
         self._cleanup.close()
 
     def _lock(self, directory: Path) -> None:
@@ -157,7 +156,7 @@ class JournalStore:
             raise ConfigError("state_dir", str(directory), allowed) from None
 
     def _open(self) -> sqlite3.Connection:
-        """The database; a file that is damaged is set aside and a new one begun."""
+        """Return the database; a damaged file is moved aside and replaced by a new one."""
         try:
             return self._connect()
         except sqlite3.DatabaseError as error:
@@ -173,9 +172,9 @@ class JournalStore:
             failing.callback(database.close)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            for (said,) in database.execute("PRAGMA quick_check").fetchall():
-                if said != "ok":
-                    raise sqlite3.DatabaseError(said)
+            for (verdict,) in database.execute("PRAGMA quick_check").fetchall():
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict)
             self._migrate(database)
             database.execute(_BOOTS)
             database.execute(_STARTS)

@@ -1,4 +1,4 @@
-"""Clients whose connection broke: who does not come back soon wants no answers any more."""
+"""Cancels the requests of clients that stay disconnected for longer than a grace period."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ import asyncio
 from collections.abc import Callable
 
 GRACE_S = 10.0
-"""As long as our own client bears to be without a broker."""
-_MAX_ABSENT = 1024
+"""The time that our own client works without a broker."""
+_MAX_AWAY = 1024
 
 
 class DisconnectedClients:
-    """Who is away; `gone` is called with the name of each client that stays away for `grace_s`."""
+    """Calls `cancel` with the name of each client that stays away for `grace_s` seconds."""
 
-    def __init__(self, gone: Callable[[str], None], grace_s: float = GRACE_S) -> None:
-        self._gone, self._grace_s = gone, grace_s
-        self._alarms: dict[str, asyncio.TimerHandle] = {}
+    def __init__(self, cancel: Callable[[str], None], grace_s: float = GRACE_S) -> None:
+        self._cancel, self._grace_s = cancel, grace_s
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __repr__(self) -> str:
-        return f"<DisconnectedClients [{len(self._alarms)} away]>"
+        return f"<DisconnectedClients [{len(self._timers)} away]>"
 
-    def left(self, client_id: str) -> None:
-        """The client's will was published, or its own word that it goes."""
-        if client_id in self._alarms or len(self._alarms) >= _MAX_ABSENT:
+    def disconnected(self, client_id: str) -> None:
+        """Start a client's grace period: its last will arrived, or it signed off."""
+        if client_id in self._timers or len(self._timers) >= _MAX_AWAY:
             return
         loop = asyncio.get_running_loop()
-        self._alarms[client_id] = loop.call_later(self._grace_s, self._end, client_id)
+        self._timers[client_id] = loop.call_later(self._grace_s, self._expire, client_id)
 
-    def came(self, client_id: str) -> None:
-        """The client is here."""
-        alarm = self._alarms.pop(client_id, None)
-        if alarm is not None:
-            alarm.cancel()
+    def connected(self, client_id: str) -> None:
+        """End a client's grace period."""
+        if (timer := self._timers.pop(client_id, None)) is not None:
+            timer.cancel()
 
     def close(self) -> None:
-        """Nobody is waited for any more."""
-        for alarm in self._alarms.values():
-            alarm.cancel()
-        self._alarms.clear()
+        """Stop all timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
-    def _end(self, client_id: str) -> None:
-        del self._alarms[client_id]
-        self._gone(client_id)
+    def _expire(self, client_id: str) -> None:
+        del self._timers[client_id]
+        self._cancel(client_id)

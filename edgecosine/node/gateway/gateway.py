@@ -1,9 +1,9 @@
-"""The door of a cluster: takes requests from MQTT, has them answered, and answers.
+"""Connects the cluster's MQTT topics to a target's requests.
 
-The only place where load is refused. Every accepted request gets exactly one final message: text,
-error, cancelled or expired. A lost broker ends no session; what it missed is sent when it is back.
-It owns the cluster's `status` and that topic's will; a node's own will is its
-`NodeStatusPublisher`'s.
+Load is refused here alone. Each accepted request gets exactly one final: an answer or an error, or
+notice that it was cancelled or expired. Sessions outlast a lost broker, and their replies are sent
+after reconnection. The gateway owns the cluster's `status` topic and its last will; a node's own
+status has a `NodeStatusPublisher`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import asyncio
 import logging
 import math
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from edgecosine import __version__
@@ -26,15 +25,19 @@ from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
 from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal, NoJournal
-from edgecosine.node.durability.recovery import NO_PAST, RecoveredState
+from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
 from edgecosine.node.gateway.disconnected_clients import GRACE_S, DisconnectedClients
-from edgecosine.node.gateway.request_manager import RequestManager, model_of
-from edgecosine.node.gateway.service import Service
+from edgecosine.node.gateway.reply_sink import MqttReplySink
+from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.node.gateway.service import Service, model_of
+from edgecosine.node.runtime.clock import loop_time
 from edgecosine.node.runtime.failures import CROWDED, cause_of
 from edgecosine.protocol.api.json_fields import read_names, read_object
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ANONYMOUS, ParsedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import ANONYMOUS, RequestParser
+from edgecosine.protocol.api.replies import read_final
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.retained_topics import (
     DRAINING,
     OFFLINE,
@@ -57,11 +60,11 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 256 << 10
 MAX_UNREAD = 1024
 MAX_UNREAD_BYTES = 16 << 20
-_LOOK_S = 1.0
+_CHECK_INFO_S = 1.0
 
 
 class Gateway:
-    """Between MQTT and a service. `run` until cancelled; it leaves cleanly."""
+    """Serves MQTT clients until `run` is cancelled."""
 
     def __init__(
         self,
@@ -72,57 +75,57 @@ class Gateway:
         node_id: str,
         max_queued: int = 64,
         max_request_bytes: int = MAX_REQUEST_BYTES,
-        wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
         absence_s: float = GRACE_S,
         journal: Journal | None = None,
-        past: RecoveredState = NO_PAST,
+        recovered: RecoveredState = NOTHING_RECOVERED,
         keep_answers_s: float = KEEP_ANSWERS_S,
         identity: str = "",
         client_ids: ClientIds | None = None,
     ) -> None:
-        client_ids = client_ids or ClientIds()
-        self._service = service
-        self._counters = counters or Counters()
+        self._service, self._node_id, self._max_queued = service, node_id, max_queued
         self._topics = Topics(cluster)
-        self._node_id = node_id
-        self._max_queued = max_queued
-        self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=max_queued)
+        self._counters = counters or Counters()
         self._journal = journal or NoJournal()
-        self.sharing = QueueCoordinator(
-            broker=broker,
-            topics=self._topics,
-            node_id=node_id,
-            identity=identity,
-            model=model_of(service),
-            wall_clock_s=wall_clock_s,
-            counters=counters,
-            client_ids=client_ids,
-        )
-        self._reception = RequestManager(
-            service,
-            topics=self._topics,
-            send=self._send,
-            admission=self.admission,
-            wall_clock_s=wall_clock_s,
-            counters=self._counters,
-            journal=self._journal,
-            past=past,
-            keep_answers_s=keep_answers_s,
-            sharing=self.sharing,
-        )
-        self._absences = DisconnectedClients(self._reception.cancel_all, absence_s)
         self._status = ONLINE
-        self._told_info: Outgoing | None = None
-        self._complaints = LogThrottle()
-        self._intake = RequestParser(
+        self._sent_info: Outgoing | None = None
+        self._log_throttle = LogThrottle()
+        client_ids = client_ids or ClientIds()
+        self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=max_queued)
+        self._parser = RequestParser(
             self._topics,
             max_request_bytes=max_request_bytes,
             draw_id=lambda: secrets.token_hex(8),
             draw_seed=lambda: secrets.randbits(64),
         )
-        name = f"edgecosine-{cluster}-{node_id}-gateway"
-        self._courier = ReconnectingClient(
+        self.queue = QueueCoordinator(
+            broker=broker,
+            topics=self._topics,
+            node_id=node_id,
+            identity=identity,
+            model=model_of(service),
+            counters=self._counters,
+            client_ids=client_ids,
+        )
+        session_s = math.ceil(keep_answers_s) if self._journal.is_durable else 0
+        self.client = self._new_client(broker, client_ids, session_s)
+        self._manager = RequestManager(
+            service,
+            MqttReplySink(self._topics, self.client.send),
+            admission=self.admission,
+            journal=self._journal,
+            queue=self.queue,
+            counters=self._counters,
+            recovered=recovered,
+            keep_answers_s=keep_answers_s,
+        )
+        self._disconnected = DisconnectedClients(self._manager.cancel_all, absence_s)
+
+    def _new_client(
+        self, broker: BrokerAddress, client_ids: ClientIds, session_s: int
+    ) -> ReconnectingClient:
+        name = f"edgecosine-{self._topics.cluster}-{self._node_id}-gateway"
+        return ReconnectingClient(
             broker,
             name=name,
             client_id=client_ids.of(name),
@@ -134,84 +137,73 @@ class Gateway:
                 self._topics.status,
             ),
             will=status_notice(self._topics, OFFLINE),
-            announce=self._announcement,
-            disconnect_messages=self._farewell,
-            counters=counters,
-            delivered=self._reception.delivered,
-            refused=self._reception.undeliverable,
-            session_s=math.ceil(keep_answers_s) if self._journal.is_durable else 0,
+            announce=self._connect_messages,
+            disconnect_messages=self._disconnect_messages,
+            counters=self._counters,
+            delivered=self._on_delivered,
+            refused=self._on_undeliverable,
+            session_s=session_s,
             inbox=Inbox(
                 max_messages=MAX_UNREAD,
                 max_bytes=MAX_UNREAD_BYTES,
                 lane=self._sender,
-                on_drop=self._turn_away,
+                on_drop=self._refuse_unread,
             ),
         )
 
     def __repr__(self) -> str:
-        return f"<Gateway {self._reception!r} {self._courier!r}>"
+        return f"<Gateway {self._manager!r} {self.client!r}>"
 
     async def run(self) -> NoReturn:
-        """Serve until cancelled; then every request at work gets its final message."""
-        async with self.sharing.open(), asyncio.TaskGroup() as group:
-            group.create_task(self._serve(), name=f"{self._node_id}.gateway.courier")
+        """Serve until cancelled; then every active request gets its final or stays journalled."""
+        async with self.queue.open(), asyncio.TaskGroup() as group:
+            group.create_task(self._run_client(), name=f"{self._node_id}.gateway.client")
             group.create_task(self._journal.run(), name=f"{self._node_id}.journal")
-            group.create_task(self._renew(), name=f"{self._node_id}.gateway.status")
-            # Here and not in a task beside, so that last words come before the courier leaves.
+            group.create_task(self._renew_status(), name=f"{self._node_id}.gateway.status")
+            # In this task, so that the last finals are queued before the client disconnects.
             try:
-                await self._reception.run()
+                await self._manager.run()
             finally:
-                self._absences.close()
+                self._disconnected.close()
         raise AssertionError("a gateway ends by an exception")
 
-    async def _serve(self) -> NoReturn:
-        """Hear requests once it is known what other targets have done and do."""
-        await self.sharing.joined()
-        await self._courier.run()
+    async def _run_client(self) -> NoReturn:
+        """Receive requests once the claims of the other targets are known."""
+        await self.queue.joined()
+        await self.client.run()
 
-    async def _renew(self) -> NoReturn:
-        """Say that we are there before that lapses, and who the targets are when that changes."""
+    async def _renew_status(self) -> NoReturn:
+        """Publish the status before it expires, and the list of targets when it changes."""
         number = 0
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_INFO_S)
             number += 1
-            if not self._courier.is_connected:
+            if not self.client.is_connected:
                 continue
-            if (info := self._info()) != self._told_info:
-                self._courier.send(info)
-                self._told_info = info
-            if number % round(RENEW_ONLINE_S / _LOOK_S) == 0:
-                for status in self._announced_status():
-                    self._courier.send(status)
-
-    async def connected(self) -> None:
-        """Wait until the broker is there and requests are heard."""
-        await self._courier.connected()
+            if (info := self._info()) != self._sent_info:
+                self.client.send(info)
+                self._sent_info = info
+            if number % round(RENEW_ONLINE_S / _CHECK_INFO_S) == 0:
+                self._send_status()
 
     async def drain(self) -> None:
-        """Let nobody else in, say so, and wait until who is in was served.
+        """Refuse new requests and wait until no request is active.
 
-        Where another target takes new requests, the cluster's door stays open.
+        While another target takes new requests, the cluster's status stays online.
         """
         self._status = DRAINING
-        self.sharing.say("draining")
-        self._reception.drain()
-        for status in self._announced_status():
-            self._courier.send(status)
-        await self._reception.idle()
+        self.queue.set_status("draining")
+        self._manager.drain()
+        self._send_status()
+        await self._manager.runner.idle()
 
-    def heed(self, reason: str | None) -> None:
-        """Refuse new requests for this reason; None: take them."""
-        self.sharing.say("ready" if reason is None else "unavailable")
-        self._reception.heed(reason)
-
-    @property
-    def is_congested(self) -> bool:
-        """Whether the broker takes less than we have to say."""
-        return self._courier.is_congested
+    def set_unavailable(self, reason: str | None) -> None:
+        """Refuse new requests for this reason; None: accept them."""
+        self.queue.set_status("ready" if reason is None else "unavailable")
+        self._manager.set_unavailable(reason)
 
     def _info(self) -> Outgoing:
-        targets = sorted({self._node_id, *self.sharing.book.others})
+        targets = sorted({self._node_id, *self.queue.state.members.others})
         return info_notice(
             self._topics,
             version=__version__,
@@ -220,70 +212,77 @@ class Gateway:
                 "max_sessions": self._service.max_sessions,
                 "max_queued": self._max_queued,
                 "max_queued_per_client": self.admission.max_queued_per_client,
-                "max_request_bytes": self._intake.max_request_bytes,
+                "max_request_bytes": self._parser.max_request_bytes,
             },
         )
 
-    def _announcement(self) -> Sequence[Outgoing]:
-        self._told_info = self._info()
-        return (self._told_info, *self._announced_status())
+    def _connect_messages(self) -> Sequence[Outgoing]:
+        self._sent_info = self._info()
+        return (self._sent_info, *self._status_messages())
 
-    def _announced_status(self) -> Sequence[Outgoing]:
-        """The cluster's status, unless it is another target's to tell."""
-        if self._status == DRAINING and self.sharing.has_stand_in:
+    def _disconnect_messages(self) -> Sequence[Outgoing]:
+        return () if self.queue.active_peers else (status_notice(self._topics, OFFLINE),)
+
+    def _status_messages(self) -> Sequence[Outgoing]:
+        """Return the cluster's status, unless another target has to publish it."""
+        if self._status == DRAINING and self.queue.has_ready_peer:
             return ()
         return (status_notice(self._topics, self._status),)
 
-    def _farewell(self) -> Sequence[Outgoing]:
-        return () if self.sharing.others else (status_notice(self._topics, OFFLINE),)
+    def _send_status(self) -> None:
+        for status in self._status_messages():
+            self.client.send(status)
 
-    def _send(self, message: Outgoing) -> None:
-        self._courier.send(message)
+    def _on_delivered(self, message: Outgoing) -> None:
+        if (final := read_final(message)) is not None:
+            self._manager.delivered(final)
+
+    def _on_undeliverable(self, message: Outgoing, _: str) -> None:
+        if (final := read_final(message)) is not None:
+            self._manager.undeliverable(final)
 
     def _limits(self) -> RequestLimits:
         info = self._service.info
         return RequestLimits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
 
     def _sender(self, topic: str, payload: bytes | bytearray, client: str | None) -> str:
-        """Whose turn it takes to read a message."""
+        """Return the client whose share of the inbox a message uses."""
         level, _, last = topic.rpartition("/")
         if last == "status":
             return level.rpartition("/")[2]
         named = client or read_names(payload).get("client")
         return named if isinstance(named, str) else ANONYMOUS
 
-    def _turn_away(self, message: Incoming | None) -> None:
-        """What found no room to wait is not read; of QoS 1 it is refused."""
+    def _refuse_unread(self, message: Incoming | None) -> None:
+        """Refuse a message of QoS 1 that found no room in the inbox; None: one of QoS 0."""
         if message is None:
             self._counters.count("unread_messages")
             return
         match self._topics.parse(message.topic):
             case RequestTopic(kind):
-                reading = self._intake.refuse(kind, message, CROWDED)
-                self._reception.refuse(reading.ticket, reading.error)
+                refused = self._parser.refuse(kind, message, CROWDED)
+                self._manager.refusals.send(refused.ticket, refused.error)
         self._journal.then(message.acknowledge)
 
     def _receive(self, message: Incoming) -> None:
-        # A request that was let in is the broker's until it is in the journal.
+        # The broker keeps a request until it is journalled here or claimed elsewhere.
         try:
-            if self._take(message):
+            if self._accept(message):
                 return
             self._handle(message)
-        except Exception as error:  # noqa: BLE001 -- no message may keep the others from being read
+        except Exception as error:  # noqa: BLE001 -- a bad message must not block the next ones
             logger.warning("message dropped: topic=%.200s cause=%s", message.topic, cause_of(error))
         self._journal.then(message.acknowledge)
 
-    def _take(self, message: Incoming) -> bool:
-        """Whether it is a request, which is acknowledged when somebody has taken it."""
+    def _accept(self, message: Incoming) -> bool:
+        """Whether the message is a valid request, which is acknowledged when a target has it."""
         match self._topics.parse(message.topic):
             case RequestTopic(kind) if not message.retain:
-                reading = self._intake.read(kind, message, self._limits())
-                if isinstance(reading, ParsedRequest):
-                    self._reception.take(reading, message.acknowledge)
+                parsed = self._parser.read(kind, message, self._limits())
+                if isinstance(parsed, RequestRecord):
+                    self._manager.accept(parsed, message.acknowledge)
                     return True
-                self._reception.refuse(reading.ticket, reading.error, reading.cause)
-                self._journal.then(message.acknowledge)
-                return True
+                self._manager.refusals.send(parsed.ticket, parsed.error, parsed.cause)
         return False
 
     def _handle(self, message: Incoming) -> None:
@@ -291,23 +290,22 @@ class Gateway:
             case StatusTopic() if message.payload in (OFFLINE, DRAINING) and (
                 message.payload != self._status
             ):
-                # The will of a connection that died late, or the word of another target.
-                for status in self._announced_status():
-                    self._courier.send(status)
+                # The late will of a former connection, or the status of another target.
+                self._send_status()
             case RequestTopic() | CancelTopic() if message.retain:
-                if self._complaints.is_due("retained", asyncio.get_running_loop().time()):
+                if self._log_throttle.is_due("retained", loop_time()):
                     logger.warning("retained message ignored: topic=%s", message.topic)
             case ClientStatusTopic(client_id) if not message.retain:
                 if message.payload == OFFLINE:
-                    self._absences.left(client_id)
+                    self._disconnected.disconnected(client_id)
                 else:
-                    self._absences.came(client_id)
+                    self._disconnected.connected(client_id)
             case CancelTopic(request_id):
-                self._reception.cancel(request_id, message.client or _client_of(message.payload))
+                self._manager.cancel(request_id, message.client or _client_of(message.payload))
 
 
 def _client_of(payload: bytes) -> str | None:
-    """Whose request is to be cancelled, where the canceller says so in a JSON body."""
+    """Return the client that a cancel message names in a JSON body; None if it names none."""
     try:
         client = read_object(payload).get("client")
     except RequestError:

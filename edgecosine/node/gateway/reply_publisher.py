@@ -1,134 +1,127 @@
-"""What a reception tells of its requests: nothing before all that it follows from is journalled."""
+"""Sends states, stream parts and finals, each only after its journal records are durable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 
-from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
-from edgecosine.node.cluster_queue.single_target import SingleTarget
+from edgecosine.node.cluster_queue.interface import RequestQueue
 from edgecosine.node.durability.interface import Journal
-from edgecosine.node.gateway.request_table import RunningRequest
+from edgecosine.node.gateway.reply_sink import ReplySink
 from edgecosine.protocol.api.answers import StreamPart
-from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import RequestStatus, piece_message, state_message
-from edgecosine.protocol.api.topics import Topics
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.replies import FinalReply
+from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
 
-_AT_WORK: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
+_ACTIVE: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
 
 
 class ReplyPublisher:
-    """States, parts of streams and final messages, which are owed until the broker has them."""
+    """Sends the replies of one target, and keeps each final until it is delivered."""
 
-    def __init__(
-        self,
-        *,
-        topics: Topics,
-        publish: Callable[[Outgoing], None],
-        journal: Journal,
-        sharing: QueueCoordinator | SingleTarget,
-    ) -> None:
-        self._topics, self._publish, self._journal = topics, publish, journal
+    def __init__(self, sink: ReplySink, *, journal: Journal, queue: RequestQueue) -> None:
+        self._sink, self._journal, self._queue = sink, journal, queue
         self.stall: str | None = None
-        """Why requests at work do not move now."""
-        self._sharing = sharing
-        self._unwritten: dict[str, Outgoing] = {}
-        """Final messages by key that wait for the journal."""
-        self._owed: dict[Outgoing, str] = {}
-        """Final messages that the broker may not have, and their requests' keys."""
+        """Why active requests make no progress now."""
+        self._unwritten: dict[str, FinalReply] = {}
+        """Finals that wait for the journal, by request key."""
+        self._undelivered: dict[FinalReply, str] = {}
+        """Finals that were sent, and their request keys."""
 
     def __repr__(self) -> str:
-        return f"<ReplyPublisher [{len(self._owed)} finals owed]>"
+        return f"<ReplyPublisher [{len(self._undelivered)} finals undelivered]>"
 
-    def send(self, message: Outgoing) -> None:
-        """Publish what follows from all that was journalled, once it is."""
-        self._journal.then(partial(self._publish, message))
+    @property
+    def max_body_bytes(self) -> int:
+        """Longest body of a final reply."""
+        return self._sink.max_body_bytes
 
-    def owe(self, key: str, final: Outgoing) -> None:
-        """Send a final message, in the next life of this process, too, until the broker has it."""
+    def send_state(self, record: RequestRecord) -> None:
+        """Send a request's state; an end follows its journal record."""
+        is_active = record.state in _ACTIVE
+        stall = self.stall if is_active else None
+        send = partial(self._sink.send_state, record.ticket, record.state, stall)
+        if is_active:
+            self._journal.then(send)
+        else:
+            self._journal.once_kept(partial(self._journal.then, send))
+
+    def send_part(self, record: RequestRecord, choice: int, text: str) -> None:
+        """Append text to one choice and send it to a reader of the stream."""
+        if record.ticket.wants_stream:
+            before = record.texts.get(choice, "")
+            record.texts[choice] = before + text
+            self._send_parts(record, _part(record, choice, len(before), text))
+
+    def resend_parts(self, record: RequestRecord) -> None:
+        """Send all text so far again, since parts may be lost with a client's connection."""
+        self._send_parts(record, *_texts(record))
+
+    def send_last_part(self, record: RequestRecord) -> None:
+        """End a stream."""
+        self._send_parts(record, _last_part(record))
+
+    def whole_stream(self, record: RequestRecord) -> tuple[Outgoing, ...]:
+        """Return the whole stream for the journal; empty if no stream was requested."""
+        if not record.ticket.wants_stream:
+            return ()
+        return self._sink.render_parts(record.ticket, (*_texts(record), _last_part(record)))
+
+    def send_stream(self, parts: Sequence[Outgoing]) -> None:
+        """Send a stream that the journal kept."""
+        self._journal.then(partial(self._sink.send_parts, parts))
+
+    def send_refusal(self, final: FinalReply) -> None:
+        """Send a final that is not journalled."""
+        self._journal.then(partial(self._sink.send_final, final))
+
+    def repeat_final(self, final: FinalReply) -> None:
+        """Send a final again that a client requested again."""
+        self._journal.once_kept(partial(self.send_refusal, final))
+
+    def send_final(self, key: str, final: FinalReply) -> None:
+        """Send a final once it is journalled, after a restart again, until it is delivered."""
         self._unwritten[key] = final
-        self._journal.once_kept(partial(self._written, key))
+        self._journal.once_kept(partial(self._on_written, key))
 
-    def forget(self, key: str) -> None:
-        """Another target sends the final message of a request."""
+    def drop_final(self, key: str) -> None:
+        """Do not send a final: another target does."""
         self._unwritten.pop(key, None)
 
-    def again(self, final: Outgoing) -> None:
-        """Send a final message to who asked again."""
-        self._journal.once_kept(partial(self.send, final))
-
-    def delivered(self, message: Outgoing) -> None:
-        """The broker has a message."""
-        key = self._owed.pop(message, None)
-        if key is not None:
+    def delivered(self, final: FinalReply) -> None:
+        """Record that a final was delivered."""
+        if (key := self._undelivered.pop(final, None)) is not None:
             self.settle(key)
 
-    def give_up(self, message: Outgoing) -> str | None:
-        """The broker will never have a message; the request whose final it was, or None."""
-        return self._owed.pop(message, None)
+    def give_up(self, final: FinalReply) -> str | None:
+        """Stop sending a final, and return the key of its request; None if it is unknown."""
+        return self._undelivered.pop(final, None)
 
     def settle(self, key: str) -> None:
-        """There is nothing more to deliver of a request."""
+        """Record that nothing of a request is left to deliver."""
         self._journal.deliver(key)
-        self._sharing.delivered(key)
+        self._queue.finish(key)
 
-    def _written(self, key: str) -> None:
-        final = self._unwritten.pop(key, None)
-        if final is not None:
-            self._sharing.give(key, partial(self._give, key, final))
+    def _on_written(self, key: str) -> None:
+        if (final := self._unwritten.pop(key, None)) is not None:
+            self._queue.when_owned(key, partial(self._send_owned, key, final))
 
-    def _give(self, key: str, final: Outgoing) -> None:
-        self._owed[final] = key
-        self.send(final)
+    def _send_owned(self, key: str, final: FinalReply) -> None:
+        self._undelivered[final] = key
+        self._journal.then(partial(self._sink.send_final, final))
 
-    def state(self, entry: RunningRequest) -> None:
-        """How far a request is."""
-        is_at_work = entry.state in _AT_WORK
-        stall = self.stall if is_at_work else None
-        message = state_message(self._topics, entry.ticket, entry.state, stall)
-        if is_at_work:
-            self.send(message)
-        else:
-            self._journal.once_kept(partial(self.send, message))
-
-    def part(self, entry: RunningRequest, choice: int, text: str) -> None:
-        """More text of one choice, for those who read along."""
-        if entry.ticket.wants_stream:
-            before = entry.texts.get(choice, "")
-            entry.texts[choice] = before + text
-            self._send_piece(self._piece(entry, choice, len(before), text))
-
-    def parts_again(self, entry: RunningRequest) -> None:
-        """All text so far, for parts may be lost with the asker's connection, or the broker."""
-        for choice, text in entry.texts.items():
-            self._send_piece(self._piece(entry, choice, 0, text))
-
-    def last_part(self, entry: RunningRequest) -> None:
-        """The stream has ended."""
-        if entry.ticket.wants_stream:
-            self._send_piece(self._end(entry))
-
-    def whole(self, entry: RunningRequest) -> tuple[Outgoing, ...]:
-        """What a stream that has ended was, for readers who may lack some of it."""
-        if not entry.ticket.wants_stream:
-            return ()
-        texts = [self._piece(entry, choice, 0, text) for choice, text in entry.texts.items()]
-        return tuple(piece for piece in (*texts, self._end(entry)) if _fits(piece))
-
-    def _piece(self, entry: RunningRequest, choice: int, index: int, text: str) -> Outgoing:
-        number = choice if entry.request.n > 1 else None
-        piece = StreamPart(index, text, is_last=False, choice=number)
-        return piece_message(self._topics, entry.ticket, piece)
-
-    def _end(self, entry: RunningRequest) -> Outgoing:
-        num_chars = sum(map(len, entry.texts.values()))
-        return piece_message(self._topics, entry.ticket, StreamPart(num_chars, "", is_last=True))
-
-    def _send_piece(self, piece: Outgoing) -> None:
-        if _fits(piece):
-            self.send(piece)
+    def _send_parts(self, record: RequestRecord, *parts: StreamPart) -> None:
+        self.send_stream(self._sink.render_parts(record.ticket, parts))
 
 
-def _fits(piece: Outgoing) -> bool:
-    """Where all that a former process said is too long for one part, the final has it."""
-    return len(piece.payload) <= MAX_PAYLOAD_BYTES
+def _part(record: RequestRecord, choice: int, index: int, text: str) -> StreamPart:
+    number = choice if record.request.n > 1 else None
+    return StreamPart(index, text, is_last=False, choice=number)
+
+
+def _texts(record: RequestRecord) -> list[StreamPart]:
+    return [_part(record, choice, 0, text) for choice, text in record.texts.items()]
+
+
+def _last_part(record: RequestRecord) -> StreamPart:
+    return StreamPart(sum(map(len, record.texts.values())), "", is_last=True)

@@ -1,8 +1,8 @@
-"""Requests at work: each is one task, from the moment it is let in to its one final message.
+"""Runs each accepted request as one task, until its one final.
 
-A request's end is text, error, cancelled or expired, and comes exactly once. Where a journal is
-kept, the end of this process is none: the next one goes on. Whatever is raised while a request is
-at work is its own end, and nobody else's.
+A request ends with an answer or an error, or is cancelled or expires. With a journal the end of
+this process ends no request: the next process continues it. An exception ends only the request
+that raised it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from edgecosine.counters import Counters
@@ -19,9 +20,10 @@ from edgecosine.errors import ActorStopped, Refusal, RequestError, root_of
 from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.durability.interface import FinishedRecord, Journal
 from edgecosine.node.gateway.reply_publisher import ReplyPublisher
-from edgecosine.node.gateway.request_table import RequestTable, RunningRequest
+from edgecosine.node.gateway.request_table import RequestTable
 from edgecosine.node.gateway.service import Service
 from edgecosine.node.gateway.session_slots import QueuePosition, SessionSlots
+from edgecosine.node.runtime.clock import loop_time
 from edgecosine.node.runtime.failures import (
     CANCELLED,
     EXPIRED,
@@ -32,269 +34,258 @@ from edgecosine.node.runtime.failures import (
     log_failure,
 )
 from edgecosine.protocol.api.choices import choices_of, join_answers
-from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.replies import RequestStatus, answer_message, error_message
+from edgecosine.protocol.api.replies import FinalReply, answer_reply, error_reply
 from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
+from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
 
 logger = logging.getLogger(__name__)
 
 
 class RequestRunner:
-    """Has the requests of a ledger answered while it is `open`."""
+    """Runs requests while it is `open`."""
 
     def __init__(
         self,
         service: Service,
         *,
-        ledger: RequestTable,
-        places: SessionSlots,
-        telling: ReplyPublisher,
+        table: RequestTable,
+        slots: SessionSlots,
+        publisher: ReplyPublisher,
         journal: Journal,
         keep_answers_s: float,
-        wall_clock_s: Callable[[], float],
         counters: Counters,
     ) -> None:
         self._service = service
-        self._ledger, self._places, self._telling = ledger, places, telling
+        self._table, self._slots, self._publisher = table, slots, publisher
         self._journal, self._keep_answers_s = journal, keep_answers_s
-        self._wall_clock_s, self._counters = wall_clock_s, counters
-        self._complaints = LogThrottle()
-        self._turns: dict[RunningRequest, list[tuple[Request, QueuePosition]]] = {}
-        """The choices of each request at work, and their places at the target."""
-        self._scopes: dict[RunningRequest, asyncio.Timeout] = {}
-        self._tasks: dict[RunningRequest, asyncio.Task[None]] = {}
-        self._sessions = asyncio.TaskGroup()
-        self._left = asyncio.Event()
+        self._counters, self._log_throttle = counters, LogThrottle()
+        self._positions: dict[RequestRecord, list[tuple[Request, QueuePosition]]] = {}
+        """The choices of each active request, and their queue positions."""
+        self._deadlines: dict[RequestRecord, asyncio.Timeout] = {}
+        self._tasks: dict[RequestRecord, asyncio.Task[None]] = {}
+        self._task_group = asyncio.TaskGroup()
+        self._request_ended = asyncio.Event()
         self.is_open = False
 
     def __repr__(self) -> str:
-        return f"<RequestRunner [{len(self._turns)} at work]>"
+        return f"<RequestRunner [{len(self._positions)} active]>"
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Requests can be started here; who is still at work at the end is torn away."""
-        async with self._sessions:
+        """Run requests within the block; those that are active at its end are cut off."""
+        async with self._task_group:
             self.is_open = True
             try:
                 yield
             finally:
                 self.is_open = False
 
-    def book(self, entry: RunningRequest) -> None:
-        """A request is in the ledger: its choices take their places in the queue."""
+    def book(self, record: RequestRecord) -> None:
+        """Give the choices of an accepted request their queue positions."""
         choices = [
-            replace(request, said=entry.said.get(request.choice, NOTHING))
-            for request in choices_of(entry.request)
+            replace(request, said=record.resumed.get(request.choice, NOTHING))
+            for request in choices_of(record.request)
         ]
-        turns = self._places.book(choices, is_suspect=entry.is_suspect)
-        self._turns[entry] = list(zip(choices, turns, strict=True))
+        positions = self._slots.book(choices, is_suspect=record.is_suspect)
+        self._positions[record] = list(zip(choices, positions, strict=True))
 
-    def start(self, entry: RunningRequest) -> None:
-        """Have a booked request answered."""
-        name = f"reception.{entry.ticket.key}"
-        task = self._sessions.create_task(self._serve(entry), name=name)
-        self._tasks[entry] = task
-        task.add_done_callback(lambda _: self._tasks.pop(entry, None))
+    def start(self, record: RequestRecord) -> None:
+        """Run a booked request."""
+        name = f"request.{record.key}"
+        task = self._task_group.create_task(self._run(record), name=name)
+        self._tasks[record] = task
+        task.add_done_callback(lambda _: self._tasks.pop(record, None))
 
-    def drop(self, entry: RunningRequest) -> None:
-        """A booked request was not let in after all."""
-        self._ledger.drop(entry)
-        self._vacate(entry)
+    def drop(self, record: RequestRecord) -> None:
+        """Forget a booked request that was not accepted after all."""
+        self._table.forget(record.key)
+        self._release(record)
 
-    def abandon(self, entry: RunningRequest) -> None:
-        """Another target answers the request: not a word of it from here any more."""
-        entry.is_elsewhere = True
-        self._vacate(entry)
-        if (task := self._tasks.get(entry)) is not None:
+    def abandon(self, record: RequestRecord) -> None:
+        """End a request that another target owns, without a reply."""
+        record.is_elsewhere = True
+        self._release(record)
+        if (task := self._tasks.get(record)) is not None:
             task.cancel()
 
-    def cancel(self, entry: RunningRequest) -> None:
-        """The asker does not want the answer any more."""
-        scope = self._scopes.get(entry)
-        if scope is None:
-            entry.is_cancelled = True
-        elif not scope.expired():
-            entry.is_cancelled = True
-            scope.reschedule(_now())
+    def cancel(self, record: RequestRecord) -> None:
+        """End a request at its client's wish."""
+        deadline = self._deadlines.get(record)
+        if deadline is None:
+            record.is_cancelled = True
+        elif not deadline.expired():
+            record.is_cancelled = True
+            deadline.reschedule(loop_time())
 
-    def leave(self, entry: RunningRequest, *, is_handed_over: bool = False) -> None:
-        """This process ends: the next one, or another target, goes on."""
+    def leave(self, record: RequestRecord, *, is_handed_over: bool = False) -> None:
+        """Leave a request to the next process or another target, since this process ends."""
         if is_handed_over and not self._journal.is_durable:
-            logger.info("request left to another target: request=%s", entry.ticket.key)
+            logger.info("request left to another target: request=%s", record.key)
         elif self._journal.is_durable:
-            logger.info("request left to the next start: request=%s", entry.ticket.key)
-            # After a failure any of them may be what the engine cannot bear, as after a kill.
+            logger.info("request left to the next start: request=%s", record.key)
+            # After an engine failure each of them may be the cause, as after a crash.
             if not self._service.has_broken:
-                self._journal.leave(entry.ticket.key)
+                self._journal.leave(record.key)
         else:
-            self.fail(entry, "failed", LEAVING)
+            self.fail(record, "failed", LEAVING)
 
     def fail(
-        self, entry: RunningRequest, state: RequestStatus, error: RequestError | Refusal
+        self, record: RequestRecord, state: RequestStatus, error: RequestError | Refusal
     ) -> None:
         """End a request without an answer."""
         self._counters.count("failed", error.code)
-        self._finish(entry, state, error_message(entry.ticket, error))
+        self._finish(record, state, error_reply(record.ticket, error))
 
     async def idle(self) -> None:
-        """Wait until no request is at work."""
-        while self._ledger.at_work:
-            self._left.clear()
-            await self._left.wait()
+        """Wait until no request is active."""
+        while self._table.active:
+            self._request_ended.clear()
+            await self._request_ended.wait()
 
-    def abort(self, entry: RunningRequest, error: BaseException) -> None:
-        """End a request for what was raised at it, whatever that was and wherever it stands."""
-        log_failure(entry.ticket.key, error)
-        if entry.is_told:
+    def abort(self, record: RequestRecord, error: BaseException) -> None:
+        """End a request because of an exception, at any stage."""
+        log_failure(record.key, error)
+        if record.is_final_sent:
             return
         fault = fault_of(error) if self.is_open else LEAVING
-        for wants_stream in (entry.ticket.wants_stream, False):
-            entry.ticket = replace(entry.ticket, wants_stream=wants_stream)
+        for wants_stream in (record.ticket.wants_stream, False):
+            record.ticket = replace(record.ticket, wants_stream=wants_stream)
             try:
-                self.fail(entry, "failed", fault)
-            except Exception as another:  # noqa: BLE001 -- the final must go out
-                log_failure(entry.ticket.key, another)
-            if entry.is_told or entry.is_elsewhere:
+                self.fail(record, "failed", fault)
+            except Exception as another:  # noqa: BLE001 -- the final must be sent
+                log_failure(record.key, another)
+            if record.is_final_sent or record.is_elsewhere:
                 return
-        self._ledger.forget(entry.ticket.key)
-        self._vacate(entry)
+        self._table.forget(record.key)
+        self._release(record)
 
-    async def _serve(self, entry: RunningRequest) -> None:
+    async def _run(self, record: RequestRecord) -> None:
         try:
-            await self._live(entry)
+            await self._run_to_final(record)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 -- panics of tokenizers are no Exceptions
-            self.abort(entry, error)
+        except BaseException as error:  # noqa: BLE001 -- a panic of a tokenizer is no Exception
+            self.abort(record, error)
 
-    async def _live(self, entry: RunningRequest) -> None:
-        """The life of one request at the door. Cancellation by its asker is an early deadline."""
+    async def _run_to_final(self, record: RequestRecord) -> None:
+        """Run a request to its final. A cancel message acts as an early deadline."""
+        deadline_at = None if math.isinf(record.deadline_at) else record.deadline_at
         try:
-            async with asyncio.timeout_at(_when(entry)) as scope:
-                self._scopes[entry] = scope
-                if entry.is_cancelled:
-                    scope.reschedule(_now())
-                self._advance(entry, "queued")
-                answer = await self._answer(entry)
+            async with asyncio.timeout_at(deadline_at) as deadline:
+                self._deadlines[record] = deadline
+                if record.is_cancelled:
+                    deadline.reschedule(loop_time())
+                self._advance(record, "queued")
+                answer = await self._answer(record)
         except TimeoutError:
-            if not scope.expired():
+            if not deadline.expired():
                 raise
-            self._end_early(entry)
+            self._end_early(record)
         except RequestError as error:
-            self.fail(entry, "failed", error)
+            self.fail(record, "failed", error)
         except ActorStopped as error:
-            logger.warning("request interrupted: request=%s error=%r", entry.ticket.key, error)
-            self._interrupt(entry)
+            logger.warning("request interrupted: request=%s error=%r", record.key, error)
+            self._interrupt(record)
         except asyncio.CancelledError:
-            # A task group inside the session that has failed once makes Python 3.11 take our
-            # time-out for somebody's cancellation.
-            if not (self.is_open and scope.expired()):
-                raise  # and the reception leaves all that is at work
-            self._end_early(entry)
+            # After a failed task group inside the session, Python 3.11 reports our time-out as a
+            # cancellation from outside.
+            if not (self.is_open and deadline.expired()):
+                raise  # `RequestManager.run` leaves all active requests
+            self._end_early(record)
         else:
-            created_s = int(self._wall_clock_s())
-            final = answer_message(entry.ticket, entry.request, answer, created_s=created_s)
-            self._finish(entry, "done", final)
+            final = answer_reply(record.ticket, record.request, answer, created_s=int(time.time()))
+            self._finish(record, "done", final)
 
-    async def _answer(self, entry: RunningRequest) -> Answer:
-        """Have all choices of a request made side by side; the first failure ends them all."""
+    async def _answer(self, record: RequestRecord) -> Answer:
+        """Generate all choices of a request concurrently; the first failure ends them all."""
         try:
             async with asyncio.TaskGroup() as group:
                 choices = [
-                    group.create_task(self._choose(entry, request, turn), name=request.key)
-                    for request, turn in self._turns[entry]
+                    group.create_task(self._generate(record, request, position), name=request.key)
+                    for request, position in self._positions[record]
                 ]
         except BaseExceptionGroup as failures:
             raise root_of(failures) from None
         return join_answers([choice.result() for choice in choices])
 
-    async def _choose(self, entry: RunningRequest, request: Request, turn: QueuePosition) -> Answer:
-        """Have one choice made, journal its tokens, and pass its text on."""
-        position = len(request.said.tokens)
-        async with turn, contextlib.aclosing(self._service.answer(request)) as progress:
-            begun = _now()
-            if not entry.has_begun:
-                entry.has_begun = True
-                self._journal.begin(entry.ticket.key)
-                if entry.is_suspect:
-                    await self._journal.settled()  # if it ends this process, that is to be known
+    async def _generate(
+        self, record: RequestRecord, request: Request, position: QueuePosition
+    ) -> Answer:
+        """Generate one choice; its tokens are journalled and its text is streamed."""
+        num_tokens = len(request.said.tokens)
+        async with position, contextlib.aclosing(self._service.answer(request)) as progress:
+            started_at = loop_time()
+            if not record.has_started:
+                record.has_started = True
+                self._journal.begin(record.key)
+                if record.is_suspect:
+                    await self._journal.settled()  # a crash must find the start in the journal
             async for step in progress:
                 match step:
                     case Started():
-                        self._advance(entry, "running")
+                        self._advance(record, "running")
                     case Committed():
-                        position = self._commit(entry, request, position, step)
+                        num_tokens = self._commit(record, request, num_tokens, step)
                     case Delta():
-                        self._advance(entry, "running")
-                        position = self._commit(entry, request, position, step.committed)
-                        self._telling.part(entry, request.choice, step.text)
+                        self._advance(record, "running")
+                        num_tokens = self._commit(record, request, num_tokens, step.committed)
+                        self._publisher.send_part(record, request.choice, step.text)
                     case Answer():
-                        self._places.learn(turn, request, step, _now() - begun)
-                        queue_s = begun - turn.since
+                        self._slots.learn(position, request, step, loop_time() - started_at)
+                        queue_s = started_at - position.since
                         return replace(step, metrics=replace(step.metrics, queue_s=queue_s))
         raise RuntimeError("the service ended without an answer")
 
     def _commit(
-        self, entry: RunningRequest, request: Request, position: int, committed: Committed
+        self, record: RequestRecord, request: Request, num_before: int, committed: Committed
     ) -> int:
-        """Journal a round's tokens; returns how many there are now."""
+        """Journal the tokens of a round; return the number of tokens so far."""
         if committed.tokens:
-            self._journal.commit(entry.ticket.key, request.choice, position, committed)
-        return position + len(committed.tokens)
+            self._journal.commit(record.key, request.choice, num_before, committed)
+        return num_before + len(committed.tokens)
 
-    def _end_early(self, entry: RunningRequest) -> None:
-        if entry.is_cancelled:
-            self.fail(entry, "cancelled", CANCELLED)
+    def _end_early(self, record: RequestRecord) -> None:
+        if record.is_cancelled:
+            self.fail(record, "cancelled", CANCELLED)
         else:
-            self.fail(entry, "expired", EXPIRED)
+            self.fail(record, "expired", EXPIRED)
 
-    def _interrupt(self, entry: RunningRequest) -> None:
-        """The engine has ended.
+    def _interrupt(self, record: RequestRecord) -> None:
+        """End a request after its engine, unless the journal lets the next process continue it.
 
-        A process that ends takes its actors along, some of them before us, and without its engine
-        it ends; a request that is in the journal outlives it.
+        This process ends as well, since it cannot run without an engine.
         """
         if not self._journal.is_durable:
-            self.fail(entry, "failed", INTERNAL if self.is_open else LEAVING)
+            self.fail(record, "failed", INTERNAL if self.is_open else LEAVING)
 
-    def _finish(self, entry: RunningRequest, state: RequestStatus, final: Outgoing) -> None:
-        if entry.is_elsewhere:
+    def _finish(self, record: RequestRecord, state: RequestStatus, final: FinalReply) -> None:
+        if record.is_elsewhere:
             return
-        if len(final.payload) > MAX_PAYLOAD_BYTES:
-            state, final = "failed", error_message(entry.ticket, TOO_LONG)
-        key, digest = entry.ticket.key, entry.ticket.digest
+        if len(final.body) > self._publisher.max_body_bytes:
+            state, final = "failed", error_reply(record.ticket, TOO_LONG)
         kept_until = self._journal.wall_s() + self._keep_answers_s
-        is_stream = entry.ticket.wants_stream
-        parts = self._telling.whole(entry) if is_stream else ()
-        self._journal.finish(FinishedRecord(key, digest, state, final, kept_until, parts=parts))
-        self._ledger.finish(entry, state, final, _now())
-        self._vacate(entry)
-        if is_stream:
-            self._telling.last_part(entry)
-        self._telling.owe(key, final)
-        entry.is_told = True
-        self._telling.state(entry)
-        # What was answered has its line from the session.
-        is_told = state != "done" and self._complaints.is_due(state, _now())
-        level = logging.INFO if is_told else logging.DEBUG
-        logger.log(level, "request finished: request=%s state=%s", key, state)
+        parts = self._publisher.whole_stream(record)
+        self._journal.finish(
+            FinishedRecord(record.key, record.ticket.digest, state, final, kept_until, parts=parts)
+        )
+        self._table.finish(record, state, final, loop_time())
+        self._release(record)
+        if record.ticket.wants_stream:
+            self._publisher.send_last_part(record)
+        self._publisher.send_final(record.key, final)
+        record.is_final_sent = True
+        self._publisher.send_state(record)
+        # The session logs answers itself.
+        is_logged = state != "done" and self._log_throttle.is_due(state, loop_time())
+        level = logging.INFO if is_logged else logging.DEBUG
+        logger.log(level, "request finished: request=%s state=%s", record.key, state)
 
-    def _vacate(self, entry: RunningRequest) -> None:
-        self._scopes.pop(entry, None)
-        # Also of choices that ended before their first step.
-        self._places.leave([turn for _, turn in self._turns.pop(entry, ())])
-        self._left.set()
+    def _release(self, record: RequestRecord) -> None:
+        self._deadlines.pop(record, None)
+        # This includes choices that were cancelled before their first step.
+        self._slots.release([position for _, position in self._positions.pop(record, ())])
+        self._request_ended.set()
 
-    def _advance(self, entry: RunningRequest, state: RequestStatus) -> None:
-        if self._ledger.advance(entry, state):
-            self._telling.state(entry)
-
-
-def _when(entry: RunningRequest) -> float | None:
-    """The moment, in the loop's time, at which the answer is worth nothing."""
-    deadline_s = entry.request.deadline_s
-    return None if math.isinf(deadline_s) else entry.since + deadline_s
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+    def _advance(self, record: RequestRecord, state: RequestStatus) -> None:
+        if record.advance(state):
+            self._publisher.send_state(record)

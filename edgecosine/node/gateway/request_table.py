@@ -1,185 +1,124 @@
-"""Which requests are at work and which were answered: duplicates, monotonic states.
+"""The requests that a gateway knows: active ones, and finals that are kept for repeated requests.
 
-Pure: no await, and the clock is passed in. Bounded on both sides: requests at work by who is let in
-(`balance/admission.py`), and by count and bytes the answers that are kept for those who ask twice.
+Pure: the time is passed in. Admission control bounds the active requests
+(`balance/admission.py`), and count and bytes bound the kept finals.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from edgecosine.errors import RequestError
 from edgecosine.node.runtime.failures import DUPLICATE
-from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ANONYMOUS, ReplyAddress
-from edgecosine.protocol.api.replies import RequestStatus
-from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.parse_request import ANONYMOUS
+from edgecosine.protocol.api.replies import FinalReply
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, RequestStatus
 
 MAX_KEPT_ANSWERS = 1024
 MAX_KEPT_BYTES = 16 << 20
 
-_ORDER: dict[RequestStatus, int] = {
-    "accepted": 0,
-    "queued": 1,
-    "running": 2,
-    "done": 3,
-    "failed": 3,
-    "cancelled": 3,
-    "expired": 3,
-}
-
-
-@dataclass(slots=True, eq=False)
-class RunningRequest:
-    """One request at work."""
-
-    ticket: ReplyAddress
-    request: Request
-    since: float
-    state: RequestStatus = "accepted"
-    is_cancelled: bool = False
-    is_elsewhere: bool = False
-    """Whether another target has taken it."""
-    is_told: bool = False
-    """Whether its final message was given out."""
-    has_begun: bool = False
-    """Whether one of its sessions has."""
-    is_suspect: bool = False
-    """Whether a former process may have ended at it."""
-    said: Mapping[int, Committed] = field(default_factory=dict)
-    """What a former process has committed, by choice."""
-    texts: dict[int, str] = field(default_factory=dict)
-    """What was passed on to a reader of the stream, by choice."""
-
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """One request that has had its final message."""
+    """The final of a request."""
 
     digest: bytes
     state: RequestStatus
-    final: Outgoing
+    final: FinalReply
     until: float = math.inf
     """When it may be forgotten."""
 
 
 class RequestTable:
-    """All requests that this gateway knows of."""
+    """All requests that this gateway knows, by key. Finals are kept for `keep_s` seconds."""
 
-    def __init__(self, *, max_sessions: int, keep_s: float = math.inf) -> None:
-        self._max_sessions, self._keep_s = max_sessions, keep_s
-        self._entries: dict[str, RunningRequest] = {}
+    def __init__(self, *, keep_s: float = math.inf) -> None:
+        self._keep_s = keep_s
+        self._active: dict[str, RequestRecord] = {}
         self._finished: OrderedDict[str, FinishedRequest] = OrderedDict()
         self._kept_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<RequestTable {len(self._entries)} at work, {len(self._finished)} answers kept>"
+        return f"<RequestTable {len(self._active)} active, {len(self._finished)} finals kept>"
 
     @property
-    def at_work(self) -> tuple[RunningRequest, ...]:
-        """The requests that have not had their final message."""
-        return tuple(self._entries.values())
+    def active(self) -> tuple[RequestRecord, ...]:
+        """The requests without a final."""
+        return tuple(self._active.values())
 
-    def admit(self, ticket: ReplyAddress, request: Request, now: float) -> RunningRequest:
-        """Take a new request in; each of its choices needs a place.
+    def add(self, record: RequestRecord, now: float) -> None:
+        """Add an accepted request."""
+        record.accepted_at = now - record.age_s
+        self._active[record.key] = record
 
-        Raises RequestError when there can never be so many.
-        """
-        if request.n > self._max_sessions:
-            raise RequestError(
-                f"n is {request.n}, but this cluster runs {self._max_sessions} at one time",
-                code="invalid_value",
-                parameter="n",
-            )
-        entry = RunningRequest(ticket, request, since=now)
-        self._entries[ticket.key] = entry
-        return entry
+    def get(self, key: str) -> RequestRecord | None:
+        """Return the active request with this key."""
+        return self._active.get(key)
 
-    def restore(self, entry: RunningRequest) -> None:
-        """Take in a request that was let in before."""
-        self._entries[entry.ticket.key] = entry
-
-    def drop(self, entry: RunningRequest) -> None:
-        """Forget a request that was not let in after all."""
-        del self._entries[entry.ticket.key]
-
-    def at(self, key: str) -> RunningRequest | None:
-        """The request at work of this name, if there is one."""
-        return self._entries.get(key)
-
-    def has_answered(self, key: str) -> bool:
-        """Whether an answer is kept."""
+    def has_finished(self, key: str) -> bool:
+        """Whether the final of a request is kept."""
         return key in self._finished
 
     def finished(self, key: str) -> FinishedRequest | None:
-        """The answer that is kept of a request."""
+        """Return the final that is kept of a request."""
         return self._finished.get(key)
 
-    def forget(self, key: str) -> RunningRequest | None:
-        """Forget a request that another target answers; the entry, if it was at work."""
-        if (finished := self._finished.pop(key, None)) is not None:
-            self._kept_bytes -= finished.final.num_bytes
-        return self._entries.pop(key, None)
+    def forget(self, key: str) -> RequestRecord | None:
+        """Forget a request that was refused or that another target owns; return it if active."""
+        self._drop_finished(key)
+        return self._active.pop(key, None)
 
     def recall(
         self, ticket: ReplyAddress, now: float = 0.0
-    ) -> RunningRequest | FinishedRequest | None:
-        """What is known of a request that may have come before.
+    ) -> RequestRecord | FinishedRequest | None:
+        """Return what is known of a request; None if it is new.
 
-        Raises RequestError when the name stands for another request.
+        Raises RequestError if the key belongs to another request.
         """
-        known = self._entries.get(ticket.key) or self._finished.get(ticket.key)
+        key = ticket.key
+        known = self._active.get(key) or self._finished.get(key)
         if isinstance(known, FinishedRequest) and known.until < now:
-            del self._finished[ticket.key]
-            self._kept_bytes -= known.final.num_bytes
+            self._drop_finished(key)
             known = None
         if known is None:
             return None
-        digest = known.ticket.digest if isinstance(known, RunningRequest) else known.digest
+        digest = known.ticket.digest if isinstance(known, RequestRecord) else known.digest
         if digest != ticket.digest:
             raise DUPLICATE.error()
         if isinstance(known, FinishedRequest):
-            self._finished.move_to_end(ticket.key)
+            self._finished.move_to_end(key)
         return known
 
-    def find(self, request_id: str, client_id: str | None) -> RunningRequest | None:
-        """The request at work that somebody wants to end.
+    def find(self, request_id: str, client_id: str | None) -> RequestRecord | None:
+        """Return the active request that a cancel message names, if any.
 
-        An asker that does not name itself means the only request of that name, or the anonymous one
-        among several.
+        Without a client id it is the only request with that id, or the anonymous one of several.
         """
         if client_id is not None:
-            return self._entries.get(f"{client_id}/{request_id}")
-        named = [entry for entry in self._entries.values() if entry.ticket.request_id == request_id]
+            return self._active.get(f"{client_id}/{request_id}")
+        named = [each for each in self._active.values() if each.ticket.request_id == request_id]
         if len(named) == 1:
             return named[0]
-        return self._entries.get(f"{ANONYMOUS}/{request_id}")
-
-    def advance(self, entry: RunningRequest, state: RequestStatus) -> bool:
-        """Move an entry to a later state; False when it is there or further already."""
-        if _ORDER[state] <= _ORDER[entry.state]:
-            return False
-        entry.state = state
-        return True
+        return self._active.get(f"{ANONYMOUS}/{request_id}")
 
     def finish(
-        self, entry: RunningRequest, state: RequestStatus, final: Outgoing, now: float
+        self, record: RequestRecord, state: RequestStatus, final: FinalReply, now: float
     ) -> None:
-        """The entry has had its final message, which is kept for those who ask again."""
-        self.advance(entry, state)
-        key = entry.ticket.key
-        self._entries.pop(key, None)
-        self.keep(key, FinishedRequest(entry.ticket.digest, state, final, now + self._keep_s))
+        """End a request, and keep its final."""
+        record.advance(state)
+        self._active.pop(record.key, None)
+        until = now + self._keep_s
+        self.keep(record.key, FinishedRequest(record.ticket.digest, state, final, until))
 
     def keep(self, key: str, finished: FinishedRequest) -> None:
-        """Keep an answer for those who ask again."""
-        if (former := self._finished.pop(key, None)) is not None:
-            self._kept_bytes -= former.final.num_bytes
+        """Keep a final for repeated requests."""
+        self._drop_finished(key)
         self._finished[key] = finished
         self._kept_bytes += finished.final.num_bytes
         while len(self._finished) > MAX_KEPT_ANSWERS or self._kept_bytes > MAX_KEPT_BYTES:
-            _, oldest = self._finished.popitem(last=False)
-            self._kept_bytes -= oldest.final.num_bytes
+            self._drop_finished(next(iter(self._finished)))
+
+    def _drop_finished(self, key: str) -> None:
+        if (finished := self._finished.pop(key, None)) is not None:
+            self._kept_bytes -= finished.final.num_bytes

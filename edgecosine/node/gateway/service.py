@@ -1,4 +1,4 @@
-"""What the doors of a cluster ask: the one protocol between a gateway and the target's sessions."""
+"""The interface between a gateway and the sessions of its target."""
 
 from __future__ import annotations
 
@@ -13,20 +13,31 @@ class Service(Protocol):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """JSON values: `models` (names), `max_context` and `max_tokens` (tokens), and any more."""
+        """JSON values: `models` (names), `max_context` and `max_tokens` (tokens), and others."""
 
     @property
     def max_sessions(self) -> int:
-        """Sessions that may be at work at one time."""
+        """Most sessions that may run at the same time."""
 
     @property
     def has_broken(self) -> bool:
-        """Whether what makes the answers failed at its requests, maybe because of one of them."""
+        """Whether the engine failed during a request, maybe because of it."""
+
+    def check(self, request: Request) -> None:
+        """Check all that the model asks of a request: policy, tokens, template, context length.
+
+        Raises RequestError if the request can never be served.
+        """
 
     def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.
 
-        One session makes one choice: `request.choice`, whatever `request.n`.
+        One session generates one choice, `request.choice`, whatever `request.n`.
 
-        Raises RequestError when the request cannot be served.
+        Raises RequestError if the request cannot be served.
         """
+
+
+def model_of(service: Service) -> str:
+    """Return the name of the model that determines a service's answers."""
+    return ",".join(service.info["models"])

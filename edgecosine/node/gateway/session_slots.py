@@ -1,7 +1,7 @@
-"""Places at the target for those who were let in: who waits here goes on when its turn comes.
+"""Session slots at the target, and the queue before them.
 
-Suspects, at which a former process may have ended, come first and alone, one after the other, so
-that nobody goes down with the one that is to blame.
+Suspects, which may have crashed a former process, run first and one at a time, so that no other
+request is lost with the one at fault.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from typing import Self
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.fair_queue import FairJob
+from edgecosine.errors import Overloaded
+from edgecosine.node.runtime.clock import loop_time
 from edgecosine.protocol.api.request import Answer, Request
 
 
 class QueuePosition:
-    """`async with turn:` waits for a place and gives it back."""
+    """The place of one choice in the queue: `async with` waits for a slot and releases it."""
 
-    def __init__(self, places: SessionSlots, job: FairJob) -> None:
+    def __init__(self, slots: SessionSlots, job: FairJob) -> None:
         self.job = job
-        self.since = _now()
-        """When it was booked."""
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.since = loop_time()
+        self.has_slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.num_tokens: int | None = None
-        """That the session has made, once it has ended with an answer."""
-        self._places = places
+        """Tokens that the session generated; None before its answer."""
+        self._slots = slots
 
-    def begin(self) -> None:
-        """It has come; whoever was cancelled while waiting leaves in a moment."""
-        if not self.begun.done():
-            self.begun.set_result(None)
+    def give_slot(self) -> None:
+        """Let the session start; a waiter that was cancelled releases the slot itself."""
+        if not self.has_slot.done():
+            self.has_slot.set_result(None)
 
     async def __aenter__(self) -> Self:
         try:
-            await self.begun
+            await self.has_slot
         except asyncio.CancelledError:
-            self._places.leave([self])
+            self._slots.release([self])
             raise
         return self
 
@@ -47,77 +48,81 @@ class QueuePosition:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._places.leave([self])
+        self._slots.release([self])
 
 
 class SessionSlots:
-    """The sessions that may be at work at one time, and the queue before them."""
+    """The sessions that may run at the same time, and the queue of those that wait."""
 
     def __init__(self, admission: AdmissionControl) -> None:
         self._admission = admission
-        self._turns: dict[FairJob, QueuePosition] = {}
+        self._positions: dict[FairJob, QueuePosition] = {}
         self._suspects: list[list[QueuePosition]] = []
-        """The turns of each, those of the one at work first."""
+        """Positions of each suspect, those of the running one first."""
 
     def __repr__(self) -> str:
         return f"<SessionSlots {self._admission!r}>"
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Whether there is room for the choices of one request.
+        """Check that the queue has room for the choices of one request.
 
         Raises Overloaded.
         """
         jobs = [self._job(request) for request in requests]
-        self._admission.check(jobs, requests[0].deadline_s, _now())
+        self._admission.check(jobs, requests[0].deadline_s, loop_time())
+
+    def has_room(self, requests: Sequence[Request]) -> bool:
+        """Whether the queue has room for the choices of one request."""
+        try:
+            self.check(requests)
+        except Overloaded:
+            return False
+        return True
 
     def book(self, requests: Sequence[Request], *, is_suspect: bool = False) -> list[QueuePosition]:
-        """A turn for each of the choices, which count from now on."""
-        turns = [QueuePosition(self, self._job(request)) for request in requests]
-        for turn in turns:
-            self._turns[turn.job] = turn
-            self._admission.add(turn.job)
+        """Return a queue position for each of the choices, which occupy the queue from now on."""
+        positions = [QueuePosition(self, self._job(request)) for request in requests]
+        for position in positions:
+            self._positions[position.job] = position
+            self._admission.add(position.job)
         if is_suspect:
-            self._suspects.append(list(turns))
-        self._start()
-        return turns
+            self._suspects.append(list(positions))
+        self._start_next()
+        return positions
 
-    def leave(self, turns: Sequence[QueuePosition]) -> None:
-        """The turns have been used, or are not wanted any more; once is enough."""
-        for turn in turns:
-            if self._turns.pop(turn.job, None) is not None:
-                turn.begun.cancel()
-                self._admission.leave(turn.job, _now(), turn.num_tokens)
-        left = [[turn for turn in each if turn.job in self._turns] for each in self._suspects]
-        self._suspects = [turns for turns in left if turns]
-        self._start()
+    def release(self, positions: Sequence[QueuePosition]) -> None:
+        """Free slots or queue positions; releasing one twice does nothing."""
+        for position in positions:
+            if self._positions.pop(position.job, None) is not None:
+                position.has_slot.cancel()
+                self._admission.leave(position.job, loop_time(), position.num_tokens)
+        left = [[each for each in group if each.job in self._positions] for group in self._suspects]
+        self._suspects = [group for group in left if group]
+        self._start_next()
 
     def learn(
-        self, turn: QueuePosition, request: Request, answer: Answer, elapsed_s: float
+        self, position: QueuePosition, request: Request, answer: Answer, elapsed_s: float
     ) -> None:
-        """A turn's session has made its answer in so much time."""
-        # An end token that was said is none of the answer's.
-        turn.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
-        self._admission.pace.observe(turn.num_tokens, _room(request), elapsed_s)
+        """Update the expected pace with an answer that took `elapsed_s` seconds."""
+        # An end token among the resumed tokens is not part of the answer.
+        position.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
+        self._admission.pace.observe(position.num_tokens, _remaining_tokens(request), elapsed_s)
 
     def _job(self, request: Request) -> FairJob:
-        cost = self._admission.pace.tokens(_room(request))
+        cost = self._admission.pace.tokens(_remaining_tokens(request))
         return FairJob(request.client_id, cost, request.priority)
 
-    def _start(self) -> None:
+    def _start_next(self) -> None:
         if self._suspects:
             if not self._admission.num_running:
-                for turn in self._suspects[0]:
-                    self._admission.take(turn.job, _now())
-                    turn.begin()
+                for position in self._suspects[0]:
+                    self._admission.take(position.job, loop_time())
+                    position.give_slot()
             return
-        while (job := self._admission.start(_now())) is not None:
-            self._turns[job].begin()
+        while (job := self._admission.start(loop_time())) is not None:
+            self._positions[job].give_slot()
 
 
-def _room(request: Request) -> int:
-    """Tokens that a session may still make; what was said before costs it nothing."""
+def _remaining_tokens(request: Request) -> int:
+    """Return the tokens that a session may still generate; resumed tokens cost it nothing."""
     return request.max_tokens - len(request.said.tokens)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

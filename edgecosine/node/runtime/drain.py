@@ -1,4 +1,4 @@
-"""Going away in order: nothing new is taken, what is at work is finished, then the node ends."""
+"""Graceful shutdown: a node refuses new work, finishes active work, and then ends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class Drained(EdgecosineError):
-    """The node was told to go, and nothing is at work any more, or its time is over."""
+    """The node was asked to drain, and is idle now or has run out of time."""
 
 
 class Drain:
-    """One node's leave. A node that has not said how it winds down has nothing at work."""
+    """One node's shutdown. A node without a `by` call counts as idle."""
 
     def __init__(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -27,21 +27,21 @@ class Drain:
 
     @property
     def is_requested(self) -> bool:
-        """Whether the node is to go."""
+        """Whether the node has to drain."""
         return self._requested.is_set()
 
     def request(self) -> bool:
-        """Let the node go; False when it was told before."""
+        """Request the shutdown. Returns False if it was requested before."""
         is_first = not self.is_requested
         self._requested.set()
         return is_first
 
     def by(self, wind_down: Callable[[], Awaitable[None]]) -> None:
-        """How it is done: `wind_down` returns when nothing is at work; it may be cancelled."""
+        """Set how to drain: `wind_down` returns when the node is idle, and may be cancelled."""
         self._wind_down = wind_down
 
     async def run(self) -> NoReturn:
-        """Wait for the request, wind down within the time that there is.
+        """Wait for the request, and drain within the time limit.
 
         Raises Drained.
         """
@@ -52,7 +52,5 @@ class Drain:
                 async with asyncio.timeout(self._timeout_s):
                     await self._wind_down()
             except TimeoutError:
-                raise Drained(
-                    f"what was at work did not end within {self._timeout_s:g} s"
-                ) from None
-        raise Drained("nothing is at work")
+                raise Drained(f"active work did not end within {self._timeout_s:g} s") from None
+        raise Drained("the node is idle")

@@ -1,4 +1,4 @@
-"""One thread per engine: forward passes never run on the event loop."""
+"""One thread per engine, so that forward passes never run on the event loop."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    call: Callable[[], Any]
+class _Call:
+    function: Callable[[], Any]
     loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Any]
+    result: asyncio.Future[Any]
 
 
 class EngineThread:
-    """Runs calls of one engine one after the other, away from the event loop.
+    """Runs calls of one engine in a thread, one after the other.
 
-    A running pass cannot be cancelled: the caller who leaves drops its result. What has not begun
-    is left out when its caller has left, or when the thread ends. It is no executor of the standard
-    library, whose futures and locks every round would pay for.
+    A running call cannot be cancelled; if its caller is cancelled, the result is dropped. A call
+    that has not started is skipped if its caller is cancelled or the thread ends. An executor of
+    the standard library would cost each round its futures and locks.
     """
 
     def __init__(self, name: str) -> None:
-        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self.ending = threading.Event()
-        """Set when no more calls begin."""
+        """Set when no more calls start."""
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the thread and wait for its result.
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Run `function` in the thread and return its result.
 
-        Raises whatever `call` does.
+        Raises the exception of `function`; RuntimeError if the thread has ended.
         """
         if self.ending.is_set():
             raise RuntimeError("the engine's thread has ended")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Result] = loop.create_future()
-        self._orders.put(_Order(call, loop, answer))
-        return await answer
+        result: asyncio.Future[Result] = loop.create_future()
+        self._calls.put(_Call(function, loop, result))
+        return await result
 
     def __enter__(self) -> Self:
         return self
@@ -58,36 +58,36 @@ class EngineThread:
         trace: TracebackType | None,
     ) -> None:
         self.ending.set()
-        self._orders.put(None)
+        self._calls.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
-            if not order.answer.done():
-                self._follow(order)
-            del order  # what was asked for is not kept until somebody asks again
+        while (call := self._calls.get()) is not None:
+            if not call.result.done():
+                self._execute(call)
+            del call  # frees its arguments before the next call comes
 
-    def _follow(self, order: _Order) -> None:
+    def _execute(self, call: _Call) -> None:
         result: Any = None
         error: BaseException | None = asyncio.CancelledError() if self.ending.is_set() else None
         if error is None:
             try:
-                result = order.call()
-            except BaseException as raised:  # noqa: BLE001 -- it is the caller's
+                result = call.function()
+            except BaseException as raised:  # noqa: BLE001 -- the caller gets it
                 error = raised
-        # Of a loop that has ended nobody waits.
+        # The event loop may have ended.
         with contextlib.suppress(RuntimeError):
-            order.loop.call_soon_threadsafe(_settle, order.answer, result, error)
+            call.loop.call_soon_threadsafe(_settle, call.result, result, error)
 
 
-def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if answer.done():
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
         return
     if error is None:
-        answer.set_result(result)
+        future.set_result(result)
     elif isinstance(error, asyncio.CancelledError):
-        answer.cancel()
+        future.cancel()
     elif isinstance(error, StopIteration):
-        answer.set_exception(RuntimeError("the call raised StopIteration"))  # no future takes it
+        future.set_exception(RuntimeError("the call raised StopIteration"))  # futures refuse it
     else:
-        answer.set_exception(error)
+        future.set_exception(error)

@@ -1,4 +1,4 @@
-"""How a request ends, or is refused, through no word of the target."""
+"""Refusals and errors that come from the cluster and not from the model; log lines of failures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 JOURNAL_RETRY_S = 5.0
 _DRAIN_RETRY_S = 5.0
 _UNAVAILABLE_RETRY_S = 10.0
-_MAX_WORDS = 300
+_MAX_CHARS = 300
 
 CANCELLED = Refusal("the request was cancelled", code="cancelled", status=499)
 EXPIRED = Refusal("the request's deadline has passed", code="deadline_exceeded", status=408)
 INTERNAL = Refusal("the cluster failed at this request", code="internal_error", status=500)
 LEAVING = Refusal("the cluster is shutting down", code="shutting_down", status=503)
 DRAINING = Refusal(
-    "the cluster takes no more requests, for it is restarting",
+    "the cluster takes no more requests because it is restarting",
     code="draining",
     status=503,
     retry_after_s=_DRAIN_RETRY_S,
@@ -47,27 +47,27 @@ NOT_TAKEN = Refusal(
 
 
 def fault_of(error: BaseException) -> Refusal:
-    """What the asker is told where something failed that nobody foresaw."""
+    """Return the error that the client gets for an unexpected exception."""
     cause = root_of(error)
     return replace(INTERNAL, message=str(cause)) if isinstance(cause, NoLogits) else INTERNAL
 
 
 def cause_of(error: BaseException) -> str:
-    """What was raised and where, on one line; not as its repr, which may quote somebody's text."""
+    """Return an exception and its place on one line, without its repr, which may quote a prompt."""
     cause = root_of(error)
-    words = " ".join(f"{type(cause).__name__}: {cause}".split())[:_MAX_WORDS]
+    words = " ".join(f"{type(cause).__name__}: {cause}".split())[:_MAX_CHARS]
     frames = traceback.extract_tb(cause.__traceback__)
     return f"{words} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else words
 
 
 def log_failure(key: str, error: BaseException) -> None:
-    """Say in one line why a request failed; where all is told, with the way there."""
+    """Log why a request failed, on one line; at level DEBUG with the traceback."""
     trace = root_of(error) if logger.isEnabledFor(logging.DEBUG) else None
     logger.error("request failed: request=%s cause=%s", key, cause_of(error), exc_info=trace)
 
 
 def unavailable(reason: str) -> Refusal:
-    """Nobody is let in for this reason."""
+    """Return the refusal of all requests for this reason."""
     return Refusal(
         f"the target cannot answer now: {reason}",
         code="unavailable",

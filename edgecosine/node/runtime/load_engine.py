@@ -1,4 +1,4 @@
-"""A node's engine, loaded as its settings say, on the processors that they name."""
+"""Loads the engine that a node's settings name, on the processors that they name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 def load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
-    """The target engine that the settings name; in the engine's thread."""
-    from edgecosine.engine.loading import load as loading  # imports torch, which takes seconds
+    """Return the target engine of the settings. Runs in the engine's thread."""
+    from edgecosine.engine.loading import load as loading  # importing torch takes seconds
 
     return _pinned(loading.load_target(_load_options(config)), config)
 
 
 def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
-    """The draft engine that the settings name; in the engine's thread."""
+    """Return the draft engine of the settings. Runs in the engine's thread."""
     if config.model == NGRAM:
         return _pinned(load_ngram(), config)
     from edgecosine.engine.loading import load as loading
@@ -32,7 +32,7 @@ def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
 
 
 def _pinned(loaded: Result, config: NodeConfig) -> Result:
-    """Keep all threads of the process on the node's cores, now that loading is over."""
+    """Pin all threads of the process to the node's cores, after loading, which may use all."""
     if config.cores:
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), config.cores)

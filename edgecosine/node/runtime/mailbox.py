@@ -1,7 +1,7 @@
-"""A bounded mailbox: typed messages in, one answer for each, nobody left waiting.
+"""A bounded mailbox: each message gets exactly one answer or error.
 
-Whoever stopped waiting is skipped when the actor takes a batch, and whoever waits when the mailbox
-closes gets an error instead of silence.
+A message whose sender was cancelled is skipped. When the mailbox closes, all waiting senders get an
+error.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Envelope(Generic[Ask, Answer]):
-    """A message and the place for its answer."""
+    """A message and the future of its answer."""
 
     message: Ask
     _future: asyncio.Future[Answer]
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody still waits for the answer."""
+        """Whether the sender still waits for the answer."""
         return not self._future.done()
 
     def answer(self, value: Answer) -> None:
-        """Give the answer, unless the asker has left."""
+        """Send the answer, unless the sender was cancelled."""
         if self.is_open:
             self._future.set_result(value)
 
     def fail(self, error: Exception) -> None:
-        """Give an error instead of an answer."""
+        """Send an error instead of an answer."""
         if self.is_open:
             self._future.set_exception(error)
 
 
 class Mailbox(Generic[Ask, Answer]):
-    """Messages for one actor. Sized by admission at the door, so a full one is a bug."""
+    """Messages for one actor. Admission control limits their number, so a full mailbox is a bug."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
@@ -56,9 +56,9 @@ class Mailbox(Generic[Ask, Answer]):
         return len(self._waiting)
 
     async def ask(self, message: Ask) -> Answer:
-        """Post a message and wait for its answer.
+        """Send a message and return its answer.
 
-        Raises ActorStopped when the actor has ended or ends before it answers.
+        Raises ActorStopped if the actor ends before it answers.
         """
         if self._is_closed:
             raise ActorStopped(f"{self._name} has stopped")
@@ -72,9 +72,9 @@ class Mailbox(Generic[Ask, Answer]):
         return await future
 
     async def take(self, at_most: int) -> list[Envelope[Ask, Answer]]:
-        """Wait until somebody asks, then take what is there. Who has left is not in the batch.
+        """Wait for a message, and return all that are there, at most `at_most`.
 
-        The taker owes every envelope an answer or an error.
+        The caller must answer or fail every envelope.
         """
         while not (taken := self.take_nowait(at_most)):
             self._arrived.clear()
@@ -82,7 +82,7 @@ class Mailbox(Generic[Ask, Answer]):
         return taken
 
     async def arrival(self, within_s: float) -> bool:
-        """Wait until somebody asks, at most so many seconds; whether somebody has."""
+        """Wait at most `within_s` seconds for a new message. Returns whether one came."""
         self._arrived.clear()
         try:
             async with asyncio.timeout(within_s):
@@ -92,7 +92,7 @@ class Mailbox(Generic[Ask, Answer]):
         return True
 
     def take_nowait(self, at_most: int) -> list[Envelope[Ask, Answer]]:
-        """Take what is there, perhaps nothing."""
+        """Return the waiting messages, at most `at_most`, maybe none."""
         taken: list[Envelope[Ask, Answer]] = []
         while self._waiting and len(taken) < at_most:
             envelope = self._waiting.popleft()

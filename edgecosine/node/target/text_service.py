@@ -77,6 +77,10 @@ class TextService:
         """Whether the engine has failed."""
         return self._verifier.has_failed
 
+    def check(self, request: Request) -> None:
+        """Raises RequestError if the model can never serve the request."""
+        self._fitted(request, len(self._prompt_tokens(request)))
+
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         """Run a session and yield its progress.
 

@@ -12,8 +12,8 @@ import msgspec
 
 from edgecosine.errors import ConfigError
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 from edgecosine.protocol.api.topics import Topics
 
 MembershipState = Literal["ready", "unavailable", "draining", "left", "lost"]

@@ -23,38 +23,10 @@ from edgecosine.protocol.api.openai import (
     parse_request,
 )
 from edgecosine.protocol.api.request import Request, RequestKind
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import ResponseTopic, Topics, is_identifier
 
 ANONYMOUS = "anon"
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyAddress:
-    """The client of a request, and how it is answered."""
-
-    client_id: str
-    request_id: str
-    kind: RequestKind
-    reply_topic: str
-    correlation: bytes | None = None
-    wants_stream: bool = False
-    digest: bytes = b""
-    """Digest of kind and body: distinguishes a repetition from another request with the same id."""
-    is_named: bool = True
-    """Whether the client gave the id, so that all targets have the same id for the request."""
-
-    @property
-    def key(self) -> str:
-        """The request's unique name in the cluster."""
-        return f"{self.client_id}/{self.request_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
-    """A valid request."""
-
-    ticket: ReplyAddress
-    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +60,7 @@ class RequestParser:
 
     def read(
         self, kind: RequestKind, message: Incoming, limits: RequestLimits
-    ) -> ParsedRequest | RefusedRequest:
+    ) -> RequestRecord | RefusedRequest:
         """Parse a publication; a fault is returned as a refusal."""
         num_bytes = len(message.payload)
         if num_bytes > self.max_request_bytes:
@@ -119,7 +91,7 @@ class RequestParser:
         ticket = replace(ticket, digest=_digest(kind, message.payload))
         expiry_s = math.inf if message.expiry_s is None else message.expiry_s
         request = replace(request, deadline_s=min(request.deadline_s, expiry_s))
-        return ParsedRequest(replace(ticket, wants_stream=request.stream), request)
+        return RequestRecord(replace(ticket, wants_stream=request.stream), request)
 
     def refuse(self, kind: RequestKind, message: Incoming, fault: Refusal) -> RefusedRequest:
         """Refuse a publication; only its client, id and reply topic are parsed."""

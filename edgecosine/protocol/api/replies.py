@@ -1,30 +1,106 @@
-"""The gateway's publications about a request: its states, stream parts and final message."""
+"""The gateway's replies to a request: states, stream parts, one final; and their MQTT form.
+
+The journal keeps a final in its MQTT form, so both conversions must stay as they are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
 from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Answer, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 from edgecosine.protocol.api.topics import Topics
 
-RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
+_OK: Final = "200"
 
-_OK = "200"
+
+@dataclass(frozen=True, slots=True)
+class FinalReply:
+    """The one final reply to a request, as any transport can deliver it."""
+
+    request_id: str
+    reply_topic: str
+    """Where the client expects it."""
+    body: bytes
+    status: str = _OK
+    """An HTTP status code."""
+    content_type: str | None = JSON_TYPE
+    correlation: bytes | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes; the client chooses the length of topic and correlation data."""
+        return len(self.body) + len(self.correlation or b"") + len(self.reply_topic)
+
+
+def answer_reply(
+    ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
+) -> FinalReply:
+    """Return the final reply with an answer: bare text where bare text was requested, else JSON."""
+    if ticket.kind == "ask":
+        return _final(ticket, answer.text.encode(), _OK, TEXT_TYPE)
+    return _final(ticket, render_final(request, answer, created_s=created_s), _OK, JSON_TYPE)
+
+
+def error_reply(ticket: ReplyAddress, error: RequestError | Refusal) -> FinalReply:
+    """Return the final reply to a request that failed or was refused."""
+    body = render_error(error, ticket.request_id)
+    return _final(ticket, body, str(error.status), JSON_TYPE)
+
+
+def undeliverable(final: FinalReply, error: RequestError | Refusal) -> FinalReply | None:
+    """Return the error that replaces a final reply which the transport refuses.
+
+    None if that reply is an error itself: no shorter one exists.
+    """
+    if final.status != _OK:
+        return None
+    return replace(
+        final,
+        body=render_error(error, final.request_id),
+        content_type=JSON_TYPE,
+        status=str(error.status),
+    )
+
+
+def final_message(final: FinalReply) -> Outgoing:
+    """Return the publication of a final reply."""
+    return Outgoing(
+        topic=final.reply_topic,
+        payload=final.body,
+        correlation=final.correlation,
+        content_type=final.content_type,
+        user=(("status", final.status), ("id", final.request_id)),
+    )
+
+
+def read_final(message: Outgoing) -> FinalReply | None:
+    """Return the final reply that was published, or None for any other publication."""
+    facts = dict(message.user)
+    if "status" not in facts:
+        return None
+    return FinalReply(
+        request_id=facts.get("id", ""),
+        reply_topic=message.topic,
+        body=message.payload,
+        status=facts["status"],
+        content_type=message.content_type,
+        correlation=message.correlation,
+    )
 
 
 def state_message(
     topics: Topics, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
 ) -> Outgoing:
-    """The state of a request; the body has the client id, which the topic lacks.
+    """Return the publication of a request's state. The body names the client, as the topic cannot.
 
-    `stall` is the reason why the request does not progress now.
+    `stall` is the reason why active requests make no progress now.
     """
     body = {"id": ticket.request_id, "client": ticket.client_id, "state": state}
     if stall is not None:
@@ -37,7 +113,10 @@ def state_message(
 
 
 def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Outgoing:
-    """A part of a streamed answer, QoS 0 but for the last: the final message has all text."""
+    """Return the publication of a stream part.
+
+    Only the last part needs QoS 1: the final reply has all text.
+    """
     return Outgoing(
         topic=topics.stream(ticket.client_id, ticket.request_id),
         payload=render_piece(piece),
@@ -46,45 +125,12 @@ def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Ou
     )
 
 
-def answer_message(
-    ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
-) -> Outgoing:
-    """The final message of an answered request: plain text for a plain prompt, otherwise JSON."""
-    is_bare = ticket.kind == "ask"
-    payload = (
-        answer.text.encode() if is_bare else render_final(request, answer, created_s=created_s)
-    )
-    return Outgoing(
-        topic=ticket.reply_topic,
-        payload=payload,
+def _final(ticket: ReplyAddress, body: bytes, status: str, content_type: str) -> FinalReply:
+    return FinalReply(
+        request_id=ticket.request_id,
+        reply_topic=ticket.reply_topic,
+        body=body,
+        status=status,
+        content_type=content_type,
         correlation=ticket.correlation,
-        content_type=TEXT_TYPE if is_bare else JSON_TYPE,
-        user=(("status", _OK), ("id", ticket.request_id)),
-    )
-
-
-def undeliverable(final: Outgoing, error: RequestError | Refusal) -> Outgoing | None:
-    """The error to send in place of a final message that the broker refuses.
-
-    None for other messages, and for a final message that is an error itself.
-    """
-    facts = dict(final.user)
-    if facts.get("status") != _OK:
-        return None
-    return replace(
-        final,
-        payload=render_error(error, facts["id"]),
-        content_type=JSON_TYPE,
-        user=(("status", str(error.status)), ("id", facts["id"])),
-    )
-
-
-def error_message(ticket: ReplyAddress, error: RequestError | Refusal) -> Outgoing:
-    """The final message of a failed request."""
-    return Outgoing(
-        topic=ticket.reply_topic,
-        payload=render_error(error, ticket.request_id),
-        correlation=ticket.correlation,
-        content_type=JSON_TYPE,
-        user=(("status", str(error.status)), ("id", ticket.request_id)),
     )

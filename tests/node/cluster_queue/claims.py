@@ -1,16 +1,16 @@
-"""Claims and standings of targets called a, b, c; `a` is we."""
+"""Claims and statuses of targets named a, b and c; `a` is this target."""
 
 from __future__ import annotations
 
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 KEY = "u/1"
 
 
-def standing(node: str, state: MembershipState = "ready", life: int = 0) -> MembershipStatus:
+def status(node: str, state: MembershipState = "ready", life: int = 0) -> MembershipStatus:
     return MembershipStatus(node, f"{node}{life}", "x", "m", 0.0, state)
 
 
@@ -27,8 +27,8 @@ def claim(node: str, key: str = KEY, *, life: int = 0, generation: int = 0) -> C
 
 def joined(*others: str) -> Members:
     """Ours, beside these, who are ready, at 0 s."""
-    standings = Members(standing("a"))
+    members = Members(status("a"))
     for node in others:
-        standings.hear(standing(node), 0.0)
-    standings.join(0.0)
-    return standings
+        members.update(status(node), 0.0)
+    members.join(0.0)
+    return members

@@ -1,4 +1,4 @@
-"""Several gateways on one real broker, in one process: who answers what, and who says what."""
+"""Several gateways on one real broker, in one process, share requests and statuses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ NAMES = ("a", "b")
 
 
 @dataclass
-class Hall:
-    """A broker, two gateways, and somebody who listens to everything."""
+class TwoTargets:
+    """A broker, two gateways, and a listener on all topics."""
 
     broker: EmbeddedBroker
     gateways: dict[str, Gateway]
@@ -57,9 +57,9 @@ class Hall:
         return [request.request_id for request in self.services[name].requests]
 
     async def alone(self, name: str) -> None:
-        """Wait until a gateway knows that it has no company."""
+        """Wait until a gateway has no active peers."""
         async with asyncio.timeout(PATIENCE_S):
-            while self.gateways[name].sharing.others:  # noqa: ASYNC110 -- no event
+            while self.gateways[name].queue.active_peers:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.01)
 
 
@@ -69,7 +69,7 @@ def gateway(broker: EmbeddedBroker, name: str, service: ScriptedService, identit
 
 
 @contextlib.asynccontextmanager
-async def hall(gate: asyncio.Event | None = None) -> AsyncIterator[Hall]:
+async def two_targets(gate: asyncio.Event | None = None) -> AsyncIterator[TwoTargets]:
     async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(EmbeddedBroker(port=free_port()))
         services = {name: ScriptedService(max_sessions=8) for name in NAMES}
@@ -81,12 +81,12 @@ async def hall(gate: asyncio.Event | None = None) -> AsyncIterator[Hall]:
         for name in NAMES:
             tasks[name] = await stack.enter_async_context(running(gateways[name].run()))
         for name in NAMES:
-            await gateways[name].connected()
+            await gateways[name].client.connected()
             async with asyncio.timeout(PATIENCE_S):
-                while not gateways[name].sharing.others:  # noqa: ASYNC110 -- no event
+                while not gateways[name].queue.active_peers:  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.01)
         listener = await stack.enter_async_context(listening(broker))
-        yield Hall(broker, gateways, services, tasks, listener)
+        yield TwoTargets(broker, gateways, services, tasks, listener)
 
 
 IDS = [str(number) for number in range(16)]
@@ -97,9 +97,9 @@ def share(name: str) -> list[str]:
     return [each for each in IDS if chosen(f"cli/{each}", NAMES) == name]
 
 
-def test_two_gateways_share_the_requests_and_know_of_repeats() -> None:
+def test_two_targets_share_requests_and_answer_repeated_ones() -> None:
     async def story() -> None:
-        async with hall() as here:
+        async with two_targets() as here:
             for each in IDS:
                 here.ask(each)
             finals = {each: await here.finals(each) for each in IDS}
@@ -115,10 +115,10 @@ def test_two_gateways_share_the_requests_and_know_of_repeats() -> None:
     run(story())
 
 
-def test_who_leaves_hands_its_work_over_and_the_cluster_stays_online() -> None:
+def test_leaving_target_hands_over_its_requests_and_the_cluster_stays_online() -> None:
     async def story() -> None:
         gate = asyncio.Event()
-        async with hall(gate) as here:
+        async with two_targets(gate) as here:
             for each in IDS[:8]:
                 here.ask(each)
                 await here.listener.expect_state(each, "queued")
@@ -133,9 +133,9 @@ def test_who_leaves_hands_its_work_over_and_the_cluster_stays_online() -> None:
     run(story())
 
 
-def test_who_drains_leaves_new_requests_to_the_other() -> None:
+def test_draining_target_leaves_new_requests_to_the_other() -> None:
     async def story() -> None:
-        async with hall() as here:
+        async with two_targets() as here:
             async with asyncio.timeout(PATIENCE_S):
                 await here.gateways["a"].drain()
             for each in IDS:
@@ -150,10 +150,10 @@ def test_who_drains_leaves_new_requests_to_the_other() -> None:
     run(story())
 
 
-def test_claims_are_retained_while_there_is_work_and_gone_afterwards() -> None:
+def test_claims_are_retained_until_their_requests_are_finished() -> None:
     async def story() -> None:
         gate = asyncio.Event()
-        async with hall(gate) as here:
+        async with two_targets(gate) as here:
             here.ask("1", temperature=0.7)
             await here.listener.expect_state("1", "queued")
             async with listening(here.broker, f"{HOME.root}/work/#", name="late") as late:
@@ -172,9 +172,9 @@ def test_claims_are_retained_while_there_is_work_and_gone_afterwards() -> None:
     run(story())
 
 
-def test_cancel_finds_the_request_wherever_it_is() -> None:
+def test_cancel_reaches_the_owner_of_a_request() -> None:
     async def story() -> None:
-        async with hall(asyncio.Event()) as here:
+        async with two_targets(asyncio.Event()) as here:
             for each in (share("a")[0], share("b")[0]):
                 here.ask(each)
                 await here.listener.expect_state(each, "queued")
@@ -185,12 +185,12 @@ def test_cancel_finds_the_request_wherever_it_is() -> None:
     run(story())
 
 
-def test_another_model_is_refused_by_name() -> None:
+def test_target_of_another_model_is_refused() -> None:
     async def story() -> None:
-        async with hall() as here:
-            stranger = gateway(here.broker, "c", ScriptedService(), "y")
+        async with two_targets() as here:
+            other_model = gateway(here.broker, "c", ScriptedService(), "y")
             with pytest.raises(ExceptionGroup) as refusal:
-                await stranger.run()
+                await other_model.run()
             [error] = _leaves(refusal.value)
             assert isinstance(error, ConfigError)
             assert "serves" in str(error)

@@ -1,4 +1,4 @@
-"""Who is there, who may take a request, and when somebody's claims are given up for lost."""
+"""Which targets are connected or eligible, and when their claims are abandoned."""
 
 from __future__ import annotations
 
@@ -6,99 +6,99 @@ import pytest
 
 from edgecosine.node.cluster_queue.members import FORGET_S, GRACE_S, Members
 from edgecosine.protocol.api.claim_messages import MembershipState
-from tests.node.cluster_queue.claims import claim, joined, standing
+from tests.node.cluster_queue.claims import claim, joined, status
 
 SOON_S = GRACE_S / 2
 
 
-def test_new_requests_are_for_who_is_ready_and_else_for_who_is_there() -> None:
-    standings = joined("b", "c")
-    standings.hear(standing("b", "draining"), 0.0)
-    assert sorted(standings.eligible()) == ["a", "c"]
-    standings.say("unavailable")
-    standings.hear(standing("c", "unavailable"), 0.0)
-    assert sorted(standings.eligible()) == ["a", "b", "c"]
-    assert not standings.has_stand_in
-    standings.hear(standing("b", "lost"), 0.0)
-    assert sorted(standings.eligible()) == ["a", "c"]
+def test_ready_targets_are_eligible_else_all_connected_ones() -> None:
+    members = joined("b", "c")
+    members.update(status("b", "draining"), 0.0)
+    assert sorted(members.eligible()) == ["a", "c"]
+    members.set_status("unavailable")
+    members.update(status("c", "unavailable"), 0.0)
+    assert sorted(members.eligible()) == ["a", "b", "c"]
+    assert not members.has_ready_peer
+    members.update(status("b", "lost"), 0.0)
+    assert sorted(members.eligible()) == ["a", "c"]
 
 
-def test_who_is_there_keeps_its_claims() -> None:
+def test_connected_target_keeps_its_claims() -> None:
     assert not joined("b").is_gone(claim("b"), 10 * GRACE_S)
 
 
-def test_who_left_is_waited_for_no_more() -> None:
-    standings = joined("b")
-    standings.hear(standing("b", "left"), 0.0)
-    assert standings.is_gone(claim("b"), 0.0)
-    assert standings.is_alone
+def test_target_that_left_has_no_grace_period() -> None:
+    members = joined("b")
+    members.update(status("b", "left"), 0.0)
+    assert members.is_gone(claim("b"), 0.0)
+    assert members.is_alone
 
 
-def test_grace_begins_when_a_target_is_lost_however_often_that_is_said() -> None:
-    standings = joined("b")
-    standings.hear(standing("b", "lost"), 0.0)
-    standings.hear(standing("b", "lost"), SOON_S)
-    assert not standings.is_gone(claim("b"), SOON_S)
-    assert standings.is_gone(claim("b"), GRACE_S)
+def test_grace_starts_with_the_first_loss() -> None:
+    members = joined("b")
+    members.update(status("b", "lost"), 0.0)
+    members.update(status("b", "lost"), SOON_S)
+    assert not members.is_gone(claim("b"), SOON_S)
+    assert members.is_gone(claim("b"), GRACE_S)
 
 
-def test_grace_begins_anew_with_our_connection() -> None:
-    standings = joined("b")
-    standings.lose(0.0)
-    assert standings.others == []
-    standings.join(SOON_S)
-    assert not standings.is_gone(claim("b"), GRACE_S)
-    assert standings.is_gone(claim("b"), SOON_S + GRACE_S)
+def test_grace_restarts_with_our_connection() -> None:
+    members = joined("b")
+    members.disconnect(0.0)
+    assert members.others == []
+    members.join(SOON_S)
+    assert not members.is_gone(claim("b"), GRACE_S)
+    assert members.is_gone(claim("b"), SOON_S + GRACE_S)
 
 
 @pytest.mark.parametrize("again_s", [SOON_S, 2 * GRACE_S])
-def test_who_lives_anew_has_the_grace_to_go_on_with_its_former_claims(again_s: float) -> None:
-    standings = joined("b")
-    standings.hear(standing("b", life=1), again_s)
-    standings.hear(standing("b", "draining", life=1), again_s + SOON_S)
-    assert not standings.is_gone(claim("b"), again_s + SOON_S)
-    assert standings.is_gone(claim("b"), again_s + GRACE_S)
-    assert not standings.is_gone(claim("b", life=1), again_s + GRACE_S)
+def test_restarted_target_has_the_grace_to_continue_its_claims(again_s: float) -> None:
+    members = joined("b")
+    members.update(status("b", life=1), again_s)
+    members.update(status("b", "draining", life=1), again_s + SOON_S)
+    assert not members.is_gone(claim("b"), again_s + SOON_S)
+    assert members.is_gone(claim("b"), again_s + GRACE_S)
+    assert not members.is_gone(claim("b", life=1), again_s + GRACE_S)
 
 
-def test_who_claims_before_it_says_how_it_stands_has_grace_until_it_does() -> None:
-    standings = joined()
-    standings.meet("b", 0.0)
-    standings.meet("b", SOON_S)
-    assert not standings.is_gone(claim("b"), SOON_S)
-    assert standings.is_gone(claim("b"), GRACE_S)
-    standings.hear(standing("b"), SOON_S)
-    assert not standings.is_gone(claim("b"), GRACE_S)
-    standings.hear(standing("b", "left"), SOON_S)
-    assert standings.is_gone(claim("b"), SOON_S)
+def test_claimant_without_a_status_has_grace() -> None:
+    members = joined()
+    members.add_claimant("b", 0.0)
+    members.add_claimant("b", SOON_S)
+    assert not members.is_gone(claim("b"), SOON_S)
+    assert members.is_gone(claim("b"), GRACE_S)
+    members.update(status("b"), SOON_S)
+    assert not members.is_gone(claim("b"), GRACE_S)
+    members.update(status("b", "left"), SOON_S)
+    assert members.is_gone(claim("b"), SOON_S)
 
 
 @pytest.mark.parametrize(
     ("former", "life", "has_come"),
     [("ready", 0, False), ("ready", 1, True), ("lost", 0, True), ("left", 0, True)],
 )
-def test_who_has_come_or_come_back_is_told_of(
+def test_new_and_returned_targets_are_reported(
     former: MembershipState, life: int, has_come: bool
 ) -> None:
-    standings = Members(standing("a"))
-    assert standings.hear(standing("b"), 0.0)
-    standings.hear(standing("b", former), 0.0)
-    assert standings.hear(standing("b", "draining", life), 0.0) is has_come
+    members = Members(status("a"))
+    assert members.update(status("b"), 0.0)
+    members.update(status("b", former), 0.0)
+    assert members.update(status("b", "draining", life), 0.0) is has_come
 
 
-def test_who_is_silent_is_not_asked_until_it_consents() -> None:
-    standings = joined("b", "c")
-    standings.silence(["b", "nobody"])
-    assert standings.to_ask() == {"c"}
-    standings.consents("b")
-    assert standings.to_ask() == {"b", "c"}
+def test_unresponsive_target_needs_no_ack_until_it_sends_one() -> None:
+    members = joined("b", "c")
+    members.set_unresponsive(["b", "nobody"])
+    assert members.claim_voters() == {"c"}
+    members.set_responsive("b")
+    assert members.claim_voters() == {"b", "c"}
 
 
-def test_who_was_lost_long_ago_is_forgotten() -> None:
-    standings = joined("b", "c")
-    standings.hear(standing("b", "lost"), 0.0)
-    standings.forget(FORGET_S / 2)
-    standings.hear(standing("c", "left"), FORGET_S / 2)
-    assert not standings.is_alone
-    standings.forget(FORGET_S)
-    assert standings.is_alone
+def test_target_lost_long_ago_is_forgotten() -> None:
+    members = joined("b", "c")
+    members.update(status("b", "lost"), 0.0)
+    members.forget(FORGET_S / 2)
+    members.update(status("c", "left"), FORGET_S / 2)
+    assert not members.is_alone
+    members.forget(FORGET_S)
+    assert members.is_alone

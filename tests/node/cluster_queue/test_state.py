@@ -1,4 +1,4 @@
-"""Several books and a broker between them: each request is answered once, whoever dies when."""
+"""Several queue states and a broker between them answer each request once, despite crashes."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from edgecosine.node.cluster_queue.actions import (
 from edgecosine.node.cluster_queue.members import GRACE_S
 from edgecosine.node.cluster_queue.state import UNCLAIMED_S, QueueState
 from edgecosine.protocol.api.claim_messages import Claim, KnownRequest, MembershipStatus
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress
 
 NAMES = ("a", "b", "c")
 
 
 @dataclass
 class Node:
-    """A target without MQTT: its book, what it has at work, and what it has yet to hear."""
+    """A target without MQTT: its queue, what it has at work, and what it has yet to hear."""
 
     name: str
     life: int = 0
     is_alive: bool = True
-    at_work: set[str] = field(default_factory=set)
+    active: set[str] = field(default_factory=set)
     answered: set[str] = field(default_factory=set)
     heard: list[str] = field(default_factory=list)
     inbox: deque[tuple[str, object]] = field(default_factory=deque)
-    book: QueueState = field(init=False)
+    queue: QueueState = field(init=False)
 
     def __post_init__(self) -> None:
         standing = MembershipStatus(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
-        self.book = QueueState(standing, knows=self.answered.__contains__)
+        self.queue = QueueState(standing, has_finished=self.answered.__contains__)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class World:
     now: float = 0.0
     nodes: dict[str, Node] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
-    standings: dict[str, MembershipStatus] = field(default_factory=dict)
+    statuses: dict[str, MembershipStatus] = field(default_factory=dict)
     finals: Counter[str] = field(default_factory=Counter)
     excused: set[str] = field(default_factory=set)
     """Answered by a target that died before the last of the others had heard of the request."""
@@ -69,12 +69,12 @@ class World:
         self.nodes[name] = node
         if before is not None and journal:
             node.answered |= before.answered
-            for key in sorted(before.at_work):
-                self.do(node, node.book.resume(self.offer(node, key), self.now))
-        node.book.arrive(self.now)
-        self.publish("standing", node.book.us)
-        self.standings[name] = node.book.us
-        for standing in self.standings.values():
+            for key in sorted(before.active):
+                self.do(node, node.queue.own.claim(self.offer(node, key), self.now))
+        node.queue.on_connected(self.now)
+        self.publish("standing", node.queue.us)
+        self.statuses[name] = node.queue.us
+        for standing in self.statuses.values():
             if standing.node != name:
                 node.inbox.append(("standing", standing))
         node.inbox.extend(("retained", claim) for claim in self.claims.values())
@@ -90,11 +90,11 @@ class World:
         self.backlog[name] = [
             key
             for key in [*node.heard, *(str(what) for kind, what in node.inbox if kind == "request")]
-            if key not in node.heard or node.book.is_open(key)
+            if key not in node.heard or node.queue.is_open(key)
         ]
         node.inbox.clear()
-        lost = msgspec.structs.replace(node.book.us, state="lost")
-        self.standings[name] = lost
+        lost = msgspec.structs.replace(node.queue.us, state="lost")
+        self.statuses[name] = lost
         self.publish("standing", lost)
 
     def is_still_heard(self, key: str, dead: str) -> bool:
@@ -103,7 +103,7 @@ class World:
             key in self.claims
             or key in self.backlog[name]
             or ("request", key) in node.inbox
-            or node.book.is_open(key)
+            or node.queue.is_open(key)
             for name, node in self.nodes.items()
             if name != dead
         )
@@ -124,13 +124,13 @@ class World:
     def offer(self, node: Node, key: str) -> Claim:
         client, request_id = key.split("/")
         ticket = ReplyAddress(client, request_id, "completion", "r", digest=key.encode())
-        us = node.book.us
+        us = node.queue.us
         return Claim(
             us.node, us.session, ticket, Request(client, request_id, "completion", ""), 0.0
         )
 
-    def do(self, node: Node, effects: list[QueueAction]) -> None:
-        for effect in effects:
+    def do(self, node: Node, actions: list[QueueAction]) -> None:
+        for effect in actions:
             match effect:
                 case PublishClaim(claim):
                     self.claims[claim.key] = claim
@@ -145,11 +145,11 @@ class World:
                     if claimant.is_alive:
                         claimant.inbox.append(("consent", (node.name, claim)))
                 case StartRequest(claim):
-                    assert claim.key not in node.at_work
-                    node.at_work.add(claim.key)
+                    assert claim.key not in node.active
+                    node.active.add(claim.key)
                     self.starts[claim.key] += 1
                 case AbandonRequest(key):
-                    node.at_work.discard(key)
+                    node.active.discard(key)
 
     def hear(self, name: str) -> None:
         """One target hears its next message."""
@@ -157,36 +157,36 @@ class World:
         if not node.is_alive or not node.inbox:
             return
         kind, what = node.inbox.popleft()
-        book, now = node.book, self.now
+        queue, now = node.queue, self.now
         match kind, what:
             case "request", str(key):
                 node.heard.append(key)
                 if key in node.answered:
-                    self.do(node, book.repeat(self.offer(node, key).ticket))
-                elif key not in node.at_work:
-                    self.do(node, book.hear(self.offer(node, key), now))
+                    self.do(node, queue.repeat(self.offer(node, key).ticket))
+                elif key not in node.active:
+                    self.do(node, queue.on_request(self.offer(node, key), now))
             case (("claim" | "retained"), Claim() as claim):
-                self.do(node, book.claimed(claim, now, is_retained=kind == "retained"))
+                self.do(node, queue.on_claim(claim, now, is_retained=kind == "retained"))
             case "clear", str(key):
-                self.do(node, book.cleared(key, now))
+                self.do(node, queue.on_claim_cleared(key, now))
             case "known", (str(key), KnownRequest() as said):
-                self.do(node, book.known(key, said.node, said.digest, now))
+                self.do(node, queue.on_known(key, said.node, said.digest, now))
             case "consent", (str(other), Claim() as claim):
-                self.do(node, book.consented(other, claim.key, claim.generation))
+                self.do(node, queue.on_ack(other, claim.key, claim.generation))
             case "standing", MembershipStatus() as standing if standing.node != name:
-                self.do(node, book.stands(standing, now))
+                self.do(node, queue.on_status(standing, now))
             case "echo", _:
-                self.do(node, book.join(now, is_remembered=True))
+                self.do(node, queue.join(now, is_remembered=True))
 
     def answer(self, name: str) -> None:
         """A target ends its first request, if it is sure that it is its own."""
         node = self.nodes[name]
-        for key in sorted(node.at_work):
-            if node.is_alive and node.book.is_ours(key):
-                node.at_work.discard(key)
+        for key in sorted(node.active):
+            if node.is_alive and node.queue.own.is_acknowledged(key):
+                node.active.discard(key)
                 node.answered.add(key)
                 self.finals[key] += 1
-                self.do(node, node.book.finish(key))
+                self.do(node, node.queue.own.finish(key))
                 return
 
     def settle(self) -> None:
@@ -202,10 +202,10 @@ class World:
             self.now += GRACE_S / 2
             for node in self.nodes.values():
                 if node.is_alive:
-                    self.do(node, node.book.tick(self.now))
+                    self.do(node, node.queue.on_tick(self.now))
             self.settle()
             for name in self.nodes:
-                while self.nodes[name].at_work and self.nodes[name].is_alive:
+                while self.nodes[name].active and self.nodes[name].is_alive:
                     before = sum(self.finals.values())
                     self.answer(name)
                     if sum(self.finals.values()) == before:
@@ -233,17 +233,17 @@ def test_requests_are_shared_and_each_is_answered_once() -> None:
     for key in KEYS:
         here.ask(key)
     here.settle()
-    assert here.nodes["a"].at_work
-    assert here.nodes["b"].at_work
-    assert sorted([*here.nodes["a"].at_work, *here.nodes["b"].at_work]) == sorted(KEYS)
+    assert here.nodes["a"].active
+    assert here.nodes["b"].active
+    assert sorted([*here.nodes["a"].active, *here.nodes["b"].active]) == sorted(KEYS)
     here.come_to_rest()
     assert here.finals == dict.fromkeys(KEYS, 1)
     assert here.claims == {}
 
 
-def test_alone_nothing_is_published() -> None:
+def test_lone_target_publishes_nothing() -> None:
     here = world("a")
-    here.publish = lambda *_: pytest.fail("nobody is there")  # type: ignore[method-assign]
+    here.publish = lambda *_: pytest.fail("no peer is there")  # type: ignore[method-assign]
     for key in KEYS:
         here.ask(key)
     here.settle()
@@ -252,7 +252,7 @@ def test_alone_nothing_is_published() -> None:
     assert here.finals == dict.fromkeys(KEYS, 1)
 
 
-def test_who_comes_later_learns_what_is_at_work() -> None:
+def test_new_target_learns_active_claims() -> None:
     here = world("a")
     here.ask("u/1")
     here.settle()
@@ -265,7 +265,7 @@ def test_who_comes_later_learns_what_is_at_work() -> None:
 
 
 @pytest.mark.parametrize("returns_early", [False, True])
-def test_who_comes_back_does_not_run_again_what_was_taken(returns_early: bool) -> None:
+def test_returning_target_does_not_rerun_taken_requests(returns_early: bool) -> None:
     here = world("a", "b")
     key = next(key for key in KEYS if owner(key, "a", "b") == "a")
     here.ask(key)
@@ -273,7 +273,7 @@ def test_who_comes_back_does_not_run_again_what_was_taken(returns_early: bool) -
     here.kill("a")
     here.settle()
     here.now += GRACE_S
-    here.do(here.nodes["b"], here.nodes["b"].book.tick(here.now))
+    here.do(here.nodes["b"], here.nodes["b"].queue.on_tick(here.now))
     if not returns_early:
         here.come_to_rest()
         assert here.finals == {key: 1}
@@ -284,37 +284,37 @@ def test_who_comes_back_does_not_run_again_what_was_taken(returns_early: bool) -
     assert here.starts[key] == 2
 
 
-def test_who_wakes_up_gives_up_what_was_taken() -> None:
+def test_resumed_target_abandons_taken_requests() -> None:
     here = world("a", "b")
     key = next(key for key in KEYS if owner(key, "a", "b") == "a")
     here.ask(key)
     here.settle()
     a, b = here.nodes["a"], here.nodes["b"]
-    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="lost"), here.now))
+    here.do(b, b.queue.on_status(msgspec.structs.replace(a.queue.us, state="lost"), here.now))
     here.now += GRACE_S
-    here.do(b, b.book.tick(here.now))
-    assert b.at_work == {key}
+    here.do(b, b.queue.on_tick(here.now))
+    assert b.active == {key}
     here.settle()
-    assert a.at_work == set()
+    assert a.active == set()
 
 
-def test_who_leaves_hands_over_at_once() -> None:
+def test_leaving_target_hands_over_at_once() -> None:
     here = world("a", "b")
     for key in KEYS:
         here.ask(key)
     here.settle()
     a, b = here.nodes["a"], here.nodes["b"]
-    here.do(b, b.book.stands(msgspec.structs.replace(a.book.us, state="left"), here.now))
-    assert b.at_work == set(KEYS)
+    here.do(b, b.queue.on_status(msgspec.structs.replace(a.queue.us, state="left"), here.now))
+    assert b.active == set(KEYS)
 
 
-def test_who_drains_gets_nothing_new() -> None:
+def test_draining_target_gets_no_new_requests() -> None:
     here = world("a", "b")
     a = here.nodes["a"]
-    here.do(a, a.book.say("draining", here.now))
+    here.do(a, a.queue.set_status("draining", here.now))
     for key in KEYS:
         here.ask(key)
-    here.publish("standing", a.book.us)
+    here.publish("standing", a.queue.us)
     here.come_to_rest()
     assert a.answered == set()
     assert here.finals == dict.fromkeys(KEYS, 1)
@@ -322,30 +322,33 @@ def test_who_drains_gets_nothing_new() -> None:
 
 def test_request_without_an_id_is_answered_once() -> None:
     here = world("a", "b")
-    books = [here.nodes[name].book for name in "ab"]
+    queues = [here.nodes[name].queue for name in "ab"]
     for number in range(20):
-        for node, book in zip("ab", books, strict=True):
+        for node, queue in zip("ab", queues, strict=True):
             claim = here.offer(here.nodes[node], f"anon/{node}{number}")
             ticket = dataclasses.replace(claim.ticket, is_named=False, digest=b"%d" % (number % 3))
-            here.do(here.nodes[node], book.hear(msgspec.structs.replace(claim, ticket=ticket), 0.0))
+            here.do(
+                here.nodes[node],
+                queue.on_request(msgspec.structs.replace(claim, ticket=ticket), 0.0),
+            )
     here.come_to_rest()
     assert sum(here.finals.values()) == 20
 
 
-def test_unclaimed_request_is_taken_in_the_end() -> None:
+def test_unclaimed_request_is_claimed_after_a_time() -> None:
     here = world("a", "b")
     a, b = here.nodes["a"], here.nodes["b"]
     key = next(key for key in KEYS if owner(key, "a", "b") == "a")
-    here.do(b, b.book.hear(here.offer(b, key), here.now))
-    here.do(b, b.book.tick(here.now + UNCLAIMED_S / 2))
+    here.do(b, b.queue.on_request(here.offer(b, key), here.now))
+    here.do(b, b.queue.on_tick(here.now + UNCLAIMED_S / 2))
     assert not here.claims
-    here.do(b, b.book.tick(here.now + UNCLAIMED_S))
+    here.do(b, b.queue.on_tick(here.now + UNCLAIMED_S))
     here.settle()
-    assert b.at_work == {key}
-    assert a.at_work == set()
+    assert b.active == {key}
+    assert a.active == set()
 
 
-def test_repeat_that_comes_late_is_not_run_again() -> None:
+def test_late_repeated_request_is_not_run_again() -> None:
     here = world("a", "b")
     for key in KEYS:
         here.ask(key)
@@ -362,7 +365,7 @@ def test_repeat_that_comes_late_is_not_run_again() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_each_request_is_answered_once_whoever_dies(data: st.DataObject) -> None:
+def test_each_request_is_answered_once_under_any_crashes(data: st.DataObject) -> None:
     """Messages are heard late, each target at its own pace; targets die and come back with their
     journals. Nothing is lost while one lives, and nothing is answered twice that can be known."""
     here = world(*NAMES)
@@ -387,4 +390,4 @@ def test_each_request_is_answered_once_whoever_dies(data: st.DataObject) -> None
     once = [key for key in asked if key not in here.excused]
     assert {key: here.finals[key] for key in once} == dict.fromkeys(once, 1)
     assert all(here.finals[key] for key in asked)
-    assert not any(node.at_work for node in here.nodes.values() if node.is_alive)
+    assert not any(node.active for node in here.nodes.values() if node.is_alive)

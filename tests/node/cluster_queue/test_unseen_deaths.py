@@ -1,4 +1,4 @@
-"""Targets that died unseen: the broker holds their last words, and nobody waits for them."""
+"""Targets that died without a last will: their retained statuses delay nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgecosine.errors import ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.cluster_queue import leases
-from edgecosine.node.cluster_queue import members as standings
+from edgecosine.node.cluster_queue import members as statuses
 from edgecosine.node.cluster_queue import state as workbook
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.claim_messages import (
@@ -27,8 +27,8 @@ from edgecosine.protocol.api.claim_messages import (
     membership_notice,
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.node.cluster_queue.test_coordinator import gateway
 from tests.support.fakes import ScriptedService
@@ -47,25 +47,25 @@ from tests.support.mqtt import (
 pytestmark = needs_mosquitto
 
 IDS = [f"r{number}" for number in range(8)]
-GHOSTS = [each for each in IDS if chosen(f"cli/{each}", ("a", "ghost")) == "ghost"]
+OF_DEAD = [each for each in IDS if chosen(f"cli/{each}", ("a", "ghost")) == "ghost"]
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standings, "GRACE_S", 0.5)
-    # Whoever waits for a ghost to claim something waits too long.
+    monkeypatch.setattr(statuses, "GRACE_S", 0.5)
+    # A request must not wait for a dead target to claim it.
     monkeypatch.setattr(workbook, "UNCLAIMED_S", 1e6)
 
 
-def ghost(identity: str = "x", state: MembershipState = "ready") -> Outgoing:
-    """What a target leaves that never said that it goes."""
+def retained_status(identity: str = "x", state: MembershipState = "ready") -> Outgoing:
+    """The status that a target without a last will leaves."""
     standing = MembershipStatus("ghost", "session", identity, "tiny", 0.0, state)
     return membership_notice(HOME, standing)
 
 
 @contextlib.asynccontextmanager
-async def haunted(*words: Outgoing) -> AsyncIterator[tuple[EmbeddedBroker, Listener]]:
-    """A broker that holds these words."""
+async def broker_with(*words: Outgoing) -> AsyncIterator[tuple[EmbeddedBroker, Listener]]:
+    """A broker that retains these messages."""
     async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
         for word in words:
             listener.courier.send(word)
@@ -83,31 +83,29 @@ async def final(listener: Listener, request_id: str) -> Any:
 
 
 @pytest.mark.parametrize("identity", ["x", "another model"])
-def test_target_serves_beside_a_ghost_and_leaves_it_nothing(identity: str) -> None:
+def test_target_serves_beside_a_retained_status_without_waiting_for_it(identity: str) -> None:
     async def story() -> None:
-        async with haunted(ghost(identity)) as (broker, listener):
-            door = gateway(broker, "a", ScriptedService(), "x")
-            async with running(door.run()):
-                await door.connected()
+        async with broker_with(retained_status(identity)) as (broker, listener):
+            target = gateway(broker, "a", ScriptedService(), "x")
+            async with running(target.run()):
+                await target.client.connected()
                 for each in IDS:
                     ask(listener, each)
                 for each in IDS:
                     assert (await final(listener, each))["choices"]
-                assert door.sharing.others == []
+                assert target.queue.active_peers == []
 
     run(story())
 
 
-def test_target_of_another_model_is_refused_while_the_first_one_lives() -> None:
+def test_later_target_of_another_model_is_refused() -> None:
     async def story() -> None:
-        async with haunted(ghost("z")) as (broker, listener):
+        async with broker_with(retained_status("z")) as (broker, listener):
             first = gateway(broker, "b", ScriptedService(), "x")
-            # Clocks may differ: who was there first is not told by them.
-            first.sharing.book._standings.us = MembershipStatus(
-                "b", "s", "x", "tiny", 1e12, "ready"
-            )
+            # Clocks may differ, so they do not decide which target came first.
+            first.queue.state.members.us = MembershipStatus("b", "s", "x", "tiny", 1e12, "ready")
             async with running(first.run()):
-                await first.connected()
+                await first.client.connected()
                 with pytest.raises(ExceptionGroup) as refusal:
                     await gateway(broker, "a", ScriptedService(), "y").run()
                 assert refusal.value.subgroup(ConfigError)
@@ -117,13 +115,13 @@ def test_target_of_another_model_is_refused_while_the_first_one_lives() -> None:
     run(story())
 
 
-def test_work_of_a_ghost_is_taken_over() -> None:
+def test_requests_of_a_dead_target_are_taken_over() -> None:
     async def story() -> None:
         ticket = ReplyAddress("cli", "1", "completion", HOME.response("cli", "1"))
         request = Request("cli", "1", "completion", "or not", sampling=Sampling(seed=7))
         claim = Claim("ghost", "session", ticket, request, 0.0)
         async with (
-            haunted(ghost(), claim_notice(HOME, claim)) as (broker, listener),
+            broker_with(retained_status(), claim_notice(HOME, claim)) as (broker, listener),
             running(gateway(broker, "a", ScriptedService(), "x").run()),
         ):
             assert (await final(listener, "1"))["edgecosine"]["seed"] == 7
@@ -143,7 +141,7 @@ uvloop.run(Gateway(service, broker=address, cluster="home", node_id="ghost", ide
 """
 
 
-def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_path: Path) -> None:
+def test_requests_of_a_target_that_died_with_its_broker_are_taken_over(tmp_path: Path) -> None:
     async def story() -> None:
         broker, service = KillableBroker(tmp_path), ScriptedService(max_sessions=8)
         gate = service.hold("hm")
@@ -153,21 +151,21 @@ def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_p
             dying = KillableProcess((sys.executable, "-c", DYING, broker.url), tmp_path / "log")
             stack.push_async_callback(dying.kill)
             await dying.start()
-            door = Gateway(
+            target = Gateway(
                 service, broker=BrokerAddress.parse(broker.url), cluster="home", node_id="a",
                 identity="x",
             )  # fmt: skip
-            await stack.enter_async_context(running(door.run()))
+            await stack.enter_async_context(running(target.run()))
             listener = await stack.enter_async_context(listening(broker))  # type: ignore[arg-type]
             async with asyncio.timeout(PATIENCE_S):
-                await door.connected()
-                while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                await target.client.connected()
+                while not target.queue.active_peers:  # noqa: ASYNC110 -- no event
                     await asyncio.sleep(0.01)
             for each in IDS:
                 ask(listener, each, "hm")
             for each in IDS:
                 await listener.expect_state(each, "running")
-            assert len(service.requests) == len(IDS) - len(GHOSTS)
+            assert len(service.requests) == len(IDS) - len(OF_DEAD)
             await dying.kill()
             await broker.kill()
             await broker.start()
@@ -179,37 +177,37 @@ def test_work_of_a_target_that_died_together_with_its_broker_is_taken_over(tmp_p
     run(story())
 
 
-def test_target_that_falls_silent_without_a_will_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_target_without_a_will_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "STALE_S", 1.5)
     monkeypatch.setattr(leases, "LEASE_S", 2.0)
 
     async def story() -> None:
-        async with haunted() as (broker, listener):
-            door = gateway(broker, "a", ScriptedService(), "x")
-            async with running(door.run()):
-                await door.connected()
-                listener.courier.send(ghost())
+        async with broker_with() as (broker, listener):
+            target = gateway(broker, "a", ScriptedService(), "x")
+            async with running(target.run()):
+                await target.client.connected()
+                listener.courier.send(retained_status())
                 async with asyncio.timeout(PATIENCE_S):
-                    while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                    while not target.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
                     for each in IDS:
                         ask(listener, each)
                     for each in IDS:
                         assert (await final(listener, each))["choices"]
-                    while door.sharing.book.others:  # noqa: ASYNC110 -- no event
+                    while target.queue.state.members.others:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
     run(story())
 
 
-def test_target_that_must_stop_beside_a_ghost_leaves_it_nothing() -> None:
+def test_target_that_stops_beside_a_dead_one_fails_its_requests() -> None:
     async def story() -> None:
         service = ScriptedService()
         gate = service.hold("hm")
-        async with haunted(ghost()) as (broker, listener):
-            door = gateway(broker, "a", service, "x")
-            async with running(door.run()) as task:
-                await door.connected()
+        async with broker_with(retained_status()) as (broker, listener):
+            target = gateway(broker, "a", service, "x")
+            async with running(target.run()) as task:
+                await target.client.connected()
                 for each in IDS[:4]:
                     ask(listener, each, "hm")
                 for each in IDS[:4]:
@@ -225,39 +223,39 @@ def test_target_that_must_stop_beside_a_ghost_leaves_it_nothing() -> None:
     run(story())
 
 
-def test_ghost_that_was_forgotten_is_not_known_any_more() -> None:
+def test_cleared_status_is_forgotten() -> None:
     async def story() -> None:
-        async with haunted(ghost()) as (broker, listener):
-            door = gateway(broker, "a", ScriptedService(), "x")
-            async with running(door.run()):
-                await door.connected()
-                assert not door.sharing.book.is_alone
+        async with broker_with(retained_status()) as (broker, listener):
+            target = gateway(broker, "a", ScriptedService(), "x")
+            async with running(target.run()):
+                await target.client.connected()
+                assert not target.queue.state.members.is_alone
                 listener.courier.send(Outgoing(HOME.membership("ghost"), b"", retain=True))
                 async with asyncio.timeout(PATIENCE_S):
-                    while not door.sharing.book.is_alone:  # noqa: ASYNC110 -- no event
+                    while not target.queue.state.members.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
     run(story())
 
 
-def test_claim_that_is_too_long_for_the_broker_is_told_shortly(tmp_path: Path) -> None:
+def test_claim_too_long_for_the_broker_is_announced_without_its_body(tmp_path: Path) -> None:
     async def story() -> None:
         async with contextlib.AsyncExitStack() as stack:
             url = await stack.enter_async_context(own_mosquitto(tmp_path, "max_packet_size 2000"))
-            doors, services = [], [ScriptedService(max_sessions=8) for _ in range(2)]
+            targets, services = [], [ScriptedService(max_sessions=8) for _ in range(2)]
             for name, service in zip("ab", services, strict=True):
-                door = Gateway(
+                target = Gateway(
                     service, broker=BrokerAddress.parse(url), cluster="home", node_id=name,
                     identity="x",
                 )  # fmt: skip
-                await stack.enter_async_context(running(door.run()))
-                doors.append(door)
+                await stack.enter_async_context(running(target.run()))
+                targets.append(target)
             listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "listener")
             await stack.enter_async_context(running(listener.courier.run()))
             async with asyncio.timeout(PATIENCE_S):
-                for door in doors:
-                    await door.connected()
-                    while not door.sharing.others:  # noqa: ASYNC110 -- no event
+                for target in targets:
+                    await target.client.connected()
+                    while not target.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
                 await listener.courier.connected()
             for each in IDS[:4]:
@@ -265,6 +263,6 @@ def test_claim_that_is_too_long_for_the_broker_is_told_shortly(tmp_path: Path) -
             for each in IDS[:4]:
                 assert (await final(listener, each))["choices"]
             assert sum(len(service.requests) for service in services) == 4
-            assert all(door.sharing.book._heard._kept == {} for door in doors)
+            assert all(target.queue.state._unclaimed._kept == {} for target in targets)
 
     run(story())

@@ -109,7 +109,7 @@ async def at_home(stronghold: Fort) -> AsyncIterator[ScriptedService]:
         broker=stronghold.node(drafter), cluster="lab", node_id="drafter-1"
     )
     async with running(gateway.run()), running(presence.run()):
-        await gateway.connected()
+        await gateway.client.connected()
         await presence.connected()
         presence.publish_presence("ready")
         yield service

@@ -1,4 +1,4 @@
-"""The journal: a crash keeps a prefix of what was told; a bad disk is said, and loses no answer."""
+"""The journal: a crash keeps a prefix of the records; a failing disk loses no final."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,11 +22,12 @@ from edgecosine.errors import ConfigError
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.interface import FinishedRecord
 from edgecosine.node.durability.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal
-from edgecosine.node.durability.recovery import MAX_STARTS, RecoveredState, read_past
+from edgecosine.node.durability.recovery import MAX_STARTS, RecoveredState, recover
 from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
+from edgecosine.protocol.api.replies import FinalReply, final_message, read_final
 from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress
 from tests.support.mqtt import run, running
 
 MODEL = "tiny"
@@ -47,78 +49,76 @@ def request(key: str) -> Request:
 
 
 def kept(key: str, payload: bytes = b"final", until: float = 9e9) -> FinishedRecord:
-    return FinishedRecord(
-        key, b"d", "done", Outgoing("t", payload, user=(("status", "200"),)), until
-    )
+    return FinishedRecord(key, b"d", "done", FinalReply("1", "t", payload), until)
 
 
-def past(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
-    return read_past(journal, MODEL, now)
+def recovered(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
+    return recover(journal, MODEL, now)
 
 
 @dataclass
 class Told:
     """What a journal holds, written a second time and simply."""
 
-    jobs: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
-    answers: dict[str, bool] = field(default_factory=dict)
+    requests: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
+    finals: dict[str, bool] = field(default_factory=dict)
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Records are told, written in batches, refused by the disk, and cut off by crashes."""
+    """Records are made, written in batches, refused by the disk, and lost in crashes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._directory = tempfile.TemporaryDirectory()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
-        self._told = Told()
+        self._written = Told()
         self._pending: list[tuple[str, tuple[object, ...], bool]] = []
-        self._owed: list[tuple[str, tuple[object, ...], bool]] = []
+        self._unwritten: list[tuple[str, tuple[object, ...], bool]] = []
         self._num_tokens: dict[tuple[str, int], int] = {}
-        self._at_work: set[str] = set()
+        self._active: set[str] = set()
 
     def teardown(self) -> None:
         self._journal.store.close()
         self._directory.cleanup()
 
-    def _note(self, name: str, *values: object, is_owed: bool = False) -> None:
-        self._pending.append((name, values, is_owed))
+    def _note(self, name: str, *values: object, must_keep: bool = False) -> None:
+        self._pending.append((name, values, must_keep))
 
     @rule(key=st.sampled_from(KEYS))
     def accept(self, key: str) -> None:
-        if key in self._at_work:
+        if key in self._active:
             return
-        self._at_work.add(key)
+        self._active.add(key)
         self._num_tokens |= {(key, 0): 0, (key, 1): 0}
         self._journal.accept(ticket(key), request(key), MODEL, lambda _: None)
         self._note("accept", key)
 
-    @precondition(lambda self: self._at_work)
+    @precondition(lambda self: self._active)
     @rule(data=st.data(), choice=st.integers(0, 1), tokens=st.lists(st.integers(0, 99), min_size=1))
     def commit(self, data: st.DataObject, choice: int, tokens: list[int]) -> None:
-        key = data.draw(st.sampled_from(sorted(self._at_work)))
+        key = data.draw(st.sampled_from(sorted(self._active)))
         position = self._num_tokens[key, choice]
         self._num_tokens[key, choice] += len(tokens)
         self._journal.commit(key, choice, position, Committed(tuple(tokens)))
         self._note("commit", key, choice, position, tokens)
 
-    @precondition(lambda self: self._at_work)
+    @precondition(lambda self: self._active)
     @rule(data=st.data(), reply=st.sampled_from(["here", "there"]))
     def readdress(self, data: st.DataObject, reply: str) -> None:
-        key = data.draw(st.sampled_from(sorted(self._at_work)))
+        key = data.draw(st.sampled_from(sorted(self._active)))
         self._journal.readdress(ticket(key, reply))
         self._note("readdress", key, reply)
 
-    @precondition(lambda self: self._at_work)
+    @precondition(lambda self: self._active)
     @rule(data=st.data(), is_delivered=st.booleans())
     def finish(self, data: st.DataObject, is_delivered: bool) -> None:
-        key = data.draw(st.sampled_from(sorted(self._at_work)))
-        self._at_work.remove(key)
+        key = data.draw(st.sampled_from(sorted(self._active)))
+        self._active.remove(key)
         self._journal.finish(kept(key))
-        self._note("finish", key, is_owed=True)
+        self._note("finish", key, must_keep=True)
         if is_delivered:
             self._journal.deliver(key)
-            self._note("deliver", key, is_owed=True)
+            self._note("deliver", key, must_keep=True)
 
     @rule(num_records=st.integers(1, 8), is_refused=st.booleans())
     def write(self, num_records: int, is_refused: bool) -> None:
@@ -133,58 +133,60 @@ class JournalMachine(RuleBasedStateMachine):
             failure = self._journal._write([record for record in records if record])
         assert (failure is not None) == is_refused
         if is_refused:
-            self._owed += [each for each in batch if each[2]]
+            self._unwritten += [each for each in batch if each[2]]
             return
-        for name, values, _ in (*self._owed, *batch):
+        for name, values, _ in (*self._unwritten, *batch):
             getattr(self, f"_do_{name}")(*values)
-        self._owed = []
+        self._unwritten = []
 
     @rule()
     def crash(self) -> None:
         """What was not written is gone; work goes on from what is there."""
         self._journal.store.close()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
-        self._pending, self._owed = [], []
-        self._at_work = set(self._told.jobs)
+        self._pending, self._unwritten = [], []
+        self._active = set(self._written.requests)
         self._num_tokens = {
             (key, choice): len(said)
-            for key, (_, choices) in self._told.jobs.items()
+            for key, (_, choices) in self._written.requests.items()
             for choice, said in choices.items()
         }
 
     @invariant()
     def holds_what_was_written(self) -> None:
-        now = past(self._journal)
-        assert {job.ticket.key: job.ticket for job in now.jobs} == {
-            key: address for key, (address, _) in self._told.jobs.items()
+        now = recovered(self._journal)
+        assert {record.key: record.ticket for record in now.requests} == {
+            key: address for key, (address, _) in self._written.requests.items()
         }
-        for job in now.jobs:
-            _, choices = self._told.jobs[job.ticket.key]
-            assert job.request == request(job.ticket.key)
+        for record in now.requests:
+            _, choices = self._written.requests[record.key]
+            assert record.request == request(record.key)
             for choice in (0, 1):
-                said = job.said.get(choice, Committed())
+                said = record.resumed.get(choice, Committed())
                 assert list(said.tokens) == choices[choice]
-        assert {each.key: each.is_delivered for each in now.answers} == self._told.answers
-        assert all(each.final == kept(each.key).final for each in now.answers)
+        assert {each.key: each.is_delivered for each in now.finals} == self._written.finals
+        assert all(each.final == kept(each.key).final for each in now.finals)
 
     def _do_accept(self, key: str) -> None:
-        self._told.jobs[key] = (ticket(key), {0: [], 1: []})
+        self._written.requests[key] = (ticket(key), {0: [], 1: []})
 
     def _do_commit(self, key: str, choice: int, position: int, tokens: list[int]) -> None:
-        if key in self._told.jobs and position == len(self._told.jobs[key][1][choice]):
-            self._told.jobs[key][1][choice] += tokens
+        if key in self._written.requests and position == len(
+            self._written.requests[key][1][choice]
+        ):
+            self._written.requests[key][1][choice] += tokens
 
     def _do_readdress(self, key: str, reply: str) -> None:
-        if key in self._told.jobs:
-            self._told.jobs[key] = (ticket(key, reply), self._told.jobs[key][1])
+        if key in self._written.requests:
+            self._written.requests[key] = (ticket(key, reply), self._written.requests[key][1])
 
     def _do_finish(self, key: str) -> None:
-        self._told.jobs.pop(key, None)
-        self._told.answers[key] = False
+        self._written.requests.pop(key, None)
+        self._written.finals[key] = False
 
     def _do_deliver(self, key: str) -> None:
-        if key in self._told.answers:
-            self._told.answers[key] = True
+        if key in self._written.finals:
+            self._written.finals[key] = True
 
 
 @contextlib.contextmanager
@@ -225,31 +227,29 @@ def _write_all(journal: DiskJournal) -> None:
         assert journal._write(batch) is None
 
 
-def test_answers_are_kept_in_number_bytes_and_time(tmp_path: Path) -> None:
+def test_kept_finals_are_bounded_in_number_bytes_and_time(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.finish(kept("a/old", until=NOW.wall_s + 5))
     for number in range(MAX_KEPT_ANSWERS + 3):
         journal.finish(kept(f"a/{number}"))
     _write_all(journal)
-    answers = past(journal).answers
-    assert len(answers) == MAX_KEPT_ANSWERS
-    assert answers[0].key == "a/3"
+    finals = recovered(journal).finals
+    assert len(finals) == MAX_KEPT_ANSWERS
+    assert finals[0].key == "a/3"
     journal.finish(kept("a/soon", until=NOW.wall_s + 5))
     _write_all(journal)
-    assert past(journal).answers[-1].key == "a/soon"
+    assert recovered(journal).finals[-1].key == "a/soon"
     later = replace(NOW, boot_s=NOW.boot_s + 6)
-    assert past(journal, later).answers[-1].key != "a/soon"
+    assert recovered(journal, later).finals[-1].key != "a/soon"
     for number in range(3):
         journal.finish(kept(f"b/{number}", bytes(MAX_KEPT_BYTES // 2 - 200)))
     _write_all(journal)
-    assert [each.key for each in past(journal).answers] == ["b/1", "b/2"]
+    assert [each.key for each in recovered(journal).finals] == ["b/1", "b/2"]
     journal.store.close()
 
 
 @pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
-def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
-    step_s: float, tmp_path: Path
-) -> None:
+def test_step_of_the_wall_clock_changes_no_retention(step_s: float, tmp_path: Path) -> None:
     def after(boot_s: float) -> BootTime:
         return replace(NOW, wall_s=NOW.wall_s + step_s, boot_s=NOW.boot_s + boot_s)
 
@@ -263,34 +263,34 @@ def test_step_of_the_wall_clock_forgets_no_answer_and_keeps_none_for_longer(
     journal.store.close()
     again = DiskJournal(tmp_path, now=lambda: now)
     for boot_s, keys in ((2, ["a/before", "a/after"]), (60.5, ["a/after"]), (62, [])):
-        assert [each.key for each in past(again, after(boot_s)).answers] == keys
+        assert [each.key for each in recovered(again, after(boot_s)).finals] == keys
     again.store.close()
 
 
-def test_other_boot_is_reckoned_by_the_wall_clock(tmp_path: Path) -> None:
+def test_time_across_boots_is_taken_from_the_wall_clock(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.finish(kept("a/1", until=journal.wall_s() + 60))
     _write_all(journal)
     journal.store.close()
     booted = BootTime(NOW.wall_s + 50, "other", 1.0)
     again = DiskJournal(tmp_path, now=lambda: booted)
-    assert [each.key for each in past(again, booted).answers] == ["a/1"]
-    assert past(again, replace(booted, boot_s=12.0)).answers == ()
+    assert [each.key for each in recovered(again, booted).finals] == ["a/1"]
+    assert recovered(again, replace(booted, boot_s=12.0)).finals == ()
     again.store.close()
 
 
-def test_log_probabilities_are_read_again(tmp_path: Path) -> None:
+def test_log_probabilities_are_recovered(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.accept(ticket("a/1"), request("a/1"), MODEL, lambda _: None)
     said = Committed((5, 7), (Logprobs(-0.1, ((5, -0.1), (3, -2.5))), Logprobs(float("-inf"))))
     journal.commit("a/1", 1, 0, said)
     _write_all(journal)
-    [job] = past(journal).jobs
-    assert job.said == {1: said}
+    [record] = recovered(journal).requests
+    assert record.resumed == {1: said}
     journal.store.close()
 
 
-def test_second_node_is_kept_out_of_the_directory(tmp_path: Path) -> None:
+def test_second_node_cannot_use_the_directory(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path)
     with pytest.raises(ConfigError, match="another node uses this one"):
         DiskJournal(tmp_path)
@@ -298,19 +298,19 @@ def test_second_node_is_kept_out_of_the_directory(tmp_path: Path) -> None:
     DiskJournal(tmp_path).store.close()
 
 
-def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_unusable_directory_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state_dir"):
         DiskJournal(tmp_path / "file" / "state")
 
 
-def test_journal_is_for_its_owner_only(tmp_path: Path) -> None:
+def test_journal_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     DiskJournal(tmp_path / "state").store.close()
     assert (tmp_path / "state").stat().st_mode & 0o77 == 0
     assert (tmp_path / "state" / FILE_NAME).stat().st_mode & 0o77 == 0
 
 
-def test_newer_journal_is_left_alone(tmp_path: Path) -> None:
+def test_newer_journal_is_refused_unchanged(tmp_path: Path) -> None:
     hold(tmp_path, "a/1")
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
         database.execute("PRAGMA user_version = 99")
@@ -336,18 +336,18 @@ def test_damaged_journal_is_set_aside(
             content[:] = b"no database" * 100
     file.write_bytes(content)
     journal = DiskJournal(tmp_path, now=lambda: NOW)
-    assert past(journal) == RecoveredState()
+    assert recovered(journal) == RecoveredState()
     assert journal.store.damage is not None
     assert journal.store.damage.read_bytes() == content
     assert "damaged" in caplog.text
     journal.accept(ticket("a/1"), request("a/1"), MODEL, lambda _: None)
     _write_all(journal)
-    assert len(past(journal).jobs) == 1
+    assert len(recovered(journal).requests) == 1
     journal.store.close()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
-def test_torn_log_keeps_what_came_before(share: float, tmp_path: Path) -> None:
+def test_torn_log_keeps_earlier_records(share: float, tmp_path: Path) -> None:
     """A machine that lost power may leave a part of the write-ahead log."""
     journal = DiskJournal(tmp_path / "whole", now=lambda: NOW)
     keys = [f"a/{number}" for number in range(30)]
@@ -362,13 +362,13 @@ def test_torn_log_keeps_what_came_before(share: float, tmp_path: Path) -> None:
     journal.store.close()
     torn = DiskJournal(tmp_path / "torn", now=lambda: NOW)
     assert torn.store.damage is None
-    found = [job.ticket.key for job in past(torn).jobs]
+    found = [record.key for record in recovered(torn).requests]
     assert found == keys[: len(found)]
     assert (len(found) > 0) == (share > 0.0)
     torn.store.close()
 
 
-def test_request_of_another_model_or_that_kills_is_not_run(tmp_path: Path) -> None:
+def test_request_of_another_model_or_with_crashes_is_not_run(tmp_path: Path) -> None:
     journal = DiskJournal(tmp_path, now=lambda: NOW)
     journal.accept(ticket("a/1"), request("a/1"), "other", lambda _: None)
     for key in ("a/2", "b/1"):
@@ -378,12 +378,12 @@ def test_request_of_another_model_or_that_kills_is_not_run(tmp_path: Path) -> No
         journal.begin("b/1")
         journal.commit("b/1", 0, number, Committed((number,)))
     _write_all(journal)
-    faults = [job.fault.code if job.fault else None for job in past(journal).jobs]
+    faults = [record.fault.code if record.fault else None for record in recovered(journal).requests]
     assert faults == ["model_changed", "internal_error", None]
     journal.store.close()
 
 
-def test_age_is_told_by_the_clock_that_nobody_sets() -> None:
+def test_age_is_taken_from_the_boot_clock() -> None:
     then = BootTime(1000.0, "boot", 50.0)
     assert BootTime(9999.0, "boot", 53.0).since(then) == 3.0
     assert BootTime(10.0, "boot", 53.0).since(then) == 3.0
@@ -400,7 +400,7 @@ async def writing(journal: DiskJournal) -> AsyncIterator[DiskJournal]:
         yield journal
 
 
-def test_full_disk_refuses_requests_and_keeps_answers_for_later(tmp_path: Path) -> None:
+def test_full_disk_refuses_requests_and_delays_ends(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
@@ -418,17 +418,17 @@ def test_full_disk_refuses_requests_and_keeps_answers_for_later(tmp_path: Path) 
             assert journal.failure is None
         assert outcomes == [True, False, True]
         again = DiskJournal(tmp_path, now=lambda: NOW)
-        assert [job.ticket.key for job in past(again).jobs] == ["b/1"]
-        assert [each.key for each in past(again).answers] == ["a/1"]
+        assert [record.key for record in recovered(again).requests] == ["b/1"]
+        assert [each.key for each in recovered(again).finals] == ["a/1"]
         again.store.close()
 
     run(story())
 
 
-def test_what_is_owed_is_written_when_there_is_room_though_nobody_asks(
+def test_unwritten_ends_are_retried_without_a_new_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.durability.journal._LOOK_S", 0.01)
+    monkeypatch.setattr("edgecosine.node.durability.journal._CHECK_S", 0.01)
 
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
@@ -439,12 +439,12 @@ def test_what_is_owed_is_written_when_there_is_room_though_nobody_asks(
                 assert journal.failure is not None
             while journal.failure is not None:  # noqa: ASYNC110 -- there is no event for that
                 await asyncio.sleep(0.001)
-            assert [each.key for each in past(journal).answers] == ["a/1"]
+            assert [each.key for each in recovered(journal).finals] == ["a/1"]
 
     run(story())
 
 
-def test_what_is_owed_is_written_before_the_journal_ends(tmp_path: Path) -> None:
+def test_unwritten_ends_are_written_before_the_journal_ends(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
@@ -452,13 +452,13 @@ def test_what_is_owed_is_written_before_the_journal_ends(tmp_path: Path) -> None
                 journal.finish(kept("a/1"))
                 await journal.settled()
         again = DiskJournal(tmp_path, now=lambda: NOW)
-        assert [each.key for each in past(again).answers] == ["a/1"]
+        assert [each.key for each in recovered(again).finals] == ["a/1"]
         again.store.close()
 
     run(story())
 
 
-def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Path) -> None:
+def test_once_kept_waits_for_the_disk_up_to_a_limit(tmp_path: Path) -> None:
     """In order, behind an end that the disk refused; in the end without it."""
 
     async def story() -> None:
@@ -488,7 +488,7 @@ def test_step_that_is_once_kept_waits_for_the_disk_and_not_for_ever(tmp_path: Pa
     run(story())
 
 
-def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+def test_hanging_disk_blocks_no_callback(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path, stuck_s=0.2)
         is_answering = threading.Event()
@@ -508,13 +508,13 @@ def test_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
             assert journal.failure is not None
             is_answering.set()
         again = DiskJournal(tmp_path)
-        assert past(again) == RecoveredState()
+        assert recovered(again) == RecoveredState()
         again.store.close()
 
     run(story())
 
 
-def test_order_of_what_is_told_is_kept(tmp_path: Path) -> None:
+def test_callbacks_keep_the_order_of_records(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)
         heard: list[int] = []
@@ -529,7 +529,7 @@ def test_order_of_what_is_told_is_kept(tmp_path: Path) -> None:
     run(story())
 
 
-def test_step_that_fails_behind_the_journal_keeps_nobody_else_waiting(
+def test_failing_callback_does_not_block_the_next_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
@@ -547,3 +547,16 @@ def test_step_that_fails_behind_the_journal_keeps_nobody_else_waiting(
 
     run(story())
     assert "ValueError: bug" in caplog.text
+
+
+def test_final_is_stored_as_its_publication(tmp_path: Path) -> None:
+    """Both earlier and later versions read it."""
+    stored = msgspec.msgpack.encode(
+        Outgoing(
+            "reply", b"{}", correlation=b"c", content_type="application/json",
+            user=(("status", "404"), ("id", "1")),
+        )
+    )  # fmt: skip
+    final = FinalReply("1", "reply", b"{}", status="404", correlation=b"c")
+    assert msgspec.msgpack.encode(final_message(final)) == stored
+    assert read_final(msgspec.msgpack.decode(stored, type=Outgoing)) == final

@@ -1,4 +1,4 @@
-"""What of the journal must outlive a power cut: that a request was accepted, and nothing else."""
+"""Only the acceptance of a request must survive a loss of power."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.node.durability.test_journal import MODEL, kept, request, ticket
 from tests.support.mqtt import run, running
 
 
-def test_acceptance_is_synced_to_the_disk_and_nothing_else_is(
+def test_only_acceptance_is_synced_to_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "_MAX_BATCH", 1)
@@ -24,9 +24,9 @@ def test_acceptance_is_synced_to_the_disk_and_nothing_else_is(
     write = journal.store.write
 
     def note(statements: Iterable[Statement], *, is_lasting: bool) -> None:
-        told = list(statements)
-        written.append((told[-1][0], is_lasting))
-        write(told, is_lasting=is_lasting)
+        batch = list(statements)
+        written.append((batch[-1][0], is_lasting))
+        write(batch, is_lasting=is_lasting)
 
     monkeypatch.setattr(journal.store, "write", note)
 
@@ -49,7 +49,7 @@ def test_acceptance_is_synced_to_the_disk_and_nothing_else_is(
     assert len(written) == 8
 
 
-def test_file_is_synced_where_a_record_must_last(tmp_path: Path) -> None:
+def test_lasting_record_syncs_the_file(tmp_path: Path) -> None:
     """2 is FULL: each transaction is on the disk when it ends; 1, NORMAL, is not."""
     journal = DiskJournal(tmp_path)
     for is_lasting, mode in ((True, 2), (False, 1), (True, 2)):

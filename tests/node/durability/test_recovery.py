@@ -1,4 +1,4 @@
-"""A gateway that is killed at every record of its journal: same text, one final, no gap."""
+"""A gateway that is killed at every record of its journal gives the same text and one final."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.durability import journal as journal_module
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import MAX_STARTS, read_past
+from edgecosine.node.durability.recovery import MAX_STARTS, recover
 from edgecosine.node.durability.store import Statement
 from edgecosine.node.gateway.gateway import Gateway
-from edgecosine.node.gateway.request_manager import RequestManager, model_of
-from edgecosine.node.gateway.service import Service
+from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Drafter, harness
+from tests.support.cluster import Drafter
+from tests.support.cluster import harness as target_harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, acknowledge, request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
@@ -126,20 +126,18 @@ async def live(
         if not journal.is_dead:
             world.see(message)
             journal.news.set()
-            reception.delivered(message)
+            acknowledge(manager, message)
 
-    past = read_past(journal, model_of(service), BootTime.now())
-    reception = RequestManager(
-        service, topics=HOME, send=send, admission=admission(service), journal=journal, past=past
-    )
+    past = recover(journal, model_of(service), BootTime.now())
+    manager = request_manager(service, send, admission(service), journal=journal, recovered=past)
     ticket = ReplyAddress("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
     try:
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await asyncio.sleep(0)
             if asks:
-                reception.take(ParsedRequest(ticket, request))
+                manager.accept(RequestRecord(ticket, request))
             while not (journal.is_dead or world.finals):
                 journal.news.clear()
                 await journal.news.wait()
@@ -154,13 +152,13 @@ async def live(
 
 
 async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
-    """Ask once, be killed as often as told, then live on; the whole thing with drafters."""
+    """Send a request, kill the gateway as often as given, then finish; with drafters."""
     world = World()
     setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.6))]
     for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
-        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
+        async with target_harness(ScriptedTarget(LANGUAGE), setups) as home:
             journal = MortalJournal(directory, dies_at, is_late=is_late)
-            # Whoever was never told that the request is accepted asks again.
+            # A client that was not told of acceptance repeats its request.
             asks = number == 0 or not world.states
             await live(home.service, journal, world, request, asks=asks)
     return world
@@ -175,8 +173,8 @@ def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
         each.finish_reason for each in said
     ]
     if request.top_logprobs is not None:
-        told = [choice["logprobs"]["token_logprobs"] for choice in final["choices"]]
-        assert told == [[each.drawn for each in choice.logprobs] for choice in said]
+        logprobs = [choice["logprobs"]["token_logprobs"] for choice in final["choices"]]
+        assert logprobs == [[each.drawn for each in choice.logprobs] for choice in said]
     assert final["usage"]["completion_tokens"] == sum(len(each.tokens) for each in said)
     assert [world.texts.get(number, "") for number in range(request.n)] == [
         each.text for each in said
@@ -185,7 +183,7 @@ def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
 
 @pytest.mark.parametrize(("is_late", "tell_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)])
 @pytest.mark.parametrize("request_", REQUESTS, ids=["greedy", "sampled"])
-def test_killed_at_any_record_it_ends_as_it_would_have(
+def test_killed_at_any_record_the_result_is_the_same(
     request_: Request,
     is_late: bool,
     tell_every_s: float,
@@ -207,7 +205,7 @@ def test_killed_at_any_record_it_ends_as_it_would_have(
 
 
 @pytest.mark.parametrize("deaths", [[(3, False), (3, False)], [(4, True), (2, True), (6, False)]])
-def test_killed_several_times_it_ends_as_it_would_have(
+def test_killed_several_times_the_result_is_the_same(
     deaths: list[tuple[int, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
@@ -221,8 +219,8 @@ def test_killed_several_times_it_ends_as_it_would_have(
     run(story())
 
 
-class Desk:
-    """A reception over a journal, and all that it sent; `is_acknowledging` is the broker."""
+class Harness:
+    """A request manager with a journal, all that it sent, and whether that is acknowledged."""
 
     def __init__(self, directory: Path, service: ScriptedService) -> None:
         self.journal = DiskJournal(directory)
@@ -230,16 +228,15 @@ class Desk:
         self.is_acknowledging = True
         self._news = asyncio.Event()
         self.admission = admission(service)
-        past = read_past(self.journal, model_of(service), BootTime.now())
-        self.reception = RequestManager(
-            service, topics=HOME, send=self._send, admission=self.admission,
-            journal=self.journal, past=past,
-        )  # fmt: skip
+        past = recover(self.journal, model_of(service), BootTime.now())
+        self.manager = request_manager(
+            service, self._send, self.admission, journal=self.journal, recovered=past
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
         if self.is_acknowledging:
-            self.reception.delivered(message)
+            acknowledge(self.manager, message)
         self._news.set()
 
     def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
@@ -247,7 +244,7 @@ class Desk:
         is_stream = fields.get("stream", False)
         ticket = ReplyAddress("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
         request = Request("a", name, "completion", prompt, **fields)
-        self.reception.take(ParsedRequest(ticket, request))
+        self.manager.accept(RequestRecord(ticket, request))
 
     async def expect(self, topic: str, count: int = 1) -> list[dict[str, Any]]:
         while len(found := [m for m in self.sent if m.topic == topic]) < count:
@@ -263,12 +260,14 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(directory: Path, service: ScriptedService | None = None) -> AsyncIterator[Desk]:
-    """A reception that is stopped as by SIGTERM."""
-    at = Desk(directory, service or ScriptedService())
+async def harness(
+    directory: Path, service: ScriptedService | None = None
+) -> AsyncIterator[Harness]:
+    """A request manager that is stopped as by SIGTERM."""
+    at = Harness(directory, service or ScriptedService())
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(at.journal.run())
-        open_ = group.create_task(at.reception.run())
+        open_ = group.create_task(at.manager.run())
         await asyncio.sleep(0)
         yield at
         await at.journal.settled()
@@ -283,13 +282,13 @@ def holding() -> ScriptedService:
     return service
 
 
-def test_stopped_gateway_leaves_its_requests_to_the_next(tmp_path: Path) -> None:
+def test_stopped_gateway_leaves_its_requests_to_the_next_start(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
         assert not await at.expect(FINAL, 0)
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["choices"][0]["text"] == "to be"
             await at.expect_state("done")
@@ -300,62 +299,62 @@ def test_stopped_gateway_leaves_its_requests_to_the_next(tmp_path: Path) -> None
     run(story())
 
 
-def test_drain_that_is_out_of_time_leaves_the_rest_to_the_next(tmp_path: Path) -> None:
+def test_drain_that_times_out_leaves_the_rest_to_the_next_start(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
-            at.reception.drain()
+            at.manager.drain()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await at.reception.idle()
+                    await at.manager.runner.idle()
         assert not await at.expect(FINAL, 0)
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["choices"][0]["text"] == "to be"
-            await at.reception.idle()
+            await at.manager.runner.idle()
 
     run(story())
 
 
-def test_resumed_request_has_a_place_as_every_other(tmp_path: Path) -> None:
+def test_resumed_request_occupies_a_slot(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take(n=2)
             await at.expect_state("running")
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             await at.expect_state("running")
             assert at.admission.num_running == 2
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             await at.expect(FINAL)
             assert at.admission.num_running == at.admission.num_queued == 0
 
     run(story())
 
 
-def test_deadline_goes_on_while_nobody_is_there(tmp_path: Path) -> None:
+def test_deadline_continues_while_no_process_runs(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take(deadline_s=0.2)
             await at.expect_state("running")
         await asyncio.sleep(0.25)  # the deadline is what is waited for
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "deadline_exceeded"
 
     run(story())
 
 
-def test_answer_that_the_broker_has_is_sent_on_demand_only(tmp_path: Path) -> None:
+def test_delivered_final_is_sent_again_on_request_only(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             at.is_acknowledging = False
             at.take()
             [first] = await at.expect(FINAL)
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             assert await at.expect(FINAL) == [first]
         service = ScriptedService()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             at.take(reply=HOME.response("a", "elsewhere"))
             assert await at.expect(HOME.response("a", "elsewhere")) == [first]
             assert not await at.expect(FINAL, 0)
@@ -364,33 +363,33 @@ def test_answer_that_the_broker_has_is_sent_on_demand_only(tmp_path: Path) -> No
     run(story())
 
 
-def test_answer_that_the_broker_may_lack_comes_behind_its_whole_stream(tmp_path: Path) -> None:
+def test_undelivered_final_follows_its_whole_stream(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             at.is_acknowledging = False
             at.take(stream=True)
             await at.expect(FINAL)
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             await at.expect(FINAL)
             assert [message.topic for message in at.sent[:3]] == [STREAM, STREAM, FINAL]
             assert await at.expect(STREAM) == [
                 {"i": 0, "delta": "to be", "fin": False},
                 {"i": 5, "delta": "", "fin": True},
             ]
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             await at.journal.settled()
             assert not await at.expect(STREAM, 0)
 
     run(story())
 
 
-def test_answer_goes_where_the_request_came_from_last(tmp_path: Path) -> None:
+def test_final_goes_to_the_latest_reply_address(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
             at.take(reply=HOME.response("a", "elsewhere"))
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             await at.expect(HOME.response("a", "elsewhere"))
             assert not await at.expect(FINAL, 0)
 
@@ -400,7 +399,7 @@ def test_answer_goes_where_the_request_came_from_last(tmp_path: Path) -> None:
 def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         service = ScriptedService()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             write = at.journal.store.write
 
             def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
@@ -415,44 +414,44 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             assert final["error"]["retry_after_s"] > 0
             assert not service.requests
             assert at.admission.num_running == 0
-            await at.reception.idle()
+            await at.manager.runner.idle()
             at.journal.store.write = write  # type: ignore[method-assign]
             at.take()
             finals = await at.expect(FINAL, 2)
             assert "choices" in finals[1]
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             assert not await at.expect(FINAL, 0)
             assert len(service.requests) == 1
 
     run(story())
 
 
-def test_answer_whose_end_the_disk_refuses_is_not_sent_before_a_kill_and_again_after_it(
+def test_unwritten_final_is_not_sent_twice_across_a_crash(
     tmp_path: Path,
 ) -> None:
     async def story() -> None:
         service = ScriptedService()
         gate = service.hold("hm")
-        at = Desk(tmp_path, service)
+        at = Harness(tmp_path, service)
 
         def refuse(statements: Iterable[Statement], *, is_lasting: bool) -> None:
             raise JournalLost("full")
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in (at.journal.run(), at.reception.run())]
+            tasks = [group.create_task(work) for work in (at.journal.run(), at.manager.run())]
             await asyncio.sleep(0)
             at.take()
             await at.expect_state("running")
             at.journal.store.write = refuse  # type: ignore[method-assign]
             gate.set()
-            await at.reception.idle()
+            await at.manager.runner.idle()
             await at.journal.settled()
             assert not await at.expect(FINAL, 0)
             assert "done" not in [body["state"] for body in await at.expect(HOME.job_state("1"))]
             for task in tasks:
                 task.cancel()
         assert not await at.expect(FINAL, 0)
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             assert (await at.expect(FINAL))[0]["choices"]
             await at.expect_state("done")
         assert len(service.requests) == 2
@@ -460,37 +459,37 @@ def test_answer_whose_end_the_disk_refuses_is_not_sent_before_a_kill_and_again_a
     run(story())
 
 
-def test_request_that_ends_the_process_each_time_is_given_up(tmp_path: Path) -> None:
+def test_request_that_always_crashes_the_process_is_given_up(tmp_path: Path) -> None:
     async def story() -> None:
         for _ in range(MAX_STARTS + 1):
-            async with desk(tmp_path, holding()) as at:
+            async with harness(tmp_path, holding()) as at:
                 at.take()
                 await at.expect_state("running")
         for _ in range(MAX_STARTS):
-            async with desk(tmp_path, holding()) as at:
+            async with harness(tmp_path, holding()) as at:
                 at.journal.leave = lambda _: None  # type: ignore[method-assign]
                 at.take()
                 await at.expect_state("running")
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"
 
     run(story())
 
 
-def test_request_that_breaks_the_engine_each_time_is_given_up(tmp_path: Path) -> None:
+def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> None:
     """The process ends by an error and not by a kill, in which order its parts may well end."""
 
     async def story() -> None:
         for number in range(MAX_STARTS):
             service = holding()
-            async with desk(tmp_path, service) as at:
+            async with harness(tmp_path, service) as at:
                 if not number:
                     at.take()
                 await at.expect_state("running")
                 assert not await at.expect(FINAL, 0)
                 service.has_broken = True
-        async with desk(tmp_path) as at:
+        async with harness(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"
             assert str(MAX_STARTS) in final["error"]["message"]
@@ -505,7 +504,7 @@ class DeadlyService(ScriptedService):
         super().__init__()
         self.at_work: set[str] = set()
         self.beside: list[set[str]] = []
-        """Who was at work whenever a session began, by prompt."""
+        """The active prompts at each start of a session."""
         self.has_ended = asyncio.Event()
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
@@ -522,19 +521,19 @@ class DeadlyService(ScriptedService):
             self.at_work.discard(prompt)
 
 
-def killed(at: Desk) -> None:
+def killed(at: Harness) -> None:
     """This life ends without an order."""
     at.journal.leave = lambda _: None  # type: ignore[method-assign]
 
 
-def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
+def test_suspect_runs_alone_and_crashes_no_other_request(
     tmp_path: Path,
 ) -> None:
     async def story() -> None:
         service = DeadlyService()
         service.hold("innocent")
         service.hold("deadly")
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             at.take("1", "deadly")
             for number in range(2, 6):
                 at.take(str(number), "innocent")
@@ -543,15 +542,15 @@ def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
         sent: list[Outgoing] = []
         for life in range(MAX_STARTS - 1):
             service = DeadlyService()
-            async with desk(tmp_path, service) as at:
+            async with harness(tmp_path, service) as at:
                 if not life:
                     at.take("new", "newcomer")
                 await service.has_ended.wait()
                 killed(at)
             sent += at.sent
             assert all(len(each) == 1 for each in service.beside)
-        async with desk(tmp_path, DeadlyService()) as at:
-            await at.reception.idle()
+        async with harness(tmp_path, DeadlyService()) as at:
+            await at.manager.runner.idle()
         bodies = {m.topic: json.loads(m.payload) for m in [*sent, *at.sent]}
         finals = [bodies[HOME.response("a", name)] for name in ("1", "2", "3", "4", "5", "new")]
         assert finals[0]["error"]["code"] == "internal_error"
@@ -560,10 +559,10 @@ def test_request_at_which_a_process_ended_runs_alone_and_takes_nobody_with_it(
     run(story())
 
 
-def test_requests_that_had_new_tokens_or_only_waited_are_no_suspects(tmp_path: Path) -> None:
+def test_requests_with_new_tokens_or_queued_ones_are_no_suspects(tmp_path: Path) -> None:
     async def story() -> None:
         service = holding()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             for number in range(service.max_sessions + 1):
                 at.take(str(number))
             await service.begun(service.max_sessions)
@@ -571,28 +570,28 @@ def test_requests_that_had_new_tokens_or_only_waited_are_no_suspects(tmp_path: P
                 at.journal.commit(f"a/{number}", 0, 0, Committed((1,)))
             killed(at)
         service = holding()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             await service.begun(service.max_sessions)
-            at.reception.cancel("0", "a")
+            at.manager.cancel("0", "a")
             await service.begun(service.max_sessions + 1)
 
     run(story())
 
 
-def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path) -> None:
+def test_cancelled_or_expired_suspect_lets_the_others_start(tmp_path: Path) -> None:
     async def story() -> None:
-        async with desk(tmp_path, holding()) as at:
+        async with harness(tmp_path, holding()) as at:
             at.take("1", n=2)
             at.take("2", deadline_s=0.3)
             await at.expect_state("running", "2")
             killed(at)
         service = holding()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             at.take("3")
             await service.begun(2)
             await at.expect(HOME.response("a", "2"))
             assert {request.request_id for request in service.requests} == {"1"}
-            at.reception.cancel("1", "a")
+            at.manager.cancel("1", "a")
             await at.expect(HOME.response("a", "1"))
             await at.expect_state("running", "3")
 
@@ -606,12 +605,12 @@ def test_suspect_that_is_cancelled_or_too_late_lets_the_others_in(tmp_path: Path
         ("3", "UPDATE answers SET final = x'c1' WHERE key = 'a/3'"),
     ],
 )
-def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
+def test_unreadable_record_is_dropped_and_the_others_continue(
     lost: str, damage: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
         service = holding()
-        async with desk(tmp_path, service) as at:
+        async with harness(tmp_path, service) as at:
             at.is_acknowledging = False
             for name, prompt in (("1", "hm"), ("2", "hm"), ("3", "x"), ("4", "x")):
                 at.take(name, prompt)
@@ -620,7 +619,7 @@ def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
             await at.journal.settled()
             at.journal.store.write([(damage, ())], is_lasting=False)
         for _ in range(2):
-            async with desk(tmp_path) as at:
+            async with harness(tmp_path) as at:
                 at.is_acknowledging = False
                 for name in {*"1234"} - {lost}:
                     await at.expect(HOME.response("a", name))
@@ -629,21 +628,21 @@ def test_record_that_cannot_be_read_is_given_up_and_the_others_go_on(
     run(story())
 
 
-def test_broker_is_told_of_a_request_once_it_is_in_the_journal(tmp_path: Path) -> None:
+def test_request_is_acknowledged_once_it_is_journalled(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)
         gateway = Gateway(
             ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
             node_id="t1", journal=journal,
         )  # fmt: skip
-        gateway.sharing.book.join(0.0, is_remembered=False)
+        gateway.queue.state.join(0.0, is_remembered=False)
         is_acknowledged = asyncio.Event()
         message = Incoming(
             HOME.request("completion"), b'{"id": "1", "prompt": "hm"}',
             acknowledge=is_acknowledged.set,
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
-            open_ = group.create_task(gateway._reception.run())
+            open_ = group.create_task(gateway._manager.run())
             await asyncio.sleep(0)
             gateway._receive(message)
             for _ in range(20):

@@ -1,4 +1,4 @@
-"""What the tests say to a gateway, and what they expect to hear."""
+"""Messages that tests send to a gateway, and the replies that they expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker goes and comes back: no session ends, no answer is lost, nobody waits for ever."""
+"""The broker restarts: no session ends, no final is lost, and no client waits for ever."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Home:
             yield gateway
 
 
-def test_running_request_is_answered_after_the_broker_came_back() -> None:
+def test_running_request_is_answered_after_reconnection() -> None:
     async def story() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 client = await stack.enter_async_context(Client(home.url, "home"))
                 steps = await stack.enter_async_context(contextlib.aclosing(client.ask(HELD)))
                 assert await anext(steps) == Delta(0, "to")
@@ -70,13 +70,13 @@ def test_running_request_is_answered_after_the_broker_came_back() -> None:
     run(story())
 
 
-def test_answer_that_was_ready_meanwhile_is_kept() -> None:
+def test_final_of_a_disconnected_gateway_is_kept() -> None:
     async def story() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker() as broker:
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 async with listening(broker) as listener:
                     listener.send(HOME.request("completion"), {"id": "1", "prompt": "hm"})
                     await listener.expect_state("1", "running")
@@ -89,13 +89,13 @@ def test_answer_that_was_ready_meanwhile_is_kept() -> None:
     run(story())
 
 
-def test_client_says_when_nothing_comes_back() -> None:
+def test_client_reports_a_missing_answer() -> None:
     async def story() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
                 gateway = await stack.enter_async_context(home.gateway())
-                await gateway.connected()
+                await gateway.client.connected()
                 client = await stack.enter_async_context(Client(home.url, "home", patience_s=0.5))
                 steps = await stack.enter_async_context(contextlib.aclosing(client.ask(HELD)))
                 await anext(steps)
@@ -107,11 +107,11 @@ def test_client_says_when_nothing_comes_back() -> None:
     run(story())
 
 
-def test_gateway_waits_for_a_broker_that_is_not_there_yet() -> None:
+def test_gateway_waits_for_its_broker() -> None:
     async def story() -> None:
         home = Home()
         async with home.gateway() as gateway, home.broker(), Client(home.url, "home") as client:
-            await gateway.connected()
+            await gateway.client.connected()
             home.gate.set()
             steps = [step async for step in client.ask(HELD)]
             assert isinstance(steps[-1], FinalMessage)

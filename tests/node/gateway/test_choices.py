@@ -1,4 +1,4 @@
-"""Choices at the door: sessions side by side, one final message for all of them."""
+"""Requests with several choices: concurrent sessions and one final."""
 
 from __future__ import annotations
 
@@ -12,33 +12,29 @@ import pytest
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import ActorStopped
-from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
-from tests.support.cluster import Drafter, LinkFault, harness
+from tests.support.cluster import Drafter, LinkFault
+from tests.support.cluster import harness as target_harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
 
 
-class Desk:
-    """A reception, and what it sends about its one request."""
+class Harness:
+    """A request manager, and what it sends about its one request."""
 
     def __init__(self, service: Service) -> None:
         self.sent: list[Outgoing] = []
         self.finished = asyncio.Event()
-        self.reception = RequestManager(
-            service,
-            topics=HOME,
-            send=self._send,
-            admission=AdmissionControl(num_slots=service.max_sessions, max_queued=4),
-        )
+        admission = AdmissionControl(num_slots=service.max_sessions, max_queued=4)
+        self.manager = request_manager(service, self._send, admission)
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -59,7 +55,7 @@ class Desk:
         ticket = ReplyAddress(
             "a", "1", request.kind, HOME.response("a", "1"), wants_stream=request.stream
         )
-        self.reception.take(ParsedRequest(ticket, request))
+        self.manager.accept(RequestRecord(ticket, request))
 
     @property
     def final(self) -> Any:
@@ -79,11 +75,11 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(service: Service) -> AsyncIterator[Desk]:
-    """An open reception."""
-    at = Desk(service)
+async def harness(service: Service) -> AsyncIterator[Harness]:
+    """A running request manager."""
+    at = Harness(service)
     async with asyncio.TaskGroup() as group:
-        running = group.create_task(at.reception.run())
+        running = group.create_task(at.manager.run())
         await asyncio.sleep(0)
         yield at
         running.cancel()
@@ -95,7 +91,7 @@ def request(n: int, prompt: str = "To be", **fields: Any) -> Request:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> None:
+def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) -> None:
     language = babble(eos_every=40)
     asked = request(n, sampling=Sampling(temperature=temperature, seed=3), max_tokens=60)
     said = [alone(language, choice) for choice in choices_of(asked)]
@@ -108,8 +104,8 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
     async def story() -> None:
         target = ScriptedTarget(language)
         async with (
-            harness(target, setups, max_sessions=5) as home,
-            desk(home.service) as at,
+            target_harness(target, setups, max_sessions=5) as home,
+            harness(home.service) as at,
         ):
             final = await at.answer(asked)
             choices = final["choices"]
@@ -130,9 +126,9 @@ def test_each_choice_is_what_its_seed_says_alone(n: int, temperature: float) -> 
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_parts_name_their_choice_only_among_several(n: int) -> None:
+def test_parts_name_their_choice_only_if_there_are_several(n: int) -> None:
     async def story() -> None:
-        async with desk(ScriptedService()) as at:
+        async with harness(ScriptedService()) as at:
             await at.answer(request(n))
             *pieces, _ = at.bodies(HOME.stream("a", "1"))
             assert {piece.get("choice") for piece in pieces} == ({None} if n == 1 else {0, 1})
@@ -145,10 +141,10 @@ def test_cancel_ends_all_choices() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             at.take(request(3, "hm"))
             await service.begun(3)
-            at.reception.cancel("1", "a")
+            at.manager.cancel("1", "a")
             await at.finished.wait()
             assert at.final["error"]["code"] == "cancelled"
             assert service.num_closed == 3
@@ -174,22 +170,22 @@ def test_failure_of_one_choice_ends_the_others() -> None:
     async def story() -> None:
         service = LameService()
         service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             final = await at.answer(request(3, "hm"))
             assert final["error"]["code"] == "internal_error"
             assert len(service.requests) == service.num_closed == 2
-            assert "0 at work" in repr(at.reception)
+            assert "0 active" in repr(at.manager)
 
     run(story())
 
 
-def test_choices_wait_for_places_one_by_one() -> None:
+def test_choices_wait_for_slots_one_by_one() -> None:
     async def story() -> None:
         service = ScriptedService(max_sessions=2)
         gate = service.hold("hm")
-        async with desk(service) as at:
+        async with harness(service) as at:
             other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
-            at.reception.take(ParsedRequest(other, Request("b", "2", "completion", "hm")))
+            at.manager.accept(RequestRecord(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))
             await service.begun(2)
             assert [each.key for each in service.requests] == ["b/2", "a/1"]

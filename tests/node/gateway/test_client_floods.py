@@ -25,10 +25,10 @@ def flood(home: House, number: int, client: str = "flood") -> list[Incoming]:
 
 
 def inbox_of(home: House) -> Inbox:
-    return home.gateway._courier._inbox
+    return home.gateway.client._inbox
 
 
-def test_others_are_read_before_the_rest_of_a_flood() -> None:
+def test_other_clients_are_read_before_the_rest_of_a_flood() -> None:
     async def story() -> None:
         async with house() as home:
             for message in flood(home, MAX_UNREAD):
@@ -44,7 +44,7 @@ def test_others_are_read_before_the_rest_of_a_flood() -> None:
     run(story())
 
 
-def test_flood_that_finds_no_room_is_refused_or_counted() -> None:
+def test_flood_beyond_the_inbox_is_refused_or_counted() -> None:
     async def story() -> None:
         async with house() as home:
             messages = flood(home, MAX_UNREAD + 20)
@@ -64,7 +64,7 @@ def test_flood_that_finds_no_room_is_refused_or_counted() -> None:
     run(story())
 
 
-def test_flood_over_the_wire_leaves_the_gateway_to_others() -> None:
+def test_flood_over_mqtt_does_not_block_other_clients() -> None:
     async def story() -> None:
         async with house() as home:
             async with listening(home.broker, HOME.status, name="flood") as flooder:

@@ -1,4 +1,4 @@
-"""No work is done for the gone: a client's will ends its requests, unless it comes back in time."""
+"""A client's last will cancels its requests, unless the client reconnects in time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.mqtt import HOME, house, needs_mosquitto, run
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def test_killed_askers_request_is_cancelled_and_its_place_is_free() -> None:
+def test_request_of_a_killed_client_is_cancelled_and_frees_its_slot() -> None:
     async def story() -> None:
         async with house(absence_s=0.05) as home, command("ask", "hm", *at(home)) as process:
             home.service.hold("hm")
@@ -32,7 +32,7 @@ def test_killed_askers_request_is_cancelled_and_its_place_is_free() -> None:
     run(story())
 
 
-def test_any_mqtt_client_can_have_such_a_will() -> None:
+def test_any_mqtt_client_can_set_this_last_will() -> None:
     async def story() -> None:
         async with house(absence_s=0.05) as home:
             home.service.hold("hm")

@@ -1,4 +1,4 @@
-"""Clients that are away: a bounded number is remembered, and who comes back wants its answers."""
+"""Grace periods of disconnected clients: their number is bounded, and reconnection ends them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from edgecosine.node.gateway.disconnected_clients import DisconnectedClients
 from tests.node.links.wire_fixtures import run
 
 
-def test_no_more_clients_are_waited_for_than_the_bound_says() -> None:
+def test_grace_periods_are_bounded() -> None:
     async def main() -> None:
         absences = DisconnectedClients(lambda _: None, grace_s=60.0)
         for number in range(3000):
-            absences.left(str(number))
+            absences.disconnected(str(number))
         assert repr(absences) == "<DisconnectedClients [1024 away]>"
-        absences.came("0")
-        absences.left("one more")
+        absences.connected("0")
+        absences.disconnected("one more")
         assert repr(absences) == "<DisconnectedClients [1024 away]>"
         absences.close()
         assert repr(absences) == "<DisconnectedClients [0 away]>"
@@ -23,7 +23,7 @@ def test_no_more_clients_are_waited_for_than_the_bound_says() -> None:
     run(main())
 
 
-def test_who_stays_away_is_told_once_and_who_comes_back_is_not() -> None:
+def test_client_that_stays_away_is_reported_once() -> None:
     async def main() -> None:
         gone: list[str] = []
         is_over = asyncio.Event()
@@ -33,10 +33,10 @@ def test_who_stays_away_is_told_once_and_who_comes_back_is_not() -> None:
             is_over.set()
 
         absences = DisconnectedClients(end, grace_s=0.0)
-        absences.left("away")
-        absences.left("away")
-        absences.left("back")
-        absences.came("back")
+        absences.disconnected("away")
+        absences.disconnected("away")
+        absences.disconnected("back")
+        absences.connected("back")
         await is_over.wait()
         await asyncio.sleep(0)
         assert gone == ["away"]

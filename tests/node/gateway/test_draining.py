@@ -1,4 +1,4 @@
-"""Leaving in order: the door is closed to new requests, and who is inside is served."""
+"""Graceful shutdown: new requests are refused, and active ones are finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.mqtt import HOME, house, listening, needs_mosquitto, run
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
-def test_draining_gateway_serves_who_is_in_and_refuses_others_with_a_hint() -> None:
+def test_draining_gateway_finishes_active_requests_and_refuses_new_ones() -> None:
     async def story() -> None:
         async with house() as home:
             gate = home.service.hold("hm")
@@ -73,7 +73,7 @@ def test_client_waits_for_a_gateway_that_restarts() -> None:
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
-def test_asker_without_patience_hears_that_the_gateway_drains() -> None:
+def test_client_without_retries_gets_the_draining_error() -> None:
     async def story() -> None:
         async with house() as home, Client(home.broker.url, "home", retry_patience_s=0) as client:
             await home.gateway.drain()
@@ -84,7 +84,7 @@ def test_asker_without_patience_hears_that_the_gateway_drains() -> None:
     run(story())
 
 
-def test_drafting_is_idle_when_nobody_waits() -> None:
+def test_draft_worker_is_idle_without_requests() -> None:
     async def story() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
@@ -99,7 +99,7 @@ def test_drafting_is_idle_when_nobody_waits() -> None:
     run(story())
 
 
-def test_drain_waits_for_the_work_and_only_so_long() -> None:
+def test_drain_waits_for_active_work_up_to_its_timeout() -> None:
     async def story(timeout_s: float, *, is_done: bool) -> str:
         drain, done = Drain(timeout_s), asyncio.Event()
         if is_done:
@@ -112,11 +112,11 @@ def test_drain_waits_for_the_work_and_only_so_long() -> None:
             await drain.run()
         return str(reason.value)
 
-    assert "nothing is at work" in run(story(60.0, is_done=True))
+    assert "the node is idle" in run(story(60.0, is_done=True))
     assert "did not end" in run(story(0.01, is_done=False))
 
 
-def test_node_that_is_not_up_yet_goes_at_once() -> None:
+def test_node_that_is_still_starting_drains_at_once() -> None:
     async def story() -> None:
         drain = Drain(60.0)
         drain.request()

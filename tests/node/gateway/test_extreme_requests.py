@@ -1,4 +1,4 @@
-"""Whole requests at the ends of every parameter's range: the text is the target's alone, always."""
+"""Whole requests at the ends of every parameter's range give the target's own text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def request(number: int, body: dict[str, Any], policy: str) -> Request:
 
 @settings(max_examples=8, deadline=None)
 @given(st.lists(bodies, min_size=4, max_size=4))
-def test_text_at_the_ends_of_all_ranges_is_the_targets_alone(asked: list[dict[str, Any]]) -> None:
+def test_text_at_the_ends_of_all_ranges_equals_the_targets(asked: list[dict[str, Any]]) -> None:
     target = TransformerTarget(
         model_of("target"), slots=4, max_context=96, eos_tokens=[1], num_tokens=VOCABULARY
     )

@@ -1,4 +1,4 @@
-"""The gateway on a real Mosquitto: what is asked is answered once, whatever else comes in."""
+"""The gateway on a real Mosquitto answers each request once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_completion_gets_states_and_one_final_message() -> None:
     run(story())
 
 
-def test_request_without_a_seed_gets_one_drawn_and_told() -> None:
+def test_request_without_a_seed_gets_a_drawn_one_in_its_answer() -> None:
     async def story() -> None:
         async with house() as home:
             ask(home, "1")
@@ -101,7 +101,7 @@ def test_more_choices_than_sessions_are_refused() -> None:
     run(story())
 
 
-def test_prompt_longer_than_the_context_is_the_services_to_refuse() -> None:
+def test_service_refuses_a_prompt_longer_than_the_context() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.errors["long"] = RequestError(
@@ -116,7 +116,7 @@ def test_prompt_longer_than_the_context_is_the_services_to_refuse() -> None:
     run(story())
 
 
-def test_failure_inside_is_an_internal_error_for_the_asker() -> None:
+def test_exception_in_a_session_is_an_internal_error() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.errors["oh"] = ActorStopped("secret reason")
@@ -132,7 +132,7 @@ def test_failure_inside_is_an_internal_error_for_the_asker() -> None:
     run(story())
 
 
-def test_reply_goes_to_the_topic_that_was_named() -> None:
+def test_reply_goes_to_the_named_topic() -> None:
     async def story() -> None:
         async with house() as home:
             named = f"{HOME.root}/response/cli/own/place"
@@ -175,7 +175,7 @@ def test_id_of_another_request_is_refused() -> None:
     run(story())
 
 
-def test_cancelled_request_ends_so_and_its_session_is_closed() -> None:
+def test_cancelled_request_ends_and_closes_its_session() -> None:
     async def story() -> None:
         async with house() as home:
             home.service.hold("hm")
@@ -205,7 +205,7 @@ def test_cancel_ends_the_request_of_its_sender_only() -> None:
     run(story())
 
 
-def test_cancel_of_nothing_and_of_the_waiting() -> None:
+def test_cancel_of_an_unknown_and_of_a_queued_request() -> None:
     async def story() -> None:
         async with house(ScriptedService(max_sessions=1)) as home:
             home.listener.send(HOME.job_cancel("nothing"), b"\xff")
@@ -248,7 +248,7 @@ def test_message_expiry_is_a_deadline() -> None:
     run(story())
 
 
-def test_full_house_refuses_with_a_hint() -> None:
+def test_full_queue_refuses_with_retry_after() -> None:
     async def story() -> None:
         async with house(ScriptedService(max_sessions=1), max_queued=1) as home:
             gate = home.service.hold("hm")
@@ -291,7 +291,7 @@ def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
     run(story())
 
 
-def test_late_will_of_a_dead_connection_is_corrected() -> None:
+def test_late_will_of_a_former_connection_is_corrected() -> None:
     async def story() -> None:
         async with house() as home:
             home.listener.send(HOME.status, b"offline", retain=True)
@@ -301,7 +301,7 @@ def test_late_will_of_a_dead_connection_is_corrected() -> None:
     run(story())
 
 
-def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
+def test_disconnected_gateway_is_offline_until_it_reconnects() -> None:
     async def story() -> None:
         async with house() as home:
             home.service.hold("hm")
@@ -309,7 +309,7 @@ def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
             await home.listener.expect_state("1", "running")
             # The broker throws out the older of two connections with one name.
             address = BrokerAddress.parse(home.broker.url)
-            async with connect(address, client_id=home.gateway._courier._client_id):
+            async with connect(address, client_id=home.gateway.client._client_id):
                 pass
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen][:3] == [b"online", b"offline", b"online"]
@@ -319,7 +319,7 @@ def test_gateway_that_is_torn_away_is_offline_until_it_is_back() -> None:
     run(story())
 
 
-def test_leaving_gateway_tells_everybody() -> None:
+def test_leaving_gateway_fails_its_requests_and_goes_offline() -> None:
     async def story() -> None:
         async with house() as home:
             home.service.hold("hm")

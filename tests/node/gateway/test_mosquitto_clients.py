@@ -70,7 +70,7 @@ def test_rr_gets_the_correlation_back() -> None:
 
 
 @pytest.mark.parametrize("version", ["5", "311"])
-def test_pub_and_sub_ask_by_names_in_the_body(version: str) -> None:
+def test_pub_and_sub_work_with_names_in_the_body(version: str) -> None:
     async def story() -> None:
         async with house() as home:
             topic = HOME.response("shell", "7")
@@ -152,7 +152,7 @@ def test_foreign_response_topic_gets_nothing(topic: str) -> None:
     run(story())
 
 
-def test_packet_beyond_the_brokers_limit_reaches_nobody() -> None:
+def test_packet_beyond_the_brokers_limit_is_not_delivered() -> None:
     async def story() -> None:
         async with house() as home:
             process = await asyncio.create_subprocess_exec(

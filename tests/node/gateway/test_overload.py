@@ -1,4 +1,4 @@
-"""More is asked than can be done: a real gateway on a real broker, over a slow scripted engine."""
+"""Overload of a real gateway on a real broker, with a slow scripted engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
         )  # fmt: skip
         try:
             async with running(gateway.run()):
-                await gateway.connected()
+                await gateway.client.connected()
                 async with listening(broker) as listener:
                     yield gateway, listener, brake
         finally:
@@ -90,7 +90,7 @@ TEXT = alone(
 ).text
 
 
-def test_what_is_too_much_is_refused_and_the_rest_is_answered_as_ever() -> None:
+def test_excess_requests_are_refused_and_the_others_answered() -> None:
     """Six times what fits: each request has one end, those refused know when to come again, the
     polite client has its answers beside the hog's, and then the house is as before."""
 
@@ -142,7 +142,7 @@ def test_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     run(story())
 
 
-def test_turns_are_the_clients_and_not_the_loudest() -> None:
+def test_slots_are_shared_by_client_and_not_by_number_of_requests() -> None:
     async def story() -> None:
         async with overloaded() as (_, listener, brake):
             for number in range(MAX_SESSIONS + MAX_QUEUED // 2):
@@ -176,7 +176,7 @@ def test_urgent_request_overtakes_its_clients_own_queue() -> None:
     run(story())
 
 
-def test_who_gives_up_in_the_queue_makes_room() -> None:
+def test_cancelled_queued_request_makes_room() -> None:
     async def story() -> None:
         async with overloaded() as (_, listener, brake):
             for number in range(MAX_SESSIONS + MAX_QUEUED // 2):

@@ -1,4 +1,4 @@
-"""Refusals are values: however many are given, nothing of what was refused is kept."""
+"""Refusals are values: refused requests leave nothing in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from edgecosine import errors
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ParsedRequest, RefusedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RefusedRequest, RequestParser
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.topics import Topics
-from tests.node.gateway.test_request_manager import Desk
+from tests.node.gateway.test_request_manager import Harness
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import run
 
@@ -30,17 +31,17 @@ _BODY_BYTES = 64 << 10
 _MAX_KEPT_BYTES = 4 << 20
 
 
-def ask(desk: Desk, payload: bytes) -> None:
+def ask(harness: Harness, payload: bytes) -> None:
     """What the gateway does with a publication."""
     message = Incoming(HOME.request("completion"), payload)
     match INTAKE.read("completion", message, RequestLimits()):
-        case ParsedRequest() as reading:
-            desk.reception.take(reading)
+        case RequestRecord() as reading:
+            harness.manager.accept(reading)
         case RefusedRequest(ticket, error):
-            desk.reception.refuse(ticket, error)
+            harness.manager.refusals.send(ticket, error)
 
 
-def kept_bytes(desk: Desk, **fields: object) -> int:
+def kept_bytes(harness: Harness, **fields: object) -> int:
     """Memory that is held after many refusals and was not before, without garbage collection."""
     payload = json.dumps(fields).encode()
     gc.collect()
@@ -48,8 +49,8 @@ def kept_bytes(desk: Desk, **fields: object) -> int:
     tracemalloc.start()
     try:
         for _ in range(_NUM_REFUSALS):
-            ask(desk, payload)
-            desk.sent.clear()
+            ask(harness, payload)
+            harness.sent.clear()
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -59,27 +60,27 @@ def kept_bytes(desk: Desk, **fields: object) -> int:
 def test_refused_requests_with_large_bodies_leave_nothing() -> None:
     async def story() -> None:
         service = ScriptedService()
-        desk = Desk(service)
+        harness = Harness(service)
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(desk.reception.run())
+            task = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
             service.hold("hm")
-            ask(desk, b'{"client": "a", "id": "1", "prompt": "hm"}')
+            ask(harness, b'{"client": "a", "id": "1", "prompt": "hm"}')
             await service.begun(1)
             large = "x" * _BODY_BYTES
-            assert kept_bytes(desk, client="a", id="1", prompt=large) < _MAX_KEPT_BYTES
-            assert kept_bytes(desk, client="a", id="2", prompt=[large, large]) < _MAX_KEPT_BYTES
-            desk.reception.heed("its engine stands still")
-            assert kept_bytes(desk, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
-            desk.reception.drain()
-            assert kept_bytes(desk, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
+            assert kept_bytes(harness, client="a", id="1", prompt=large) < _MAX_KEPT_BYTES
+            assert kept_bytes(harness, client="a", id="2", prompt=[large, large]) < _MAX_KEPT_BYTES
+            harness.manager.set_unavailable("its engine stands still")
+            assert kept_bytes(harness, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
+            harness.manager.drain()
+            assert kept_bytes(harness, client="a", id="3", prompt=large) < _MAX_KEPT_BYTES
             assert len(service.requests) == 1
             task.cancel()
 
     run(story())
 
 
-def test_refusal_and_error_say_the_same() -> None:
+def test_refusal_and_error_convert_to_each_other() -> None:
     error = RequestError("no", code="c", parameter="p", status=418, retry_after_s=2.0)
     again = error.refusal.error()
     assert again is not error

@@ -1,4 +1,4 @@
-"""Whatever is raised at a request, at any stage of its life, is the end of this request alone."""
+"""An exception at any stage of a request ends only this request."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.planner import Planner
-from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, StepResult, VerifyWork
 from edgecosine.balance.statistics import Statistics
+from edgecosine.engine.base import DraftResult, DraftWork, FailedWork, StepResult, VerifyWork
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ActorStopped
 from edgecosine.node.durability.journal import DiskJournal
@@ -35,12 +35,15 @@ from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api import parse_request as intake
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ParsedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RequestParser
 from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.tree import EMPTY_TREE
-from tests.support.cluster import Drafter, TargetHarness, harness
+from tests.support.cluster import Drafter, TargetHarness
+from tests.support.cluster import harness as target_harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
+from tests.support.fakes import request_manager
 from tests.support.mqtt import run
 
 HOME = Topics("home")
@@ -50,7 +53,7 @@ LENGTH = 40
 
 
 class Injected(Exception):
-    """What nobody foresaw."""
+    """An unexpected exception."""
 
 
 Found = Callable[..., bool]
@@ -84,10 +87,10 @@ def by_second(owner: Any, _: Any, what: Any, *__: Any) -> bool:
 STAGES: dict[str, tuple[Any, str, Found]] = {
     "read": (intake, "parse_request", lambda *_, **given: given["request_id"] == "bad"),
     "recalled": (RequestTable, "recall", by_first),
-    "admitted": (RequestTable, "admit", by_first),
+    "admitted": (RequestTable, "add", by_first),
     "booked": (SessionSlots, "book", by_first),
     "journalled": (DiskJournal, "accept", by_first),
-    "accepted": (ReplyPublisher, "state", by_first),
+    "accepted": (ReplyPublisher, "send_state", by_first),
     "started": (RequestRunner, "start", by_first),
     "begun": (DiskJournal, "begin", by_first),
     "prompt tokens": (TextCodec, "encode", lambda _, text: "bad" in text),
@@ -103,23 +106,23 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "learned": (AcceptanceStatistics, "observe_truth", by_task),
     "text": (OutputProcessor, "push", by_task),
     "tokens journalled": (DiskJournal, "commit", by_first),
-    "stream": (ReplyPublisher, "part", by_first),
+    "stream": (ReplyPublisher, "send_part", by_first),
     "counted": (TextService, "_count", by_first),
     "answer": (Session, "_answer", by_task),
     "cost": (SessionSlots, "learn", by_second),
-    "message": (answering, "answer_message", lambda ticket, *_, **__: ticket.key == BAD),
-    "last part": (ReplyPublisher, "last_part", by_first),
+    "message": (answering, "answer_reply", lambda ticket, *_, **__: ticket.key == BAD),
+    "last part": (ReplyPublisher, "send_last_part", by_first),
     "closed": (Statistics, "close", by_task),
     "released": (DraftClient, "release", by_key),
 }
 
 
 @dataclass
-class Desk:
+class Harness:
     """A target's gateway without MQTT: reads bodies, and keeps what it sends."""
 
     home: TargetHarness
-    reception: RequestManager
+    manager: RequestManager
     admission: AdmissionControl
     journal: DiskJournal
     sent: list[Outgoing]
@@ -137,10 +140,10 @@ class Desk:
         }  # fmt: skip
         message = Incoming(HOME.request("completion"), json.dumps(body).encode())
         reading = self.intake.read("completion", message, RequestLimits())
-        if isinstance(reading, ParsedRequest):
-            self.reception.take(reading)
+        if isinstance(reading, RequestRecord):
+            self.manager.accept(reading)
         else:
-            self.reception.refuse(reading.ticket, reading.error, reading.cause)
+            self.manager.refusals.send(reading.ticket, reading.error, reading.cause)
 
     async def final(self, name: str) -> Any:
         """The one final message."""
@@ -152,7 +155,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
+async def harness(target: ScriptedTarget, directory: Path) -> AsyncIterator[Harness]:
     """Two sessions at a time, and a drafter."""
     sent, news = list[Outgoing](), asyncio.Event()
 
@@ -161,17 +164,15 @@ async def desk(target: ScriptedTarget, directory: Path) -> AsyncIterator[Desk]:
         news.set()
 
     setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.7))]
-    async with harness(target, setups, max_sessions=2) as home:
+    async with target_harness(target, setups, max_sessions=2) as home:
         journal = DiskJournal(directory)
         admission = AdmissionControl(num_slots=2, max_queued=8)
-        reception = RequestManager(
-            home.service, topics=HOME, send=send, admission=admission, journal=journal
-        )
+        manager = request_manager(home.service, send, admission, journal=journal)
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await asyncio.sleep(0)
-            yield Desk(home, reception, admission, journal, sent, news)
+            yield Harness(home, manager, admission, journal, sent, news)
             await journal.settled()
             assert journal.store.read("SELECT key FROM jobs") == []
             running.cancel()
@@ -193,7 +194,7 @@ def said(name: str, prompt: str) -> str:
     return alone(LANGUAGE, request).text
 
 
-async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def assert_only_the_bad_one_fails(at: Harness, caplog: pytest.LogCaptureFixture) -> None:
     """A request beside the bad one, and two after it, which need all places and slots."""
     at.take("good", "one of the good")
     at.take("bad", "a bad one")
@@ -204,7 +205,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
         at.take(name, f"the {name}")
     for name in ("next", "another"):
         assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
-    await at.reception.idle()
+    await at.manager.runner.idle()
     assert at.admission.num_running == at.admission.num_queued == 0
     assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
     assert at.home.planner.statistics.num_active == 0
@@ -217,7 +218,7 @@ async def assert_only_the_bad_one_fails(at: Desk, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_failure_at_a_stage_is_its_requests_alone(
+def test_exception_at_any_stage_ends_only_its_request(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
@@ -233,7 +234,7 @@ def test_failure_at_a_stage_is_its_requests_alone(
         return before(*given, **named)
 
     async def story() -> None:
-        async with desk(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
+        async with harness(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
             monkeypatch.setattr(owner, name, step)
             await assert_only_the_bad_one_fails(at, caplog)
 
@@ -263,7 +264,7 @@ class FailingTarget(ScriptedTarget):
 
 @pytest.mark.parametrize("fails_alone", [True, False])
 @pytest.mark.parametrize("num_tokens", [0, 1, 7])
-def test_failure_of_the_engine_at_one_request_is_that_requests_alone(
+def test_engine_failure_at_one_request_ends_only_that_request(
     num_tokens: int, fails_alone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the prompt is read, at the first draw, and at a later tree."""
@@ -273,20 +274,22 @@ def test_failure_of_the_engine_at_one_request_is_that_requests_alone(
         target = FailingTarget(
             lambda work: not num_tokens or len(work.tokens) >= length, fails_alone=fails_alone
         )
-        async with desk(target, tmp_path) as at:
+        async with harness(target, tmp_path) as at:
             await assert_only_the_bad_one_fails(at, caplog)
 
     run(story())
     assert any("Injected" in record.getMessage() for record in caplog.records)
 
 
-def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Path) -> None:
+def test_engine_that_always_fails_ends_the_node(tmp_path: Path) -> None:
     def fail(_number: int, keys: list[str]) -> None:
         if keys != ["profile"]:
             raise Injected("pass")
 
     async def story() -> None:
-        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True) as home:
+        async with target_harness(
+            ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True
+        ) as home:
             asked = Request("a", "bad", "ask", "x")
             with pytest.raises(ActorStopped):
                 await home.answer(asked)
@@ -295,7 +298,7 @@ def test_engine_that_fails_at_everything_ends_the_node_and_says_so(tmp_path: Pat
     run(story())
 
 
-def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
+def test_exception_at_a_draft_changes_no_text(tmp_path: Path) -> None:
     class FailingDrafter(ScriptedDrafter):
         def draft(self, batch: Sequence[DraftWork], *_: Any) -> list[DraftResult]:
             if any(work.key == BAD for work in batch):
@@ -307,7 +310,7 @@ def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
             Drafter(FailingDrafter(LANGUAGE)),
             Drafter(ScriptedDrafter(LANGUAGE)),
         ]
-        async with harness(ScriptedTarget(LANGUAGE), setups) as home:
+        async with target_harness(ScriptedTarget(LANGUAGE), setups) as home:
             for name in ("bad", "good"):
                 asked = Request("a", name, "ask", "x", max_tokens=LENGTH)
                 answer = await home.answer(asked)
@@ -317,28 +320,28 @@ def test_failure_at_a_draft_costs_no_text(tmp_path: Path) -> None:
     run(story())
 
 
-def test_canary_that_fails_makes_the_target_unavailable_and_does_not_end_it() -> None:
-    told: list[str] = []
-    is_told = asyncio.Event()
+def test_failed_canary_makes_the_target_unavailable() -> None:
+    reasons: list[str] = []
+    has_reason = asyncio.Event()
 
     def tell(reason: str | None) -> None:
         if reason is not None:
-            told.append(reason)
-            is_told.set()
+            reasons.append(reason)
+            has_reason.set()
 
     def fail(_number: int, keys: list[str]) -> None:
         if keys == [CANARY]:
             raise Injected("canary")
 
     async def story() -> None:
-        async with harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
+        async with target_harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
                 passes=home.verifier, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
             )
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(readiness.run())
-                await is_told.wait()
+                await has_reason.wait()
                 watching.cancel()
 
     run(story())
-    assert "Injected" in told[0]
+    assert "Injected" in reasons[0]

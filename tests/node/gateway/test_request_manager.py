@@ -1,4 +1,4 @@
-"""The reception without a broker: one final message for each request, however it ends."""
+"""The request manager without a broker sends one final for each request."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
 from edgecosine.balance.admission import AdmissionControl
-from edgecosine.errors import NoLogits
-from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.errors import NoLogits, RequestError
+from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
-from edgecosine.protocol.api.parse_request import ParsedRequest, ReplyAddress
 from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
-from tests.support.fakes import ScriptedService
-from tests.support.mqtt import run
+from tests.support.fakes import ScriptedService, request_manager
+from tests.support.mqtt import run, running
 
 HOME = Topics("home")
 
 
-class Desk:
-    """A reception and all that it sent."""
+class Harness:
+    """A request manager and all that it sent."""
 
-    def __init__(self, service: ScriptedService) -> None:
+    def __init__(self, service: ScriptedService, journal: DiskJournal | None = None) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
         self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=4)
-        self.reception = RequestManager(
-            service, topics=HOME, send=self._send, admission=self.admission
-        )
+        self.manager = request_manager(service, self._send, self.admission, journal=journal)
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -50,12 +49,13 @@ class Desk:
         deadline_s: float = 60.0,
         *,
         wants_stream: bool = False,
+        n: int = 1,
     ) -> None:
-        """Ask."""
+        """Send a request."""
         reply = HOME.response("a", request_id)
         ticket = ReplyAddress("a", request_id, "completion", reply, wants_stream=wants_stream)
-        request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s)
-        self.reception.take(ParsedRequest(ticket, request))
+        request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s, n=n)
+        self.manager.accept(RequestRecord(ticket, request))
 
     def finals(self, request_id: str) -> list[str]:
         """Codes of the errors that a request got, `text` for an answer."""
@@ -83,49 +83,107 @@ class BreakingService(ScriptedService):
 
 
 @pytest.mark.parametrize("service", [ScriptedService(), BreakingService()])
-def test_deadline_is_a_deadline_whatever_went_on_inside(service: ScriptedService) -> None:
+def test_deadline_holds_after_a_failed_task_group_in_the_session(service: ScriptedService) -> None:
     async def story() -> None:
         service.hold("hm")
-        desk = Desk(service)
+        harness = Harness(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
-            desk.take("1", "hm", deadline_s=0.05)
-            await desk.expect_final("1")
+            harness.take("1", "hm", deadline_s=0.05)
+            await harness.expect_final("1")
             running.cancel()
-        assert desk.finals("1") == ["deadline_exceeded"]
+        assert harness.finals("1") == ["deadline_exceeded"]
 
     run(story())
 
 
-def test_request_of_the_last_moment_is_told_so_and_a_later_one_to_come_again() -> None:
+def test_requests_at_shutdown_fail_and_later_ones_are_refused() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.hold("hm")
-        desk = Desk(service)
+        harness = Harness(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
-            desk.take("1", "hm")
+            harness.take("1", "hm")
             running.cancel()
-        desk.take("2")
-        assert desk.finals("1") == ["shutting_down"]
-        assert desk.finals("2") == ["draining"]
-        assert "0 at work" in repr(desk.reception)
+        harness.take("2")
+        assert harness.finals("1") == ["shutting_down"]
+        assert harness.finals("2") == ["draining"]
+        assert "0 active" in repr(harness.manager)
 
     run(story())
 
 
 def test_answer_too_large_for_mqtt_is_an_error() -> None:
     async def story() -> None:
-        desk = Desk(ScriptedService(words=("x" * MAX_PAYLOAD_BYTES,)))
+        harness = Harness(ScriptedService(words=("x" * MAX_PAYLOAD_BYTES,)))
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
-            desk.take("1")
-            await desk.expect_final("1")
+            harness.take("1")
+            await harness.expect_final("1")
             running.cancel()
-        assert desk.finals("1") == ["answer_too_large"]
+        assert harness.finals("1") == ["answer_too_large"]
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestError("too long", code="context_length_exceeded"), "context_length_exceeded"),
+        (ValueError("bug"), "internal_error"),
+        (BaseException("panic"), "internal_error"),
+    ],
+)
+def test_invalid_request_is_refused_before_journal_and_queue(
+    error: BaseException, code: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        service = ScriptedService()
+        service.invalid["hm"] = error
+        journal = DiskJournal(tmp_path)
+        harness = Harness(service, journal)
+        async with running(journal.run()), running(harness.manager.run()):
+            await asyncio.sleep(0)
+            harness.take("1", "hm")
+            await journal.settled()
+            assert journal.store.read("SELECT key FROM jobs") == []
+            await harness.expect_final("1")
+            harness.take("2")
+            await harness.expect_final("2")
+        assert (harness.finals("1"), harness.finals("2")) == ([code], ["text"])
+        assert service.requests[0].request_id == "2"
+
+    run(story())
+
+
+def test_request_with_more_choices_than_sessions_is_refused() -> None:
+    async def story() -> None:
+        harness = Harness(ScriptedService(max_sessions=3))
+        async with running(harness.manager.run()):
+            await asyncio.sleep(0)
+            harness.take("1", n=4)
+        assert harness.finals("1") == ["invalid_value"]
+        assert "n is 4" in str(harness.sent)
+
+    run(story())
+
+
+def test_invalid_request_costs_no_check_while_the_queue_is_full() -> None:
+    async def story() -> None:
+        service = ScriptedService(max_sessions=1)
+        service.hold("hm")
+        service.invalid["bad"] = RequestError("bad")
+        harness = Harness(service)
+        async with running(harness.manager.run()):
+            await asyncio.sleep(0)
+            for number in range(5):
+                harness.take(str(number), "hm")
+            harness.take("6", "bad")
+            assert harness.finals("6") == ["overloaded"]
 
     run(story())
 
@@ -144,27 +202,27 @@ class Panic(BaseException):
         (NoLogits(), "NaN"),
     ],
 )
-def test_bug_in_the_service_is_the_end_of_its_request_alone(
+def test_exception_in_the_service_ends_only_its_request(
     error: BaseException, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
         service = ScriptedService()
         service.errors["bug"] = error
         held = service.hold("hm")
-        desk = Desk(service)
+        harness = Harness(service)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
-            desk.take("1", "hm")
-            desk.take("2", "bug")
-            await desk.expect_final("2")
+            harness.take("1", "hm")
+            harness.take("2", "bug")
+            await harness.expect_final("2")
             held.set()
-            await desk.expect_final("1")
+            await harness.expect_final("1")
             running.cancel()
-        assert desk.finals("2") == ["internal_error"]
-        assert words in str(desk.sent)
-        assert desk.finals("1") == ["text"]
-        assert desk.admission.num_running == desk.admission.num_queued == 0
+        assert harness.finals("2") == ["internal_error"]
+        assert words in str(harness.sent)
+        assert harness.finals("1") == ["text"]
+        assert harness.admission.num_running == harness.admission.num_queued == 0
 
     run(story())
     [line] = [record for record in caplog.records if record.levelname == "ERROR"]
@@ -172,24 +230,24 @@ def test_bug_in_the_service_is_the_end_of_its_request_alone(
     assert line.exc_info is None
 
 
-def test_request_whose_end_cannot_be_told_as_it_should_has_a_plain_one(
+def test_request_whose_stream_cannot_be_rendered_gets_a_plain_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> Outgoing:
         raise ValueError("no part can be made")
 
     async def story() -> None:
-        desk = Desk(ScriptedService())
+        harness = Harness(ScriptedService())
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(desk.reception.run())
+            running = group.create_task(harness.manager.run())
             await asyncio.sleep(0)
             with monkeypatch.context() as patch:
-                patch.setattr("edgecosine.node.gateway.reply_publisher.piece_message", fail)
-                desk.take("1", wants_stream=True)
-                await desk.expect_final("1")
-            desk.take("2", wants_stream=True)
-            await desk.expect_final("2")
+                patch.setattr("edgecosine.node.gateway.reply_sink.piece_message", fail)
+                harness.take("1", wants_stream=True)
+                await harness.expect_final("1")
+            harness.take("2", wants_stream=True)
+            await harness.expect_final("2")
             running.cancel()
-        assert (desk.finals("1"), desk.finals("2")) == (["internal_error"], ["text"])
+        assert (harness.finals("1"), harness.finals("2")) == (["internal_error"], ["text"])
 
     run(story())

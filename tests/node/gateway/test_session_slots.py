@@ -1,4 +1,4 @@
-"""Places for those who were let in: what a former process has said costs this one nothing."""
+"""Session slots and queue positions; resumed tokens cost nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.support.mqtt import run
 REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)
 
 
-@pytest.mark.parametrize("num_said", [0, 90])
-def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
+@pytest.mark.parametrize("num_resumed", [0, 90])
+def test_pace_is_learned_without_resumed_tokens(num_resumed: int) -> None:
     async def story() -> tuple[float, float]:
         admission = AdmissionControl(num_slots=1, max_queued=1)
-        places = SessionSlots(admission)
-        request = replace(REQUEST, said=Committed((1,) * num_said))
-        [turn] = places.book([request])
-        assert turn.job.cost == 100 - num_said
+        slots = SessionSlots(admission)
+        request = replace(REQUEST, said=Committed((1,) * num_resumed))
+        [position] = slots.book([request])
+        assert position.job.cost == 100 - num_resumed
         answer = Answer((Choice("x", (1,) * 95, "stop"),), 1, 0, "m")
-        async with turn:
-            places.learn(turn, request, answer, elapsed_s=95.0 - num_said)
+        async with position:
+            slots.learn(position, request, answer, elapsed_s=95.0 - num_resumed)
         return admission.pace.token_s, admission.num_running
 
     token_s, num_at_work = run(story())
@@ -33,16 +33,16 @@ def test_pace_is_learned_from_what_this_process_has_made(num_said: int) -> None:
     assert num_at_work == 0
 
 
-def test_cancelled_in_the_queue_gives_its_place_up() -> None:
+def test_cancelled_waiter_releases_its_position() -> None:
     async def story() -> None:
         admission = AdmissionControl(num_slots=1, max_queued=1)
-        places = SessionSlots(admission)
-        [first] = places.book([REQUEST])
-        [second] = places.book([REQUEST])
+        slots = SessionSlots(admission)
+        [first] = slots.book([REQUEST])
+        [second] = slots.book([REQUEST])
 
         async def wait() -> None:
             async with second:
-                raise AssertionError("its turn never comes")
+                raise AssertionError("it never gets a slot")
 
         async with first, asyncio.TaskGroup() as group:
             waiting = group.create_task(wait())
@@ -54,33 +54,36 @@ def test_cancelled_in_the_queue_gives_its_place_up() -> None:
     run(story())
 
 
-def test_suspects_come_first_and_alone_whoever_leaves() -> None:
+def test_suspects_run_first_and_one_at_a_time() -> None:
     async def story() -> None:
         admission = AdmissionControl(num_slots=3, max_queued=9)
-        places = SessionSlots(admission)
-        [before] = places.book([REQUEST])
-        first = places.book([REQUEST, REQUEST], is_suspect=True)
-        [second] = places.book([REQUEST], is_suspect=True)
-        [third] = places.book([REQUEST], is_suspect=True)
-        others = places.book([REQUEST, REQUEST])
+        slots = SessionSlots(admission)
+        [before] = slots.book([REQUEST])
+        first = slots.book([REQUEST, REQUEST], is_suspect=True)
+        [second] = slots.book([REQUEST], is_suspect=True)
+        [third] = slots.book([REQUEST], is_suspect=True)
+        others = slots.book([REQUEST, REQUEST])
 
-        def at_work() -> list[bool]:
-            turns = (before, *first, second, third, *others)
-            return [turn.begun.done() and not turn.begun.cancelled() for turn in turns]
+        def have_slots() -> list[bool]:
+            positions = (before, *first, second, third, *others)
+            return [
+                position.has_slot.done() and not position.has_slot.cancelled()
+                for position in positions
+            ]
 
-        assert at_work() == [True, *[False] * 6]
-        places.leave([before])
-        assert at_work()[1:] == [True, True, *[False] * 4]
-        places.leave(first[:1])
+        assert have_slots() == [True, *[False] * 6]
+        slots.release([before])
+        assert have_slots()[1:] == [True, True, *[False] * 4]
+        slots.release(first[:1])
         assert admission.num_running == 1
-        second.begun.cancel()  # its asker has left and is about to say so
-        places.leave(first[1:])
-        assert at_work()[4:] == [False] * 3
-        places.leave([second])
-        assert at_work()[4:] == [True, False, False]
-        places.leave([third])
-        assert at_work()[5:] == [True, True]
-        places.leave(others)
+        second.has_slot.cancel()  # it was cancelled and will release its position soon
+        slots.release(first[1:])
+        assert have_slots()[4:] == [False] * 3
+        slots.release([second])
+        assert have_slots()[4:] == [True, False, False]
+        slots.release([third])
+        assert have_slots()[5:] == [True, True]
+        slots.release(others)
         assert admission.num_queued == admission.num_running == 0
 
     run(story())

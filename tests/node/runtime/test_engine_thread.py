@@ -1,4 +1,4 @@
-"""Engine threads: one call after the other, away from the loop, results only for who waits."""
+"""Engine threads run calls sequentially, off the event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from tests.node.links.wire_fixtures import run
 
 
-def test_calls_run_one_after_the_other_in_one_thread_that_is_not_the_loops() -> None:
+def test_calls_run_sequentially_in_one_separate_thread() -> None:
     order: list[int] = []
 
     def call(number: int) -> str:
@@ -33,7 +33,7 @@ def test_calls_run_one_after_the_other_in_one_thread_that_is_not_the_loops() -> 
     run(main())
 
 
-def test_error_of_a_call_reaches_its_caller_and_the_thread_lives_on() -> None:
+def test_exception_of_a_call_reaches_its_caller_only() -> None:
     def fail() -> None:
         raise EngineError("no memory")
 
@@ -46,7 +46,7 @@ def test_error_of_a_call_reaches_its_caller_and_the_thread_lives_on() -> None:
     run(main())
 
 
-def test_caller_who_leaves_stops_no_call_and_blocks_nobody() -> None:
+def test_cancelled_caller_stops_no_call_and_blocks_no_other() -> None:
     entered, leave, finished = threading.Event(), threading.Event(), list[int]()
 
     def slow() -> None:
@@ -67,7 +67,7 @@ def test_caller_who_leaves_stops_no_call_and_blocks_nobody() -> None:
     run(main())
 
 
-def test_whoever_is_not_served_when_the_thread_ends_is_cancelled() -> None:
+def test_waiting_calls_are_cancelled_when_the_thread_ends() -> None:
     entered, called = threading.Event(), list[int]()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Mailboxes: one answer for each asker, in order, and nobody left waiting."""
+"""Mailboxes give each sender one answer or error, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def let_run() -> None:
         await asyncio.sleep(0)
 
 
-def test_each_asker_gets_its_own_answer_in_order() -> None:
+def test_each_sender_gets_its_own_answer_in_order() -> None:
     async def main() -> None:
         mailbox: Mailbox[int, str] = Mailbox("numbers", 8)
         async with asyncio.TaskGroup() as group:
@@ -32,7 +32,7 @@ def test_each_asker_gets_its_own_answer_in_order() -> None:
     run(main())
 
 
-def test_taker_waits_until_somebody_asks_who_still_waits() -> None:
+def test_take_waits_for_a_message_with_a_waiting_sender() -> None:
     async def main() -> None:
         mailbox: Mailbox[str, str] = Mailbox("patient", 8)
         async with asyncio.TaskGroup() as group:
@@ -50,7 +50,7 @@ def test_taker_waits_until_somebody_asks_who_still_waits() -> None:
     run(main())
 
 
-def test_answer_to_an_asker_who_has_left_is_dropped() -> None:
+def test_answer_to_a_cancelled_sender_is_dropped() -> None:
     async def main() -> None:
         mailbox: Mailbox[int, int] = Mailbox("m", 8)
         async with asyncio.TaskGroup() as group:
@@ -65,7 +65,7 @@ def test_answer_to_an_asker_who_has_left_is_dropped() -> None:
     run(main())
 
 
-def test_only_an_asker_who_waits_takes_room() -> None:
+def test_only_waiting_senders_take_room() -> None:
     async def main() -> None:
         mailbox: Mailbox[int, int] = Mailbox("small", 2)
         async with asyncio.TaskGroup() as group:
@@ -85,7 +85,7 @@ def test_only_an_asker_who_waits_takes_room() -> None:
     run(main())
 
 
-def test_closed_mailbox_leaves_nobody_waiting() -> None:
+def test_closed_mailbox_fails_its_waiting_senders() -> None:
     async def refused(mailbox: Mailbox[int, int], number: int) -> str:
         with pytest.raises(ActorStopped) as refusal:
             await mailbox.ask(number)

@@ -8,16 +8,15 @@ from pathlib import Path
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.node.durability.journal import DiskJournal
-from edgecosine.node.durability.recovery import RecoveredRequest, RecoveredState
-from edgecosine.node.gateway.request_manager import RequestManager
+from edgecosine.node.durability.recovery import RecoveredState
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.parse_request import ReplyAddress
 from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, LinkFault, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
-from tests.support.fakes import ScriptedService
+from tests.support.fakes import ScriptedService, request_manager
 
 HOME = Topics("home")
 
@@ -54,10 +53,10 @@ def test_resumed_request_is_counted() -> None:
                 is_sent.set()
 
         ticket = ReplyAddress("a", "1", "completion", HOME.response("a", "1"))
-        job = RecoveredRequest(ticket, Request("a", "1", "completion", "x"), 1.0, {})
-        reception = RequestManager(
-            service, topics=HOME, send=send, counters=counters, past=RecoveredState(jobs=(job,)),
-            admission=AdmissionControl(num_slots=1, max_queued=4),
+        job = RequestRecord(ticket, Request("a", "1", "completion", "x"), age_s=1.0)
+        reception = request_manager(
+            service, send, AdmissionControl(num_slots=1, max_queued=4), counters=counters,
+            recovered=RecoveredState((job,)),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             running = group.create_task(reception.run())

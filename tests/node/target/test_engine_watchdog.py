@@ -196,12 +196,12 @@ def test_frozen_target_refuses_requests_and_publishes_why() -> None:
             async with (
                 running(gateway.run()), running(presence.run()), listening(broker) as listener,
             ):  # fmt: skip
-                await gateway.connected()
+                await gateway.client.connected()
                 await reported.changes(1)
                 freeze.fall()
                 ask(listener, "me", 1)
                 reason = await reported.changes(2)
-                gateway.heed(reason)
+                gateway.set_unavailable(reason)
                 states = await listener.expect(HOME.job_state("me-1"), 4)
                 assert "no pass" in json.loads(states[-1].payload)["stall"]
                 presence.publish_presence("unavailable", reason or "")
@@ -212,7 +212,7 @@ def test_frozen_target_refuses_requests_and_publishes_why() -> None:
                 assert b"no pass" in published[-1].payload
                 freeze.thaw()
                 assert await reported.changes(3) is None
-                gateway.heed(None)
+                gateway.set_unavailable(None)
                 states = await listener.expect(HOME.job_state("me-1"), 5)
                 assert "stall" not in json.loads(states[-1].payload)
                 assert "choices" in await listener.expect_json(HOME.response("me", "me-1"))

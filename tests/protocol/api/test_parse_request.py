@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from edgecosine.protocol.api.mqtt_message import Incoming
 from edgecosine.protocol.api.openai import RequestLimits
-from edgecosine.protocol.api.parse_request import ParsedRequest, RefusedRequest, RequestParser
+from edgecosine.protocol.api.parse_request import RefusedRequest, RequestParser
 from edgecosine.protocol.api.request import RequestKind
+from edgecosine.protocol.api.request_record import RequestRecord
 from edgecosine.protocol.api.topics import Topics, is_identifier
 
 HOME = Topics("home")
@@ -21,7 +22,7 @@ INTAKE = RequestParser(HOME, max_request_bytes=1000, draw_id=lambda: "drawn", dr
 
 def read(
     body: bytes | dict[str, Any], kind: RequestKind = "completion", **properties: Any
-) -> ParsedRequest | RefusedRequest:
+) -> RequestRecord | RefusedRequest:
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
     return INTAKE.read(kind, Incoming(HOME.request(kind), payload, **properties), RequestLimits())
 
@@ -128,13 +129,13 @@ def test_large_body_that_is_no_request_is_refused(body: bytes) -> None:
 def test_earlier_of_expiry_and_deadline_counts() -> None:
     for deadline_ms, expiry_s, expected in ((5000, 9.0, 5.0), (5000, 2.0, 2.0), (None, 3.0, 3.0)):
         reading = read({"prompt": "x", "deadline_ms": deadline_ms}, expiry_s=expiry_s)
-        assert isinstance(reading, ParsedRequest)
+        assert isinstance(reading, RequestRecord)
         assert reading.request.deadline_s == expected
 
 
 def test_bare_prompt_is_a_request() -> None:
     reading = read(b"hm", "ask", client="a", correlation=b"1")
-    assert isinstance(reading, ParsedRequest)
+    assert isinstance(reading, RequestRecord)
     assert (reading.request.key, reading.request.prompt) == ("a/1", "hm")
     for payload in (b"", b"\xff"):
         assert isinstance(read(payload, "ask"), RefusedRequest)

@@ -1,0 +1,62 @@
+"""The queue that the targets of a cluster share, as the gateway uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+
+
+class RequestQueue(Protocol):
+    """Decides which requests this target serves, and when its finals may be sent."""
+
+    @property
+    def has_ready_peer(self) -> bool:
+        """Whether another target takes new requests."""
+
+    def attach(
+        self,
+        *,
+        start: Callable[[Claim], None],
+        abandon: Callable[[str], None],
+        has_finished: Callable[[str], bool],
+    ) -> None:
+        """Set what is called when a request becomes ours later, or another target's.
+
+        `has_finished` returns whether the final of a request is kept here.
+        """
+
+    def has_other(self, ticket: ReplyAddress) -> bool:
+        """Whether another request has this key."""
+
+    def is_chosen(self, ticket: ReplyAddress) -> bool:
+        """Whether this target is the one to claim a new request."""
+
+    def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
+        """Whether a new request is ours at once.
+
+        Otherwise `start` is called if it becomes ours, and `on_taken` as soon as a target has it.
+        """
+
+    def resume(self, record: RequestRecord) -> None:
+        """Claim a request of a former process; `start` is called when it is ours."""
+
+    def repeat(self, ticket: ReplyAddress) -> None:
+        """Tell the other targets that a repeated request was finished here."""
+
+    def withdraw(self, ticket: ReplyAddress) -> None:
+        """Give up a request that was refused here."""
+
+    def expect_delivery(self, key: str) -> None:
+        """Register a final of a former process that may be undelivered."""
+
+    def when_owned(self, key: str, send: Callable[[], None]) -> None:
+        """Call `send` once no other target can have sent another final."""
+
+    def is_held(self, key: str) -> bool:
+        """Whether a final waits for `when_owned`."""
+
+    def finish(self, key: str) -> None:
+        """Record that the final of a request was delivered."""

@@ -1,0 +1,94 @@
+"""One record for a request, from parsing to its final message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from edgecosine.errors import Refusal
+from edgecosine.protocol.api.request import Committed, Request, RequestKind
+
+RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
+
+_ORDER: Final[dict[RequestStatus, int]] = {
+    "accepted": 0,
+    "queued": 1,
+    "running": 2,
+    "done": 3,
+    "failed": 3,
+    "cancelled": 3,
+    "expired": 3,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAddress:
+    """The names of a request and of its client, and where its replies go."""
+
+    client_id: str
+    request_id: str
+    kind: RequestKind
+    reply_topic: str
+    correlation: bytes | None = None
+    wants_stream: bool = False
+    digest: bytes = b""
+    """Digest of kind and body: distinguishes a repeated request from another one of its name."""
+    is_named: bool = True
+    """Whether the client chose the id, so that every target calls the request the same."""
+
+    @property
+    def key(self) -> str:
+        """The name of the request in the cluster."""
+        return f"{self.client_id}/{self.request_id}"
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord:
+    """A request and its progress. Times are in seconds."""
+
+    ticket: ReplyAddress
+    request: Request
+    age_s: float = 0.0
+    """Time from the first acceptance to the creation of this record."""
+    resumed: Mapping[int, Committed] = field(default_factory=dict)
+    """Tokens that a former process committed, by choice."""
+    num_crashes: int = 0
+    """Processes that ended while the request ran, since its last new token."""
+    fault: Refusal | None = None
+    """Why a recovered request cannot continue."""
+    state: RequestStatus = "accepted"
+    accepted_at: float = 0.0
+    """Moment of the first acceptance, by the event loop's clock."""
+    is_valid: bool = False
+    """Whether the service has checked the request."""
+    is_cancelled: bool = False
+    is_elsewhere: bool = False
+    """Whether another target owns the request."""
+    is_final_sent: bool = False
+    has_started: bool = False
+    """Whether a session of it started in this process."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """Text that was sent to the reader of its stream, by choice."""
+
+    @property
+    def key(self) -> str:
+        """The name of the request in the cluster."""
+        return self.ticket.key
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a former process may have crashed because of this request."""
+        return self.num_crashes > 0 and self.fault is None
+
+    @property
+    def deadline_at(self) -> float:
+        """Moment after which the answer is worthless, by the event loop's clock; maybe infinite."""
+        return self.accepted_at + self.request.deadline_s
+
+    def advance(self, state: RequestStatus) -> bool:
+        """Move to a later state. Returns False if the record has reached it already."""
+        if _ORDER[state] <= _ORDER[self.state]:
+            return False
+        self.state = state
+        return True
