@@ -2,7 +2,8 @@
 
 EdgecosineError
 ├── ConfigError            the operator's: a setting is wrong; says key, value and what is allowed
-│   └── AddressTaken       another program's: it listens where we were to; says where
+│   ├── AddressTaken       another program's: it listens where we were to; says where
+│   └── ModelsNotInstalled  packages that models need are missing; says how to install them
 ├── RequestError           the asker's: carries an OpenAI error code and the parameter at fault
 │   ├── Overloaded         nobody's: the door is full; says when to try again
 │   └── JournalUnavailable the disk's: the request could not be journalled; says when to try again
@@ -28,6 +29,7 @@ EdgecosineError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -45,6 +47,16 @@ class ConfigError(EdgecosineError):
 
 class AddressTaken(ConfigError):
     """Another program listens there at this moment."""
+
+
+class ModelsNotInstalled(ConfigError):
+    """Packages that models need are not installed."""
+
+    INSTALL = "pip install 'edgecosine[models]'"
+
+    def __init__(self, what: str, missing: Sequence[str]) -> None:
+        super().__init__("model", what, self.INSTALL)
+        self.args = (f"{what} needs {', '.join(missing)}, not installed here: {self.INSTALL}",)
 
 
 @dataclass(frozen=True, slots=True)

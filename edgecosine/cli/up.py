@@ -15,6 +15,7 @@ from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
 from edgecosine.config import Exactness
 from edgecosine.errors import ModelUnavailable
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.models.packages import require_packages
 
 
 @click.command("up")
@@ -56,6 +57,7 @@ def command(
 
     The target gets the first processor to itself, the drafters share the others.
     """
+    require_packages(target)
     log_to_stderr(log_level)
     target_cores, drafter_cores = split_cores()
     is_zoo = target == zoo.TARGET

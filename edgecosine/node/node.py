@@ -6,6 +6,8 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.errors import ConfigError
+from edgecosine.models import NGRAM
+from edgecosine.models.packages import require_packages
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.common import run_all
 from edgecosine.node.credentials.membership import Membership
@@ -27,6 +29,8 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
     if broker is None and config.role == "target":
         raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
     # What is wrong is refused before anything is loaded.
+    if config.model != NGRAM:
+        require_packages(config.model)
     membership = Membership(config)
     if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
         logger.warning(
