@@ -26,11 +26,9 @@ from edgecosine.cli.access import (
     node_credentials,
 )
 from edgecosine.cli.outcome import INTERRUPTED, TERMINATED, end_of
+from edgecosine.config import DEFAULT_BROKER, DEFAULT_CLUSTER
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
-
-DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
-DEFAULT_CLUSTER = "home"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

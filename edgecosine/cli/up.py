@@ -11,8 +11,9 @@ from edgecosine import models, zoo
 from edgecosine.cli.access import environment_access, no_password
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.outcome import LOG_LEVEL_VARIABLE
-from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
-from edgecosine.config import Exactness
+from edgecosine.cli.running import run_command
+from edgecosine.config import DEFAULT_CLUSTER
+from edgecosine.engine.loading.options import Exactness
 from edgecosine.errors import ModelUnavailable
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
 from edgecosine.models.packages import require_packages

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from edgecosine.client.client import Client
-from edgecosine.config import Exactness
 from edgecosine.discovery.backoff import Backoff
+from edgecosine.engine.loading.options import Exactness
 from edgecosine.errors import BrokerLost, ConfigError, EngineError
 from edgecosine.local import child_processes as processes
 from edgecosine.local.embedded_broker import EmbeddedBroker

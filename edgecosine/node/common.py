@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def client_ids_of(config: NodeConfig) -> ClientIds:
     """The client ids of a node's connections to the broker, the same in all its lives if it can
     keep their secret."""
-    directory = config.identity_dir or config.state_dir
+    directory = config.state.identity_dir or config.state.journal_dir
     if directory is None:
         return ClientIds()
     try:

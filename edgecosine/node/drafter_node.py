@@ -10,7 +10,6 @@ import logging
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.errors import LinkError
-from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
@@ -37,21 +36,21 @@ _LAST_ASKS_S = 0.25
 
 
 async def run_drafter(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
-    drain: Drain,
+    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
 ) -> None:  # fmt: skip
     """Draft for the cluster's target until cancelled.
 
     Raises EngineError, and ConfigError when another node has this one's name.
     """
-    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    broker = config.broker
     if broker is not None:
         await check_name(broker, config.cluster, config.node_id)
     drafting = DraftWorker(
         engine=engine,
         thread=thread,
-        max_batch=config.slots,
+        max_batch=config.engine.slots,
         num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
     )
 

@@ -11,7 +11,6 @@ from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.loading.options import Loaded
-from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
@@ -47,16 +46,16 @@ _CANARY_PROMPT = "Are you there?"
 
 
 async def run_target(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
-    drain: Drain,
+    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
 ) -> None:  # fmt: skip
     """Serve the cluster's target until cancelled.
 
     Raises ConfigError, EngineError, JournalLost.
     """
+    broker = config.broker
     assert broker is not None
-    journal = DiskJournal(config.state_dir) if config.state_dir is not None else None
-    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    journal = DiskJournal(config.state.journal_dir) if config.state.journal_dir else None
+    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
     engine, loaded = await thread.run(functools.partial(load_target, config))
     assert loaded.codec is not None
     identity = identity_of(config, loaded)
@@ -105,7 +104,7 @@ async def run_target(
         counters=counters,
         journal=journal,
         past=past,
-        keep_answers_s=config.keep_answers,
+        keep_answers_s=config.state.keep_answers,
         identity=identity,
         client_ids=client_ids,
     )
@@ -154,7 +153,7 @@ def identity_of(config: NodeConfig, loaded: Loaded) -> str:
     """Names what a target's texts depend on beside the requests."""
     facts = (
         loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.ballast, config.tensor_parallel,
+        config.engine.ballast, config.engine.tensor_parallel,
     )  # fmt: skip
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 

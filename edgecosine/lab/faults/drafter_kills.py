@@ -19,11 +19,13 @@ from typing import Any
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.config import NodeConfig
+from edgecosine.config import LinkOptions, NodeConfig
+from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.faults.forkserver import Nursery
 from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 
 _TARGET = "target"
@@ -69,8 +71,12 @@ async def measure_kills(
         Client(cluster.broker_url, plan.cluster) as client,
     ):
         drafter = NodeConfig(
-            role="drafter", model=_MODEL, node_id="d", cluster=plan.cluster, mdns=False,
-            broker=cluster.broker_url, peers=(f"127.0.0.1:{port}",), listen="127.0.0.1:0",
+            role="drafter", node_id="d", cluster=plan.cluster,
+            engine=LoadOptions(_MODEL, threads=len(drafter_cores)),
+            broker=BrokerAddress.parse(cluster.broker_url),
+            links=LinkOptions(
+                listen="127.0.0.1:0", peers=(f"127.0.0.1:{port}",), mdns=False,
+            ),
             cores=drafter_cores,
         )  # fmt: skip
         with Nursery(cluster.logs) as nursery:

@@ -43,13 +43,13 @@ class Membership:
     def __init__(self, config: NodeConfig) -> None:
         self._credentials = _credentials_of(config)
         trust = self._credentials.trust() if self._credentials else None
-        self.guard = LinkPolicy(trust, is_insecure=config.insecure)
+        self.guard = LinkPolicy(trust, is_insecure=config.links.insecure)
         self._config = config
         self.listen = [self._listen_address()]
-        self.static = [parse_address(peer) for peer in config.peers]
+        self.static = [parse_address(peer) for peer in config.links.peers]
         for address in self.static:
             self.guard.check("peer", str(address), address.host)
-        self.discover = self._discovery() if config.mdns else None
+        self.discover = self._discovery() if config.links.mdns else None
 
     def __repr__(self) -> str:
         return f"<Membership {self.guard!r}>"
@@ -67,7 +67,7 @@ class Membership:
             group.create_task(CredentialRenewal(self._credentials, self.guard).run(), name="upkeep")
 
     def _listen_address(self) -> Address:
-        listen = self._config.listen or (":0" if self.guard.may_use("") else f"{_LOOPBACK}:0")
+        listen = self._config.links.listen or (":0" if self.guard.may_use("") else f"{_LOOPBACK}:0")
         host, separator, port = listen.rpartition(":")
         if not separator or not port.isdecimal() or int(port) > 65535:
             allowed = "HOST:PORT, :PORT for all interfaces, port 0 for any"
@@ -89,7 +89,7 @@ class Membership:
                 "links are encrypted and authenticated: certificate_of=%s until=%s",
                 self._credentials.identity.node_id, self._credentials.not_after,
             )  # fmt: skip
-        elif self._config.insecure:
+        elif self._config.links.insecure:
             logger.warning(
                 "INSECURE, whoever reaches this node may link with it, read prompts and pose as "
                 "any node: advice=%s", ADVICE,
@@ -99,19 +99,19 @@ class Membership:
 
 
 def _credentials_of(config: NodeConfig) -> Credentials | None:
-    if config.credentials is None:
+    if config.links.credentials is None:
         return None
-    credentials = Credentials.load(config.credentials)
+    credentials = Credentials.load(config.links.credentials)
     ours = NodeIdentity(config.cluster, config.role, config.node_id)
     if credentials.identity != ours:
         theirs = credentials.identity
         raise ConfigError(
-            "credentials", str(config.credentials),
+            "credentials", str(config.links.credentials),
             f"those of {ours.role} {ours.node_id} of cluster {ours.cluster}; these are of "
             f"{theirs.role} {theirs.node_id} of cluster {theirs.cluster}: join anew with a token "
             "for this role and --credentials DIR, or give --credentials none",
         )  # fmt: skip
-    if config.insecure:
+    if config.links.insecure:
         raise ConfigError("insecure", True, "--credentials none beside it: there are credentials")
     return credentials
 
