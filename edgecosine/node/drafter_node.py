@@ -18,8 +18,6 @@ from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
-    log_joined,
-    log_lost,
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
@@ -121,12 +119,10 @@ class DrafterNode:
         self._worker.on_request(message, link.send, link.peer.node_id)
 
     def _on_joined(self, link: Link) -> None:
-        log_joined(link)
         if self._drain.is_requested:
             link.send(Leave())
 
     def _on_lost(self, link: Link) -> None:
         count_lost(self._counters, link)
-        log_lost(link)
         if not self._peers.links:
             self._worker.forget_all()

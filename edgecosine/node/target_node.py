@@ -18,8 +18,6 @@ from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
-    log_joined,
-    log_lost,
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
@@ -171,13 +169,11 @@ class TargetNode:
         return {node_id: link for node_id, link in links if not link.is_leaving}
 
     def _on_joined(self, link: Link) -> None:
-        log_joined(link)
         self._planner.welcome(link.peer.node_id)
 
     def _on_lost(self, link: Link) -> None:
         count_lost(self._counters, link)
         self._planner.part(link.peer.node_id)
-        log_lost(link)
 
     def _on_readiness(self, reason: str | None) -> None:
         self._status.publish_presence("ready" if reason is None else "unavailable", reason or "")
