@@ -34,7 +34,7 @@ from edgecosine.config import (
 )
 from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.errors import ConfigError
-from edgecosine.local.cluster import node_name
+from edgecosine.local.cluster_plan import node_name
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.node import run_node
 from edgecosine.node.runtime.drain import Drain

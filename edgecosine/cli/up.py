@@ -15,7 +15,8 @@ from edgecosine.cli.running import run_command
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.engine.loading.options import Exactness
 from edgecosine.errors import ModelUnavailable
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from edgecosine.models.packages import require_packages
 
 

@@ -22,7 +22,8 @@ from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.figures import Figure, interval, write_report
 from edgecosine.lab.measured_requests import GREEDY, Asked, ask
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import local_plan
 from edgecosine.protocol.api.request import Sampling
 
 ALONE, WITH_DRAFTERS = "target-alone", "edgecosine"

@@ -112,9 +112,8 @@ class EmbeddedBroker:
         if self._process is None:
             raise RuntimeError("the broker has not been started")
         code = await self._process.wait()
-        raise BrokerLost(
-            f"the broker ended with code {code}: {processes.last_words(self._log_path)}"
-        )
+        words = processes.last_words(self._log_path)
+        raise BrokerLost(f"the broker {processes.ending(code)}: {words}")
 
     def _make_directory(self) -> Path:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
@@ -141,9 +140,8 @@ class EmbeddedBroker:
                     await asyncio.sleep(_POLL_S)
                 ending.cancel()
         except TimeoutError as error:
-            raise BrokerLost(
-                f"the broker does not accept connections: {processes.last_words(self._log_path)}"
-            ) from (error)
+            words = processes.last_words(self._log_path)
+            raise BrokerLost(f"the broker does not accept connections: {words}") from error
         except ExceptionGroup as group_error:
             raise BrokerLost(str(group_error.exceptions[0])) from group_error
 

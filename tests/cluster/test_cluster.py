@@ -14,7 +14,8 @@ from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.mqtt import free_port, run_patiently
 

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
 from tests.support.mqtt import free_port, needs_mosquitto, run_patiently

@@ -17,7 +17,8 @@ from edgecosine.lab.demo import ALONE, WITH_DRAFTERS, DemoSettings, run_demo
 from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.mqtt import free_port, run_patiently
 

@@ -6,7 +6,8 @@ import pytest
 
 from edgecosine.client.client import Client
 from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)

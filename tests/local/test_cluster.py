@@ -16,7 +16,8 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.errors import EngineError
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, local_plan
 from edgecosine.mqtt.broker_address import BrokerAddress
 from tests.node.links.wire_fixtures import run
 from tests.support.mqtt import free_port, needs_mosquitto

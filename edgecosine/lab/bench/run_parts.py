@@ -21,7 +21,8 @@ from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 from edgecosine.lab.figures import Figure, Keep, interval
 from edgecosine.lab.measured_requests import GREEDY, Asked, ask
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import local_plan
 from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"

@@ -24,7 +24,8 @@ from edgecosine.engine.loading.options import LoadOptions
 from edgecosine.lab.faults.forkserver import Nursery
 from edgecosine.lab.measured_requests import Asked, ask
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 

@@ -32,7 +32,8 @@ from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.soak.clients import MANNERS, NORMAL, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from edgecosine.protocol.api.topics import Topics
 

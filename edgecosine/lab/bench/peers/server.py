@@ -15,7 +15,8 @@ from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, PeerReady, Repl
 from edgecosine.lab.load_generator import Load, LoadRequest, closed_loop
 from edgecosine.lab.measured_requests import asked_elsewhere
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import LocalCluster, LocalNode, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 
 Say = Callable[[str], None]
