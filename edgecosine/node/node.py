@@ -1,4 +1,4 @@
-"""One node, whatever its role: wrong settings are refused, then its loops run."""
+"""Runs one node of either role, after its settings have been checked."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
     broker = config.broker
-    # What is wrong is refused before anything is loaded.
+    # Wrong settings are refused before a model is loaded.
     if config.engine.model != NGRAM:
         require_packages(config.engine.model)
     membership = Membership(config)
     if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
         logger.warning(
-            "UNENCRYPTED, prompts and answers cross the network in plain, which mqtts:// prevents: "
+            "UNENCRYPTED, prompts and answers cross the network in plain text; use mqtts://: "
             "broker=%s", broker,
         )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = run_target if config.role == "target" else run_drafter
         drain = drain or Drain(config.drain_timeout_s)
         try:
-            # Others can be let in while the model is loading.
+            # Other nodes can enrol while the model is loading.
             await run_all(
                 config.node_id,
                 membership=membership.run(),
