@@ -1,6 +1,7 @@
-"""The settings of a node, validated once and then frozen.
+"""The settings of a node: frozen values, each declared and validated here.
 
-Precedence: command line, environment (EDGECOSINE_…), TOML file, defaults.
+Options come from the command line, then the environment (EDGECOSINE_…), then the TOML file, then
+the defaults below.
 """
 
 from __future__ import annotations
@@ -11,107 +12,119 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
+from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.protocol.wire.messages import Role
 
-Role = Literal["target", "drafter"]
-Quantize = Literal["none", "nf4", "int8"]
-Exactness = Literal["auto", "bitwise", "rounding"]
-Weights = Literal["auto", "bfloat16", "int8"]
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FILE_NAME = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
-_SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
-MAX_FILE_BYTES = 1 << 20
-DRAIN_TIMEOUT_S = 30.0
-STALL_TIMEOUT_S = 20.0
-KEEPALIVE_S = 15
+DEFAULT_BROKER: Final = "mqtt://127.0.0.1:1883"
+DEFAULT_CLUSTER: Final = "home"
+MAX_FILE_BYTES: Final = 1 << 20
+DRAIN_TIMEOUT_S: Final = 30.0
+STALL_TIMEOUT_S: Final = 20.0
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FILE_NAME: Final = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
+_SPAN: Final = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 @dataclass(frozen=True, slots=True)
-class NodeConfig:
-    """One node. Sizes in tokens, times in seconds; 0 threads or context: as much as fits.
+class LinkOptions:
+    """How a node is linked with others.
 
-    gguf         a file in the directory or hub model that `model` names
     listen       HOST:PORT; empty for any port, on all interfaces where there are credentials
-    state_dir    directory of a target's journal; None: no journal
-    identity_dir directory of the secret in MQTT client ids; None: `state_dir`, and without that the
-                 secret is drawn at each start
-    keep_answers seconds for which answers are kept for repeated requests
     credentials  directory written by `edgecosine cluster join`; None: links stay on this machine
+    insecure     without credentials, allow plain links beyond this machine
+    peers        addresses to dial, HOST:PORT
+    mdns         discover and announce nodes by multicast
     """
 
-    role: Role
-    model: str
-    node_id: str
-    cluster: str = "home"
-    broker: str = field(default="mqtt://127.0.0.1:1883", repr=False)
-    broker_ca: Path | None = None
-    broker_certificate: Path | None = None
-    broker_username: str = ""
-    broker_password: str = field(default="", repr=False)
-    broker_keepalive: int = KEEPALIVE_S
     listen: str = ""
     credentials: Path | None = None
     insecure: bool = False
     peers: tuple[str, ...] = ()
     mdns: bool = True
-    quantize: Quantize = "none"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StateOptions:
+    """What a node keeps on disk.
+
+    journal_dir   directory of a target's journal; None: no journal
+    identity_dir  directory of the secret that client ids derive from; None: `journal_dir`, and
+                  without that the secret is drawn at each start
+    keep_answers  seconds for which finished answers are kept for duplicates of a request
+    """
+
+    journal_dir: Path | None = None
+    identity_dir: Path | None = field(default=None, compare=False)
+    keep_answers: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node. `broker` None: none, for a drafter; `cores`: processors to run on, empty for all.
+
+    Raises ConfigError for values that are wrong, or wrong together.
+    """
+
+    role: Role
+    node_id: str
+    engine: LoadOptions
+    cluster: str = DEFAULT_CLUSTER
+    broker: BrokerAddress | None = field(
+        default_factory=lambda: BrokerAddress.parse(DEFAULT_BROKER)
+    )
+    links: LinkOptions = LinkOptions()
+    state: StateOptions = StateOptions()
     cores: tuple[int, ...] = ()
-    slots: int = 8
-    context: int = 0
-    ballast: int = 1
-    tensor_parallel: int = 1
-    exactness: Exactness = "auto"
-    weights: Weights = "auto"
-    gguf: str = ""
     max_sessions: int = 8
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
-    state_dir: Path | None = None
-    identity_dir: Path | None = field(default=None, compare=False)
-    keep_answers: int = 3600
 
     def __post_init__(self) -> None:
         for key in ("cluster", "node_id"):
             value = getattr(self, key)
             if not _IDENTIFIER.fullmatch(value):
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
-        if self.role == "target" and self.quantize != "none":
-            raise ConfigError("quantize", self.quantize, "none for a target; drafters may differ")
-        if self.gguf and not _FILE_NAME.fullmatch(self.gguf):
-            raise ConfigError("gguf", self.gguf, "the name of a .gguf file, without a directory")
-        if self.tensor_parallel > 1:
-            self._check_tensor_parallel()
-        if self.role == "drafter" and self.exactness != "auto":
-            allowed = "auto for a drafter; drafts never change an answer"
-            raise ConfigError("exactness", self.exactness, allowed)
-        if self.max_sessions > self.slots:
-            raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {self.slots}")
+        if self.role == "target" and self.broker is None:
+            raise ConfigError("broker", "none", "an MQTT URL: requests come from there")
+        self._check_engine()
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
             allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"
             raise ConfigError("cores", _listed(missing), allowed)
+
+    def _check_engine(self) -> None:
+        engine = self.engine
+        if self.role == "target" and engine.quantize != "none":
+            raise ConfigError("quantize", engine.quantize, "none for a target; drafters may differ")
+        if engine.gguf and not _FILE_NAME.fullmatch(engine.gguf):
+            raise ConfigError("gguf", engine.gguf, "the name of a .gguf file, without a directory")
+        if engine.tensor_parallel > 1:
+            self._check_tensor_parallel()
+        if self.role == "drafter" and engine.exactness != "auto":
+            allowed = "auto for a drafter; a draft token cannot change an answer"
+            raise ConfigError("exactness", engine.exactness, allowed)
+        if self.max_sessions > engine.slots:
+            raise ConfigError("max_sessions", self.max_sessions, f"at most slots = {engine.slots}")
 
     def _check_tensor_parallel(self) -> None:
         allowed = ""
         if self.role == "drafter":
             allowed = "1 for a drafter; only a target is shared by processes"
-        elif self.ballast > 1:
+        elif self.engine.ballast > 1:
             allowed = "1 with ballast"
         elif self.cores:
             allowed = "1 with cores, which pin this process alone; start it under taskset instead"
         if allowed:
-            raise ConfigError("tensor_parallel", self.tensor_parallel, allowed)
+            raise ConfigError("tensor_parallel", self.engine.tensor_parallel, allowed)
 
 
 def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """Read the settings of a TOML file, by option name.
+    """The settings in a TOML file, by option name.
 
-    Raises ConfigError for a file that cannot be read and for keys that are not `known`.
+    Raises ConfigError for a file that cannot be read and for keys that are not in `known`.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -126,9 +139,9 @@ def read_file(path: Path, known: Collection[str]) -> dict[str, Any]:
 
 
 def parse_cores(text: str) -> tuple[int, ...]:
-    """Processor numbers of a list like `0,2-3`; empty text is no list.
+    """The processor numbers in a list such as `0,2-3`, sorted; none for an empty text.
 
-    Raises ConfigError.
+    Raises ConfigError for any other text.
     """
     cores: set[int] = set()
     for part in filter(None, text.split(",")):

@@ -2,7 +2,8 @@
 
 EdgecosineError
 ├── ConfigError            a setting is wrong; has key, value and the allowed values
-│   └── AddressTaken       another program uses the address
+│   ├── AddressTaken       another program uses the address
+│   └── ModelsNotInstalled  packages that models need are missing; says how to install them
 ├── RequestError           a request is refused; has an OpenAI error code and the parameter
 │   ├── Overloaded         the cluster is at capacity; has a time to retry
 │   └── JournalUnavailable the request could not be journalled; has a time to retry
@@ -28,6 +29,7 @@ EdgecosineError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -45,6 +47,16 @@ class ConfigError(EdgecosineError):
 
 class AddressTaken(ConfigError):
     """Another program listens at the address."""
+
+
+class ModelsNotInstalled(ConfigError):
+    """Packages that models need are not installed."""
+
+    INSTALL = "pip install 'edgecosine[models]'"
+
+    def __init__(self, what: str, missing: Sequence[str]) -> None:
+        super().__init__("model", what, self.INSTALL)
+        self.args = (f"{what} needs {', '.join(missing)}, not installed here: {self.INSTALL}",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.config import MAX_FILE_BYTES, NodeConfig, parse_cores, read_file
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
 
 
 def config(**changes: Any) -> NodeConfig:
-    fields: dict[str, Any] = {"role": "drafter", "model": "m", "node_id": "n"}
-    return NodeConfig(**(fields | changes))
+    """A drafter's settings; a change is made where the field is, in the engine's or the node's."""
+    engine = {one.name: changes.pop(one.name) for one in fields(LoadOptions) if one.name in changes}
+    given: dict[str, Any] = {"role": "drafter", "node_id": "n", **changes}
+    return NodeConfig(engine=LoadOptions(**({"model": "m"} | engine)), **given)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,7 @@ def config(**changes: Any) -> NodeConfig:
         ("quantize", {"role": "target", "quantize": "nf4"}, "none for a target"),
         ("exactness", {"exactness": "bitwise"}, "auto for a drafter"),
         ("max_sessions", {"max_sessions": 9, "slots": 8}, "at most slots = 8"),
+        ("broker", {"role": "target", "broker": None}, "an MQTT URL"),
         ("cores", {"cores": (0, 99999)}, "processors of this machine"),
     ],
 )
@@ -48,7 +53,7 @@ def test_settings_are_frozen_behind_the_door() -> None:
     settings = config(cores=cores, quantize="int8")
     assert settings.cores == cores
     with pytest.raises(AttributeError):
-        settings.slots = 9  # type: ignore[misc]
+        settings.max_sessions = 9  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,6 @@ def test_failed_handshakes_of_a_stranger_are_logged_once(tmp_path: Path) -> None
                         writer.write(f"nonsense {number}\n".encode())
                         await reader.read()
                         writer.close()
-            assert len([line for line in book.lines if "no enrolment" in line]) == 2
+            assert len([line for line in book.lines if "enrolment failed" in line]) == 2
 
     run(story())

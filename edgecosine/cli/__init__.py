@@ -1,4 +1,4 @@
-"""The command line. Each command lives in a file of its own and is imported when it is called."""
+"""The command line. Each command has its own file, which is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import click
 from edgecosine import __version__
 from edgecosine.cli.outcome import run_to_end
 
-_COMMANDS = {
-    "node": "Run one node: a target or a drafter.",
-    "up": "Run a whole cluster on this machine.",
-    "cluster": "Say who belongs to the cluster: init, invite, join, revoke.",
-    "model": "List, fetch and show models.",
-    "ask": "Ask the cluster and print the answer as it comes.",
-    "status": "Show the nodes of the cluster.",
-    "forget": "Clear what the broker holds of a node that is gone.",
-    "doctor": "Check this machine and say what to do.",
-    "broker": "Run an MQTT broker.",
-    "demo": "Show what speculation gains on this machine.",
-    "bench": "Measure.",
-    "lab": "Run a cluster on a network with weather.",
+_GROUPS = {
+    "Commands": {
+        "up": "Run a whole cluster on this machine.",
+        "ask": "Send a prompt and print the answer as it is generated.",
+        "status": "Show the nodes of the cluster.",
+        "node": "Run one node: a target or a drafter.",
+        "doctor": "Check this machine and say what to fix.",
+        "broker": "Run an MQTT broker.",
+        "cluster": "Manage the members of a cluster: init, invite, join, revoke.",
+        "model": "List, fetch and show models.",
+        "forget": "Clear what the broker retains of a node that no longer exists.",
+    },
+    "Measurements and experiments": {
+        "demo": "Show the speedup from speculation on this machine.",
+        "bench": "Run benchmarks.",
+        "lab": "Run a cluster on an emulated network.",
+    },
 }
+_COMMANDS = [name for commands in _GROUPS.values() for name in commands]
 
 
 class _Lazy(click.Group):
@@ -35,7 +40,7 @@ class _Lazy(click.Group):
         run_to_end(lambda given: click.Group.main(self, given, *rest, **settings), args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return _COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -44,12 +49,13 @@ class _Lazy(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgecosine")
 def main() -> None:
-    """EdgeCoSine: unequal machines serve one large language model together, faster than its own
-    GPU could alone, and say exactly the same words."""
+    """EdgeCoSine pools mixed machines on a LAN to serve one large language model faster than the
+    target machine alone, with identical output."""

@@ -1,5 +1,7 @@
-"""How commands come to credentials: options for files and names. Passwords come from a file or from
-the environment, never from the command line, which everybody on the machine can read.
+"""Options for a broker and for credentials.
+
+Passwords come from a file or from the environment, never from the command line, which every user of
+the machine can read.
 """
 
 from __future__ import annotations
@@ -25,33 +27,33 @@ MAX_PASSWORD_BYTES: Final = 4096
 BROKER_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "--broker-ca": {
         "metavar": "FILE",
-        "help": "Whose certificates to believe at mqtts://; `system`: the system's.  [default: the "
+        "help": "Trusted CA certificates for mqtts://; `system`: the system's.  [default: the "
         "cluster's authority where there are credentials, else the system's]",
     },
     "--broker-certificate": {
         "type": click.Path(exists=True, dir_okay=False, path_type=Path),
-        "help": "Our certificate and key for mqtts://, PEM.  [default: the node's credentials]",
+        "help": "Client certificate and key for mqtts://, PEM.  [default: the node's credentials]",
     },
-    "--broker-username": {"metavar": "NAME", "default": "", "help": "Who we are to the broker."},
+    "--broker-username": {"metavar": "NAME", "default": "", "help": "Username at the broker."},
     "--broker-password-file": {
         "type": click.Path(exists=True, dir_okay=False, path_type=Path),
-        "help": f"Its first line is the password; or set {PASSWORD_VARIABLE}.",
+        "help": f"File whose first line is the password; or set {PASSWORD_VARIABLE}.",
     },
 }
 CREDENTIALS_OPTION: Final[dict[str, Any]] = {
     "metavar": "DIR",
-    "help": "What `edgecosine cluster join` wrote; `none`: use none.  [default: the configuration "
-    "directory's, if there are any]",
+    "help": "Directory written by `edgecosine cluster join`; `none`: no credentials.  [default: in "
+    "the configuration directory, if there are any]",
 }
 
 
 def no_password(ctx: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
-    """Refuse a broker's URL with a password in it where others can read it."""
+    """Refuse a URL with a password on the command line, where other users can read it."""
     assert parameter.name is not None
     is_open = ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     if url and is_open and holds_password(url):
         raise click.BadParameter(
-            f"{without_password(url)} has a password, and everybody on this machine can read the "
+            f"{without_password(url)} has a password, and every user of this machine can read the "
             f"command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}, or give "
             "--broker-password-file", ctx, parameter,
         )  # fmt: skip
@@ -67,7 +69,7 @@ def broker_access(
     broker_username: str,
     broker_password_file: Path | None,
 ) -> dict[str, Any]:
-    """What `BrokerAddress.parse` takes beside the URL.
+    """The arguments of `BrokerAddress.parse` other than the URL.
 
     Raises ConfigError.
     """
@@ -86,31 +88,30 @@ def broker_access(
 
 
 def environment_access(broker: str) -> BrokerAddress:
-    """A broker with what the environment says of the way in, as nodes read it, too.
+    """The address of a broker with access options from the environment, as nodes read them.
 
     Raises ConfigError.
     """
-    told = {name: os.environ.get(environment_variable(name)) for name in BROKER_OPTIONS}
-    certificate, password = told["--broker-certificate"], told["--broker-password-file"]
+    given = {name: os.environ.get(environment_variable(name)) for name in BROKER_OPTIONS}
+    certificate, password = given["--broker-certificate"], given["--broker-password-file"]
     access = broker_access(
-        broker, None, broker_ca=told["--broker-ca"] or None,
+        broker, None, broker_ca=given["--broker-ca"] or None,
         broker_certificate=Path(certificate) if certificate else None,
-        broker_username=told["--broker-username"] or "",
+        broker_username=given["--broker-username"] or "",
         broker_password_file=Path(password) if password else None,
     )  # fmt: skip
     return BrokerAddress.parse(broker, **access)
 
 
 def environment_variable(name: str) -> str:
-    """Where an option can be set in the environment."""
+    """Name of an option's environment variable."""
     return "EDGECOSINE_" + name.removeprefix("--").replace("-", "_").upper()
 
 
 def node_credentials(given: str | None, cluster: str) -> Path | None:
-    """Where a node's credentials lie, if there are any.
+    """The directory of a node's credentials, if it has any.
 
-    Raises ConfigError when there are none where they were said to be, and for a cluster's name that
-    is none.
+    Raises ConfigError when the given directory has none, and for an invalid cluster name.
     """
     Topics(cluster)
     if given == NO_CREDENTIALS:

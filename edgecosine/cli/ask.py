@@ -1,4 +1,4 @@
-"""`edgecosine ask`: send a prompt to a cluster and print the answer as it comes."""
+"""`edgecosine ask`: send a prompt to a cluster and print the answer as it is generated."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
 
 @click.command("ask")
 @click.argument("prompt")
-@click.option("--chat", is_flag=True, help="Send the prompt as a user's turn of a chat.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a chat message of the user.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help=f"Longest answer.  [default: {DEFAULT_MAX_TOKENS}, or what the context has room for]",
+    help=f"Maximum tokens.  [default: {DEFAULT_MAX_TOKENS}, or what the context allows]",
 )
 @click.option(
     "--temperature",
@@ -34,7 +34,7 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
     default=0.0,
     show_default=True,
     metavar="T",
-    help="0 takes the most probable token each time.",
+    help="0: always the most probable token.",
 )
 @click.option(
     "--top-p",
@@ -42,14 +42,14 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
     default=1.0,
     show_default=True,
     metavar="P",
-    help="Leave out the least probable tokens beyond this share.",
+    help="Sample from the most probable tokens up to this probability mass.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
     default=None,
     metavar="N",
-    help="Reproduces an answer; drawn when not given.",
+    help="Makes an answer reproducible; random by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole final message instead.")
 @broker_options
@@ -64,7 +64,7 @@ def command(
     broker: BrokerAddress,
     cluster: str,
 ) -> None:
-    """Ask the cluster to continue or to answer PROMPT; - reads it from standard input."""
+    """Send PROMPT to the cluster for completion or as a chat; - reads it from standard input."""
     text = _read_prompt() if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
@@ -92,14 +92,14 @@ def _read_prompt() -> str:
     """
     content = standard_input().read(MAX_PAYLOAD_BYTES + 1)
     if len(content) > MAX_PAYLOAD_BYTES:
-        # Its beginning is longer than any cluster takes, whose refusal says how much that is.
+        # The cluster refuses it, with its limit in the error.
         return content.decode(errors="replace")
     return input_text(content)
 
 
 async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
     async with (
-        Client(broker, cluster, on_standstill=_tell) as client,
+        Client(broker, cluster, on_standstill=_print_standstill) as client,
         contextlib.aclosing(client.ask(request)) as steps,
     ):
         async for step in steps:
@@ -112,5 +112,5 @@ async def _ask(broker: BrokerAddress, cluster: str, request: Request) -> None:
                     click.echo()
 
 
-def _tell(standstill: str | None) -> None:
-    click.echo("going on" if standstill is None else f"waiting: {standstill}", err=True)
+def _print_standstill(standstill: str | None) -> None:
+    click.echo("resumed" if standstill is None else f"waiting: {standstill}", err=True)

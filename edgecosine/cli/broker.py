@@ -1,4 +1,4 @@
-"""`edgecosine broker`: the embedded MQTT broker, for those who have none."""
+"""`edgecosine broker`: the embedded MQTT broker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--insecure", is_flag=True,
-    help="Let the whole network in, without a password and unencrypted.",
+    help="Accept the whole network, without a password and unencrypted.",
 )  # fmt: skip
 @click.option(
     "--kind",
@@ -36,21 +36,21 @@ logger = logging.getLogger(__name__)
     help="Mosquitto when it is installed, else the pip-installed amqtt.",
 )
 def command(listen: str, insecure: bool, kind: str) -> None:
-    """Run an MQTT broker until interrupted. It keeps nothing on disk and asks nobody who he is.
+    """Run an MQTT broker until interrupted. It persists nothing and authenticates no client.
 
     For a network, `edgecosine cluster broker-config` writes a configuration for Mosquitto.
     """
     host, port = _address(listen)
     if not insecure and not is_loopback(host):
         raise click.BadParameter(
-            "whoever reaches that could read every prompt and answer: let `edgecosine cluster "
-            "broker-config` configure a Mosquitto, or, where you trust the whole network, give "
+            "any machine on the network could read prompts and answers: let `edgecosine cluster "
+            "broker-config` configure a Mosquitto, or, if you trust the whole network, give "
             "--insecure", param_hint="--listen",
         )  # fmt: skip
     if insecure:
         log_to_stderr("warning")
         logger.warning(
-            "INSECURE, whoever reaches it reads every prompt and answer: broker=%s", listen
+            "INSECURE, any machine on the network can read prompts and answers: broker=%s", listen
         )
     kinds: dict[str, BrokerKind] = {"mosquitto": "mosquitto", "amqtt": "amqtt"}
     run_command(_serve(host, port, kinds.get(kind)))

@@ -18,7 +18,8 @@ from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
 from edgecosine.cli.broker_config import ConfigTarget, broker_config
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.outcome import input_text, standard_input
-from edgecosine.cli.running import DEFAULT_CLUSTER, host_name, run_command
+from edgecosine.cli.running import host_name, run_command
+from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.discovery.interfaces import addresses_to_announce, interfaces
 from edgecosine.discovery.peer import Address
 from edgecosine.discovery.static import parse_address

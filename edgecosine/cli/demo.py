@@ -13,6 +13,7 @@ from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.demo_models import Scene, chat_scene, zoo_scene
+from edgecosine.models.packages import require_packages
 from edgecosine.zoo import BALLAST
 
 
@@ -40,6 +41,7 @@ def command(
 
     The target is a real chat model, SmolLM2-135M-Instruct, which is fetched once (93 MB).
     """
+    require_packages("the demo")
     from edgecosine.lab.demo import DemoSettings, run_demo
 
     log_to_stderr("warning")

@@ -1,4 +1,4 @@
-"""`edgecosine forget`: clear what the broker holds of a node that is gone."""
+"""`edgecosine forget`: clear what the broker retains of a node that no longer exists."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgecosine.protocol.api.topics import is_identifier
 @click.argument("node")
 @broker_options
 def command(node: str, broker: BrokerAddress, cluster: str) -> None:
-    """Forget NODE, which is gone and would be shown as lost for an hour.
+    """Remove NODE, which no longer exists and would be shown as lost for an hour.
 
-    A node that lives is left alone; where that is not known it is watched for ten seconds.
+    A running node is not removed; in case of doubt it is observed for ten seconds.
     """
     if not is_identifier(node):
         raise click.BadParameter("1 to 64 letters, digits, '_', '.' or '-'", param_hint="NODE")

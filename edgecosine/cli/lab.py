@@ -16,6 +16,7 @@ from edgecosine.errors import ConfigError, LabError
 from edgecosine.lab.change_network import ChangeRequest, listening, request_change, running_labs
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.network.conditions import NetworkConditions
+from edgecosine.models.packages import require_packages
 from edgecosine.zoo import BALLAST, TARGET, drafter_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -57,6 +58,7 @@ def up(
     **fields: Any,
 ) -> None:  # fmt: skip
     """Run a cluster in the lab until interrupted."""
+    require_packages(target)
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
     plan = LabPlan(

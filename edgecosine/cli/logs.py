@@ -1,4 +1,4 @@
-"""Where logs go: one line an event, to standard error."""
+"""Logging to standard error, one line per event."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 def log_to_stderr(level: str) -> None:
-    """Log from `level` on; libraries speak up from warnings on."""
+    """Log from `level` on; libraries from warnings on."""
     logging.basicConfig(
         format="%(asctime)s %(levelname)-7s %(name)s %(message)s", level=logging.WARNING
     )

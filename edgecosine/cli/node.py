@@ -1,11 +1,15 @@
-"""`edgecosine node`: one node in the foreground."""
+"""`edgecosine node`: one node in the foreground.
+
+An option's default, and its choices where there are few, are those of the settings that it sets.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
@@ -13,6 +17,7 @@ from edgecosine.cli.access import (
     BROKER_OPTIONS,
     CREDENTIALS_OPTION,
     broker_access,
+    environment_variable,
     no_password,
     node_credentials,
 )
@@ -20,22 +25,26 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
 from edgecosine.cli.state import default_state, lasting_name, lasting_place
 from edgecosine.config import (
-    DRAIN_TIMEOUT_S,
-    KEEPALIVE_S,
-    STALL_TIMEOUT_S,
+    DEFAULT_BROKER,
+    LinkOptions,
     NodeConfig,
-    Quantize,
-    Role,
+    StateOptions,
     parse_cores,
     read_file,
 )
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
-from edgecosine.local.cluster import node_name
+from edgecosine.local.cluster_plan import node_name
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.node import run_node
 from edgecosine.node.runtime.drain import Drain
+from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.credentials import Credentials
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
+
+_DAY_S: Final = 24 * 3600
+_NO_BROKER: Final = "none"
 
 
 def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -49,168 +58,190 @@ def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
 
 
 def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    env = "EDGECOSINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(
-        name, envvar=env, show_envvar=True, **{"show_default": True, **settings},
-    )  # fmt: skip
+    variable = environment_variable(name.partition("/")[0])
+    settings = {"show_default": True, **settings}
+    return click.option(name, envvar=variable, show_envvar=True, **settings)
+
+
+def _setting(
+    owner: type, field: str, help_text: str, name: str = "", **settings: Any
+) -> Callable[[Command], Command]:
+    """An option for a field of the settings, named after it unless `name` says otherwise."""
+    default = next(one.default for one in fields(owner) if one.name == field)
+    settings |= {"required": True} if default is MISSING else {"default": default}
+    choices = sorted(_literals(get_type_hints(owner)[field]), key=lambda value: value != "auto")
+    if choices:
+        settings["type"] = click.Choice(choices)
+    return _option(name or f"--{field.replace('_', '-')}", help=help_text, **settings)
+
+
+def _literals(hint: Any) -> Iterator[str]:
+    """The values that a Literal, or a union of them, allows."""
+    for part in get_args(hint):
+        yield from [part] if get_origin(hint) is Literal else _literals(part)
 
 
 @click.command("node")
 @_option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
-    callback=_from_file, help="TOML file with these options as keys.",
-)  # fmt: skip
-@_option(
-    "--role",
-    type=click.Choice(["target", "drafter"]),
-    required=True,
-    help="What it does.",
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    callback=_from_file,
+    help="TOML file with these options as keys.",
 )
-@_option(
-    "--model",
-    required=True,
-    help="A name of the zoo or of `edgecosine model list`, a directory, a GGUF file, a hub id; "
-    "`ngram` drafts too.",
+@_setting(NodeConfig, "role", "A target serves a model; a drafter drafts tokens for targets.")
+@_setting(
+    LoadOptions,
+    "model",
+    "A name of the zoo or of `edgecosine model list`, a directory, a GGUF file, or a hub id; for a "
+    "drafter also `ngram`, which needs no model.",
 )
-@_option(
-    "--gguf", default="", show_default=False, metavar="NAME",
-    help="GGUF file in the directory or hub model that --model names; of a split model the first.",
-)  # fmt: skip
-@_option("--cluster", default="home", help="Nodes of other clusters are left alone.")
+@_setting(
+    LoadOptions,
+    "gguf",
+    "GGUF file in the directory or hub model that --model names; of a split model the first.",
+    show_default=False,
+    metavar="NAME",
+)
+@_setting(NodeConfig, "cluster", "Name of the cluster. Nodes of other clusters are ignored.")
 @_option(
     "--broker",
-    default="mqtt://127.0.0.1:1883",
+    default=DEFAULT_BROKER,
     metavar="URL",
     callback=no_password,
-    help="MQTT broker: mqtt://[user@]host[:port], mqtts:// for TLS, or none.",
+    help="MQTT broker: mqtt://[user@]host[:port], mqtts:// for TLS; `none`, for a drafter.",
 )
 @_option("--broker-ca", **BROKER_OPTIONS["--broker-ca"])
 @_option("--broker-certificate", **BROKER_OPTIONS["--broker-certificate"])
 @_option("--broker-username", **BROKER_OPTIONS["--broker-username"])
 @_option("--broker-password-file", **BROKER_OPTIONS["--broker-password-file"])
 @_option("--credentials", **CREDENTIALS_OPTION)
-@_option(
-    "--insecure", is_flag=True,
-    help="Without credentials, link with everybody who reaches this node, unencrypted.",
-)  # fmt: skip
-@_option(
-    "--listen",
-    default="",
+@_setting(
+    LinkOptions,
+    "insecure",
+    "Without credentials, accept unencrypted links from every machine that reaches this node.",
+    is_flag=True,
+)
+@_setting(
+    LinkOptions,
+    "listen",
+    "Address for incoming links; port 0: any.  [default: any port, on all interfaces with "
+    "credentials, on loopback without]",
     show_default=False,
     metavar="HOST:PORT",
-    help="Where links come in; port 0: any.  [default: any port, of all interfaces with "
-    "credentials, of this machine without]",
 )
-@_option(
-    "--peer",
-    multiple=True,
+@_setting(
+    LinkOptions, "peers", "Dial this node; may be repeated.", "--peer", multiple=True,
     metavar="HOST:PORT",
-    help="Dial this node; may be repeated.",
-)
-@_option("--mdns/--no-mdns", default=True, help="Find and be found by multicast.")
+)  # fmt: skip
+@_setting(LinkOptions, "mdns", "Discover and announce nodes by multicast.", "--mdns/--no-mdns")
 @_option(
     "--node-id",
     metavar="ID",
-    help="Default: the name in the credentials; without any host, role and a random tail, which "
-    "lasts.",
+    help="Default: the name in the credentials; without credentials a name made of host, role and "
+    "a random suffix, kept in --state-dir.",
     show_default=False,
 )
-@_option(
-    "--quantize", type=click.Choice(["none", "nf4", "int8"]), default="none",
-    help="Quantise a drafter by bitsandbytes.",
-)  # fmt: skip
-@_option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-@_option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-    help="auto: bfloat16 on a GPU and where a CPU multiplies it, else float32. The weights of a "
+@_setting(LoadOptions, "quantize", "Quantise a drafter with bitsandbytes.")
+@_setting(LoadOptions, "device", "auto, cpu, cuda, cuda:1, …")
+@_setting(
+    LoadOptions,
+    "dtype",
+    "auto: bfloat16 on a GPU and on a CPU that multiplies it, else float32. The weights of a "
     "quantised GGUF file are rounded to bfloat16 by auto, and kept exactly by float32.",
-)  # fmt: skip
-@_option(
-    "--weights", type=click.Choice(["auto", "bfloat16", "int8"]), default="auto",
-    help="How linear layers are held on a CPU. int8: in blocks of 8 bits with a scale each, their "
-    "inputs rounded to 8 bits, too: half the memory, and the quickest. bfloat16: as the model has "
-    "them. auto: int8 for a quantised GGUF file where the processor multiplies bytes (VNNI), else "
-    "bfloat16.",
-)  # fmt: skip
-@_option(
-    "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
-    help="What a target promises. bitwise: company, drafts and restarts never change an answer; "
-    "needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may part where "
-    "two tokens are nearly tied. auto: bitwise where it can be had.",
-)  # fmt: skip
-@_option(
-    "--threads",
-    type=click.IntRange(0, 1024),
-    default=0,
-    help="CPU threads of each process; 0: all.",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+)
+@_setting(
+    LoadOptions,
+    "weights",
+    "Format of linear layers on a CPU. int8: blocks of 8-bit weights with a scale each, inputs "
+    "rounded to 8 bits as well: half the memory, and the fastest. bfloat16: as in the model. auto: "
+    "int8 for a quantised GGUF file where the processor multiplies bytes (VNNI), else bfloat16.",
+)
+@_setting(
+    LoadOptions,
+    "exactness",
+    "What a target guarantees. bitwise: co-batched requests, drafts and restarts never change an "
+    "answer; needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may "
+    "diverge where two tokens are nearly tied. auto: bitwise where it is possible.",
+)
+@_setting(
+    LoadOptions, "threads", "CPU threads of each process; 0: all.", type=click.IntRange(0, 1024)
 )
 @_option(
-    "--cores",
-    default="",
-    metavar="LIST",
-    help="Run on these processors only, as in 0,2-3.",
+    "--cores", default="", metavar="LIST", help="Run on these processors only, for example 0,2-3."
 )
-@_option("--slots", type=click.IntRange(1, 1024), default=8, help="Sequences in the cache.")
-@_option(
-    "--context",
+@_setting(LoadOptions, "slots", "Sequences in the KV cache.", type=click.IntRange(1, 1024))
+@_setting(
+    LoadOptions,
+    "context",
+    "Tokens of the longest sequence; 0: as many as model and memory allow.",
     type=click.IntRange(0, 1 << 20),
-    default=0,
-    help="Tokens a sequence may have.",
 )
-@_option(
-    "--ballast",
-    type=click.IntRange(1, 256),
-    default=1,
-    help="Widen the target for testbeds.",
-)
-@_option(
-    "--tensor-parallel",
+@_setting(LoadOptions, "ballast", "Widen the target, for testbeds.", type=click.IntRange(1, 256))
+@_setting(
+    LoadOptions,
+    "tensor_parallel",
+    "Processes (on GPUs: devices) that share the target.",
     type=click.IntRange(1, 64),
-    default=1,
-    help="Processes (on GPUs: devices) that share the target.",
 )
-@_option(
-    "--max-sessions",
-    type=click.IntRange(1, 1024),
-    default=8,
-    help="Requests at one time.",
-)
-@_option(
-    "--drain-timeout", type=click.FloatRange(0, 24 * 3600), default=DRAIN_TIMEOUT_S,
+@_setting(NodeConfig, "max_sessions", "Concurrent requests.", type=click.IntRange(1, 1024))
+@_setting(
+    NodeConfig,
+    "drain_timeout_s",
+    "How long running requests may take to finish after SIGTERM; a second SIGTERM stops at once.",
+    "--drain-timeout",
+    type=click.FloatRange(0, _DAY_S),
     metavar="SECONDS",
-    help="After SIGTERM, how long what is at work may take to end; a second one stops now.",
-)  # fmt: skip
+)
+@_setting(
+    NodeConfig,
+    "stall_timeout_s",
+    "A target whose engine finishes no forward pass for this long is unavailable.",
+    "--stall-timeout",
+    type=click.FloatRange(0.1, _DAY_S),
+    metavar="SECONDS",
+)
+@_setting(
+    BrokerAddress,
+    "keepalive_s",
+    "MQTT keepalive; the broker declares the node offline after 1.5 times this.",
+    "--broker-keepalive",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+)
 @_option(
-    "--stall-timeout", type=click.FloatRange(0.1, 24 * 3600), default=STALL_TIMEOUT_S,
-    metavar="SECONDS", help="A target whose engine ends no pass for so long is unavailable.",
-)  # fmt: skip
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    show_default=False,
+    metavar="DIR",
+    help="Directory of the node's name, of the secret that its MQTT client ids derive from and, "
+    "for a target, of the journal.  [default: one per cluster and node, in the user's state "
+    "directory]",
+)
 @_option(
-    "--broker-keepalive", type=click.IntRange(1, 3600), default=KEEPALIVE_S, metavar="SECONDS",
-    help="Silent for one and a half times this, a node is lost to its broker.",
-)  # fmt: skip
+    "--journal/--no-journal",
+    default=True,
+    help="Whether accepted requests survive a restart; the journal holds prompts and answers.",
+)
+@_setting(
+    StateOptions,
+    "keep_answers",
+    "How long answers are kept for repeated requests, and by the broker requests for this node.",
+    type=click.IntRange(1, 30 * 86400),
+    metavar="SECONDS",
+)
 @_option(
-    "--state-dir", type=click.Path(file_okay=False, path_type=Path), show_default=False,
-    metavar="DIR", help="Where a node keeps its name, the secret that names it to the broker and, "
-    "of a target, the journal of its requests.  [default: of the cluster and the node, in the "
-    "user's state directory]",
-)  # fmt: skip
-@_option(
-    "--journal/--no-journal", default=True,
-    help="Whether accepted requests outlive this process; prompts and answers are on disk then.",
-)  # fmt: skip
-@_option(
-    "--keep-answers", type=click.IntRange(1, 30 * 86400), default=3600, metavar="SECONDS",
-    help="How long answers are kept for those who ask again, and requests while we are away.",
-)  # fmt: skip
-@_option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
-    help="How much to say.",
-)  # fmt: skip
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="Lowest level of log lines.",
+)
 def command(config: Path | None, log_level: str, **options: Any) -> None:
-    """Run one node until interrupted. SIGTERM lets it finish what is at work.
+    """Run one node until interrupted. SIGTERM lets running requests finish.
 
-    A target serves --model and takes requests from the broker; its gateway lives in the same
-    process. A drafter guesses ahead for the targets of its cluster that have the same vocabulary.
+    A target serves --model and takes requests from the broker; its gateway runs in the same
+    process. A drafter drafts tokens for the targets of its cluster that have the same vocabulary.
     """
     del config
     log_to_stderr(log_level)
@@ -222,72 +253,74 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
     run_command(run_node(settings, drain), drain.request)
 
 
-def node_config(
-    *, role: Role, node_id: str | None, peer: tuple[str, ...], cores: str, quantize: Quantize,
-    max_sessions: int, slots: int, cluster: str, broker: str, credentials: str | None,
-    insecure: bool, broker_ca: str | None, broker_certificate: Path | None, broker_username: str,
-    broker_password_file: Path | None, drain_timeout: float, stall_timeout: float,
-    state_dir: Path | None, journal: bool, **rest: Any,
-) -> NodeConfig:  # fmt: skip
-    """The command line's options as settings.
+def node_config(**options: Any) -> NodeConfig:
+    """The settings that the command line's options, by parameter name, stand for.
 
     Raises ConfigError.
     """
-    ours = node_credentials(credentials, cluster)
-    if node_id is None:
-        node_id = Credentials.load(ours).identity.node_id if ours else None
-    node_id, place = _who_and_where(
-        role, str(rest["model"]), cluster, node_id, state_dir, has_journal=journal
-    )
-    access = broker_access(
-        broker, ours, broker_ca=broker_ca, broker_certificate=broker_certificate,
-        broker_username=broker_username, broker_password_file=broker_password_file,
-    )  # fmt: skip
+    role: Role = options["role"]
+    credentials = node_credentials(options["credentials"], options["cluster"])
+    given_id = options["node_id"]
+    if given_id is None and credentials is not None:
+        given_id = Credentials.load(credentials).identity.node_id
+    node_id, directory = _name_and_directory(given_id, options)
+    cores = parse_cores(options["cores"])
+    engine = LoadOptions(**{one.name: options[one.name] for one in fields(LoadOptions)})
     return NodeConfig(
         role=role,
         node_id=node_id,
-        cluster=cluster,
-        broker=broker,
-        broker_ca=access["ca_file"],
-        broker_certificate=access["certificate_file"],
-        broker_username=access["username"],
-        broker_password=access["password"],
-        credentials=ours,
-        insecure=insecure,
-        peers=tuple(peer),
-        cores=parse_cores(cores),
-        quantize=quantize,
-        slots=slots,
-        max_sessions=min(max_sessions, slots),
-        drain_timeout_s=drain_timeout,
-        stall_timeout_s=stall_timeout,
-        state_dir=place if journal and role == "target" else None,
-        identity_dir=place,
-        **rest,
+        engine=replace(engine, threads=engine.threads or len(cores)),
+        cluster=options["cluster"],
+        broker=_broker_address(credentials, options),
+        links=LinkOptions(
+            listen=options["listen"],
+            credentials=credentials,
+            insecure=options["insecure"],
+            peers=tuple(options["peer"]),
+            mdns=options["mdns"],
+        ),
+        state=StateOptions(
+            journal_dir=directory if options["journal"] and role == "target" else None,
+            identity_dir=directory,
+            keep_answers=options["keep_answers"],
+        ),
+        cores=cores,
+        max_sessions=min(options["max_sessions"], engine.slots),
+        drain_timeout_s=options["drain_timeout"],
+        stall_timeout_s=options["stall_timeout"],
     )
 
 
-def _who_and_where(
-    role: Role, model: str, cluster: str, node_id: str | None, state_dir: Path | None, *,
-    has_journal: bool,
-) -> tuple[str, Path | None]:  # fmt: skip
-    """A node's name, and the directory in which it keeps its state.
+def _broker_address(credentials: Path | None, options: dict[str, Any]) -> BrokerAddress | None:
+    url = options["broker"]
+    if url == _NO_BROKER:
+        return None
+    access = broker_access(
+        url,
+        credentials,
+        broker_ca=options["broker_ca"],
+        broker_certificate=options["broker_certificate"],
+        broker_username=options["broker_username"],
+        broker_password_file=options["broker_password_file"],
+    )
+    return BrokerAddress.parse(url, keepalive_s=options["broker_keepalive"], **access)
+
+
+def _name_and_directory(node_id: str | None, options: dict[str, Any]) -> tuple[str, Path | None]:
+    """The node's name, and its state directory; None where the user has no place for one.
 
     Raises ConfigError.
     """
-    drawn = _drawn_name(role)
-    if role == "target" and has_journal:
+    role, cluster, state_dir = options["role"], options["cluster"], options["state_dir"]
+    drawn = f"{host_name()}-{role}-{secrets.token_hex(2)}"
+    if role == "target" and options["journal"]:
         state_dir = state_dir or default_state(cluster, node_id or role)
         return node_id or lasting_name(state_dir, drawn), state_dir
     try:
         base = state_dir or default_state(cluster, node_id or "")
-    except ConfigError:  # this user has no place for it
+    except ConfigError:
         return node_id or drawn, None
     if node_id is not None:
         return node_id, base
-    place, name = lasting_place(base, f"{role}-{node_name(model)}", drawn)
-    return name, place
-
-
-def _drawn_name(role: Role) -> str:
-    return f"{host_name()}-{role}-{secrets.token_hex(2)}"
+    directory, name = lasting_place(base, f"{role}-{node_name(options['model'])}", drawn)
+    return name, directory

@@ -27,7 +27,8 @@ from typing import IO, Any, BinaryIO, Final, NoReturn
 import click
 from click.exceptions import Exit
 
-from edgecosine.errors import AddressTaken, ConfigError, EdgecosineError
+from edgecosine.errors import AddressTaken, ConfigError, EdgecosineError, ModelsNotInstalled
+from edgecosine.models.packages import EXTRA
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -68,7 +69,7 @@ def end_of(error: BaseException) -> click.ClickException | Exit:
 
     Tracebacks are for those who asked for `debug`.
     """
-    causes = list(_leaves(error))
+    causes = list(map(_explained, _leaves(error)))
     if any(_is_unread(cause) for cause in causes):
         _stop_writing()
         return Exit(UNREAD)
@@ -183,6 +184,13 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(part)
     else:
         yield error
+
+
+def _explained(cause: BaseException) -> BaseException:
+    """The error, or the setting that it comes from where a package of an extra is missing."""
+    name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
+    package = name.partition(".")[0]
+    return ModelsNotInstalled("this command", [package]) if package in EXTRA else cause
 
 
 def _is_misuse(cause: BaseException) -> bool:

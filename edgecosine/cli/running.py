@@ -1,4 +1,4 @@
-"""What the commands that talk to a broker share: two options, and how a command ends."""
+"""Shared by commands that use a broker: options, and running a command's coroutine."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ from edgecosine.cli.access import (
     node_credentials,
 )
 from edgecosine.cli.outcome import INTERRUPTED, TERMINATED, end_of
+from edgecosine.config import DEFAULT_BROKER, DEFAULT_CLUSTER
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
-
-DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
-DEFAULT_CLUSTER = "home"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `broker`, an address with all that it takes to get in, and `cluster`."""
+    """Add options to a command; it receives `broker`, a BrokerAddress, and `cluster`."""
 
     @functools.wraps(command)
     def with_broker(*, broker: str, cluster: str, credentials: str | None, **options: Any) -> None:
@@ -49,7 +47,7 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def resolve_access(
     broker: str | None, cluster: str, credentials: str | None, options: dict[str, Any]
 ) -> tuple[BrokerAddress | None, Path | None]:
-    """The broker, and where this machine's credentials lie; takes what is theirs out of `options`.
+    """The broker and the credentials' directory; removes their options from `options`.
 
     Raises UsageError.
     """
@@ -67,7 +65,7 @@ _ACCESS = {name.removeprefix("--").replace("-", "_") for name in BROKER_OPTIONS}
 
 
 def access_options(command: Command, broker: str | None) -> Command:
-    """Add the options that lead to a broker, which is `broker` unless told otherwise."""
+    """Add the options of a broker and its credentials; `broker` is the default URL."""
     settings = {"--credentials": CREDENTIALS_OPTION, **dict(reversed(BROKER_OPTIONS.items()))}
     for name, setting in settings.items():
         variable = environment_variable(name)
@@ -97,8 +95,7 @@ def access_options(command: Command, broker: str | None) -> Command:
 
 
 def host_name() -> str:
-    """What this machine calls itself, as far as it can be a node's name: without accents, and where
-    no letter is left, with a few digits that other such machines do not have."""
+    """The host name as a node id: ASCII letters and digits, or `host-` and a digest without any."""
     name = socket.gethostname().split(".")[0]
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     known = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:32]
@@ -106,15 +103,15 @@ def host_name() -> str:
     return known or f"host-{digest}"
 
 
-def run_command(story: Coroutine[Any, Any, None], drain: Callable[[], bool] | None = None) -> None:
-    """Run a command's coroutine. Signals cancel it, so that it leaves as it should.
+def run_command(main: Coroutine[Any, Any, None], drain: Callable[[], bool] | None = None) -> None:
+    """Run a command's coroutine. SIGINT and SIGTERM cancel it.
 
-    With `drain`, SIGTERM calls that instead, which gives whether the story will end by itself.
+    With `drain`, SIGTERM calls that instead; it returns whether the coroutine will end by itself.
 
-    Exits as `edgecosine.cli.outcome` tells.
+    Exits with a code of `edgecosine.cli.outcome`.
     """
     try:
-        is_terminated = uvloop.run(_until_terminated(story, drain))
+        is_terminated = uvloop.run(_until_terminated(main, drain))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (Exception, asyncio.CancelledError, SystemExit) as error:
@@ -124,9 +121,9 @@ def run_command(story: Coroutine[Any, Any, None], drain: Callable[[], bool] | No
 
 
 async def _until_terminated(
-    story: Coroutine[Any, Any, None], drain: Callable[[], bool] | None
+    main: Coroutine[Any, Any, None], drain: Callable[[], bool] | None
 ) -> bool:
-    """Whether SIGTERM ended the story."""
+    """Whether SIGTERM ended the coroutine."""
     is_terminated = False
     running = asyncio.current_task()
     assert running is not None
@@ -140,9 +137,9 @@ async def _until_terminated(
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     try:
-        await story
+        await main
     except asyncio.CancelledError:
-        # Any other cancellation is Ctrl-C, which the runner knows of, or a mistake.
+        # Any other cancellation is Ctrl-C, which the runner handles, or a bug.
         if not is_terminated:
             raise
     return is_terminated

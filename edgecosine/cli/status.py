@@ -1,4 +1,4 @@
-"""`edgecosine status`: who is in the cluster and how they do, from what the broker holds."""
+"""`edgecosine status`: the nodes of the cluster and their state, from retained messages."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 @click.command("status")
-@click.option("--watch", is_flag=True, help="Stay, and show every change.")
+@click.option("--watch", is_flag=True, help="Keep running and show every change.")
 @click.option("--json", "as_json", is_flag=True, help="Print data; with --watch a line per change.")
 @broker_options
 def command(watch: bool, as_json: bool, broker: BrokerAddress, cluster: str) -> None:
-    """Show the nodes of the cluster, whether they are well, and what they have counted."""
+    """Show the nodes of the cluster, their health and their counters."""
     run_command(_show(broker, cluster, watch=watch, as_json=as_json))
 
 
@@ -79,7 +79,7 @@ async def _watch(client: Client, cluster: str) -> None:
 
 
 async def _view(client: Client, cluster: str) -> Group:
-    """The nodes, whether they are well and why not, and what they have counted."""
+    """The nodes, their health with the reasons, and their counters."""
     concerns = await client.concerns()
     verdict = "healthy" if not concerns else f"degraded: {'; '.join(concerns)}"
     lines = [verdict, *counted(await client.nodes())]
@@ -93,7 +93,7 @@ async def _table(client: Client, cluster: str) -> Table:
         table.add_column(heading)
     for name, view in (await client.nodes()).items():
         cells = [_cell(view.state, key, shape) for _, key, shape in _COLUMNS]
-        # As text, for a node's words are not ours and could hold rich's markup.
+        # As text: strings from a node could contain rich's markup.
         texts = [Text(cell) for cell in (name, _presence(view), *cells)]
         table.add_row(*texts, style=None if view.is_here else "dim")
     return table
@@ -110,7 +110,7 @@ def _cell(state: Mapping[str, Any], key: str, shape: str) -> str:
     try:
         return shape.format(value)
     except (TypeError, ValueError):
-        # A node of another version may say it in words, and a hostile one in a list.
+        # The value comes from the network and may have any type.
         return str(value)
 
 

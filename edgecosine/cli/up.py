@@ -11,10 +11,13 @@ from edgecosine import models, zoo
 from edgecosine.cli.access import environment_access, no_password
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.outcome import LOG_LEVEL_VARIABLE
-from edgecosine.cli.running import DEFAULT_CLUSTER, run_command
-from edgecosine.config import Exactness
+from edgecosine.cli.running import run_command
+from edgecosine.config import DEFAULT_CLUSTER
+from edgecosine.engine.options import Exactness
 from edgecosine.errors import ModelUnavailable
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, local_plan
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, local_plan
+from edgecosine.models.packages import require_packages
 
 
 @click.command("up")
@@ -56,6 +59,7 @@ def command(
 
     The target gets the first processor to itself, the drafters share the others.
     """
+    require_packages(target)
     log_to_stderr(log_level)
     target_cores, drafter_cores = split_cores()
     is_zoo = target == zoo.TARGET

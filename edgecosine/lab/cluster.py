@@ -28,7 +28,8 @@ from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
 from edgecosine.local import child_processes
-from edgecosine.local.cluster import ClusterPlan, Environment, LocalCluster, LocalNode, node_name
+from edgecosine.local.cluster import Environment, LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, node_name
 
 NetworkKind = Literal["auto", "namespaces", "relays"]
 StartBroker = Callable[[Host, int], Awaitable[None]]

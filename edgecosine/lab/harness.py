@@ -18,14 +18,8 @@ from edgecosine.client.client import Client
 from edgecosine.errors import BrokerLost
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.hosts import free_port
-from edgecosine.local.cluster import (
-    ClusterPlan,
-    Environment,
-    LocalCluster,
-    LocalNode,
-    launch_here,
-    local_plan,
-)
+from edgecosine.local.cluster import Environment, LocalCluster, launch_here
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, local_plan
 
 TARGET = "target"
 

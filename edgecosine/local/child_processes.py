@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, whatever ends it."""
+"""Child processes that never outlive their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 _STOP_TIMEOUT_S = 8.0
 _LAST_BYTES = 64 << 10
@@ -16,28 +17,44 @@ _LAST_LINES = 3
 _ERROR = "Error: "
 
 _DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+import ctypes, os, pwd, signal, sys
+if sys.argv[2]:
+    user = pwd.getpwnam(sys.argv[2])
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
-"""PR_SET_PDEATHSIG survives exec; the check covers a parent that was gone before."""
+"""PR_SET_PDEATHSIG survives exec, but not a change of user, so the user is changed first. The check
+covers a parent that ended before.
+
+argv: pid of the parent, user or empty, command.
+"""
 
 
 async def spawn(
-    command: Sequence[str], log: Path | None, *, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path | None,
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[Any] = asyncio.subprocess.DEVNULL,
+    user: str = "",
 ) -> asyncio.subprocess.Process:
-    """Start a command in a session of its own, its output going to `log`, or to us without one.
+    """Start a command in a session of its own, as `user` if one is named.
 
-    `env` is added to this process's environment; other users can read a command, but not that.
+    Its output is appended to `log`; without one, its standard output is a pipe. `env` is added to
+    this process's environment, which other users cannot read, unlike the command line.
     """
-    wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command)
+    wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), user, *command)
     with contextlib.ExitStack() as stack:
         out = asyncio.subprocess.PIPE if log is None else stack.enter_context(log.open("ab"))
         return await asyncio.create_subprocess_exec(
-            *(wrapped if sys.platform == "linux" else command),
-            stdin=asyncio.subprocess.DEVNULL,
+            *(wrapped if user or sys.platform == "linux" else command),
+            stdin=stdin,
             stdout=out,
             stderr=None if log is None else out,
             env=None if env is None else {**os.environ, **env},
@@ -47,7 +64,7 @@ async def spawn(
 
 
 async def stop(process: asyncio.subprocess.Process, *, patience_s: float = _STOP_TIMEOUT_S) -> None:
-    """Ask a process to end, and end it when it does not."""
+    """Send SIGTERM, and SIGKILL if the process has not ended after `patience_s`."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -62,15 +79,17 @@ async def stop(process: asyncio.subprocess.Process, *, patience_s: float = _STOP
 
 
 def ending(code: int) -> str:
-    """How a process ended."""
+    """How a process ended, in words: its exit code or the signal."""
     return f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
 def last_words(log: Path) -> str:
-    """Why a command of ours ended, of the file that takes its output: its errors, or its last
-    lines."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
-        lines = file.read().decode(errors="replace").strip().splitlines()
+    """The error lines of a command's log, or else its last three lines, as one line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     return " | ".join(errors or lines[-_LAST_LINES:]) or "it left no message"

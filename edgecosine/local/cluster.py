@@ -1,50 +1,44 @@
-"""A whole cluster on this machine: broker, target and drafters, each a process of its own.
+"""A whole cluster on this machine: broker, target and drafters, each in a child process.
 
-Whatever dies is started again with growing pauses. Used by `edgecosine up`, the demo and the
-lab, which starts each node on a host of its own.
+A process that ends is restarted with exponential back-off. Used by `edgecosine up`, the demo and
+the lab, which starts each node in a network namespace of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import secrets
 import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edgecosine.backoff import Backoff
 from edgecosine.client.client import Client
-from edgecosine.config import Exactness
 from edgecosine.errors import BrokerLost, ConfigError, EngineError
 from edgecosine.local import child_processes as processes
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.local.embedded_broker import EmbeddedBroker
-from edgecosine.mqtt.broker_address import BrokerAddress
 
 START_TIMEOUT_S = 180.0
-_QUICK_DEATH_S = 5.0
+_EARLY_EXIT_S = 5.0
 _DRAIN_TIMEOUT_S = 5.0
-"""Less than the patience with which a process is stopped."""
-_OF_OTHERS = dict.fromkeys(
+"""Shorter than the timeout after which a process is killed."""
+_UNSET = dict.fromkeys(
     ("EDGECOSINE_CONFIG", "EDGECOSINE_LISTEN", "EDGECOSINE_PEER", "EDGECOSINE_INSECURE"), ""
 )
-"""Said in our environment of a node that is none of these; empty is as good as not said."""
-_TO_ANOTHER_BROKER = {
+"""Unset: in this process's environment they are settings of another node."""
+_NO_BROKER_ACCESS = {
     f"EDGECOSINE_BROKER_{name}": ""
     for name in ("CA", "CERTIFICATE", "USERNAME", "PASSWORD", "PASSWORD_FILE")
 }
-"""What `ask` is told of the broker that it asks."""
+"""Unset: in this process's environment they belong to another broker."""
 
 Environment = Mapping[str, str]
 Launch = Callable[[str, Sequence[str], Path, Environment], Awaitable[asyncio.subprocess.Process]]
-"""Starts a node: its id, its command, the file that takes its output, and what it may know beside
-our own environment."""
+"""Starts a node: takes its id, its command, its log file, and additions to the environment."""
 
 
 async def launch_here(
@@ -54,32 +48,11 @@ async def launch_here(
     return await processes.spawn(command, log, env=env)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalNode:
-    """One node to run: its id and the options of `edgecosine node`, stronger than the cluster's."""
-
-    node_id: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterPlan:
-    """What to run. Without a broker URL the embedded broker is started."""
-
-    cluster: str
-    target: LocalNode
-    drafters: tuple[LocalNode, ...]
-    broker: str | None = None
-    broker_port: int = 1883
-    access: BrokerAddress | None = None
-    """How to come to a broker that wants more than its URL; nodes read it of the environment."""
-
-
 class LocalCluster:
     """`async with LocalCluster(plan, say) as cluster`: entered when all nodes are linked.
 
-    Raises EngineError with a node's last words when one ends while starting, and what the broker
-    raises. `say` is told what is being done.
+    `say` receives progress messages. Raises EngineError with the end of a node's log when one ends
+    during the start, ConfigError or BrokerLost when the broker does not start.
     """
 
     def __init__(
@@ -102,7 +75,7 @@ class LocalCluster:
 
     @property
     def logs(self) -> Path:
-        """Where each node's output goes; gone with the cluster."""
+        """Directory of the nodes' logs; removed with the cluster."""
         return Path(self._directory.name)
 
     def pid(self, node_id: str) -> int:
@@ -111,12 +84,12 @@ class LocalCluster:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of all nodes, and of the broker that was started for them."""
+        """Process ids of all nodes and of the embedded broker, by name."""
         found = {node_id: process.pid for node_id, process in self._processes.items()}
         return found if self._broker is None else {**found, "broker": self._broker.pid}
 
     def signal(self, node_id: str, number: signal.Signals) -> bool:
-        """Send a node a signal; False when it is not running at this moment."""
+        """Send a signal to a node; False if it is not running."""
         process = self._processes[node_id]
         if process.returncode is not None:
             return False
@@ -127,7 +100,7 @@ class LocalCluster:
         return True
 
     async def restarted(self, node_id: str, former_pid: int) -> None:
-        """Wait until the node runs as another process than `former_pid`."""
+        """Wait until the node runs in another process than `former_pid`."""
         while self._processes[node_id].pid == former_pid:
             await self._started.wait()
 
@@ -150,12 +123,12 @@ class LocalCluster:
         await self._stop_all(error)
 
     async def stop(self, node_id: str) -> None:
-        """Stop one node for good."""
+        """Stop one node permanently."""
         self._stopped.add(node_id)
         await processes.stop(self._processes[node_id])
 
     async def drafters(self) -> int:
-        """How many drafters the target is linked with now."""
+        """Number of drafters that the target is linked with."""
         async with self._client() as client:
             return await self._num_linked(client)
 
@@ -178,49 +151,49 @@ class LocalCluster:
         if self._broker is not None:
             keeping = self._keep_broker(self._broker)
             self._broker_keeper = self._group.create_task(keeping, name="keep broker")
-        for member in (self._plan.target, *self._plan.drafters):
-            await self._start(member)
-            self._group.create_task(self._keep(member), name=f"keep {member.node_id}")
+        for node in (self._plan.target, *self._plan.drafters):
+            await self._start(node)
+            self._group.create_task(self._keep(node), name=f"keep {node.node_id}")
 
-    async def _start(self, member: LocalNode) -> None:
+    async def _start(self, node: LocalNode) -> None:
         command = (
-            sys.executable, "-m", "edgecosine", "node", "--node-id", member.node_id,
+            sys.executable, "-m", "edgecosine", "node", "--node-id", node.node_id,
             "--cluster", self._plan.cluster, "--credentials", "none",
             "--drain-timeout", str(_DRAIN_TIMEOUT_S),
-            "--state-dir", str(self.logs / f"{member.node_id}.state"), *member.options,
+            "--state-dir", str(self.logs / f"{node.node_id}.state"), *node.options,
         )  # fmt: skip
-        log = self.logs / f"{member.node_id}.log"
-        env = {"EDGECOSINE_BROKER": self.broker_url, **_OF_OTHERS}
+        log = self.logs / f"{node.node_id}.log"
+        env = {"EDGECOSINE_BROKER": self.broker_url, **_UNSET}
         if self._plan.access is None:
-            env |= _TO_ANOTHER_BROKER
-        self._processes[member.node_id] = await self._launch(member.node_id, command, log, env)
+            env |= _NO_BROKER_ACCESS
+        self._processes[node.node_id] = await self._launch(node.node_id, command, log, env)
         self._started.set()
         self._started = asyncio.Event()
 
-    async def _keep(self, member: LocalNode) -> None:
-        """Restart a node that ended; while the cluster is starting, its end is the cluster's."""
-        pauses = _Pauses()
+    async def _keep(self, node: LocalNode) -> None:
+        """Restart a node whenever it ends; during the start of the cluster, fail instead."""
+        delays = _RestartDelays()
         while True:
             started = _now_s()
-            code = await self._processes[member.node_id].wait()
-            if member.node_id in self._stopped:
+            code = await self._processes[node.node_id].wait()
+            if node.node_id in self._stopped:
                 return
             if not self._is_ready:
-                words = processes.last_words(self.logs / f"{member.node_id}.log")
-                raise EngineError(f"{member.node_id} {processes.ending(code)}: {words}")
-            pause_s = pauses.after(_now_s() - started)
+                words = processes.last_words(self.logs / f"{node.node_id}.log")
+                raise EngineError(f"{node.node_id} {processes.ending(code)}: {words}")
+            delay_s = delays.after(_now_s() - started)
             end = processes.ending(code)
-            self._say(f"{member.node_id} {end}; starting it again in {pause_s:.1f} s")
-            await asyncio.sleep(pause_s)
-            if member.node_id in self._stopped:
-                return  # the cluster ended during the pause
-            await self._start(member)
-            if member.node_id in self._stopped:
-                await processes.stop(self._processes[member.node_id])
+            self._say(f"{node.node_id} {end}; restarting it in {delay_s:.1f} s")
+            await asyncio.sleep(delay_s)
+            if node.node_id in self._stopped:
+                return  # the cluster ended during the delay
+            await self._start(node)
+            if node.node_id in self._stopped:
+                await processes.stop(self._processes[node.node_id])
 
     async def _keep_broker(self, broker: EmbeddedBroker) -> None:
-        """Restart the broker at its port when it ended, until cancelled; as nodes are."""
-        pauses, work = _Pauses(), broker.wait
+        """Restart the broker at its port whenever it ends, until cancelled."""
+        delays, work = _RestartDelays(), broker.wait
         while True:
             started = _now_s()
             try:
@@ -229,9 +202,9 @@ class LocalCluster:
             except (BrokerLost, ConfigError) as reason:
                 if not self._is_ready:
                     raise
-                pause_s = pauses.after(_now_s() - started)
-                self._say(f"{reason}; starting it again in {pause_s:.1f} s")
-                await asyncio.sleep(pause_s)
+                delay_s = delays.after(_now_s() - started)
+                self._say(f"{reason}; restarting it in {delay_s:.1f} s")
+                await asyncio.sleep(delay_s)
                 work = broker.restart
 
     async def _wait_until_linked(self) -> None:
@@ -251,7 +224,7 @@ class LocalCluster:
                         await client.changed()
         except TimeoutError:
             raise EngineError(
-                f"the nodes did not find each other within {START_TIMEOUT_S:.0f} s: run "
+                f"the nodes did not link within {START_TIMEOUT_S:.0f} s: run "
                 f"`edgecosine doctor`; logs were in {self.logs}"
             ) from None
 
@@ -261,12 +234,12 @@ class LocalCluster:
         if target is None or not target.is_here or not await client.is_online():
             return -1
         linked = target.state.get("drafters", {})
-        return sum(member.node_id in linked for member in self._plan.drafters)
+        return sum(node.node_id in linked for node in self._plan.drafters)
 
     async def _stop_all(self, error: BaseException | None = None) -> None:
-        """End everything, whatever `error` it is for.
+        """Stop all processes; `error` is the one that ends the cluster.
 
-        Raises what a node or the broker ended with, where that is what cancelled us.
+        Raises the failure of a node or of the broker if that is what cancelled the caller.
         """
         self._stopped.update(self._processes)
         async with asyncio.TaskGroup() as stopping:
@@ -287,76 +260,17 @@ class LocalCluster:
             self._directory.cleanup()
 
 
-class _Pauses:
-    """How long to wait before something is started again that ends again and again."""
+class _RestartDelays:
+    """Delays before restarts of a process that keeps ending."""
 
     def __init__(self) -> None:
         self._backoff, self._attempts = Backoff(), 0
 
     def after(self, life_s: float) -> float:
-        """Seconds to wait after a life of so many seconds."""
-        self._attempts = self._attempts + 1 if life_s < _QUICK_DEATH_S else 1
+        """Seconds to wait before restarting a process that ran for so many seconds."""
+        self._attempts = self._attempts + 1 if life_s < _EARLY_EXIT_S else 1
         return self._backoff.delay_s(self._attempts)
 
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-
-
-def local_plan(
-    target: str,
-    drafters: Sequence[str],
-    *,
-    cluster: str,
-    ballast: int,
-    target_cores: str,
-    drafter_cores: str,
-    broker: str | None,
-    broker_port: int,
-    exactness: Exactness = "auto",
-    target_device: str = "auto",
-    drafter_devices: Sequence[str] = ("auto",),
-    access: BrokerAddress | None = None,
-) -> ClusterPlan:
-    """A plan with one node per model; core lists as for `edgecosine node --cores`, devices as for
-    `--device`: drafters take theirs in turns."""
-    tail = secrets.token_hex(2)
-    options = (
-        "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness,
-        "--device", target_device,
-    )  # fmt: skip
-    names = distinct(["target", *map(node_name, drafters)])
-    return ClusterPlan(
-        cluster=cluster,
-        target=LocalNode(f"target-{tail}", (*options, "--cores", target_cores)),
-        drafters=tuple(
-            LocalNode(
-                f"{name}-{tail}", (*_drafter_options(model, drafter_cores), "--device", device)
-            )
-            for name, model, device in zip(
-                names[1:], drafters, itertools.cycle(drafter_devices), strict=False
-            )
-        ),
-        broker=broker,
-        broker_port=broker_port,
-        access=access,
-    )
-
-
-def _drafter_options(model: str, cores: str) -> tuple[str, ...]:
-    return ("--model", model, "--role", "drafter", "--cores", cores)
-
-
-def node_name(model: str) -> str:
-    """A model's name as part of a node id."""
-    name = Path(os.path.normpath(Path(model).absolute())).name
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:40] or "model"
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names of which the second and later ones of a kind are numbered; case does not count."""
-    taken: dict[str, None] = {}
-    for name in names:
-        numbered = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
-        taken[next(n for n in numbered if n.lower() not in map(str.lower, taken))] = None
-    return list(taken)

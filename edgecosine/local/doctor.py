@@ -30,7 +30,7 @@ from edgecosine.engine.loading.model_files import (
     is_hub_name,
     zoo_models,
 )
-from edgecosine.errors import BrokerLost, ConfigError, EnrolmentError
+from edgecosine.errors import BrokerLost, ConfigError, EnrolmentError, ModelsNotInstalled
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.credentials.ca_server import utc_now
 from edgecosine.node.links.link_policy import explain
@@ -114,12 +114,17 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     return Check("processor", finding)
 
 
-def check_engine(module: str = "edgecosine.engine.loading.device") -> list[Check]:
+def check_engine(
+    model: str | None = None, module: str = "edgecosine.engine.loading.device"
+) -> list[Check]:
     """What the engine says about processors and GPUs."""
     try:
         described: list[str] = importlib.import_module(module).describe()
     except ImportError as error:
-        return [Check("engine", f"not installed ({error})", "pip install edgecosine")]
+        finding = f"not installed ({error})"
+        return [
+            Check("engine", finding, "" if model == models.NGRAM else ModelsNotInstalled.INSTALL)
+        ]
     return [Check("engine", line) for line in described]
 
 
@@ -220,7 +225,10 @@ def _check_model(name: str, zoo: Path) -> Check:
     if path is None:
         advice = "give a name of `edgecosine model list`, a directory, a GGUF file or a hub id"
         return Check(what, "not found", advice)
-    fault = fault_of(path)
+    try:
+        fault = fault_of(path)
+    except ModuleNotFoundError:  # the packages that read GGUF files come with the engine
+        return Check(what, f"{path}, not examined", ModelsNotInstalled.INSTALL)
     if fault is None:
         return Check(what, str(path))
     return Check(what, f"{path}: {fault}", "complete the files, or choose another model")
@@ -239,7 +247,7 @@ async def examine(
     `used` are the addresses of the interfaces to use, None for all.
     """
     checks = [check_python(), check_compiler(), check_memory(), check_processor()]
-    checks += await asyncio.to_thread(check_engine)
+    checks += await asyncio.to_thread(check_engine, model)
     checks += check_models(model, zoo)
     checks += [check_interfaces(), check_credentials(credentials)]
     async with asyncio.TaskGroup() as group:

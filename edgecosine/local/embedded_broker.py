@@ -1,7 +1,7 @@
-"""The embedded broker: Mosquitto when it is installed, else the pip-installed amqtt.
+"""The embedded broker: Mosquitto if it is installed, else the pip-installed amqtt.
 
-Either runs in a process of its own, which ends with this one whatever happens. It keeps nothing on
-disk, listens on loopback unless told otherwise, and takes packets of 1 MiB at most.
+Either runs in a child process that ends with this one. It persists nothing, listens on loopback by
+default, and accepts packets of at most 1 MiB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from edgecosine.errors import AddressTaken, BrokerLost, ConfigError
+from edgecosine.local import child_processes as processes
 
 logger = logging.getLogger(__name__)
 
@@ -29,38 +30,18 @@ BrokerKind = Literal["mosquitto", "amqtt"]
 
 MAX_PACKET_BYTES = 1 << 20
 MAX_QUEUED = 10_000
-"""Messages of QoS 1 that one slow reader may leave waiting before they are dropped."""
+"""QoS 1 messages queued for one slow client before further ones are dropped."""
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
-_LOOK_AGAIN_S = 0.02
-_LAST_WORDS_BYTES = 2000
+_POLL_S = 0.02
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 -- looked up, not bound
 
-_DIE_WITH_PARENT = """
-import ctypes, os, pwd, signal, sys
-if os.geteuid() == 0 and sys.argv[2] == "mosquitto":
-    nobody = pwd.getpwnam("nobody")
-    os.setgroups([])
-    os.setgid(nobody.pw_gid)
-    os.setuid(nobody.pw_uid)
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
-"""PR_SET_PDEATHSIG survives exec, but no change of user, which Mosquitto makes when it is root; so
-root's rights go first. The check covers a parent that was gone before.
-
-argv: pid of the parent, kind of the broker, command.
-"""
-
 
 class EmbeddedBroker:
-    """`async with EmbeddedBroker(port=1883) as broker`: a broker that accepts connections.
+    """`async with EmbeddedBroker(port=1883) as broker`: entered when it accepts connections.
 
-    Raises ConfigError when the address is taken or no broker is installed, and BrokerLost when the
+    Raises ConfigError when the address is in use or no broker is installed, and BrokerLost when the
     broker does not start.
     """
 
@@ -79,13 +60,13 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Where nodes on this machine find it."""
+        """URL for clients on this machine."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"mqtt://{_LOOPBACK.get(host, host)}:{self._port}"
 
     @property
     def pid(self) -> int:
-        """Of the broker's process."""
+        """Process id of the broker."""
         if self._process is None:
             raise RuntimeError("the broker has not been started")
         return self._process.pid
@@ -95,16 +76,10 @@ class EmbeddedBroker:
         directory = self._make_directory()
         try:
             settings, command = self._command(directory)
-            with self._log_path.open("wb") as log, settings.open("rb") as given:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
-                    *(str(os.getpid()), self.kind),
-                    *command,
-                    stdin=given,
-                    stdout=log,
-                    stderr=log,
-                    # Ctrl-C is for us; the broker ends last, when all have said goodbye.
-                    start_new_session=True,
+            is_root = os.geteuid() == 0 and self.kind == "mosquitto"
+            with settings.open("rb") as given:
+                self._process = await processes.spawn(
+                    command, self._log_path, stdin=given, user="nobody" if is_root else ""
                 )
             await self._accepts()
         except BaseException:
@@ -124,20 +99,21 @@ class EmbeddedBroker:
     async def restart(self) -> None:
         """Start the broker again at the same address, after it ended.
 
-        Raises what entering raises.
+        Raises ConfigError and BrokerLost, as at the first start.
         """
         await self._stop()
         await self.__aenter__()
 
     async def wait(self) -> None:
-        """Wait until the broker ends by itself, which it should not.
+        """Wait until the broker ends by itself.
 
-        Raises BrokerLost.
+        Raises BrokerLost then.
         """
         if self._process is None:
             raise RuntimeError("the broker has not been started")
         code = await self._process.wait()
-        raise BrokerLost(f"the broker ended with code {code}: {self._last_words()}")
+        words = processes.last_words(self._log_path)
+        raise BrokerLost(f"the broker {processes.ending(code)}: {words}")
 
     def _make_directory(self) -> Path:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
@@ -145,52 +121,42 @@ class EmbeddedBroker:
         return directory
 
     def _command(self, directory: Path) -> tuple[Path, list[str]]:
-        """The file with the broker's settings, and the command, which finds it on its standard
-        input if it cannot reach it by its path."""
+        """The settings file and the command; Mosquitto reads the file from its standard input."""
         path = directory / "settings"
         if self.kind == "amqtt":
             path.write_text(json.dumps(_amqtt_settings(self._host, self._port)))
             return path, [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(path)]
         path.write_text(_mosquitto_settings(self._host, self._port))
-        # Mosquitto does not read it as root, and opens what is open already once more.
+        # Mosquitto does not read it as root: it opens /dev/stdin, and with it the file, again.
         path.chmod(0o644)
         return path, [_mosquitto() or "mosquitto", "-c", "/dev/stdin"]
 
     async def _accepts(self) -> None:
-        """Wait until the port accepts connections; the kernel has no event for that, so look."""
+        """Poll until the port accepts connections; the kernel has no event for that."""
         try:
             async with asyncio.timeout(_START_TIMEOUT_S), asyncio.TaskGroup() as group:
                 ending = group.create_task(self.wait(), name="broker.wait")
                 while not await _can_connect(self._host, self._port):  # noqa: ASYNC110 -- no event
-                    await asyncio.sleep(_LOOK_AGAIN_S)
+                    await asyncio.sleep(_POLL_S)
                 ending.cancel()
         except TimeoutError as error:
-            raise BrokerLost(f"the broker does not accept connections: {self._last_words()}") from (
-                error
-            )
+            words = processes.last_words(self._log_path)
+            raise BrokerLost(f"the broker does not accept connections: {words}") from error
         except ExceptionGroup as group_error:
             raise BrokerLost(str(group_error.exceptions[0])) from group_error
 
     async def _stop(self) -> None:
         try:
-            if self._process is not None and self._process.returncode is None:
-                await _end(self._process)
+            if self._process is not None:
+                await processes.stop(self._process, patience_s=_STOP_TIMEOUT_S)
         finally:
             self._cleanup.close()
 
-    def _last_words(self) -> str:
-        try:
-            log = self._log_path.read_bytes()[-_LAST_WORDS_BYTES:]
-        except OSError:
-            return "it left no message"
-        lines = log.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it left no message"
-
 
 def installed_kind() -> BrokerKind:
-    """Which broker can be started here.
+    """The broker that is installed here, Mosquitto before amqtt.
 
-    Raises ConfigError when there is none.
+    Raises ConfigError when neither is.
     """
     if _mosquitto() is not None:
         return "mosquitto"
@@ -200,7 +166,7 @@ def installed_kind() -> BrokerKind:
 
 
 def _mosquitto() -> str | None:
-    # Debian puts daemons where the PATH of ordinary users does not look.
+    # Debian installs daemons outside the PATH of ordinary users.
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -235,7 +201,7 @@ def _check_free(host: str, port: int) -> None:
             host, port, type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # As the brokers do, so that connections of a former life do not count.
+            # As the brokers do, so that connections in TIME_WAIT do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
@@ -255,16 +221,3 @@ async def _can_connect(host: str, port: int) -> bool:
     with contextlib.suppress(OSError):
         await writer.wait_closed()
     return True
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, and SIGKILL when that is not heard."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from edgecosine.config import KEEPALIVE_S
 from edgecosine.discovery.static import HOST_ALLOWED, is_host
 from edgecosine.errors import BrokerLost, ConfigError
 
+KEEPALIVE_S = 15
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _ALLOWED = "mqtt://[user@]host[:port], or mqtts://… for TLS"
 _PASSWORD = re.compile(r"\A((?:[a-z]+://)?+[^:@/]*):.+@", re.IGNORECASE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""What both kinds of node are made of: their links, and one TaskGroup for all loops."""
+"""Parts that targets and drafters share: links, client ids, and one TaskGroup for all loops."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 def client_ids_of(config: NodeConfig) -> ClientIds:
-    """The client ids of a node's connections to the broker, the same in all its lives if it can
-    keep their secret."""
-    directory = config.identity_dir or config.state_dir
+    """The MQTT client ids of a node, the same after a restart if their secret can be stored."""
+    directory = config.state.identity_dir or config.state.journal_dir
     if directory is None:
         return ClientIds()
     try:
         return ClientIds.kept_in(directory)
     except OSError as error:
-        logger.warning("client ids are drawn anew at each start: reason=%s", error)
+        logger.warning("client ids change at each start: reason=%s", error)
         return ClientIds()
 
 
 async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
-    """Run a node's loops until one of them ends it.
+    """Run a node's loops until one of them fails or the caller is cancelled.
 
     Raises the first EdgecosineError.
     """
@@ -45,7 +44,7 @@ async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
             for role, loop in loops.items():
                 group.create_task(loop, name=f"{node_id}.{role}")
     except* EdgecosineError as errors:
-        # One plain reason for the operator; the group has ended everything else.
+        # The operator gets one plain reason; the group has ended all other loops.
         raise root_of(errors) from None
 
 
@@ -58,7 +57,7 @@ def linked_peers(
     on_joined: Callable[[Link], None],
     on_lost: Callable[[Link], None],
 ) -> Peers:
-    """Who a node is linked with, and how it introduces itself."""
+    """The links of a node, with its greeting and its link policy."""
     tokens = loaded.codec.vocabulary() if loaded.codec else []
     vocabulary = Vocabulary.of(tokens)
     hello = Hello(
@@ -84,22 +83,8 @@ def linked_peers(
     )
 
 
-def log_joined(link: Link) -> None:
-    """Say that a link stands."""
-    peer = link.peer
-    logger.info(
-        "joined: peer=%s role=%s model=%s quantization=%s context=%s",
-        peer.node_id, peer.role, peer.model, peer.quantization, peer.max_context or "any",
-    )  # fmt: skip
-
-
-def log_lost(link: Link) -> None:
-    """Say that a link has ended."""
-    logger.info("lost: peer=%s reason=%s", link.peer.node_id, link.closed.result())
-
-
 def count_lost(counters: Counters, link: Link) -> None:
-    """Count a link that has ended, and a peer that flooded it."""
+    """Count a link that has ended, and whether flooding ended it."""
     counters.count("lost_links")
     if isinstance(link.closed.result(), PeerFlooded):
         counters.count("floods")

@@ -1,4 +1,4 @@
-"""A drafter: the engine that guesses, and the links of those who ask it."""
+"""A drafter node: the draft engine and the links of the targets that request drafts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import logging
 
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
+from edgecosine.engine.base import DraftEngine
+from edgecosine.engine.options import Loaded
 from edgecosine.errors import LinkError
-from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
-    log_joined,
-    log_lost,
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
@@ -33,70 +32,97 @@ from edgecosine.protocol.wire.messages import DraftRequest, Leave, Release
 
 logger = logging.getLogger(__name__)
 
-_LAST_ASKS_S = 0.25
+_LAST_REQUESTS_S = 0.25
 
 
 async def run_drafter(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
-    drain: Drain,
-) -> None:  # fmt: skip
-    """Draft for the cluster's target until cancelled.
+    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
+) -> None:
+    """Load the engine, then draft for the cluster's targets until cancelled.
 
     Raises EngineError, and ConfigError when another node has this one's name.
     """
-    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
-    if broker is not None:
-        await check_name(broker, config.cluster, config.node_id)
-    worker = DraftWorker(
-        engine=engine,
-        thread=thread,
-        max_batch=config.slots,
-        num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
-    )
+    if config.broker is not None:
+        await check_name(config.broker, config.cluster, config.node_id)
+    node = DrafterNode(config, engine, loaded, thread, membership, drain)
+    drain.by(node.wind_down)
+    await node.run()
 
-    def on_request(link: Link, message: DraftRequest | Release) -> None:
-        worker.on_request(message, link.send, link.peer.node_id)
 
-    counters = Counters()
+class DrafterNode:
+    """The actors of a drafter, which draft with the `engine` that is given."""
 
-    def on_lost(link: Link) -> None:
-        count_lost(counters, link)
-        log_lost(link)
-        if not peers.links:
-            worker.drop_all()
+    def __init__(
+        self,
+        config: NodeConfig,
+        engine: DraftEngine,
+        loaded: Loaded,
+        thread: EngineThread,
+        membership: Membership,
+        drain: Drain,
+    ) -> None:
+        self._config, self._loaded, self._drain = config, loaded, drain
+        self._counters = Counters()
+        self._worker = DraftWorker(
+            engine=engine,
+            thread=thread,
+            max_batch=config.engine.slots,
+            num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
+        )
+        self._peers = linked_peers(
+            config,
+            loaded,
+            membership,
+            on_request=self._on_request,
+            on_joined=self._on_joined,
+            on_lost=self._on_lost,
+        )
+        self._status: NodeStatusPublisher | None = None
+        if config.broker is not None:
+            self._status = NodeStatusPublisher(
+                broker=config.broker,
+                cluster=config.cluster,
+                node_id=config.node_id,
+                counters=self._counters,
+                client_ids=client_ids_of(config),
+            )
 
-    def on_joined(link: Link) -> None:
-        log_joined(link)
-        if drain.is_requested:
-            link.send(Leave())
+    async def run(self) -> None:
+        """Run all actors until cancelled.
 
-    peers = linked_peers(
-        config, loaded, membership, on_request=on_request, on_joined=on_joined, on_lost=on_lost
-    )
-    presence: NodeStatusPublisher | None = None
+        Raises the first EdgecosineError of any of them.
+        """
+        loops = {"peers": self._peers.run(), "worker": self._worker.run()}
+        if self._status is not None:
+            self._status.publish_presence("ready")
+            state = publish_state(self._status, self._state)
+            loops |= {"status": self._status.run(), "state": state}
+        await run_all(self._config.node_id, **loops)
 
-    async def wind_down() -> None:
-        if presence is not None:
-            presence.publish_presence("draining")
-        for link in peers.links.values():
+    async def wind_down(self) -> None:
+        """Announce the end to all targets; returns when no draft is requested any more."""
+        if self._status is not None:
+            self._status.publish_presence("draining")
+        for link in self._peers.links.values():
             with contextlib.suppress(LinkError):
                 link.send(Leave())
-        # What was asked before they heard of it may still be on its way.
-        await asyncio.sleep(_LAST_ASKS_S)
-        await worker.idle()
+        # Requests that were sent before the announcement arrived may still be on their way.
+        await asyncio.sleep(_LAST_REQUESTS_S)
+        await self._worker.idle()
 
-    drain.by(wind_down)
-    loops = {"peers": peers.run(), "drafting": worker.run()}
-    if broker is not None:
-        presence = NodeStatusPublisher(
-            broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
-            client_ids=client_ids_of(config),
-        )  # fmt: skip
+    def _state(self) -> NodeState:
+        return drafter_state(self._loaded, self._worker, self._peers, self._counters)
 
-        def state() -> NodeState:
-            return drafter_state(loaded, worker, peers, counters)
+    def _on_request(self, link: Link, message: DraftRequest | Release) -> None:
+        self._worker.on_request(message, link.send, link.peer.node_id)
 
-        presence.publish_presence("ready")
-        loops |= {"presence": presence.run(), "state": publish_state(presence, state)}
-    await run_all(config.node_id, **loops)
+    def _on_joined(self, link: Link) -> None:
+        if self._drain.is_requested:
+            link.send(Leave())
+
+    def _on_lost(self, link: Link) -> None:
+        count_lost(self._counters, link)
+        if not self._peers.links:
+            self._worker.drop_all()

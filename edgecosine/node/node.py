@@ -1,12 +1,12 @@
-"""One node, whatever its role: wrong settings are refused, then its loops run."""
+"""Runs one node of either role, after its settings have been checked."""
 
 from __future__ import annotations
 
 import logging
 
 from edgecosine.config import NodeConfig
-from edgecosine.errors import ConfigError
-from edgecosine.mqtt.broker_address import BrokerAddress
+from edgecosine.models import NGRAM
+from edgecosine.models.packages import require_packages
 from edgecosine.node.common import run_all
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.drafter_node import run_drafter
@@ -23,39 +23,26 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
 
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
-    broker = _broker_address(config)
-    if broker is None and config.role == "target":
-        raise ConfigError("broker", config.broker, "an MQTT URL: requests come from there")
-    # What is wrong is refused before anything is loaded.
+    broker = config.broker
+    # Wrong settings are refused before a model is loaded.
+    if config.engine.model != NGRAM:
+        require_packages(config.engine.model)
     membership = Membership(config)
     if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
         logger.warning(
-            "UNENCRYPTED, prompts and answers cross the network in plain, which mqtts:// prevents: "
+            "UNENCRYPTED, prompts and answers cross the network in plain text; use mqtts://: "
             "broker=%s", broker,
         )  # fmt: skip
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = run_target if config.role == "target" else run_drafter
         drain = drain or Drain(config.drain_timeout_s)
         try:
-            # Others can be let in while the model is loading.
+            # Other nodes can enrol while the model is loading.
             await run_all(
                 config.node_id,
                 membership=membership.run(),
-                node=run(config, broker, thread, membership, drain),
+                node=run(config, thread, membership, drain),
                 drain=drain.run(),
             )
         except Drained as reason:
             logger.info("drained: node=%s reason=%s", config.node_id, reason)
-
-
-def _broker_address(config: NodeConfig) -> BrokerAddress | None:
-    if config.broker == "none":
-        return None
-    return BrokerAddress.parse(
-        config.broker,
-        username=config.broker_username,
-        password=config.broker_password,
-        ca_file=config.broker_ca,
-        certificate_file=config.broker_certificate,
-        keepalive_s=config.broker_keepalive,
-    )

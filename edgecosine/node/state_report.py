@@ -1,4 +1,4 @@
-"""What a node tells about itself on its state topic."""
+"""The JSON state that a node publishes on its state topic."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def target_state(
     journal: DiskJournal | None,
     counters: Counters,
 ) -> NodeState:
-    """What a target tells on its state topic."""
+    """The state of a target."""
     rounds = max(1, service.num_rounds)
     admission = gateway.admission
     return {
@@ -66,17 +66,17 @@ def target_state(
             }
             for node_id, link in sorted(peers.links.items())
         },
-        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if _is_amiss(e)],
+        "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if _is_missing(e)],
     }
 
 
-def _is_amiss(peer: Explanation) -> bool:
-    """Whether a peer should be linked and is not; another cluster's nodes should not."""
+def _is_missing(peer: Explanation) -> bool:
+    """Whether a peer should be linked and is not; nodes of other clusters should not be."""
     return peer.state not in ("linked", "left out") and not peer.is_foreign
 
 
 def _counts(counters: Counters, **more: int) -> dict[str, Any]:
-    """All that was counted, here and by the actors themselves."""
+    """All counters, with those kept by other objects added if not 0."""
     return {**counters.view(), **{name: number for name, number in more.items() if number}}
 
 
@@ -93,7 +93,7 @@ def _drafter_view(planner: Planner, node_id: str) -> dict[str, Any]:
 def drafter_state(
     loaded: Loaded, worker: DraftWorker, peers: Peers, counters: Counters
 ) -> NodeState:
-    """What a drafter tells on its state topic."""
+    """The state of a drafter."""
     rtts = [link.rtt_s for link in peers.links.values()]
     return {
         "role": "drafter",

@@ -1,4 +1,4 @@
-"""A target: the engine, the sessions that share it, and the door before them."""
+"""A target node: the engine, the sessions that share it, the gateway and the links to drafters."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
+from edgecosine.engine.base import TargetEngine
 from edgecosine.engine.options import Loaded
-from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.common import (
     client_ids_of,
     count_lost,
     linked_peers,
-    log_joined,
-    log_lost,
     run_all,
 )
 from edgecosine.node.credentials.membership import Membership
@@ -29,7 +27,6 @@ from edgecosine.node.durability.recovery import NOTHING_RECOVERED, recover
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
-from edgecosine.node.links.peers import Peers
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_target
@@ -47,124 +44,159 @@ _CANARY_PROMPT = "Are you there?"
 
 
 async def run_target(
-    config: NodeConfig, broker: BrokerAddress | None, thread: EngineThread, membership: Membership,
-    drain: Drain,
-) -> None:  # fmt: skip
-    """Serve the cluster's target until cancelled.
+    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
+) -> None:
+    """Load the engine, then serve requests until cancelled.
 
     Raises ConfigError, EngineError, JournalLost.
     """
-    assert broker is not None
-    journal = DiskJournal(config.state_dir) if config.state_dir is not None else None
-    logger.info("loading: node=%s model=%s", config.node_id, config.model)
+    assert config.broker is not None
+    directory = config.state.journal_dir
+    journal = DiskJournal(directory) if directory is not None else None
+    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
     engine, loaded = await thread.run(functools.partial(load_target, config))
-    assert loaded.codec is not None
-    identity = identity_of(config, loaded)
-    await check_name(broker, config.cluster, config.node_id)
-    planner = Planner()
-    verifier = Verifier(
-        engine=engine,
-        thread=thread,
-        max_batch=config.max_sessions,
-        costs=planner.statistics,
-    )
+    await check_name(config.broker, config.cluster, config.node_id)
+    node = TargetNode(config, engine, loaded, thread, membership, journal)
+    drain.by(node.wind_down)
+    await node.run()
 
-    counters = Counters()
-    counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
 
-    def on_lost(link: Link) -> None:
-        count_lost(counters, link)
-        planner.statistics.remove_link(link.peer.node_id)
-        log_lost(link)
+class TargetNode:
+    """The actors of a target, which serve the `engine` that is given."""
 
-    def on_joined(link: Link) -> None:
-        log_joined(link)
-        planner.statistics.add_link(link.peer.node_id)
-
-    peers = linked_peers(
-        config, loaded, membership,
-        on_request=_refuse_work, on_joined=on_joined, on_lost=on_lost,
-    )  # fmt: skip
-    service = TextService(
-        model=loaded.name,
-        codec=loaded.codec,
-        max_context=loaded.max_context,
-        max_sessions=config.max_sessions,
-        exactness=loaded.exactness,
-        verifier=verifier,
-        planner=planner,
-        drafters=lambda: _drafters(peers),
-    )
-    recovered = (
-        recover(journal, model_of(service), BootTime.now()) if journal else NOTHING_RECOVERED
-    )
-    client_ids = client_ids_of(config)
-    gateway = Gateway(
-        service,
-        broker=broker,
-        cluster=config.cluster,
-        node_id=config.node_id,
-        counters=counters,
-        journal=journal,
-        recovered=recovered,
-        keep_answers_s=config.keep_answers,
-        identity=identity,
-        client_ids=client_ids,
-    )
-    presence = NodeStatusPublisher(
-        broker=broker, cluster=config.cluster, node_id=config.node_id, counters=counters,
-        client_ids=client_ids,
-    )  # fmt: skip
-
-    def on_readiness(reason: str | None) -> None:
-        presence.publish_presence("ready" if reason is None else "unavailable", reason or "")
-        gateway.set_unavailable(reason)
-        if reason is not None:
-            counters.count("stalls")
-
-    readiness = EngineWatchdog(
-        passes=verifier,
-        prompt=loaded.codec.encode(_CANARY_PROMPT),
-        is_exact=loaded.exactness == "bitwise",
-        on_change=on_readiness,
-        stall_s=config.stall_timeout_s,
-    )
-
-    async def wind_down() -> None:
-        presence.publish_presence("draining")
-        await gateway.drain()
-
-    drain.by(wind_down)
-
-    def state() -> NodeState:
-        return target_state(
-            loaded, identity, service, verifier, planner, peers, gateway, journal, counters
+    def __init__(
+        self,
+        config: NodeConfig,
+        engine: TargetEngine,
+        loaded: Loaded,
+        thread: EngineThread,
+        membership: Membership,
+        journal: DiskJournal | None,
+    ) -> None:
+        assert config.broker is not None
+        assert loaded.codec is not None
+        self._config, self._loaded, self._journal = config, loaded, journal
+        self._identity = identity_of(config, loaded)
+        self._counters = Counters()
+        self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
+        self._planner = Planner()
+        self._verifier = Verifier(
+            engine=engine,
+            thread=thread,
+            max_batch=config.max_sessions,
+            costs=self._planner.statistics,
+        )
+        self._peers = linked_peers(
+            config,
+            loaded,
+            membership,
+            on_request=_refuse_work,
+            on_joined=self._on_joined,
+            on_lost=self._on_lost,
+        )
+        self._service = TextService(
+            model=loaded.name,
+            codec=loaded.codec,
+            max_context=loaded.max_context,
+            max_sessions=config.max_sessions,
+            exactness=loaded.exactness,
+            verifier=self._verifier,
+            planner=self._planner,
+            drafters=self._drafters,
+        )
+        recovered = (
+            recover(journal, model_of(self._service), BootTime.now())
+            if journal
+            else NOTHING_RECOVERED
+        )
+        client_ids = client_ids_of(config)
+        self._gateway = Gateway(
+            self._service,
+            broker=config.broker,
+            cluster=config.cluster,
+            node_id=config.node_id,
+            counters=self._counters,
+            journal=journal,
+            recovered=recovered,
+            keep_answers_s=config.state.keep_answers,
+            identity=self._identity,
+            client_ids=client_ids,
+        )
+        self._status = NodeStatusPublisher(
+            broker=config.broker,
+            cluster=config.cluster,
+            node_id=config.node_id,
+            counters=self._counters,
+            client_ids=client_ids,
+        )
+        self._watchdog = EngineWatchdog(
+            passes=self._verifier,
+            prompt=loaded.codec.encode(_CANARY_PROMPT),
+            is_exact=loaded.exactness == "bitwise",
+            on_change=self._on_readiness,
+            stall_s=config.stall_timeout_s,
         )
 
-    await run_all(
-        config.node_id,
-        peers=peers.run(),
-        verifier=verifier.run(),
-        readiness=readiness.run(),
-        gateway=gateway.run(),
-        presence=presence.run(),
-        state=publish_state(presence, state),
-    )
+    async def run(self) -> None:
+        """Run all actors until cancelled.
+
+        Raises the first EdgecosineError of any of them.
+        """
+        await run_all(
+            self._config.node_id,
+            peers=self._peers.run(),
+            verifier=self._verifier.run(),
+            watchdog=self._watchdog.run(),
+            gateway=self._gateway.run(),
+            status=self._status.run(),
+            state=publish_state(self._status, self._state),
+        )
+
+    async def wind_down(self) -> None:
+        """Accept no new requests; returns when the running ones have ended."""
+        self._status.publish_presence("draining")
+        await self._gateway.drain()
+
+    def _state(self) -> NodeState:
+        return target_state(
+            self._loaded,
+            self._identity,
+            self._service,
+            self._verifier,
+            self._planner,
+            self._peers,
+            self._gateway,
+            self._journal,
+            self._counters,
+        )
+
+    def _drafters(self) -> Mapping[str, DrafterLink]:
+        """Links of the drafters that accept requests now, by node id."""
+        links = self._peers.links.items()
+        return {node_id: link for node_id, link in links if not link.is_leaving}
+
+    def _on_joined(self, link: Link) -> None:
+        self._planner.statistics.add_link(link.peer.node_id)
+
+    def _on_lost(self, link: Link) -> None:
+        count_lost(self._counters, link)
+        self._planner.statistics.remove_link(link.peer.node_id)
+
+    def _on_readiness(self, reason: str | None) -> None:
+        self._status.publish_presence("ready" if reason is None else "unavailable", reason or "")
+        self._gateway.set_unavailable(reason)
+        if reason is not None:
+            self._counters.count("stalls")
 
 
 def identity_of(config: NodeConfig, loaded: Loaded) -> str:
-    """Names what a target's texts depend on beside the requests."""
+    """Digest of everything but the request that determines a target's texts."""
     facts = (
         loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.ballast, config.tensor_parallel,
+        config.engine.ballast, config.engine.tensor_parallel,
     )  # fmt: skip
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
-def _drafters(peers: Peers) -> Mapping[str, DrafterLink]:
-    """Who may be asked now, by node id."""
-    return {node_id: link for node_id, link in peers.links.items() if not link.is_leaving}
-
-
 def _refuse_work(link: Link, _: DraftRequest | Release) -> None:
-    link.close("a target drafts for nobody")
+    link.close("this node is a target and does not accept draft requests")

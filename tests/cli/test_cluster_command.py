@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from edgecosine.cli import main
+from edgecosine.config import NodeConfig
 from edgecosine.errors import ConfigError
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.security.credentials import Credentials
 from edgecosine.security.join_token import read_token
@@ -101,21 +103,26 @@ def test_broker_configuration_names_targets_and_prints_new_passwords(tmp_path: P
     assert "host" in refusal("cluster", *words[:2], "--host", "enrolment.edgecosine")
 
 
+def access_of(config: NodeConfig) -> BrokerAddress:
+    assert config.broker is not None
+    return config.broker
+
+
 def test_credentials_give_the_node_its_name(place: Path) -> None:
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(WANTED)
-    assert (found.node_id, found.credentials) == ("small", place)
+    assert (found.node_id, found.links.credentials) == ("small", place)
     membership = Membership(found)
     assert [str(address) for address in membership.listen] == [":0"]
     assert membership.guard.trust is not None
-    assert settings([*WANTED, "--credentials", "none"]).credentials is None
+    assert settings([*WANTED, "--credentials", "none"]).links.credentials is None
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--role", "target", "--model", "m"], "these are of drafter small of cluster home"),
-        ([*WANTED, "--node-id", "other"], "these are of drafter small of cluster home"),
+        (["--role", "target", "--model", "m"], "these belong to drafter small of cluster home"),
+        ([*WANTED, "--node-id", "other"], "these belong to drafter small of cluster home"),
         ([*WANTED, "--insecure"], "there are credentials"),
     ],
 )
@@ -143,26 +150,26 @@ def test_passwords_come_from_file_or_environment_never_from_the_line(tmp_path: P
         said = refusal(*words, "--broker", url)
         assert "EDGECOSINE_BROKER_PASSWORD" in said
         assert "secret" not in said
-    assert settings(WANTED, {"EDGECOSINE_BROKER": url}).broker == url
+    assert settings(WANTED, {"EDGECOSINE_BROKER": url}).broker == BrokerAddress.parse(url)
     file = tmp_path / "password"
     file.write_text("from file\nand not this")
     found = settings([*WANTED, "--broker-password-file", str(file), "--broker-username", "me"])
-    assert (found.broker_username, found.broker_password) == ("me", "from file")
+    assert (access_of(found).username, access_of(found).password) == ("me", "from file")
     found = settings(WANTED, {"EDGECOSINE_BROKER_PASSWORD": "from env"})
-    assert found.broker_password == "from env"
+    assert access_of(found).password == "from env"
     assert "from env" not in repr(found)
     assert "secret" not in repr(settings(WANTED, {"EDGECOSINE_BROKER": url}))
 
 
 def test_brokers_certificate_is_the_clusters_where_there_are_credentials(place: Path) -> None:
     mqtts = [*WANTED, "--broker", "mqtts://broker.lan"]
-    assert settings(mqtts).broker_ca is None
+    assert access_of(settings(mqtts)).ca_file is None
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(mqtts)
-    assert found.broker_ca == place / "authorities.pem"
-    assert found.broker_certificate == place / "node.pem"
-    assert settings([*mqtts, "--broker-ca", "system"]).broker_ca is None
-    assert settings([*WANTED, "--broker", "mqtt://127.0.0.1"]).broker_ca is None
+    assert access_of(found).ca_file == place / "authorities.pem"
+    assert access_of(found).certificate_file == place / "node.pem"
+    assert access_of(settings([*mqtts, "--broker-ca", "system"])).ca_file is None
+    assert access_of(settings([*WANTED, "--broker", "mqtt://127.0.0.1"])).ca_file is None
 
 
 def test_open_broker_takes_a_word() -> None:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from edgecosine.cli.node import command, node_config
 from edgecosine.config import NodeConfig
+from edgecosine.engine.options import LoadOptions
+from edgecosine.mqtt.broker_address import BrokerAddress
 
 WANTED = ["--role", "drafter", "--model", "ngram"]
 TARGET = ["--role", "target", "--model", "m"]
@@ -45,7 +47,7 @@ def toml(folder: Path, text: str) -> str:
 
 def test_defaults_are_those_of_the_settings() -> None:
     found = settings(WANTED)
-    assert found == NodeConfig(role="drafter", model="ngram", node_id=found.node_id)
+    assert found == NodeConfig(role="drafter", node_id=found.node_id, engine=LoadOptions("ngram"))
     assert "-drafter-" in found.node_id
     assert settings(WANTED).node_id != found.node_id
 
@@ -54,8 +56,12 @@ def test_command_line_comes_before_environment_before_file(tmp_path: Path) -> No
     file = toml(tmp_path, 'cluster = "file"\nbroker = "mqtt://file"\nslots = 3\nrole = "drafter"')
     env = {"EDGECOSINE_CLUSTER": "env", "EDGECOSINE_BROKER": "mqtt://env", "EDGECOSINE_MODEL": "e"}
     found = settings(["--config", file, "--cluster", "line"], env)
-    assert (found.cluster, found.broker, found.slots) == ("line", "mqtt://env", 3)
-    assert (found.role, found.model) == ("drafter", "e")
+    assert (found.cluster, found.broker, found.engine.slots) == (
+        "line",
+        BrokerAddress("env", 1883),
+        3,
+    )
+    assert (found.role, found.engine.model) == ("drafter", "e")
     assert settings([], env | {"EDGECOSINE_CONFIG": file}).cluster == "env"
 
 
@@ -68,8 +74,8 @@ def test_every_option_is_read_from_the_environment() -> None:
         "EDGECOSINE_CORES": "0",
     }
     found = settings([*WANTED], env)
-    assert not found.mdns
-    assert found.peers == ("a:1", "b:2")
+    assert not found.links.mdns
+    assert found.links.peers == ("a:1", "b:2")
     assert (found.max_sessions, found.node_id) == (2, "me")
 
 
@@ -79,9 +85,9 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
         'mdns = false\npeer = ["a:1", "b:2"]\nmax-sessions = 2\nnode_id = "me"\nthreads = 2\n',
     )
     found = settings([*WANTED, "--config", file])
-    assert not found.mdns
-    assert found.peers == ("a:1", "b:2")
-    assert (found.max_sessions, found.node_id, found.threads) == (2, "me", 2)
+    assert not found.links.mdns
+    assert found.links.peers == ("a:1", "b:2")
+    assert (found.max_sessions, found.node_id, found.engine.threads) == (2, "me", 2)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_wrong_environment_is_refused_by_its_option() -> None:
 
 def test_tensor_parallel_target_is_read_from_a_file(tmp_path: Path) -> None:
     found = settings([*TARGET, "--config", toml(tmp_path, "tensor-parallel = 4")])
-    assert found.tensor_parallel == 4
+    assert found.engine.tensor_parallel == 4
 
 
 def test_sessions_never_outnumber_slots() -> None:
@@ -157,6 +163,6 @@ def test_help_names_each_environment_variable() -> None:
 
 def test_file_of_a_directory_is_named_without_a_path() -> None:
     found = settings([*TARGET, "--gguf", "model-Q4_K_M.gguf"])
-    assert found.gguf == "model-Q4_K_M.gguf"
+    assert found.engine.gguf == "model-Q4_K_M.gguf"
     for wrong in ("../model.gguf", "model.bin"):
         assert "gguf = " in refusal([*TARGET, "--gguf", wrong])

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from edgecosine.local.cluster import ClusterPlan, LocalCluster
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan
 from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import run_patiently
 

@@ -15,8 +15,10 @@ import pytest
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
 from edgecosine.client.client import Client
-from edgecosine.lab.measured_requests import Asked, ask
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode, local_plan
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
@@ -49,10 +51,10 @@ def _plan(drafters: tuple[str, ...], cluster: str) -> ClusterPlan:
     )  # fmt: skip
 
 
-async def _ask_all(client: Client, questions: list[Question], policy: str) -> list[Asked]:
+async def _ask_all(client: Client, questions: list[Question], policy: str) -> list[MeasuredAnswer]:
     """Send all questions at once."""
 
-    def one(question: Question) -> Coroutine[None, None, Asked]:
+    def one(question: Question) -> Coroutine[None, None, MeasuredAnswer]:
         return ask(
             client,
             question.prompt,
@@ -68,11 +70,11 @@ async def _ask_all(client: Client, questions: list[Question], policy: str) -> li
     return [task.result() for task in tasks]
 
 
-def _texts(answers: list[Asked]) -> list[str]:
+def _texts(answers: list[MeasuredAnswer]) -> list[str]:
     return [answer.text for answer in answers]
 
 
-def _acceptance(answers: list[Asked]) -> float:
+def _acceptance(answers: list[MeasuredAnswer]) -> float:
     """Mean number of accepted draft tokens per round."""
     return sum(a.num_accepted for a in answers) / sum(a.num_rounds for a in answers)
 

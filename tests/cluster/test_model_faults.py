@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalNode
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
 from tests.support.forked_nodes import forked_cluster

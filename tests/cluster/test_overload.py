@@ -13,7 +13,7 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalNode
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request

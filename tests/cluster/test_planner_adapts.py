@@ -18,9 +18,10 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.adversarial_drafter import LIAR, write_liar
+from edgecosine.lab.adversarial_drafter import ADVERSARIAL, write_adversarial_drafter
 from edgecosine.lab.cluster import LabCluster, LabPlan, lab_cluster
-from edgecosine.lab.measured_requests import Asked, ask
+from edgecosine.lab.load_generator import ask
+from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.lab.network.conditions import NetworkConditions
 from tests.support.forked_nodes import spawn
 from tests.support.mqtt import run_patiently
@@ -61,11 +62,11 @@ class _Requests:
         self._text = (await self._ask("target-alone")).text
         await self.answer()
 
-    async def answer(self) -> Asked:
+    async def answer(self) -> MeasuredAnswer:
         """One answer."""
         return self._checked(await self._ask("edgecosine"))
 
-    async def answer_while(self, change: Change) -> Asked:
+    async def answer_while(self, change: Change) -> MeasuredAnswer:
         """An answer during which `change` runs."""
         is_middle, parts = asyncio.Event(), []
 
@@ -83,7 +84,7 @@ class _Requests:
             answer = await self._ask("edgecosine", on_text)
         return self._checked(answer)
 
-    async def answers_until(self, condition: Callable[[Asked], bool]) -> Asked:
+    async def answers_until(self, condition: Callable[[MeasuredAnswer], bool]) -> MeasuredAnswer:
         """The first answer for which `condition` holds; at most `MAX_ANSWERS` are tried."""
         plans = []
         for _ in range(MAX_ANSWERS):
@@ -93,12 +94,14 @@ class _Requests:
             plans.append(answer.plan)
         raise AssertionError(plans)
 
-    def _checked(self, answer: Asked) -> Asked:
+    def _checked(self, answer: MeasuredAnswer) -> MeasuredAnswer:
         assert answer.text == self._text
         assert answer.plan.startswith("K=")
         return answer
 
-    async def _ask(self, policy: str, on_text: Callable[[str], None] | None = None) -> Asked:
+    async def _ask(
+        self, policy: str, on_text: Callable[[str], None] | None = None
+    ) -> MeasuredAnswer:
         client = self.cluster.client
         return await ask(
             client, self._prompt, domain="", policy=policy, max_tokens=MAX_TOKENS,
@@ -109,7 +112,7 @@ class _Requests:
 @contextlib.asynccontextmanager
 async def _cluster(*drafters: str) -> AsyncIterator[_Requests]:
     plan = LabPlan(
-        drafters, weather=NEAR, network="relays",
+        drafters, conditions=NEAR, network="relays",
         target_cores=TARGET_CORES, drafter_cores=DRAFTER_CORES,
     )  # fmt: skip
     async with lab_cluster(plan, print, spawn=spawn) as cluster:
@@ -118,12 +121,12 @@ async def _cluster(*drafters: str) -> AsyncIterator[_Requests]:
         yield requests
 
 
-def _speculates(answer: Asked) -> bool:
+def _speculates(answer: MeasuredAnswer) -> bool:
     """Whether more drafts are accepted than probes alone, every sixth round, can give."""
     return answer.num_accepted > answer.num_rounds
 
 
-def _waits(answer: Asked, drafter: str) -> list[dict[str, Any]]:
+def _waits(answer: MeasuredAnswer, drafter: str) -> list[dict[str, Any]]:
     """Drafts of one drafter for which a round waited."""
     return [
         draft
@@ -133,19 +136,19 @@ def _waits(answer: Asked, drafter: str) -> list[dict[str, Any]]:
     ]
 
 
-def _num_vain_waits(answer: Asked, drafter: str) -> int:
+def _num_vain_waits(answer: MeasuredAnswer, drafter: str) -> int:
     """Rounds that waited for a drafter without receiving a token."""
     return sum(not draft["num_tokens"] for draft in _waits(answer, drafter))
 
 
-def _num_asked(answer: Asked, drafter: str) -> int:
+def _num_asked(answer: MeasuredAnswer, drafter: str) -> int:
     """Rounds with any request to a drafter: for the round, ahead of it, or as a probe."""
     return sum(
         any(draft["drafter"] == drafter for draft in trace["drafts"]) for trace in answer.rounds
     )
 
 
-def _num_proposed(answer: Asked, drafter: str) -> int:
+def _num_proposed(answer: MeasuredAnswer, drafter: str) -> int:
     """Nodes of verified trees that came from a drafter."""
     return answer.drafters.get(drafter, {}).get("proposed", 0)
 
@@ -177,7 +180,7 @@ def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
             (drafter,) = requests.cluster.drafters
             await requests.answers_until(_speculates)
 
-            during = await requests.answer_while(lambda: requests.cluster.set_weather(FAR))
+            during = await requests.answer_while(lambda: requests.cluster.set_conditions(FAR))
             far = [await requests.answer() for _ in range(2)]
             waits = [wait for answer in (during, *far) for wait in _waits(answer, drafter)]
             num_far = sum(
@@ -188,7 +191,7 @@ def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
             assert far[-1].plan.startswith("K=0")
             assert not _speculates(far[-1])
 
-            await requests.answer_while(lambda: requests.cluster.set_weather(NEAR))
+            await requests.answer_while(lambda: requests.cluster.set_conditions(NEAR))
             await requests.answers_until(_speculates)
 
     run_patiently(scenario())
@@ -210,7 +213,7 @@ def test_slowed_drafter_is_replaced_by_the_other() -> None:
 async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> None:
     """Slow one of two drafters down, and expect that the planner prefers the other."""
 
-    def is_replaced(answer: Asked) -> bool:
+    def is_replaced(answer: MeasuredAnswer) -> bool:
         is_left = _num_asked(answer, slow) < _num_asked(answer, quick) / 2
         return is_left and _speculates(answer)
 
@@ -228,9 +231,9 @@ async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> Non
 
 def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with _cluster(str(write_liar(tmp_path)), "generalist") as requests:
+        async with _cluster(str(write_adversarial_drafter(tmp_path)), "generalist") as requests:
             liar, honest = requests.cluster.drafters
-            assert liar.startswith(LIAR)
+            assert liar.startswith(ADVERSARIAL)
             answer = await requests.answers_until(_speculates)
             assert len(_waits(answer, liar)) <= MAX_WAITS
             assert _num_proposed(answer, liar) < _num_proposed(answer, honest) / 10

@@ -18,7 +18,7 @@ from edgecosine.lab.demo_models import Scene
 from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.load_generator import ask
 from edgecosine.lab.measured_requests import MeasuredAnswer
-from edgecosine.local.cluster import local_plan
+from edgecosine.local.cluster_plan import local_plan
 from edgecosine.protocol.api.request import Sampling
 from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently

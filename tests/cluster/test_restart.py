@@ -15,7 +15,8 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Delta, Request
 from tests.support.forked_nodes import forked_cluster

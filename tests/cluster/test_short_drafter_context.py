@@ -7,7 +7,7 @@ import pytest
 from edgecosine.client.client import Client
 from edgecosine.lab.load_generator import ask
 from edgecosine.lab.measured_requests import MeasuredAnswer
-from edgecosine.local.cluster import ClusterPlan, LocalNode
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 

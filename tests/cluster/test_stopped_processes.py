@@ -12,7 +12,8 @@ import pytest
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
-from edgecosine.local.cluster import ClusterPlan, LocalCluster, LocalNode
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.request import Request
 from tests.cluster.shared_cluster import running_cluster

@@ -83,7 +83,7 @@ def test_a_processor_without_the_usual_file_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_missing_engine_is_told() -> None:
-    (check,) = check_engine("edgecosine.engine.no_such_module")
+    (check,) = check_engine(module="edgecosine.engine.no_such_module")
     assert check.finding.startswith("not installed")
     assert not check.is_ok
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
-
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from typing import TYPE_CHECKING, Any, Final
 
 from edgecosine.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from gguf.constants import GGMLQuantizationType
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -106,6 +107,8 @@ class _Header:
     def _table(
         self, count: int
     ) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType, int]]:
+        from gguf.constants import GGMLQuantizationType  # of the extra `models`
+
         for _ in range(count):
             name = self._string()
             sizes = [self._number("Q") for _ in range(self._count(_MAX_DIMENSIONS, "I"))]
@@ -175,5 +178,7 @@ def _format(kind: int) -> str:
 
 
 def _num_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
+    from gguf.constants import GGML_QUANT_SIZES
+
     elements, size = GGML_QUANT_SIZES[kind]
     return prod(shape) // elements * size

@@ -18,13 +18,15 @@ from typing import Any
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.config import NodeConfig
+from edgecosine.config import LinkOptions, NodeConfig
+from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.faults.forkserver import DrafterForkServer
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.harness import running_cluster, target_alone, wait_for_drafters
 from edgecosine.lab.load_generator import ask, prompts_in_turn
 from edgecosine.lab.measured_requests import MeasuredAnswer
 from edgecosine.lab.network.hosts import free_port
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 
 _MODEL = "generalist"
@@ -59,8 +61,12 @@ async def measure_kills(
     plan = target_alone("kills", zoo.TARGET, *options)
     async with running_cluster(plan, notify) as cluster:
         drafter = NodeConfig(
-            role="drafter", model=_MODEL, node_id="d", cluster=plan.cluster, mdns=False,
-            broker=cluster.local.broker_url, peers=(address,), listen="127.0.0.1:0",
+            role="drafter", node_id="d", cluster=plan.cluster,
+            engine=LoadOptions(_MODEL, threads=len(drafter_cores)),
+            broker=BrokerAddress.parse(cluster.local.broker_url),
+            links=LinkOptions(
+                listen="127.0.0.1:0", peers=(address,), mdns=False,
+            ),
             cores=drafter_cores,
         )  # fmt: skip
         with DrafterForkServer(cluster.local.logs) as drafters:

@@ -41,7 +41,8 @@ def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
 
     wheels = folder / "wheels"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["broker"], *_TOOLS]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["models"], *extras["broker"], *_TOOLS]
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:",
         "--python-version", _PYTHON, "--implementation", "cp",

@@ -32,7 +32,8 @@ from edgecosine.lab.load_generator import closed_loop, make_jobs, run_workers
 from edgecosine.lab.soak.clients import NORMAL, PROFILES, Clients
 from edgecosine.lab.soak.record import MINUTE_S, Minute, Phase, soak_figures
 from edgecosine.local import child_processes as processes
-from edgecosine.local.cluster import ClusterPlan, LocalCluster
+from edgecosine.local.cluster import LocalCluster
+from edgecosine.local.cluster_plan import ClusterPlan
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 from edgecosine.protocol.api.topics import Topics
 

@@ -1,8 +1,8 @@
-"""How a node talks to its cluster's authority: to be let in, to renew, to hear whom to trust.
+"""Client of the cluster's authority (CA): join, renew a certificate, watch the trust list.
 
-The first connection of all verifies nothing and tells nothing: it fetches the authority's
-certificate, which must have the token's fingerprint. The secret goes through the second, to an
-endpoint that this very certificate vouches for.
+To join, a first, unverified connection fetches the authority's certificate, which must have the
+fingerprint in the token. The secret is sent over a second connection, which is verified with that
+certificate.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _ANSWER_S: Final = 20.0
 async def join(
     token: JoinToken, node_id: str, directory: Path, addresses: Sequence[str]
 ) -> Credentials:
-    """Have a key of our own certified, and keep it in `directory`.
+    """Get a certificate for a new key; returns the credentials, stored in `directory`.
 
-    Raises EnrolmentRefused when the authority says no, EnrolmentError when it cannot be reached or
-    somebody else answers.
+    Raises EnrolmentRefused when the authority refuses, EnrolmentError when it cannot be reached or
+    is not the token's.
     """
     authority = await _find_authority(token, addresses)
     enrolling = Enrolling()
@@ -54,12 +54,12 @@ async def join(
     request = Join(token.secret, node_id, enrolling.request)
     answer = await _ask_any(addresses, request, context, ENROLMENT_NAME)
     if not isinstance(answer, Certificate):
-        raise EnrolmentError("the authority gave another answer than a certificate")
+        raise EnrolmentError("the authority did not reply with a certificate")
     return await asyncio.to_thread(enrolling.store, directory, answer, addresses)
 
 
 async def renew(credentials: Credentials) -> Credentials:
-    """A new key with a new certificate, for the same name; others need not know.
+    """Credentials with a new key and certificate for the same node.
 
     Raises EnrolmentError.
     """
@@ -69,12 +69,12 @@ async def renew(credentials: Credentials) -> Credentials:
         credentials.endpoints, Renew(enrolling.request), context, ENROLMENT_NAME
     )
     if not isinstance(answer, Certificate):
-        raise EnrolmentError("the authority gave another answer than a certificate")
+        raise EnrolmentError("the authority did not reply with a certificate")
     return credentials.renewed(enrolling, answer)
 
 
 async def watch(credentials: Credentials) -> TrustList:
-    """Whom to trust, as soon as it is something else than what is known, or after a while.
+    """The trust list, returned when it differs from the known one or after `WATCH_S`.
 
     Raises EnrolmentError.
     """
@@ -84,7 +84,7 @@ async def watch(credentials: Credentials) -> TrustList:
         credentials.endpoints, request, context, ENROLMENT_NAME, WATCH_S + _ANSWER_S
     )
     if not isinstance(answer, TrustList):
-        raise EnrolmentError("the authority gave another answer than whom to trust")
+        raise EnrolmentError("the authority did not reply with a trust list")
     return answer
 
 
@@ -92,7 +92,7 @@ async def _find_authority(token: JoinToken, addresses: Sequence[str]) -> str:
     """The certificate with the token's fingerprint, as PEM."""
     answer = await _ask_any(addresses, Introduce(), unverified_context(), None)
     if not isinstance(answer, TrustList):
-        raise EnrolmentError("the authority does not say who it is")
+        raise EnrolmentError("the authority did not reply with its certificate")
     return pick_authority(answer.authorities, token.fingerprint)
 
 
@@ -103,7 +103,7 @@ async def _ask_any(
     server_name: str | None,
     answer_s: float = _ANSWER_S,
 ) -> EnrolmentAnswer:
-    """The answer of the first address that gives one."""
+    """The reply from the first address that gives one."""
     failures = []
     for address in addresses:
         try:
@@ -114,7 +114,7 @@ async def _ask_any(
             failures.append(f"{address}: {error}")
     raise EnrolmentError(
         f"no answer from the cluster's authority ({'; '.join(failures) or 'no address is known'}); "
-        "it answers while `edgecosine node` or `edgecosine cluster serve` runs on its machine"
+        "it runs while `edgecosine node` or `edgecosine cluster serve` runs on its machine"
     )
 
 
@@ -144,7 +144,7 @@ async def _ask(
     finally:
         writer.close()
     if not line:
-        raise EnrolmentError("it hung up without an answer; its log tells why")
+        raise EnrolmentError("it closed the connection without a reply; its log has the reason")
     answer = read_answer(line)
     if isinstance(answer, Denial):
         raise EnrolmentRefused(answer.reason)

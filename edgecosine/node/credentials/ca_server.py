@@ -1,7 +1,7 @@
-"""Where an authority can be talked to: lets invited nodes in, renews, and tells whom to trust.
+"""Server of the cluster's authority (CA): enrols invited nodes, renews, serves the trust list.
 
-It listens where the authority lives. Everybody may connect and ask who it is; all else takes an
-invitation's secret or a node's certificate. It decides nothing: `security.authority` does.
+It runs on the authority's machine. The authority's certificate is public; all other requests need
+an invitation's secret or a node's certificate. `security.authority` makes the decisions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from edgecosine.security.identity import PeerCertificate
 from edgecosine.security.trust import listening_context
 
 MAX_CONNECTIONS: Final = 512
-MAX_STRANGERS: Final = 64
-"""Of those, who have not shown a node's certificate; when one more comes, the oldest goes."""
+MAX_UNAUTHENTICATED: Final = 64
+"""Connections without a node's certificate; a further one replaces the oldest."""
 WATCH_S: Final = 60.0
-"""A watch is answered after this long even if nothing changed, so that the dead are noticed."""
+"""A watch gets a reply after this time at the latest, so that dead connections are noticed."""
 _PATIENCE_S: Final = 10.0
-_LOOK_S: Final = 0.5
+_POLL_S: Final = 0.5
 _BACKLOG: Final = 64
 _FRESH: Final = timedelta(days=1)
 
@@ -51,12 +51,12 @@ logger = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
-    """The time by the wall clock, which certificates go by."""
+    """The wall-clock time, which certificates are checked against."""
     return datetime.now(UTC)
 
 
 class CaServer:
-    """The authority's endpoint. `open`, then `run` until cancelled."""
+    """Call `open`, then `run` until cancelled."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class CaServer:
         self._context_for = (0, now())
         self._sockets: list[socket.socket] = []
         self._connections: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], None] = {}
-        self._complaints = LogThrottle()
+        self._unauthenticated: dict[asyncio.Task[None], None] = {}
+        self._throttle = LogThrottle()
         self.addresses: tuple[Address, ...] = ()
 
     def __repr__(self) -> str:
@@ -82,7 +82,7 @@ class CaServer:
     async def open(self) -> None:
         """Listen.
 
-        Raises ConfigError when the address is not free.
+        Raises ConfigError when the address is in use.
         """
         host, _, port = self._authority.listen.rpartition(":")
         for listening in await bind(Address(host.strip("[]"), int(port))):
@@ -94,25 +94,25 @@ class CaServer:
         logger.info("enrolment: cluster=%s addresses=%s", self._authority.cluster, where)
 
     async def run(self) -> NoReturn:
-        """Answer until cancelled."""
+        """Serve requests until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 for listening in self._sockets:
                     group.create_task(self._accept(group, listening), name="enrolment.accepting")
-                await self._look()
+                await self._poll()
         finally:
             self.close()
-        raise AssertionError("an endpoint ends by cancellation")
+        raise AssertionError("the server ends by cancellation")
 
     def close(self) -> None:
-        """Listen no more; `run` does it on its way out."""
+        """Stop listening; `run` does this when it ends."""
         for listening in self._sockets:
             listening.close()
 
-    async def _look(self) -> NoReturn:
-        """Notice what the command line does to the ledger."""
+    async def _poll(self) -> NoReturn:
+        """Poll for changes that the command line makes to the ledger."""
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
             revision = self._authority.revision
             if revision != self._revision:
                 self._revision = revision
@@ -125,35 +125,35 @@ class CaServer:
             try:
                 accepted, peer = await loop.sock_accept(listening)
             except OSError as error:
-                logger.warning("a connection could not be accepted: reason=%s", error)
-                await asyncio.sleep(_LOOK_S)
+                logger.warning("cannot accept a connection: reason=%s", error)
+                await asyncio.sleep(_POLL_S)
                 continue
             if len(self._connections) >= MAX_CONNECTIONS:
-                self._complain("too many connections: one is dropped", peer[0])
+                self._log_rejected("too many connections: one is dropped", peer[0])
                 accepted.close()
                 continue
-            if len(self._strangers) >= MAX_STRANGERS:
-                self._complain("too many strangers: the oldest is dropped", peer[0])
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
+            if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+                self._log_rejected("too many unauthenticated peers: the oldest is dropped", peer[0])
+                oldest = next(iter(self._unauthenticated))
+                del self._unauthenticated[oldest]
                 oldest.cancel()
-            task = group.create_task(self._attend(accepted, peer[0]), name="enrolment")
+            task = group.create_task(self._serve(accepted, peer[0]), name="enrolment")
             self._connections.add(task)
-            self._strangers[task] = None
+            self._unauthenticated[task] = None
             task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
-        self._strangers.pop(task, None)
+        self._unauthenticated.pop(task, None)
 
-    def _complain(self, about: str, host: str) -> None:
+    def _log_rejected(self, about: str, host: str) -> None:
         if self._is_due(about):
-            logger.warning("not accepted: from=%s reason=%s", host, about)
+            logger.warning("connection rejected: from=%s reason=%s", host, about)
 
     def _is_due(self, about: str) -> bool:
-        return self._complaints.is_due(about, asyncio.get_running_loop().time())
+        return self._throttle.is_due(about, asyncio.get_running_loop().time())
 
-    async def _attend(self, accepted: socket.socket, host: str) -> None:
+    async def _serve(self, accepted: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -162,9 +162,9 @@ class CaServer:
                 transport, _ = await loop.connect_accepted_socket(
                     lambda: protocol, accepted, ssl=self._tls()
                 )
-        except OSError as error:  # a TimeoutError is one, too
+        except OSError as error:  # including TimeoutError
             if self._is_due(f"handshake {host}"):
-                logger.info("no enrolment: from=%s reason=%s", host, explain(error))
+                logger.info("enrolment failed: from=%s reason=%s", host, explain(error))
             accepted.close()
             return
         except asyncio.CancelledError:
@@ -172,14 +172,20 @@ class CaServer:
             raise
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            await self._converse(reader, writer, host)
-        except (OSError, ValueError, EnrolmentError) as error:  # ValueError: a line without end
+            await self._reply_to(reader, writer, host)
+        except (
+            OSError,
+            ValueError,
+            EnrolmentError,
+        ) as error:  # ValueError: a long line
             if self._is_due(f"request {host}"):
-                logger.info("no enrolment: from=%s reason=%s", host, error or type(error).__name__)
+                logger.info(
+                    "enrolment failed: from=%s reason=%s", host, error or type(error).__name__
+                )
         finally:
             writer.close()
 
-    async def _converse(
+    async def _reply_to(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
     ) -> None:
         async with asyncio.timeout(_PATIENCE_S):
@@ -193,7 +199,7 @@ class CaServer:
         except EnrolmentRefused as error:
             what = type(request).__name__.lower()
             if self._is_due(f"{what} {host}"):
-                logger.warning("not granted: from=%s asked_to=%s reason=%s", host, what, error)
+                logger.warning("request refused: from=%s request=%s reason=%s", host, what, error)
             answer = Denial(str(error)[:1024])
         writer.write(write_line(answer))
         async with asyncio.timeout(_PATIENCE_S):
@@ -208,7 +214,7 @@ class CaServer:
                 return self._authority.trust_list(now)
             case Join(secret, node_id, signing_request):
                 admission = self._authority.admit(secret, node_id, signing_request, now)
-                logger.info("let in: node=%s role=%s from=%s", node_id, admission.role, host)
+                logger.info("node enrolled: node=%s role=%s from=%s", node_id, admission.role, host)
                 return admission
             case Renew(signing_request):
                 renewed = self._authority.renew(_serial(peercert), signing_request, now)
@@ -217,7 +223,7 @@ class CaServer:
             case WatchTrust(known):
                 self._authority.check_member(_serial(peercert))
                 if (own := asyncio.current_task()) is not None:
-                    self._strangers.pop(own, None)
+                    self._unauthenticated.pop(own, None)
                 await self._until_other_than(known)
                 self._authority.check_member(_serial(peercert))
                 return self._authority.trust_list(self._now())
@@ -231,14 +237,14 @@ class CaServer:
                     await self._changed.wait()
 
     def _tls(self) -> ssl.SSLContext:
-        """TLS settings with a fresh certificate by the authority that signs now."""
+        """TLS settings with a certificate of at most one day, signed by the current key."""
         now, revision = self._now(), self._authority.revision
         made_for, made_at = self._context_for
         if self._context is None or made_for != revision or now - made_at > _FRESH:
             path = self._authority.folder / "endpoint.pem"
             write_private(path, self._authority.issue_endpoint(now))
-            told = self._authority.trust_list(now)
-            self._context = listening_context(path, told.authorities, is_required=False)
+            trusted = self._authority.trust_list(now)
+            self._context = listening_context(path, trusted.authorities, is_required=False)
             self._context_for = (revision, now)
         return self._context
 
@@ -246,5 +252,5 @@ class CaServer:
 def _serial(peercert: Mapping[str, Any] | None) -> int:
     certificate = PeerCertificate.of(peercert)
     if certificate is None:
-        raise EnrolmentRefused("that takes a node's certificate")
+        raise EnrolmentRefused("this request needs a node's certificate")
     return certificate.serial

@@ -1,7 +1,7 @@
-"""Keeps a running node's credentials good: hears whom to trust, and renews before it is too late.
+"""Keeps a running node's credentials valid: follows the trust list and renews the certificate.
 
-Links that stand are not touched by a renewal; the next ones are made with the new certificate. An
-authority that cannot be reached is weather: what it said last holds until it speaks again.
+A renewal does not affect existing links; new ones use the new certificate. While the authority
+cannot be reached, its last trust list remains in force.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from edgecosine.node.credentials.ca_server import utc_now
 from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.security.credentials import Credentials
 
-_LOOK_S: Final = 600.0
+_MAX_SLEEP_S: Final = 600.0
 _WARN: Final = timedelta(days=3)
 
 logger = logging.getLogger(__name__)
 
 
 class CredentialRenewal:
-    """Between a node's guard and its cluster's authority. `run` until cancelled."""
+    """Updates a node's link policy from its cluster's authority. `run` until cancelled."""
 
     def __init__(
         self,
@@ -40,73 +40,75 @@ class CredentialRenewal:
         self.credentials = credentials
         self._guard, self._now = guard, now
         self._backoff = backoff or Backoff(0.5, 60.0)
-        self._is_news = asyncio.Event()
+        self._has_changed = asyncio.Event()
 
     def __repr__(self) -> str:
         until = self.credentials.not_after
         return f"<CredentialRenewal {self.credentials.identity.node_id} until {until:%Y-%m-%d}>"
 
     async def run(self) -> None:
-        """Keep the credentials good until cancelled."""
+        """Renew and follow the trust list until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._hear(), name="upkeep.hear")
-            group.create_task(self._renew(), name="upkeep.renew")
+            group.create_task(self._watch(), name="renewal.watch")
+            group.create_task(self._renew(), name="renewal.renew")
 
-    async def _hear(self) -> None:
-        attempts, told = 0, ""
+    async def _watch(self) -> None:
+        attempts, logged = 0, ""
         while True:
             try:
-                news = await watch(self.credentials)
-                changed = self.credentials.with_trust(news)
+                trusted = await watch(self.credentials)
+                changed = self.credentials.with_trust(trusted)
                 fault = ""
             except EnrolmentError as error:
                 fault = str(error)
-            if not fault and news.revision < self.credentials.revision:
-                fault = "the authority has forgotten what it said: an old copy of its files?"
+            if not fault and trusted.revision < self.credentials.revision:
+                fault = (
+                    "the authority sent an older trust list: was a backup of its files restored?"
+                )
             if fault:
                 attempts += 1
-                if fault != told:
-                    logger.warning("no news of whom to trust: reason=%s", fault)
-                told = fault
+                if fault != logged:
+                    logger.warning("cannot refresh the trust list: reason=%s", fault)
+                logged = fault
                 await asyncio.sleep(self._backoff.delay_s(attempts))
                 continue
-            attempts, told = 0, ""
+            attempts, logged = 0, ""
             if changed.revision != self.credentials.revision:
-                logger.info("whom to trust has changed: revision=%d", changed.revision)
+                logger.info("trust list updated: revision=%d", changed.revision)
                 self._use(changed)
 
     async def _renew(self) -> None:
-        attempts, told = 0, ""
+        attempts, logged = 0, ""
         while True:
             wait = (self.credentials.renew_at - self._now()).total_seconds()
             if wait > 0:
-                await self._sleep(min(wait, _LOOK_S))
+                await self._sleep(min(wait, _MAX_SLEEP_S))
                 continue
             try:
                 self._use(await renew(self.credentials))
             except EnrolmentError as error:
                 attempts += 1
-                if str(error) != told:
-                    told = str(error)
-                    self._say_not_renewed(error)
+                if str(error) != logged:
+                    logged = str(error)
+                    self._log_not_renewed(error)
                 await self._sleep(self._backoff.delay_s(attempts))
                 continue
-            attempts, told = 0, ""
+            attempts, logged = 0, ""
             logger.info("certificate renewed: until=%s", self.credentials.not_after)
 
-    def _say_not_renewed(self, error: EnrolmentError) -> None:
+    def _log_not_renewed(self, error: EnrolmentError) -> None:
         left = self.credentials.not_after - self._now()
         level = logging.ERROR if left < _WARN else logging.WARNING
         logger.log(level, "certificate not renewed: expires_in=%s reason=%s", left, error)
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, or less when there is news; clocks may jump, so never for long."""
-        self._is_news.clear()
+        """Sleep until the credentials change, at most this long: the wall clock may jump."""
+        self._has_changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._is_news.wait()
+                await self._has_changed.wait()
 
     def _use(self, credentials: Credentials) -> None:
         self.credentials = credentials
         self._guard.replace(credentials.trust())
-        self._is_news.set()
+        self._has_changed.set()

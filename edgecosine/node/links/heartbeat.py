@@ -1,7 +1,7 @@
-"""What heartbeats tell about a link: its round-trip time, and whether anybody is there.
+"""Round-trip time and liveness of a link, from heartbeats.
 
-Decisions: the link sends, hears and keeps the clock. Silence is counted in beats and not in
-seconds, so that a node that was itself stopped for a while does not blame its peers.
+The link does the sending and the timing. Silence is counted in heartbeats and not in seconds, so
+that a node that was itself suspended does not drop its peers.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _JITTER_GAIN: Final = 1 / 4
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Patience on a link, in seconds."""
+    """Timeouts of a link, in seconds or in heartbeats."""
 
     heartbeat_s: float = 1.0
     silent_heartbeats: int = 3
     handshake_s: float = 5.0
     linger_s: float = 1.0
     unanswered_heartbeats: int = 30
-    """Who sends bytes, but answers no ping for so long, is dropped: it may never end a message."""
+    """A peer that sends bytes but answers no ping: its message may never end."""
 
 
 DEFAULT_TIMING: Final = Timing()
 
 
 class Heartbeat:
-    """Pings of one link, and the smoothed times of their answers.
+    """Pings of one link, and the smoothed times of their replies.
 
-    rtt_s     moving average of the round-trip time in seconds; infinite before the first answer
-    jitter_s  moving average of its deviation in seconds
+    rtt_s     moving average of the round-trip time in seconds; infinite before the first reply
+    jitter_s  moving average of its absolute deviation in seconds
     num_unanswered  intervals since a ping was answered
     """
 
@@ -47,21 +47,21 @@ class Heartbeat:
         self._sent_at: dict[int, float] = {}
         self._next_number = 0
         self._silent_beats = 0
-        self._has_heard = False
+        self._has_received = False
 
-    def heard(self) -> None:
-        """Something came from the peer, whatever it was."""
-        self._has_heard = True
+    def received(self) -> None:
+        """Record that bytes of any kind arrived."""
+        self._has_received = True
 
     def beat(self) -> int:
-        """One interval is over; gives the number of intervals in a row without a sound."""
-        self._silent_beats = 0 if self._has_heard else self._silent_beats + 1
-        self._has_heard = False
+        """End an interval; returns the number of consecutive intervals without a byte."""
+        self._silent_beats = 0 if self._has_received else self._silent_beats + 1
+        self._has_received = False
         self.num_unanswered += 1
         return self._silent_beats
 
     def next_ping(self, now: float) -> int:
-        """Number of the ping to send at `now`."""
+        """Returns the number of the ping to send at `now`."""
         number = self._next_number
         self._next_number += 1
         self._sent_at[number] = now
@@ -69,10 +69,10 @@ class Heartbeat:
             del self._sent_at[min(self._sent_at)]
         return number
 
-    def take_pong(self, number: int, now: float) -> None:
-        """Learn from the answer to a ping.
+    def record_pong(self, number: int, now: float) -> None:
+        """Update the round-trip time with the reply to a ping.
 
-        Raises RemoteProtocolError when there was no such ping.
+        Raises RemoteProtocolError when no such ping was sent.
         """
         if number >= self._next_number:
             raise RemoteProtocolError(f"the peer sent pong {number} to a ping that was never sent")

@@ -1,19 +1,18 @@
-"""One peer: a thin shell that carries bytes between a socket and the protocol room.
+"""A connection to one peer: passes bytes and messages between a socket and the wire protocol.
 
-It owns the socket, the timers and the asks that wait for an answer. Which message may come when
-is the handshake's knowledge, what bytes mean the codec's. A link ends once, for one reason, and
-then nobody waits for it any more; only its socket lingers a moment so that a refusal arrives.
+A link owns the timers and the pending requests. The handshake decides which message may arrive
+when; the codec decodes bytes. A link ends once, for one reason, and its pending requests fail then;
+its socket stays open for the linger time so that a refusal arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter  # uvloop's own clock counts whole milliseconds
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from edgecosine.errors import (
     LinkError,
@@ -25,10 +24,11 @@ from edgecosine.errors import (
 )
 from edgecosine.node.links.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.node.links.link_policy import ADVICE, LinkPolicy, explain
+from edgecosine.node.links.link_socket import LinkSocket
 from edgecosine.node.links.peer_budget import LoopShare, PeerBudget
 from edgecosine.node.links.pending_requests import PendingRequests
-from edgecosine.protocol.wire.codec import decode, encode, tag_of
-from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer, frame
+from edgecosine.protocol.wire.codec import decode, tag_of
+from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer
 from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, HandshakeState
 from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
@@ -46,14 +46,14 @@ from edgecosine.protocol.wire.messages import (
 from edgecosine.protocol.wire.vocabulary import Vocabulary
 
 MAX_UNSENT_BYTES: Final = 4 * MAX_FRAME_BYTES
-"""A peer that leaves more than this unread is dropped."""
+"""A link is dropped when more than this is unsent because the peer does not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
     """What all links of a node have in common.
 
-    on_request  takes a target's DraftRequest or Release; the answer goes back by `link.send`
+    on_request  receives a target's DraftRequest or Release; the reply is sent by `link.send`
     """
 
     hello: Hello
@@ -65,10 +65,11 @@ class LinkSettings:
 
 
 class Link(asyncio.Protocol):
-    """Our connection to one peer, dialled by us or by the peer.
+    """A connection to one peer, dialled by this node or by the peer.
 
-    closed  resolves once, with the reason, when the link is of no more use
-    gone    resolves when its socket is closed, too
+    closed      resolves with the reason when the link has ended
+    gone        resolves when its socket is closed as well
+    is_leaving  whether the peer has announced that it accepts no more work
     """
 
     def __init__(
@@ -82,38 +83,37 @@ class Link(asyncio.Protocol):
         self.closed: asyncio.Future[LinkError] = self._loop.create_future()
         self.is_dialled = is_dialled
         self.is_leaving = False
-        """Whether the peer takes no more work."""
         self._settings, self._timing = settings, settings.timing
         self._on_ready, self._on_request = on_ready, settings.on_request
         self._may_send = WORK_BY_SENDER[settings.hello.role]
         self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
         self._buffer = FrameBuffer()
-        self._allowance, self._share = PeerBudget(), LoopShare()
+        self._budget, self._loop_share = PeerBudget(), LoopShare()
         self._resuming: asyncio.TimerHandle | None = None
         """Set while the socket is left unread."""
         self._heartbeat = Heartbeat()
-        self._asks = PendingRequests()
-        self._transport: asyncio.Transport | None = None
+        self._pending = PendingRequests()
+        self._socket = LinkSocket(self._timing.linger_s)
+        self.gone = self._socket.gone
         self._deadline: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
         self._was_ready: asyncio.Future[bool] = self._loop.create_future()
-        self.gone: asyncio.Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
         peer = self._handshake.peer
         name = peer.node_id if peer else "?"
         state = "closed" if self.closed.done() else self._handshake.state.name.lower()
-        return f"<Link {name} {state} | {len(self._asks)} asks, {self.num_late} late>"
+        return f"<Link {name} {state} | {len(self._pending)} pending, {self.num_late} late>"
 
     @property
     def peer(self) -> Hello:
-        """Who is at the other end; known once the link is ready."""
+        """The peer's greeting; the link must be ready."""
         assert self._handshake.peer is not None, "the peer of a link that is not ready"
         return self._handshake.peer
 
     @property
     def max_context(self) -> int:
-        """Tokens that the peer's sequences may have; 0 where it did not say."""
+        """Tokens of the longest sequence of the peer; 0 if it sent none."""
         return self.peer.max_context
 
     @property
@@ -123,21 +123,18 @@ class Link(asyncio.Protocol):
 
     @property
     def host(self) -> str:
-        """Numeric address of the other end."""
-        peer = self._transport.get_extra_info("peername") if self._transport else None
-        return str(peer[0]) if peer else "?"
+        """Numeric address of the peer."""
+        return self._socket.host
 
     @property
     def peercert(self) -> Mapping[str, Any] | None:
-        """The peer's certificate, as the standard library gives it; None on a plain link."""
-        if self._transport is None:
-            return None
-        return cast(Mapping[str, Any] | None, self._transport.get_extra_info("peercert"))
+        """The peer's certificate in the format of the standard library; None on a plain link."""
+        return self._socket.peercert
 
     @property
     def num_late(self) -> int:
-        """Answers that came after their asker had left."""
-        return self._asks.num_late
+        """Replies that arrived after their request had been given up."""
+        return self._pending.num_late
 
     @property
     def rtt_s(self) -> float:
@@ -150,19 +147,20 @@ class Link(asyncio.Protocol):
         return self._heartbeat.jitter_s
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
-        """Send the request and wait for its answer; the caller sets the deadline.
+        """Send a draft request and return its reply; the caller sets the deadline.
 
         Raises LinkLost when the link ends first.
         """
-        with self._asks.waiting(request) as answer:
+        with self._pending.waiting(request) as reply:
             self.send(request)
-            self._allowance.earn()
-            return await answer
+            self._budget.earn()
+            return await reply
 
     def send(self, message: AnyMessage) -> None:
-        """Send work, or an answer to work.
+        """Send a request, or a reply to one.
 
-        Raises LinkLost when the link has ended, LocalProtocolError when it is not for us to send.
+        Raises LinkLost when the link has ended, LocalProtocolError when this node's role or the
+        handshake does not allow the message.
         """
         if self.closed.done():
             raise LinkLost(str(self.closed.result()))
@@ -171,48 +169,44 @@ class Link(asyncio.Protocol):
                 f"a {self._settings.hello.role} sends no {tag_of(message)} "
                 f"{self._handshake.state.value}"
             )
-        self._write(message)
+        self._socket.write(message)
 
     def close(self, reason: str) -> None:
-        """End the link and tell the peer why."""
+        """End the link and send the reason to the peer."""
         self._end(LinkLost(f"closed here: {reason}"), Refuse(reason[:MAX_REASON_CHARACTERS]))
 
     def abort(self, reason: str | LinkError) -> None:
-        """End the link and its socket at once, without a word to the peer."""
+        """End the link and close its socket at once; the peer receives no reason."""
         self._finish(LinkLost(reason) if isinstance(reason, str) else reason)
-        self._drop_socket()
+        self._socket.drop()
 
     async def wait_ready(self) -> None:
-        """Wait until both sides agree.
+        """Wait until the handshake has succeeded.
 
-        Raises the reason, a LinkError, when they do not.
+        Raises the LinkError that ended the link otherwise.
         """
         if not await asyncio.shield(self._was_ready):
             raise self.closed.result()
 
     async def wait_closed(self) -> LinkError:
-        """Wait until the socket is gone; gives the reason why the link ended."""
+        """Wait until the socket is closed; returns the reason why the link ended."""
         await asyncio.shield(self.gone)
         return self.closed.result()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._socket.connected(transport, self._settings.max_unsent_bytes)
         if self.closed.done():
-            self._transport.abort()
+            self._socket.drop()
             return
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._transport.set_write_buffer_limits(high=self._settings.max_unsent_bytes)
         patience_s = self._timing.handshake_s
-        late = LinkLost(f"the peer did not finish its greeting within {patience_s:g} s")
+        late = LinkLost(f"the peer did not finish the handshake within {patience_s:g} s")
         self._deadline = self._loop.call_later(patience_s, self._end, late)
-        self._write(self._settings.hello)
+        self._socket.write(self._settings.hello)
 
     def data_received(self, data: bytes) -> None:
         if self.closed.done():
             return
-        self._heartbeat.heard()
+        self._heartbeat.received()
         self._buffer.feed(data)
         self._read()
 
@@ -225,58 +219,48 @@ class Link(asyncio.Protocol):
         why = f": {exc}" if exc else ""
         self._end(self._handshake.ending or self._lost(f"the connection ended{why}"))
         self._cancel_deadline()
-        if not self.gone.done():
-            self.gone.set_result(None)
+        self._socket.disconnected()
 
     def pause_writing(self) -> None:
         limit = self._settings.max_unsent_bytes
         self.abort(f"the peer does not read: more than {limit} bytes are unsent")
 
     def _read(self) -> None:
-        """Take the messages that have come, until they cost too much."""
+        """Process the messages that have arrived, until they have taken too much time."""
         began_s = perf_counter()
         try:
             while not self.closed.done() and self._resuming is None:
                 payload = self._buffer.next_frame()
                 if payload is None:
                     return
-                if not self._allowance.spend():
-                    self._cut_off()
+                if not self._budget.spend():
+                    self._end_flood()
                     return
-                self._take(decode(payload))
+                self._process(decode(payload))
                 ended_s = perf_counter()
-                pause_s = self._share.spend(ended_s - began_s, ended_s)
+                pause_s = self._loop_share.spend(ended_s - began_s, ended_s)
                 began_s = ended_s
                 if pause_s and not self.closed.done():
-                    self._may_read(is_allowed=False)
+                    self._socket.pause_reading()
                     self._resuming = self._loop.call_later(pause_s, self._resume)
         except RemoteProtocolError as error:
             self._end(error, Refuse(str(error)[:MAX_REASON_CHARACTERS]))
 
     def _resume(self) -> None:
         self._resuming = None
-        self._may_read(is_allowed=True)
+        self._socket.resume_reading()
         self._read()
 
-    def _may_read(self, *, is_allowed: bool) -> None:
-        """Go on reading, or leave the socket unread, so that the peer has to wait."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        if is_allowed:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
-
-    def _cut_off(self) -> None:
-        """End the link to a peer that floods it, and read no byte more."""
-        reason = PeerFlooded("the peer sent more messages than it was asked for")
+    def _end_flood(self) -> None:
+        """End the link to a peer that sends too many messages, and read no further byte."""
+        reason = PeerFlooded("the peer sent more messages than were requested of it")
         self._finish(reason)
         self._buffer.clear()
-        self._write(Refuse(str(reason)))
-        self._may_read(is_allowed=False)
-        self._deadline = self._loop.call_later(self._timing.linger_s, self._drop_socket)
+        self._socket.write(Refuse(str(reason)))
+        self._socket.pause_reading()
+        self._socket.drop_later()
 
-    def _take(self, message: AnyMessage) -> None:
+    def _process(self, message: AnyMessage) -> None:
         before = self._handshake.state
         state = self._handshake.receive(message)
         if state is not HandshakeState.REFUSING:
@@ -290,20 +274,20 @@ class Link(asyncio.Protocol):
     def _dispatch(self, message: AnyMessage) -> None:
         match message:
             case Draft() | OutOfStep():
-                self._asks.settle(message)
+                self._pending.settle(message)
             case DraftRequest():
-                self._allowance.earn(2)  # itself, and the release that may follow
+                self._budget.earn(2)  # the request, and the release that may follow
                 self._on_request(self, message)
             case Release():
                 self._on_request(self, message)
             case Leave():
                 self.is_leaving = True
             case Ping(number):
-                self._write(Pong(number))
+                self._socket.write(Pong(number))
             case Pong(number):
-                self._heartbeat.take_pong(number, perf_counter())
+                self._heartbeat.record_pong(number, perf_counter())
             case Hello() | Refuse():
-                pass  # the handshake has taken them
+                pass  # processed by the handshake
 
     def _enter(self, state: HandshakeState) -> None:
         if state is HandshakeState.AGREED:
@@ -316,10 +300,10 @@ class Link(asyncio.Protocol):
             if self._on_ready is not None:
                 self._on_ready(self)
         elif state is HandshakeState.REFUSING:
-            # the peer's own refusal names the difference, so it is given a moment to arrive
+            # The peer's own refusal names the difference, so it gets time to arrive.
             assert self._handshake.refusal is not None
             assert self._handshake.ending is not None
-            self._write(self._handshake.refusal)
+            self._socket.write(self._handshake.refusal)
             self._cancel_deadline()
             self._deadline = self._loop.call_later(
                 self._timing.linger_s, self._end, self._handshake.ending
@@ -329,7 +313,7 @@ class Link(asyncio.Protocol):
             self._end(self._handshake.ending)
 
     def _beat(self) -> None:
-        self._allowance.beat()
+        self._budget.beat()
         if self._heartbeat.beat() >= self._timing.silent_heartbeats:
             silence_s = self._timing.silent_heartbeats * self._timing.heartbeat_s
             self.abort(f"the peer was silent for {silence_s:g} s")
@@ -338,29 +322,25 @@ class Link(asyncio.Protocol):
             num_beats = self._timing.unanswered_heartbeats
             self.abort(f"the peer sends, but has answered no ping for {num_beats} heartbeats")
             return
-        self._write(Ping(self._heartbeat.next_ping(perf_counter())))
+        self._socket.write(Ping(self._heartbeat.next_ping(perf_counter())))
         self._beating = self._loop.call_later(self._timing.heartbeat_s, self._beat)
 
-    def _write(self, message: AnyMessage) -> None:
-        assert self._transport is not None
-        self._transport.write(frame(encode(message)))
-
-    def _end(self, reason: LinkError, farewell: Refuse | None = None) -> None:
+    def _end(self, reason: LinkError, last_message: Refuse | None = None) -> None:
         if self.closed.done():
             return
         self._finish(reason)
-        if farewell is not None and self._transport is not None:
-            self._write(farewell)
-        self._linger()
+        if last_message is not None and self._socket.is_connected:
+            self._socket.write(last_message)
+        self._socket.finish()
 
     def _lost(self, what: str) -> LinkLost:
-        """How the link ended, by somebody who gave no reason."""
+        """The error for a peer that ended the link without a reason."""
         if not self.is_dialled or self._handshake.state is not HandshakeState.GREETING:
             return LinkLost(what)
-        # In TLS 1.3 a dialler's own handshake succeeds before the listener has looked at it.
+        # In TLS 1.3 the dialler's handshake succeeds before the listener has checked it.
         if self._settings.guard.trust is not None:
-            return LinkLost(f"{what} before its greeting: it may not accept our certificate")
-        return LinkLost(f"{what} before its greeting: it may speak TLS only; {ADVICE}")
+            return LinkLost(f"{what} before the handshake: it may reject this node's certificate")
+        return LinkLost(f"{what} before the handshake: it may accept TLS only; {ADVICE}")
 
     def _finish(self, reason: LinkError) -> None:
         if self.closed.done():
@@ -368,32 +348,16 @@ class Link(asyncio.Protocol):
         self.closed.set_result(reason)
         if not self._was_ready.done():
             self._was_ready.set_result(False)
-        self._asks.fail(LinkLost(str(reason)))
+        self._pending.fail(LinkLost(str(reason)))
         self._cancel_deadline()
         if self._beating is not None:
             self._beating.cancel()
         if self._resuming is not None:
             self._resuming.cancel()
             self._resuming = None
-            self._may_read(is_allowed=True)  # bytes left unread would cost the peer our farewell
-
-    def _linger(self) -> None:
-        # closing a socket with unread bytes resets it, and the reset may overtake a refusal
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._deadline = self._loop.call_later(self._timing.linger_s, self._drop_socket)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            # Unread bytes would reset the socket before the last message is sent.
+            self._socket.resume_reading()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-
-    def _drop_socket(self) -> None:
-        self._cancel_deadline()
-        if self._transport is not None:
-            self._transport.abort()
-        elif not self.gone.done():
-            self.gone.set_result(None)

@@ -1,7 +1,7 @@
-"""Whom this node links with, now: everybody in the cluster, or, without credentials, this machine.
+"""Which peers a node links with: members of its cluster, or, without credentials, local nodes.
 
-Trust changes while the node runs; new links are made by the trust of the moment, and those who hold
-links are told to look at them again.
+The trust list changes while the node runs: new links use the current one, and watchers are called
+so that they check existing links again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN_TEXT: Final = frozenset(
 
 
 class LinkPolicy:
-    """The node's trust. Without one its links are plain, and stay on this machine unless
+    """The node's current trust. Without one, links are unencrypted and limited to loopback unless
     `is_insecure`."""
 
     def __init__(self, trust: Trust | None = None, *, is_insecure: bool = False) -> None:
@@ -37,42 +37,42 @@ class LinkPolicy:
 
     @property
     def trust(self) -> Trust | None:
-        """Whom to believe; None without credentials."""
+        """Trusted authorities and revocations; None without credentials."""
         return self._trust
 
     def replace(self, trust: Trust) -> None:
-        """Believe this from now on."""
+        """Use another trust from now on, and call all watchers."""
         self._trust = trust
         for watcher in self._watchers:
             watcher()
 
     def on_change(self, watcher: Callable[[], None]) -> None:
-        """Have somebody called whenever the trust is another one."""
+        """Call `watcher` at each change of the trust."""
         self._watchers.append(watcher)
 
     def objection(self, peercert: Mapping[str, Any] | None, hello: Hello) -> str | None:
-        """Why a peer that greets with `hello` is not to be linked."""
+        """Why a peer with this certificate and greeting is refused; None if it is accepted."""
         return self._trust.objection(peercert, hello) if self._trust else None
 
     def doubt(self, peercert: Mapping[str, Any] | None) -> str | None:
-        """Why the holder of a certificate is to be linked no more."""
+        """Why a linked peer is no longer trusted; None if it is."""
         return self._trust.doubt(peercert) if self._trust else None
 
     def may_use(self, host: str) -> bool:
-        """Whether links may go to, or come in at, this host."""
+        """Whether links to this host, or listening at it, are allowed."""
         return self._trust is not None or self._is_insecure or is_loopback(host)
 
     def check(self, key: str, value: str, host: str) -> None:
-        """Raises ConfigError when a setting would take links beyond this machine unprotected."""
+        """Raises ConfigError when a setting would allow unencrypted links beyond this machine."""
         if not self.may_use(host):
             raise ConfigError(
                 key, value, f"an address of this machine (127.0.0.1, ::1) until the links are "
-                f"protected: {ADVICE}, or, where you trust the whole network, give --insecure",
+                f"encrypted: {ADVICE}, or, if you trust the whole network, give --insecure",
             )  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, whatever else is on the network."""
+    """Whether a host is `localhost` or a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -82,20 +82,20 @@ def is_loopback(host: str) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Why TLS was not agreed, in an operator's words."""
+    """Why a TLS handshake failed, in words for an operator."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
         if reason in _PLAIN_TEXT:
-            return "it speaks plain text, this node TLS: run `edgecosine cluster join` there"
+            return "it is unencrypted, this node requires TLS: run `edgecosine cluster join` there"
         if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-            return "it shows no certificate: run `edgecosine cluster join` there"
+            return "it has no certificate: run `edgecosine cluster join` there"
         if "ALERT_UNKNOWN_CA" in reason:
             return "it does not know this cluster's authority: is it a node of another cluster?"
         if "ALERT" in reason:
-            return f"it refuses our certificate: {reason.lower().replace('_', ' ')}"
-        return f"no TLS was agreed: {reason.lower().replace('_', ' ')}"
+            return f"it rejects this node's certificate: {reason.lower().replace('_', ' ')}"
+        return f"the TLS handshake failed: {reason.lower().replace('_', ' ')}"
     if isinstance(error, TimeoutError):
         return "it did not finish the TLS handshake in time"
     return f"the connection ended during the TLS handshake: {error or type(error).__name__}"

@@ -1,8 +1,8 @@
-"""How links come to be: we dial, or we listen, under the guard's trust of the moment.
+"""Makes links: dials peers, or accepts connections, under the current trust.
 
-Strangers cost little here: a dialled-in connection that has not agreed yet is one of a bounded
-number, and when a new one comes the oldest of them goes, so that nobody can occupy the door. Why
-somebody was not let in is logged, once a minute for each host.
+The number of accepted connections that have not finished the handshake is bounded: a new one
+replaces the oldest, so unauthenticated peers cannot block the listener. Rejections are logged once
+a minute per host.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from edgecosine.node.links.link_policy import ADVICE, explain
 MAX_UNFINISHED: Final = 32
 _BACKLOG: Final = 128
 _ANY_HOST: Final = ("", "*")
-_ACCEPT_AGAIN_S: Final = 0.1
-_CROWD: Final = "a crowd"
-_NO_ROOM: Final = "no room"
+_ACCEPT_RETRY_S: Final = 0.1
+_UNFINISHED: Final = "unfinished"
+_NOT_ACCEPTED: Final = "not accepted"
 
 logger = logging.getLogger(__name__)
 
 
 async def connect(address: Address, settings: LinkSettings) -> Link:
-    """Dial a node and wait until both sides agree to be linked.
+    """Dial a node; returns the link after a successful handshake.
 
-    Raises LinkLost when nobody answers in time, PeerRefused when one side refuses.
+    Raises LinkLost when the peer cannot be reached in time, PeerRefused when one side refuses.
     """
     if not settings.guard.may_use(address.host):
         raise LinkLost(f"{address} is beyond this machine: {ADVICE}")
@@ -61,9 +61,9 @@ async def connect(address: Address, settings: LinkSettings) -> Link:
 
 
 class Listener:
-    """The door: its sockets, and the connections that have not agreed yet.
+    """Listening sockets, and the accepted connections that have not finished the handshake.
 
-    Where the guard has a trust, nobody comes in before `serve`.
+    With a trust, connections are accepted only after `serve`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Listener:
         self.addresses: tuple[Address, ...] = ()
         self._settings, self._on_ready = settings, on_ready
         self._max_unfinished = max_unfinished
-        self._complaints = LogThrottle()
+        self._throttle = LogThrottle()
         self._servers: list[asyncio.Server] = []
         self._secured: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -87,13 +87,13 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """Port of the first socket; others have the same unless they were told otherwise."""
+        """Port of the first socket; further ones use it too unless opened at another."""
         return self.addresses[0].port
 
     async def open(self, address: Address) -> None:
         """Listen on one more address; an empty host is every IPv4 and IPv6 address, port 0 any.
 
-        Raises ConfigError when the address is not free, not ours, or not to be used unprotected.
+        Raises ConfigError when the address is in use, not local, or not allowed unencrypted.
         """
         self._settings.guard.check("listen", str(address), address.host)
         loop = asyncio.get_running_loop()
@@ -109,14 +109,14 @@ class Listener:
             self.addresses += (Address(host, port),)
 
     def serve(self, group: asyncio.TaskGroup) -> None:
-        """Let those in who prove by TLS who they are; their handshakes are tasks of the group."""
+        """Accept TLS connections; the handshakes are tasks of the group."""
         for listening in self._secured:
             task = group.create_task(self._accept(group, listening), name="accepting")
             task.add_done_callback(partial(_close, listening))
             self._accepting.append(task)
 
     def close(self) -> None:
-        """Take no more links, and give up those that have not agreed yet."""
+        """Stop listening, and abort unfinished handshakes."""
         for task in self._accepting:
             task.cancel()
         for server in self._servers:
@@ -129,39 +129,39 @@ class Listener:
         while True:
             try:
                 accepted, peer = await loop.sock_accept(listening)
-            except OSError as error:  # out of file descriptors, or gone before it was taken
-                if self._complaints.is_due(_NO_ROOM, loop.time()):
-                    logger.warning("a connection could not be accepted: reason=%s", error)
-                await asyncio.sleep(_ACCEPT_AGAIN_S)
+            except OSError as error:  # no file descriptor left, or already closed by the peer
+                if self._throttle.is_due(_NOT_ACCEPTED, loop.time()):
+                    logger.warning("cannot accept a connection: reason=%s", error)
+                await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             link = self._make_link()
-            task = group.create_task(self._secure(accepted, peer[0], link), name="greeting")
+            task = group.create_task(self._secure(accepted, peer[0], link), name="handshake")
             link.gone.add_done_callback(partial(_cancel, task))
 
     async def _secure(self, accepted: socket.socket, host: str, link: Link) -> None:
-        """Agree on TLS, by the trust of this moment, and let the link take over."""
+        """Do the TLS handshake under the current trust; the link then uses the connection."""
         loop = asyncio.get_running_loop()
         trust = self._settings.guard.trust
         assert trust is not None
         try:
             async with asyncio.timeout(self._settings.timing.handshake_s):
                 await loop.connect_accepted_socket(lambda: link, accepted, ssl=trust.listening)
-        except OSError as error:  # a TimeoutError is one, too
-            self._complain(host, PeerRefused(explain(error)))
+        except OSError as error:  # including TimeoutError
+            self._log_rejected(host, PeerRefused(explain(error)))
             link.abort(explain(error))
 
-    def _complain(self, host: str, reason: LinkError) -> None:
-        """Tell why somebody was not let in."""
-        if self._complaints.is_due(host, asyncio.get_running_loop().time()):
-            logger.warning("not let in: from=%s reason=%s", host, reason)
+    def _log_rejected(self, host: str, reason: LinkError) -> None:
+        """Log why a connection was rejected."""
+        if self._throttle.is_due(host, asyncio.get_running_loop().time()):
+            logger.warning("connection rejected: from=%s reason=%s", host, reason)
 
     def _make_link(self) -> Link:
         if len(self._unfinished) >= self._max_unfinished:
             oldest = next(iter(self._unfinished))
             del self._unfinished[oldest]
-            if self._complaints.is_due(_CROWD, asyncio.get_running_loop().time()):
-                logger.warning("too many unfinished greetings: the oldest is dropped")
-            oldest.abort("too many unfinished greetings")
+            if self._throttle.is_due(_UNFINISHED, asyncio.get_running_loop().time()):
+                logger.warning("too many unfinished handshakes: the oldest is dropped")
+            oldest.abort("too many unfinished handshakes")
         link = Link(settings=self._settings, is_dialled=False, on_ready=self._finish)
         self._unfinished[link] = None
         link.gone.add_done_callback(lambda _: self._unfinished.pop(link, None))
@@ -171,7 +171,7 @@ class Listener:
     def _ended(self, link: Link) -> None:
         reason = link.closed.result()
         if link in self._unfinished and not isinstance(reason, LinkLost):
-            self._complain(link.host, reason)
+            self._log_rejected(link.host, reason)
 
     def _finish(self, link: Link) -> None:
         self._unfinished.pop(link, None)
@@ -186,9 +186,9 @@ async def listen(
     group: asyncio.TaskGroup | None = None,
     max_unfinished: int = MAX_UNFINISHED,
 ) -> Listener:
-    """Open a door; `on_ready` is called with each link on which both sides agree.
+    """A listener at an address; `on_ready` is called with each link after its handshake.
 
-    Raises ConfigError when the address is not free or not ours.
+    Raises ConfigError when the address is in use or not local.
     """
     listener = Listener(settings, on_ready, max_unfinished)
     await listener.open(address)
@@ -206,9 +206,9 @@ def _cancel(task: asyncio.Task[None], _: asyncio.Future[None]) -> None:
 
 
 async def bind(address: Address) -> list[socket.socket]:
-    """Sockets for an address, an empty host being every IPv4 and IPv6 address.
+    """Bound sockets for an address; an empty host is every IPv4 and IPv6 address.
 
-    Raises ConfigError when the address is not free or not ours.
+    Raises ConfigError when the address is in use or not local.
     """
     try:
         if address.host in _ANY_HOST:
@@ -227,7 +227,7 @@ async def bind(address: Address) -> list[socket.socket]:
 def _bind_any(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("0.0.0.0", port))  # noqa: S104 -- what was asked for
+    return socket.create_server(("0.0.0.0", port))  # noqa: S104 -- requested by the operator
 
 
 def _bind_one(family: int, where: tuple[Any, ...]) -> socket.socket:

@@ -1,9 +1,8 @@
-"""What one peer may cost this node: messages that it was asked for, and a share of the loop's time.
+"""Limits on one peer: the messages that it may send, and its share of the event loop's time.
 
-Decisions: the link counts, reads and keeps the clock. A peer earns a message by each request that
-it is sent, and a few by each heartbeat; a peer that sends more is flooding. Requests, which nobody
-asks for, are bounded by the time that they take: beyond it the socket is left unread, so that the
-peer's own sending stops.
+The link does the counting, reading and timing. A peer may send one message for each request that it
+receives, and a few for each heartbeat; a peer that sends more is flooding. Draft requests are
+limited by the time that they take: beyond it the socket is left unread, which blocks the peer.
 """
 
 from __future__ import annotations
@@ -14,27 +13,27 @@ from typing import Final
 from edgecosine.backoff import Backoff
 
 BURST_MESSAGES: Final = 256
-"""Messages that a peer may send without being asked: those of the handshake, and releases."""
+"""Messages that a peer may send unrequested: those of the handshake, and releases."""
 MESSAGES_PER_HEARTBEAT: Final = 16
-"""A ping, a pong, and some more where a heartbeat here is longer than there."""
+"""A ping, a pong, and spare ones for a peer whose heartbeat is shorter."""
 MAX_EARNED_MESSAGES: Final = 4096
-"""Answers that may be outstanding: what was never answered is not saved up for a flood."""
+"""Limit of unused allowance, so that unanswered requests cannot pay for a flood."""
 LOOP_SHARE: Final = 0.5
-"""Share of the event loop's time that the messages of one link may take for long."""
+"""Share of the event loop's time that one link's messages may take in the long run."""
 BURST_S: Final = 0.05
-"""Time that they may take at once."""
-DEAREST_S: Final = 0.02
-"""A message that took longer met a process that was itself kept waiting, and is not to blame."""
+"""Time that they may take in one burst."""
+MAX_CHARGE_S: Final = 0.02
+"""Charge of one message at most: longer means that the process itself was stalled."""
 MAX_JOINS: Final = 32
 JOINS_WITHIN_S: Final = 60.0
-"""A peer that opens links more often than that floods this node with them."""
+"""A peer that opens more than MAX_JOINS links in this time is flooding."""
 MAX_BANS: Final = 1024
 
 _BAN: Final = Backoff(first_s=60.0, longest_s=3600.0)
 
 
 class PeerBudget:
-    """The messages that a peer may still send."""
+    """Number of messages that a peer may still send."""
 
     def __init__(self) -> None:
         self._left = BURST_MESSAGES
@@ -43,31 +42,33 @@ class PeerBudget:
         return f"<PeerBudget {self._left} messages>"
 
     def earn(self, messages: int = 1) -> None:
-        """The peer was asked for so many messages."""
+        """Allow so many more messages."""
         self._left = min(MAX_EARNED_MESSAGES, self._left + messages)
 
     def beat(self) -> None:
-        """A heartbeat has passed."""
+        """Allow the messages of one more heartbeat interval."""
         self._left = max(self._left, min(BURST_MESSAGES, self._left + MESSAGES_PER_HEARTBEAT))
 
     def spend(self) -> bool:
-        """One more message has come; whether it is one of those that the peer may send."""
+        """Count a received message; returns whether it was allowed."""
         self._left -= 1
         return self._left >= 0
 
 
 class LoopShare:
-    """The event loop's time that a link's messages took of late."""
+    """Time that a link's messages have recently taken on the event loop."""
 
     def __init__(self) -> None:
         self._debt_s = 0.0
         self._at = 0.0
 
     def spend(self, seconds: float, now: float) -> float:
-        """A message took so many seconds until `now` (of any steady clock); gives the seconds for
-        which to read no more."""
+        """Charge a message that took so many seconds and ended at `now` (of any monotonic clock).
+
+        Returns the seconds for which to pause reading.
+        """
         paid_s = LOOP_SHARE * (now - self._at)
-        self._debt_s = max(0.0, self._debt_s - paid_s) + min(seconds, DEAREST_S)
+        self._debt_s = max(0.0, self._debt_s - paid_s) + min(seconds, MAX_CHARGE_S)
         self._at = now
         return self._debt_s / LOOP_SHARE if self._debt_s > BURST_S else 0.0
 
@@ -80,34 +81,34 @@ class _Ban:
 
 
 class PeerBans:
-    """Peers that flooded this node, by node id; each time they are kept out for longer."""
+    """Peers that flooded this node, by node id; each ban of a peer is longer."""
 
     def __init__(self) -> None:
         self._bans: dict[str, _Ban] = {}
-        """The newest last."""
+        """Newest last."""
         self._joins: dict[str, tuple[int, float]] = {}
-        """How often a peer came since when; the newest last."""
+        """Number of links since a time, by peer; newest last."""
 
     def __repr__(self) -> str:
         return f"<PeerBans [{len(self._bans)} peers]>"
 
     def ban(self, node_id: str, reason: str, now: float) -> float:
-        """Keep a peer out from `now` on; gives the seconds."""
+        """Ban a peer from `now` on; returns the duration in seconds."""
         known = self._bans.pop(node_id, None)
         times = 1 + known.times if known else 1
         seconds = _BAN.delay_s(times, chance=0.0)
-        self._bans[node_id] = _Ban(times, now + seconds, f"{reason}: kept out for {seconds:.0f} s")
+        self._bans[node_id] = _Ban(times, now + seconds, f"{reason}: banned for {seconds:.0f} s")
         if len(self._bans) > MAX_BANS:
             del self._bans[next(iter(self._bans))]
         return seconds
 
     def objection(self, node_id: str, now: float) -> str | None:
-        """Why the peer is kept out at `now`; None when it is not."""
+        """Why the peer is banned at `now`; None if it is not."""
         ban = self._bans.get(node_id)
         return ban.reason if ban and now < ban.until else None
 
-    def may_come(self, node_id: str, now: float) -> bool:
-        """A link of the peer has come; whether it is one of those that it may open."""
+    def may_join(self, node_id: str, now: float) -> bool:
+        """Count a link opened by the peer; returns whether it was allowed."""
         count, since = self._joins.pop(node_id, (0, now))
         if now - since >= JOINS_WITHIN_S:
             count, since = 0, now

@@ -1,6 +1,6 @@
-"""Requests that wait for an answer on one link, matched by (request, round, ahead).
+"""Draft requests that await a reply on one link, matched by (request, round, ahead).
 
-An answer settles at most one ask. Whatever nobody waits for any more is counted and dropped.
+A reply completes at most one request. A reply without a pending request is counted and dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DraftReply = Draft | OutOfStep
 
 
 class PendingRequests:
-    """The waiting askers; `num_late` counts answers that came after their asker had left."""
+    """Futures by request; `num_late` counts replies whose request had been given up."""
 
     def __init__(self) -> None:
         self.num_late = 0
@@ -27,30 +27,30 @@ class PendingRequests:
 
     @contextmanager
     def waiting(self, request: DraftRequest) -> Iterator[asyncio.Future[DraftReply]]:
-        """A future for the request's answer, forgotten when the block is left.
+        """Context with a future for the request's reply.
 
-        Raises LocalProtocolError when the same request waits already.
+        Raises LocalProtocolError when the same request is pending already.
         """
         key = (request.request_id, request.round, request.is_ahead)
         if key in self._waiting:
-            raise LocalProtocolError(f"asked twice: request={key[0]} round={key[1]}")
-        answer: asyncio.Future[DraftReply] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = answer
+            raise LocalProtocolError(f"requested twice: request={key[0]} round={key[1]}")
+        reply: asyncio.Future[DraftReply] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = reply
         try:
-            yield answer
+            yield reply
         finally:
             del self._waiting[key]
 
     def settle(self, message: DraftReply) -> None:
-        """Hand an answer to its asker."""
-        answer = self._waiting.get((message.request_id, message.round, message.is_ahead))
-        if answer is None or answer.done():
+        """Complete the request that a reply belongs to."""
+        reply = self._waiting.get((message.request_id, message.round, message.is_ahead))
+        if reply is None or reply.done():
             self.num_late += 1
         else:
-            answer.set_result(message)
+            reply.set_result(message)
 
     def fail(self, error: LinkLost) -> None:
-        """No answer will come any more."""
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(LinkLost(str(error)))
+        """Fail all pending requests."""
+        for reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(LinkLost(str(error)))

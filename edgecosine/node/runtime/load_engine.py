@@ -9,7 +9,7 @@ from typing import TypeVar
 from edgecosine.config import NodeConfig
 from edgecosine.engine.base import DraftEngine, TargetEngine
 from edgecosine.engine.draft.prompt_lookup import load_ngram
-from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.engine.options import Loaded
 from edgecosine.models import NGRAM
 
 Result = TypeVar("Result")
@@ -19,16 +19,16 @@ def load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
     """Return the target engine of the settings. Runs in the engine's thread."""
     from edgecosine.engine.loading import load as loading  # importing torch takes seconds
 
-    return _pinned(loading.load_target(_load_options(config)), config)
+    return _pinned(loading.load_target(config.engine), config)
 
 
 def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
     """Return the draft engine of the settings. Runs in the engine's thread."""
-    if config.model == NGRAM:
+    if config.engine.model == NGRAM:
         return _pinned(load_ngram(), config)
     from edgecosine.engine.loading import load as loading
 
-    return _pinned(loading.load_drafter(_load_options(config)), config)
+    return _pinned(loading.load_drafter(config.engine), config)
 
 
 def _pinned(loaded: Result, config: NodeConfig) -> Result:
@@ -37,20 +37,3 @@ def _pinned(loaded: Result, config: NodeConfig) -> Result:
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setaffinity(int(thread.name), config.cores)
     return loaded
-
-
-def _load_options(config: NodeConfig) -> LoadOptions:
-    return LoadOptions(
-        model=config.model,
-        device=config.device,
-        dtype=config.dtype,
-        quantize=config.quantize,
-        threads=config.threads or len(config.cores),
-        slots=config.slots,
-        context=config.context,
-        ballast=config.ballast,
-        tensor_parallel=config.tensor_parallel,
-        exactness=config.exactness,
-        weights=config.weights,
-        gguf=config.gguf,
-    )

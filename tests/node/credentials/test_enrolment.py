@@ -16,7 +16,7 @@ from edgecosine.backoff import Backoff
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import EnrolmentError, EnrolmentRefused
 from edgecosine.node.credentials.ca_client import join, renew, watch
-from edgecosine.node.credentials.ca_server import MAX_STRANGERS, CaServer
+from edgecosine.node.credentials.ca_server import MAX_UNAUTHENTICATED, CaServer
 from edgecosine.node.credentials.renewal import CredentialRenewal
 from edgecosine.node.links.link_policy import LinkPolicy
 from edgecosine.security.certificates import Signer
@@ -215,8 +215,8 @@ def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
                 writer.close()
                 return answer
 
-            assert b"that takes a node" in await said(b'{"type":"watch","known":0}\n')
-            assert b"that takes a node" in await said(b'{"type":"renew","signing_request":""}\n')
+            assert b"needs a node" in await said(b'{"type":"watch","known":0}\n')
+            assert b"needs a node" in await said(b'{"type":"renew","signing_request":""}\n')
             for garbage in (b"\n", b"{}\n", b"[1]\n", b"\xff" * 9 + b"\n", b'{"x":' * 3000 + b"\n"):
                 assert await said(garbage) == b""
             assert await said(b"x" * (2 * MAX_REQUEST_BYTES)) == b""
@@ -236,13 +236,13 @@ def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) ->
                 tls = unverified_context() if is_greeted else None
                 crowd = []
                 with logbook() as book:
-                    for _ in range(MAX_STRANGERS + 8):
+                    for _ in range(MAX_UNAUTHENTICATED + 8):
                         crowd.append(await asyncio.open_connection(host, int(port), ssl=tls))
                         if is_greeted:
                             crowd[-1][1].write(b'{"type":')
                     joined = await join(token(home), "attic", home.folder / "attic", [address])
                 assert joined.identity.node_id == "attic"
-                assert sum("too many strangers" in line for line in book.lines) == 1
+                assert sum("too many unauthenticated" in line for line in book.lines) == 1
                 assert await crowd[0][0].read() == b""
                 assert (await watching).revision >= member.revision
                 for _, writer in crowd:
@@ -335,7 +335,7 @@ def test_copied_identity_is_named(home: Home) -> None:
                     await node.until_linked("drafter-1")
                     link = node.peers.links["drafter-1"]
                     async with living(drafter_settings(guard=copied, incarnation=1), static):
-                        told = await log.says("two lives of one node: peer=drafter-1")
+                        told = await log.says("two processes of one node: peer=drafter-1")
                         assert "edgecosine cluster revoke drafter-1" in told
                         await log.says("is its identity copied?")
                         assert node.peers.links["drafter-1"] is link
@@ -380,9 +380,9 @@ def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
         with logbook() as log:
             async with kept(credentials, guard, home):
                 await log.says(
-                    "no news of whom to trust: reason=no answer from the cluster's authority"
+                    "cannot refresh the trust list: reason=no answer from the cluster's authority"
                 )
-                lines = [line for line in log.lines if "no news" in line]
+                lines = [line for line in log.lines if "cannot refresh" in line]
                 assert len(lines) == 1
 
     run(main())

@@ -12,7 +12,7 @@ from edgecosine.node.links.heartbeat import MAX_UNANSWERED_PINGS, Heartbeat
 
 def answered(heartbeat: Heartbeat, rtt_s: float) -> None:
     number = heartbeat.next_ping(now=100.0)
-    heartbeat.take_pong(number, now=100.0 + rtt_s)
+    heartbeat.record_pong(number, now=100.0 + rtt_s)
 
 
 def test_the_first_answer_sets_the_round_trip_and_later_ones_move_it() -> None:
@@ -29,21 +29,21 @@ def test_a_round_trip_longer_than_the_interval_is_measured() -> None:
     heartbeat = Heartbeat()
     numbers = [heartbeat.next_ping(now=float(beat)) for beat in range(3)]
     for number in numbers:
-        heartbeat.take_pong(number, now=number + 2.5)
+        heartbeat.record_pong(number, now=number + 2.5)
     assert heartbeat.rtt_s == pytest.approx(2.5)
 
 
 def test_silence_is_counted_in_beats() -> None:
     heartbeat = Heartbeat()
     assert [heartbeat.beat(), heartbeat.beat()] == [1, 2]
-    heartbeat.heard()
+    heartbeat.received()
     assert [heartbeat.beat(), heartbeat.beat()] == [0, 1]
 
 
 def test_who_is_not_silent_may_still_answer_nothing() -> None:
     heartbeat = Heartbeat()
     for _ in range(5):
-        heartbeat.heard()
+        heartbeat.received()
         assert heartbeat.beat() == 0
     assert heartbeat.num_unanswered == 5
     answered(heartbeat, 0.1)
@@ -53,14 +53,14 @@ def test_who_is_not_silent_may_still_answer_nothing() -> None:
 def test_a_pong_without_a_ping_is_the_peers_error() -> None:
     heartbeat = Heartbeat()
     answered(heartbeat, 0.1)
-    heartbeat.take_pong(0, now=200.0)
+    heartbeat.record_pong(0, now=200.0)
     with pytest.raises(RemoteProtocolError, match="pong 1 to a ping that was never sent"):
-        heartbeat.take_pong(1, now=200.0)
+        heartbeat.record_pong(1, now=200.0)
 
 
 def test_unanswered_pings_are_forgotten() -> None:
     heartbeat = Heartbeat()
     for beat in range(MAX_UNANSWERED_PINGS + 1):
         heartbeat.next_ping(now=float(beat))
-    heartbeat.take_pong(0, now=50.0)
+    heartbeat.record_pong(0, now=50.0)
     assert math.isinf(heartbeat.rtt_s)

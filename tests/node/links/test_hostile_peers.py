@@ -290,7 +290,7 @@ def test_a_flood_of_connections_is_complained_about_once() -> None:
                 await assert_serves_a_good_peer(drafter.address)
                 for _, writer in crowd:
                     writer.close()
-        assert sum("too many unfinished greetings" in line for line in book.lines) == 1
+        assert sum("too many unfinished handshakes" in line for line in book.lines) == 1
 
     run(main())
 
@@ -332,8 +332,8 @@ def test_a_stranger_that_never_reads_is_dropped() -> None:
             greeting = (target_hello(), Ping(0), Pong(0))
             await loop.sock_sendall(deaf, b"".join(frame(encode(said)) for said in greeting))
             link = await drafter.ready.get()
-            assert link._transport is not None
-            their_socket = link._transport.get_extra_info("socket")
+            assert link._socket._transport is not None
+            their_socket = link._socket._transport.get_extra_info("socket")
             their_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             flood = frame(encode(request(1))) * 1000
             while not link.closed.done():

@@ -137,10 +137,10 @@ def test_a_cancelled_ask_leaves_nothing_and_its_answer_is_dropped() -> None:
                 task = group.create_task(link.ask(request(1)))
                 _, asked = await asked_of(inbox)
                 assert link.num_late == 1
-                assert "1 asks, 1 late" in repr(link)
+                assert "1 pending, 1 late" in repr(link)
                 their_end.send(draft_for(asked))
                 await task
-            assert "0 asks" in repr(link)
+            assert "0 pending" in repr(link)
             link.abort("done")
 
     run(main())
@@ -153,7 +153,7 @@ def test_the_same_ask_twice_is_our_own_error() -> None:
             link = await connect(drafter.address, target_settings())
             task = group.create_task(link.ask(request(1)))
             their_end, asked = await asked_of(inbox)
-            with pytest.raises(LocalProtocolError, match="asked twice"):
+            with pytest.raises(LocalProtocolError, match="requested twice"):
                 await link.ask(request(1))
             their_end.send(draft_for(asked))
             assert await task == draft_for(asked)
@@ -244,7 +244,7 @@ def test_a_peer_that_does_not_read_is_dropped() -> None:
                 weather.stop_reading()
                 large = request(1, prefix_len=1 << 18, new_tokens=bytes(4 << 18))
                 while not link.closed.done():
-                    link._write(large)
+                    link._socket.write(large)
                 assert "does not read" in str(await link.wait_closed())
             await assert_serves_a_good_peer_behind(inbox, drafter.address)
 
@@ -327,11 +327,11 @@ def test_a_cancelled_dial_leaves_no_connection() -> None:
     run(main())
 
 
-def test_a_dial_that_hears_no_greeting_gives_up() -> None:
+def test_a_dial_without_a_greeting_times_out() -> None:
     async def main() -> None:
         async with door() as drafter, relayed(drafter.address) as weather:
             weather.swallow()
-            with pytest.raises(LinkLost, match=r"did not finish its greeting within 0.1 s"):
+            with pytest.raises(LinkLost, match=r"did not finish the handshake within 0.1 s"):
                 await connect(weather.address, target_settings(Timing(handshake_s=0.1)))
 
     run(main())
@@ -347,7 +347,7 @@ def test_an_occupied_port_is_the_operators_error() -> None:
     run(main())
 
 
-def test_a_closed_listener_gives_up_unfinished_greetings() -> None:
+def test_a_closed_listener_aborts_unfinished_handshakes() -> None:
     async def main() -> None:
         async with door(drafter_settings(timing=SLOW_HEART)) as drafter:
             reader, writer = await asyncio.open_connection(*drafter.address)

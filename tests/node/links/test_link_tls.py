@@ -94,9 +94,11 @@ def test_plain_dialler_at_a_tls_door_is_told_on_both_sides(home: Home) -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         with logbook() as log:
             async with secured(drafter) as (listener, ready):
-                with pytest.raises(LinkLost, match="it may speak TLS only; give this node cred"):
+                with pytest.raises(LinkLost, match="it may accept TLS only; give this node cred"):
                     await connect(listener.addresses[0], target_settings())
-                await log.says("not let in: from=127.0.0.1 reason=it speaks plain text, this node")
+                await log.says(
+                    "connection rejected: from=127.0.0.1 reason=it is unencrypted, this node"
+                )
                 assert ready.empty()
 
     run(main())
@@ -107,7 +109,7 @@ def test_tls_dialler_at_a_plain_door_is_told_on_both_sides(home: Home) -> None:
         with logbook() as log:
             async with secured(drafter_settings()) as (listener, _):
                 target = target_settings(guard=home.guard("target-1", "target"))
-                with pytest.raises(PeerRefused, match="speaks plain text, this node TLS"):
+                with pytest.raises(PeerRefused, match="is unencrypted, this node requires TLS"):
                     await connect(listener.addresses[0], target)
                 await log.says("reason=the peer speaks TLS, this node plain text")
 
@@ -121,9 +123,9 @@ def test_dialler_without_certificate_is_told_after_its_own_handshake(home: Home)
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         with logbook() as log:
             async with secured(drafter) as (listener, ready):
-                with pytest.raises(LinkError, match="accept our certificate"):
+                with pytest.raises(LinkError, match="reject this node's certificate"):
                     await connect(listener.addresses[0], target_settings(guard=LinkPolicy(naked)))
-                await log.says("it shows no certificate")
+                await log.says("it has no certificate")
                 assert ready.empty()
 
     run(main())

@@ -15,7 +15,7 @@ from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.line_process import LineProcess, line_process
 from edgecosine.lab.load_generator import closed_loop
 from edgecosine.lab.measured_requests import Load, LoadRequest, MeasuredAnswer
-from edgecosine.local.cluster import LocalNode
+from edgecosine.local.cluster_plan import LocalNode
 from edgecosine.protocol.api.request import Sampling
 
 
