@@ -9,7 +9,7 @@ import pytest
 from edgecosine.client.health import concerns, counted
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation, PeerState
-from edgecosine.node.state_report import _is_amiss
+from edgecosine.node.state_report import _is_missing
 from edgecosine.protocol.api.retained_topics import NodePresence, NodeStatus, NodeView
 
 WELL: dict[str, Any] = {"role": "target", "drafters": {"d": {}}, "not_linked": []}
@@ -50,12 +50,12 @@ def peer(standing: PeerState, *, is_foreign: bool = False) -> Explanation:
     return Explanation("d", standing, "why", is_foreign=is_foreign)
 
 
-def test_only_who_should_be_linked_and_is_not_is_amiss() -> None:
-    assert _is_amiss(peer("refused"))
-    assert _is_amiss(peer("waiting"))
-    assert not _is_amiss(peer("linked"))
-    assert not _is_amiss(peer("left out"))
-    assert not _is_amiss(peer("refused", is_foreign=True))
+def test_only_who_should_be_linked_and_is_not_is_missing() -> None:
+    assert _is_missing(peer("refused"))
+    assert _is_missing(peer("waiting"))
+    assert not _is_missing(peer("linked"))
+    assert not _is_missing(peer("left out"))
+    assert not _is_missing(peer("refused", is_foreign=True))
 
 
 def test_closed_doors_are_named() -> None:
