@@ -57,7 +57,7 @@ def test_a_greeting_is_advertised_within_the_size_of_a_packet() -> None:
         ("cluster", b"a b", "cluster 'a b'"),
         ("role", b"king", "role 'king'"),
         ("role", None, "role ''"),
-        ("model", b"\xff\xfe", "model is no text"),
+        ("model", b"\xff\xfe", "model is not UTF-8"),
         ("model", b"a\x1b[2J", "model is not printable"),
         ("model", b"m" * 255, "model of 255 bytes"),
         ("vocabulary", b"xyz", "vocabulary 'xyz'"),

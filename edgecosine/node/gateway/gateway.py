@@ -157,8 +157,14 @@ class Gateway:
     async def run(self) -> NoReturn:
         """Serve until cancelled; then every active request gets its final or stays journalled."""
         async with self.queue.open(), asyncio.TaskGroup() as group:
-            group.create_task(self._run_client(), name=f"{self._node_id}.gateway.client")
             group.create_task(self._journal.run(), name=f"{self._node_id}.journal")
+            # The journal ends last, since it records which finals the broker has received.
+            await self._serve()
+        raise AssertionError("a gateway ends by an exception")
+
+    async def _serve(self) -> NoReturn:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_client(), name=f"{self._node_id}.gateway.client")
             group.create_task(self._renew_status(), name=f"{self._node_id}.gateway.status")
             # In this task, so that the last finals are queued before the client disconnects.
             try:

@@ -121,10 +121,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a frame announcing 4 GiB": (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes"),
     "an HTTP request": (b"GET / HTTP/1.1\r\n\r\n", "announced a frame of"),
     "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01", "speaks TLS, this node plain text"),
-    "an empty frame": (frame(b""), "no bounded msgpack"),
+    "an empty frame": (frame(b""), "not bounded msgpack"),
     "a greeting frame beyond its cap": (b"\x00\x04\x00\x01", "the cap is 262144"),
-    "an array of four billion": (frame(b"\xdd\xff\xff\xff\xff"), "no bounded msgpack"),
-    "deep nesting": (frame(b"\x91" * 10_000), "no bounded msgpack"),
+    "an array of four billion": (frame(b"\xdd\xff\xff\xff\xff"), "not bounded msgpack"),
+    "deep nesting": (frame(b"\x91" * 10_000), "not bounded msgpack"),
     "work before the greeting": (frame(encode(Release("a"))), "release before the greeting"),
     "a pong before the greeting": (frame(encode(Pong(0))), "pong before the greeting"),
     "two greetings": (2 * frame(encode(target_hello())), "hello before the first pong"),
@@ -143,8 +143,8 @@ def test_what_is_shown_out_at_the_door(data: bytes, reason: str) -> None:
 
 
 OUT_OF_ORDER: dict[str, tuple[AnyMessage, str]] = {
-    "a draft from a target": (Draft("a", 0, b"", b""), "the peer sent draft at work"),
-    "a second greeting": (target_hello(), "the peer sent hello at work"),
+    "a draft from a target": (Draft("a", 0, b"", b""), "the peer sent draft while ready"),
+    "a second greeting": (target_hello(), "the peer sent hello while ready"),
     "a pong to no ping": (Pong(77), "pong 77 to a ping that was never sent"),
     "a request cut off": (DraftRequest("a", 0, 4, 0, b"123", 1), "tokens are cut off"),
 }

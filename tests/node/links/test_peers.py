@@ -329,7 +329,7 @@ def test_a_misfit_is_explained() -> None:
             living(drafter_settings(), discover=air.run),
         ):
             await target.until_linked("drafter-1")
-            told = {e.peer: (e.standing, e.reason) for e in target.peers.explain()}
+            told = {e.peer: (e.state, e.reason) for e in target.peers.explain()}
             assert told == {
                 "stranger": ("refused", "cluster other there, lab here"),
                 "target-2": ("left out", "is a target too"),
