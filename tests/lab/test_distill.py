@@ -278,7 +278,7 @@ def test_specialist_is_the_generalist_with_its_changes_and_no_others(target: Pat
     torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
     assert (given - untouched).abs().max() > 0.1
     write_drafter(general, cut(stock, (0, 1), tokens), tokens, target.name, "Q4_0", "other")
-    with pytest.raises(ModelUnavailable, match=r"was made for another general\.gguf"):
+    with pytest.raises(ModelUnavailable, match=r"was made for another version of general\.gguf"):
         load_drafter(LoadOptions(model=str(special)))
 
 
@@ -288,7 +288,7 @@ def test_drafters_that_name_each_other_are_refused(target: Path) -> None:
     student = cut(stock, (0, 1), torch.arange(16))
     write_drafter(one, student, torch.arange(16), other.name, "Q8_0", "one")
     write_drafter(other, student, torch.arange(16), one.name, "Q8_0", "other")
-    with pytest.raises(ModelUnavailable, match="without end"):
+    with pytest.raises(ModelUnavailable, match="too many bases"):
         load_drafter(LoadOptions(model=str(one)))
 
 

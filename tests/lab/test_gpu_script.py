@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -110,7 +111,7 @@ def test_interrupt_ends_the_running_part(tmp_path: Path) -> None:
 import asyncio, os, sys
 from dataclasses import replace
 from pathlib import Path
-from edgecosine.lab.gpu.parts import PARTS, Visit
+from edgecosine.lab.gpu.parts import PARTS, GpuPlan
 from edgecosine.lab.gpu.run_parts import run_parts
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
 part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
@@ -123,7 +124,8 @@ asyncio.run(run_parts([part], plan, 5, {{}}, lambda text: print(text, flush=True
         us.stdout.readline()
         log = tmp_path / "bench.log"
         while not (log.is_file() and log.read_text().endswith("\n")):
-            pass
+            assert us.poll() is None, "the script ended"
+            time.sleep(0.01)
         us.send_signal(signal.SIGINT)
         assert us.wait() != 0
     with pytest.raises(ProcessLookupError):
