@@ -96,19 +96,19 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
         service, topics = ScriptedService(max_sessions=1), Topics("home")
         service.hold("hm")
         admission = AdmissionControl(num_slots=1, max_queued=0)
-        reception = request_manager(service, lambda _: None, admission)
+        manager = request_manager(service, lambda _: None, admission)
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await asyncio.sleep(0)
             for request_id in "12":
                 ticket = ReplyAddress(
                     "a", request_id, "completion", topics.response("a", request_id)
                 )
                 request = Request("a", request_id, "completion", "hm")
-                reception.accept(RequestRecord(ticket, request))
+                manager.accept(RequestRecord(ticket, request))
                 await asyncio.sleep(0)
-            reception.cancel("1", "a")
-            await reception.runner.idle()
+            manager.cancel("1", "a")
+            await manager.runner.idle()
             running.cancel()
 
     with caplog.at_level(logging.INFO, logger="edgecosine"):

@@ -16,7 +16,7 @@ from tests.node.credentials.test_enrolment import served
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
 from tests.node.links.wire_fixtures import logbook
 from tests.security.cluster_home import Home
-from tests.support.mqtt import HOME, house, needs_mosquitto, run
+from tests.support.mqtt import HOME, gateway_harness, needs_mosquitto, run
 
 
 def test_kind_is_due_once_a_minute_and_kinds_are_bounded() -> None:
@@ -35,7 +35,7 @@ def test_kind_is_due_once_a_minute_and_kinds_are_bounded() -> None:
 def test_refused_requests_are_counted_and_logged_once() -> None:
     async def story() -> None:
         with logbook() as book:
-            async with house() as home:
+            async with gateway_harness() as home:
                 for number in range(300):
                     home.listener.send(HOME.request("chat"), b"garbage", user=(("client", "cli"),))
                     ask(home, f"b{number}", prompt="")
@@ -53,7 +53,7 @@ def test_refused_requests_are_counted_and_logged_once() -> None:
 def test_cancelled_requests_are_logged_once() -> None:
     async def story() -> None:
         with logbook("edgecosine.node.gateway.request_runner") as book:
-            async with house() as home:
+            async with gateway_harness() as home:
                 home.service.hold("hm")
                 infos = []
                 book.emit = infos.append  # type: ignore[method-assign]
@@ -72,12 +72,12 @@ def test_cancelled_requests_are_logged_once() -> None:
 def test_retained_requests_are_logged_once() -> None:
     async def story() -> None:
         with logbook("edgecosine.node.gateway.gateway") as book:
-            async with house() as home:
+            async with gateway_harness() as home:
                 for number in range(20):
                     topic = HOME.job_cancel(str(number))
-                    home.listener.courier.send(Outgoing(topic, b"x", retain=True))
+                    home.listener.mqtt_client.send(Outgoing(topic, b"x", retain=True))
                 await home.listener.expect(HOME.job_cancel("19"))
-                async with house(broker=home.broker, node_id="t2"):
+                async with gateway_harness(broker=home.broker, node_id="t2"):
                     pass
             assert len([line for line in book.lines if "retained" in line]) == 1
 

@@ -13,7 +13,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.mqtt import HOME, House, free_port, house, needs_mosquitto, run
+from tests.support.mqtt import (
+    HOME,
+    GatewayHarness,
+    free_port,
+    gateway_harness,
+    needs_mosquitto,
+    run,
+)
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -45,14 +52,14 @@ async def outcome(name: str, *arguments: str) -> tuple[int, str, str]:
         return process.returncode, out.decode(), err.decode()
 
 
-def at(home: House) -> tuple[str, str]:
+def at(home: GatewayHarness) -> tuple[str, str]:
     """The option that leads to a house's broker."""
     return "--broker", home.broker.url
 
 
 def test_ask_prints_the_text() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             assert await outcome("ask", "or not", *at(home)) == (0, "to be\n", "")
             assert await outcome("ask", "--chat", "or not", *at(home)) == (0, "to be\n", "")
 
@@ -61,7 +68,7 @@ def test_ask_prints_the_text() -> None:
 
 def test_ask_passes_its_options_on_and_prints_json() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             options = ("--max-tokens=9", "--temperature=0.5", "--top-p=0.9", "--seed=7", "--json")
             code, out, _ = await outcome("ask", "or not", *options, *at(home))
             assert code == 0
@@ -75,7 +82,7 @@ def test_ask_passes_its_options_on_and_prints_json() -> None:
 
 def test_ask_of_a_too_long_text_fails_at_once() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             for num_bytes in (400_000, 3 << 20):
                 async with command("ask", "-", *at(home)) as process:
                     out, err = await process.communicate(b"x" * num_bytes)
@@ -89,7 +96,7 @@ def test_ask_of_a_too_long_text_fails_at_once() -> None:
 
 def test_ask_without_a_gateway_or_a_broker_says_so() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             code, _, err = await outcome("ask", "x", "--cluster", "away", *at(home))
             assert code == 1
             assert "no gateway of cluster 'away'" in err
@@ -114,7 +121,7 @@ def test_ask_refuses_wrong_values(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_cancels_the_request(number: int, code: int) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             async with command("ask", "hm", *at(home)) as process:
                 assert process.stdout is not None
@@ -129,7 +136,7 @@ def test_signal_cancels_the_request(number: int, code: int) -> None:
 
 def test_status_shows_the_nodes() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             state = {"role": "target", "model": "[red]tiny"}
             home.listener.send(HOME.node_state("t1"), state, retain=True)
             await home.listener.expect(HOME.node_state("t1"))
@@ -147,7 +154,10 @@ def test_status_shows_the_nodes() -> None:
 
 def test_status_watch_shows_changes() -> None:
     async def story() -> None:
-        async with house() as home, command("status", "--watch", "--json", *at(home)) as process:
+        async with (
+            gateway_harness() as home,
+            command("status", "--watch", "--json", *at(home)) as process,
+        ):
             assert process.stdout is not None
             assert json.loads(await process.stdout.readline())["nodes"] == {}
             home.listener.send(HOME.node_state("t1"), {"role": "target"}, retain=True)

@@ -21,7 +21,15 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.protocol.api.retained_topics import node_state_notice
-from tests.support.mqtt import HOME, House, free_port, house, needs_mosquitto, run, running
+from tests.support.mqtt import (
+    HOME,
+    GatewayHarness,
+    free_port,
+    gateway_harness,
+    needs_mosquitto,
+    run,
+    running,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -142,7 +150,7 @@ def test_port_that_another_program_has_is_no_mistake_of_the_settings() -> None:
 @needs_mosquitto
 def test_output_that_nobody_reads_or_takes_is_told_by_the_exit_code() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             at = f"--broker {home.broker.url}"
             home.service.hold("hm")
             # The text breaks off when nobody reads on.
@@ -166,7 +174,7 @@ def test_output_that_nobody_reads_or_takes_is_told_by_the_exit_code() -> None:
 
 @needs_mosquitto
 def test_watching_ends_when_nobody_reads_on() -> None:
-    async def story(home: House) -> None:
+    async def story(home: GatewayHarness) -> None:
         at = f"--broker {home.broker.url}"
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(
@@ -174,7 +182,7 @@ def test_watching_ends_when_nobody_reads_on() -> None:
             )
             number = 0
             while not watching.done():
-                home.listener.courier.send(
+                home.listener.mqtt_client.send(
                     node_state_notice(HOME, "t1", {"role": "target", "queued": number})
                 )
                 number += 1
@@ -182,7 +190,7 @@ def test_watching_ends_when_nobody_reads_on() -> None:
         assert watching.result() == (141, "1\n", "")
 
     async def inside() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             await home.listener.expect(HOME.status)
             await story(home)
 
@@ -193,8 +201,8 @@ def test_watching_ends_when_nobody_reads_on() -> None:
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_texts_come_through_terminals_of_all_encodings(encoding: str) -> None:
     async def story() -> None:
-        async with house() as home:
-            home.listener.courier.send(
+        async with gateway_harness() as home:
+            home.listener.mqtt_client.send(
                 node_state_notice(HOME, "t1", {"role": "target", "model": "é😀"})
             )
             await home.listener.expect(HOME.node_state("t1"))

@@ -16,7 +16,15 @@ from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
 from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
 from tests.support.fakes import ScriptedService
-from tests.support.mqtt import HOME, free_port, house, listening, needs_mosquitto, run, running
+from tests.support.mqtt import (
+    HOME,
+    free_port,
+    gateway_harness,
+    listening,
+    needs_mosquitto,
+    run,
+    running,
+)
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -39,7 +47,7 @@ async def whole(client: Client, request: Request) -> tuple[list[str], FinalMessa
 
 def test_client_streams_and_ends_with_the_final_message() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             request = completion("1", stream=True, sampling=Sampling(seed=2**64 - 1))
             texts, final = await whole(client, request)
             assert "".join(texts) == final.text == "to be"
@@ -51,7 +59,7 @@ def test_client_streams_and_ends_with_the_final_message() -> None:
 
 def test_many_requests_share_one_connection() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(whole(client, completion(str(n), stream=True)))
@@ -64,7 +72,7 @@ def test_many_requests_share_one_connection() -> None:
 
 def test_choices_are_streamed_by_name_and_end_with_the_final_message() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             steps = [step async for step in client.ask(completion("1", stream=True, n=2))]
             final = steps.pop()
             assert isinstance(final, FinalMessage)
@@ -80,7 +88,7 @@ def test_choices_are_streamed_by_name_and_end_with_the_final_message() -> None:
 
 def test_chat_without_stream_gives_the_final_message_alone() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             turns = (ChatMessage("user", "or not"),)
             texts, final = await whole(client, Request("me", "1", "chat", turns))
             assert texts == []
@@ -91,7 +99,7 @@ def test_chat_without_stream_gives_the_final_message_alone() -> None:
 
 def test_refusal_is_raised_and_the_next_request_is_answered() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             with pytest.raises(RequestError, match="model") as refusal:
                 await whole(client, completion("1", model="huge"))
             assert refusal.value.code == "model_not_found"
@@ -102,7 +110,7 @@ def test_refusal_is_raised_and_the_next_request_is_answered() -> None:
 
 def test_leaving_the_loop_cancels_the_request() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             assert await anext(steps) == Delta(0, "to")
@@ -135,7 +143,10 @@ def test_no_broker_is_said() -> None:
 
 def test_gateway_that_leaves_fails_the_request() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home", patience_s=0.5) as client:
+        async with (
+            gateway_harness() as home,
+            Client(home.broker.url, "home", patience_s=0.5) as client,
+        ):
             home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
@@ -158,7 +169,7 @@ def test_gateway_that_comes_back_is_waited_for_and_that_is_told() -> None:
             EmbeddedBroker(port=free_port()) as broker,
             listening(broker) as outside,
         ):
-            say = outside.courier.send
+            say = outside.mqtt_client.send
             say(Outgoing(HOME.status, ONLINE, retain=True))
             await outside.expect(HOME.status)
             async with (
@@ -173,7 +184,7 @@ def test_gateway_that_comes_back_is_waited_for_and_that_is_told() -> None:
                 assert await _failure(client, completion("3", deadline_s=0.01)) == (
                     "deadline_exceeded"
                 )
-                async with house(broker=broker) as home:
+                async with gateway_harness(broker=broker) as home:
                     assert await told.get() is None
                     texts, final = await first
                     assert "".join(texts) == final.text == "to be"
@@ -193,7 +204,7 @@ def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
     async def story() -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()
         async with (
-            house() as home,
+            gateway_harness() as home,
             Client(home.broker.url, "home", on_standstill=told.put_nowait) as client,
         ):
             presence = NodeStatusPublisher(
@@ -218,7 +229,7 @@ def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
 
 def test_one_id_is_one_request() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
@@ -231,7 +242,7 @@ def test_one_id_is_one_request() -> None:
 
 def test_request_too_large_for_the_broker_is_not_sent() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             with pytest.raises(RequestError) as refusal:
                 await whole(client, completion("1", "x" * (1 << 20)))
             assert refusal.value.code == "request_too_large"
@@ -242,7 +253,7 @@ def test_request_too_large_for_the_broker_is_not_sent() -> None:
 
 def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             assert await client.is_online()
             assert (await client.info())["models"] == ["tiny"]
             assert await client.nodes() == {}
@@ -279,7 +290,10 @@ def test_name_that_can_be_no_level_of_a_topic_is_refused() -> None:
 
 def test_strange_messages_on_our_topics_are_passed_over() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home", client_id="me") as client:
+        async with (
+            gateway_harness() as home,
+            Client(home.broker.url, "home", client_id="me") as client,
+        ):
             gate = home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
@@ -298,7 +312,10 @@ def test_strange_messages_on_our_topics_are_passed_over() -> None:
 def test_refused_request_comes_again_when_it_was_told_to() -> None:
     async def story() -> None:
         service = ScriptedService(max_sessions=1)
-        async with house(service, max_queued=0) as home, Client(home.broker.url, "home") as client:
+        async with (
+            gateway_harness(service, max_queued=0) as home,
+            Client(home.broker.url, "home") as client,
+        ):
             gate = service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
@@ -320,7 +337,7 @@ def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
     async def story() -> None:
         service = ScriptedService(max_sessions=1)
         async with (
-            house(service, max_queued=0) as home,
+            gateway_harness(service, max_queued=0) as home,
             Client(home.broker.url, "home", retry_patience_s=retry_patience_s) as client,
         ):
             service.hold("hm")
@@ -340,7 +357,7 @@ def test_gateway_of_a_later_contract_is_refused_by_name(
     contract: int | str, *, is_served: bool
 ) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.listener.send(HOME.info, {"contract": contract}, retain=True)
             await home.listener.expect(HOME.info)
             async with Client(home.broker.url, "home") as client:

@@ -44,7 +44,7 @@ async def held(
             Outgoing(HOME.node_state("d1"), b'{"role": "target"}', retain=True),
             membership_notice(HOME, MembershipStatus("d1", "s", "x", "m", 0.0, "ready")),
         ):
-            listener.courier.send(message)
+            listener.mqtt_client.send(message)
             await listener.expect(message.topic)
         yield BrokerAddress.parse(broker.url), listener
 

@@ -69,8 +69,8 @@ def test_each_request_ends_once_and_memory_does_not_grow() -> None:
             listener = Listener(
                 BrokerAddress.parse(cluster.broker_url), (f"{TOPICS.root}/response/#",), "listener"
             )
-            await stack.enter_async_context(running(listener.courier.run()))
-            await listener.courier.connected()
+            await stack.enter_async_context(running(listener.mqtt_client.run()))
+            await listener.mqtt_client.connected()
             text = await _text(clients[0], "before")
             before = _resident_bytes(cluster.pid("t"))
             async with asyncio.TaskGroup() as group:

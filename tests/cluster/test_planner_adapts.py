@@ -232,17 +232,17 @@ async def _expect_replacement(requests: _Requests, slow: str, quick: str) -> Non
 def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with _cluster(str(write_adversarial_drafter(tmp_path)), "generalist") as requests:
-            liar, honest = requests.cluster.drafters
-            assert liar.startswith(ADVERSARIAL)
+            adversary, honest = requests.cluster.drafters
+            assert adversary.startswith(ADVERSARIAL)
             answer = await requests.answers_until(_speculates)
-            assert len(_waits(answer, liar)) <= MAX_WAITS
-            assert _num_proposed(answer, liar) < _num_proposed(answer, honest) / 10
+            assert len(_waits(answer, adversary)) <= MAX_WAITS
+            assert _num_proposed(answer, adversary) < _num_proposed(answer, honest) / 10
 
             await requests.cluster.local.stop(honest)
             await requests.answer()
             answer = await requests.answer()
             assert answer.plan.startswith("K=0")
-            assert len(_waits(answer, liar)) <= MAX_WAITS
-            assert _num_proposed(answer, liar) <= MAX_WAITS
+            assert len(_waits(answer, adversary)) <= MAX_WAITS
+            assert _num_proposed(answer, adversary) <= MAX_WAITS
 
     run_patiently(scenario())

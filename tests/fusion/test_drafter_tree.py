@@ -111,13 +111,13 @@ def test_empty_draft_is_a_miss() -> None:
 
 
 def test_draft_below_a_trunk_is_judged_by_its_own_tokens() -> None:
-    laid = draft_of("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
-    own = laid.own((0, 0, 0, 7, 8, 9, 6))
+    seeded = draft_of("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
+    own = seeded.own((0, 0, 0, 7, 8, 9, 6))
     assert own == draft_of("d", 5, (9, 5), (0.9, 0.9), (-1, 0))
     assert own.hits_and_misses((9, 6)) == (1, 1)
-    assert laid.own((0, 0, 0, 7, 1, 9, 5)) is None
-    assert laid.own((0, 0, 0, 7)) is None
-    left = laid.after((0, 0, 0, 7))
+    assert seeded.own((0, 0, 0, 7, 1, 9, 5)) is None
+    assert seeded.own((0, 0, 0, 7)) is None
+    left = seeded.after((0, 0, 0, 7))
     assert left is not None
     assert left.trunk == 1
     assert left.own((0, 0, 0, 7, 8)) == own

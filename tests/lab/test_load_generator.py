@@ -26,7 +26,7 @@ from edgecosine.lab.measured_requests import Load
 from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.protocol.api.request import Answer, Progress, Request
 from tests.support.fakes import ScriptedService
-from tests.support.mqtt import house, needs_mosquitto, run
+from tests.support.mqtt import gateway_harness, needs_mosquitto, run
 
 rates = st.floats(0.5, 50)
 
@@ -52,7 +52,7 @@ class Meeting(ScriptedService):
 def test_closed_loop_keeps_its_concurrency_and_sends_every_request() -> None:
     async def scenario() -> tuple[Load, Meeting]:
         service = Meeting(3)
-        async with house(service) as at, Client(at.broker.url, "home") as client:
+        async with gateway_harness(service) as at, Client(at.broker.url, "home") as client:
             jobs = make_jobs(9, offset=0, policy="edgecosine", temperature=0.8, max_tokens=8)
             return await closed_loop(client, jobs, 3), service
 
@@ -71,7 +71,7 @@ def test_open_loop_does_not_wait_and_counts_refusals() -> None:
         jobs = make_jobs(6, offset=0, policy="edgecosine", temperature=0.0, max_tokens=8)
         service = Meeting(6)
         service.errors[jobs[2].prompt] = RequestError("no", code="nope")
-        async with house(service) as at, Client(at.broker.url, "home") as client:
+        async with gateway_harness(service) as at, Client(at.broker.url, "home") as client:
             return await open_loop(client, jobs, [0.0] * 6)
 
     load = run(scenario())

@@ -13,7 +13,7 @@ from edgecosine.client.client import Client
 from edgecosine.errors import Overloaded, RequestError
 from edgecosine.lab.soak.clients import ClientProfile, Clients
 from tests.support.fakes import ScriptedService
-from tests.support.mqtt import house, needs_mosquitto, run
+from tests.support.mqtt import gateway_harness, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -25,7 +25,7 @@ async def clients(
     profile: ClientProfile, service: ScriptedService | None = None
 ) -> AsyncIterator[Clients]:
     async with (
-        house(service) as home,
+        gateway_harness(service) as home,
         Client(home.broker.url, "home", retry_patience_s=0) as client,
     ):
         yield Clients([client], [profile], seed=0)

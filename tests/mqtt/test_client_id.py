@@ -20,7 +20,7 @@ from tests.support.fakes import ScriptedService
 from tests.support.mqtt import (
     HOME,
     free_port,
-    house,
+    gateway_harness,
     listening,
     needs_mosquitto,
     run,
@@ -39,7 +39,10 @@ GUESSES = (
 
 def test_name_of_a_node_does_not_take_its_connection() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home", client_id="me") as client:
+        async with (
+            gateway_harness() as home,
+            Client(home.broker.url, "home", client_id="me") as client,
+        ):
             address = BrokerAddress.parse(home.broker.url)
             for guess in GUESSES:
                 async with connect(address, client_id=guess):

@@ -16,7 +16,7 @@ from edgecosine.client.client import Client
 from edgecosine.counters import Counters
 from edgecosine.errors import RequestError
 from edgecosine.mqtt import broker_limits
-from edgecosine.mqtt import reconnecting_client as courier
+from edgecosine.mqtt import reconnecting_client as mqtt_client
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
@@ -64,8 +64,8 @@ async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
 async def reader(url: str) -> AsyncIterator[Listener]:
     """Somebody who hears everything and is not in the way of what is refused."""
     listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "reader")
-    async with running(listener.courier.run()):
-        await listener.courier.connected()
+    async with running(listener.mqtt_client.run()):
+        await listener.mqtt_client.connected()
         yield listener
 
 
@@ -142,7 +142,7 @@ def test_announcement_that_the_broker_hangs_up_on_keeps_nobody_out(
     async def story() -> None:
         hang_up_on(monkeypatch)
         bad, good = Outgoing("a\uffff", b"", retain=True), Outgoing("good", b"", retain=True)
-        monkeypatch.setattr(courier, "_BACKOFF", Backoff(0.075, 0.15, jitter=2 / 3))
+        monkeypatch.setattr(mqtt_client, "_BACKOFF", Backoff(0.075, 0.15, jitter=2 / 3))
         counters = Counters()
         async with own_mosquitto(tmp_path) as url:
             actor = ReconnectingClient(

@@ -14,7 +14,7 @@ from typing import cast
 from edgecosine.discovery.peer import Address
 
 
-class Weather:
+class LinkConditions:
     """State of the sky over one relay.
 
     delay_s       one-way delay in seconds
@@ -83,23 +83,23 @@ class Weather:
 
 
 class _End(asyncio.Protocol):
-    def __init__(self, weather: Weather) -> None:
-        self.weather = weather
+    def __init__(self, conditions: LinkConditions) -> None:
+        self.conditions = conditions
         self.other: _End = self
         self.transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self.weather.join(self)
+        self.conditions.join(self)
         for data in self._early:
             self.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self.weather.carry(self, data)
+        self.conditions.carry(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.weather.lost(self)
+        self.conditions.lost(self)
 
     def deliver(self, data: bytes) -> None:
         if self.transport is None:
@@ -109,13 +109,13 @@ class _End(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def relayed(target: Address) -> AsyncIterator[Weather]:
+async def relayed(target: Address) -> AsyncIterator[LinkConditions]:
     """A relay to `target`; dial `weather.address` instead."""
-    weather, loop = Weather(), asyncio.get_running_loop()
+    conditions, loop = LinkConditions(), asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
 
         def accept() -> _End:
-            near, far = _End(weather), _End(weather)
+            near, far = _End(conditions), _End(conditions)
             near.other, far.other = far, near
             group.create_task(_dial(far), name="weather.dial")
             return near
@@ -128,9 +128,9 @@ async def relayed(target: Address) -> AsyncIterator[Weather]:
                     far.other.transport.abort()
 
         server = await loop.create_server(accept, "127.0.0.1", 0)
-        weather.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        conditions.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
         try:
-            yield weather
+            yield conditions
         finally:
             server.close()
-            weather.cut()
+            conditions.cut()

@@ -70,7 +70,9 @@ class Listener:
     def __init__(self, broker: BrokerAddress, filters: tuple[str, ...], name: str) -> None:
         self.received: list[Incoming] = []
         self._news = asyncio.Event()
-        self.courier = ReconnectingClient(broker, name=name, receive=self.receive, filters=filters)
+        self.mqtt_client = ReconnectingClient(
+            broker, name=name, receive=self.receive, filters=filters
+        )
 
     def receive(self, message: Incoming) -> None:
         self.received.append(message)
@@ -109,7 +111,7 @@ class Listener:
             payload = json.dumps(payload)
         if isinstance(payload, str):
             payload = payload.encode()
-        self.courier.send(Outgoing(topic, payload, **fields))
+        self.mqtt_client.send(Outgoing(topic, payload, **fields))
 
 
 @contextlib.asynccontextmanager
@@ -118,8 +120,8 @@ async def listening(
 ) -> AsyncIterator[Listener]:
     """Run a listener on these topics, by default on all of the cluster."""
     listener = Listener(BrokerAddress.parse(broker.url), filters or (f"{HOME.root}/#",), name)
-    async with running(listener.courier.run()):
-        await listener.courier.connected()
+    async with running(listener.mqtt_client.run()):
+        await listener.mqtt_client.connected()
         yield listener
 
 
@@ -133,7 +135,7 @@ async def running(actor: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task
 
 
 @dataclass
-class House:
+class GatewayHarness:
     """A broker, a gateway with its service, and a listener on all topics."""
 
     broker: EmbeddedBroker
@@ -144,7 +146,7 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(
+async def gateway_harness(
     service: ScriptedService | None = None,
     *,
     broker: EmbeddedBroker | None = None,
@@ -152,7 +154,7 @@ async def house(
     max_queued: int = 64,
     max_request_bytes: int = MAX_REQUEST_BYTES,
     absence_s: float = GRACE_S,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[GatewayHarness]:
     """Run a gateway and a listener, on the given broker or a new one."""
     service = service or ScriptedService()
     async with contextlib.AsyncExitStack() as stack:
@@ -170,7 +172,7 @@ async def house(
         task = await stack.enter_async_context(running(gateway.run()))
         await gateway.client.connected()
         listener = await stack.enter_async_context(listening(broker, name=f"listener-{node_id}"))
-        yield House(broker, service, gateway, listener, task)
+        yield GatewayHarness(broker, service, gateway, listener, task)
 
 
 async def shell(*command: str) -> str:

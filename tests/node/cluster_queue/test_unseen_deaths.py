@@ -17,7 +17,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.cluster_queue import leases
 from edgecosine.node.cluster_queue import members as statuses
-from edgecosine.node.cluster_queue import state as workbook
+from edgecosine.node.cluster_queue import state as queue_state
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.claim_messages import (
     Claim,
@@ -54,7 +54,7 @@ OF_DEAD = [each for each in IDS if chosen(f"cli/{each}", ("a", "ghost")) == "gho
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statuses, "GRACE_S", 0.5)
     # A request must not wait for a dead target to claim it.
-    monkeypatch.setattr(workbook, "UNCLAIMED_S", 1e6)
+    monkeypatch.setattr(queue_state, "UNCLAIMED_S", 1e6)
 
 
 def retained_status(identity: str = "x", state: MembershipState = "ready") -> Outgoing:
@@ -68,7 +68,7 @@ async def broker_with(*words: Outgoing) -> AsyncIterator[tuple[EmbeddedBroker, L
     """A broker that retains these messages."""
     async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
         for word in words:
-            listener.courier.send(word)
+            listener.mqtt_client.send(word)
             await listener.expect(word.topic)
         yield broker, listener
 
@@ -186,7 +186,7 @@ def test_silent_target_without_a_will_is_lost(monkeypatch: pytest.MonkeyPatch) -
             target = gateway(broker, "a", ScriptedService(), "x")
             async with running(target.run()):
                 await target.client.connected()
-                listener.courier.send(retained_status())
+                listener.mqtt_client.send(retained_status())
                 async with asyncio.timeout(PATIENCE_S):
                     while not target.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
@@ -230,7 +230,7 @@ def test_cleared_status_is_forgotten() -> None:
             async with running(target.run()):
                 await target.client.connected()
                 assert not target.queue.state.members.is_alone
-                listener.courier.send(Outgoing(HOME.membership("ghost"), b"", retain=True))
+                listener.mqtt_client.send(Outgoing(HOME.membership("ghost"), b"", retain=True))
                 async with asyncio.timeout(PATIENCE_S):
                     while not target.queue.state.members.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
@@ -251,13 +251,13 @@ def test_claim_too_long_for_the_broker_is_announced_without_its_body(tmp_path: P
                 await stack.enter_async_context(running(target.run()))
                 targets.append(target)
             listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "listener")
-            await stack.enter_async_context(running(listener.courier.run()))
+            await stack.enter_async_context(running(listener.mqtt_client.run()))
             async with asyncio.timeout(PATIENCE_S):
                 for target in targets:
                     await target.client.connected()
                     while not target.queue.active_peers:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
-                await listener.courier.connected()
+                await listener.mqtt_client.connected()
             for each in IDS[:4]:
                 ask(listener, each, 1800 * "x")
             for each in IDS[:4]:

@@ -231,9 +231,9 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
 
     async def main() -> None:
         async with fort(home) as stronghold:
-            liar = stronghold.node(home.admit("evil"))
+            adversary = stronghold.node(home.admit("evil"))
             standing = MembershipStatus("evil", "s", "other", "other", 0.0, "ready")
-            async with connect(liar, client_id="x", version="5") as mouth:
+            async with connect(adversary, client_id="x", version="5") as mouth:
                 for lie in (
                     node_status_notice(TOPICS, "evil", "ready", session="s", now_s=0.0),
                     node_state_notice(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.mqtt import HOME, House
+from tests.support.mqtt import HOME, GatewayHarness
 
 ASK: dict[str, Any] = {"client": "cli", "prompt": "or not"}
 
 
-def ask(home: House, request_id: str, **fields: Any) -> None:
+def ask(home: GatewayHarness, request_id: str, **fields: Any) -> None:
     """Send a completion request; fields of None are left out."""
     body = {**ASK, "id": request_id, **fields}
     home.listener.send(HOME.request("completion"), {k: v for k, v in body.items() if v is not None})
 
 
-async def answer(home: House, request_id: str, client: str = "cli") -> Any:
+async def answer(home: GatewayHarness, request_id: str, client: str = "cli") -> Any:
     """The final message of a request."""
     return await home.listener.expect_json(HOME.response(client, request_id))
 
 
-async def assert_still_answers(home: House) -> None:
+async def assert_still_answers(home: GatewayHarness) -> None:
     """The gateway took no harm."""
     ask(home, "after")
     assert (await answer(home, "after"))["choices"][0]["text"] == "to be"

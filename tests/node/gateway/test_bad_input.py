@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
-from tests.support.mqtt import HOME, house, needs_mosquitto, run
+from tests.support.mqtt import HOME, gateway_harness, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -61,7 +61,7 @@ def test_bad_body_gets_an_error_and_breaks_nothing(
     body: bytes, code: str, parameter: str | None
 ) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.listener.send(
                 HOME.request("completion"), body, correlation=b"bad", user=(("client", "cli"),)
             )
@@ -77,7 +77,7 @@ def test_bad_body_gets_an_error_and_breaks_nothing(
 
 def test_oversized_payload_is_refused() -> None:
     async def story() -> None:
-        async with house(max_request_bytes=1000) as home:
+        async with gateway_harness(max_request_bytes=1000) as home:
             home.listener.send(
                 HOME.request("ask"), "x" * 1001, correlation=b"big", user=(("client", "cli"),)
             )
@@ -90,7 +90,7 @@ def test_oversized_payload_is_refused() -> None:
 @pytest.mark.parametrize("num_bytes", [300_000, 900_000])
 def test_oversized_body_is_refused_to_its_asker(num_bytes: int) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "big", prompt="x" * num_bytes)
             assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
             reply_to = HOME.response("cli", "else/where")
@@ -104,7 +104,7 @@ def test_oversized_body_is_refused_to_its_asker(num_bytes: int) -> None:
 
 def test_reply_topic_of_another_client_gets_nothing() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "1", reply_to=HOME.response("alice", "77"))
             assert (await answer(home, "1"))["error"]["code"] == "reply_topic_refused"
             ask(home, "2", client=None, reply_to=HOME.response("alice", "77"))

@@ -10,12 +10,19 @@ from edgecosine.mqtt.inbox import Inbox
 from edgecosine.node.gateway.gateway import MAX_UNREAD
 from edgecosine.protocol.api.mqtt_message import Incoming
 from tests.node.gateway.gateway_talk import answer, ask, assert_still_answers
-from tests.support.mqtt import HOME, House, house, listening, needs_mosquitto, run
+from tests.support.mqtt import (
+    HOME,
+    GatewayHarness,
+    gateway_harness,
+    listening,
+    needs_mosquitto,
+    run,
+)
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def flood(home: House, number: int, client: str = "flood") -> list[Incoming]:
+def flood(home: GatewayHarness, number: int, client: str = "flood") -> list[Incoming]:
     """Messages as they come from the broker, all at once."""
     body = {"client": client, "prompt": ["no", "prompt"]}
     return [
@@ -24,13 +31,13 @@ def flood(home: House, number: int, client: str = "flood") -> list[Incoming]:
     ]
 
 
-def inbox_of(home: House) -> Inbox:
+def inbox_of(home: GatewayHarness) -> Inbox:
     return home.gateway.client._inbox
 
 
 def test_other_clients_are_read_before_the_rest_of_a_flood() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             for message in flood(home, MAX_UNREAD):
                 inbox_of(home).put(message, 1)
             await assert_still_answers(home)
@@ -46,7 +53,7 @@ def test_other_clients_are_read_before_the_rest_of_a_flood() -> None:
 
 def test_flood_beyond_the_inbox_is_refused_or_counted() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             messages = flood(home, MAX_UNREAD + 20)
             for message in messages[:-20]:
                 inbox_of(home).put(message, 1)
@@ -66,7 +73,7 @@ def test_flood_beyond_the_inbox_is_refused_or_counted() -> None:
 
 def test_flood_over_mqtt_does_not_block_other_clients() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             async with listening(home.broker, HOME.status, name="flood") as flooder:
                 for number in range(300):
                     body = {"client": "flood", "id": str(number), "prompt": []}

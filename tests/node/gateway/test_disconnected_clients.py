@@ -13,14 +13,17 @@ from edgecosine.protocol.api.retained_topics import OFFLINE
 from tests.cli.test_mqtt_commands import at, command
 from tests.client.test_client import completion, whole
 from tests.node.gateway.gateway_talk import answer, ask
-from tests.support.mqtt import HOME, house, needs_mosquitto, run
+from tests.support.mqtt import HOME, gateway_harness, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
 def test_request_of_a_killed_client_is_cancelled_and_frees_its_slot() -> None:
     async def story() -> None:
-        async with house(absence_s=0.05) as home, command("ask", "hm", *at(home)) as process:
+        async with (
+            gateway_harness(absence_s=0.05) as home,
+            command("ask", "hm", *at(home)) as process,
+        ):
             home.service.hold("hm")
             await home.service.begun(1)
             process.send_signal(signal.SIGKILL)
@@ -34,7 +37,7 @@ def test_request_of_a_killed_client_is_cancelled_and_frees_its_slot() -> None:
 
 def test_any_mqtt_client_can_set_this_last_will() -> None:
     async def story() -> None:
-        async with house(absence_s=0.05) as home:
+        async with gateway_harness(absence_s=0.05) as home:
             home.service.hold("hm")
             process = await asyncio.create_subprocess_exec(
                 "mosquitto_sub", "-p", home.broker.url.rpartition(":")[2], "-t", "none",
@@ -56,7 +59,7 @@ def test_any_mqtt_client_can_set_this_last_will() -> None:
 def test_client_that_comes_back_keeps_its_requests() -> None:
     async def story() -> None:
         async with (
-            house(absence_s=0.5) as home,
+            gateway_harness(absence_s=0.5) as home,
             Client(home.broker.url, "home", client_id="me") as client,
         ):
             gate = home.service.hold("hm")

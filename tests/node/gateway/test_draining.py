@@ -17,14 +17,14 @@ from tests.node.drafter.test_draft_worker import LANGUAGE, PREFIX, Post, at_work
 from tests.node.drafter.test_draft_worker import ask as ask_drafter
 from tests.node.gateway.gateway_talk import ask
 from tests.support.engines import ScriptedDrafter
-from tests.support.mqtt import HOME, house, listening, needs_mosquitto, run
+from tests.support.mqtt import HOME, gateway_harness, listening, needs_mosquitto, run
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_draining_gateway_finishes_active_requests_and_refuses_new_ones() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             gate = home.service.hold("hm")
             ask(home, "1", prompt="hm")
             await home.listener.expect_state("1", "running")
@@ -51,7 +51,7 @@ def test_draining_gateway_finishes_active_requests_and_refuses_new_ones() -> Non
 @pytest.mark.timeout(60)
 def test_client_waits_for_a_gateway_that_restarts() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home") as client:
+        async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             gate = home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
             await anext(steps)
@@ -65,7 +65,7 @@ def test_client_waits_for_a_gateway_that_restarts() -> None:
                 assert [step async for step in steps][-1].text == "to be"
                 home.gateway_task.cancel()
                 await asyncio.wait([home.gateway_task])
-                async with house(broker=home.broker, node_id="t2"):
+                async with gateway_harness(broker=home.broker, node_id="t2"):
                     assert (await second)[1].text == "to be"
 
     run(story())
@@ -75,7 +75,10 @@ def test_client_waits_for_a_gateway_that_restarts() -> None:
 @pytest.mark.timeout(60)
 def test_client_without_retries_gets_the_draining_error() -> None:
     async def story() -> None:
-        async with house() as home, Client(home.broker.url, "home", retry_patience_s=0) as client:
+        async with (
+            gateway_harness() as home,
+            Client(home.broker.url, "home", retry_patience_s=0) as client,
+        ):
             await home.gateway.drain()
             with pytest.raises(RequestError) as refusal:
                 await whole(client, completion("1"))

@@ -11,14 +11,14 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
 from tests.node.gateway.gateway_talk import ASK, answer, ask, assert_still_answers
 from tests.support.fakes import ScriptedService
-from tests.support.mqtt import HOME, house, listening, needs_mosquitto, run
+from tests.support.mqtt import HOME, gateway_harness, listening, needs_mosquitto, run
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
 def test_completion_gets_states_and_one_final_message() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "1", seed=5)
             final = await answer(home, "1")
             assert final["choices"][0]["text"] == "to be"
@@ -36,7 +36,7 @@ def test_completion_gets_states_and_one_final_message() -> None:
 
 def test_request_without_a_seed_gets_a_drawn_one_in_its_answer() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "1")
             ask(home, "2")
             seeds = [(await answer(home, each))["edgecosine"]["seed"] for each in ("1", "2")]
@@ -48,7 +48,7 @@ def test_request_without_a_seed_gets_a_drawn_one_in_its_answer() -> None:
 
 def test_stream_is_ordered_and_ends_with_fin() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             turns = [{"role": "user", "content": "hm?"}]
             home.listener.send(
                 HOME.request("chat"),
@@ -68,7 +68,7 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
 
 def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "1", n=3, seed=5, stream=True, logprobs=2, min_tokens=1, stop_token_ids=[3])
             final = await answer(home, "1")
             assert [choice["index"] for choice in final["choices"]] == [0, 1, 2]
@@ -92,7 +92,7 @@ def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
 
 def test_more_choices_than_sessions_are_refused() -> None:
     async def story() -> None:
-        async with house(ScriptedService(max_sessions=2)) as home:
+        async with gateway_harness(ScriptedService(max_sessions=2)) as home:
             ask(home, "1", n=3)
             error = (await answer(home, "1"))["error"]
             assert (error["param"], error["code"]) == ("n", "invalid_value")
@@ -107,7 +107,7 @@ def test_service_refuses_a_prompt_longer_than_the_context() -> None:
         service.errors["long"] = RequestError(
             "too long", code="context_length_exceeded", parameter="prompt"
         )
-        async with house(service) as home:
+        async with gateway_harness(service) as home:
             ask(home, "1", prompt="long")
             assert (await answer(home, "1"))["error"]["code"] == "context_length_exceeded"
             await home.listener.expect_state("1", "failed")
@@ -120,7 +120,7 @@ def test_exception_in_a_session_is_an_internal_error() -> None:
     async def story() -> None:
         service = ScriptedService()
         service.errors["oh"] = ActorStopped("secret reason")
-        async with house(service) as home:
+        async with gateway_harness(service) as home:
             ask(home, "1", prompt="oh", stream=True)
             final = await answer(home, "1")
             assert final["error"]["code"] == "internal_error"
@@ -134,7 +134,7 @@ def test_exception_in_a_session_is_an_internal_error() -> None:
 
 def test_reply_goes_to_the_named_topic() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             named = f"{HOME.root}/response/cli/own/place"
             ask(home, "1", reply_to=named)
             assert (await home.listener.expect_json(named))["id"] == "1"
@@ -144,7 +144,7 @@ def test_reply_goes_to_the_named_topic() -> None:
 
 def test_same_request_twice_is_run_once_and_answered_twice() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             gate = home.service.hold("hm")
             ask(home, "1", prompt="hm")
             await home.listener.expect_state("1", "running")
@@ -163,7 +163,7 @@ def test_same_request_twice_is_run_once_and_answered_twice() -> None:
 
 def test_id_of_another_request_is_refused() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             ask(home, "1")
             await answer(home, "1")
             ask(home, "1", prompt="something else")
@@ -177,7 +177,7 @@ def test_id_of_another_request_is_refused() -> None:
 
 def test_cancelled_request_ends_and_closes_its_session() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
             await home.listener.expect_state("1", "running")
@@ -192,7 +192,7 @@ def test_cancelled_request_ends_and_closes_its_session() -> None:
 
 def test_cancel_ends_the_request_of_its_sender_only() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
             ask(home, "1", prompt="hm", client="other")
@@ -207,7 +207,7 @@ def test_cancel_ends_the_request_of_its_sender_only() -> None:
 
 def test_cancel_of_an_unknown_and_of_a_queued_request() -> None:
     async def story() -> None:
-        async with house(ScriptedService(max_sessions=1)) as home:
+        async with gateway_harness(ScriptedService(max_sessions=1)) as home:
             home.listener.send(HOME.job_cancel("nothing"), b"\xff")
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -223,7 +223,7 @@ def test_cancel_of_an_unknown_and_of_a_queued_request() -> None:
 
 def test_deadline_ends_a_running_and_a_waiting_request() -> None:
     async def story() -> None:
-        async with house(ScriptedService(max_sessions=1)) as home:
+        async with gateway_harness(ScriptedService(max_sessions=1)) as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm", deadline_ms=200)
             ask(home, "2", prompt="hm", deadline_ms=100)
@@ -238,7 +238,7 @@ def test_deadline_ends_a_running_and_a_waiting_request() -> None:
 
 def test_message_expiry_is_a_deadline() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             home.listener.send(
                 HOME.request("completion"), {**ASK, "id": "1", "prompt": "hm"}, expiry_s=1
@@ -250,7 +250,7 @@ def test_message_expiry_is_a_deadline() -> None:
 
 def test_full_queue_refuses_with_retry_after() -> None:
     async def story() -> None:
-        async with house(ScriptedService(max_sessions=1), max_queued=1) as home:
+        async with gateway_harness(ScriptedService(max_sessions=1), max_queued=1) as home:
             gate = home.service.hold("hm")
             for request_id in ("1", "2"):
                 ask(home, request_id, prompt="hm")
@@ -267,10 +267,10 @@ def test_full_queue_refuses_with_retry_after() -> None:
 
 def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.listener.send(HOME.request("completion"), {**ASK, "id": "1"}, retain=True)
             await answer(home, "1")
-            async with house(broker=home.broker, node_id="t2") as second:
+            async with gateway_harness(broker=home.broker, node_id="t2") as second:
                 await assert_still_answers(second)
                 assert "1" not in [r.request_id for r in second.service.requests]
 
@@ -279,7 +279,7 @@ def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
 
 def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
     async def story() -> None:
-        async with house() as home, listening(home.broker, name="late") as late:
+        async with gateway_harness() as home, listening(home.broker, name="late") as late:
             [status] = await late.expect(HOME.status)
             assert (status.payload, status.retain) == (b"online", True)
             info = await late.expect_json(HOME.info)
@@ -293,7 +293,7 @@ def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
 
 def test_late_will_of_a_former_connection_is_corrected() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.listener.send(HOME.status, b"offline", retain=True)
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen] == [b"online", b"offline", b"online"]
@@ -303,7 +303,7 @@ def test_late_will_of_a_former_connection_is_corrected() -> None:
 
 def test_disconnected_gateway_is_offline_until_it_reconnects() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
             await home.listener.expect_state("1", "running")
@@ -321,7 +321,7 @@ def test_disconnected_gateway_is_offline_until_it_reconnects() -> None:
 
 def test_leaving_gateway_fails_its_requests_and_goes_offline() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             for number in range(8):
                 ask(home, str(number), prompt="hm")

@@ -12,7 +12,7 @@ import pytest
 
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from tests.node.gateway.gateway_talk import assert_still_answers
-from tests.support.mqtt import HOME, house, needs_mosquitto, run, shell
+from tests.support.mqtt import HOME, gateway_harness, needs_mosquitto, run, shell
 
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
@@ -40,7 +40,7 @@ async def mosquitto_sub(broker: EmbeddedBroker, *options: str) -> AsyncIterator[
 
 def test_rr_gets_the_answer_to_a_bare_prompt() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             answer = await shell(
                 "mosquitto_rr",
                 *at(home.broker),
@@ -53,7 +53,7 @@ def test_rr_gets_the_answer_to_a_bare_prompt() -> None:
 
 def test_rr_gets_the_correlation_back() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             answer = await shell(
                 "mosquitto_rr",
                 *at(home.broker),
@@ -72,7 +72,7 @@ def test_rr_gets_the_correlation_back() -> None:
 @pytest.mark.parametrize("version", ["5", "311"])
 def test_pub_and_sub_work_with_names_in_the_body(version: str) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             topic = HOME.response("shell", "7")
             async with mosquitto_sub(home.broker, "-t", topic, "-C", "2") as process:
                 await shell(
@@ -92,7 +92,7 @@ def test_pub_and_sub_work_with_names_in_the_body(version: str) -> None:
 
 def test_pub_cancels_by_an_empty_message() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             home.listener.send(HOME.request("completion"), {"id": "7", "prompt": "hm"})
             await home.listener.expect_state("7", "running")
@@ -104,7 +104,7 @@ def test_pub_cancels_by_an_empty_message() -> None:
 
 def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             home.service.hold("hm")
             await shell(
                 "mosquitto_pub",
@@ -135,7 +135,7 @@ def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
 )
 def test_foreign_response_topic_gets_nothing(topic: str) -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             await shell(
                 "mosquitto_pub",
                 *at(home.broker),
@@ -154,7 +154,7 @@ def test_foreign_response_topic_gets_nothing(topic: str) -> None:
 
 def test_packet_beyond_the_brokers_limit_is_not_delivered() -> None:
     async def story() -> None:
-        async with house() as home:
+        async with gateway_harness() as home:
             process = await asyncio.create_subprocess_exec(
                 "mosquitto_pub",
                 *at(home.broker),

@@ -21,7 +21,7 @@ from tests.node.gateway.gateway_talk import answer, ask
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import (
     free_port,
-    house,
+    gateway_harness,
     listening,
     needs_mosquitto,
     run,
@@ -60,7 +60,7 @@ def test_stopped_subscriber_delays_no_other() -> None:
         service = ScriptedService(words=(WORD,) * NUM_WORDS)
         async with (
             EmbeddedBroker(port=port) as broker,
-            house(service, broker=broker) as home,
+            gateway_harness(service, broker=broker) as home,
             stopped_subscriber(port),
         ):
             # Many times what fits into the sockets' buffers.
@@ -139,20 +139,20 @@ def test_slow_broker_bounds_memory_and_gets_all_finals() -> None:
                 valve.serving() as entrance,
                 listening(broker, "t/#", name="reader") as reader,
             ):
-                courier = ReconnectingClient(
+                mqtt_client = ReconnectingClient(
                     BrokerAddress("127.0.0.1", entrance), name="slow", receive=_ignore,
                     counters=counters,
                 )  # fmt: skip
-                async with running(courier.run()):
-                    await courier.connected()
+                async with running(mqtt_client.run()):
+                    await mqtt_client.connected()
                     valve.shut()
                     payload = bytes(16 << 10)
                     for number in range(10 * MAX_BYTES // len(payload)):
-                        courier.send(Outgoing(f"t/{number}", payload, qos=0))
-                    assert courier.is_congested
+                        mqtt_client.send(Outgoing(f"t/{number}", payload, qos=0))
+                    assert mqtt_client.is_congested
                     for number in range(20):
-                        courier.send(Outgoing("t/sure", str(number).encode()))
-                    unsent = re.findall(r"(\d+) (?:waiting|in flight)", repr(courier))
+                        mqtt_client.send(Outgoing("t/sure", str(number).encode()))
+                    unsent = re.findall(r"(\d+) (?:waiting|in flight)", repr(mqtt_client))
                     most = MAX_BYTES // len(payload) + 21
                     assert sum(map(int, unsent)) <= most <= MAX_MESSAGES
                     num_dropped = counters.view()["dropped_messages"]
@@ -161,7 +161,7 @@ def test_slow_broker_bounds_memory_and_gets_all_finals() -> None:
                     valve.open()
                     sure = await reader.expect("t/sure", 20)
                     assert [json.loads(each.payload) for each in sure] == [*range(20)]
-                    assert not courier.is_congested
+                    assert not mqtt_client.is_congested
 
     run(story())
 

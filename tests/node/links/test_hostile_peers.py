@@ -31,7 +31,7 @@ from edgecosine.protocol.wire.vocabulary import Vocabulary
 from tests.node.links.wire_fixtures import (
     QUICK,
     WORDS,
-    Door,
+    ListenerFixture,
     assert_serves_a_good_peer,
     door,
     drafter_settings,
@@ -90,7 +90,9 @@ async def stranger(address: Address) -> AsyncIterator[Stranger]:
 
 
 @asynccontextmanager
-async def haunted(settings: LinkSettings | None = None) -> AsyncIterator[tuple[Door, Stranger]]:
+async def haunted(
+    settings: LinkSettings | None = None,
+) -> AsyncIterator[tuple[ListenerFixture, Stranger]]:
     """A door and a stranger in it; when both have parted, a good peer is served."""
     async with door(settings) as drafter:
         async with stranger(drafter.address) as guest:

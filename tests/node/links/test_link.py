@@ -179,10 +179,10 @@ def test_an_ask_ends_when_the_link_does(end: str) -> None:
         inbox = Inbox()
         async with (
             door(drafter_settings(inbox)) as drafter,
-            relayed(drafter.address) as weather,
+            relayed(drafter.address) as conditions,
             asyncio.TaskGroup() as group,
         ):
-            link = await connect(weather.address, target_settings())
+            link = await connect(conditions.address, target_settings())
             task = group.create_task(_outcome(link, request(1)))
             their_end, asked = await asked_of(inbox)
             if end == "close":
@@ -190,7 +190,7 @@ def test_an_ask_ends_when_the_link_does(end: str) -> None:
             elif end == "abort":
                 their_end.abort("crashed")
             else:
-                weather.cut()
+                conditions.cut()
             assert isinstance(await task, LinkLost)
             await link.closed
             await their_end.closed
@@ -212,10 +212,10 @@ async def _outcome(link: Link, asked: DraftRequest) -> object:
 def test_a_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
     async def main() -> None:
         async with door(drafter_settings(timing=QUICK)) as drafter:
-            async with relayed(drafter.address) as weather:
-                link = await connect(weather.address, target_settings(QUICK))
+            async with relayed(drafter.address) as conditions:
+                link = await connect(conditions.address, target_settings(QUICK))
                 their_end = await drafter.ready.get()
-                weather.swallow()
+                conditions.swallow()
                 assert "silent for 0.15 s" in str(await link.closed)
                 assert "silent for 0.15 s" in str(await their_end.closed)
             await assert_serves_a_good_peer(drafter.address)
@@ -225,10 +225,10 @@ def test_a_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
 
 def test_heartbeats_measure_the_round_trip() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as weather:
-            weather.delay_s = 0.02
+        async with door() as drafter, relayed(drafter.address) as conditions:
+            conditions.delay_s = 0.02
             started = time.perf_counter()
-            link = await connect(weather.address, target_settings())
+            link = await connect(conditions.address, target_settings())
             assert 0.03 <= link.rtt_s <= time.perf_counter() - started
             link.abort("done")
 
@@ -239,9 +239,9 @@ def test_a_peer_that_does_not_read_is_dropped() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter:
-            async with relayed(drafter.address) as weather:
-                link = await connect(weather.address, target_settings())
-                weather.stop_reading()
+            async with relayed(drafter.address) as conditions:
+                link = await connect(conditions.address, target_settings())
+                conditions.stop_reading()
                 large = request(1, prefix_len=1 << 18, new_tokens=bytes(4 << 18))
                 while not link.closed.done():
                     link._socket.write(large)
@@ -316,12 +316,12 @@ def test_nobody_at_the_address_is_a_lost_link() -> None:
 
 def test_a_cancelled_dial_leaves_no_connection() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as weather:
-            weather.hold()
+        async with door() as drafter, relayed(drafter.address) as conditions:
+            conditions.hold()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await connect(weather.address, target_settings())
-            weather.release()
+                    await connect(conditions.address, target_settings())
+            conditions.release()
             await assert_serves_a_good_peer(drafter.address)
 
     run(main())
@@ -329,10 +329,10 @@ def test_a_cancelled_dial_leaves_no_connection() -> None:
 
 def test_a_dial_without_a_greeting_times_out() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as weather:
-            weather.swallow()
+        async with door() as drafter, relayed(drafter.address) as conditions:
+            conditions.swallow()
             with pytest.raises(LinkLost, match=r"did not finish the handshake within 0.1 s"):
-                await connect(weather.address, target_settings(Timing(handshake_s=0.1)))
+                await connect(conditions.address, target_settings(Timing(handshake_s=0.1)))
 
     run(main())
 

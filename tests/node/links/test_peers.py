@@ -183,8 +183,8 @@ def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
         air = Air()
         async with living(drafter_settings(), discover=air.run) as drafter:
             address = await address_of(drafter)
-            async with relayed(address) as weather:
-                static = [address, weather.address]
+            async with relayed(address) as conditions:
+                static = [address, conditions.address]
                 async with living(target_settings(), static, air.run) as target:
                     await target.until_linked("drafter-1")
                     link = target.peers.links["drafter-1"]
@@ -204,11 +204,11 @@ def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
         async with (
             living(target_settings(), discover=air.run) as target,
             living(drafter_settings(incarnation=1)) as ghost,
-            relayed(await address_of(ghost)) as weather,
+            relayed(await address_of(ghost)) as conditions,
         ):
-            air.tell(_advert("drafter-1", 1, *weather.address))
+            air.tell(_advert("drafter-1", 1, *conditions.address))
             await target.until_linked("drafter-1")
-            weather.swallow()
+            conditions.swallow()
             async with living(drafter_settings(incarnation=2), discover=air.run) as anew:
                 await target.until(lambda: _life(target) == 2)
                 await anew.until_linked("target-1")
@@ -229,7 +229,7 @@ def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
             await reader.read()
             writer.close()
 
-        liar = await asyncio.start_server(hold, "127.0.0.1", 0)
+        adversary = await asyncio.start_server(hold, "127.0.0.1", 0)
         async with (
             living(drafter_settings(incarnation=1), discover=air.run) as drafter,
             living(target_settings(Timing(30.0, 3, 0.2, 0.5)), discover=air.run) as target,
@@ -237,7 +237,7 @@ def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
             await target.until_linked("drafter-1")
             link = target.peers.links["drafter-1"]
             for life in (7, 8, 9):
-                air.tell(_advert("drafter-1", life, *liar.sockets[0].getsockname()[:2]))
+                air.tell(_advert("drafter-1", life, *adversary.sockets[0].getsockname()[:2]))
             await asked.get()
             assert await link.ask(request(4)) == draft_for(request(4))
             for their_end in drafter.peers.links.values():
@@ -245,8 +245,8 @@ def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
             await target.until(lambda: ("lost", "drafter-1") in target.told)
             await target.until_linked("drafter-1")
             assert _life(target) == 1
-        liar.close()
-        await liar.wait_closed()
+        adversary.close()
+        await adversary.wait_closed()
 
     run(main())
 
@@ -307,13 +307,13 @@ def test_a_silent_node_is_lost_and_found_again() -> None:
     async def main() -> None:
         async with (
             living(drafter_settings(timing=QUICK)) as drafter,
-            relayed(await address_of(drafter)) as weather,
-            living(target_settings(QUICK), static=[weather.address]) as target,
+            relayed(await address_of(drafter)) as conditions,
+            living(target_settings(QUICK), static=[conditions.address]) as target,
         ):
             await target.until_linked("drafter-1")
-            weather.swallow()
+            conditions.swallow()
             await target.until_linked()
-            weather.is_swallowed = False
+            conditions.is_swallowed = False
             await target.until_linked("drafter-1")
 
     run(main())

@@ -148,7 +148,7 @@ def drafter_settings(
 
 
 @dataclass
-class Door:
+class ListenerFixture:
     """A listening node, and the links that came in."""
 
     listener: Listener
@@ -163,13 +163,13 @@ class Door:
 @asynccontextmanager
 async def door(
     settings: LinkSettings | None = None, address: Address = LOCALHOST, max_unfinished: int = 32
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[ListenerFixture]:
     """A drafter that listens."""
     ready: asyncio.Queue[Link] = asyncio.Queue()
     chosen = settings or drafter_settings()
     listener = await listen(address, chosen, ready.put_nowait, max_unfinished=max_unfinished)
     try:
-        yield Door(listener, chosen, ready)
+        yield ListenerFixture(listener, chosen, ready)
     finally:
         listener.close()
         while not ready.empty():

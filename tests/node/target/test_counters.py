@@ -54,12 +54,12 @@ def test_resumed_request_is_counted() -> None:
 
         ticket = ReplyAddress("a", "1", "completion", HOME.response("a", "1"))
         job = RequestRecord(ticket, Request("a", "1", "completion", "x"), age_s=1.0)
-        reception = request_manager(
+        manager = request_manager(
             service, send, AdmissionControl(num_slots=1, max_queued=4), counters=counters,
             recovered=RecoveredState((job,)),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(reception.run())
+            running = group.create_task(manager.run())
             await is_sent.wait()
             running.cancel()
         assert counters.view() == {"resumed": 1}
