@@ -128,8 +128,7 @@ class Roster:
             contact.dial_at = max(now, known.dialled_at + self._backoff.first_s)
         self._contacts[advert.node_id] = contact
         self._judge(contact)
-        linked = self._linked.get(contact.key)
-        if linked is not None and linked.incarnation >= advert.incarnation:
+        if self._has_own_link(contact):
             contact.state, contact.reason = "linked", ""
         return []
 
@@ -202,10 +201,22 @@ class Roster:
             if contact.has_left and is_disconnect:
                 self._forget(contact)
                 continue
+            if self._has_own_link(contact):
+                contact.node_id = contact.key  # another node answered at its address
+                continue
             if was_stable:
                 contact.attempts = 0
             self._wait(contact, reason, now)
             self._judge(contact)
+
+    def _has_own_link(self, contact: Contact) -> bool:
+        """Whether the node that the contact's advert names is linked, in this life or a later."""
+        linked = self._linked.get(contact.key)
+        return (
+            linked is not None
+            and contact.advert is not None
+            and linked.incarnation >= contact.advert.incarnation
+        )
 
     def _dial_failed(self, key: str, reason: str, is_final: bool, now: float) -> None:
         contact = self._contacts.get(key)

@@ -220,6 +220,16 @@ def test_a_newer_life_replaces_its_ghost_at_once() -> None:
     assert play.standing() == ("linked", "")
 
 
+def test_linked_node_is_not_dialled_when_another_node_at_its_address_leaves() -> None:
+    play = Played()
+    play(PeerSeen(advert()))
+    play(UP)
+    play(LinkUp("drafter-2", 1, "drafter-1"))
+    assert play(LinkDown("drafter-2", "cable")) == []
+    assert play.standing() == ("linked", "")
+    assert play(Ticked(), after_s=LONGEST_S) == []
+
+
 FALSE = {"incarnation": 99, "addresses": ("10.6.6.6",)}
 
 
