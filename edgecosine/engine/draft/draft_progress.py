@@ -87,7 +87,7 @@ class LogitRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredToken:
+class ScoredPosition:
     """A token that was read: its position, and the row of logits that predicted it."""
 
     progress: DraftProgress

@@ -18,7 +18,7 @@ from edgecosine.engine.draft.draft_progress import (
     TREE_ROOM,
     DraftProgress,
     LogitRow,
-    ScoredToken,
+    ScoredPosition,
 )
 from edgecosine.engine.draft.draft_sampling import (
     cuts_nothing,
@@ -156,7 +156,7 @@ class TransformerDrafter:
         """Run one forward pass: prefill missing tokens, else read the most probable nodes.
 
         Returns the number of rows."""
-        rows, logit_rows, scored = RowBuilder(), list[LogitRow](), list[ScoredToken]()
+        rows, logit_rows, scored = RowBuilder(), list[LogitRow](), list[ScoredPosition]()
         for progress in active:
             if pending := progress.pending[: self._chunk]:
                 self._feed(progress, pending, rows, logit_rows, scored)
@@ -173,7 +173,7 @@ class TransformerDrafter:
         return len(rows)
 
     def _evaluate(
-        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredToken]
+        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredPosition]
     ) -> None:
         if not len(rows):
             return
@@ -189,7 +189,7 @@ class TransformerDrafter:
         pending: list[int],
         rows: RowBuilder,
         logit_rows: list[LogitRow],
-        scored: list[ScoredToken],
+        scored: list[ScoredPosition],
     ) -> None:
         """Add rows for tokens of the sequence; the newest ones are also scored."""
         slot, tokens = progress.slot, progress.work.tokens
@@ -197,7 +197,7 @@ class TransformerDrafter:
         rows.add_sequence(slot.index, start, pending, slot.mark)
         slot.tokens.extend(pending)
         scored += (
-            ScoredToken(progress, position, first_row + position - start - 1)
+            ScoredPosition(progress, position, first_row + position - start - 1)
             for position in range(
                 max(start + 1, len(tokens) - MAX_SCORED_TOKENS),
                 min(len(tokens), len(slot.tokens) + 1),
@@ -213,7 +213,7 @@ class TransformerDrafter:
         for row, found in zip(logit_rows, draft_tokens, strict=True):
             row.progress.tree.add_children(row.node, found)
 
-    def _score(self, logits: torch.Tensor, scored: list[ScoredToken]) -> None:
+    def _score(self, logits: torch.Tensor, scored: list[ScoredPosition]) -> None:
         """Compare tokens of the sequence with the predictions of the model."""
         positions = [at.position for at in scored]
         noises = [at.progress.work.noise for at in scored]

@@ -24,7 +24,7 @@ Answer = Callable[[bytes], Any]
 """Answers one line of input."""
 
 
-class Generated(NamedTuple):
+class TransformersOutput(NamedTuple):
     """New tokens of each row, without the prompt; times in seconds since the call."""
 
     rows: torch.Tensor
@@ -72,7 +72,7 @@ def load_model(
 @torch.inference_mode()
 def generate(
     model: Any, tokens: torch.Tensor, mask: torch.Tensor, max_tokens: int, drafter: Any = None
-) -> Generated:
+) -> TransformersOutput:
     """Generate greedily; assisted where there is a drafter."""
     started, first = time.perf_counter(), _FirstTokens()
     made = model.generate(
@@ -80,7 +80,9 @@ def generate(
         stopping_criteria=[first], **({} if drafter is None else {"assistant_model": drafter}),
     )  # fmt: skip
     ended = time.perf_counter()
-    return Generated(made[:, tokens.shape[1] :], (first.at or ended) - started, ended - started)
+    return TransformersOutput(
+        made[:, tokens.shape[1] :], (first.at or ended) - started, ended - started
+    )
 
 
 def trial_seconds(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.policy import POLICIES
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
-from edgecosine.lab.simulation.nodes import DrafterNode, TargetNode
+from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.protocol.api.request import Answer, Delta, Request, Sampling
@@ -120,14 +120,14 @@ class VirtualCluster:
         self._clients = Strand(loop, "askers", shared)
         """Broker and clients, as one sequential event loop."""
         self.drafters = [
-            DrafterNode(
+            SimulatedDrafterNode(
                 loop, f"{model}-{number}", model,
                 core=shared or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
             )
             for number, model in enumerate(scenario.drafters)
         ]  # fmt: skip
         self.targets = [
-            TargetNode(
+            SimulatedTargetNode(
                 loop, f"target-{number}", self.drafters,
                 slots=scenario.slots, costs=costs, texts=texts, traffic_core=shared,
                 has_device=scenario.has_device,
@@ -234,7 +234,9 @@ class VirtualCluster:
             answer = await self._ask(target, request, self._texts.lists[text][:NUM_PROMPT])
             answers.add(number, answer, self._loop.time() - started)
 
-    async def _ask(self, target: TargetNode, request: Request, prompt: list[int]) -> Answer:
+    async def _ask(
+        self, target: SimulatedTargetNode, request: Request, prompt: list[int]
+    ) -> Answer:
         answer: Answer | None = None
         async with contextlib.aclosing(target.session(request, prompt).run()) as steps:
             async for step in steps:

@@ -20,7 +20,7 @@ from edgecosine.engine.base import (
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
-from edgecosine.engine.draft.draft_progress import LogitRow, ScoredToken
+from edgecosine.engine.draft.draft_progress import LogitRow, ScoredPosition
 from edgecosine.engine.draft.draft_sampling import DraftTokens
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.forward_pass import ForwardModel
@@ -96,7 +96,7 @@ class RecallingDrafter(TransformerDrafter):
         self._texts, self._drafter = texts, drafter
 
     def _evaluate(
-        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredToken]
+        self, rows: RowBuilder, logit_rows: list[LogitRow], scored: list[ScoredPosition]
     ) -> None:
         for row in logit_rows:
             tree = row.progress.tree

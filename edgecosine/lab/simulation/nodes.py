@@ -21,7 +21,7 @@ from edgecosine.node.target.session import Session
 from edgecosine.protocol.api.request import Request
 
 
-class DrafterNode:
+class SimulatedDrafterNode:
     """A drafter: its event loop, and its engine on a processor that may be shared."""
 
     def __init__(
@@ -50,7 +50,7 @@ class DrafterNode:
         return group.create_task(self.worker.run(), context=self.strand.context)
 
 
-class TargetNode:
+class SimulatedTargetNode:
     """A target: its event loop, its engine on the same processor or on a device of its own, its
     planner and its links."""
 
@@ -58,7 +58,7 @@ class TargetNode:
         self,
         loop: VirtualLoop,
         name: str,
-        drafters: Sequence[DrafterNode],
+        drafters: Sequence[SimulatedDrafterNode],
         *,
         slots: int,
         costs: Costs,

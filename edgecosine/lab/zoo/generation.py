@@ -28,7 +28,7 @@ class GenerationSampling:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedText:
     """Tokens (n, prompt + new) and the last hidden states (n, prompt + new - 1, width)."""
 
     tokens: Tensor
@@ -38,7 +38,7 @@ class Generated:
 @torch.inference_mode()
 def generate(
     model: LlamaForCausalLM, prompts: Tensor, new: int, sampling: GenerationSampling
-) -> Generated:
+) -> GeneratedText:
     """Continue prompts (n, length) by `new` tokens; end-of-text does not stop the text."""
     length = prompts.shape[1]
     cache = DynamicCache(config=model.config)
@@ -49,4 +49,4 @@ def generate(
         logits = model.lm_head(hidden[-1][:, -1])
         latest = sampling.choose(logits, position)[:, None]
         tokens.append(latest)
-    return Generated(torch.cat(tokens, 1), torch.cat(hidden, 1))
+    return GeneratedText(torch.cat(tokens, 1), torch.cat(hidden, 1))

@@ -26,7 +26,7 @@ from edgecosine.node.cluster_queue.actions import (
     QueueAction,
     StartRequest,
 )
-from edgecosine.node.cluster_queue.membership import TICK_S, Membership
+from edgecosine.node.cluster_queue.membership import TICK_S, TargetMembership
 from edgecosine.node.cluster_queue.state import QueueState
 from edgecosine.protocol.api.claim_messages import (
     Claim,
@@ -77,7 +77,7 @@ class QueueCoordinator:
         self.state = QueueState(
             us, has_finished=lambda key: key not in self._held and self._has_finished(key)
         )
-        self._membership = Membership(self.state, topics, send=self._send, apply=self._apply)
+        self._membership = TargetMembership(self.state, topics, send=self._send, apply=self._apply)
         name = f"edgecosine-{topics.cluster}-{node_id}-sharing"
         self._client = ReconnectingClient(
             broker,

@@ -37,7 +37,7 @@ TICK_S: Final = 0.25
 _RENEW_TICKS: Final = round(RENEW_S / TICK_S)
 
 
-class Membership:
+class TargetMembership:
     """Publishes our status with `send`, and `apply`s what the others' statuses cause."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Membership:
         self._num_ticks = 0
 
     def __repr__(self) -> str:
-        return f"<Membership [{len(self._state.members.others)} others]>"
+        return f"<TargetMembership [{len(self._state.members.others)} others]>"
 
     @property
     def active_peers(self) -> list[str]:

@@ -32,7 +32,7 @@ NAMES = ("a", "b", "c")
 
 @dataclass
 class Node:
-    """A target without MQTT: its queue, what it has at work, and what it has yet to hear."""
+    """A target without MQTT: its queue, its running requests and its undelivered messages."""
 
     name: str
     life: int = 0
