@@ -35,6 +35,8 @@ class DrafterState:
     """Plans that leave the drafter out when it is late again; doubled each time."""
     back_at: int = 0
     """Number of the first plan that may include the drafter again."""
+    host: str = ""
+    """Numeric address of its machine; empty if unknown."""
 
     def calibration(self, *, is_greedy: bool) -> Calibration:
         """The calibration for greedy or for sampled requests."""
@@ -92,9 +94,12 @@ class DrafterTable:
         """The drafters that do not rest, sorted."""
         return [name for name in sorted(drafters) if self.get(name).back_at <= num_plans]
 
-    def add_link(self, node_id: str) -> list[str]:
-        """A drafter was linked; returns the drafters that were dropped to make room."""
-        self.get(node_id).restart()
+    def add_link(self, node_id: str, host: str = "") -> list[str]:
+        """A drafter of the machine `host` was linked; returns the drafters that were dropped to
+        make room."""
+        state = self.get(node_id)
+        state.restart()
+        state.host = host
         self._linked.add(node_id)
         self._make_newest(node_id)
         excess = max(0, len(self._states) - MAX_KNOWN)

@@ -6,6 +6,7 @@ All calls are synchronous and quick.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -45,6 +46,8 @@ FIRST_ASKED = 8
 """Drafters asked during prefill, at most: each request takes time of the event loop."""
 PROMISING = 5
 """Those among them that are chosen by their expected rate; the others have the least evidence."""
+FIRST_ASKED_PER_HOST = 2
+"""Those of one machine: more of them slow each other down, and delay the first round's draft."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
 AHEAD_STEPS = (3, 24)
@@ -80,19 +83,38 @@ class Planner:
         return plan
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
-        """The probes during prefill: all drafters, or, of many, the most promising ones and some
-        with the least evidence. Empty while no request speculates."""
+        """The probes during prefill: all drafters, or, of many or of many on one machine, the most
+        promising ones and some with the least evidence. Empty while no request speculates."""
         if not self.statistics.speculates(request):
             return Plan()
-        candidates = self._candidates(request, drafters)
-        if len(candidates) > FIRST_ASKED:
-            by_rate = sorted(candidates, key=lambda c: -c.rate)
-            promising, others = by_rate[:PROMISING], by_rate[PROMISING:]
-            others.sort(key=lambda c: self.statistics.drafter(c.node_id).record.rate.evidence)
-            candidates = [*promising, *others[: FIRST_ASKED - PROMISING]]
+        candidates = self._first_asked(self._candidates(request, drafters))
         if not candidates or room < 2:
             return Plan()
         return replace(probe_plan(candidates, room), is_probe=True)
+
+    def _first_asked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        by_rate = sorted(candidates, key=lambda c: -c.rate)
+        by_evidence = sorted(
+            candidates, key=lambda c: self.statistics.drafter(c.node_id).record.rate.evidence
+        )
+        asked = list[Candidate]()
+        self._extend(asked, by_rate, PROMISING, per_host=1)
+        self._extend(asked, by_evidence, FIRST_ASKED, per_host=FIRST_ASKED_PER_HOST)
+        return asked
+
+    def _extend(
+        self, asked: list[Candidate], ranked: Sequence[Candidate], most: int, per_host: int
+    ) -> None:
+        """Add the first of `ranked`, up to `most` in all and `per_host` of a known machine."""
+        hosts = Counter(self.statistics.drafter(c.node_id).host for c in asked)
+        for candidate in ranked:
+            host = self.statistics.drafter(candidate.node_id).host
+            if candidate in asked or (host and hosts[host] >= per_host):
+                continue
+            if len(asked) == most:
+                return
+            asked.append(candidate)
+            hosts[host] += 1
 
     def start_round(
         self, request: RequestState, plan: Plan, ahead: Sequence[DrafterTree] = ()

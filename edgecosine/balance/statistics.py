@@ -64,9 +64,10 @@ class Statistics:
         """The drafters that do not rest after late answers, sorted."""
         return self.drafters.available(drafters, self._num_plans)
 
-    def add_link(self, node_id: str) -> None:
-        """A drafter was linked, maybe as a new process: its former speed does not count."""
-        for dropped in self.drafters.add_link(node_id):
+    def add_link(self, node_id: str, host: str = "") -> None:
+        """A drafter of the machine `host` was linked, maybe as a new process: its former speed does
+        not count."""
+        for dropped in self.drafters.add_link(node_id, host):
             self.acceptance.conditional.forget(dropped)
         self._reconsider()
 
@@ -159,7 +160,8 @@ class Statistics:
         self.num_retries += 1
 
     def observe_bookkeeping(self, seconds: float, *, is_plain: bool) -> None:
-        """Learn the time of a round in the event loop, outside of passes and waits."""
+        """Learn the time of a round outside of passes and waits for drafts: in the event loop, and,
+        of a request that is alone, between the loop and the engine."""
         known_s = self._bookkeeping_s[is_plain] or None
         self._bookkeeping_s[is_plain] = smooth(known_s, seconds, 0.05)
 

@@ -176,7 +176,7 @@ class TargetNode:
         return {node_id: link for node_id, link in links if not link.is_leaving}
 
     def _on_joined(self, link: Link) -> None:
-        self._planner.statistics.add_link(link.peer.node_id)
+        self._planner.statistics.add_link(link.peer.node_id, link.host)
 
     def _on_lost(self, link: Link) -> None:
         count_lost(self._counters, link)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import MAX_KNOWN
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
-from edgecosine.balance.planner import FIRST_ASKED, Planner
+from edgecosine.balance.planner import FIRST_ASKED, FIRST_ASKED_PER_HOST, Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
@@ -66,6 +66,25 @@ def test_new_requests_probe_the_best_of_many_drafters_and_the_others_in_turn() -
     assert set.union(*asked) == set(names)
     met = next(number for number, each in enumerate(asked) if "d33" in each)
     assert all("d33" in each for each in asked[met:])
+
+
+def test_prefill_probes_few_drafters_of_one_machine_and_all_in_turn() -> None:
+    made = planner()
+    for name in "abcdef":
+        made.statistics.add_link(name, "192.0.2.1")
+    made.statistics.add_link("g", "192.0.2.2")
+    asked: list[set[str]] = []
+    for _ in range(6):
+        request = made.statistics.open("edgecosine")
+        plan = made.first_plan(request, "abcdefg", 100)
+        asked.append(set(plan.drafters))
+        for node_id in plan.drafters:
+            observe_draft(made, request, node_id, hits=4 if node_id == "c" else 1)
+        made.statistics.close(request)
+    assert all("g" in each and len(each) == 1 + FIRST_ASKED_PER_HOST for each in asked)
+    assert set.union(*asked) == set("abcdefg")
+    met = next(number for number, each in enumerate(asked) if "c" in each)
+    assert all("c" in each for each in asked[met:])
 
 
 @pytest.mark.parametrize("size", [0, 4])

@@ -108,7 +108,10 @@ def unpack(folder: Path) -> Path | None:
             "--no-compile", "--upgrade", "--target", str(site), *map(str, wheels),
         ]  # fmt: skip
         if subprocess.run(command, check=False).returncode:
-            raise LabError(f"pip could not install {folder}/wheels; its messages are above")
+            raise LabError(
+                f"pip could not install {folder}/wheels, which are for Python {_PYTHON} on x86-64; "
+                "its messages are above"
+            )
         stamp.write_text(names)
     return site
 

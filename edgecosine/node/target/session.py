@@ -173,9 +173,12 @@ class Session:
         tree = self._planner.fuse(self._state, current, room - 1, waited_s)
         plan_ahead = self._planner.ahead(self._state, linked, plan, tree)
         probe = self._planner.probe(self._state, linked, plan)
-        busy_s = (now() - drafted) + (planned - self._round_ended_s)
-        self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
+        began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
         result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
+        if self._statistics.num_active == 1:
+            round_s = self._round_ended_s - began_s
+            busy_s = max(busy_s, round_s - waited_s - self._verifier.last_pass_s)
+        self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
         logger.debug(
