@@ -115,11 +115,11 @@ def test_concurrent_answers_are_observed_as_disturbed(policy: str, *, is_disturb
     async def main() -> None:
         async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
             observed = await observations(home)
-            assert all(observed[:2])
+            assert observed[0]  # the other probe may end with the prefill
             if is_disturbed:
                 assert all(observed)
             else:
-                assert False in observed[2:]
+                assert False in observed
 
     run(main())
 
