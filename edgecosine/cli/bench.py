@@ -264,7 +264,7 @@ _record = click.argument("record", type=click.Path(exists=True, dir_okay=False, 
 @click.option("--format", "kind", type=click.Choice(["svg", "png"]), default="svg",
               show_default=True, help="File format.")  # fmt: skip
 def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
-    """Plot a record: latency over throughput, round-trip times, acceptance, one request's timeline."""
+    """Plot a record: latency over throughput, round-trip times, acceptance, one timeline."""
     from edgecosine.lab.bench.plots import write_plots
 
     try:

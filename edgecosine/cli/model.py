@@ -88,7 +88,7 @@ def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
     show_default=True, help="As of `edgecosine node`, for the memory estimate.",
 )  # fmt: skip
 def show(model: str, slots: int, context: int, dtype: str) -> None:
-    """Describe a model, given by name, GGUF file or directory, and the memory that it needs here."""
+    """Describe a model (a name, GGUF file or directory) and the memory that it needs here."""
     entry = models.CATALOGUE.get(model)
     path = models.find(model) if models.is_known(model) else expanded(model)
     if path is None and entry is not None:

@@ -13,7 +13,7 @@ def test_fault_is_printed_with_advice_and_exits_with_1() -> None:
     result = CliRunner().invoke(command, ["--model", "no such model"])
     assert result.exit_code == 1
     assert "do  model no such model" in result.output
-    assert "→ give a name of `edgecosine model list`" in result.output
+    assert "→ use a name of `edgecosine model list`" in result.output
 
 
 def test_json_has_the_same_checks() -> None:
