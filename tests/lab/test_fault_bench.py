@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgecosine.lab.faults.drafter_kills import Kill, effective_kills
-from edgecosine.lab.faults.protection import ProtectionTurn
+from edgecosine.lab.faults.protection import ProtectionRun
 from edgecosine.lab.faults.run_faults import kill_figures, protection_figure, restart_figures
 from edgecosine.lab.faults.target_restarts import Restart
 from edgecosine.lab.measured_requests import MeasuredAnswer
@@ -66,6 +66,6 @@ def test_figures_are_over_deadlines_seconds_and_shares() -> None:
     assert found["target_restart_extra_s"].value == pytest.approx(1.0)
     assert found["target_restart_extra_s_worst"].value == pytest.approx(1.5)
     cost = protection_figure(
-        [ProtectionTurn(100.0, 98.0), ProtectionTurn(50.0, 49.5), ProtectionTurn(200.0, 190.0)]
+        [ProtectionRun(100.0, 98.0), ProtectionRun(50.0, 49.5), ProtectionRun(200.0, 190.0)]
     )
     assert cost.value == pytest.approx(0.02)

@@ -55,7 +55,7 @@ def test_fickle_client_cancels_at_the_first_text_or_soon() -> None:
             async with asyncio.TaskGroup() as group:
                 for _ in range(4):
                     group.create_task(soak.ask(profile))
-            assert (soak.take().cancelled, soak.num_at_work) == (4, 0)
+            assert (soak.take().cancelled, soak.num_running) == (4, 0)
 
     run(scenario())
 
