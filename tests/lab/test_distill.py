@@ -128,7 +128,7 @@ def test_student_computes_the_same_on_a_gpus_path(target: Path) -> None:
 
 
 def conversations(target: Path, count: int) -> list[Conversation]:
-    teacher = load_teacher(str(target), "cpu", slots=4, cells=256)
+    teacher = load_teacher(str(target), "cpu", slots=4, slot_size=256)
     writer = Writer(
         teacher.feeder, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
     )
@@ -160,7 +160,7 @@ def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
     from edgecosine.engine.slot_model import SlotModel
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 
-    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    tokenizer = load_teacher(str(target), "cpu", slots=1, slot_size=64).tokenizer
     turns = [
         ConversationTurn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True)
         for n in range(9)
@@ -172,7 +172,7 @@ def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
         head = stock.lm_head.weight.detach().clone()
         feeder: FlatFeeder | GridFeeder
         if kind == "grid":
-            feeder = GridFeeder(stock.model, slots=5, cells=256)
+            feeder = GridFeeder(stock.model, slots=5, slot_size=256)
         else:
             stock.lm_head.weight = torch.nn.Parameter(torch.eye(head.shape[1]))
             model = SlotModel(stock, slots=5, slot_size=256, threads=1, kernels=None)
@@ -241,7 +241,7 @@ def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) 
     chance = random.Random(1)
     for domain in DOMAINS:
         assert not {opener(domain, chance) for _ in range(300)} & set(prompts[domain])
-    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    tokenizer = load_teacher(str(target), "cpu", slots=1, slot_size=64).tokenizer
     openers = Openers(tokenizer, 1)
     assert {turn.domain for turn, _ in zip(openers, range(4), strict=False)} == set(DOMAINS)
 

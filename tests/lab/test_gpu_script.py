@@ -19,7 +19,7 @@ import torch
 
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
-from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
+from edgecosine.lab.gpu.bundle import ROOT, join, split, unpack, with_requirements
 from edgecosine.lab.gpu.parts import PARTS, GpuPlan, Part
 from edgecosine.lab.gpu.run_parts import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.loading.gguf_files import write_gguf
@@ -169,8 +169,8 @@ def test_wheels_are_installed_within_their_folder_once(tmp_path: Path) -> None:
 
 
 def test_what_transformers_brings_is_not_packed() -> None:
-    assert {"transformers", "numpy", "pyyaml"} <= brought_by(["transformers"])
-    assert "gguf" not in brought_by(["transformers"])
+    assert {"transformers", "numpy", "pyyaml"} <= with_requirements(["transformers"])
+    assert "gguf" not in with_requirements(["transformers"])
 
 
 def test_script_needs_no_environment() -> None:
