@@ -199,7 +199,7 @@ def list_command(context: ConfigTarget, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_data(member) for member in members], indent=2))
         return
-    table = Table("node", "role", "is", "until", "by")
+    table = Table("node", "role", "status", "valid until", "issuer")
     for member in members:
         until = f"{member.not_after:%Y-%m-%d %H:%M}"
         table.add_row(member.node_id, member.role, _status(member), until, member.issuer)

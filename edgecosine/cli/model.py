@@ -41,7 +41,7 @@ def command() -> None:
 @command.command("list")
 def list_models() -> None:
     """List the models that --model accepts by name, and whether they are on this machine."""
-    table = Table("name", "what", "licence", "size", "here", box=None)
+    table = Table("name", "description", "licence", "size", "here", box=None)
     for name in zoo.names():
         table.add_row(name, "zoo, for demonstrations and tests", "Apache-2.0", "", "yes")
     for entry in models.CATALOGUE.values():

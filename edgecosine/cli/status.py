@@ -28,7 +28,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("rtt ms", "rtt_ms", "{:.1f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("acceptance", "acceptance", "{:.2f}"),
-    ("made ahead", "ahead_hit_rate", "{:.0%}"),
+    ("drafted ahead", "ahead_hit_rate", "{:.0%}"),
     ("queued", "queued", "{}"),
     ("plan", "plan", "{}"),
 )
@@ -89,7 +89,7 @@ async def _view(client: Client, cluster: str) -> Group:
 async def _table(client: Client, cluster: str) -> Table:
     is_online = await client.is_online()
     table = Table(title=f"cluster {cluster}: gateway {'online' if is_online else 'offline'}")
-    for heading in ("node", "is", *(heading for heading, _, _ in _COLUMNS)):
+    for heading in ("node", "status", *(heading for heading, _, _ in _COLUMNS)):
         table.add_column(heading)
     for name, view in (await client.nodes()).items():
         cells = [_cell(view.state, key, shape) for _, key, shape in _COLUMNS]

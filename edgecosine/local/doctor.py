@@ -84,7 +84,7 @@ def check_memory(
         free = int(fields["MemAvailable"].split()[0]) << 10
         what = "available"
     except (OSError, KeyError, ValueError):
-        free, what = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in all"
+        free, what = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in total"
     if (limit := group()) is not None and limit < free:
         free, what = limit, "within the limit of the control group"
     finding = f"{free / 2**30:.1f} GiB {what}"

@@ -22,7 +22,7 @@ WANTED = ["--role", "drafter", "--model", "ngram"]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Directory of this user's credentials for the cluster `home`."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return tmp_path / "edgecosine" / "home"
@@ -41,9 +41,9 @@ def refusal(*words: str) -> str:
     return " ".join(result.output.split())
 
 
-def test_init_makes_this_machine_the_first_member(place: Path) -> None:
+def test_init_makes_this_machine_the_first_member(directory: Path) -> None:
     cluster("init", "--node-id", "big")
-    assert Credentials.load(place).identity.uri == "urn:edgecosine:node:home:target:big"
+    assert Credentials.load(directory).identity.uri == "urn:edgecosine:node:home:target:big"
     [member] = json.loads(cluster("list", "--json"))
     assert (member["node"], member["role"], member["is"]) == ("big", "target", "in")
     assert "left as they are" in refusal("cluster", "init")
@@ -75,9 +75,11 @@ def test_invitation_contains_fingerprint_and_addresses_of_the_authority() -> Non
         (("init", "--node-id", "a b"), "node_id = 'a b'"),
     ],
 )
-def test_mistake_is_reported_with_advice(words: tuple[str, ...], error: str, place: Path) -> None:
+def test_mistake_is_reported_with_advice(
+    words: tuple[str, ...], error: str, directory: Path
+) -> None:
     assert error in refusal("cluster", *words)
-    assert not place.exists()
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize("ttl", ["", "15", "m", "8d", "0s", "-1m", "1.5h"])
@@ -108,10 +110,10 @@ def access_of(config: NodeConfig) -> BrokerAddress:
     return config.broker
 
 
-def test_credentials_give_the_node_its_name(place: Path) -> None:
+def test_credentials_give_the_node_its_name(directory: Path) -> None:
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(WANTED)
-    assert (found.node_id, found.links.credentials) == ("small", place)
+    assert (found.node_id, found.links.credentials) == ("small", directory)
     membership = Membership(found)
     assert [str(address) for address in membership.listen] == [":0"]
     assert membership.guard.trust is not None
@@ -161,13 +163,13 @@ def test_passwords_are_read_from_file_or_environment_only(tmp_path: Path) -> Non
     assert "secret" not in repr(settings(WANTED, {"EDGECOSINE_BROKER": url}))
 
 
-def test_broker_is_verified_by_the_clusters_authority_with_credentials(place: Path) -> None:
+def test_broker_is_verified_by_the_clusters_authority_with_credentials(directory: Path) -> None:
     mqtts = [*WANTED, "--broker", "mqtts://broker.lan"]
     assert access_of(settings(mqtts)).ca_file is None
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(mqtts)
-    assert access_of(found).ca_file == place / "authorities.pem"
-    assert access_of(found).certificate_file == place / "node.pem"
+    assert access_of(found).ca_file == directory / "authorities.pem"
+    assert access_of(found).certificate_file == directory / "node.pem"
     assert access_of(settings([*mqtts, "--broker-ca", "system"])).ca_file is None
     assert access_of(settings([*WANTED, "--broker", "mqtt://127.0.0.1"])).ca_file is None
 

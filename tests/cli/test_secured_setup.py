@@ -35,7 +35,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes its user")
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def shared() -> Iterator[Path]:
     """A directory that every user can read, unlike that of pytest."""
     with tempfile.TemporaryDirectory(prefix="edgecosine-test-", dir="/tmp") as name:
         Path(name).chmod(0o755)
@@ -45,13 +45,13 @@ def place() -> Iterator[Path]:
 class Operator:
     """A user of the command line with a home directory."""
 
-    def __init__(self, place: Path, user: int | None = None) -> None:
+    def __init__(self, shared: Path, user: int | None = None) -> None:
         self.user = user
-        self.folder = place / "operator"
+        self.folder = shared / "operator"
         self.folder.mkdir(exist_ok=True)
         if user is not None:
             os.chown(self.folder, user, user)
-        self.broker = self.folder / "broker" if user is not None else place / "broker"
+        self.broker = self.folder / "broker" if user is not None else shared / "broker"
         self.port, self.node_port = free_port(), free_port()
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -102,8 +102,8 @@ class Operator:
 @as_root
 @needs_mosquitto
 @pytest.mark.parametrize("user", [None, USER_ID], ids=["root", "a-user"])
-def test_setup_works_as_printed_and_repeated(place: Path, user: int | None) -> None:
-    operator = Operator(place, user)
+def test_setup_works_as_printed_and_repeated(shared: Path, user: int | None) -> None:
+    operator = Operator(shared, user)
 
     done = operator.run("init", "--node-id", "big")
     assert done.returncode == 0, done.stderr
@@ -122,14 +122,14 @@ def test_setup_works_as_printed_and_repeated(place: Path, user: int | None) -> N
 
 
 @as_root
-def test_directory_that_mosquitto_cannot_access_is_reported(place: Path) -> None:
-    operator = Operator(place)
+def test_directory_that_mosquitto_cannot_access_is_reported(shared: Path) -> None:
+    operator = Operator(shared)
     operator.run("init", "--node-id", "big")
-    place.chmod(0o700)
+    shared.chmod(0o700)
     done = operator.run("broker-config", str(operator.broker), "--host", "127.0.0.1")
-    assert (done.returncode, f"chmod o+x {place}" in done.stderr) == (0, True)
-    place.chmod(0o755)
-    given = place / "given"
+    assert (done.returncode, f"chmod o+x {shared}" in done.stderr) == (0, True)
+    shared.chmod(0o755)
+    given = shared / "given"
     given.mkdir(mode=0o755)
     account = broker_account()
     assert account is not None

@@ -58,7 +58,7 @@ def test_memory_is_found_without_a_readable_meminfo(tmp_path: Path, text: str | 
     path = tmp_path / "meminfo"
     if text is not None:
         path.write_text(text)
-    assert check_memory(path).finding.endswith("GiB in all")
+    assert check_memory(path).finding.endswith("GiB in total")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    listed = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
+    listed = "\n".join(f"{part.name:8} {part.description}" for part in PARTS.values())
     parser.add_argument("--part", action="append", choices=list(PARTS), dest="parts",
                         help=f"run only this part; may be repeated [all]:\n{listed}")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",

@@ -48,7 +48,7 @@ class Part:
     """
 
     name: str
-    what: str
+    description: str
     share: int
     modules: tuple[str, ...]
     command: Callable[[GpuPlan, float], list[str]]

@@ -69,7 +69,7 @@ async def _run(
     environment: Mapping[str, str],
     notify: Notify,
 ) -> Ended:
-    notify(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
+    notify(f"== {part.name}: {part.description}, at most {limit_s:.0f} s")
     log = plan.out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     began = time.monotonic()
